@@ -1,0 +1,172 @@
+"""The hyper-parameters of a convolution, normalised and checked once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from .pattern import IndexPattern
+
+IntPerDimension = int | tuple[int, ...]
+
+
+@dataclass(frozen=True, init=False)
+class ConvSpec:
+    """Shapes and hyper-parameters of one convolution with any number of spatial dimensions, zero included.
+
+    Args:
+        input_shape: ``(N, C, *I)``, batch, channels, spatial sizes.
+        out_channels: Number of output channels ``D`` (over all groups).
+        kernel_size: Kernel size per dimension.
+        stride: Stride per dimension.
+        padding: Zeros on both sides per dimension, a pair ``(left, right)`` per dimension, ``"valid"`` or ``"same"``.
+        dilation: Dilation per dimension.
+        groups: Number of groups; divides both channel numbers.
+
+    A plain integer stands for the same number in every dimension.
+
+    Raises:
+        ValueError: If a value is out of range, names the argument, the value and what is allowed.
+
+    Example:
+        >>> spec = ConvSpec(input_shape=(8, 3, 32, 32), out_channels=16, kernel_size=3, stride=2, padding=1)
+        >>> spec.output_shape
+        (8, 16, 16, 16)
+        >>> spec.weight_shape
+        (16, 3, 3, 3)
+    """
+
+    input_shape: tuple[int, ...]
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        out_channels: int,
+        kernel_size: IntPerDimension,
+        stride: IntPerDimension = 1,
+        padding: IntPerDimension | str | tuple[tuple[int, int], ...] = 0,
+        dilation: IntPerDimension = 1,
+        groups: int = 1,
+    ) -> None:
+        shape = tuple(int(size) for size in input_shape)
+        if len(shape) < 2 or min(shape[1:]) < 1 or shape[0] < 0:
+            raise ValueError(f"input_shape={shape}: expected (batch, channels, *spatial) with positive sizes")
+        dims = len(shape) - 2
+        kernel = per_dimension("kernel_size", kernel_size, dims, minimum=1)
+        steps = per_dimension("stride", stride, dims, minimum=1)
+        dilations = per_dimension("dilation", dilation, dims, minimum=1)
+        pads = _padding_pairs(padding, kernel, steps, dilations)
+        if groups < 1:
+            raise ValueError(f"groups={groups}: expected a positive integer")
+        for name, channels in (("input channels", shape[1]), ("out_channels", out_channels)):
+            if channels < 1 or channels % groups:
+                raise ValueError(f"{name}={channels}: expected a positive multiple of groups={groups}")
+        object.__setattr__(self, "input_shape", shape)
+        object.__setattr__(self, "out_channels", int(out_channels))
+        object.__setattr__(self, "kernel_size", kernel)
+        object.__setattr__(self, "stride", steps)
+        object.__setattr__(self, "padding", pads)
+        object.__setattr__(self, "dilation", dilations)
+        object.__setattr__(self, "groups", int(groups))
+        if min(self.output_size, default=1) < 1:
+            raise ValueError(
+                f"kernel_size={kernel} with dilation={dilations}: larger than the padded input {shape[2:]} + {pads}"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Number of examples ``N``."""
+        return self.input_shape[0]
+
+    @property
+    def in_channels(self) -> int:
+        """Number of input channels over all groups."""
+        return self.input_shape[1]
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Spatial input sizes ``I``."""
+        return self.input_shape[2:]
+
+    @cached_property
+    def output_size(self) -> tuple[int, ...]:
+        """Spatial output sizes ``O = ⌊(I + left + right - d(K - 1) - 1) / s⌋ + 1``."""
+        geometry = zip(self.input_size, self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        return tuple((i + sum(p) - d * (k - 1) - 1) // s + 1 for i, p, d, k, s in geometry)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """``(N, D, *O)``."""
+        return (self.batch_size, self.out_channels, *self.output_size)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """``(D, C / groups, *K)``."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial dimensions."""
+        return len(self.input_size)
+
+    @cached_property
+    def patterns(self) -> tuple[IndexPattern, ...]:
+        """One index pattern per spatial dimension."""
+        return tuple(
+            IndexPattern(i, o, k, s, d, left)
+            for i, o, k, s, d, (left, _) in zip(
+                self.input_size,
+                self.output_size,
+                self.kernel_size,
+                self.stride,
+                self.dilation,
+                self.padding,
+                strict=True,
+            )
+        )
+
+    @cached_property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the convolution, and of each of its VJPs, that do not meet a zero of the padding."""
+        channels = self.out_channels * self.in_channels // self.groups
+        return self.batch_size * channels * prod(pattern.nonzeros for pattern in self.patterns)
+
+
+def per_dimension(name: str, value: IntPerDimension, dims: int, minimum: int) -> tuple[int, ...]:
+    """One integer per spatial dimension from an integer or a sequence; a sequence of one is repeated, as in PyTorch."""
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(values) == 1 and dims > 1:
+        values = values * dims
+    if len(values) != dims or any(not isinstance(v, int) or v < minimum for v in values):
+        raise ValueError(f"{name}={value!r}: expected one integer >= {minimum}, or {dims} of them")
+    return values
+
+
+def _padding_pairs(
+    padding: IntPerDimension | str | tuple[tuple[int, int], ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> tuple[tuple[int, int], ...]:
+    dims = len(kernel)
+    if isinstance(padding, str):
+        if padding == "valid":
+            return ((0, 0),) * dims
+        if padding != "same":
+            raise ValueError(f"padding={padding!r}: expected 'same', 'valid', an integer or one per dimension")
+        if any(s != 1 for s in stride):
+            raise ValueError(f"padding='same': needs stride 1, got stride={stride}")
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    if not isinstance(padding, int) and padding and all(isinstance(p, tuple) for p in padding):
+        pairs = tuple((int(p[0]), int(p[1])) for p in padding if isinstance(p, tuple) and len(p) == 2)
+        if len(pairs) != dims or any(min(pair) < 0 for pair in pairs):
+            raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers >= 0")
+        return pairs
+    sides = per_dimension("padding", padding, dims, minimum=0)  # type: ignore[arg-type]
+    return tuple((p, p) for p in sides)
