@@ -1,0 +1,94 @@
+"""Peak memory of a stretch of work: PyTorch's allocator on a GPU, the process on a CPU."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+ALLOCATOR = "peak of PyTorch's CUDA allocator"
+PROCESS = "peak resident set of the process, libraries included"
+PROCESS_SINCE_START = "peak resident set of the process since it started, libraries included"
+UNKNOWN = "not available on this platform"
+
+
+class PeakMemory:
+    """Peak memory from the construction of this object on.
+
+    On a CUDA device it is the peak of PyTorch's caching allocator, which counts tensors only. Elsewhere it is
+    the peak resident set of the process: interpreter, libraries and thread pools included, so that small
+    models hardly show. Linux can reset that high-water mark; where this is not permitted, and on macOS, the
+    peak is that since the process started. :attr:`source` says which of these was measured.
+
+    The peak belongs to the device (process), not to this object: a second one resets it for the first.
+
+    Args:
+        device: Where the work runs.
+
+    Example:
+        >>> peak = PeakMemory("cpu")
+        >>> held = torch.ones(32 * 2**20 // 4)  # 32 MiB
+        >>> peak.bytes is None or peak.bytes >= 32 * 2**20
+        True
+    """
+
+    start_bytes: int | None
+    """Bytes in use at construction, ``None`` where the platform does not tell."""
+
+    source: str
+    """What :attr:`bytes` is, in words."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.start_bytes = torch.cuda.memory_allocated(self.device)
+            self.source = ALLOCATOR
+        else:
+            reset = _reset_high_water_mark()
+            self.start_bytes = _status_bytes("VmRSS")
+            known = _process_peak_bytes() is not None
+            self.source = (PROCESS if reset else PROCESS_SINCE_START) if known else UNKNOWN
+
+    @property
+    def bytes(self) -> int | None:
+        """Highest number of bytes in use so far, ``None`` where the platform does not tell."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return _process_peak_bytes()
+
+
+def _process_peak_bytes() -> int | None:
+    peak = _status_bytes("VmHWM")
+    if peak is not None:
+        return peak
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return maximum if sys.platform == "darwin" else maximum * 1024
+
+
+def _status_bytes(field: str) -> int | None:
+    """A field of Linux's ``/proc/self/status``, which counts in KiB."""
+    with suppress(OSError):
+        for line in _STATUS.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == field:
+                return int(value.split()[0]) * 1024
+    return None
+
+
+def _reset_high_water_mark() -> bool:
+    """Set Linux's ``VmHWM`` back to the present resident set; false where that is not possible."""
+    if _status_bytes("VmHWM") is None:
+        return False
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
