@@ -1,0 +1,102 @@
+"""Approximate backpropagation in a Lightning Trainer: one callback."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from ..estimators import Estimator, Exact, Spatial
+from ..functional import check_estimator
+from ..randomize import RandomizedHandle, randomize
+
+
+class TensorDropout(Callback):
+    """Estimate the weight and input VJPs of a model's convolutions during ``Trainer.fit``.
+
+    The layers are randomised when fitting starts and are PyTorch's own again when it ends, also after an exception.
+    Validation, testing and prediction are exact. A sample depends only on the seed, the layer, the number of training
+    batches seen and the rank: a resumed run repeats what the uninterrupted run would have drawn.
+
+    Args:
+        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial(keep=0.25)``.
+        input_vjp: Estimator of the inputs' gradients; exact by default.
+        layers: Which convolutions: ``None`` for all, names or globs of ``pl_module.named_modules()``, or a predicate
+            ``(name, module) -> bool``.
+        seed: Determines all samples; PyTorch's generators are neither read nor changed.
+
+    Raises:
+        ValueError: At construction if an estimator cannot serve its VJP; when fitting starts if ``layers`` matches no
+            convolution.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[TensorDropout(weight_vjp=Spatial(keep=0.25))], logger=False)
+    """
+
+    def __init__(
+        self,
+        weight_vjp: Estimator = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
+        input_vjp: Estimator = Exact(),  # noqa: B008
+        layers: str | list[str] | Callable[[str, nn.Module], bool] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_estimator("weight_vjp", weight_vjp)
+        check_estimator("input_vjp", input_vjp)
+        self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
+        self.layers, self.seed = layers, seed
+        self.handle: RandomizedHandle | None = None
+        self._batches = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Randomise the layers."""
+        self.handle = randomize(pl_module, self.weight_vjp, self.input_vjp, self.layers, self.seed)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Go to the samples of this training batch."""
+        assert self.handle is not None
+        self.handle.set_step(step=self._batches, rank=trainer.global_rank)
+        self._batches += 1
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the model."""
+        self._remove()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Restore the model after a failure."""
+        self._remove()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Restore the model if nothing else did."""
+        self._remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings and the number of training batches seen, as plain values."""
+        return {"settings": self._settings(), "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint stopped; settings are this callback's own, with a warning if they differ."""
+        self._batches = state_dict["batches"]
+        if state_dict["settings"] != self._settings():
+            rank_zero_warn(
+                f"TensorDropout: the checkpoint was written with {state_dict['settings']}, "
+                f"training goes on with {self._settings()}"
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "weight_vjp": {"class": type(self.weight_vjp).__name__, **asdict(self.weight_vjp)},
+            "input_vjp": {"class": type(self.input_vjp).__name__, **asdict(self.input_vjp)},
+            "layers": repr(self.layers) if callable(self.layers) else self.layers,
+            "seed": self.seed,
+        }
+
+    def _remove(self) -> None:
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None

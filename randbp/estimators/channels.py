@@ -1,0 +1,89 @@
+"""Channels drawn without replacement: the smaller convolution of the kept channels."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tn import ConvSpec
+from .base import Estimator, kept
+from .draw import Draw
+from .native import native_input_vjp, native_weight_vjp
+
+
+@dataclass(frozen=True)
+class Channels(Estimator):
+    """Keep channels, drawn without replacement: input channels for a weight VJP, output channels for an input VJP.
+
+    Each group keeps ``⌊p·C⌋`` channels of its own with weight ``C/|S|``. Groups too narrow for that (depthwise
+    convolutions) are themselves kept or dropped as a whole. In the weight VJP the channel is an open leg: the
+    gradient of a dropped channel is zero, and the relative error is ``√(1/p - 1)`` whatever the data.
+
+    Args:
+        keep: Keep rate ``p`` in ``(0, 1]``.
+
+    Raises:
+        ValueError: If ``keep`` is not a number in ``(0, 1]``.
+
+    Example:
+        >>> Channels(keep=0.5)
+        Channels(keep=0.5)
+    """
+
+    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+        """The kept channels ``[N, S, *I]``."""
+        groups, channels = self._sample(spec.groups, spec.in_channels // spec.groups, draw, input.device)
+        return (input.index_select(1, _flat(groups, channels, spec.in_channels // spec.groups)),)
+
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+        """The native weight VJP of the kept channels, scaled; zero for the dropped ones."""
+        size, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
+        if len(groups) < spec.groups:
+            every = torch.arange(outer, device=groups.device).expand(len(groups), -1)
+            output_grad = output_grad.index_select(1, _flat(groups, every, outer))
+        small = _resized(spec, len(groups), channels.shape[1], outer)
+        grad = native_weight_vjp(held[0], output_grad, small)
+        grad = grad.mul_(spec.in_channels / channels.numel()).unflatten(0, (len(groups), outer))
+        result = output_grad.new_zeros(spec.groups, size, outer, *spec.kernel_size)
+        result[groups.unsqueeze(1), channels] = grad.transpose(1, 2)
+        return result.transpose(1, 2).reshape(spec.weight_shape)
+
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+        """The native input VJP of the kept output channels, scaled."""
+        size, inner = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+        groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
+        index = _flat(groups, channels, size)
+        small = _resized(spec, len(groups), inner, channels.shape[1])
+        scaled = weight.index_select(0, index) * (spec.out_channels / channels.numel())
+        grad = native_input_vjp(output_grad.index_select(1, index), scaled, small)
+        if len(groups) == spec.groups:
+            return grad
+        every = torch.arange(inner, device=groups.device).expand(len(groups), -1)
+        return output_grad.new_zeros(spec.input_shape).index_copy_(1, _flat(groups, every, inner), grad)
+
+    def _sample(self, groups: int, size: int, draw: Draw, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Kept groups ``[G']`` in order, and the channels kept of each ``[G', S]``."""
+        if self.keep * size < 1:
+            chosen = draw.permutation(groups, device)[: kept(groups, self.keep)].sort().values
+            return chosen, torch.arange(size, device=device).expand(len(chosen), -1)
+        scores = torch.rand(groups, size, generator=draw.generator(device), device=device)
+        return torch.arange(groups, device=device), scores.argsort(dim=1)[:, : kept(size, self.keep)]
+
+
+def _flat(groups: Tensor, channels: Tensor, size: int) -> Tensor:
+    """Flat channel numbers of the kept channels ``[G', S]`` of the kept groups ``[G']``."""
+    return (groups.unsqueeze(1) * size + channels).flatten()
+
+
+def _resized(spec: ConvSpec, groups: int, inner: int, outer: int) -> ConvSpec:
+    """The same convolution with ``groups`` groups of ``inner`` input and ``outer`` output channels."""
+    return ConvSpec(
+        (spec.batch_size, groups * inner, *spec.input_size),
+        groups * outer,
+        spec.kernel_size,
+        spec.stride,
+        spec.padding,
+        spec.dilation,
+        groups,
+    )

@@ -1,0 +1,108 @@
+"""Where the randomness of an estimate comes from: seeds that replay, never PyTorch's global generators."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*values: int) -> int:
+    """Hash integers into one 63-bit seed: nearby inputs give unrelated seeds, the order of the inputs matters.
+
+    The finaliser is that of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+
+    Example:
+        >>> mix(0, 1) == mix(0, 1), mix(0, 1) == mix(1, 0)
+        (True, False)
+    """
+    state = 0
+    for value in values:
+        state = (state + (value & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One random draw of an estimator. Asked twice, it gives the same numbers twice.
+
+    That is what lets the backward pass repeat the forward pass's sample from an integer instead of storing indices.
+
+    Args:
+        seed: Any integer; equal seeds give equal samples on one kind of device.
+
+    Example:
+        >>> draw = Draw(seed=3)
+        >>> bool((draw.permutation(10) == draw.permutation(10)).all())
+        True
+    """
+
+    seed: int
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """A fresh generator on ``device`` at the start of this draw's stream."""
+        generator = torch.Generator(device)
+        # PyTorch's CPU generator only reads the low 32 bits of its seed, so the high ones are folded in.
+        generator.manual_seed((self.seed ^ (self.seed >> 32)) & 0xFFFFFFFF)
+        return generator
+
+    def permutation(self, size: int, device: torch.device | str = "cpu") -> Tensor:
+        """A uniformly random permutation of ``0 … size - 1``."""
+        return torch.randperm(size, generator=self.generator(device), device=device)
+
+    def child(self, *key: int) -> "Draw":
+        """An independent draw, for one of several parts of an estimator."""
+        return Draw(mix(self.seed, *key))
+
+
+def seed_from(generator: torch.Generator) -> int:
+    """Take one seed from a generator and advance it, without waiting for the device that the generator is on."""
+    if generator.device.type == "cuda":
+        offset = generator.get_offset()
+        generator.set_offset(offset + 4)
+        return mix(generator.initial_seed(), offset)
+    high, low = torch.randint(0, 1 << 31, (2,), generator=generator, device=generator.device).tolist()
+    return (high << 31) | low
+
+
+class SeedStream:
+    """The seeds used when a call names no generator: a counter, hashed with a seed of its own.
+
+    Example:
+        >>> stream = SeedStream(0)
+        >>> first = [stream.next(), stream.next()]
+        >>> stream.reset(0)
+        >>> first == [stream.next(), stream.next()]
+        True
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Start the stream again from a seed."""
+        self._seed, self._count = seed, 0
+
+    def next(self) -> int:
+        """The next seed."""
+        self._count += 1
+        return mix(self._seed, self._count)
+
+
+default_stream = SeedStream(0)
+
+
+def manual_seed(seed: int) -> None:
+    """Restart the stream of samples used by :mod:`randbp.functional` calls that name no ``generator``.
+
+    Args:
+        seed: Any integer. PyTorch's own generators are neither read nor changed.
+
+    Example:
+        >>> manual_seed(0)
+    """
+    default_stream.reset(int(seed))

@@ -1,0 +1,114 @@
+"""Give the convolutions of an existing model estimated VJPs, in place, and take them back."""
+
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+from torch import nn
+
+from ..estimators import Estimator, Exact, Spatial
+from ..functional import check_estimator
+from .layers import Clock, LayerState, derandomize_layer, is_randomizable, is_randomized, randomize_layer
+from .selection import select
+
+Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
+
+
+class RandomizedHandle:
+    """What :func:`randomize` did to a model, and the way back. Also a context manager that removes at its end.
+
+    Attributes:
+        layers: Names of the randomised layers, in the order of ``model.named_modules()``.
+        weight_vjp: Estimator of the weights' gradients.
+        input_vjp: Estimator of the inputs' gradients.
+    """
+
+    def __init__(
+        self, modules: dict[str, nn.Module], weight_vjp: Estimator, input_vjp: Estimator, clock: Clock
+    ) -> None:
+        self.layers = list(modules)
+        self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
+        self._modules, self._clock = modules, clock
+
+    @property
+    def keep_rates(self) -> dict[str, float]:
+        """Keep rate of the weight VJP by layer name."""
+        return {name: self.weight_vjp.keep for name in self._modules}
+
+    @property
+    def input_keep_rates(self) -> dict[str, float]:
+        """Keep rate of the input VJP by layer name."""
+        return {name: self.input_vjp.keep for name in self._modules}
+
+    def set_step(self, step: int, micro_batch: int = 0, rank: int = 0) -> None:
+        """Say which training step comes next: samples depend on it, and on nothing that ran before.
+
+        Without this call every forward pass draws the next sample of an endless sequence that starts at ``seed``.
+        """
+        self._clock.set(step, micro_batch, rank)
+
+    def remove(self) -> None:
+        """Restore the very same model. Doing so twice is harmless."""
+        for module in self._modules.values():
+            derandomize_layer(module)
+        self._modules = {}
+        self.layers = []
+
+    def __enter__(self) -> "RandomizedHandle":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"RandomizedHandle({len(self.layers)} layers, weight_vjp={self.weight_vjp}, input_vjp={self.input_vjp})"
+
+
+def randomize(
+    model: nn.Module,
+    weight_vjp: Estimator = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
+    input_vjp: Estimator = Exact(),  # noqa: B008
+    layers: Layers = None,
+    seed: int = 0,
+) -> RandomizedHandle:
+    """Estimate the VJPs of a model's convolutions from now on, in training mode only.
+
+    The model is changed in place and keeps its parameters, ``state_dict``, hooks and types (each layer stays an
+    instance of its class). In ``eval()`` mode, without grad mode and with ``keep=1`` each layer is PyTorch's.
+
+    Args:
+        model: Any module.
+        weight_vjp: Estimator of the weights' gradients.
+        input_vjp: Estimator of the inputs' gradients.
+        layers: Which convolutions: ``None`` for all ``nn.Conv1d/2d/3d``; a name or glob (``"features.*"``) of
+            ``model.named_modules()`` or several of them; or a predicate ``(name, module) -> bool``.
+        seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
+
+    Returns:
+        A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.
+
+    Raises:
+        ValueError: If a pattern matches no convolution, an estimator cannot serve its VJP, or a layer is already
+            randomised. The model is then unchanged.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> with randomize(model, weight_vjp=Spatial(keep=0.25), layers="2") as handle:
+        ...     handle.keep_rates
+        {'2': 0.25}
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={model!r}: expected a torch.nn.Module")
+    check_estimator("weight_vjp", weight_vjp)
+    check_estimator("input_vjp", input_vjp)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r}: expected an integer")
+    modules = select(model, layers, is_randomizable)
+    already = [name for name, module in modules.items() if is_randomized(module)]
+    if already:
+        raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
+    clock = Clock(seed)
+    for name, module in modules.items():
+        randomize_layer(module, LayerState(name, weight_vjp, input_vjp, clock))
+    return RandomizedHandle(modules, weight_vjp, input_vjp, clock)

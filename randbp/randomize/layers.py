@@ -1,0 +1,143 @@
+"""A convolution module with estimated VJPs: the same object, with another class for as long as it is randomised."""
+
+import copyreg
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from zlib import crc32
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..estimators import Estimator
+from ..estimators.draw import mix
+from ..functional import conv_spec, conv_with_seed, is_estimated
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Clock:
+    """Seed, step, micro-batch and rank that the layers of one :func:`randbp.randomize` call share."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.set(0, 0, 0)
+
+    def set(self, step: int, micro_batch: int, rank: int) -> None:
+        """Go to a training step."""
+        self.time = (step, micro_batch, rank)
+
+
+@dataclass
+class LayerState:
+    """What a randomised layer knows beside its parameters."""
+
+    name: str
+    weight_vjp: Estimator
+    input_vjp: Estimator
+    clock: Clock
+    time: tuple[int, int, int] = (0, 0, 0)
+    calls: int = 0
+
+    def next_seed(self) -> int:
+        """Seed of the next forward pass: hashed from seed, layer, step, micro-batch, rank and call within these."""
+        if self.time != self.clock.time:
+            self.time, self.calls = self.clock.time, 0
+        self.calls += 1
+        return mix(self.clock.seed, crc32(self.name.encode()), *self.time, self.calls)
+
+
+class RandomizedLayer:
+    """Mixed in before a convolution's class while it is randomised; the state lies in the module's ``__dict__``."""
+
+    _randbp: LayerState
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The convolution, with estimated VJPs in training mode."""
+        state = self._randbp
+        module: Any = self
+        if not module.training or not is_estimated(input, module.weight, state.weight_vjp, state.input_vjp):
+            output: Tensor = super().forward(input)  # type: ignore[misc]
+            return output
+        padding, dims = module.padding, len(module.kernel_size)
+        if module.padding_mode != "zeros" and padding != "valid":
+            input = F.pad(input, _pad_widths(module), mode=module.padding_mode)
+            padding = (0,) * dims
+        geometry = (module.stride, padding, module.dilation, module.groups)
+        spec = conv_spec(input, module.weight, *geometry)
+        return conv_with_seed(
+            input,
+            module.weight,
+            module.bias,
+            geometry,
+            spec,
+            state.weight_vjp,
+            state.input_vjp,
+            state.next_seed(),
+        )
+
+    def extra_repr(self) -> str:
+        """PyTorch's description followed by the estimators."""
+        described: str = super().extra_repr()  # type: ignore[misc]
+        return f"{described}, weight_vjp={self._randbp.weight_vjp}, input_vjp={self._randbp.input_vjp}"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class was made at run time, so copies and pickles say how to make it again.
+        reduced: Any = super().__reduce_ex__(protocol)
+        made, arguments, *rest = reduced
+        if made is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_new, (type(self).__mro__[2], *arguments[1:]), *rest)
+        return reduced
+
+
+def _pad_widths(module: Any) -> list[int]:
+    """Widths for ``F.pad``, last dimension first, of a module whose padding mode is not zeros."""
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    return [side for width in reversed(module.padding) for side in (width, width)]
+
+
+@cache
+def _randomized_class(base: type) -> type:
+    return type(f"Randomized{base.__name__}", (RandomizedLayer, base), {"__module__": base.__module__})
+
+
+def _new(base: type, *arguments: Any) -> Any:
+    made = _randomized_class(base)
+    return made.__new__(made, *arguments)
+
+
+def is_randomizable(module: nn.Module) -> bool:
+    """Whether a module is a convolution whose forward pass is PyTorch's own."""
+    base: Any = next((c for c in _CONVOLUTIONS if isinstance(module, c)), None)
+    if base is None or isinstance(module.weight, nn.parameter.UninitializedParameter):
+        return False
+    if is_randomized(module):
+        return True
+    made: Any = type(module)
+    return made.forward is base.forward and made._conv_forward is base._conv_forward
+
+
+def is_randomized(module: nn.Module) -> bool:
+    """Whether a module is randomised at present."""
+    return isinstance(module, RandomizedLayer)
+
+
+def randomize_layer(module: nn.Module, state: LayerState) -> None:
+    """Give a module estimated VJPs, in place."""
+    module.__dict__["_randbp"] = state
+    base: Any = type(module)
+    module.__class__ = _randomized_class(base)
+
+
+def derandomize_layer(module: nn.Module) -> None:
+    """Undo :func:`randomize_layer`; a module that is not randomised is left alone."""
+    if not is_randomized(module):
+        return
+    if type(module).__mro__[1] is not RandomizedLayer:
+        raise RuntimeError(
+            f"{type(module).__name__}: its class was changed after randomize(); undo that change before remove()"
+        )
+    module.__class__ = type(module).__mro__[2]
+    del module.__dict__["_randbp"]
