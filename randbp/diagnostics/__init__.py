@@ -1,7 +1,16 @@
 """Measure what a training step costs: time, bytes held for backward, peak memory. Needs torch alone."""
 
+from .environment import describe_environment
 from .held import HeldTensors, held_for_backward
 from .memory import PeakMemory
 from .timing import Quartiles, StepTimer, quartiles
 
-__all__ = ["HeldTensors", "PeakMemory", "Quartiles", "StepTimer", "held_for_backward", "quartiles"]
+__all__ = [
+    "HeldTensors",
+    "PeakMemory",
+    "Quartiles",
+    "StepTimer",
+    "describe_environment",
+    "held_for_backward",
+    "quartiles",
+]

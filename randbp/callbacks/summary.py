@@ -1,0 +1,90 @@
+"""A training run described in plain data, and the file that holds it."""
+
+import json
+import os
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+
+def describe_run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What is trained on what: class names, number of parameters, batch size, seed, precision, devices.
+
+    ``model`` is the network in the module's attribute of that name, otherwise the module itself.
+    """
+    network = getattr(module, "model", None)
+    loader: Any = trainer.train_dataloader
+    data = getattr(trainer, "datamodule", None) or getattr(loader, "dataset", None)
+    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
+    return {
+        "module": _class_name(module),
+        "model": _class_name(network if isinstance(network, nn.Module) else module),
+        "data": None if data is None else _class_name(data),
+        "batch_size": getattr(loader, "batch_size", None),
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "seed": None if seed is None else int(seed),
+        "precision": str(trainer.precision),
+        "devices": trainer.world_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+
+
+def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
+    """Settings of the estimators in the Trainer's callbacks, ``None`` where no callback has any.
+
+    Returns:
+        For each VJP the estimator's fields and its class as ``name``; and the callback's choice of layers.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        found = {name: getattr(callback, name, None) for name in ("weight_vjp", "input_vjp")}
+        if any(hasattr(estimator, "keep") for estimator in found.values()):
+            settings: dict[str, Any] = {name: _estimator_fields(found[name]) for name in found}
+            return settings | {"layers": getattr(callback, "layers", None)}
+    return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data so that readers see the old or the new content, never a part.
+
+    Numbers that JSON does not have (NaN, infinities) become strings that ``float`` reads, and so does what
+    else JSON has no type for.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_json(Path(folder) / "new" / "a.json", {"loss": float("nan")})
+        ...     json.loads((Path(folder) / "new" / "a.json").read_text())
+        {'loss': 'nan'}
+    """
+    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _estimator_fields(estimator: Any) -> dict[str, Any] | None:
+    if estimator is None:
+        return None
+    fields = asdict(estimator) if is_dataclass(estimator) and not isinstance(estimator, type) else {}
+    return {"name": type(estimator).__name__, "keep": getattr(estimator, "keep", None)} | fields
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0:  # NaN or infinite
+        return str(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
