@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..estimators import Draw, Estimator, Exact
 from ..tn import ConvSpec
-from .once import not_differentiable
+from .once import edge_of, not_differentiable
 
 _FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -27,6 +27,7 @@ class _EstimatedConv(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        edge: Tensor | None,
         geometry: tuple[Any, ...],
         spec: ConvSpec,
         weight_vjp: Estimator,
@@ -37,7 +38,7 @@ class _EstimatedConv(torch.autograd.Function):
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         held = _exact_or(weight_vjp).sketch(x, spec, Draw(seed).child(0)) if needs_weight else ()
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
-        ctx.save_for_backward(torch.tensor(seed), weight if needs_input else None, *held)
+        ctx.save_for_backward(torch.tensor(seed), weight if needs_input else None, edge, *held)
         ctx.spec, ctx.weight_vjp, ctx.input_vjp = spec, _exact_or(weight_vjp), _exact_or(input_vjp)
         ctx.channels_last = (
             x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -47,20 +48,23 @@ class _EstimatedConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
-        seed, weight, *held = ctx.saved_tensors
+        seed, weight, edge, *held = ctx.saved_tensors
         draw = Draw(int(seed))
         input_grad = weight_grad = bias_grad = None
         with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
+                kernel = weight
                 if ctx.channels_last:  # the native kernel takes its memory format from the weight, x being gone
-                    weight = weight.contiguous(memory_format=torch.channels_last)
-                input_grad = ctx.input_vjp.input_vjp(output_grad, weight, ctx.spec, draw.child(1))
+                    kernel = weight.contiguous(memory_format=torch.channels_last)
+                input_grad = ctx.input_vjp.input_vjp(output_grad, kernel, ctx.spec, draw.child(1))
             if ctx.needs_input_grad[1]:
                 weight_grad = ctx.weight_vjp.weight_vjp(tuple(held), output_grad, ctx.spec, draw.child(0))
             if ctx.needs_input_grad[2]:
                 bias_grad = output_grad.sum([d for d in range(output_grad.dim()) if d != 1])
-        grads = not_differentiable("randbp convolution", (input_grad, weight_grad, bias_grad))
-        return (*grads, None, None, None, None, None)
+        grads = not_differentiable(
+            "randbp convolution", (input_grad, weight_grad, bias_grad), (edge, weight, output_grad)
+        )
+        return (*grads, None, None, None, None, None, None)
 
 
 def estimated_conv(
@@ -89,7 +93,7 @@ def estimated_conv(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = _cast(x, dtype), _cast(weight, dtype)
         bias = None if bias is None else _cast(bias, dtype)
-    output: Tensor = _EstimatedConv.apply(x, weight, bias, geometry, spec, weight_vjp, input_vjp, seed)
+    output: Tensor = _EstimatedConv.apply(x, weight, bias, edge_of(x), geometry, spec, weight_vjp, input_vjp, seed)
     return output
 
 

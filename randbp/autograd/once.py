@@ -1,5 +1,6 @@
 """Refusing to differentiate an estimate a second time."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor
 
 class _Refuse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, operation: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, operation: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.operation = operation
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
@@ -20,14 +21,27 @@ class _Refuse(torch.autograd.Function):
         )
 
 
-def not_differentiable(operation: str, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def edge_of(tensor: Tensor) -> Tensor | None:
+    """A tensor without entries at the same place of the graph: it keeps the edge alive, but not the memory."""
+    return tensor[:0].clone() if tensor.requires_grad else None
+
+
+def not_differentiable(
+    operation: str, grads: tuple[Tensor | None, ...], causes: Iterable[Tensor | None]
+) -> tuple[Tensor | None, ...]:
     """Gradients that raise when someone differentiates through them, for ``backward(create_graph=True)``.
 
     An estimate's dependence on what it was computed from is not the exact gradient's, so a second derivative taken
     through it would be a wrong number without a warning.
+
+    Args:
+        operation: Named in the error.
+        grads: What the backward pass computed.
+        causes: Tensors that the exact gradients depend on, or their :func:`edge_of`.
     """
-    if not torch.is_grad_enabled():
+    connected = [cause for cause in causes if cause is not None and cause.requires_grad]
+    if not torch.is_grad_enabled() or not connected:
         return grads
-    present = [grad.detach().requires_grad_() for grad in grads if grad is not None]
-    guarded = iter(_Refuse.apply(operation, *present) if present else ())
+    present = [grad for grad in grads if grad is not None]
+    guarded = iter(_Refuse.apply(operation, len(present), *present, *connected))
     return tuple(None if grad is None else next(guarded) for grad in grads)

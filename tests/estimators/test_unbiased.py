@@ -1,0 +1,77 @@
+"""Every estimator is unbiased: the mean over draws is the exact VJP, entry by entry.
+
+Error probability: each case tests all entries at once with a two-sided z-test, Bonferroni-corrected to a probability
+of 1e-6 per case that a correct estimator fails. Cases and draws are fixed, so a verdict does not change between runs.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from randbp import Axes, Batch, Channels, Estimator, Spatial
+from randbp.estimators import Draw
+from randbp.functional import conv_spec
+from tests.cases import Case, cases
+
+DRAWS = 500
+ERROR = 1e-6
+
+ESTIMATORS = {
+    "spatial": lambda keep: Spatial(keep),
+    "spatial shared": lambda keep: Spatial(keep, per_example=False),
+    "spatial raw": lambda keep: Spatial(keep, center=False),
+    "axes": lambda keep: Axes(keep),
+    "axes bernoulli": lambda keep: Axes(keep, bernoulli=True),
+    "channels": lambda keep: Channels(keep),
+    "batch": lambda keep: Batch(keep),
+}
+WEIGHT = sorted(ESTIMATORS)
+INPUT = [name for name in WEIGHT if name != "batch"]
+
+
+def z_limit(entries: int) -> float:
+    return math.sqrt(2) * torch.erfinv(torch.tensor(1 - ERROR / entries, dtype=torch.float64)).item()
+
+
+def assert_unbiased(draws: Tensor, exact: Tensor) -> None:
+    mean, scale = draws.mean(0), exact.abs().max().clamp_min(1e-12)
+    error = draws.std(0) / math.sqrt(len(draws))
+    z = (mean - exact).abs() / error.clamp_min(1e-9 * scale)
+    assert z.max() < z_limit(exact.numel()), f"z = {z.max():.1f}, mean {mean.flatten()[z.argmax()]:.4g}"
+
+
+def exact_vjps(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x, weight, _ = case.tensors()
+    output = case.native(x, weight, None)
+    output_grad = case.output_grad(output)
+    x_grad, weight_grad = torch.autograd.grad(output, (x, weight), output_grad)
+    return x.detach(), weight.detach(), output_grad, x_grad, weight_grad
+
+
+@pytest.mark.parametrize("name", WEIGHT)
+@given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
+@settings(max_examples=15)
+def test_weight_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
+    estimator: Estimator = ESTIMATORS[name](keep)
+    x, weight, output_grad, _, exact = exact_vjps(case)
+    spec = conv_spec(x, weight, **case.geometry)
+    draws = []
+    for seed in range(DRAWS):
+        draw = Draw(seed)
+        draws.append(estimator.weight_vjp(estimator.sketch(x, spec, draw), output_grad, spec, draw))
+    assert_unbiased(torch.stack(draws), exact)
+
+
+@pytest.mark.parametrize("name", INPUT)
+@given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
+@settings(max_examples=15)
+def test_input_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
+    estimator: Estimator = ESTIMATORS[name](keep)
+    x, weight, output_grad, exact, _ = exact_vjps(case)
+    spec = conv_spec(x, weight, **case.geometry)
+    draws = [estimator.input_vjp(output_grad, weight, spec, Draw(seed)) for seed in range(DRAWS)]
+    assert_unbiased(torch.stack(draws), exact)
