@@ -213,7 +213,7 @@ def test_randomizing_twice_is_refused() -> None:
         assert type(model.features[0]) is nn.Conv2d
     with pytest.raises(ValueError, match=r"Linear has no nn\.Conv1d"):
         randbp.randomize(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="expected a torch.nn.Module"):
+    with pytest.raises(ValueError, match="expected a torch"):
         randbp.randomize("model")  # type: ignore[arg-type]
 
 

@@ -1,0 +1,215 @@
+"""TensorDropout in a real Trainer."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from randbp import Batch, Channels, Exact, Spatial
+from randbp.callbacks import TensorDropout
+
+
+class Module(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.Flatten()
+        )
+        self.head = nn.Linear(72, 3)
+        self.losses: list[float] = []
+        self.evaluated: list[bool] = []
+
+    def step(self, batch: Any) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self.head(self.net(x)), y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.step(batch)
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            x, y = (tensor.clone() for tensor in batch)
+            grads = [torch.autograd.grad(self.step((x, y)), self.net[3].weight)[0] for _ in range(2)]
+        self.evaluated.append(torch.equal(*grads))
+        self.log("val_loss", self.step(batch))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Resumable(DataLoader):
+    """A loader that goes on in the middle of an epoch, through the interface that Lightning asks loaders for."""
+
+    given, skipped = 0, 0
+
+    def __iter__(self) -> Any:
+        skipped, self.skipped = self.skipped, 0
+        self.given = skipped
+        for batch in islice(super().__iter__(), skipped, None):
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skipped = state["given"]
+
+
+def loader() -> DataLoader:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(48, 1, 8, 8, generator=generator)
+    return Resumable(TensorDataset(x, torch.arange(48) % 3), batch_size=8)
+
+
+def trainer(tmp_path: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
+    settings = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return pl.Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), **{**settings, **quiet, **options})
+
+
+def fit(tmp_path: Path, *callbacks: Callback, ckpt_path: Path | None = None, **options: Any) -> Module:
+    torch.manual_seed(0)
+    module = Module()
+    trainer(tmp_path, *callbacks, **options).fit(module, loader(), loader(), ckpt_path=ckpt_path, weights_only=True)
+    return module
+
+
+def test_estimates_while_fitting_and_is_exact_in_validation(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            seen.append(type(pl_module.net[3]).__name__)
+
+    exact = fit(tmp_path)
+    estimated = fit(tmp_path, TensorDropout(Spatial(0.25)), Look())
+    assert set(seen) == {"RandomizedConv2d"}
+    assert estimated.losses[0] == exact.losses[0] and estimated.losses[1:] != exact.losses[1:]
+    assert estimated.evaluated == [True] * 12
+    assert type(estimated.net[3]) is nn.Conv2d and "_randbp" not in vars(estimated.net[3])
+
+
+def test_keep_one_trains_bit_for_bit_as_without(tmp_path: Path) -> None:
+    assert fit(tmp_path, TensorDropout(Spatial(1), Channels(1))).losses == fit(tmp_path).losses
+
+
+def test_same_seed_same_run_and_other_seed_other_run(tmp_path: Path) -> None:
+    first, again = (fit(tmp_path, TensorDropout(Spatial(0.25), Spatial(0.5), seed=3)).losses for _ in range(2))
+    other = fit(tmp_path, TensorDropout(Spatial(0.25), Spatial(0.5), seed=4)).losses
+    assert first == again != other
+
+
+class StopAt(Callback):
+    def __init__(self, batch: int, error: BaseException) -> None:
+        self.batch, self.error = batch, error
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.batch:
+            raise self.error
+
+
+@pytest.mark.parametrize("stop", [3, 6, 8])
+def test_resumed_run_is_identical_to_uninterrupted(tmp_path: Path, stop: int) -> None:
+    def dropout() -> TensorDropout:
+        return TensorDropout(Spatial(0.25), Spatial(0.5))
+
+    whole = fit(tmp_path, dropout(), max_epochs=3)
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(
+            tmp_path,
+            dropout(),
+            save,
+            StopAt(stop + 1, RuntimeError("power cut")),
+            max_epochs=3,
+            enable_checkpointing=True,
+        )
+    resumed = fit(tmp_path, dropout(), ckpt_path=tmp_path / f"step={stop}.ckpt", max_epochs=3)
+    assert resumed.losses == whole.losses[stop:]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_settings_and_counter_are_in_the_checkpoint(tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
+    fit(tmp_path, TensorDropout(Spatial(0.25), layers="net.3"), save, enable_checkpointing=True, max_epochs=1)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["TensorDropout"]
+    assert state["batches"] == 6
+    assert state["settings"]["weight_vjp"] == {"class": "Spatial", "keep": 0.25, "per_example": True, "center": True}
+    assert state["settings"]["layers"] == "net.3" and state["settings"]["seed"] == 0
+    with pytest.warns(UserWarning, match="the checkpoint was written with"):
+        fit(tmp_path, TensorDropout(Spatial(0.5)), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_model_is_restored_after_an_exception(tmp_path: Path, error: BaseException) -> None:
+    torch.manual_seed(0)
+    module = Module()
+    run = trainer(tmp_path, TensorDropout(), StopAt(2, error))
+    with pytest.raises((RuntimeError, KeyboardInterrupt, SystemExit)):
+        run.fit(module, loader())
+    assert type(module.net[0]) is nn.Conv2d and "_randbp" not in vars(module.net[0])
+
+
+def test_gradient_accumulation_draws_anew_for_each_micro_batch(tmp_path: Path) -> None:
+    samples: list[Tensor] = []
+
+    class Look(Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            samples.append(pl_module.net[3].weight.grad.clone())
+
+    x, y = torch.randn(1, 1, 8, 8).repeat(16, 1, 1, 1), torch.zeros(16, dtype=torch.long)
+    module = Module()
+    module.net[1] = nn.Identity()
+    run = trainer(tmp_path, TensorDropout(Spatial(0.25)), Look(), max_epochs=1, accumulate_grad_batches=2)
+    run.fit(module, DataLoader(TensorDataset(x, y), batch_size=8))
+    first, second = samples[0], samples[1] - samples[0]
+    assert not torch.allclose(first, second, rtol=1e-3)
+
+
+def test_bad_settings_fail_early(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Batch serves only weight_vjp"):
+        TensorDropout(input_vjp=Batch(0.5))
+    with pytest.raises(ValueError, match="weight_vjp=0.5: expected an estimator"):
+        TensorDropout(weight_vjp=0.5)  # type: ignore[arg-type]
+    module = Module()
+    with pytest.raises(ValueError, match="layers='encoder.*': matches none of the convolutions 'net.0', 'net.3'"):
+        trainer(tmp_path, TensorDropout(layers="encoder.*")).fit(module, loader())
+    assert type(module.net[0]) is nn.Conv2d
+
+
+class RecordSamples(Callback):
+    """Write what each rank's layer draws with the same data on every rank."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        torch.save(pl_module.net[3]._randbp.time, self.folder / f"{trainer.global_rank}.pt")
+        torch.save([p.detach() for p in pl_module.parameters()], self.folder / f"weights{trainer.global_rank}.pt")
+
+
+def test_two_processes_draw_different_samples_and_stay_in_step(tmp_path: Path) -> None:
+    module = Module()
+    run = trainer(
+        tmp_path,
+        TensorDropout(Spatial(0.25), Exact()),
+        RecordSamples(tmp_path),
+        strategy="ddp_spawn",
+        devices=2,
+        max_epochs=1,
+        limit_val_batches=0,
+    )
+    run.fit(module, loader())
+    assert torch.load(tmp_path / "0.pt")[2] == 0 and torch.load(tmp_path / "1.pt")[2] == 1
+    for left, right in zip(torch.load(tmp_path / "weights0.pt"), torch.load(tmp_path / "weights1.pt"), strict=True):
+        assert torch.equal(left, right)
