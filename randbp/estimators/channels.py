@@ -21,14 +21,18 @@ class Channels(Estimator):
 
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``.
+        bernoulli: If true, each channel of a group (the same in all groups) is kept on its own with probability ``p``
+            and weight ``1/p``, as in the reference curve; memory is then random, and a draw may keep nothing.
 
     Raises:
         ValueError: If ``keep`` is not a number in ``(0, 1]``.
 
     Example:
         >>> Channels(keep=0.5)
-        Channels(keep=0.5)
+        Channels(keep=0.5, bernoulli=False)
     """
+
+    bernoulli: bool = False
 
     def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The kept channels ``[N, S, *I]``."""
@@ -39,13 +43,15 @@ class Channels(Estimator):
         """The native weight VJP of the kept channels, scaled; zero for the dropped ones."""
         size, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
+        result = output_grad.new_zeros(spec.groups, size, outer, *spec.kernel_size)
+        if not channels.numel():
+            return result.reshape(spec.weight_shape)
         if len(groups) < spec.groups:
             every = torch.arange(outer, device=groups.device).expand(len(groups), -1)
             output_grad = output_grad.index_select(1, _flat(groups, every, outer))
         small = _resized(spec, len(groups), channels.shape[1], outer)
         grad = native_weight_vjp(held[0], output_grad, small)
-        grad = grad.mul_(spec.in_channels / channels.numel()).unflatten(0, (len(groups), outer))
-        result = output_grad.new_zeros(spec.groups, size, outer, *spec.kernel_size)
+        grad = grad.mul_(self._weight(spec.in_channels, channels)).unflatten(0, (len(groups), outer))
         result[groups.unsqueeze(1), channels] = grad.transpose(1, 2)
         return result.transpose(1, 2).reshape(spec.weight_shape)
 
@@ -53,9 +59,11 @@ class Channels(Estimator):
         """The native input VJP of the kept output channels, scaled."""
         size, inner = spec.out_channels // spec.groups, spec.in_channels // spec.groups
         groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
+        if not channels.numel():
+            return output_grad.new_zeros(spec.input_shape)
         index = _flat(groups, channels, size)
         small = _resized(spec, len(groups), inner, channels.shape[1])
-        scaled = weight.index_select(0, index) * (spec.out_channels / channels.numel())
+        scaled = weight.index_select(0, index) * self._weight(spec.out_channels, channels)
         grad = native_input_vjp(output_grad.index_select(1, index), scaled, small)
         if len(groups) == spec.groups:
             return grad
@@ -64,11 +72,25 @@ class Channels(Estimator):
 
     def _sample(self, groups: int, size: int, draw: Draw, device: torch.device) -> tuple[Tensor, Tensor]:
         """Kept groups ``[G']`` in order, and the channels kept of each ``[G', S]``."""
+        if self.bernoulli:
+            return self._bernoulli(groups, size, draw, device)
         if self.keep * size < 1:
             chosen = draw.permutation(groups, device)[: kept(groups, self.keep)].sort().values
             return chosen, torch.arange(size, device=device).expand(len(chosen), -1)
         scores = torch.rand(groups, size, generator=draw.generator(device), device=device)
         return torch.arange(groups, device=device), scores.argsort(dim=1)[:, : kept(size, self.keep)]
+
+    def _bernoulli(self, groups: int, size: int, draw: Draw, device: torch.device) -> tuple[Tensor, Tensor]:
+        """As :meth:`_sample`; drawn on the host, so that the random sizes are known there."""
+        whole_groups = self.keep * size < 1 < groups
+        leg = groups if whole_groups else size
+        chosen = (torch.rand(leg, generator=draw.generator()) < self.keep).nonzero().flatten().to(device)
+        if whole_groups:
+            return chosen, torch.arange(size, device=device).expand(len(chosen), -1)
+        return torch.arange(groups, device=device), chosen.expand(groups, -1)
+
+    def _weight(self, size: int, channels: Tensor) -> float:
+        return 1 / self.keep if self.bernoulli else size / channels.numel()
 
 
 def _flat(groups: Tensor, channels: Tensor, size: int) -> Tensor:

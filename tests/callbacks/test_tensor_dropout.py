@@ -179,10 +179,10 @@ def test_gradient_accumulation_draws_anew_for_each_micro_batch(tmp_path: Path) -
 def test_bad_settings_fail_early(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Batch serves only weight_vjp"):
         TensorDropout(input_vjp=Batch(0.5))
-    with pytest.raises(ValueError, match="weight_vjp=0.5: expected an estimator"):
+    with pytest.raises(ValueError, match=r"weight_vjp=0\.5: expected an estimator"):
         TensorDropout(weight_vjp=0.5)  # type: ignore[arg-type]
     module = Module()
-    with pytest.raises(ValueError, match="layers='encoder.*': matches none of the convolutions 'net.0', 'net.3'"):
+    with pytest.raises(ValueError, match=r"layers='encoder\.\*': matches none of the convolutions 'net\.0', 'net\.3'"):
         trainer(tmp_path, TensorDropout(layers="encoder.*")).fit(module, loader())
     assert type(module.net[0]) is nn.Conv2d
 

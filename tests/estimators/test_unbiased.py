@@ -27,6 +27,7 @@ ESTIMATORS = {
     "axes": lambda keep: Axes(keep),
     "axes bernoulli": lambda keep: Axes(keep, bernoulli=True),
     "channels": lambda keep: Channels(keep),
+    "channels bernoulli": lambda keep: Channels(keep, bernoulli=True),
     "batch": lambda keep: Batch(keep),
 }
 WEIGHT = sorted(ESTIMATORS)
