@@ -1,0 +1,1 @@
+"""The command ``randbp``: train, evaluate, sweep, report."""

@@ -1,0 +1,84 @@
+"""What went wrong, in one line."""
+
+import os
+import re
+
+
+class UsageError(Exception):
+    """Options or a configuration that cannot be used."""
+
+
+class RunError(Exception):
+    """A run that failed after it had started."""
+
+
+def debugging() -> bool:
+    """Whether failures should show their traceback."""
+    return os.environ.get("RANDBP_DEBUG", "") not in ("", "0")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception without line breaks, after its class where that says more.
+
+    Example:
+        >>> one_line(KeyError("lr")), one_line(UsageError("no file"))
+        ("KeyError: 'lr'", 'no file')
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name in ("lightning", "jsonargparse", "torchmetrics"):
+        return f"{error.name} is not installed: pip install 'randbp[cli]'"
+    text = " ".join(str(error).split())
+    if isinstance(error, UsageError | RunError | FileNotFoundError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_KEY = re.compile(r'Parser key "([^"]+)": ')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)': ")
+_NOISE = [
+    re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: "),
+    re.compile(r"- Expected a path but .*? either not accessible or invalid( |$)"),
+    re.compile(r" ?- Expected a <class 'NoneType'>"),
+]
+_GIVEN = re.compile(r" Given value type: .*? Given value: (.*)$")
+_WORDING = [
+    (re.compile(r"Option '([^']+)' is not accepted"), r"no option '\1'"),
+    (re.compile(r"Subcommand '\w+' does not accept option '([^']+)'"), r"no option '\1'"),
+    (re.compile(r"[Uu]nrecognized arguments: "), "no option "),
+    (re.compile(r"[Tt]he following arguments are required: (?:(?:fit|validate|test|predict)\.)?"), "missing "),
+    (re.compile(r"Expected a dot import path string: (.*)"), r"no class '\1' (expected module.Class)"),
+    (re.compile(r"Expected an? (?:<class '([^']+)'>|typing\.)"), r"expected \1"),
+    (re.compile(r"\. Got value: "), ", got "),
+]
+
+
+def condense(message: str) -> str:
+    """Make one line of jsonargparse's indented explanation: the key, the class, what is wrong.
+
+    Example:
+        >>> condense('''Parser key "data": Problem with given class_path 'my.Data': Option 'x' is not accepted''')
+        "data (my.Data): no option 'x'"
+    """
+    text = " ".join(message.split())
+    given = _GIVEN.search(text)
+    text = _GIVEN.sub("", text)
+    for noise in _NOISE:
+        text = noise.sub("", text)
+    keys: list[str] = []
+    owner = ""
+    while True:
+        text = text.lstrip(" -")
+        if match := _KEY.match(text):
+            keys.append(match[1])
+        elif match := _CLASS.match(text):
+            owner = match[1]
+        else:
+            break
+        text = text[match.end() :]
+    if given and not owner and (match := re.search(r"class_path='([^']+)'", given[1])):
+        owner = match[1]
+    for pattern, wording in _WORDING:
+        text = pattern.sub(wording, text)
+    if given and text.startswith("expected") and "got" not in text:
+        text += f", got {given[1]}"
+    place = ".".join(keys) + (f" ({owner})" if owner and keys else owner)
+    return f"{place}: {text}" if place else text

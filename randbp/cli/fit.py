@@ -1,0 +1,262 @@
+"""Train, validate, test and predict: LightningCLI with tensor dropout, run folders and loggers."""
+
+import argparse
+import logging
+import os
+import traceback
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's concern, not the user's
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
+from torch import nn
+
+from randbp import Estimator, Exact
+from randbp.callbacks import TensorDropout
+from randbp.callbacks.monitor import CostMonitor
+from randbp.callbacks.random_state import RandomState
+
+from .errors import RunError, UsageError, condense, debugging, one_line
+from .loggers import WandbMode, make_loggers
+from .run_folder import claim
+
+
+def tensor_dropout(
+    weight_vjp: Estimator = Exact(),  # noqa: B008 -- a frozen value
+    input_vjp: Estimator = Exact(),  # noqa: B008
+    layers: str | list[str] | None = None,
+    seed: int | None = None,
+) -> TensorDropout:
+    """The callback as the command line configures it: exact unless told otherwise.
+
+    Args:
+        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial`` with its ``keep``.
+        input_vjp: Estimator of the inputs' gradients.
+        layers: Names or globs of the layers; by default all convolutions.
+        seed: Of the samples; by default that of the run (``--seed_everything``).
+
+    Example:
+        >>> tensor_dropout().weight_vjp
+        Exact()
+    """
+    if seed is None:
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+    return TensorDropout(weight_vjp, input_vjp, layers, seed)
+
+
+def last_checkpoint() -> ModelCheckpoint:
+    """Keep the latest epoch in ``checkpoints/last.ckpt``."""
+    return ModelCheckpoint(save_top_k=0, save_last=True)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write the resolved configuration to ``config.yaml`` in the run's folder, and to W&B."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the configuration to W&B."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(self.config.as_dict())
+
+
+class CLI(LightningCLI):
+    """LightningCLI for any LightningModule and data module by class path."""
+
+    folder: Path | None = None
+
+    def __init__(self, args: Sequence[str]) -> None:
+        quiet: dict[str, Any] = {"exit_on_error": False}
+        super().__init__(
+            save_config_callback=SaveConfig,
+            trainer_defaults={"default_root_dir": "runs", "enable_model_summary": False},
+            seed_everything_default=0,
+            parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
+            args=list(args),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add randbp's own options."""
+        parser.add_lightning_class_args(tensor_dropout, "tensor_dropout")
+        parser.add_argument("--name", type=str, default="run", help="Folder of the run below trainer.default_root_dir.")
+        parser.add_argument(
+            "--version", type=str | int | None, default=None, help="Its folder below; by default a number."
+        )
+        parser.add_argument("--wandb", type=WandbMode, default="offline", help="Where W&B writes to.")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="Whether fit tests the trained model.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and say in one line what is wrong."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UsageError(condense(str(error)) + _files_if_unreadable(str(error), args)) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Build each estimator once for itself, because a wrong value is clearest beside its key."""
+        for key in ("weight_vjp", "input_vjp"):
+            estimator = self._option("tensor_dropout")[key]
+            try:
+                instantiate_class((), estimator.as_dict())
+            except ValueError as error:
+                raise UsageError(f"tensor_dropout.{key}: {one_line(UsageError(error))}") from error
+
+    def instantiate_classes(self) -> None:
+        """Build all classes, and say in one line what they refuse."""
+        try:
+            super().instantiate_classes()
+        except UsageError:
+            raise
+        except Exception as error:
+            if self.folder is not None:
+                with suppress(OSError):  # a folder that already holds something stays
+                    self.folder.rmdir()
+            plain = isinstance(error, ValueError | MisconfigurationException)
+            raise UsageError(condense(str(error) if plain else one_line(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the run's folder and put loggers and callbacks into the trainer."""
+        options = self.config_init[self.subcommand]
+        trainer = options["trainer"]
+        root, version = Path(trainer["default_root_dir"]), options["version"]
+        prefix = "" if self.subcommand == "fit" else f"{self.subcommand}-"
+        self.folder = claim(root, options["name"], None if version is None else str(version), prefix)
+        if not any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in self.model.modules()):
+            self._leave_out_if_exact(options)
+        bar = trainer["enable_progress_bar"] is not False and Console().is_terminal
+        callbacks = _as_list(trainer["callbacks"])
+        defaults: list[tuple[type[Callback], bool, Callable[[], Callback]]] = [
+            (CostMonitor, True, CostMonitor),
+            (RandomState, True, RandomState),
+            (ProgressBar, bar, RichProgressBar),
+            (ModelCheckpoint, trainer["enable_checkpointing"] is not False, last_checkpoint),
+        ]
+        for kind, wanted, make in defaults:
+            if wanted and not any(isinstance(callback, kind) for callback in callbacks):
+                callbacks.append(make())
+        trainer["callbacks"] = callbacks
+        own = [logger for logger in _as_list(trainer["logger"]) if isinstance(logger, Logger)]
+        return super().instantiate_trainer(
+            logger=make_loggers(root, self.folder, options["wandb"]) + own,
+            default_root_dir=str(self.folder),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            **kwargs,
+        )
+
+    @staticmethod
+    def _leave_out_if_exact(options: Any) -> None:
+        """A model without convolutions can be trained, as long as nothing is to be estimated."""
+        callback = options["tensor_dropout"]
+        if callback.weight_vjp.exact and callback.input_vjp.exact and callback.layers is None:
+            options["tensor_dropout"] = Callback()
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; then test the model as it is now, if there is something to test it on."""
+        with self._failure_on_file():
+            self.trainer.fit(**kwargs)
+            if self._option("test_after_fit") and not self.trainer.interrupted and self._has_test():
+                self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        self._report()
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate on the validation data."""
+        with self._failure_on_file():
+            self.trainer.validate(**kwargs, verbose=False)
+        self._report()
+
+    def test(self, **kwargs: Any) -> None:
+        """Evaluate on the test data."""
+        with self._failure_on_file():
+            self.trainer.test(**kwargs, verbose=False)
+        self._report()
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, and save what the model returns for each batch to ``predictions.pt``."""
+        assert self.folder is not None
+        with self._failure_on_file():
+            predictions = self.trainer.predict(**kwargs)
+            rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+            torch.save(predictions, self.folder / f"predictions{rank}.pt")
+        self._report()
+
+    @contextmanager
+    def _failure_on_file(self) -> Iterator[None]:
+        """Keep the traceback of a failed run beside its metrics, and close W&B's run either way."""
+        assert self.folder is not None
+        code = 1
+        try:
+            yield
+            code = 0
+        except Exception as error:
+            path = self.folder / "traceback.txt"
+            path.write_text(traceback.format_exc())
+            raise RunError(f"{one_line(error)} (traceback in {path})") from error
+        finally:
+            if any(isinstance(logger, WandbLogger) for logger in self.trainer.loggers):
+                import wandb
+
+                wandb.finish(exit_code=code)
+
+    def _has_test(self) -> bool:
+        data: Any = self.model if self.datamodule is None else self.datamodule
+        kind = LightningModule if self.datamodule is None else LightningDataModule
+        return is_overridden("test_step", self.model) and is_overridden("test_dataloader", data, kind)
+
+    def _report(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if metrics:
+            print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        print(f"results in {self.folder}")
+
+    def _option(self, name: str) -> Any:
+        return self.config[self.subcommand][name]
+
+
+def _files_if_unreadable(message: str, args: Sequence[str]) -> str:
+    """The configuration files that were named, if one of them is not YAML: the parser does not say which."""
+    if not message.lstrip().startswith("Problems parsing config"):
+        return ""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    return f" (in {' or '.join(parser.parse_known_args(args)[0].config)})"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else [*value] if isinstance(value, list) else [value]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Args:
+        argv: The subcommand and its options.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: If the options cannot be used.
+        RunError: If the run failed.
+    """
+    if not debugging():
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
+    try:
+        CLI(argv)
+    except ArgumentError as error:  # from the hyper-parameters of a checkpoint
+        raise UsageError(condense(str(error))) from error
+    return 0

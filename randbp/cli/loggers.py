@@ -1,0 +1,44 @@
+"""Where metrics go: always a CSV file, and W&B where it is installed."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+
+def make_loggers(root: Path, folder: Path, wandb: WandbMode) -> list[Logger]:
+    """The loggers of a run.
+
+    Under a W&B agent (which sets ``WANDB_SWEEP_ID``) its mode is used, that is ``WANDB_MODE``, online by default.
+
+    Args:
+        root: Folder of all runs.
+        folder: Folder of this run, two or more levels below.
+        wandb: Whether W&B writes to the run's folder only, to its server, or nothing.
+
+    Returns:
+        First the CSV logger, whose ``log_dir`` is the run's folder.
+    """
+    name = str(folder.parent.relative_to(root))
+    csv = CSVLogger(str(root), name=name, version=folder.name)
+    _ = csv.experiment  # made while the folder is empty, or else it warns of an earlier run's files
+    loggers: list[Logger] = [csv]
+    agent = "WANDB_SWEEP_ID" in os.environ
+    mode = os.environ.get("WANDB_MODE", "online") if agent else wandb
+    if mode == "disabled":
+        return loggers
+    if importlib.util.find_spec("wandb") is None:
+        rank_zero_info("W&B is not installed (pip install wandb): metrics go to metrics.csv only")
+        return loggers
+    import wandb as library
+
+    options: dict[str, Any] = {"settings": library.Settings(silent=mode == "offline")}
+    if not agent:  # not `offline=True`, for which WandbLogger changes the environment of whatever runs next
+        options["mode"] = wandb
+    project = os.environ.get("WANDB_PROJECT", "randbp")
+    return [*loggers, WandbLogger(f"{name}/{folder.name}", save_dir=str(folder), project=project, **options)]
