@@ -59,15 +59,14 @@ class Classification(LightningModule):
         return self.model(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if batch_idx == 0:  # and not in on_train_epoch_start, which a resumed run may skip
+            self.train_accuracy.reset()
         images, labels = batch
         logits = self(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.train_accuracy.update(logits.detach(), labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
-
-    def on_train_epoch_start(self) -> None:
-        self.train_accuracy.reset()
 
     def on_train_epoch_end(self) -> None:
         self.log("train/accuracy", self.train_accuracy.compute())
