@@ -59,11 +59,23 @@ def write_json(path: Path, value: Any) -> None:
         ...     json.loads((Path(folder) / "new" / "a.json").read_text())
         {'loss': 'nan'}
     """
-    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new content, never a part; folders are made as needed.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_text(Path(folder) / "new" / "a.txt", "all of it")
+        ...     (Path(folder) / "new" / "a.txt").read_text()
+        'all of it'
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

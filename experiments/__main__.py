@@ -1,0 +1,26 @@
+"""``python -m experiments COMMAND``: what this repository shows, from a checkout."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": "train a small CNN on handwritten digits at four keep rates; a table and a report",
+    "gradient-error": "relative error of estimated gradients against the keep rate; a plot and a table",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m experiments COMMAND [options]\n")
+        print("\n".join(f"  {name:<15} {text}" for name, text in COMMANDS.items()))
+        return 0 if argv else 2
+    command, *options = argv
+    if command not in COMMANDS:
+        print(f"experiments: no command {command!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"experiments.{command.replace('-', '_')}").main(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,8 @@
+"""Results of several runs side by side: read, grouped by keep rate, as a table and as a page."""
+
+from .groups import Comparison, Group, compare
+from .page import write_page
+from .runs import Run, load_runs
+from .table import print_table
+
+__all__ = ["Comparison", "Group", "Run", "compare", "load_runs", "print_table", "write_page"]

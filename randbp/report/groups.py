@@ -1,0 +1,225 @@
+"""Runs that differ only in their seed, taken together and compared with exact backpropagation."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from statistics import fmean, stdev
+
+from .runs import EXACT, Estimate, Run
+from .units import keep_rate
+
+LAYERS = "layers"
+
+# Configuration in which runs may differ without being different experiments: where they write, seeds, and the
+# estimators, which the summary tells more plainly.
+INCIDENTAL = (
+    "name",
+    "version",
+    "wandb",
+    "trainer.logger",
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
+    "tensor_dropout",
+)
+INCIDENTAL_PARTS = ("seed", "seed_everything", "save_dir", "dirpath", "weight_vjp", "input_vjp")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean over runs, and standard deviation (``n - 1``) if there is more than one run.
+
+    Example:
+        >>> Statistic.of([1.0, 3.0])
+        Statistic(mean=2.0, std=1.4142135623730951, values=(1.0, 3.0))
+    """
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Statistic | None":
+        """The statistic of some values, ``None`` of no values."""
+        values = tuple(values)
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None, values) if values else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with equal estimators and settings.
+
+    Args:
+        weight_vjp: Estimator of the weight VJP.
+        input_vjp: Estimator of the input VJP.
+        settings: What else tells these runs from others in the comparison.
+        runs: All of them, failed ones included.
+    """
+
+    weight_vjp: Estimate
+    input_vjp: Estimate
+    settings: tuple[tuple[str, str], ...]
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that came to their end: only these count."""
+        return tuple(run for run in self.runs if run.finished)
+
+    @property
+    def exact(self) -> bool:
+        """Whether both VJPs are exact."""
+        return self.weight_vjp == EXACT == self.input_vjp
+
+    @property
+    def conditions(self) -> tuple[tuple[str, str], ...]:
+        """The settings that matter to exact backpropagation too."""
+        return tuple((key, value) for key, value in self.settings if key != LAYERS)
+
+    @property
+    def keep(self) -> float:
+        """The keep rate to plot against: that of the weight VJP unless only the input VJP is estimated."""
+        return self.input_vjp.keep if self.weight_vjp == EXACT else self.weight_vjp.keep
+
+    def metric(self, name: str) -> Statistic | None:
+        """A metric over the finished runs."""
+        return Statistic.of(run.metrics[name] for run in self.finished if name in run.metrics)
+
+    def cost(self, name: str) -> Statistic | None:
+        """A cost over the finished runs."""
+        return Statistic.of(value for run in self.finished if (value := run.cost(name)) is not None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups in the order of their settings, estimators and falling keep rate.
+
+    Args:
+        groups: The groups.
+        accuracy: Name of the metric that counts as accuracy, ``None`` if the runs have none.
+    """
+
+    groups: tuple[Group, ...]
+    accuracy: str | None
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs."""
+        return tuple(run for group in self.groups for run in group.runs)
+
+    @property
+    def problems(self) -> tuple[Run, ...]:
+        """The runs that did not finish."""
+        return tuple(run for run in self.runs if not run.finished)
+
+    def exact(self, group: Group) -> Group | None:
+        """The finished exact group with the settings of another group."""
+        same = [g for g in self.groups if g.exact and g.finished and g.conditions == group.conditions]
+        return same[0] if same else None
+
+    def ratio(self, group: Group, measure: "Callable[[Group], Statistic | None]") -> float | None:
+        """Mean of a group in relation to that of its exact group, ``None`` where either is not known."""
+        exact = self.exact(group)
+        ours, theirs = measure(group), measure(exact) if exact else None
+        return ours.mean / theirs.mean if ours and theirs and theirs.mean else None
+
+    @property
+    def both_vjps(self) -> bool:
+        """Whether the input VJP is estimated anywhere, so that two keep rates have to be told."""
+        return any(group.input_vjp != EXACT for group in self.groups)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether two of the runs were under way at the same time on one machine."""
+        spans = sorted(span for run in self.runs if (span := run.span) is not None)
+        return any(this[0] == following[0] and following[1] < this[2] for this, following in pairwise(spans))
+
+    def label(self, group: Group) -> str:
+        """What tells a group from others except the keep rate of :attr:`Group.keep`: estimators and settings."""
+        parts = [] if group.exact else [self._estimators(group)]
+        parts += [f"{key.rpartition('.')[2]} {value}" for key, value in group.settings]
+        return " · ".join(parts) or "exact"
+
+    def _estimators(self, group: Group) -> str:
+        weight, input_ = group.weight_vjp, group.input_vjp
+        if input_ == EXACT:
+            return self._name(weight) + (" (weight VJP)" if self.both_vjps else "")
+        if weight == EXACT:
+            return f"{self._name(input_)} (input VJP)"
+        if weight.keep == input_.keep:
+            names = [self._name(weight), self._name(input_)]
+            return " + ".join(dict.fromkeys(names)) + " (both VJPs)"
+        return f"{self._name(weight)} (weight VJP), {self._name(input_)} {keep_rate(input_.keep)} (input VJP)"
+
+    def _name(self, estimate: Estimate) -> str:
+        """Class name, with those options in which estimators of that class differ here."""
+        others = [e for g in self.groups for e in (g.weight_vjp, g.input_vjp) if e.name == estimate.name]
+        told = [
+            f"{key}={value}"
+            for key, value in estimate.options
+            if any(dict(other.options).get(key) != value for other in others)
+        ]
+        return f"{estimate.name}({', '.join(told)})" if told else estimate.name
+
+
+def compare(runs: Iterable[Run]) -> Comparison:
+    """Group runs by estimators and settings.
+
+    Settings are the classes of model and data and the entries of ``config.yaml`` in which the runs differ;
+    the seed and the places written to do not count.
+    """
+    runs = list(runs)
+    settings = [_settings(run) for run in runs]
+    if len({one[LAYERS] for one in settings if LAYERS in one}) == 1:  # exact runs have none, which is no difference
+        for one in settings:
+            one.pop(LAYERS, None)
+    telling = _telling(settings)
+    members: dict[tuple[Estimate, Estimate, tuple[tuple[str, str], ...]], list[Run]] = {}
+    for run, one in zip(runs, settings, strict=True):
+        told = tuple((key, one[key]) for key in telling if key in one)
+        members.setdefault((run.estimate("weight_vjp"), run.estimate("input_vjp"), told), []).append(run)
+    groups = [Group(*key, tuple(group)) for key, group in members.items()]
+    groups.sort(key=_order)
+    return Comparison(tuple(groups), _accuracy(runs))
+
+
+def _order(group: Group) -> tuple[object, ...]:
+    weight, input_ = group.weight_vjp, group.input_vjp
+    names = (not group.exact, weight.name, str(weight.options), input_.name, str(input_.options))
+    return (group.settings, *names, -weight.keep, -input_.keep)
+
+
+def _settings(run: Run) -> dict[str, str]:
+    described = run.summary.get("run", {})
+    settings = {key: str(described[key]).rpartition(".")[2] for key in ("model", "data") if described.get(key)}
+    layers = (run.summary.get("estimators") or {}).get("layers")
+    if not run.exact:
+        settings[LAYERS] = "all" if layers is None else str(layers)
+    settings.update((key, value) for key, value in run.config.items() if not _incidental(key))
+    return settings
+
+
+def _incidental(key: str) -> bool:
+    own = any(key == name or key.startswith(f"{name}.") for name in INCIDENTAL)
+    return own or any(part in INCIDENTAL_PARTS for part in key.split("."))
+
+
+def _telling(settings: list[dict[str, str]]) -> list[str]:
+    """The first keys that, together, tell apart all that differ in any key."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    told: list[str] = []
+    parts = 1
+    for key in keys:
+        finer = len({tuple(one.get(name) for name in (*told, key)) for one in settings})
+        if finer > parts:
+            told, parts = [*told, key], finer
+    return told
+
+
+def _accuracy(runs: list[Run]) -> str | None:
+    names = sorted({name for run in runs for name in run.metrics if "acc" in name.lower()})
+    for stage in ("test", "val"):
+        found = [name for name in names if name.startswith(stage)]
+        if found:
+            return f"{stage}/accuracy" if f"{stage}/accuracy" in found else found[0]
+    return None

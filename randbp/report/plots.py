@@ -1,0 +1,267 @@
+"""The comparison as vector plots that take their colours from the page they stand in."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from .groups import Comparison, Group, Statistic
+from .runs import Run
+from .table import COST_COLUMNS, accuracy_name
+from .units import decimals, keep_rate, pick_unit, ratio
+
+# Matplotlib knows no CSS variables, so it draws in these colours and the SVG text is changed afterwards.
+INK, MUTED, RULE, PAPER = "#000001", "#000002", "#000003", "#000004"
+SERIES = tuple(f"#0000a{number}" for number in range(1, 9))
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} | {
+    colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)
+}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "xtick.major.size": 3,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
+
+
+def accuracy_plot(comparison: Comparison) -> str | None:
+    """Accuracy against keep rate: mean, standard deviation and every run; ``None`` if there is nothing to compare."""
+    name = comparison.accuracy
+    if name is None or not _comparable(comparison):
+        return None
+    with _figure(5.2, 3.2) as (figure, axes):
+        axes.set_title(f"{accuracy_name(comparison).capitalize()}, %")
+        _against_keep_rate(axes, comparison, lambda group: group.metric(name), scale=100, dots=True)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 100.5))
+        _legend(axes)
+        return _svg(figure, "accuracy", axes.get_title())
+
+
+def cost_plots(comparison: Comparison) -> list[str]:
+    """Each cost against keep rate, as ratio to exact if there is an exact run, else in its unit."""
+    if not _comparable(comparison):
+        return []
+    plots = []
+    relative = all(comparison.exact(group) for group in comparison.groups if group.finished)
+    for cost, heading, units in COST_COLUMNS:
+
+        def measure(group: Group, cost: str = cost) -> Statistic | None:
+            return group.cost(cost)
+
+        known = [statistic.mean for group in comparison.groups if (statistic := measure(group))]
+        if not known:
+            continue
+        with _figure(3.4, 2.7) as (figure, axes):
+            size, symbol = pick_unit(max(known), units)
+            unit = "ratio to exact" if relative else symbol
+            axes.set_title(f"{heading.capitalize()}, {unit}")
+            if relative:
+                axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+                shown, scale = _relative(comparison, measure), 1.0
+            else:
+                shown, scale = measure, 1 / size
+            _against_keep_rate(axes, comparison, shown, scale=scale, values=ratio if relative else _number)
+            axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.1)
+            plots.append(_svg(figure, cost, axes.get_title()))
+    return plots
+
+
+def loss_plot(comparison: Comparison) -> str | None:
+    """Training loss against step, for each group the mean over its runs; ``None`` if no run logged one."""
+    curves = [(group, curve) for group in comparison.groups if (curve := mean_curve(group.runs))]
+    if not curves:
+        return None
+    with _figure(5.2, 3.2) as (figure, axes):
+        axes.set_title("Training loss" + (", running mean" if any(_window(c) > 1 for _, c in curves) else ""))
+        colours = iter(SERIES * (1 + len(curves) // len(SERIES)))
+        for group, curve in curves:
+            steps, losses = smooth(curve)
+            label = keep_rate(group.keep) if _one_series(comparison) else f"{comparison.label(group)}, {group.keep:g}"
+            colour = INK if group.exact else next(colours)
+            axes.plot(steps, losses, color=colour, label=label, linewidth=1.4, zorder=3 if group.exact else 2)
+        values = [loss for _, curve in curves for loss in curve[1] if isfinite(loss) and loss > 0]
+        if values and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.margins(x=0.01)
+        axes.legend(title="keep rate" if _one_series(comparison) else None, title_fontsize=9, labelcolor=MUTED)
+        return _svg(figure, "loss", "Training loss against step")
+
+
+Curve = tuple[Sequence[int], Sequence[float]]
+
+
+def mean_curve(runs: Sequence[Run]) -> Curve | None:
+    """Loss curve averaged over runs at the steps that all of them logged, ``None`` if there are none."""
+    curves = [dict(zip(*run.loss_curve(), strict=True)) for run in runs]
+    curves = [curve for curve in curves if curve]
+    if not curves:
+        return None
+    steps = sorted(set.intersection(*map(set, curves)))
+    return (steps, [sum(curve[step] for curve in curves) / len(curves) for step in steps]) if steps else None
+
+
+def smooth(curve: Curve, points: int = 40) -> Curve:
+    """Running mean over a window that leaves about so many independent points; short curves stay as they are.
+
+    Example:
+        >>> smooth((range(4), [4.0, 2.0, 2.0, 0.0]), points=2)
+        ([1, 2, 3], [3.0, 2.0, 1.0])
+    """
+    steps, losses = curve
+    window = _window(curve, points)
+    sums = [sum(losses[end - window : end]) / window for end in range(window, len(losses) + 1)]
+    return list(steps[window - 1 :]), sums
+
+
+def _window(curve: Curve, points: int = 40) -> int:
+    return max(1, len(curve[0]) // points)
+
+
+def _comparable(comparison: Comparison) -> bool:
+    return len({group.keep for group in comparison.groups if group.finished}) > 1
+
+
+def _one_series(comparison: Comparison) -> bool:
+    return len({comparison.label(group) for group in comparison.groups if not group.exact}) <= 1
+
+
+def _series(comparison: Comparison) -> dict[str, list[Group]]:
+    """Finished groups that make one line: those of one label, and the exact group that belongs to them."""
+    series: dict[str, list[Group]] = {}
+    for group in comparison.groups:
+        if group.finished and not group.exact:
+            exact = comparison.exact(group)
+            series.setdefault(comparison.label(group), [exact] if exact else []).append(group)
+    drawn = {id(group) for groups in series.values() for group in groups}
+    for group in comparison.groups:
+        if group.finished and id(group) not in drawn:
+            series.setdefault(comparison.label(group), []).append(group)
+    return series
+
+
+def _relative(
+    comparison: Comparison, measure: Callable[[Group], Statistic | None]
+) -> Callable[[Group], Statistic | None]:
+    def relative(group: Group) -> Statistic | None:
+        exact = comparison.exact(group)
+        ours, theirs = measure(group), measure(exact) if exact else None
+        if ours is None or theirs is None or not theirs.mean:
+            return None
+        return Statistic.of(value / theirs.mean for value in ours.values)
+
+    return relative
+
+
+def _against_keep_rate(
+    axes: Axes,
+    comparison: Comparison,
+    measure: Callable[[Group], Statistic | None],
+    scale: float,
+    dots: bool = False,
+    values: Callable[[float], str] | None = None,
+) -> None:
+    series = _series(comparison)
+    keeps: set[float] = set()
+    for (label, groups), colour in zip(series.items(), SERIES * (1 + len(series) // len(SERIES)), strict=False):
+        points = [(g.keep, s) for g in groups if (s := measure(g)) is not None and isfinite(s.mean)]
+        points.sort(key=lambda point: point[0])
+        if not points:
+            continue
+        x = [keep for keep, _ in points]
+        y = [statistic.mean * scale for _, statistic in points]
+        spread = [(statistic.std or 0) * scale for _, statistic in points]
+        keeps.update(x)
+        axes.plot(x, y, color=colour, marker="o", markersize=5, label=label, zorder=3)
+        if any(spread):
+            axes.errorbar(x, y, spread, color=colour, fmt="none", capsize=3, linewidth=1.2, zorder=3)
+        for keep, statistic in points if dots else ():
+            if len(statistic.values) > 1:
+                runs = [value * scale for value in statistic.values]
+                axes.scatter([keep] * len(runs), runs, s=9, color=colour, alpha=0.4, linewidth=0, zorder=2)
+        if values is not None and len(series) == 1:
+            halo = [withStroke(linewidth=3, foreground=PAPER)]
+            above: Any = {"zorder": 4, "path_effects": halo} | {
+                "xytext": (0, 7),
+                "textcoords": "offset points",
+                "ha": "center",
+                "color": INK,
+                "fontsize": 9,
+            }
+            for keep, value in zip(x, y, strict=True):
+                axes.annotate(values(value), (keep, value), **above)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("keep rate")
+    axes.margins(x=0.12, y=0.15)
+    if len(keeps) <= 8:
+        axes.xaxis.set_major_locator(FixedLocator(sorted(keeps)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda keep, _: keep_rate(keep)))
+
+
+def _number(value: float) -> str:
+    return f"{value:.{decimals(value)}f}"
+
+
+def _legend(axes: Axes) -> None:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(labelcolor=MUTED, loc="best")
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Any:
+    """A figure of this many inches, drawn in the page's style without touching Matplotlib's global state."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """The figure as an SVG element without fixed size, fonts or colours; ids begin with the name, so several fit."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r"font-family:[^;\"]*;?", "", text)
+    text = re.sub(r"font: ([^;\"']*?)(\d+(?:\.\d+)?px) [^;\"]*", r"font-size: \2; font-weight: \1", text)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

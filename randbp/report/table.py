@@ -1,0 +1,100 @@
+"""The comparison as a table in the terminal."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .groups import Comparison, Group, Statistic
+from .units import BYTES, PERCENT, SECONDS, Unit, keep_rate, quantity, ratio
+
+COST_COLUMNS: tuple[tuple[str, str, tuple[Unit, ...]], ...] = (
+    ("step_seconds", "time per step", SECONDS),
+    ("held_bytes", "held for backward", BYTES),
+    ("peak_bytes", "peak memory", BYTES),
+)
+MISSING = "–"
+
+
+def accuracy_name(comparison: Comparison) -> str:
+    """The accuracy's name as a heading: ``test/accuracy`` becomes ``test accuracy``."""
+    return (comparison.accuracy or "test accuracy").replace("/", " ").replace("_", " ")
+
+
+Measure = tuple[Statistic | None, float | None, tuple[Unit, ...]]
+
+
+def measures(comparison: Comparison, group: Group) -> list[Measure]:
+    """Accuracy, then each of :data:`COST_COLUMNS`, of one group: statistic, ratio to exact, units."""
+
+    def accuracy(group: Group) -> Statistic | None:
+        return group.metric(comparison.accuracy or "")
+
+    found: list[Measure] = [(accuracy(group), comparison.ratio(group, accuracy), PERCENT)]
+    for cost, _, units in COST_COLUMNS:
+
+        def measure(group: Group, cost: str = cost) -> Statistic | None:
+            return group.cost(cost)
+
+        found.append((measure(group), comparison.ratio(group, measure), units))
+    return found
+
+
+def wants_labels(comparison: Comparison) -> bool:
+    """Whether keep rates alone do not tell the rows apart."""
+    labels = {comparison.label(group) for group in comparison.groups if not group.exact}
+    return len(labels) > 1 or any(group.settings for group in comparison.groups)
+
+
+def make_table(comparison: Comparison) -> Table:
+    """The table: one row per group, each measure with its ratio to exact backpropagation."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    told = wants_labels(comparison)
+    if told:
+        table.add_column("estimator", no_wrap=False)
+    table.add_column("keep rate", justify="right")
+    for heading in (accuracy_name(comparison), *(heading for _, heading, _ in COST_COLUMNS)):
+        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("", justify="right", no_wrap=True, style="cyan")
+    several = any(len(group.runs) > 1 for group in comparison.groups) or comparison.problems
+    if several:
+        table.add_column("runs", justify="right")
+    for group in comparison.groups:
+        cells: list[str | Text] = [comparison.label(group)] if told else []
+        cells.append(keep_rate(group.keep))
+        for statistic, relation, units in measures(comparison, group):
+            cells.append(MISSING if statistic is None else quantity(statistic.mean, statistic.std, units))
+            cells.append("" if relation is None else ratio(relation))
+        if several:
+            whole = len(group.finished) == len(group.runs)
+            count = str(len(group.runs)) if whole else f"{len(group.finished)} of {len(group.runs)}"
+            cells.append(Text(count, style="" if whole else "red"))
+        table.add_row(*cells)
+    return table
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+    """Print the table and, below it, what has to be known to read it."""
+    console.print(make_table(comparison))
+    for note in notes(comparison):
+        console.print(note, style="dim", highlight=False, markup=False)
+    for run in comparison.problems:
+        console.print(f"{run.name}: {run.problem}", style="red", highlight=False, markup=False)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What has to be known to read the table."""
+    found = []
+    if any(comparison.exact(group) for group in comparison.groups):
+        found.append("× is relative to exact backpropagation (keep rate 1).")
+    if missing := sum(comparison.exact(group) is None for group in comparison.groups):
+        rows = "these runs" if missing == len(comparison.groups) else f"{missing} of the rows"
+        found.append(f"No finished exact run (keep rate 1) stands beside {rows}, so ratios are left out.")
+    if any(len(group.finished) > 1 for group in comparison.groups):
+        found.append("± is the standard deviation over runs that differ only in their seed.")
+    if comparison.side_by_side:
+        found.append("Runs were under way at the same time on one machine: their times disturb each other.")
+    sources = {run.summary.get("cost", {}).get("peak_source") for run in comparison.runs if run.finished}
+    if texts := sorted(str(source) for source in sources if source):
+        found.append(f"Peak memory: {' / '.join(texts)}.")
+    return found

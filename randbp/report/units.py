@@ -1,0 +1,83 @@
+"""Numbers as people read them."""
+
+from collections.abc import Sequence
+from math import floor, isfinite, log10
+
+BYTES = ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"), (2**40, "TiB"))
+SECONDS = ((1e-6, "µs"), (1e-3, "ms"), (1, "s"))
+PERCENT = ((0.01, "%"),)
+Unit = tuple[float, str]
+
+
+def pick_unit(value: float, units: Sequence[Unit]) -> Unit:
+    """The largest unit that leaves at least one before the decimal point, the smallest for tiny values.
+
+    Example:
+        >>> pick_unit(3 * 2**20, BYTES)
+        (1048576, 'MiB')
+    """
+    return max((unit for unit in units if abs(value) >= unit[0]), default=units[0])
+
+
+def quantity(mean: float, std: float | None, units: Sequence[Unit]) -> str:
+    """A value with three significant digits, its spread if that shows at this precision, and its unit.
+
+    Example:
+        >>> quantity(0.0123456, 0.0004, SECONDS), quantity(96 * 2**20, None, BYTES)
+        ('12.3 ± 0.4 ms', '96.0 MiB')
+    """
+    size, symbol = pick_unit(mean, units)
+    if not isfinite(mean):
+        return str(mean)
+    digits = decimals(mean / size)
+    spread = "" if std is None else f" ± {std / size:.{digits}f}"
+    if spread and not float(spread[3:]):  # nothing of it would show
+        spread = ""
+    return f"{mean / size:.{digits}f}{spread} {symbol}"
+
+
+def interval(low: float, high: float, units: Sequence[Unit]) -> str:
+    """An interval in the unit of its upper end.
+
+    Example:
+        >>> interval(0.0098, 0.0123, SECONDS)
+        '9.8–12.3 ms'
+    """
+    size, symbol = pick_unit(high, units)
+    digits = decimals(high / size)
+    return f"{low / size:.{digits}f}–{high / size:.{digits}f} {symbol}"
+
+
+def decimals(value: float, significant: int = 3) -> int:
+    """Digits after the decimal point that show so many significant ones.
+
+    Example:
+        >>> decimals(12.3), decimals(0.0456), decimals(1234.0)
+        (1, 4, 0)
+    """
+    if value == 0 or not isfinite(value):
+        return significant - 1
+    return max(0, significant - 1 - floor(log10(abs(value))))
+
+
+def ratio(value: float) -> str:
+    """A ratio with two decimals.
+
+    Example:
+        >>> ratio(0.8149)
+        '0.81×'
+    """
+    return f"{value:.2f}×"
+
+
+def keep_rate(keep: float) -> str:
+    """A keep rate as a unit fraction where it is one.
+
+    Example:
+        >>> keep_rate(1.0), keep_rate(0.125), keep_rate(0.3)
+        ('1', '1/8', '0.3')
+    """
+    inverse = 1 / keep
+    if abs(inverse - round(inverse)) < 1e-6:
+        return "1" if round(inverse) == 1 else f"1/{round(inverse)}"
+    return f"{keep:g}"
