@@ -80,7 +80,7 @@ class TensorDropout(Callback):
         return {"settings": self._settings(), "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint stopped; settings are this callback's own, with a warning if they differ."""
+        """Go on counting where the checkpoint stopped; keep this callback's own settings, warning if they differ."""
         self._batches = state_dict["batches"]
         if state_dict["settings"] != self._settings():
             rank_zero_warn(
