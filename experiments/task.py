@@ -69,7 +69,7 @@ class Classification(LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/accuracy", self.train_accuracy.compute())
+        self.log("train/accuracy", self.train_accuracy.compute(), sync_dist=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "val", self.val_accuracy)

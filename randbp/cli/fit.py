@@ -29,7 +29,7 @@ from randbp.callbacks.monitor import CostMonitor
 from randbp.callbacks.random_state import RandomState
 
 from .errors import RunError, UsageError, condense, debugging, one_line
-from .loggers import WandbMode, make_loggers
+from .loggers import WandbMode, close_loggers, make_loggers
 from .run_folder import claim
 
 
@@ -85,6 +85,11 @@ class CLI(LightningCLI):
             parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
             args=list(args),
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands and the arguments of the Trainer's methods that are not options; we print results ourselves."""
+        return {name: skipped | {"verbose"} for name, skipped in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add randbp's own options."""
@@ -194,19 +199,16 @@ class CLI(LightningCLI):
     def _failure_on_file(self) -> Iterator[None]:
         """Keep the traceback of a failed run beside its metrics, and close W&B's run either way."""
         assert self.folder is not None
-        code = 1
+        failed = True
         try:
             yield
-            code = 0
+            failed = False
         except Exception as error:
             path = self.folder / "traceback.txt"
             path.write_text(traceback.format_exc())
             raise RunError(f"{one_line(error)} (traceback in {path})") from error
         finally:
-            if any(isinstance(logger, WandbLogger) for logger in self.trainer.loggers):
-                import wandb
-
-                wandb.finish(exit_code=code)
+            close_loggers(self.trainer.loggers, failed)
 
     def _has_test(self) -> bool:
         data: Any = self.model if self.datamodule is None else self.datamodule

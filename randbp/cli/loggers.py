@@ -2,11 +2,12 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -33,12 +34,27 @@ def make_loggers(root: Path, folder: Path, wandb: WandbMode) -> list[Logger]:
     if mode == "disabled":
         return loggers
     if importlib.util.find_spec("wandb") is None:
-        rank_zero_info("W&B is not installed (pip install wandb): metrics go to metrics.csv only")
+        note = "W&B is not installed (pip install wandb): metrics go to metrics.csv only"
+        rank_zero_only(print)(note, file=sys.stderr)
         return loggers
     import wandb as library
 
-    options: dict[str, Any] = {"settings": library.Settings(silent=mode == "offline")}
-    if not agent:  # not `offline=True`, for which WandbLogger changes the environment of whatever runs next
-        options["mode"] = wandb
+    # W&B keeps silent, because its many lines would come between ours; `close_loggers` says what matters.
+    library.setup(settings=library.Settings(silent=True))
+    # Not `offline=True`, for which WandbLogger changes the environment of whatever runs next.
+    options: dict[str, Any] = {} if agent else {"mode": wandb}
     project = os.environ.get("WANDB_PROJECT", "randbp")
     return [*loggers, WandbLogger(f"{name}/{folder.name}", save_dir=str(folder), project=project, **options)]
+
+
+def close_loggers(loggers: list[Logger], failed: bool) -> None:
+    """Finish W&B's run, if there is one, and print where it is."""
+    if not any(isinstance(logger, WandbLogger) for logger in loggers):
+        return
+    import wandb as library
+
+    if (run := library.run) is None:
+        return
+    place = f"wandb sync {Path(run.dir).parent}" if run.offline else run.url
+    run.finish(exit_code=int(failed))
+    print(f"W&B: {place}")

@@ -1,0 +1,151 @@
+"""W&B: what it records offline, and the sweep file as its agent would run it."""
+
+import csv
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
+
+from randbp.cli.main import main
+from tests.cli.test_fit import CONFIG
+
+ROOT = Path(__file__).parents[2]
+SWEEP = ROOT / "configs/sweeps/keep_rate.yaml"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder that looks like a checkout, with a configuration of seconds in place of the digits'."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/digits.yaml").write_text(yaml.safe_dump({**CONFIG, "name": "digits"}))
+    return tmp_path
+
+
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**clean, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def agent_command(assignment: dict[str, object]) -> list[str]:
+    """The command line that W&B's agent builds for one run of the sweep (`Agent._command_run`)."""
+    sweep = load_sweep_config(str(SWEEP))
+    arguments = {name: {"value": value} for name, value in assignment.items()}
+    macros = create_sweep_command_args({"args": arguments})
+    macros |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep["program"]]}
+    words: list[str] = []
+    for word in create_sweep_command(sweep["command"]):
+        words += macros[word[2:-1]] if word.startswith("${") else [word]
+    return words
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """The records of a ``.wandb`` file: LevelDB's log format after a header of seven bytes.
+
+    Blocks of 32 KiB hold pieces with checksum (4 bytes), length (2) and kind (1): whole, first, middle, last.
+    """
+    block, position, record = 32768, 7, b""
+    while position + 7 <= len(data):
+        if block - position % block < 7:  # padding
+            position += block - position % block
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
+def wandb_records(folder: Path) -> tuple[dict, list[dict]]:
+    """Configuration and history of the one offline run below a folder."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    config: dict = {}
+    history: list[dict] = []
+    for data in log_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for update in (*record.run.config.update, *record.config.update):
+            config[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            history.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items})
+    return config, history
+
+
+def test_the_sweep_file_covers_keep_rates_and_seeds():
+    sweep = load_sweep_config(str(SWEEP))
+    assert sweep["method"] == "grid"
+    parameters = {name: entry["values"] for name, entry in sweep["parameters"].items()}
+    assert parameters["tensor_dropout.weight_vjp.keep"] == [1, 0.5, 0.25, 0.125]
+    assert len(parameters["seed_everything"]) == 3
+    assert sweep["metric"] == {"name": "test/accuracy", "goal": "maximize"}
+
+
+def test_the_agents_command_runs_as_it_is(checkout):
+    words = agent_command({"seed_everything": 2, "tensor_dropout.weight_vjp.keep": 0.25})
+    assert words[:4] == ["/usr/bin/env", "python", "-m", "randbp.cli.main"]
+    run(words, checkout, WANDB_SWEEP_ID="abc123", WANDB_RUN_ID="run42", WANDB_MODE="offline")
+    folder = checkout / "runs/keep_rate/0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["estimators"]["weight_vjp"]["name"] == "Spatial"
+    assert summary["estimators"]["weight_vjp"]["keep"] == 0.25
+    assert summary["run"]["seed"] == 2
+    assert next((folder / "wandb").glob("offline-run-*")).name.endswith("run42")
+    config, history = wandb_records(folder)
+    assert config["tensor_dropout"]["weight_vjp"]["init_args"]["keep"] == 0.25
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    for metric in ("train/loss", "val/accuracy", "test/accuracy", "cost/held_bytes"):
+        recorded = [row[metric] for row in history if metric in row]
+        assert recorded == pytest.approx([float(row[metric]) for row in rows if row[metric]]), metric
+
+
+def test_under_an_agent_its_mode_counts(checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc123")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert main(["fit", "--config=configs/digits.yaml", "--wandb=offline", "--trainer.max_epochs=1"]) == 0
+    assert not list(checkout.glob("runs/*/*/wandb"))
+
+
+def test_without_wandb_a_note_and_the_csv_file(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    assert main(["fit", "--config=configs/digits.yaml", "--trainer.max_epochs=1"]) == 0
+    assert capsys.readouterr().err == "W&B is not installed (pip install wandb): metrics go to metrics.csv only\n"
+    assert (checkout / "runs/digits/0/metrics.csv").exists()
+
+
+def test_offline_runs_say_how_to_upload_them_and_end(checkout):
+    # Two runs in one process: the first one's W&B run must not swallow the second's metrics.
+    code = (
+        "import sys; from randbp.cli.main import main; "
+        "sys.exit(main(sys.argv[1:]) or main([*sys.argv[1:], '--seed_everything=1']))"
+    )
+    options = ["fit", "--config=configs/digits.yaml", "--trainer.max_epochs=1"]
+    done = run([sys.executable, "-c", code, *options], checkout)
+    assert done.stderr == ""
+    assert done.stdout.count("W&B: wandb sync runs/digits/") == 2
+    losses = []
+    for number in "01":
+        config, history = wandb_records(checkout / "runs/digits" / number)
+        assert config["seed_everything"] == int(number)
+        losses.append([row["train/loss"] for row in history if "train/loss" in row])
+    assert len(losses[0]) == len(losses[1]) == 4
+    assert losses[0] != losses[1]
