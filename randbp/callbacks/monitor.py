@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from randbp.diagnostics import (
     HeldTensors,
     PeakMemory,
+    ProcessorWait,
     StepTimer,
     describe_environment,
     held_for_backward,
@@ -76,6 +77,7 @@ class CostMonitor(Callback):
         self._path: Path | None = None
         self._timer: StepTimer | None = None
         self._peak: PeakMemory | None = None
+        self._wait: ProcessorWait | None = None
         self._held: HeldTensors | None = None
         self._hooks = ExitStack()
         self._held_bytes: int | None = None
@@ -91,7 +93,7 @@ class CostMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure."""
         device = trainer.strategy.root_device
-        self._timer, self._peak = StepTimer(device), PeakMemory(device)
+        self._timer, self._peak, self._wait = StepTimer(device), PeakMemory(device), ProcessorWait()
         self._steps, self._held_bytes, self._fit_began = 0, None, time.perf_counter()
         self.summary = {
             "format": SUMMARY_FORMAT,
@@ -199,7 +201,7 @@ class CostMonitor(Callback):
         self._hooks.close()
 
     def _costs(self) -> dict[str, Any]:
-        assert self._timer is not None and self._peak is not None
+        assert self._timer is not None and self._peak is not None and self._wait is not None
         seconds = self._timer.seconds()
         q25, median, q75 = quartiles(seconds) if seconds else (None, None, None)
         return {
@@ -207,6 +209,7 @@ class CostMonitor(Callback):
             "step_seconds_q25": q25,
             "step_seconds_q75": q75,
             "steps_timed": len(seconds),
+            "waiting_threads": self._wait.threads,
             "held_bytes": self._held_bytes,
             "peak_bytes": self._peak.bytes,
             "start_bytes": self._peak.start_bytes,

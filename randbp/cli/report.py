@@ -9,6 +9,8 @@ from rich.console import Console
 
 from randbp.report import compare, load_runs, print_table, write_page
 
+from .errors import UsageError
+
 PAGE = "report.html"
 
 
@@ -19,7 +21,10 @@ def main(argv: Sequence[str]) -> int:
         argv: The folder, and options.
 
     Returns:
-        The exit code: 0, also if some of the runs failed; 2 if there is no run.
+        The exit code 0, also if some of the runs failed.
+
+    Raises:
+        UsageError: If there is no run, or a summary cannot be read.
     """
     parser = argparse.ArgumentParser(
         prog="randbp report", description="Compare the runs below a folder: a table, and one HTML page."
@@ -30,8 +35,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         write_report(options.folder, make_console(), options.output)
     except (FileNotFoundError, ValueError) as error:
-        print(f"randbp report: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(str(error)) from error
     return 0
 
 

@@ -46,8 +46,9 @@ class Planned:
 
     @property
     def head(self) -> str:
-        """First line of the log: the command, without the Python that runs it."""
-        return f"$ {shlex.join(self.command[1:])}"
+        """First line of the log: the command."""
+        first = "python" if self.command[0] == sys.executable else self.command[0]
+        return f"$ {shlex.join((first, *self.command[1:]))}"
 
     def summary(self) -> dict[str, Any]:
         """The run's summary, empty while there is none."""

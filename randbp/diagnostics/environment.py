@@ -32,7 +32,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "lightning": _version("lightning"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "host": platform.node(),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": torch.get_num_threads(),

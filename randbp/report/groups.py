@@ -1,15 +1,16 @@
 """Runs that differ only in their seed, taken together and compared with exact backpropagation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from statistics import fmean, stdev
 
 from .runs import EXACT, Estimate, Run
 from .units import keep_rate
 
 LAYERS = "layers"
+DISTURBED = 0.1
+"""Threads waiting for a processor, on average, above which times are not to be trusted; alone it is about 0.01."""
 
 # Configuration in which runs may differ without being different experiments: where they write, seeds, and the
 # estimators, which the summary tells more plainly.
@@ -97,15 +98,17 @@ class Comparison:
     Args:
         groups: The groups.
         accuracy: Name of the metric that counts as accuracy, ``None`` if the runs have none.
+        strays: Runs that failed before it was known what they were.
     """
 
     groups: tuple[Group, ...]
     accuracy: str | None
+    strays: tuple[Run, ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """All runs."""
-        return tuple(run for group in self.groups for run in group.runs)
+        return (*(run for group in self.groups for run in group.runs), *self.strays)
 
     @property
     def problems(self) -> tuple[Run, ...]:
@@ -129,10 +132,9 @@ class Comparison:
         return any(group.input_vjp != EXACT for group in self.groups)
 
     @property
-    def side_by_side(self) -> bool:
-        """Whether two of the runs were under way at the same time on one machine."""
-        spans = sorted(span for run in self.runs if (span := run.span) is not None)
-        return any(this[0] == following[0] and following[1] < this[2] for this, following in pairwise(spans))
+    def disturbed(self) -> tuple[Run, ...]:
+        """The finished runs that had to share their processors with other work, so that their times mislead."""
+        return tuple(run for run in self.runs if run.finished and (run.cost("waiting_threads") or 0) > DISTURBED)
 
     def label(self, group: Group) -> str:
         """What tells a group from others except the keep rate of :attr:`Group.keep`: estimators and settings."""
@@ -162,13 +164,14 @@ class Comparison:
         return f"{estimate.name}({', '.join(told)})" if told else estimate.name
 
 
-def compare(runs: Iterable[Run]) -> Comparison:
+def compare(runs: Sequence[Run]) -> Comparison:
     """Group runs by estimators and settings.
 
     Settings are the classes of model and data and the entries of ``config.yaml`` in which the runs differ;
     the seed and the places written to do not count.
     """
-    runs = list(runs)
+    strays = tuple(run for run in runs if "run" not in run.summary)
+    runs = [run for run in runs if "run" in run.summary]
     settings = [_settings(run) for run in runs]
     if len({one[LAYERS] for one in settings if LAYERS in one}) == 1:  # exact runs have none, which is no difference
         for one in settings:
@@ -180,7 +183,7 @@ def compare(runs: Iterable[Run]) -> Comparison:
         members.setdefault((run.estimate("weight_vjp"), run.estimate("input_vjp"), told), []).append(run)
     groups = [Group(*key, tuple(group)) for key, group in members.items()]
     groups.sort(key=_order)
-    return Comparison(tuple(groups), _accuracy(runs))
+    return Comparison(tuple(groups), _accuracy(runs), strays)
 
 
 def _order(group: Group) -> tuple[object, ...]:

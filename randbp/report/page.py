@@ -35,7 +35,8 @@ MEASURED = (
 
 
 RUNS_NOTE = (
-    "<p class=note>Step: median time per step, with its quartiles over the timed steps. "
+    "<p class=note>Step: median time per step, with its quartiles over the timed steps. Waiting: threads that "
+    "found no free processor, on average; far above zero, other work on the machine disturbed the times. "
     "At start: memory in use when training began.</p>"
 )
 
@@ -135,6 +136,8 @@ def _problems(comparison: Comparison) -> str:
 
 
 def _main_table(comparison: Comparison) -> str:
+    if not comparison.groups:
+        return ""
     labelled = wants_labels(comparison)
     several = any(len(group.runs) > 1 for group in comparison.groups) or bool(comparison.problems)
     head = ["Estimator"] * labelled + ["Keep rate"]
@@ -172,7 +175,7 @@ def _figures(comparison: Comparison) -> str:
 
 def _runs_table(comparison: Comparison) -> str:
     head = ["Run", "Seed", "Epochs", accuracy_name(comparison).capitalize(), "Step", "Quartiles"]
-    head += ["Timed", "Held", "Peak", "At start", "Training"]
+    head += ["Timed", "Waiting", "Held", "Peak", "At start", "Training"]
     cells = "".join(f"<th{' class=text' if index == 0 else ''}>{escape(text)}</th>" for index, text in enumerate(head))
     rows = "".join(_run_row(comparison, run) for run in comparison.runs)
     return _scroll(f"<table class=runs><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>")
@@ -183,7 +186,7 @@ def _run_row(comparison: Comparison, run: Run) -> str:
         return MISSING if value is None else quantity(value, None, units)
 
     accuracy = run.metrics.get(comparison.accuracy or "")
-    timed = run.cost("steps_timed")
+    timed, waiting = run.cost("steps_timed"), run.cost("waiting_threads")
     low, high = run.cost("step_seconds_q25"), run.cost("step_seconds_q75")
     cells = [
         str(MISSING if run.seed is None else run.seed),
@@ -192,6 +195,7 @@ def _run_row(comparison: Comparison, run: Run) -> str:
         measured(run.cost("step_seconds"), SECONDS),
         MISSING if low is None or high is None else interval(low, high, SECONDS),
         MISSING if timed is None else f"{timed:.0f}",
+        MISSING if waiting is None else f"{waiting:.2f}",
         measured(run.cost("held_bytes"), BYTES),
         measured(run.cost("peak_bytes"), BYTES),
         measured(run.cost("start_bytes"), BYTES),
@@ -206,9 +210,11 @@ def _run_row(comparison: Comparison, run: Run) -> str:
 def _settings(comparison: Comparison) -> str:
     """Estimators of each group, and the configuration that all runs share."""
     rows = [
-        (name, sorted({_estimate(run, vjp) for run in comparison.runs}))
+        (name, sorted({_estimate(run, vjp) for group in comparison.groups for run in group.runs}))
         for vjp, name in (("weight_vjp", "Weight VJP"), ("input_vjp", "Input VJP"))
     ]
+    if not comparison.groups:
+        return ""
     text = "<h2>Settings</h2>" + _definitions((name, ", ".join(values)) for name, values in rows)
     configs = [run.config for run in comparison.runs if run.config]
     if configs:

@@ -63,7 +63,8 @@ def accuracy_plot(comparison: Comparison) -> str | None:
         axes.set_title(f"{accuracy_name(comparison).capitalize()}, %")
         _against_keep_rate(axes, comparison, lambda group: group.metric(name), scale=100, dots=True)
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0), min(high, 100.5))
+        room = max(0, 4 - (high - low)) / 2  # a span below four per cent would make noise look like a finding
+        axes.set_ylim(max(low - room, 0), min(high + room, 100.5))
         _legend(axes)
         return _svg(figure, "accuracy", axes.get_title())
 

@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,15 +55,6 @@ class Run:
     def seed(self) -> int | None:
         """Seed of the run."""
         return self.summary.get("run", {}).get("seed")
-
-    @property
-    def span(self) -> tuple[str, datetime, datetime] | None:
-        """Machine, beginning and end of the run, ``None`` if they are not known."""
-        host = self.summary.get("environment", {}).get("host")
-        started, updated = self.summary.get("started"), self.summary.get("updated")
-        if host is None or started is None or updated is None:
-            return None
-        return host, datetime.fromisoformat(started), datetime.fromisoformat(updated)
 
     @cached_property
     def metrics(self) -> dict[str, float]:

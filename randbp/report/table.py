@@ -75,7 +75,8 @@ def make_table(comparison: Comparison) -> Table:
 
 def print_table(comparison: Comparison, console: Console) -> None:
     """Print the table and, below it, what has to be known to read it."""
-    console.print(make_table(comparison))
+    if comparison.groups:
+        console.print(make_table(comparison))
     for note in notes(comparison):
         console.print(note, style="dim", highlight=False, markup=False)
     for run in comparison.problems:
@@ -92,8 +93,9 @@ def notes(comparison: Comparison) -> list[str]:
         found.append(f"No finished exact run (keep rate 1) stands beside {rows}, so ratios are left out.")
     if any(len(group.finished) > 1 for group in comparison.groups):
         found.append("± is the standard deviation over runs that differ only in their seed.")
-    if comparison.side_by_side:
-        found.append("Runs were under way at the same time on one machine: their times disturb each other.")
+    if disturbed := comparison.disturbed:
+        which = "all runs" if len(disturbed) == len(comparison.runs) else ", ".join(run.name for run in disturbed)
+        found.append(f"Other work took processors from {which}: do not trust the times.")
     sources = {run.summary.get("cost", {}).get("peak_source") for run in comparison.runs if run.finished}
     if texts := sorted(str(source) for source in sources if source):
         found.append(f"Peak memory: {' / '.join(texts)}.")

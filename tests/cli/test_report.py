@@ -1,0 +1,316 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from rich.console import Console
+
+from randbp.cli.main import main
+from randbp.report import compare, load_runs, print_table
+from randbp.report.groups import Comparison, Group
+from randbp.report.page import make_page
+from randbp.report.plots import mean_curve
+from randbp.report.table import notes
+
+MIB = 2**20
+
+
+def write_run(folder: Path, keep: float | None = 1.0, seed: int = 0, **changes: Any) -> None:
+    """A run's folder as a training run leaves it, with costs that depend on keep rate and seed."""
+    folder.mkdir(parents=True)
+    share = 1.0 if keep is None else keep
+    cost = {
+        "step_seconds": (0.05 + 0.05 * share) * (1 + 0.1 * seed),
+        "step_seconds_q25": 0.04,
+        "step_seconds_q75": 0.2,
+        "steps_timed": 95,
+        "waiting_threads": 0.01,
+        "held_bytes": round((10 + 30 * share) * MIB),
+        "peak_bytes": 600 * MIB + seed * MIB,
+        "start_bytes": 490 * MIB,
+        "peak_source": "peak resident set of the process, libraries included",
+    }
+    estimator = {"name": "Spatial", "keep": share, "per_example": True, "center": True}
+    summary: dict[str, Any] = {
+        "format": 1,
+        "status": "finished",
+        "error": None,
+        "started": "2026-01-02T03:04:05+00:00",
+        "run": {"model": "nets.Net", "data": "sets.Digits", "parameters": 1234, "batch_size": 32, "seed": seed},
+        "estimators": {"weight_vjp": estimator, "input_vjp": {"name": "Exact", "keep": 1.0}, "layers": None},
+        "progress": {"epochs": 3, "max_epochs": 3, "steps": 30},
+        "cost": cost,
+        "metrics": {"val/accuracy": 0.5, "test/accuracy": 0.9004 - 0.1 * (1 - share) + 0.01 * seed},
+        "environment": {"torch": "2.13.0", "device": "cpu"},
+        "fit_seconds": 12.5,
+    }
+    if keep is None:
+        summary["estimators"] = None
+    for key, value in changes.items():
+        summary[key] = summary[key] | value if isinstance(value, dict) else value
+    (folder / "summary.json").write_text(json.dumps(summary))
+    steps = range(0, 300, 3)
+    pandas.DataFrame({"step": steps, "train/loss": [2.0 / (1 + step) + seed for step in steps]}).to_csv(
+        folder / "metrics.csv", index=False
+    )
+
+
+def by_keep(comparison: Comparison) -> dict[float, Group]:
+    return {group.keep: group for group in comparison.groups}
+
+
+def printed(comparison: Comparison) -> str:
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_table(comparison, console)
+    return console.export_text()
+
+
+class Checker(HTMLParser):
+    """Collects what a page refers to, its ids, and whether its elements are closed in order."""
+
+    VOID = frozenset({"meta", "br", "!doctype"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self._attributes(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._attributes(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def _attributes(self, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "srcset", "action", "xlink:href"):
+                self.targets.append(value or "")
+            self.targets += re.findall(r"url\(([^)]*)\)", value or "")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    folder = tmp_path / "keep rates"
+    for keep in (1.0, 0.5, 0.125):
+        for seed in range(3):
+            write_run(folder / f"keep={keep}-seed={seed}", keep, seed)
+    return folder
+
+
+def test_means_spreads_and_ratios_agree_with_pandas(sweep: Path) -> None:
+    comparison = compare(load_runs(sweep))
+    rows = []
+    for path in sweep.glob("*/summary.json"):
+        summary = json.loads(path.read_text())
+        keep = summary["estimators"]["weight_vjp"]["keep"]
+        costs = {name: summary["cost"][name] for name in ("step_seconds", "held_bytes", "peak_bytes")}
+        rows.append({"keep": keep, "accuracy": summary["metrics"]["test/accuracy"], **costs})
+    table = pandas.DataFrame(rows).groupby("keep").agg(["mean", "std"])
+    assert [group.keep for group in comparison.groups] == [1.0, 0.5, 0.125]
+    for group in comparison.groups:
+        for name in ("accuracy", "step_seconds", "held_bytes", "peak_bytes"):
+
+            def measure(g: Group, name: str = name) -> Any:
+                return g.metric("test/accuracy") if name == "accuracy" else g.cost(name)
+
+            expected = table.loc[group.keep, name]
+            assert measure(group).mean == pytest.approx(expected["mean"])
+            assert measure(group).std == pytest.approx(expected["std"])
+            relative = expected["mean"] / table.loc[1.0, name]["mean"]
+            assert comparison.ratio(group, measure) == pytest.approx(relative)
+
+
+def test_printed_table(sweep: Path) -> None:
+    lines = printed(compare(load_runs(sweep))).splitlines()
+    row = next(line for line in lines if line.strip().startswith("1/8"))
+    told = "1/8 82.3 ± 1.0 % 0.90× 61.9 ± 5.6 ms 0.56× 13.8 MiB 0.34× 601 ± 1 MiB 1.00× 3"
+    assert " ".join(row.split()) == told
+    assert any("standard deviation" in line for line in lines)
+    assert any("libraries included" in line for line in lines)
+
+
+def test_page_stands_alone(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(sweep)]) == 0
+    out = capsys.readouterr().out
+    assert f"report in {sweep / 'report.html'}" in out
+    page = (sweep / "report.html").read_text()
+    checked = Checker(page)
+    assert checked.open == []
+    assert all(target.startswith("#") for target in checked.targets)
+    assert "http" not in page and "@import" not in page
+    assert len(checked.ids) == len(set(checked.ids))
+    assert {target[1:] for target in checked.targets} <= set(checked.ids)
+    assert page.count("<svg") == 5  # accuracy, loss, three costs
+    assert not re.search(r"#00000[0-9]|#0000a[0-9]", page)  # every colour comes from the page
+    text = " ".join(checked.text)
+    for told in ("keep rates", "1/8", "0.34×", "82.3 ± 1.0 %", "1,234 parameters", "2 January 2026", "61.9 ± 5.6 ms"):
+        assert told in text, told
+    assert main(["report", str(sweep)]) == 0  # and once more over the earlier page
+    assert (sweep / "report.html").read_text() == page
+
+
+def test_without_an_exact_run_ratios_are_left_out(tmp_path: Path) -> None:
+    for keep in (0.5, 0.25):
+        write_run(tmp_path / f"keep={keep}", keep)
+    comparison = compare(load_runs(tmp_path))
+    text = printed(comparison)
+    assert "×" not in text
+    assert "ratios are left out" in text
+    page = make_page(comparison, "no exact")
+    assert "ratio to exact" not in page and "Held for backward, MiB" in page
+    assert "×" not in "".join(Checker(page).text)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.25, None])
+def test_a_single_run(tmp_path: Path, keep: float | None) -> None:
+    write_run(tmp_path / "only", keep)
+    for folder in (tmp_path, tmp_path / "only"):
+        comparison = compare(load_runs(folder))
+        assert len(comparison.groups) == 1
+        assert comparison.groups[0].exact == (keep != 0.25)
+        page = make_page(comparison, "one")
+        assert page.count("<svg") == 1  # the loss curve; one point makes no curve over keep rates
+        assert Checker(page).open == []
+
+
+def test_failed_runs_do_not_count_and_are_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 1.0)
+    write_run(tmp_path / "b", 0.5, seed=0)
+    write_run(
+        tmp_path / "c", 0.5, seed=1, status="failed", error="RuntimeError: <boom>", metrics={"test/accuracy": 0.0}
+    )
+    write_run(tmp_path / "d", 0.25, status="running", cost={"held_bytes": None, "step_seconds": None})
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "summary.json").write_text('{"format": 1, "status": "failed", "error": "no such data"}')
+    comparison = compare(load_runs(tmp_path))
+    half = by_keep(comparison)[0.5].metric("test/accuracy")
+    assert half is not None and half.values == (pytest.approx(0.8504),)
+    text = printed(comparison)
+    assert "1 of 2" in text and "0 of 1" in text
+    assert "c: RuntimeError: <boom>" in text
+    assert "d: still running" in text
+    assert "e: no such data" in text
+    page = make_page(comparison, "failures")
+    assert Checker(page).open == []
+    assert "&lt;boom&gt;" in page and "<boom>" not in page
+
+
+def test_only_failures(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "summary.json").write_text('{"format": 1, "status": "failed", "error": "no such data"}')
+    comparison = compare(load_runs(tmp_path))
+    assert "a: no such data" in printed(comparison)
+    assert Checker(make_page(comparison, "failures")).open == []
+
+
+def test_other_settings_are_not_taken_for_seeds(tmp_path: Path) -> None:
+    for rate in ("0.1", "0.01"):
+        for keep in (1.0, 0.5):
+            folder = tmp_path / f"lr={rate}-keep={keep}"
+            write_run(folder, keep, metrics={"test/accuracy": 0.9 if rate == "0.1" else 0.6})
+            (folder / "config.yaml").write_text(
+                f"seed_everything: {keep}\nname: {rate}\ntensor_dropout: {{weight_vjp: {{keep: {keep}}}}}\n"
+                f"model: {{init_args: {{lr: {rate}, schedule: {{warmup: {rate}}}}}}}\n"
+            )
+    comparison = compare(load_runs(tmp_path))
+    assert [(group.keep, dict(group.settings)) for group in comparison.groups] == [
+        (1.0, {"model.init_args.lr": "0.01"}),
+        (0.5, {"model.init_args.lr": "0.01"}),
+        (1.0, {"model.init_args.lr": "0.1"}),
+        (0.5, {"model.init_args.lr": "0.1"}),
+    ]
+    for group in comparison.groups:
+        exact = comparison.exact(group)
+        assert exact is not None and exact.settings == group.settings
+    assert "Spatial · lr 0.1" in printed(comparison)
+
+
+def test_estimators_and_layers_are_told_apart(tmp_path: Path) -> None:
+    half = {"keep": 0.5, "per_example": True}
+    estimators: list[dict[str, Any]] = [
+        {"weight_vjp": {"name": "Spatial", **half, "center": True}},
+        {"weight_vjp": {"name": "Spatial", **half, "center": False}},
+        {"weight_vjp": {"name": "Spatial", "keep": 1.0}, "input_vjp": {"name": "Channels", "keep": 0.5}},
+        {"weight_vjp": {"name": "Axes", "keep": 0.5}, "input_vjp": {"name": "Axes", "keep": 0.5}},
+        {"weight_vjp": {"name": "Axes", "keep": 0.5}, "layers": "features.*"},
+    ]
+    for index, estimator in enumerate(estimators):
+        write_run(tmp_path / str(index), 0.5, estimators=estimator)
+    write_run(tmp_path / "none", None)
+    comparison = compare(load_runs(tmp_path))
+    assert {comparison.label(group) for group in comparison.groups} == {
+        "exact",
+        "Spatial(center=True) (weight VJP) · layers all",
+        "Spatial(center=False) (weight VJP) · layers all",
+        "Channels (input VJP) · layers all",
+        "Axes (both VJPs) · layers all",
+        "Axes (weight VJP) · layers features.*",
+    }
+    assert all(comparison.exact(group) is not None for group in comparison.groups)
+    assert Checker(make_page(comparison, "estimators")).open == []
+
+
+def test_disturbed_times_are_pointed_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "quiet", 1.0)
+    write_run(tmp_path / "busy", 0.5, cost={"waiting_threads": 0.7})
+    text = " ".join(notes(compare(load_runs(tmp_path))))
+    assert "Other work took processors from busy: do not trust the times." in text
+
+
+def test_diverged_runs_make_a_page(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 1.0)
+    write_run(tmp_path / "b", 0.5, metrics={"test/accuracy": "nan"})
+    (tmp_path / "b" / "metrics.csv").write_text("step,train/loss\n0,2.0\n1,inf\n2,nan\n")
+    page = make_page(compare(load_runs(tmp_path)), "diverged")
+    assert Checker(page).open == []
+    assert "nan" in page
+
+
+def test_loss_curve_is_the_mean_over_seeds(sweep: Path) -> None:
+    group = by_keep(compare(load_runs(sweep)))[0.5]
+    curve = mean_curve(group.runs)
+    assert curve is not None
+    assert curve[0] == list(range(0, 300, 3))
+    assert curve[1][10] == pytest.approx(2.0 / 31 + 1.0)
+
+
+def test_evaluations_and_hidden_folders_are_no_runs(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 1.0)
+    write_run(tmp_path / "test-0", 1.0, status="finished")
+    summary = json.loads((tmp_path / "test-0" / "summary.json").read_text())
+    del summary["cost"]
+    (tmp_path / "test-0" / "summary.json").write_text(json.dumps(summary))
+    write_run(tmp_path / ".unfinished" / "b", 1.0)
+    assert [run.name for run in load_runs(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_what_cannot_be_reported_is_said_in_one_line(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    if content is not None:
+        folder.mkdir()
+    if content:
+        (folder / "summary.json").write_text(content)
+    assert main(["report", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and str(folder) in message
+    assert not (folder / "report.html").exists()
