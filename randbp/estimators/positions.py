@@ -107,7 +107,7 @@ def flat_positions(grid: PositionClass, patterns: tuple[IndexPattern, ...], devi
     for pattern, coordinates in zip(patterns, grid.positions, strict=True):
         size = pattern.input_size if grid.side == "input" else pattern.output_size
         flat = (flat[:, None] * size + torch.tensor(coordinates, dtype=torch.long)).flatten()
-    return flat.to(device)
+    return flat.to(device, non_blocking=True)
 
 
 def partner_table(grid: PositionClass, patterns: tuple[IndexPattern, ...], device: torch.device) -> Tensor:
@@ -127,7 +127,7 @@ def partner_table(grid: PositionClass, patterns: tuple[IndexPattern, ...], devic
         shape = (table.shape[0] * len(kernels), table.shape[1] * len(coordinates))
         table = (table[:, None, :, None] * size + partner[None, :, None, :]).reshape(shape)
         valid = (valid[:, None, :, None] & exists[None, :, None, :]).reshape(shape)
-    return torch.where(valid, table, prod(sizes)).to(device)
+    return torch.where(valid, table, prod(sizes)).to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,48 @@
+"""On a GPU: the same promises, and no waiting for the device."""
+
+import pytest
+import torch
+from torch import nn
+
+import randbp
+from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
+from randbp.functional import conv
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+ESTIMATORS = [Spatial(0.25), Spatial(0.25, center=False), Axes(0.25), Channels(0.25), Batch(0.25)]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_unbiased_on_the_gpu(estimator: Estimator, stride: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.rand(6, 4, 6, 6, device="cuda", dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.rand(3, 4, 3, 3, device="cuda", dtype=torch.float64, generator=generator, requires_grad=True)
+    exact = torch.autograd.grad(nn.functional.conv2d(x, weight, None, stride, 1).square().sum(), (weight, x))
+    input_vjp = Exact() if isinstance(estimator, Batch) else estimator
+    draws: list[list[torch.Tensor]] = [[], []]
+    for _ in range(500):
+        y = conv(x, weight, None, stride, 1, weight_vjp=estimator, input_vjp=input_vjp, generator=generator)
+        for kept, grad in zip(draws, torch.autograd.grad(y.square().sum(), (weight, x)), strict=True):
+            kept.append(grad)
+    for kept, expected in zip(draws, exact, strict=True):
+        stack = torch.stack(kept)
+        z = (stack.mean(0) - expected).abs() / (stack.std(0) / 500**0.5).clamp_min(1e-9 * expected.abs().max())
+        assert z.max() < 6  # Bonferroni over 972 entries: error probability 2e-6
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+def test_nothing_waits_for_the_device_and_global_state_stays(estimator: Estimator) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2)).cuda()
+    x = torch.randn(16, 8, 16, 16, device="cuda")
+    input_vjp = Exact() if isinstance(estimator, Batch) else estimator
+    with randbp.randomize(model, estimator, input_vjp):
+        model(x).square().sum().backward()  # index tables are built once per layer geometry
+        before = torch.cuda.get_rng_state()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(x).square().sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(torch.cuda.get_rng_state(), before)
