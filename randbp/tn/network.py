@@ -183,7 +183,7 @@ class TensorNetwork:
 
         Example:
             >>> from randbp import tn
-            >>> tn.unfold(tn.ConvSpec((2, 3, 8), 4, 3)).group(("n", "o1"), ("c",), ("k1",)).output_shape
+            >>> tn.unfold(tn.ConvSpec((2, 3, 8), 4, 3)).group(("n", "o1"), ("g", "c"), ("k1",)).output_shape
             (12, 3, 3)
         """
         from .moves import group
@@ -204,7 +204,7 @@ class TensorNetwork:
             >>> first = tn.conv(tn.ConvSpec((2, 3, 8), 4, 3)).rename(slots={"weight": "weight1"})
             >>> second = tn.conv(tn.ConvSpec((2, 4, 6), 5, 3))
             >>> second.compose(first, into="input").slots
-            {'input': (2, 3, 8), 'weight1': (4, 3, 3), 'weight': (5, 4, 3)}
+            {'weight': (5, 4, 3), 'input': (2, 3, 8), 'weight1': (4, 3, 3)}
         """
         from .compose import compose
 
@@ -328,7 +328,7 @@ class TensorNetwork:
 
         naive: NaiveEinsum = NaiveEinsum(self)
         given = {**(operands or {}), **tensors}
-        return naive.arguments(given) if given else naive
+        return naive.arguments(given) if given or set(self.slots) <= set(self.bound) else naive
 
     def draw(self, ax: Any = None, title: str | None = None) -> Any:
         """A diagram of the network (needs matplotlib and networkx); returns the matplotlib figure."""

@@ -11,7 +11,7 @@ from .execute.layout import Value
 from .execute.lowering import Lowering
 from .execute.program import Program
 from .network import TensorNetwork
-from .nodes import Operand
+from .nodes import Operand, Pattern
 from .path import Path, PatternAware
 from .relations import Problem, Windows, problem
 
@@ -111,7 +111,8 @@ def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> P
     through the pattern) or apart (scatter first, then convolve).
     """
     slots = tuple(net.slots)
-    if any(size == 0 for size in net.sizes.values()) or 0 in net.output_shape:
+    vanishing = any(isinstance(node, Pattern) and node.pattern.nonzeros == 0 for node in net.nodes)
+    if vanishing or 0 in net.sizes.values() or 0 in net.output_shape:
         program = Program(len(slots))
         program.finish(program.emit(kernels.zeros, (), net.output_shape, dtype, device))
         return Plan(str(net), slots, [], (), program)

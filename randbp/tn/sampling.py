@@ -49,7 +49,7 @@ def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str
         >>> spec = tn.ConvSpec((2, 3, 8, 8), 4, 3, padding=1)
         >>> net = tn.sampled(tn.weight_vjp(spec), {"i1 i2": tn.Sample(16, per_example=True)}, stored=("input",))
         >>> net.slots
-        {'input': (2, 3, 16), 'i1 i2 index': (2, 16), 'output_grad': (2, 4, 8, 8)}
+        {'input': (2, 3, 16), 'output_grad': (2, 4, 8, 8), 'i1 i2 index': (2, 16)}
     """
     for slot in stored:
         check_slot(net, slot, "subsample")

@@ -49,7 +49,7 @@ def _without(net: TensorNetwork, node: Pattern) -> TensorNetwork | None:
     if len(terms) == 1 and terms[0][1] == 1 and pattern.padding == 0 and pattern.input_size == net.sizes[terms[0][0]]:
         return _joined(net, rest, node.i, terms[0][0])
     if node.i in net.open_legs:
-        if holders:
+        if holders or {leg for leg, _ in terms} & set(net.open_legs):
             return None
         return replace(net, nodes=rest, output=_replaced(net.output, node.i, terms, -pattern.padding))
     if len(holders) != 1 or not isinstance(holders[0], Operand):

@@ -19,6 +19,7 @@ class ConvSpec:
         kernel_size: Kernel size per dimension.
         stride: Stride per dimension.
         padding: Zeros on both sides per dimension, a pair ``(left, right)`` per dimension, ``"valid"`` or ``"same"``.
+            A negative right side leaves that many inputs at the end out.
         dilation: Dilation per dimension.
         groups: Number of groups; divides both channel numbers.
 
@@ -165,8 +166,8 @@ def _padding_pairs(
         return tuple((total // 2, total - total // 2) for total in totals)
     if not isinstance(padding, int) and padding and all(isinstance(p, tuple) for p in padding):
         pairs = tuple((int(p[0]), int(p[1])) for p in padding if isinstance(p, tuple) and len(p) == 2)
-        if len(pairs) != dims or any(min(pair) < 0 for pair in pairs):
-            raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers >= 0")
+        if len(pairs) != dims or any(left < 0 for left, _ in pairs):
+            raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers, left >= 0")
         return pairs
     sides = per_dimension("padding", padding, dims, minimum=0)  # type: ignore[arg-type]
     return tuple((p, p) for p in sides)

@@ -97,6 +97,8 @@ class Builder:
     def sum(self, value: Value, legs: Iterable[str]) -> Value:
         """The value summed over some legs; legs it lacks count as repeated."""
         gone = set(legs)
+        if not gone:
+            return value
         keep = tuple(leg for leg in value.legs if leg not in gone)
         missing = self.volume(gone - set(value.legs))
         if missing > 1:

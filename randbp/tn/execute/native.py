@@ -65,7 +65,7 @@ def weight_gradient(patterns: tuple[IndexPattern, ...], groups: int, weight_shap
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
-        w = x.new_empty(1).expand(weight_shape)
+        w = x.new_empty(weight_shape)  # only its shape is read
         return _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
 
     return kernel
@@ -79,7 +79,7 @@ def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tup
     none, mask = geometry.no_output_padding, [True, False, False]
 
     def kernel(w: Tensor, y: Tensor) -> Tensor:
-        x = y.new_empty(1).expand(shape)
+        x = y.new_empty(1).expand(shape)  # only its shape is read
         x = _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[0]
         return pad_zeros(x, geometry.crop) if geometry.explicit else x
 
