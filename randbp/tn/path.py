@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from opt_einsum.paths import PathOptimizer
 
 from .cost import Cost, CostModel
+from .nodes import Operand
 from .relations import Problem, Windows
 
 Path = list[tuple[int, ...]]
@@ -164,6 +165,35 @@ class PatternAware(PathOptimizer):
                     out = self.needed(left | right)
                     item = self.items[relation.bit_length() - 1]
                     yield Move((a, b), out, self.model.relation(tensor, item, out))  # type: ignore[arg-type]
+
+    def join(self, state: list[tuple[int, int, bool]], positions: tuple[int, ...]) -> Move:
+        """The step that joins the items at some positions: two tensors, a relation, or a relation between tensors."""
+        mask = 0
+        for position in positions:
+            mask |= state[position][0]
+        out = self.needed(mask)
+        legs = [state[position][1] for position in positions if state[position][2]]
+        relations = [self.items[state[p][0].bit_length() - 1] for p in positions if not state[p][2]]
+        cost: Cost | None = None
+        if len(legs) == 2 and not relations:
+            cost = self.model.product(legs[0], legs[1], out)
+        elif len(legs) == 1 and len(relations) == 1 and not isinstance(relations[0], Operand):
+            cost = self.model.relation(legs[0], relations[0], out)
+        elif len(legs) == 2 and len(relations) == 1 and isinstance(relations[0], Windows):
+            cost = self.model.convolution(legs[0], relations[0], legs[1], out)
+        if cost is None:
+            raise ValueError(f"path: no step joins the items at positions {positions}")
+        return Move(positions, out, cost)
+
+    def cost(self, path: Path) -> list[Cost]:
+        """Cost of every step of a path."""
+        state = self.start()
+        costs = []
+        for positions in path:
+            move = self.join(state, positions)
+            costs.append(move.cost)
+            state = self.advance(state, move)
+        return costs
 
     @staticmethod
     def advance(state: list[tuple[int, int, bool]], move: Move) -> list[tuple[int, int, bool]]:

@@ -13,7 +13,7 @@ from .execute.program import Program
 from .network import TensorNetwork
 from .nodes import Operand, Pattern
 from .path import Path, PatternAware
-from .relations import Problem, Windows, problem
+from .relations import Problem, Relation, Windows, problem
 
 NATIVE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -122,27 +122,12 @@ def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> P
         for merge in (False, True) if net.index_slots else (True,):
             search = PatternAware(_with_tensor(problem(form, merge)), native)
             path = search()
-            time = total_time(search, path)
+            time = sum(cost.time for cost in search.cost(path))
             if best is None or time < best[0]:
                 best = (time, form, search, path)
     assert best is not None
     _, form, search, path = best
     return _lowered(net, form, search, path, slots, dtype, device)
-
-
-def total_time(search: PatternAware, path: Path) -> float:
-    """Estimated time of a path."""
-    return sum(cost.time for _, cost in walk(search, path))
-
-
-def walk(search: PatternAware, path: Path):  # type: ignore[no-untyped-def]
-    """Per step of a path, the positions it joins and its cost."""
-    state = search.start()
-    for positions in path:
-        matches = [m for m in search.moves(state) if set(m.items) == set(positions)]
-        move = min(matches, key=lambda m: m.cost.time)
-        yield move, move.cost
-        state = search.advance(state, move)
 
 
 def _forms(net: TensorNetwork) -> list[TensorNetwork]:
@@ -169,7 +154,7 @@ def _lowered(
     program = Program(len(slots))
     register = {slot: index for index, slot in enumerate(slots)}
     lowering = Lowering(program, form.sizes, register)
-    items: list[tuple[Value | None, object, str]] = []
+    items: list[tuple[Value | None, Relation | None, str]] = []
     for tensor in search.problem.tensors:
         if tensor.slot in register:
             items.append((lowering.builder.load(register[tensor.slot], tensor), None, tensor.slot))
@@ -181,36 +166,26 @@ def _lowered(
     steps: list[Step] = []
     for positions in path:
         joined = [items[position] for position in positions]
-        mask = 0
-        for position in positions:
-            mask |= state[position][0]
-        out_mask = search.needed(mask)
-        out = frozenset(leg for bit, leg in names.items() if bit & out_mask)
+        move = search.join(state, positions)
+        out = frozenset(leg for bit, leg in names.items() if bit & move.legs)
         tensors = [value for value, _, _ in joined if value is not None]
         relations = [relation for _, relation, _ in joined if relation is not None]
-        legs = [state[p][1] for p in positions if state[p][2]]
-        if len(tensors) == 2 and relations:
-            relation = relations[0]
-            assert isinstance(relation, Windows)
-            roles = search.model.convolution_roles(legs[0], relation, legs[1], out_mask)
-            cost = search.model.convolution(legs[0], relation, legs[1], out_mask)
-            assert roles is not None
-            lowered = lowering.convolution(tensors[0], tensors[1], roles, relation.patterns, out)
-        elif len(tensors) == 2:
-            cost = search.model.product(legs[0], legs[1], out_mask)
+        if not relations:
             lowered = lowering.product(tensors[0], tensors[1], out)
+        elif len(tensors) == 1:
+            lowered = lowering.relation(tensors[0], relations[0], out)
         else:
-            cost = search.model.relation(legs[0], relations[0], out_mask)  # type: ignore[arg-type]
-            lowered = lowering.relation(tensors[0], relations[0], out)  # type: ignore[arg-type]
-        assert cost is not None
+            between = relations[0]
+            left, right = (state[position][1] for position in positions if state[position][2])
+            roles = search.model.convolution_roles(left, between, right, move.legs)  # type: ignore[arg-type]
+            assert roles is not None and isinstance(between, Windows)
+            lowered = lowering.convolution(tensors[0], tensors[1], roles, between.patterns, out)
         name = f"#{len(steps) + 1}"
-        parts = ", ".join(text for _, _, text in joined)
-        steps.append(
-            Step(f"{parts} → {' '.join(sorted(out))}", lowered.kernel, cost.multiplications, cost.size * dtype.itemsize)
-        )
-        keep = [index for index in range(len(items)) if index not in positions]
-        items = [items[index] for index in keep] + [(lowered.value, None, name)]
-        state = [state[index] for index in keep] + [(mask, out_mask, True)]
+        expression = f"{', '.join(text for _, _, text in joined)} → {' '.join(sorted(out))}"
+        cost = move.cost
+        steps.append(Step(expression, lowered.kernel, cost.multiplications, cost.size * dtype.itemsize))
+        items = [item for index, item in enumerate(items) if index not in positions] + [(lowered.value, None, name)]
+        state = search.advance(state, move)
     value = items[0][0]
     assert value is not None
     value = lowering.builder.sum(value, [leg for leg in value.legs if leg not in form.open_legs])
