@@ -39,6 +39,7 @@ from .operations.transposed import (
 from .pattern import IndexPattern
 from .plan import Plan, Step
 from .plan_cache import CacheInfo, PlanCache, cache
+from .report import PathReport
 from .sampling import Sample, sampled
 from .spec import ConvSpec, transposed_spec
 
@@ -48,6 +49,7 @@ __all__ = [
     "ConvSpec",
     "IndexPattern",
     "Operand",
+    "PathReport",
     "Pattern",
     "Plan",
     "PlanCache",
