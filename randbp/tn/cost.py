@@ -114,6 +114,51 @@ class CostModel:
             return None  # a leg of one tensor alone that is summed: sum it first
         return found[0], found[1]
 
+    def lookup_product(self, left: int, relation: Lookup, right: int, out: int) -> Cost | None:
+        """Two tensors joined by a selection, row by row (see `execute.rows`); None if they do not fit."""
+        form = self.lookup_form(left, relation, right, out)
+        if form is None:
+            return None
+        kind, left_is_rows = form
+        tensor, rows = (right, left) if left_is_rows else (left, right)
+        positions, size = self.encode(relation.determined), self.volume(out)
+        passing = self.encode((relation.selection.sample, *relation.enumerated))
+        whole = tensor if kind == "gather" else out
+        passed = self.volume(whole & ~positions | passing)  # rows read or written through the index
+        multiplications = self.volume((left | right | passing) & ~positions)
+        return Cost(multiplications, 2 * self.volume(tensor) + self.volume(rows) + 2 * passed + size, size)
+
+    def lookup_form(self, left: int, relation: Lookup, right: int, out: int) -> tuple[str, bool] | None:
+        """``"gather"`` or ``"scatter"``, and whether the left tensor is the one that holds the chosen rows."""
+        sample = self.encode((relation.selection.sample,))
+        batch = self.encode(relation.selection.batch)
+        positions, entries = self.encode(relation.determined), self.encode(relation.enumerated)
+        if not relation.partial or out & sample or positions & entries:
+            return None
+        for left_is_rows, rows, tensor in ((False, right, left), (True, left, right)):
+            if not rows & sample or rows & (positions | entries) or tensor & sample:
+                continue
+            lone = (rows ^ tensor) & ~(sample | positions | entries)
+            if lone & ~out:
+                continue  # a leg of one tensor alone that is summed: sum it first
+            gathers = tensor & positions == positions and not tensor & entries and not out & positions
+            if (
+                gathers
+                and out & entries == entries
+                and not out & batch
+                and tensor & batch == batch == rows & batch
+            ):
+                return "gather", left_is_rows
+            scatters = tensor & entries == entries and not tensor & positions and not out & entries
+            if (
+                scatters
+                and out & positions == positions
+                and not tensor & batch
+                and rows & out & batch == batch
+            ):
+                return "scatter", left_is_rows
+        return None
+
     def _masks(self, relation: Relation) -> tuple[int, int, int, int, int]:
         known = self._roles.get(id(relation))
         if known is None:

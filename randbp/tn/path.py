@@ -7,7 +7,7 @@ from opt_einsum.paths import PathOptimizer
 
 from .cost import Cost, CostModel
 from .nodes import Operand
-from .relations import Problem, Windows
+from .relations import Lookup, Problem, Windows
 
 Path = list[tuple[int, ...]]
 
@@ -59,7 +59,9 @@ class PatternAware(PathOptimizer):
                 outside |= legs
         return inside & outside
 
-    def joins(self, left: tuple[int, int], right: tuple[int, int], outer: bool) -> Iterator[tuple[tuple[int, ...], Cost]]:
+    def joins(
+        self, left: tuple[int, int], right: tuple[int, int], outer: bool
+    ) -> Iterator[tuple[tuple[int, ...], Cost]]:
         """Steps that join two tensors, given as ``(item set, legs)``: a product, or a convolution through a relation."""
         (left_set, left_legs), (right_set, right_legs) = left, right
         if left_legs & right_legs or outer:
@@ -68,12 +70,13 @@ class PatternAware(PathOptimizer):
         for index in range(self.count, len(self.items)):
             relation = self.items[index]
             bit = 1 << index
-            if (left_set | right_set) & bit or not isinstance(relation, Windows):
+            if (left_set | right_set) & bit:
                 continue
             legs = self.legs[index]
             if legs & left_legs and legs & right_legs:
                 out = self.needed(left_set | right_set | bit)
-                cost = self.model.convolution(left_legs, relation, right_legs, out)
+                join = self.model.convolution if isinstance(relation, Windows) else self.model.lookup_product
+                cost = join(left_legs, relation, right_legs, out)  # type: ignore[operator]
                 if cost is not None:
                     yield (index,), cost
 
@@ -181,6 +184,8 @@ class PatternAware(PathOptimizer):
             cost = self.model.relation(legs[0], relations[0], out)
         elif len(legs) == 2 and len(relations) == 1 and isinstance(relations[0], Windows):
             cost = self.model.convolution(legs[0], relations[0], legs[1], out)
+        elif len(legs) == 2 and len(relations) == 1 and isinstance(relations[0], Lookup):
+            cost = self.model.lookup_product(legs[0], relations[0], legs[1], out)
         if cost is None:
             raise ValueError(f"path: no step joins the items at positions {positions}")
         return Move(positions, out, cost)

@@ -177,9 +177,16 @@ def _lowered(
         else:
             between = relations[0]
             left, right = (state[position][1] for position in positions if state[position][2])
-            roles = search.model.convolution_roles(left, between, right, move.legs)  # type: ignore[arg-type]
-            assert roles is not None and isinstance(between, Windows)
-            lowered = lowering.convolution(tensors[0], tensors[1], roles, between.patterns, out)
+            if isinstance(between, Windows):
+                roles = search.model.convolution_roles(left, between, right, move.legs)
+                assert roles is not None
+                lowered = lowering.convolution(tensors[0], tensors[1], roles, between.patterns, out)
+            else:
+                found = search.model.lookup_form(left, between, right, move.legs)
+                assert found is not None
+                kind, left_is_rows = found
+                rows, tensor = tensors if left_is_rows else reversed(tensors)
+                lowered = lowering.lookup_product(tensor, rows, between, kind, out)
         name = f"#{len(steps) + 1}"
         expression = f"{', '.join(text for _, _, text in joined)} → {' '.join(sorted(out))}"
         cost = move.cost

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..nodes import Pattern
+from ..pattern import IndexPattern
 from ..relations import Lookup, Windows
 from . import indexed, kernels, native
+from . import rows as indexed_rows
 from .layout import Axes, Builder, Value
 from .program import Program
 
@@ -148,15 +150,11 @@ class Lowering:
     def _lookup(self, value: Value, relation: Lookup, out: frozenset[str]) -> Lowered:
         """A selection, maybe merged with patterns: gather at a table's positions, or add up at them."""
         selection, determined, batch = relation.selection, relation.determined, relation.selection.batch
-        patterns = tuple(
-            None if p is None else ("i" if target == p.i else "o" if target == p.o else "k", p.pattern)
-            for p, target in zip(relation.via, selection.targets, strict=True)
-        )
         table = self.program.emit(
             indexed.table,
             (self.indices[selection.slot],),
             tuple(self.sizes[leg] for leg in selection.targets),
-            patterns,
+            self._roles(relation),
             tuple(self.sizes[leg] for leg in determined),
         )
         free = relation.free
@@ -190,6 +188,45 @@ class Lowering:
             return Lowered(value, "gather + scatter" if kernel == "gather" else "scatter")
         gone = [leg for leg in free if leg not in out]
         return Lowered(self.builder.sum(value, gone), f"{kernel} + sum") if gone else Lowered(value, kernel)
+
+    # Two tensors and the selection between them ------------------------------------------------------------------
+
+    def lookup_product(self, tensor: Value, rows: Value, relation: Lookup, kind: str, out: frozenset[str]) -> Lowered:
+        """Matrix products of rows gathered from, or scattered to, the positions of a selection."""
+        selection, determined, enumerated = relation.selection, relation.determined, relation.enumerated
+        own = (selection.sample, *determined, *enumerated)
+        shared = [leg for leg in rows.legs if leg in tensor.legs and leg not in own]
+        groups = tuple(leg for leg in shared if leg in out)
+        summed = [leg for leg in shared if leg not in out]
+        lone_tensor = tuple(leg for leg in tensor.legs if leg not in (*shared, *own))
+        lone_rows = [leg for leg in rows.legs if leg not in (*shared, *own)]
+        static = (
+            tuple(self.sizes[leg] for leg in selection.targets),
+            self._roles(relation),
+            tuple(self.sizes[leg] for leg in determined),
+            self.builder.volume(groups),
+        )
+        index = self.indices[selection.slot]
+        if kind == "gather":
+            lead = (*selection.batch, *(leg for leg in summed if leg not in selection.batch))
+            x = self.builder.convert(tensor, (lead, groups + lone_tensor, determined))
+            kept = self.builder.convert(rows, (lead, (selection.sample,), groups + tuple(lone_rows)))
+            register = self.program.emit(indexed_rows.gathered_product, (x.register, kept.register, index), *static)
+            axes: Axes = (groups, lone_tensor, tuple(lone_rows), enumerated)
+            return Lowered(Value(register, axes), "gathered matmul")
+        lead = (*selection.batch, *(leg for leg in lone_rows if leg not in selection.batch))
+        inner = tuple(summed)
+        x = self.builder.convert(tensor, (groups, inner, lone_tensor, enumerated))
+        kept = self.builder.convert(rows, (lead, (selection.sample,), groups + inner))
+        register = self.program.emit(indexed_rows.scattered_product, (x.register, kept.register, index), *static)
+        return Lowered(Value(register, (lead, determined, groups + lone_tensor)), "scattered matmul")
+
+    def _roles(self, relation: Lookup) -> tuple[tuple[str, IndexPattern] | None, ...]:
+        """Per target of the selection, its role in the pattern that it feeds."""
+        return tuple(
+            None if p is None else ("i" if target == p.i else "o" if target == p.o else "k", p.pattern)
+            for p, target in zip(relation.via, relation.selection.targets, strict=True)
+        )
 
     # Two tensors and the patterns between them -------------------------------------------------------------------
 
