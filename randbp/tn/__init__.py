@@ -1,6 +1,87 @@
-"""Tensor networks of convolutions: index patterns, networks and their contraction."""
+"""Tensor networks of convolutions: networks, operations, contraction plans, diagrams.
 
+Leg names: batch ``n``, group ``g``, channels in and out per group ``c`` and ``d``, and per spatial dimension input
+``i1 i2 …``, output ``o1 o2 …`` and kernel ``k1 k2 …``. The second half of a Gram matrix carries primes.
+"""
+
+from .network import TensorNetwork
+from .nodes import Axis, Operand, Pattern, Selection
+from .operations.convolution import (
+    conv,
+    fold,
+    input_jvp,
+    input_vjp,
+    per_example_weight_vjp,
+    unfold,
+    unfolded_kernel,
+    weight_jvp,
+    weight_vjp,
+)
+from .operations.curvature import (
+    ggn_diagonal,
+    gradient_gram,
+    kfac_expand,
+    kfac_expand_output_grad,
+    kfac_expand_transpose,
+    kfac_reduce,
+    kfac_reduce_output_grad,
+    kfac_reduce_transpose,
+)
+from .operations.transposed import (
+    conv_transpose,
+    conv_transpose_input_jvp,
+    conv_transpose_input_vjp,
+    conv_transpose_per_example_weight_vjp,
+    conv_transpose_weight_jvp,
+    conv_transpose_weight_vjp,
+    unfold_transpose,
+)
 from .pattern import IndexPattern
-from .spec import ConvSpec
+from .plan import Plan, Step
+from .plan_cache import CacheInfo, PlanCache, cache
+from .report import PathReport
+from .sampling import Sample, sampled
+from .spec import ConvSpec, transposed_spec
 
-__all__ = ["ConvSpec", "IndexPattern"]
+__all__ = [
+    "Axis",
+    "CacheInfo",
+    "ConvSpec",
+    "IndexPattern",
+    "Operand",
+    "PathReport",
+    "Pattern",
+    "Plan",
+    "PlanCache",
+    "Sample",
+    "Selection",
+    "Step",
+    "TensorNetwork",
+    "cache",
+    "conv",
+    "conv_transpose",
+    "conv_transpose_input_jvp",
+    "conv_transpose_input_vjp",
+    "conv_transpose_per_example_weight_vjp",
+    "conv_transpose_weight_jvp",
+    "conv_transpose_weight_vjp",
+    "fold",
+    "ggn_diagonal",
+    "gradient_gram",
+    "input_jvp",
+    "input_vjp",
+    "kfac_expand",
+    "kfac_expand_output_grad",
+    "kfac_expand_transpose",
+    "kfac_reduce",
+    "kfac_reduce_output_grad",
+    "kfac_reduce_transpose",
+    "per_example_weight_vjp",
+    "sampled",
+    "transposed_spec",
+    "unfold",
+    "unfold_transpose",
+    "unfolded_kernel",
+    "weight_jvp",
+    "weight_vjp",
+]

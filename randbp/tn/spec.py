@@ -19,6 +19,7 @@ class ConvSpec:
         kernel_size: Kernel size per dimension.
         stride: Stride per dimension.
         padding: Zeros on both sides per dimension, a pair ``(left, right)`` per dimension, ``"valid"`` or ``"same"``.
+            A negative right side leaves that many inputs at the end out.
         dilation: Dilation per dimension.
         groups: Number of groups; divides both channel numbers.
 
@@ -165,8 +166,64 @@ def _padding_pairs(
         return tuple((total // 2, total - total // 2) for total in totals)
     if not isinstance(padding, int) and padding and all(isinstance(p, tuple) for p in padding):
         pairs = tuple((int(p[0]), int(p[1])) for p in padding if isinstance(p, tuple) and len(p) == 2)
-        if len(pairs) != dims or any(min(pair) < 0 for pair in pairs):
-            raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers >= 0")
+        if len(pairs) != dims or any(left < 0 for left, _ in pairs):
+            raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers, left >= 0")
         return pairs
     sides = per_dimension("padding", padding, dims, minimum=0)  # type: ignore[arg-type]
     return tuple((p, p) for p in sides)
+
+
+def transposed_spec(
+    input_shape: tuple[int, ...],
+    out_channels: int,
+    kernel_size: IntPerDimension,
+    stride: IntPerDimension = 1,
+    padding: IntPerDimension = 0,
+    dilation: IntPerDimension = 1,
+    groups: int = 1,
+    output_padding: IntPerDimension = 0,
+) -> ConvSpec:
+    """The convolution whose adjoint is a transposed convolution with these arguments of PyTorch's.
+
+    A transposed convolution exchanges the roles of input and output, so the operations ``tn.conv_transpose…`` take
+    the spec of that convolution: it maps the transposed convolution's output shape to its input shape.
+
+    Args:
+        input_shape: ``(N, C, *I)`` of the transposed convolution's input.
+        out_channels: Its number of output channels.
+        kernel_size: Kernel size per dimension.
+        stride: Stride per dimension.
+        padding: Padding per dimension (it makes the output smaller).
+        dilation: Dilation per dimension.
+        groups: Number of groups.
+        output_padding: Rows added to one side of the output; less than the stride or the dilation.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> spec = transposed_spec((2, 3, 5, 5), out_channels=4, kernel_size=3, stride=2, output_padding=1)
+        >>> spec.input_shape, spec.output_shape, spec.weight_shape
+        ((2, 4, 12, 12), (2, 3, 5, 5), (3, 4, 3, 3))
+    """
+    shape = tuple(int(size) for size in input_shape)
+    if len(shape) < 2:
+        raise ValueError(f"input_shape={shape}: expected (batch, channels, *spatial)")
+    dims = len(shape) - 2
+    kernel = per_dimension("kernel_size", kernel_size, dims, minimum=1)
+    steps = per_dimension("stride", stride, dims, minimum=1)
+    pads = per_dimension("padding", padding, dims, minimum=0)
+    dilations = per_dimension("dilation", dilation, dims, minimum=1)
+    extra = per_dimension("output_padding", output_padding, dims, minimum=0)
+    for e, s, d in zip(extra, steps, dilations, strict=True):
+        if e >= max(s, d):
+            raise ValueError(f"output_padding={extra}: must be less than stride={steps} or dilation={dilations}")
+    geometry = zip(shape[2:], kernel, steps, pads, dilations, extra, strict=True)
+    sizes = tuple((i - 1) * s - 2 * p + d * (k - 1) + e + 1 for i, k, s, p, d, e in geometry)
+    if min(sizes, default=1) < 1:
+        raise ValueError(f"padding={pads}: leaves no output for input_shape={shape}, kernel_size={kernel}")
+    spec = ConvSpec((shape[0], out_channels, *sizes), shape[1], kernel, steps, pads, dilations, groups)
+    if spec.output_size != shape[2:]:  # with output_padding >= stride the convolution has further outputs: pad unevenly
+        uneven = tuple((p, p - e) for p, e in zip(pads, extra, strict=True))
+        spec = ConvSpec((shape[0], out_channels, *sizes), shape[1], kernel, steps, uneven, dilations, groups)
+    return spec

@@ -1,0 +1,53 @@
+"""Contract a network on tensors through its cached plan."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .network import TensorNetwork, check_operand
+from .plan_cache import cache
+
+_CPU = torch.device("cpu")
+
+
+def contract(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Evaluate a network; see `TensorNetwork.contract`."""
+    if net.bound:
+        tensors = {**net.bound, **tensors}
+    dtype, device = None, _CPU
+    given = []
+    indices = net.index_slots
+    for slot, shape in net.slots.items():
+        tensor = tensors.get(slot)
+        if not isinstance(tensor, Tensor) or tensor.shape != shape:
+            raise _complaint(net, tensors)
+        if slot not in indices:
+            if dtype is None:
+                dtype, device = tensor.dtype, tensor.device
+            elif tensor.dtype != dtype or tensor.device != device:
+                raise _mixed(net, tensors)
+        elif tensor.is_floating_point():
+            raise _complaint(net, tensors)
+        given.append(tensor)
+    if len(tensors) != len(given):
+        raise _complaint(net, tensors)
+    return cache.plan(net, dtype or torch.float32, device).program.run(given)
+
+
+def _complaint(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> ValueError:
+    """The first thing that is wrong with the operands."""
+    try:
+        for slot, tensor in tensors.items():
+            check_operand(net, slot, tensor)
+    except ValueError as error:
+        return error
+    missing = ", ".join(f"{slot} {shape}" for slot, shape in net.slots.items() if slot not in tensors)
+    return ValueError(f"contract: missing {missing}; {net.name} takes {', '.join(net.slots)}")
+
+
+def _mixed(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> ValueError:
+    kinds = ", ".join(
+        f"{slot} {tensors[slot].dtype} on {tensors[slot].device}" for slot in net.slots if slot not in net.index_slots
+    )
+    return ValueError(f"contract: operands of {net.name} must share data type and device, got {kinds}")

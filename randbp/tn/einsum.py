@@ -1,0 +1,112 @@
+"""The naive meaning of a network: one einsum over dense operands, with every pattern built in full."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .network import TensorNetwork, check_operand
+from .nodes import Axis, Operand, Pattern, Selection, layout_legs
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class NaiveEinsum:
+    """``torch.einsum`` over dense operands: the independent oracle of a contraction.
+
+    Index patterns and selections are dense 0/1 tensors. Dimensions of the result that group or slice legs are made by
+    dense 0/1 tensors as well, so the einsum has the very shape that `TensorNetwork.contract` returns.
+
+    Args:
+        net: The network.
+    """
+
+    def __init__(self, net: TensorNetwork) -> None:
+        self.net = net
+
+    def __call__(self, **tensors: Tensor) -> Tensor:
+        """Evaluate."""
+        equation, operands = self.arguments(tensors)
+        return torch.einsum(equation, *operands)
+
+    def arguments(self, tensors: Mapping[str, Tensor]) -> tuple[str, tuple[Tensor, ...]]:
+        """``(equation, operands)`` for `torch.einsum`, which takes the operands as a tuple, too."""
+        net = self.net
+        tensors = {**net.bound, **tensors}
+        for slot, tensor in tensors.items():
+            check_operand(net, slot, tensor)
+        missing = [slot for slot in net.slots if slot not in tensors]
+        if missing:
+            raise ValueError(f"einsum: missing {', '.join(missing)}; {net.name} takes {', '.join(net.slots)}")
+        data = [tensors[slot] for slot in net.slots if slot not in net.index_slots]
+        dtype, device = (data[0].dtype, data[0].device) if data else (torch.float32, torch.device("cpu"))
+        letters: dict[str, str] = {}
+
+        def letter(leg: str) -> str:
+            if leg not in letters:
+                if len(letters) == len(_LETTERS):
+                    raise ValueError(f"einsum: {net.name} has more than {len(_LETTERS)} legs, torch.einsum's limit")
+                letters[leg] = _LETTERS[len(letters)]
+            return letters[leg]
+
+        def text(legs: tuple[str, ...]) -> str:
+            return "".join(map(letter, legs))
+
+        inputs: list[str] = []
+        operands: list[Tensor] = []
+        for node in net.nodes:
+            inputs.append(text(node.legs))
+            if isinstance(node, Operand):
+                operands.append(_read(tensors[node.slot], node, net.sizes))
+            elif isinstance(node, Pattern):
+                operands.append(node.pattern.dense(dtype, device))
+            else:
+                operands.append(_one_hot(tensors[node.slot], node, net.sizes).to(dtype))
+        held = {leg for node in net.nodes for leg in node.legs}
+        for leg in layout_legs(net.output):
+            if leg not in held:
+                inputs.append(text((leg,)))
+                operands.append(torch.ones(net.sizes[leg], dtype=dtype, device=device))
+        result = ""
+        for number, axis in enumerate(net.output):
+            if len(axis.terms) == 1 and axis.is_plain(net.sizes):
+                result += letter(axis.legs[0])
+            else:
+                dimension = letter(f"dimension {number}")
+                inputs.append(text(axis.legs) + dimension)
+                operands.append(_grouping(axis, net.sizes).to(device, dtype))
+                result += dimension
+        if net.scale != 1:
+            inputs.append("")
+            operands.append(torch.tensor(net.scale, dtype=dtype, device=device))
+        return f"{','.join(inputs)}->{result}", tuple(operands)
+
+
+def _read(tensor: Tensor, node: Operand, sizes: Mapping[str, int]) -> Tensor:
+    """One dimension per leg, picked element by element."""
+    for dim, axis in reversed(list(enumerate(node.axes))):
+        positions = _positions(axis, sizes).to(tensor.device)
+        tensor = tensor.index_select(dim, positions.flatten()).unflatten(dim, positions.shape or (1,))
+        if not axis.terms:
+            tensor = tensor.squeeze(dim)
+    return tensor
+
+
+def _positions(axis: Axis, sizes: Mapping[str, int]) -> Tensor:
+    positions = torch.tensor(axis.start)
+    for leg, step in axis.terms:
+        positions = positions[..., None] + step * torch.arange(sizes[leg])
+    return positions
+
+
+def _grouping(axis: Axis, sizes: Mapping[str, int]) -> Tensor:
+    """``1`` where legs meet their position in the dimension, else ``0``."""
+    return (_positions(axis, sizes)[..., None] == torch.arange(axis.size)).long()
+
+
+def _one_hot(index: Tensor, node: Selection, sizes: Mapping[str, int]) -> Tensor:
+    targets = [sizes[leg] for leg in node.targets]
+    count = 1
+    for size in targets:
+        count *= size
+    return (index[..., None] == torch.arange(count, device=index.device)).long().unflatten(-1, targets)

@@ -1,0 +1,1 @@
+"""Execution: steps of a plan lowered to PyTorch kernels, as a straight-line program over registers."""

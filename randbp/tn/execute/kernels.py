@@ -1,0 +1,147 @@
+"""Factories of the dense kernels: reshapes, strided views, sums, matrix products. Each returns a function of tensors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as pad_zeros
+
+from ..pattern import IndexPattern
+
+Kernel = Callable[..., Tensor]
+
+
+def reshape(shape: tuple[int, ...]) -> Kernel:
+    """Another shape of the same elements; a view where possible."""
+    return lambda x: x.reshape(shape)
+
+
+def arrange(split: tuple[int, ...], order: tuple[int, ...], merged: tuple[int, ...]) -> Kernel:
+    """Split dimensions, permute them and merge them again."""
+    if split == ():
+        return lambda x: x.permute(order).reshape(merged)
+    return lambda x: x.reshape(split).permute(order).reshape(merged)
+
+
+def permute(order: tuple[int, ...]) -> Kernel:
+    """A view with permuted dimensions."""
+    return lambda x: x.permute(order)
+
+
+def expand(shape: tuple[int, ...]) -> Kernel:
+    """Repeat along dimensions of size one, without copying."""
+    return lambda x: x.expand(shape)
+
+
+def reduce_sum(dims: tuple[int, ...]) -> Kernel:
+    """Sum over dimensions, in the tensor's own data type."""
+    return lambda x: x.sum(dims, dtype=x.dtype)
+
+
+def scale(factor: float) -> Kernel:
+    """Multiply by a number."""
+    return lambda x: x * factor
+
+
+def one(dtype: torch.dtype, device: torch.device) -> Kernel:
+    """The number one: the operand of networks that hold no tensor."""
+    return lambda: torch.ones((), dtype=dtype, device=device)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Kernel:
+    """A tensor of zeros: the result of an empty sum."""
+    return lambda: torch.zeros(shape, dtype=dtype, device=device)
+
+
+def sliced(axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]) -> Kernel:
+    """Read affine axes as strided views: per stored dimension its start, and ``(size, step)`` per leg."""
+
+    def kernel(x: Tensor) -> Tensor:
+        shape, strides, offset = [], [], x.storage_offset()
+        for (start, terms), stride in zip(axes, x.stride(), strict=True):
+            offset += start * stride
+            for size, step in terms:
+                shape.append(size)
+                strides.append(step * stride)
+        return x.as_strided(shape, strides, offset)
+
+    return kernel
+
+
+def embedded(shape: tuple[int, ...], axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]) -> Kernel:
+    """Write affine axes: zeros of the stored shape with the tensor put in at its positions."""
+    view = sliced(axes)
+
+    def kernel(x: Tensor) -> Tensor:
+        buffer = x.new_zeros(shape)
+        view(buffer).copy_(x)
+        return buffer
+
+    return kernel
+
+
+def pad(amounts: tuple[int, ...]) -> Kernel:
+    """Zeros around (or, where negative, fewer elements), in `torch.nn.functional.pad`'s order."""
+    return lambda x: pad_zeros(x, amounts)
+
+
+def window(dim: int, pattern: IndexPattern) -> Kernel:
+    """A view of a padded dimension ``i`` as ``o`` (in its place) and ``k`` (last)."""
+    reach = pattern.dilation * (pattern.kernel_size - 1) + 1
+
+    def kernel(x: Tensor) -> Tensor:
+        x = x.unfold(dim, reach, pattern.stride)
+        if x.shape[dim] > pattern.output_size:
+            x = x.narrow(dim, 0, pattern.output_size)
+        return x[..., :: pattern.dilation] if pattern.dilation > 1 else x
+
+    return kernel
+
+
+def diagonal(first: int, second: int) -> Kernel:
+    """A view of the diagonal of two dimensions, as the last dimension."""
+    return lambda x: x.diagonal(0, first, second)
+
+
+def place(pattern: IndexPattern, keep_o: bool, keep_k: bool) -> Kernel:
+    """The transpose of `window`: ``[…, o, k] → […, i, (o), (k)]``, adding up what meets in one place.
+
+    The last two dimensions may have size one, which stands for a constant.
+    """
+    reach = pattern.dilation * (pattern.kernel_size - 1) + 1
+    length = max(pattern.padding + pattern.input_size, pattern.stride * (pattern.output_size - 1) + reach)
+    extra = (pattern.output_size,) * keep_o + (pattern.kernel_size,) * keep_k
+
+    def kernel(x: Tensor) -> Tensor:
+        rest = x.shape[:-2]
+        dim = len(rest)
+        buffer = x.new_zeros((*rest, length, *extra))
+        view = window(dim, pattern)(buffer)  # rest, o, (o), (k), k
+        if keep_k:
+            view = view.diagonal(0, dim + 1 + keep_o, view.ndim - 1)  # rest, o, (o), k
+        if keep_o:
+            view = view.diagonal(0, dim, dim + 1).transpose(-1, -2)  # rest, o, k
+        if keep_o or keep_k:
+            view.copy_(x.expand(*rest, pattern.output_size, pattern.kernel_size))
+        else:
+            for entry in range(pattern.kernel_size):
+                view[..., entry] += x[..., entry if x.shape[-1] > 1 else 0]
+        return buffer.narrow(dim, pattern.padding, pattern.input_size)
+
+    return kernel
+
+
+def matmul(transpose_left: bool, transpose_right: bool) -> Kernel:
+    """A (batched) matrix product, reading an operand transposed where that saves a copy."""
+    if transpose_left and transpose_right:
+        return lambda a, b: a.transpose(-1, -2) @ b.transpose(-1, -2)
+    if transpose_left:
+        return lambda a, b: a.transpose(-1, -2) @ b
+    if transpose_right:
+        return lambda a, b: a @ b.transpose(-1, -2)
+    return lambda a, b: a @ b
+
+
+def multiply() -> Kernel:
+    """The broadcast elementwise product."""
+    return lambda a, b: a * b

@@ -1,0 +1,130 @@
+"""Values in registers with the legs their dimensions stand for, and the conversions between layouts."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from ..nodes import Axis, Operand
+from . import kernels
+from .program import Program
+
+Axes = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A register and, per dimension, the legs it groups row-major."""
+
+    register: int
+    axes: Axes
+
+    @property
+    def legs(self) -> tuple[str, ...]:
+        """All legs, outermost first."""
+        return tuple(leg for axis in self.axes for leg in axis)
+
+
+class Builder:
+    """Emits layout conversions into a program."""
+
+    def __init__(self, program: Program, sizes: Mapping[str, int]) -> None:
+        self.program = program
+        self.sizes = sizes
+
+    def volume(self, legs: Iterable[str]) -> int:
+        """Number of index tuples of some legs."""
+        return prod(self.sizes[leg] for leg in legs)
+
+    def shape(self, axes: Axes) -> tuple[int, ...]:
+        """Shape of a layout."""
+        return tuple(self.volume(axis) for axis in axes)
+
+    def load(self, register: int, operand: Operand) -> Value:
+        """The operand in a register, read through its axes."""
+        if all(axis.is_plain(self.sizes) for axis in operand.axes):
+            return Value(register, tuple(axis.legs for axis in operand.axes))
+        register = self.program.emit(kernels.sliced, (register,), self._affine(operand.axes))
+        return Value(register, tuple((leg,) for leg in operand.legs))
+
+    def store(self, value: Value, axes: tuple[Axis, ...]) -> int:
+        """The value in a result layout; legs it lacks are repeated, positions no leg reaches are zero."""
+        legs = tuple(leg for axis in axes for leg in axis.legs)
+        if all(axis.is_plain(self.sizes) for axis in axes):
+            return self.convert(value, tuple(axis.legs for axis in axes)).register
+        flat = self.convert(value, tuple((leg,) for leg in legs))
+        shape = tuple(axis.size for axis in axes)
+        return self.program.emit(kernels.embedded, (flat.register,), shape, self._affine(axes))
+
+    def _affine(self, axes: tuple[Axis, ...]) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
+        return tuple((a.start, tuple((self.sizes[leg], step) for leg, step in a.terms)) for a in axes)
+
+    def convert(self, value: Value, axes: Axes) -> Value:
+        """The value with other axes; legs may be added (repeated), none may be lost but those of size one."""
+        wanted = tuple(leg for axis in axes for leg in axis)
+        extra = tuple(leg for leg in wanted if leg not in value.legs and self.sizes[leg] > 1)
+        if extra:
+            value = self._repeat(value, extra)
+        have = tuple(leg for leg in value.legs if self.sizes[leg] > 1)
+        want = tuple(leg for leg in wanted if self.sizes[leg] > 1)
+        shape, target = self.shape(value.axes), self.shape(axes)
+        if have == want:
+            register = value.register
+            if shape != target:
+                register = self.program.emit(kernels.reshape, (register,), target)
+            return Value(register, axes)
+        runs = _runs(have, want)
+        split = tuple(self.volume(run) for run in runs)
+        position = {run[0]: index for index, run in enumerate(runs)}
+        order = tuple(position[leg] for leg in want if leg in position)
+        moved = tuple(split[index] for index in order)
+        if moved == target:
+            register = value.register
+            if shape != split:
+                register = self.program.emit(kernels.reshape, (register,), split)
+            return Value(self.program.emit(kernels.permute, (register,), order), axes)
+        register = self.program.emit(
+            kernels.arrange, (value.register,), () if split == shape else split, order, target
+        )
+        return Value(register, axes)
+
+    def _repeat(self, value: Value, extra: tuple[str, ...]) -> Value:
+        axes = (*((leg,) for leg in extra), *value.axes)
+        shape = self.shape(axes)
+        ones = (1,) * len(extra) + shape[len(extra) :]
+        register = self.program.emit(kernels.reshape, (value.register,), ones)
+        return Value(self.program.emit(kernels.expand, (register,), shape), axes)
+
+    def sum(self, value: Value, legs: Iterable[str]) -> Value:
+        """The value summed over some legs; legs it lacks count as repeated."""
+        gone = set(legs)
+        if not gone:
+            return value
+        keep = tuple(leg for leg in value.legs if leg not in gone)
+        missing = self.volume(gone - set(value.legs))
+        if missing > 1:
+            value = Value(self.program.emit(kernels.scale, (value.register,), missing), value.axes)
+        if len(keep) == len(value.legs) or all(self.sizes[leg] == 1 for leg in gone & set(value.legs)):
+            return Value(self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep))
+        # Dimensions as they lie, with neighbours of the same fate merged: fewer and longer loops.
+        axes: list[tuple[str, ...]] = []
+        for leg in value.legs:
+            if axes and (axes[-1][0] in gone) == (leg in gone):
+                axes[-1] = (*axes[-1], leg)
+            else:
+                axes.append((leg,))
+        value = self.convert(value, tuple(axes))
+        dims = tuple(index for index, axis in enumerate(axes) if axis[0] in gone)
+        register = self.program.emit(kernels.reduce_sum, (value.register,), dims)
+        return Value(register, tuple(axis for axis in axes if axis[0] not in gone))
+
+
+def _runs(have: tuple[str, ...], want: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Maximal runs of legs that are neighbours in both orders."""
+    follows = dict(zip(want, want[1:], strict=False))
+    runs: list[tuple[str, ...]] = []
+    for leg in have:
+        if runs and follows.get(runs[-1][-1]) == leg:
+            runs[-1] = (*runs[-1], leg)
+        else:
+            runs.append((leg,))
+    return runs

@@ -1,0 +1,86 @@
+"""Factories of PyTorch's native convolution kernels, for a pattern whose two neighbours are both at hand."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d, conv2d, conv3d
+from torch.nn.functional import pad as pad_zeros
+
+from ..pattern import IndexPattern
+
+Kernel = Callable[..., Tensor]
+
+_FORWARD = {1: conv1d, 2: conv2d, 3: conv3d}
+_BACKWARD = torch.ops.aten.convolution_backward.default
+
+
+class Geometry:
+    """Native padding for index patterns: symmetric where PyTorch's output size agrees, explicit zeros elsewhere."""
+
+    def __init__(self, patterns: tuple[IndexPattern, ...]) -> None:
+        self.stride = [p.stride for p in patterns]
+        self.dilation = [p.dilation for p in patterns]
+        self.no_output_padding = [0] * len(patterns)
+        self.padding: list[int] = []
+        margins: list[tuple[int, int]] = []
+        padded = []
+        for p in patterns:
+            reach = p.dilation * (p.kernel_size - 1) + 1
+            if (p.input_size + 2 * p.padding - reach) // p.stride + 1 == p.output_size:
+                self.padding.append(p.padding)
+                margins.append((0, 0))
+                padded.append(p.input_size)
+            else:
+                length = p.stride * (p.output_size - 1) + reach
+                self.padding.append(0)
+                margins.append((p.padding, length - p.padding - p.input_size))
+                padded.append(length)
+        self.explicit = any(margin != (0, 0) for margin in margins)
+        self.pad = tuple(side for margin in reversed(margins) for side in margin)
+        self.crop = tuple(-side for side in self.pad)
+        self.padded = tuple(padded)
+
+
+def forward(patterns: tuple[IndexPattern, ...], groups: int) -> Kernel:
+    """``(x [N, G·C, *I], w [G·D, C, *K]) → y [N, G·D, *O]``."""
+    geometry = Geometry(patterns)
+    conv = _FORWARD[len(patterns)]
+    stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
+
+    def kernel(x: Tensor, w: Tensor) -> Tensor:
+        if geometry.explicit:
+            x = pad_zeros(x, geometry.pad)
+        return conv(x, w, None, stride, padding, dilation, groups)
+
+    return kernel
+
+
+def weight_gradient(patterns: tuple[IndexPattern, ...], groups: int, weight_shape: tuple[int, ...]) -> Kernel:
+    """``(x [N, G·C, *I], y [N, G·D, *O]) → w [G·D, C, *K]``."""
+    geometry = Geometry(patterns)
+    stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
+    none, mask = geometry.no_output_padding, [False, True, False]
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        if geometry.explicit:
+            x = pad_zeros(x, geometry.pad)
+        w = x.new_empty(weight_shape)  # only its shape is read
+        return _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
+
+    return kernel
+
+
+def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tuple[int, int]) -> Kernel:
+    """``(w [G·D, C, *K], y [N, G·D, *O]) → x [N, G·C, *I]``, with ``leading = (N, G·C)``."""
+    geometry = Geometry(patterns)
+    shape = (*leading, *geometry.padded)
+    stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
+    none, mask = geometry.no_output_padding, [True, False, False]
+
+    def kernel(w: Tensor, y: Tensor) -> Tensor:
+        x = y.new_empty(1).expand(shape)  # only its shape is read
+        x = _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[0]
+        return pad_zeros(x, geometry.crop) if geometry.explicit else x
+
+    return kernel

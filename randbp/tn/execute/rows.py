@@ -1,0 +1,136 @@
+"""Kernels that join two tensors through a selection: gathered or scattered rows beside matrix products.
+
+A value of the free legs (a kernel entry) pairs every chosen position with at most one partner. The sum over the
+relation is therefore a row gather or a row scatter beside one dense matrix product per value, and what is gathered is
+never held for all values at once.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..pattern import IndexPattern
+from . import indexed
+
+Kernel = Callable[..., Tensor]
+
+
+def gathered_product(
+    target_sizes: tuple[int, ...],
+    via: tuple[tuple[str, IndexPattern] | None, ...],
+    determined_sizes: tuple[int, ...],
+    groups: int,
+) -> Kernel:
+    """``out[g a b f] = Σ_{r s} x[r, g a, p(index[r s], f)] rows[r, s, g b]``: the weight VJP of kept positions.
+
+    The kernel takes ``x [R, G·A, P]``, ``rows [R, S, G·B]`` and an index ``[R or a divisor of it, S]``, whose rows
+    repeat for consecutive ``r``; it gives ``[G, A, B, F]``.
+
+    Args:
+        target_sizes: Sizes of the legs whose grid the index counts through.
+        via: Per target its role in a pattern, as in `indexed.table`.
+        determined_sizes: Sizes of the legs that ``P`` groups.
+        groups: ``G``.
+    """
+    table = _Table(target_sizes, via, determined_sizes)
+
+    def kernel(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+        batch, channels, positions = x.shape
+        entries = table(index.device)
+        blank = x.new_empty(batch, positions + 1, channels)
+        blank[:, :-1].copy_(x.transpose(1, 2))
+        blank[:, -1].zero_()  # the partner of positions that have none
+        blank, flat = blank.flatten(0, 1), rows.flatten(0, 1)
+        index, offsets = _aligned(index, batch), _offsets(batch, positions + 1, index.device)
+        out = x.new_empty(groups, channels // groups, flat.shape[1] // groups, len(entries))
+        for number, entry in enumerate(entries):
+            met = blank.index_select(0, (entry[index] + offsets).flatten())
+            out[..., number] = _rows_by_rows(met, flat, groups)
+        return out
+
+    return kernel
+
+
+def scattered_product(
+    target_sizes: tuple[int, ...],
+    via: tuple[tuple[str, IndexPattern] | None, ...],
+    determined_sizes: tuple[int, ...],
+    groups: int,
+) -> Kernel:
+    """``out[r p g b] = Σ_{s f: p(index[r s], f) = p} Σ_a rows[r, s, g a] x[g a b f]``: the input VJP of kept positions.
+
+    The kernel takes ``x [G, A, B, F]``, ``rows [R, S, G·A]`` and an index ``[R or a divisor of it, S]``; it gives
+    ``[R, P, G·B]``. Arguments as in `gathered_product`.
+    """
+    table = _Table(target_sizes, via, determined_sizes)
+    positions = 1
+    for size in determined_sizes:
+        positions *= size
+
+    def kernel(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+        batch = rows.shape[0]
+        entries = table(index.device)
+        out = rows.new_zeros(
+            batch * (positions + 1), groups * x.shape[2]
+        )  # the extra row collects the padding
+        flat = rows.flatten(0, 1)
+        index, offsets = _aligned(index, batch), _offsets(batch, positions + 1, index.device)
+        for number, entry in enumerate(entries):
+            out.index_add_(0, (entry[index] + offsets).flatten(), _rows_by_matrices(flat, x[..., number]))
+        return out.view(batch, positions + 1, -1)[:, :-1]
+
+    return kernel
+
+
+class _Table:
+    """Partners of all positions, ``[F, grid]``, computed at the first call on a device."""
+
+    def __init__(
+        self,
+        target_sizes: tuple[int, ...],
+        via: tuple[tuple[str, IndexPattern] | None, ...],
+        determined_sizes: tuple[int, ...],
+    ) -> None:
+        self._kernel = indexed.table(target_sizes, via, determined_sizes)
+        self._grid = 1
+        for size in target_sizes:
+            self._grid *= size
+        self._made: dict[torch.device, Tensor] = {}
+
+    def __call__(self, device: torch.device) -> Tensor:
+        made = self._made.get(device)
+        if made is None:
+            every = self._kernel(torch.arange(self._grid, device=device))
+            made = self._made[device] = every.reshape(self._grid, -1).t().contiguous()
+        return made
+
+
+def _aligned(index: Tensor, batch: int) -> Tensor:
+    """The index with one row per row of the batch."""
+    index = index.reshape(-1, index.shape[-1]).long()
+    return index if len(index) in (1, batch) else index.repeat_interleave(batch // len(index), 0)
+
+
+def _offsets(batch: int, length: int, device: torch.device) -> Tensor:
+    return torch.arange(0, batch * length, length, device=device).unsqueeze(1)
+
+
+def _rows_by_rows(left: Tensor, right: Tensor, groups: int) -> Tensor:
+    """``[R, G·A]`` and ``[R, G·B]`` to ``[G, A, B]``: the product over rows within each group."""
+    if groups == 1:
+        return (left.t() @ right).unsqueeze(0)
+    left, right = left.unflatten(1, (groups, -1)), right.unflatten(1, (groups, -1))
+    if min(left.shape[2], right.shape[2]) == 1:  # depthwise: a weighted sum over rows, no matrix product
+        return (left.unsqueeze(3) * right.unsqueeze(2)).sum(0)
+    return torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1))
+
+
+def _rows_by_matrices(rows: Tensor, matrices: Tensor) -> Tensor:
+    """Rows ``[R, G·A]`` times one matrix ``[G, A, B]`` per group to ``[R, G·B]``."""
+    groups, inner, outer = matrices.shape
+    if groups == 1:
+        return rows @ matrices[0]
+    if inner == 1:
+        return (rows.unsqueeze(2) * matrices.reshape(groups, outer)).flatten(1)
+    return torch.bmm(rows.unflatten(1, (groups, -1)).transpose(0, 1), matrices).transpose(0, 1).flatten(1)

@@ -1,0 +1,205 @@
+"""Contraction plans: the order found for a network, its cost, and the program that carries it out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .execute import kernels
+from .execute.layout import Value
+from .execute.lowering import Lowering
+from .execute.program import Program
+from .network import TensorNetwork
+from .nodes import Operand, Pattern
+from .path import Path, PatternAware
+from .relations import Problem, Relation, Windows, problem
+
+NATIVE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan.
+
+    Args:
+        expression: What is joined, leg by leg.
+        kernel: What runs it.
+        multiplications: Multiply-adds; pairs that meet a zero of a pattern are not counted.
+        result_bytes: Size of the result.
+    """
+
+    expression: str
+    kernel: str
+    multiplications: int
+    result_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is contracted; made once per structure, data type and device, then called often.
+
+    Args:
+        network: The network's equation.
+        slots: Slots in the order in which `run` takes their tensors.
+        path: The order, in opt_einsum's linear format over tensors, then relations.
+        steps: The steps in order.
+        program: The kernels.
+
+    Example:
+        >>> from randbp import tn
+        >>> print(tn.weight_vjp(tn.ConvSpec((2, 3, 8, 8), 4, 3)).plan())
+        weight_vjp: input[n g·c i1 i2] Π[i1 o1 k1] Π[i2 o2 k2] output_grad[n g·d o1 o2] → [g·d c k1 k2]
+        step  kernel                         multiplications  result      expression
+        1     convolution_backward (weight)  7,776            432 B       input, Π[i1 o1 k1] Π[i2 o2 k2], output_grad → c d g k1 k2
+        total 7,776 multiplications, largest intermediate 0 B
+    """
+
+    network: str
+    slots: tuple[str, ...]
+    path: Path
+    steps: tuple[Step, ...]
+    program: Program
+
+    @property
+    def multiplications(self) -> int:
+        """Multiply-adds of all steps."""
+        return sum(step.multiplications for step in self.steps)
+
+    @property
+    def largest_intermediate(self) -> int:
+        """Bytes of the largest intermediate, the result of the last step not counted."""
+        return max((step.result_bytes for step in self.steps[:-1]), default=0)
+
+    def run(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Contract tensors given in the order of `slots`."""
+        return self.program.run(tensors)
+
+    def __str__(self) -> str:
+        rows = [("step", "kernel", "multiplications", "result", "expression")]
+        for number, step in enumerate(self.steps, 1):
+            size = format_bytes(step.result_bytes)
+            rows.append((str(number), step.kernel, f"{step.multiplications:,}", size, step.expression))
+        widths = [max(5 if column == 0 else 10, *(len(row[column]) for row in rows)) for column in range(4)]
+        lines = [
+            " ".join((*(cell.ljust(width + (i > 0)) for i, (cell, width) in enumerate(zip(row, widths, strict=False))), row[4]))
+            for row in rows
+        ]
+        total = f"total {self.multiplications:,} multiplications, largest intermediate {format_bytes(self.largest_intermediate)}"
+        return "\n".join([self.network, *lines, total])
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes with a binary unit.
+
+    Example:
+        >>> format_bytes(3 * 2**20)
+        '3.0 MiB'
+    """
+    if count < 1024:
+        return f"{count} B"
+    size, unit = count / 1024, 0
+    while size >= 1024 and unit < 3:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.1f} {('KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
+def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> Plan:
+    """Find the cheapest order over the network's equivalent forms, and lower it.
+
+    The forms are the network as it is and simplified, each with selections merged into the patterns they feed (gather
+    through the pattern) or apart (scatter first, then convolve).
+    """
+    slots = tuple(net.slots)
+    vanishing = any(isinstance(node, Pattern) and node.pattern.nonzeros == 0 for node in net.nodes)
+    if vanishing or 0 in net.sizes.values() or 0 in net.output_shape:
+        program = Program(len(slots))
+        program.finish(program.emit(kernels.zeros, (), net.output_shape, dtype, device))
+        return Plan(str(net), slots, [], (), program)
+    native = dtype in NATIVE_TYPES
+    best: tuple[float, TensorNetwork, PatternAware, Path] | None = None
+    for form in _forms(net):
+        for merge in (False, True) if net.index_slots else (True,):
+            search = PatternAware(_with_tensor(problem(form, merge)), native)
+            path = search()
+            time = sum(cost.time for cost in search.cost(path))
+            if best is None or time < best[0]:
+                best = (time, form, search, path)
+    assert best is not None
+    _, form, search, path = best
+    return _lowered(net, form, search, path, slots, dtype, device)
+
+
+def _forms(net: TensorNetwork) -> list[TensorNetwork]:
+    simple = net.simplify()
+    return [net] if simple == net else [simple, net]
+
+
+def _with_tensor(task: Problem) -> Problem:
+    """A problem without any tensor gets the scalar one, for relations act on tensors."""
+    if task.tensors:
+        return task
+    return Problem((Operand("1", ()),), task.relations, task.sizes, task.open_legs)
+
+
+def _lowered(
+    net: TensorNetwork,
+    form: TensorNetwork,
+    search: PatternAware,
+    path: Path,
+    slots: tuple[str, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Plan:
+    program = Program(len(slots))
+    register = {slot: index for index, slot in enumerate(slots)}
+    lowering = Lowering(program, form.sizes, register)
+    items: list[tuple[Value | None, Relation | None, str]] = []
+    for tensor in search.problem.tensors:
+        if tensor.slot in register:
+            items.append((lowering.builder.load(register[tensor.slot], tensor), None, tensor.slot))
+        else:
+            items.append((Value(program.emit(kernels.one, (), dtype, device), ()), None, "1"))
+    items += [(None, relation, str(relation)) for relation in search.problem.relations]
+    state = search.start()
+    names = {search.model.encode((leg,)): leg for leg in form.sizes}
+    steps: list[Step] = []
+    for positions in path:
+        joined = [items[position] for position in positions]
+        move = search.join(state, positions)
+        out = frozenset(leg for bit, leg in names.items() if bit & move.legs)
+        tensors = [value for value, _, _ in joined if value is not None]
+        relations = [relation for _, relation, _ in joined if relation is not None]
+        if not relations:
+            lowered = lowering.product(tensors[0], tensors[1], out)
+        elif len(tensors) == 1:
+            lowered = lowering.relation(tensors[0], relations[0], out)
+        else:
+            between = relations[0]
+            left, right = (state[position][1] for position in positions if state[position][2])
+            if isinstance(between, Windows):
+                roles = search.model.convolution_roles(left, between, right, move.legs)
+                assert roles is not None
+                lowered = lowering.convolution(tensors[0], tensors[1], roles, between.patterns, out)
+            else:
+                found = search.model.lookup_form(left, between, right, move.legs)
+                assert found is not None
+                kind, left_is_rows = found
+                rows, tensor = tensors if left_is_rows else reversed(tensors)
+                lowered = lowering.lookup_product(tensor, rows, between, kind, out)
+        name = f"#{len(steps) + 1}"
+        expression = f"{', '.join(text for _, _, text in joined)} → {' '.join(sorted(out))}"
+        cost = move.cost
+        steps.append(Step(expression, lowered.kernel, cost.multiplications, cost.size * dtype.itemsize))
+        items = [item for index, item in enumerate(items) if index not in positions] + [(lowered.value, None, name)]
+        state = search.advance(state, move)
+    value = items[0][0]
+    assert value is not None
+    value = lowering.builder.sum(value, [leg for leg in value.legs if leg not in form.open_legs])
+    result = lowering.builder.store(value, form.output)
+    if net.scale != 1:
+        result = program.emit(kernels.scale, (result,), net.scale)
+    program.finish(result)
+    return Plan(str(net), slots, path, tuple(steps), program)
+
+

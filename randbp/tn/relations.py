@@ -1,0 +1,151 @@
+"""Relations: how patterns and selections enter a contraction, as functions between legs instead of dense tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from .network import TensorNetwork
+from .nodes import Operand, Pattern, Selection
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Patterns of one convolution, used together: ``(o, k)`` are free, ``i = s·o + d·k - p`` follows from them."""
+
+    patterns: tuple[Pattern, ...]
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Legs that can be chosen freely: all ``o``, then all ``k``."""
+        return (*(p.o for p in self.patterns), *(p.k for p in self.patterns))
+
+    @property
+    def determined(self) -> tuple[str, ...]:
+        """Legs that follow from the free ones: all ``i``."""
+        return tuple(p.i for p in self.patterns)
+
+    @property
+    def legs(self) -> tuple[str, ...]:
+        """Free legs, then determined legs."""
+        return self.free + self.determined
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of index tuples that satisfy all patterns."""
+        return prod(p.pattern.nonzeros for p in self.patterns)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.patterns))
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A selection, merged with the patterns that it feeds: a table from ``(batch, sample, free legs)`` to positions.
+
+    Args:
+        selection: The index of which slot picks which legs.
+        via: Per target, the pattern through which it goes on, or None where the target itself is determined.
+    """
+
+    selection: Selection
+    via: tuple[Pattern | None, ...]
+
+    @property
+    def enumerated(self) -> tuple[str, ...]:
+        """Free legs that the patterns add to the selection's own."""
+        pairs = zip(self.via, self.selection.targets, strict=True)
+        return tuple(free_leg(pattern, target) for pattern, target in pairs if pattern is not None)
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Batch legs, the sample leg, and a free leg per merged pattern."""
+        return (*self.selection.batch, self.selection.sample, *self.enumerated)
+
+    @property
+    def determined(self) -> tuple[str, ...]:
+        """Legs whose value the table gives."""
+        pairs = zip(self.via, self.selection.targets, strict=True)
+        return tuple(target if pattern is None else other_leg(pattern, target) for pattern, target in pairs)
+
+    @property
+    def legs(self) -> tuple[str, ...]:
+        """Free legs, then determined legs."""
+        return self.free + self.determined
+
+    @property
+    def partial(self) -> bool:
+        """Whether some entries of the table meet nothing (they fall into padding or between strides)."""
+        return any(pattern is not None for pattern in self.via)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, (self.selection, *(pattern for pattern in self.via if pattern is not None))))
+
+
+Relation = Windows | Lookup
+
+
+def free_leg(pattern: Pattern, target: str) -> str:
+    """The leg of a pattern that stays free when ``target`` is given: the kernel's, or the output's."""
+    return pattern.o if target == pattern.k else pattern.k
+
+
+def other_leg(pattern: Pattern, target: str) -> str:
+    """The leg of a pattern that then is determined."""
+    return pattern.o if target == pattern.i else pattern.i
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A contraction to be planned: dense tensors, relations between their legs, and the legs to keep."""
+
+    tensors: tuple[Operand, ...]
+    relations: tuple[Relation, ...]
+    sizes: Mapping[str, int]
+    open_legs: frozenset[str]
+
+
+def problem(net: TensorNetwork, merge: bool = True) -> Problem:
+    """The network with its patterns bundled and, if asked, its selections merged into the patterns they feed."""
+    tensors = tuple(node for node in net.nodes if isinstance(node, Operand))
+    patterns = [node for node in net.nodes if isinstance(node, Pattern)]
+    relations: list[Relation] = []
+    for node in net.nodes:
+        if isinstance(node, Selection):
+            via = tuple(_fed_pattern(net, node, target, patterns) if merge else None for target in node.targets)
+            for pattern in via:
+                if pattern is not None:
+                    patterns.remove(pattern)
+            relations.append(Lookup(node, via))
+    relations += _bundles(net, patterns)
+    return Problem(tensors, tuple(relations), net.sizes, frozenset(net.open_legs))
+
+
+def _fed_pattern(net: TensorNetwork, node: Selection, target: str, patterns: list[Pattern]) -> Pattern | None:
+    """The one pattern that holds a selection's target, if nothing else does."""
+    if target in net.open_legs:
+        return None
+    holders = [other for other in net.nodes if other is not node and target in other.legs]
+    if len(holders) == 1 and isinstance(holders[0], Pattern) and holders[0] in patterns:
+        return holders[0]
+    return None
+
+
+def _bundles(net: TensorNetwork, patterns: list[Pattern]) -> list[Windows]:
+    """Group patterns whose legs go to the same nodes in the same roles: the dimensions of one convolution."""
+    tensors = [node for node in net.nodes if not isinstance(node, Pattern)]
+    near = {id(p): tuple(_holders(tensors, leg, net.open_legs) for leg in p.legs) for p in patterns}
+    bundles: dict[object, list[Pattern]] = {}
+    for pattern in patterns:
+        # Patterns met through a leg (the other half of a Gram matrix) count by their own neighbours.
+        through = tuple(
+            tuple(sorted((near[id(p)], p.legs.index(leg)) for p in patterns if p is not pattern and leg in p.legs))
+            for leg in pattern.legs
+        )
+        lonely = not any(near[id(pattern)]) and not any(through)
+        bundles.setdefault(id(pattern) if lonely else (near[id(pattern)], through), []).append(pattern)
+    return [Windows(tuple(members)) for members in bundles.values()]
+
+
+def _holders(tensors: list[Operand | Selection], leg: str, open_legs: tuple[str, ...]) -> tuple[int, ...]:
+    found = tuple(index for index, node in enumerate(tensors) if leg in node.legs)
+    return (*found, -1) if leg in open_legs else found

@@ -1,0 +1,124 @@
+"""How much the contraction order of a network matters, before anything is run."""
+
+import random
+from dataclasses import dataclass
+from statistics import median
+
+from .network import TensorNetwork
+from .path import Path, PatternAware
+from .relations import problem
+
+
+@dataclass(frozen=True)
+class PathReport:
+    """Costs of a network's contraction orders.
+
+    Args:
+        network: The network's equation.
+        orders: Number of different orders looked at.
+        exhaustive: Whether these are all orders there are.
+        multiplications: Multiply-adds of the best, the median and the worst order.
+        largest: Elements of the largest intermediate in the best, the median and the worst order (each its own ranking).
+        time: Estimated time of the best, the median and the worst order, in multiply-adds (memory traffic counted in).
+
+    Example:
+        >>> from randbp import tn
+        >>> report = tn.kfac_reduce(tn.ConvSpec((8, 16, 32, 32), 16, 3, padding=1)).path_report()
+        >>> report.spread > 10
+        True
+    """
+
+    network: str
+    orders: int
+    exhaustive: bool
+    multiplications: tuple[int, float, int]
+    largest: tuple[int, float, int]
+    time: tuple[float, float, float]
+
+    @property
+    def spread(self) -> float:
+        """Estimated time of the worst order over that of the best: near 1 the order does not matter."""
+        return self.time[2] / self.time[0]
+
+    def __str__(self) -> str:
+        scope = "all" if self.exhaustive else "a sample"
+        rows = [("", "best", "median", "worst", "worst / best")]
+        for name, values in (
+            ("estimated time", self.time),
+            ("multiplications", self.multiplications),
+            ("largest intermediate", self.largest),
+        ):
+            ratio = f"{values[2] / values[0]:.1f}x" if values[0] else "-"
+            rows.append((name, *(f"{value:,.0f}" for value in values), ratio))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [
+            "  ".join((row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in range(1, 5))))
+            for row in rows
+        ]
+        verdict = "the order matters" if self.spread > 1.5 else "the order hardly matters"
+        return "\n".join([self.network, f"{self.orders} contraction orders ({scope}): {verdict}", *lines])
+
+
+def path_report(net: TensorNetwork, samples: int, seed: int = 0) -> PathReport:
+    """Costs of contraction orders; see `TensorNetwork.path_report`.
+
+    Steps are those that plans are made of (a pattern is never built), so the worst order here is the worst that the
+    library would run, not the worst that dense patterns allow. Outer products are left out where a better step exists.
+
+    Args:
+        net: The network.
+        samples: Number of orders to draw if there are more.
+        seed: Seed of that draw.
+
+    Raises:
+        ValueError: If ``samples`` is not positive.
+    """
+    if samples < 1:
+        raise ValueError(f"samples={samples}: expected a positive integer")
+    task = problem(net)
+    if not task.tensors:
+        raise ValueError(f"path_report: {net.name} holds no tensor, so there is nothing to order")
+    search = PatternAware(task)
+    paths = {tuple(path) for path in _all_paths(search, samples + 1)}
+    exhaustive = len(paths) <= samples
+    if not exhaustive:
+        generator = random.Random(seed)
+        paths = {tuple(_random_path(search, generator)) for _ in range(samples)}
+    paths.add(tuple(search()))
+    costs = [search.cost(list(path)) for path in paths]
+    return PathReport(
+        str(net),
+        len(paths),
+        exhaustive,
+        _three([sum(cost.multiplications for cost in steps) for steps in costs]),
+        _three([max((cost.size for cost in steps[:-1]), default=0) for steps in costs]),
+        _three([sum(cost.time for cost in steps) for steps in costs]),
+    )
+
+
+def _three(values):  # type: ignore[no-untyped-def]
+    return min(values), median(values), max(values)
+
+
+def _all_paths(search: PatternAware, limit: int):  # type: ignore[no-untyped-def]
+    """Paths in depth-first order, at most ``limit`` of them."""
+    stack: list[tuple[Path, list[tuple[int, int, bool]]]] = [([], search.start())]
+    found = 0
+    while stack and found < limit:
+        path, state = stack.pop()
+        if len(state) == 1:
+            found += 1
+            yield path
+            continue
+        for move in search.moves(state):
+            stack.append(([*path, move.items], search.advance(state, move)))
+
+
+def _random_path(search: PatternAware, generator: random.Random) -> Path:
+    path: Path = []
+    state = search.start()
+    while len(state) > 1:
+        move = generator.choice(search.moves(state))
+        path.append(move.items)
+        state = search.advance(state, move)
+    return path

@@ -1,0 +1,177 @@
+"""Tensor dropout: restrict legs of a network to chosen index values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .moves import pruned
+from .network import TensorNetwork, check_leg, check_slot
+from .nodes import Axis, Node, Operand, Pattern, Selection, volume
+
+BATCH = "n"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How a leg is restricted, without the index values: what a contraction plan needs to know.
+
+    Args:
+        size: Number of chosen values.
+        per_example: Whether every example has its own choice; the index then has shape ``[N, size]``.
+        weighted: Whether a slot ``"<legs> weights"`` of the index's shape multiplies the terms.
+    """
+
+    size: int
+    per_example: bool = False
+    weighted: bool = False
+
+
+def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str, ...] = ()) -> TensorNetwork:
+    """The network with legs restricted to indices that are handed in at contraction.
+
+    This is the entry point for randomised VJPs: build the network once per layer, then call `contract` with fresh
+    indices in the slot ``"<legs> index"`` (and weights in ``"<legs> weights"``); the plan is reused.
+
+    Args:
+        net: The network.
+        samples: Leg, or legs separated by blanks (chosen jointly), to the form of its restriction.
+        stored: Slots whose tensors are handed in already restricted. A jointly restricted pair of legs is then one
+            dimension of that tensor, at the place of the first.
+
+    Raises:
+        ValueError: For unknown legs or slots.
+
+    Example:
+        >>> import torch
+        >>> from randbp import tn
+        >>> spec = tn.ConvSpec((2, 3, 8, 8), 4, 3, padding=1)
+        >>> net = tn.sampled(tn.weight_vjp(spec), {"i1 i2": tn.Sample(16, per_example=True)}, stored=("input",))
+        >>> net.slots
+        {'input': (2, 3, 16), 'output_grad': (2, 4, 8, 8), 'i1 i2 index': (2, 16)}
+    """
+    for slot in stored:
+        check_slot(net, slot, "subsample")
+    # The batch leg goes first, so that per-example indices refer to the examples that are left.
+    for key in sorted(samples, key=lambda key: key != BATCH):
+        net = _restrict(net, key, samples[key], stored)
+    return net
+
+
+def subsample(
+    net: TensorNetwork, indices: Mapping[str, Tensor], weights: Mapping[str, Tensor], stored: tuple[str, ...]
+) -> TensorNetwork:
+    """Restrict legs to given index values; see `TensorNetwork.subsample`."""
+    for key in weights:
+        if key not in indices:
+            raise ValueError(f"subsample: weights for {key!r}, which has no index; indices are for {list(indices)}")
+    samples, tensors = {}, {}
+    for key, index in indices.items():
+        _check_index(net, key, index)
+        samples[key] = Sample(index.shape[-1], index.ndim == 2, key in weights)
+        tensors[f"{key} index"] = index
+    tensors |= {f"{key} weights": weight for key, weight in weights.items()}
+    restricted = sampled(net, samples, stored)
+    # The index of a leg that only stored tensors hold is not needed any more.
+    return restricted.bind(**{slot: tensor for slot, tensor in tensors.items() if slot in restricted.slots})
+
+
+def _check_index(net: TensorNetwork, key: str, index: Tensor) -> None:
+    legs = _legs(net, key)
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"subsample: index of leg {key!r} must be an integer tensor, got {index!r:.60}")
+    if index.ndim not in (1, 2):
+        raise ValueError(f"subsample: index of leg {key!r} has shape {tuple(index.shape)}; expected [S] or [N, S]")
+    size = volume(legs, net.sizes)
+    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < size):
+        raise ValueError(
+            f"subsample: index of leg {key!r} reaches from {int(index.min())} to {int(index.max())}; "
+            f"allowed is 0 to {size - 1}"
+        )
+
+
+def _legs(net: TensorNetwork, key: str) -> tuple[str, ...]:
+    legs = (key,) if key in net.sizes else tuple(key.split())
+    for leg in legs:
+        check_leg(net, leg, "subsample")
+    if not legs or len(set(legs)) < len(legs):
+        raise ValueError(f"subsample: {key!r} must name one leg, or several different ones separated by blanks")
+    return legs
+
+
+def _restrict(net: TensorNetwork, key: str, sample: Sample, stored: tuple[str, ...]) -> TensorNetwork:
+    legs = _legs(net, key)
+    if sample.per_example:
+        check_leg(net, BATCH, "subsample per example")
+        if BATCH in legs:
+            raise ValueError(f"subsample: {key!r}: the batch leg itself cannot be chosen per example")
+    batch = (BATCH,) if sample.per_example else ()
+    slot = f"{key} index"
+    if slot in net.slots:
+        raise ValueError(f"subsample: {key!r} is restricted already; restrict it once")
+    sizes = {**net.sizes, key: sample.size}
+    counter = 0
+    nodes: list[Node] = []
+    for node in net.nodes:
+        held = [leg for leg in legs if leg in node.legs]
+        if not held:
+            nodes.append(node)
+        elif isinstance(node, Operand) and node.slot in stored:
+            nodes.append(replace(node, axes=_merge_axes(node.axes, legs, key, sample.size, node.slot)))
+        elif isinstance(node, Pattern) and len(legs) > 1:
+            nodes.append(node)  # joins the selection below, with its neighbours in the other dimensions
+        else:
+            names = {leg: _fresh(leg, counter, sizes) for leg in legs}
+            counter += 1
+            sizes |= {names[leg]: net.sizes[leg] for leg in legs}
+            nodes += [node.rename(names), Selection(slot, batch, key, tuple(names.values()))]
+    if len(legs) > 1 and any(isinstance(node, Pattern) and set(legs) & set(node.legs) for node in nodes):
+        names = {leg: _fresh(leg, counter, sizes) for leg in legs}
+        sizes |= {names[leg]: net.sizes[leg] for leg in legs}
+        nodes = [node.rename(names) if isinstance(node, Pattern) else node for node in nodes]
+        nodes.append(Selection(slot, batch, key, tuple(names.values())))
+    if sample.weighted:
+        weight_legs = (*batch, key)
+        nodes.append(Operand(f"{key} weights", tuple(Axis.grouped((leg,), sizes) for leg in weight_legs)))
+    output = _merge_axes(net.output, legs, key, sample.size, "the output")
+    return pruned(replace(net, nodes=tuple(nodes), leg_sizes=tuple(sorted(sizes.items())), output=output))
+
+
+def _merge_axes(
+    axes: tuple[Axis, ...], legs: tuple[str, ...], key: str, size: int, owner: str
+) -> tuple[Axis, ...]:
+    """A layout in which the restricted legs are one leg of the new size, at the place of the first."""
+    merged: list[Axis] = []
+    placed = False
+    for axis in axes:
+        if not set(axis.legs) & set(legs):
+            merged.append(axis)
+            continue
+        if len(axis.terms) > 1 and len(legs) > 1 and axis.legs != legs:
+            raise ValueError(f"subsample: {key!r}: {owner} groups one of these legs with others in [{axis}]")
+        if len(legs) == 1 and len(axis.terms) > 1:
+            merged.append(_shrunk(axis, legs[0], size, axes))
+        elif not placed:
+            merged.append(Axis(((key, 1),), size))
+            placed = True
+    return tuple(merged)
+
+
+def _shrunk(axis: Axis, leg: str, size: int, axes: tuple[Axis, ...]) -> Axis:
+    """A grouped axis after one of its legs changed its size."""
+    steps = [step for _, step in axis.terms]
+    position = axis.legs.index(leg)
+    old = (steps[position - 1] if position else axis.size) // steps[position]
+    terms = tuple(
+        (name, step * size // old if index < position else step) for index, (name, step) in enumerate(axis.terms)
+    )
+    return Axis(terms, axis.size // old * size)
+
+
+def _fresh(leg: str, number: int, taken: Mapping[str, int]) -> str:
+    name = f"{leg}.{number}"
+    while name in taken:
+        number += 1
+        name = f"{leg}.{number}"
+    return name

@@ -1,0 +1,88 @@
+"""Simplification: index patterns that are reshapes, slices or identities become just that."""
+
+from dataclasses import replace
+
+from .moves import pruned
+from .network import TensorNetwork
+from .nodes import Axis, Node, Operand, Pattern
+
+
+def simplify(net: TensorNetwork) -> TensorNetwork:
+    """Remove every pattern that only renames, slices or reshapes; see `TensorNetwork.simplify`.
+
+    A pattern goes if no kernel position meets the padding and if no two pairs ``(o, k)`` meet the same input:
+    kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single output. Its leg
+    ``i`` then is the affine function ``stride·o + dilation·k - padding`` of the other two, and moves into the layout of
+    the one tensor (operand or output) that holds it. A pattern with ``i = o`` or ``i = k`` throughout joins the legs.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for node in net.nodes:
+            if isinstance(node, Pattern):
+                simpler = _without(net, node)
+                if simpler is not None:
+                    net, changed = simpler, True
+                    break
+    return pruned(net)
+
+
+def _without(net: TensorNetwork, node: Pattern) -> TensorNetwork | None:
+    """The network without one pattern, if the pattern is simple."""
+    pattern = node.pattern
+    if pattern.nonzeros != pattern.output_size * pattern.kernel_size:
+        return None  # some pairs (o, k) meet the padding
+    if pattern.output_size > 1 and pattern.kernel_size > 1 and not _injective(node):
+        return None
+    rest = tuple(other for other in net.nodes if other is not node)
+    terms = tuple(
+        (leg, step)
+        for leg, step, size in (
+            (node.o, pattern.stride, pattern.output_size),
+            (node.k, pattern.dilation, pattern.kernel_size),
+        )
+        if size > 1
+    )
+    # Row-major where the steps allow it, so that the axis prints and reads as a plain group.
+    terms = tuple(sorted(terms, key=lambda term: -term[1]))
+    holders = [other for other in rest if node.i in other.legs]
+    if len(terms) == 1 and terms[0][1] == 1 and pattern.padding == 0 and pattern.input_size == net.sizes[terms[0][0]]:
+        return _joined(net, rest, node.i, terms[0][0])
+    if node.i in net.open_legs:
+        if holders or {leg for leg, _ in terms} & set(net.open_legs):
+            return None
+        return replace(net, nodes=rest, output=_replaced(net.output, node.i, terms, -pattern.padding))
+    if len(holders) != 1 or not isinstance(holders[0], Operand):
+        return None
+    if set(holders[0].legs) & {leg for leg, _ in terms}:
+        return None
+    axes = _replaced(holders[0].axes, node.i, terms, -pattern.padding)
+    nodes = tuple(replace(other, axes=axes) if other is holders[0] else other for other in rest)
+    return replace(net, nodes=nodes)
+
+
+def _injective(node: Pattern) -> bool:
+    pattern = node.pattern
+    reach_k = pattern.dilation * (pattern.kernel_size - 1)
+    reach_o = pattern.stride * (pattern.output_size - 1)
+    return pattern.stride > reach_k or pattern.dilation > reach_o
+
+
+def _joined(net: TensorNetwork, rest: tuple[Node, ...], i: str, other: str) -> TensorNetwork | None:
+    """Identify two legs of the same size, unless one tensor holds both (that is a diagonal)."""
+    both = {i, other}
+    if both <= set(net.open_legs) or any(both <= set(node.legs) for node in rest):
+        return None
+    gone, kept = (i, other) if i not in net.open_legs else (other, i)
+    name = {gone: kept}
+    return replace(
+        net,
+        nodes=tuple(node.rename(name) for node in rest),
+        output=Operand("", net.output).rename(name).axes,
+    )
+
+
+def _replaced(
+    axes: tuple[Axis, ...], leg: str, terms: tuple[tuple[str, int], ...], start: int
+) -> tuple[Axis, ...]:
+    return tuple(axis.replace(leg, terms, start) for axis in axes)

@@ -1,0 +1,208 @@
+"""Graphical moves and their errors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from randbp import tn
+
+from .strategies import assert_matches_einsum, random_operands, specs
+
+SPEC = tn.ConvSpec((2, 4, 5, 4), 6, (3, 2), stride=(2, 1), padding=1, groups=2)
+
+
+@pytest.mark.parametrize("slot", ["input", "weight"])
+def test_remove_is_the_jacobian(slot):
+    net = tn.conv(SPEC)
+    assert_matches_einsum(net.remove(slot).remove("weight" if slot == "input" else "input"))
+    operands = random_operands(net)
+    other = "weight" if slot == "input" else "input"
+    full = torch.autograd.functional.jacobian(
+        lambda t: net.contract({slot: t, other: operands[other]}), operands[slot]
+    )
+    blocks = net.remove(slot).contract({other: operands[other]})
+    if slot == "weight":  # [n, g·d, o1, o2, g·d, c, k1, k2], diagonal in g·d
+        full = full.diagonal(dim1=1, dim2=4).movedim(-1, 1)
+        torch.testing.assert_close(blocks, full)
+    else:  # [n, g·d, o1, o2, n, g·c, i1, i2], diagonal in n and g
+        full = full.diagonal(dim1=0, dim2=4).movedim(-1, 0).unflatten(1, (2, -1)).unflatten(5, (2, -1))
+        full = full.diagonal(dim1=1, dim2=5).movedim(-1, 1).flatten(1, 2)
+        torch.testing.assert_close(blocks, full)
+
+
+def test_vjps_and_jvps_follow_from_moves():
+    conv = tn.conv(SPEC)
+    assert conv.vjp("weight") == tn.weight_vjp(SPEC)
+    assert conv.jvp("input") == tn.input_jvp(SPEC)
+    assert tn.weight_vjp(SPEC).with_leg("n") == tn.per_example_weight_vjp(SPEC)
+
+
+def test_sum():
+    for leg in tn.conv(SPEC).open_legs:
+        assert_matches_einsum(tn.conv(SPEC).sum(leg))
+    assert_matches_einsum(tn.unfold(SPEC).sum("k1", "k2", "o1"))
+    assert_matches_einsum(tn.conv(SPEC).remove("weight").sum("d", "k1"))  # no tensor holds d any more
+    assert_matches_einsum(tn.conv(SPEC).remove("weight").remove("input").sum("i1", "d"))
+
+
+def test_with_leg_is_vmap():
+    net = tn.weight_jvp(SPEC).with_leg("v", 3, "weight_tangent")
+    operands = random_operands(net)
+    each = [tn.weight_jvp(SPEC).contract(input=operands["input"], weight_tangent=t) for t in operands["weight_tangent"]]
+    torch.testing.assert_close(net.contract(operands), torch.stack(each))
+    both = tn.weight_vjp(SPEC).with_leg("v", 3, "input", "output_grad")
+    operands = random_operands(both)
+    pairs = zip(operands["input"], operands["output_grad"], strict=True)
+    each = [tn.weight_vjp(SPEC).contract(input=x, output_grad=y) for x, y in pairs]
+    torch.testing.assert_close(both.contract(operands), torch.stack(each))
+
+
+@settings(max_examples=25, deadline=None)
+@given(spec=specs(dims=(1, 2)), groups=st.integers(1, 3), kernel=st.integers(1, 2), stride=st.integers(1, 2))
+def test_a_convolution_on_top_of_a_convolution(spec, groups, kernel, stride):
+    channels = spec.out_channels
+    groups = groups if channels % groups == 0 else 1
+    if groups % spec.groups and spec.groups % groups:
+        groups = 1
+    top = tn.ConvSpec(spec.output_shape, 2 * groups, kernel, stride, padding=1, groups=groups)
+    bottom = tn.conv(spec).rename(slots={"weight": "weight1"})
+    net = tn.conv(top).compose(bottom, into="input")
+    result = assert_matches_einsum(net)
+    operands = random_operands(net)
+    inner = tn.conv(spec).contract(input=operands["input"], weight=operands["weight1"])
+    torch.testing.assert_close(result, tn.conv(top).contract(input=inner, weight=operands["weight"]))
+    for slot in net.slots:
+        assert_matches_einsum(net.vjp(slot))
+
+
+def test_two_weight_vjps_contracted():
+    net = tn.weight_vjp(SPEC)
+    other = net.rename(slots={"input": "input2", "output_grad": "output_grad2"})
+    product = net.outer(other, share=net.open_legs).sum(*net.open_legs)
+    result = assert_matches_einsum(product)
+    assert result.shape == ()
+    assert_matches_einsum(net.outer(net.subsample(k1=torch.tensor([0]))))
+
+
+def test_foreign_networks_do_not_materialise_patterns():
+    """A dense pattern of 4000 x 4000 x 5 alone would be 320 MB; all intermediates here stay near the operands' size."""
+    spec = tn.ConvSpec((1, 2, 4000), 2, 5, padding=2)
+    bottom = tn.conv(spec).rename(slots={"weight": "weight1"})
+    for net in (
+        tn.conv(spec).compose(bottom, into="input"),
+        tn.conv(spec).compose(bottom, into="input").vjp("weight1"),
+        tn.weight_vjp(spec).outer(tn.weight_vjp(spec), share=("g", "d", "c", "k1")).sum("g", "d", "c", "k1"),
+        tn.kfac_expand(spec),
+    ):
+        assert net.plan().largest_intermediate <= 2 * 5 * 2 * 4000 * 4
+        assert net.contract(random_operands(net, torch.float32)).isfinite().all()
+
+
+def test_group_and_scale():
+    net = tn.unfold(SPEC)
+    operands = random_operands(net)
+    moved = net.group(("n", "o1"), ("k1", "c"), ("g", "k2", "o2")).scaled(2.0)
+    assert_matches_einsum(moved)
+    assert moved.contract(operands).sum().item() == pytest.approx(2 * net.contract(operands).sum().item())
+
+
+@pytest.mark.parametrize(
+    ("spec", "left"),
+    [
+        (tn.ConvSpec((2, 4, 6, 6), 2, 2, stride=2), 0),  # dense
+        (tn.ConvSpec((2, 4, 7, 7), 2, 2, stride=2), 0),  # dense with a remainder
+        (tn.ConvSpec((2, 4, 6, 6), 2, 1, stride=2), 0),  # down-sampling
+        (tn.ConvSpec((2, 4, 6, 6), 2, 2, stride=3), 0),  # down-sampling with gaps
+        (tn.ConvSpec((2, 4, 6, 6), 2, 1), 0),  # identity
+        (tn.ConvSpec((2, 4, 6, 6), 2, 6), 0),  # one output
+        (tn.ConvSpec((2, 4, 6, 6), 2, 2, dilation=3), 1),
+        (tn.ConvSpec((2, 4, 6, 6), 2, 2, dilation=3, stride=1, padding=((0, 0), (0, 0))), 1),
+        (tn.ConvSpec((2, 4, 6, 6), 2, 3, padding=1), 2),
+        (tn.ConvSpec((2, 4, 6, 6), 2, (1, 3), padding=(0, 1)), 1),
+    ],
+)
+def test_simplify_removes_simple_patterns(spec, left):
+    left = 0 if spec.dilation == (3, 3) and spec.output_size == (3, 3) else left
+    for operation in (tn.conv, tn.weight_vjp, tn.input_vjp, tn.unfold, tn.kfac_expand, tn.gradient_gram):
+        net = operation(spec)
+        simple = net.simplify()
+        halves = 2 if operation in (tn.kfac_expand, tn.gradient_gram) else 1
+        assert sum(isinstance(node, tn.Pattern) for node in simple.nodes) == left * halves
+        assert_matches_einsum(simple)
+        assert simple.slots == net.slots
+        assert simple.output_shape == net.output_shape
+
+
+def test_networks_are_values():
+    assert tn.conv(SPEC) == tn.conv(SPEC).rename(legs={"c": "x"}).rename(legs={"x": "c"})
+    assert hash(tn.conv(SPEC)) == hash(tn.conv(SPEC).named("other"))
+    assert tn.conv(SPEC) != tn.conv(SPEC).scaled(2.0)
+    with pytest.raises(AttributeError):
+        tn.conv(SPEC).scale = 2.0
+
+
+def test_bind():
+    operands = random_operands(tn.conv(SPEC))
+    layer = tn.conv(SPEC).bind(weight=operands["weight"])
+    torch.testing.assert_close(layer.contract(input=operands["input"]), tn.conv(SPEC).contract(operands))
+    torch.testing.assert_close(torch.einsum(*layer.einsum(input=operands["input"])), tn.conv(SPEC).contract(operands))
+
+
+def test_contraction_is_differentiable():
+    for operation in (tn.conv, tn.unfold, tn.fold, tn.kfac_reduce, tn.unfold_transpose):
+        net = operation(tn.ConvSpec((1, 2, 4), 2, 2, padding=1))
+        operands = {slot: t.requires_grad_() for slot, t in random_operands(net).items()}
+        slots = list(operands)
+        assert torch.autograd.gradcheck(
+            lambda *tensors, net=net, slots=slots: net.contract(dict(zip(slots, tensors, strict=True))),
+            tuple(operands.values()),
+        )
+
+
+X, Y = torch.zeros(2, 4, 5, 4), torch.zeros(2, 6, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        ({"input": X}, r"missing output_grad \(2, 6, 3, 5\); weight_vjp takes input, output_grad"),
+        ({}, "missing input"),
+        ({"input": X, "output_grad": Y, "foo": Y}, "unknown slot 'foo'; weight_vjp takes input, output_grad"),
+        (
+            {"input": X[:1], "output_grad": Y},
+            r"input of shape \(1, 4, 5, 4\): weight_vjp needs \(2, 4, 5, 4\) for input\[n g·c i1 i2\]",
+        ),
+        ({"input": X, "output_grad": Y.double()}, "input torch.float32 on cpu, output_grad torch.float64 on cpu"),
+        ({"input": X, "output_grad": 3.0}, "output_grad=float: expected a torch.Tensor"),
+    ],
+)
+def test_contract_errors(slots, message):
+    with pytest.raises(ValueError, match=message):
+        tn.weight_vjp(SPEC).contract(slots)
+
+
+@pytest.mark.parametrize(
+    ("move", "message"),
+    [
+        (lambda net: net.remove("foo"), "remove: unknown slot 'foo'; conv takes input, weight"),
+        (lambda net: net.vjp("foo"), "vjp: unknown slot 'foo'"),
+        (lambda net: net.sum("z"), "sum: unknown leg 'z'; the legs of conv are c d g i1"),
+        (lambda net: net.sum("c"), "leg 'c' is summed already"),
+        (lambda net: net.with_leg("n"), "leg 'n' is open already"),
+        (lambda net: net.with_leg("v"), "a new leg needs a positive size and slots"),
+        (lambda net: net.with_leg("v", 2, "foo"), "with_leg: unknown slot 'foo'"),
+        (lambda net: net.rename(legs={"z": "y"}), "rename: unknown leg 'z'"),
+        (lambda net: net.rename(legs={"c": "d"}), "two legs of conv the same name"),
+        (lambda net: net.group(("n",)), "must hold each open leg once"),
+        (lambda net: net.compose(net, into="weight"), r"conv gives \(2, 6, 3, 5\), but slot 'weight'"),
+        (lambda net: net.outer(net, share=("c",)), "share='c' is no open leg"),
+        (lambda net: net.einsum(input=X), "einsum: missing weight"),
+        (lambda net: net.einsum(input=Y), "input of shape"),
+        (lambda net: tn.kfac_reduce(SPEC).remove("input"), "slot 'input' occurs 2 times in kfac_reduce"),
+        (lambda net: net.rename(slots={"weight": "input"}).slots, "slot 'input': used with shapes"),
+    ],
+)
+def test_move_errors(move, message):
+    with pytest.raises(ValueError, match=message):
+        move(tn.conv(SPEC))

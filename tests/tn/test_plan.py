@@ -1,0 +1,176 @@
+"""Plans: order, cost model, program, cache."""
+
+import threading
+
+import opt_einsum as oe
+import pytest
+import torch
+
+from randbp import tn
+from randbp.tn.path import PatternAware
+from randbp.tn.relations import problem
+
+from .strategies import random_operands
+
+SPEC = tn.ConvSpec((2, 4, 8, 8), 6, 3, stride=2, padding=1, groups=2)
+
+
+def brute_force_multiplications(spec):
+    """Multiply-adds of a convolution that meet neither padding nor a zero of the pattern, counted one by one."""
+    count = 0
+    for n_c_d in [spec.batch_size * spec.in_channels * spec.out_channels // spec.groups]:
+        triples = 1
+        for p in spec.patterns:
+            triples *= sum(
+                0 <= p.stride * o + p.dilation * k - p.padding < p.input_size
+                for o in range(p.output_size)
+                for k in range(p.kernel_size)
+            )
+        count += n_c_d * triples
+    return count
+
+
+def test_a_convolution_costs_what_its_pattern_leaves():
+    expected = brute_force_multiplications(SPEC)
+    assert tn.conv(SPEC).plan().multiplications == expected == SPEC.multiply_adds
+    assert tn.weight_vjp(SPEC).plan().multiplications == expected
+    assert tn.input_vjp(SPEC).plan().multiplications == expected
+
+
+def test_kfac_reduce_sums_before_it_multiplies():
+    plan = tn.kfac_reduce(SPEC).plan()
+    rows = 4 // 2 * 9
+    assert plan.multiplications == 2 * 2 * rows**2  # n · g · (c k)²
+    assert plan.largest_intermediate <= 2 * 4 * 9 * 8 * 4
+
+
+def test_paths_are_opt_einsum_paths():
+    """The optimizer is an opt_einsum PathOptimizer; opt_einsum itself can walk its path over dense operands."""
+    for net in (tn.weight_vjp(SPEC), tn.kfac_reduce(SPEC), tn.gradient_gram(SPEC)):
+        task = problem(net)
+        search = PatternAware(task)
+        assert isinstance(search, oe.paths.PathOptimizer)
+        letters = {leg: oe.get_symbol(index) for index, leg in enumerate(net.sizes)}
+        inputs = ["".join(letters[leg] for leg in item.legs) for item in search.items]
+        output = "".join(letters[leg] for leg in net.open_legs)
+        shapes = [tuple(net.sizes[leg] for leg in item.legs) for item in search.items]
+        path, _ = oe.contract_path(f"{','.join(inputs)}->{output}", *shapes, shapes=True, optimize=search)
+        assert [set(step) for step in path] == [set(step) for step in search()]
+
+
+def test_optimal_search_is_no_worse_than_greedy_or_random():
+    for operation in (tn.conv, tn.weight_vjp, tn.kfac_expand, tn.kfac_reduce, tn.gradient_gram, tn.ggn_diagonal):
+        search = PatternAware(problem(operation(SPEC)))
+        best = sum(cost.time for cost in search.cost(search()))
+        greedy = sum(cost.time for cost in search.cost(search._greedy()))
+        assert best <= greedy
+        assert best == pytest.approx(operation(SPEC).path_report().time[0])
+
+
+def test_long_chains_are_contracted_greedily():
+    spec = tn.ConvSpec((1, 2, 9), 2, 2)
+    net = tn.conv(spec)
+    for number in range(5):
+        deeper = tn.ConvSpec(net.output_shape, 2, 2)
+        net = tn.conv(deeper).compose(net.rename(slots={"weight": f"weight{number}"}), into="input")
+    assert len(problem(net).tensors) + len(problem(net).relations) > 9
+    operands = random_operands(net)
+    y = operands["input"]
+    for slot in [f"weight{number}" for number in range(5)] + ["weight"]:
+        y = torch.nn.functional.conv1d(y, operands[slot])
+    torch.testing.assert_close(net.contract(operands), y)
+
+
+def test_both_halves_of_a_gram_matrix_are_computed_once():
+    plan = tn.kfac_reduce(SPEC).plan()
+    single = tn.unfold(SPEC).sum("o1", "o2").plan()
+    assert len(plan.program) < 2 * len(single.program)
+
+
+def test_plan_prints_steps():
+    text = str(tn.kfac_reduce(SPEC).plan())
+    assert text.startswith("kfac_reduce: ")
+    assert "multiplications" in text and "largest intermediate" in text and "matmul" in text
+
+
+def test_path_report():
+    report = tn.kfac_expand(SPEC).path_report()
+    assert report.exhaustive
+    for best, middle, worst in (report.time, report.multiplications, report.largest):
+        assert best <= middle <= worst
+    assert "order" in str(report)
+    assert tn.conv(SPEC).path_report().orders >= 2
+    sampled = tn.gradient_gram(SPEC).path_report(samples=5)
+    assert not sampled.exhaustive
+    assert sampled.orders <= 6
+    with pytest.raises(ValueError, match="samples=0"):
+        tn.conv(SPEC).path_report(samples=0)
+
+
+def test_cache_counts_and_is_bounded():
+    cache = tn.PlanCache(maxsize=2)
+    nets = [tn.conv(tn.ConvSpec((1, 1, size), 1, 2)) for size in (4, 5, 6)]
+    cpu = torch.device("cpu")
+    assert cache.plan(nets[0]) is cache.plan(nets[0])
+    assert cache.plan(nets[0]) is not cache.plan(nets[0], torch.float64)
+    info = cache.info()
+    assert (info.hits, info.misses, info.size, info.maxsize) == (2, 2, 2, 2)
+    first = cache.plan(nets[0])
+    cache.plan(nets[1])
+    assert cache.plan(nets[0]) is first  # used lately, so it stays
+    cache.plan(nets[2])
+    assert cache.info().size == 2
+    assert cache.plan(nets[0], torch.float32, cpu) is first
+    assert cache.info().saved_seconds > 0
+    cache.clear()
+    assert cache.info() == tn.CacheInfo(0, 0, 0, 2, 0.0, 0.0)
+    with pytest.raises(ValueError, match="maxsize=0"):
+        tn.PlanCache(maxsize=0)
+
+
+def test_equal_networks_share_a_plan():
+    tn.cache.clear()
+    a = tn.conv(SPEC).vjp("weight")
+    b = tn.conv(tn.ConvSpec((2, 4, 8, 8), 6, 3, stride=2, padding=1, groups=2)).vjp("weight").named("same")
+    operands = random_operands(a)
+    a.contract(operands)
+    b.contract(operands)
+    assert (tn.cache.info().misses, tn.cache.info().hits) == (1, 1)
+
+
+def test_cache_under_threads():
+    cache = tn.PlanCache(maxsize=4)
+    nets = [tn.conv(tn.ConvSpec((1, 1, size), 1, 2)) for size in range(3, 11)]
+    failures = []
+
+    def work(shift):
+        try:
+            for step in range(200):
+                net = nets[(step * shift) % len(nets)]
+                plan = cache.plan(net)
+                assert plan.network == str(net)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(shift,)) for shift in (1, 3, 5, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    info = cache.info()
+    assert info.hits + info.misses == 800
+    assert info.size <= 4
+
+
+def test_the_cache_keeps_no_bound_tensor_alive():
+    import gc
+    import weakref
+
+    index = torch.tensor([0, 1])
+    net = tn.weight_vjp(tn.ConvSpec((1, 1, 17), 1, 2)).subsample(i1=index)
+    net.contract(random_operands(net))
+    alive = weakref.ref(index)
+    del net, index
+    gc.collect()
+    assert alive() is None

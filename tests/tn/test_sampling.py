@@ -1,0 +1,157 @@
+"""Subsampled networks against dense einsums, and against scattering by hand."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from randbp import tn
+
+from .strategies import assert_matches_einsum, random_operands, specs
+
+OPERATIONS = (tn.conv, tn.weight_vjp, tn.input_vjp, tn.unfold, tn.kfac_reduce, tn.kfac_expand, tn.conv_transpose_weight_vjp)
+
+
+def draw_index(data, net, leg, per_example):
+    size = net.sizes[leg]
+    count = data.draw(st.integers(1, size + 1))
+    shape = (net.sizes["n"], count) if per_example else (count,)
+    return torch.randint(size, shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), spec=specs(dims=(1, 2)), operation=st.sampled_from(OPERATIONS))
+def test_any_legs(data, spec, operation):
+    net = operation(spec)
+    legs = data.draw(st.lists(st.sampled_from(sorted(net.sizes)), unique=True, min_size=1, max_size=3))
+    indices, weights = {}, {}
+    for leg in legs:
+        per_example = leg != "n" and "n" not in legs and data.draw(st.booleans())
+        indices[leg] = draw_index(data, net, leg, per_example)
+        if data.draw(st.booleans()):
+            weights[leg] = torch.rand(indices[leg].shape, dtype=torch.float64)
+    assert_matches_einsum(net.subsample(indices, weights=weights))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.data(),
+    spec=specs(dims=(2, 2)),
+    operation=st.sampled_from((tn.weight_vjp, tn.input_vjp, tn.kfac_reduce)),
+    role=st.sampled_from("iok"),
+    per_example=st.booleans(),
+)
+def test_joint_positions(data, spec, operation, role, per_example):
+    net = operation(spec)
+    legs = (f"{role}1", f"{role}2")
+    if not set(legs) <= set(net.sizes) - set(net.open_legs):
+        return
+    shape = (net.sizes["n"], 4) if per_example else (4,)
+    grid = net.sizes[legs[0]] * net.sizes[legs[1]]
+    index = torch.randint(grid, shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    assert_matches_einsum(net.subsample({" ".join(legs): index}))
+
+
+@settings(max_examples=30, deadline=None)
+@given(spec=specs(dims=(2, 2)), per_example=st.booleans(), seed=st.integers(0, 99))
+def test_stored_positions_give_the_weight_vjp_of_the_masked_input(spec, per_example, seed):
+    """What a randomised weight VJP does: keep some pixels with weights, forget the rest."""
+    generator = torch.Generator().manual_seed(seed)
+    net = tn.weight_vjp(spec)
+    operands = random_operands(net, seed=seed)
+    x, y = operands["input"], operands["output_grad"]
+    n, c, pixels = spec.batch_size, spec.in_channels, spec.input_size[0] * spec.input_size[1]
+    count = max(1, pixels // 2)
+    rows = [torch.randperm(pixels, generator=generator)[:count] for _ in range(n if per_example else 1)]
+    index = torch.stack(rows) if per_example else rows[0]
+    weights = torch.rand(index.shape, generator=generator, dtype=torch.float64)
+    wide = index.expand(n, count)[:, None].expand(n, c, count)
+    kept = x.flatten(2).gather(2, wide)
+    masked = torch.zeros_like(x.flatten(2)).scatter(2, wide, kept * weights.expand(n, count)[:, None]).reshape(x.shape)
+    expected = net.contract(input=masked, output_grad=y)
+    form = {"i1 i2": tn.Sample(count, per_example, weighted=True)}
+    sampled = tn.sampled(net, form, stored=("input",))
+    slots = {"input": kept, "output_grad": y, "i1 i2 index": index, "i1 i2 weights": weights}
+    torch.testing.assert_close(sampled.contract(slots), expected, rtol=1e-10, atol=1e-10)
+    bound = net.subsample({"i1 i2": index}, weights={"i1 i2": weights})
+    torch.testing.assert_close(bound.contract(operands), expected, rtol=1e-10, atol=1e-10)
+    assert_matches_einsum(sampled, seed)
+
+
+def test_per_example_index_refers_to_the_examples_that_are_left():
+    net = tn.weight_vjp(tn.ConvSpec((4, 2, 5), 3, 2))
+    examples, positions = torch.tensor([3, 1]), torch.tensor([[0, 4], [2, 2]])
+    operands = random_operands(net)
+    x, y = operands["input"], operands["output_grad"]
+    masked = torch.zeros_like(x)
+    masked[3, :, [0, 4]] = x[3, :, [0, 4]]
+    masked[1, :, 2] = 2 * x[1, :, 2]  # chosen twice
+    expected = net.contract(input=masked, output_grad=y)
+    result = net.subsample(i1=positions, n=examples).contract(operands)
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_open_legs_are_restricted_in_the_result():
+    net = tn.weight_vjp(tn.ConvSpec((4, 4, 5), 6, 2, groups=2))
+    operands = random_operands(net)
+    full = net.contract(operands)
+    index = torch.tensor([1, 1, 0])
+    restricted = net.subsample(d=index).contract(operands)
+    torch.testing.assert_close(restricted, full.unflatten(0, (2, 3))[:, index].flatten(0, 1))
+
+
+def test_plans_do_not_depend_on_index_values():
+    net = tn.weight_vjp(tn.ConvSpec((2, 2, 9), 3, 2))
+    operands = random_operands(net)
+    tn.cache.clear()
+    for seed in range(3):
+        index = torch.randint(9, (2, 4), generator=torch.Generator().manual_seed(seed))
+        net.subsample(i1=index).contract(operands)
+    info = tn.cache.info()
+    assert (info.misses, info.hits, info.size) == (1, 2, 1)
+
+
+def test_no_operand_is_ever_a_dense_pattern():
+    """A sampled weight VJP of a large image would need terabytes of dense patterns."""
+    net = tn.weight_vjp(tn.ConvSpec((1, 1, 512, 512), 1, 3, padding=1))
+    index = torch.arange(0, 512 * 512, 64)
+    operands = random_operands(net, torch.float32)
+    sampled = net.subsample({"i1 i2": index})
+    x = operands["input"].flatten()
+    masked = torch.zeros_like(x)
+    masked[index] = x[index]
+    expected = net.contract(input=masked.view(1, 1, 512, 512), output_grad=operands["output_grad"])
+    torch.testing.assert_close(sampled.contract(operands), expected, rtol=1e-3, atol=1e-2)
+    assert sampled.plan().largest_intermediate < 16 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"i3": torch.tensor([0])}, "unknown leg 'i3'"),
+        ({"i1 j": torch.tensor([0])}, "unknown leg 'j'"),
+        ({"i1 i1": torch.tensor([0])}, "several different ones"),
+        ({"i1": torch.tensor([5])}, r"'i1' reaches from 5 to 5; allowed is 0 to 4"),
+        ({"i1": torch.tensor([-1])}, r"'i1' reaches from -1 to -1"),
+        ({"i1": torch.tensor([0.0])}, "'i1' must be an integer tensor"),
+        ({"i1": [0, 1]}, "'i1' must be an integer tensor"),
+        ({"i1": torch.zeros(1, 1, 1, dtype=torch.long)}, r"'i1' has shape \(1, 1, 1\)"),
+        ({"i1": torch.zeros(3, 1, dtype=torch.long)}, r"i1 index of shape \(3, 1\)"),
+        ({"n": torch.zeros(2, 1, dtype=torch.long)}, "batch leg itself"),
+    ],
+)
+def test_errors(arguments, message):
+    net = tn.weight_vjp(tn.ConvSpec((2, 2, 5), 3, 2))
+    with pytest.raises(ValueError, match=message):
+        net.subsample(arguments)
+
+
+def test_more_errors():
+    net = tn.weight_vjp(tn.ConvSpec((2, 2, 5), 3, 2))
+    index = torch.tensor([0])
+    with pytest.raises(ValueError, match="weights for 'c'"):
+        net.subsample(i1=index, weights={"c": torch.ones(1)})
+    with pytest.raises(ValueError, match="unknown slot 'weight'; weight_vjp takes input, output_grad"):
+        net.subsample(i1=index, stored=("weight",))
+    with pytest.raises(ValueError, match="'i1' is restricted already"):
+        net.subsample(i1=index).subsample(i1=index)
