@@ -1,24 +1,17 @@
 """Separable spatial sampling: rows times columns."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec
+from .. import tn
+from ..tn import ConvSpec, IndexPattern, ResidueClass
 from .base import Estimator
 from .draw import Draw
-from .positions import (
-    PositionClass,
-    flat_kernels,
-    flat_positions,
-    output_class,
-    partner_table,
-    restricted_classes,
-    used_inputs,
-)
-from .rows import add_weight_vjp, gather_rows, input_vjp_rows, rows_with_blank
+from .positions import add_weight_vjp, by_rows, gather_rows, grid_positions, input_vjp, shares
 
 Coordinates = tuple[tuple[int, ...], ...]
 
@@ -48,56 +41,78 @@ class Axes(Estimator):
 
     def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
         """Kept entries of the input, one tensor ``[N, S, C]`` per position class."""
-        grids, _ = self._input_grids(spec, draw)
-        return tuple(
-            gather_rows(input, flat_positions(grid, spec.patterns, input.device).unsqueeze(0)) for grid in grids
-        )
+        held = []
+        for residue, chosen, _ in self._input_parts(spec, draw):
+            positions = grid_positions(residue.inputs, spec.input_size, input.device)
+            local = _flat(chosen, tuple(map(len, residue.inputs)), input.device)
+            held.append(gather_rows(input, positions[local]))
+        return tuple(held)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet."""
-        grids, weight = self._input_grids(spec, draw)
-        groups, device = spec.groups, output_grad.device
-        inner, outer = spec.in_channels // groups, spec.out_channels // groups
-        result = output_grad.new_zeros(groups, outer, inner, prod(spec.kernel_size))
-        output_rows = rows_with_blank(output_grad)
-        for grid, rows in zip(grids, held, strict=True):
-            table = partner_table(grid, spec.patterns, device)
-            local = torch.arange(grid.size, device=device).unsqueeze(0)
-            add_weight_vjp(result, rows, output_rows, table, local, flat_kernels(grid, spec.patterns), weight)
-        return result.reshape(spec.weight_shape)
+        result = output_grad.new_zeros(spec.weight_shape)
+        if len(held) > 1:
+            output_grad = by_rows(output_grad)
+        for rows, (residue, chosen, weight) in zip(held, self._input_parts(spec, draw), strict=True):
+            local = _flat(chosen, tuple(map(len, residue.inputs)), output_grad.device)
+            add_weight_vjp(result, rows, local, output_grad, spec, residue, weight)
+        return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """Kept output rows times the kernel, added where they land."""
-        coordinates, scale = self._coordinates(tuple(tuple(range(size)) for size in spec.output_size), draw)
-        grid = replace(output_class(spec.patterns), positions=coordinates)
-        device, kernels = output_grad.device, flat_kernels(grid, spec.patterns)
-        rows = gather_rows(output_grad, flat_positions(grid, spec.patterns, device).unsqueeze(0))
-        table = partner_table(grid, spec.patterns, device)
-        local = torch.arange(grid.size, device=device).unsqueeze(0)
-        return input_vjp_rows(rows, weight * scale, table, local, kernels, spec)
-
-    def _input_grids(self, spec: ConvSpec, draw: Draw) -> tuple[tuple[PositionClass, ...], float]:
-        coordinates, weight = self._coordinates(tuple(map(used_inputs, spec.patterns)), draw)
-        return restricted_classes(spec.patterns, coordinates), weight
-
-    def _coordinates(self, axes: Coordinates, draw: Draw) -> tuple[Coordinates, float]:
-        """Kept coordinates per axis and their common weight; drawn on the host, so that sizes are known there."""
-        rate = self.keep ** (1 / max(1, len(axes)))
-        if self.bernoulli:
-            uniform = [torch.rand(len(axis), generator=draw.child(j).generator()) for j, axis in enumerate(axes)]
-            chosen = [(u < rate).nonzero().flatten().tolist() for u in uniform]
-            return _pick(axes, chosen), 1 / rate ** len(axes)
-        sizes = tuple(map(len, axes))
-        counts = grid_counts(sizes, self.keep)
-        chosen = [
-            sorted(draw.child(j).permutation(n)[:m].tolist())
-            for j, (n, m) in enumerate(zip(sizes, counts, strict=True))
+        counts = grid_counts(spec.output_size, self.keep)
+        axes = [
+            self._choose(size, m, draw.child(j), spec.dims)
+            for j, (size, m) in enumerate(zip(spec.output_size, counts, strict=True))
         ]
-        return _pick(axes, chosen), prod(sizes) / max(1, prod(counts))
+        chosen, scale = tuple(axis for axis, _ in axes), prod(weight for _, weight in axes)
+        local = _flat(chosen, spec.output_size, output_grad.device)
+        if not local.numel():
+            return output_grad.new_zeros(spec.input_shape)
+        return input_vjp(gather_rows(output_grad, local), local, weight * scale, spec)
+
+    def _input_parts(self, spec: ConvSpec, draw: Draw) -> list[tuple[ResidueClass, Coordinates, float]]:
+        """Per class with anything kept of it: the coordinates kept of each axis, and their weight."""
+        parts = []
+        for residue, counts in _plan(self.keep, spec.patterns):
+            axes = [
+                self._choose(len(inputs), m, draw.child(j, inputs.start), spec.dims)
+                for j, (inputs, m) in enumerate(zip(residue.inputs, counts, strict=True))
+            ]
+            if all(axis for axis, _ in axes):
+                parts.append((residue, tuple(axis for axis, _ in axes), prod(weight for _, weight in axes)))
+        return parts
+
+    def _choose(self, size: int, count: int, draw: Draw, axes: int) -> tuple[tuple[int, ...], float]:
+        """Kept coordinates of one of several axes and their weight; drawn on the host, where sizes must be known."""
+        if not self.bernoulli:
+            return tuple(sorted(draw.permutation(size)[:count].tolist())), size / count
+        rate = self.keep ** (1 / axes)
+        chosen = (torch.rand(size, generator=draw.generator()) < rate).nonzero().flatten().tolist()
+        return tuple(chosen), 1 / rate
 
 
-def _pick(axes: Coordinates, chosen: list[list[int]]) -> Coordinates:
-    return tuple(tuple(axis[c] for c in picked) for axis, picked in zip(axes, chosen, strict=True))
+@lru_cache(maxsize=512)
+def _plan(keep: float, patterns: tuple[IndexPattern, ...]) -> tuple[tuple[ResidueClass, tuple[int, ...]], ...]:
+    """Classes of input positions with the number of coordinates kept per axis."""
+    classes = tn.residue_classes(patterns)
+    axes = [sorted({residue.inputs[j] for residue in classes}, key=lambda r: r.start) for j in range(len(patterns))]
+    counts = grid_counts(tuple(sum(map(len, axis)) for axis in axes), keep)
+    if any(count < len(axis) for count, axis in zip(counts, axes, strict=True)):
+        whole = tn.whole_class(patterns)
+        return ((whole, grid_counts(tuple(map(len, whole.inputs)), keep)),)
+    split = [
+        dict(zip(axis, shares(tuple(map(len, axis)), m), strict=True)) for axis, m in zip(axes, counts, strict=True)
+    ]
+    return tuple((residue, tuple(split[j][r] for j, r in enumerate(residue.inputs))) for residue in classes)
+
+
+def _flat(chosen: Coordinates, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Row-major flat positions ``[1, S]`` of the grid of kept coordinates."""
+    flat = torch.zeros(1, dtype=torch.long)
+    for coordinates, size in zip(chosen, sizes, strict=True):
+        flat = (flat[:, None] * size + torch.tensor(coordinates, dtype=torch.long)).flatten()
+    return flat.to(device, non_blocking=True).unsqueeze(0)
 
 
 def grid_counts(sizes: tuple[int, ...], keep: float) -> tuple[int, ...]:

@@ -84,7 +84,9 @@ class Channels(Estimator):
         """As :meth:`_sample`; drawn on the host, so that the random sizes are known there."""
         whole_groups = self.keep * size < 1 < groups
         leg = groups if whole_groups else size
-        chosen = (torch.rand(leg, generator=draw.generator()) < self.keep).nonzero().flatten().to(device, non_blocking=True)
+        chosen = (
+            (torch.rand(leg, generator=draw.generator()) < self.keep).nonzero().flatten().to(device, non_blocking=True)
+        )
         if whole_groups:
             return chosen, torch.arange(size, device=device).expand(len(chosen), -1)
         return torch.arange(groups, device=device), chosen.expand(groups, -1)

@@ -7,26 +7,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec, IndexPattern
+from .. import tn
+from ..tn import ConvSpec, IndexPattern, ResidueClass
 from .base import Estimator, kept
 from .draw import Draw
-from .positions import (
-    PositionClass,
-    cached_tables,
-    flat_kernels,
-    input_classes,
-    output_class,
-    used_input_class,
-)
-from .rows import (
-    add_weight_vjp,
-    flat_spatial,
-    gather_rows,
-    input_vjp_rows,
-    ones_on_inputs,
-    ones_on_outputs,
-    rows_with_blank,
-)
+from .positions import add_weight_vjp, by_rows, flat_spatial, gather_rows, grid_positions, input_vjp, shares
 
 
 @dataclass(frozen=True)
@@ -70,51 +55,44 @@ class Spatial(Estimator):
             input = input.index_select(0, _examples(plan, spec, draw, input.device))
         mean = flat_spatial(input).mean(2) if plan.centred else None
         held = []
-        for number, (grid, count) in enumerate(plan.parts):
-            positions, _ = cached_tables(grid, spec.patterns, input.device)
-            local = self._sample(draw.child(number), grid.size, count, plan.examples, input.device)
+        for number, (residue, count) in enumerate(plan.parts):
+            positions = grid_positions(residue.inputs, spec.input_size, input.device)
+            local = self._sample(draw.child(number), residue.size, count, plan.examples, input.device)
             rows = gather_rows(input, positions[local])
             held.append(rows if mean is None else rows.sub_(mean.unsqueeze(1)))
         return tuple(held) if mean is None else (*held, mean)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the mean."""
-        plan, groups, channels = self._plan(spec), spec.groups, spec.in_channels // spec.groups
+        plan, device = self._plan(spec), output_grad.device
+        scale = spec.batch_size / plan.examples
         if plan.examples < spec.batch_size:
-            output_grad = output_grad.index_select(0, _examples(plan, spec, draw, output_grad.device))
-        result = output_grad.new_zeros(groups, spec.out_channels // groups, channels, prod(spec.kernel_size))
-        output_rows = rows_with_blank(output_grad)
-        for number, (grid, count) in enumerate(plan.parts):
-            _, table = cached_tables(grid, spec.patterns, output_grad.device)
-            local = self._sample(draw.child(number), grid.size, count, plan.examples, output_grad.device)
-            weight = grid.size / count * spec.batch_size / plan.examples
-            add_weight_vjp(result, held[number], output_rows, table, local, flat_kernels(grid, spec.patterns), weight)
+            output_grad = output_grad.index_select(0, _examples(plan, spec, draw, device))
+            spec = replace_batch(spec, plan.examples)
         if plan.centred:
-            sums = ones_on_inputs(output_grad.flatten(0, 1), spec).reshape(spec.batch_size, groups, -1)
-            mean = held[-1].unflatten(1, (groups, channels))
-            product = torch.bmm(sums.permute(1, 2, 0), mean.transpose(0, 1))  # [G, D / G · K, C / G]
-            result += product.unflatten(1, (-1, result.shape[3])).transpose(2, 3)
-        return result.reshape(spec.weight_shape)
+            result = tn.constant_input_weight_vjp(spec).contract(mean=held[-1], output_grad=output_grad)
+        else:
+            result = output_grad.new_zeros(spec.weight_shape)
+        if len(plan.parts) > 1:
+            output_grad = by_rows(output_grad)
+        for number, (residue, count) in enumerate(plan.parts):
+            local = self._sample(draw.child(number), residue.size, count, plan.examples, device)
+            add_weight_vjp(result, held[number], local, output_grad, spec, residue, scale * residue.size / count)
+        return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """Kept output rows times the kernel, added where they land, plus the exact VJP of the mean."""
-        grid = output_class(spec.patterns)
-        budget = kept(grid.size, self.keep)
-        centred = self.center and 1 < budget < grid.size
+        size = prod(spec.output_size)
+        budget = kept(size, self.keep)
+        centred = self.center and 1 < budget < size
         count = budget - centred
-        positions, table = cached_tables(grid, spec.patterns, output_grad.device)
-        local = self._sample(draw, grid.size, count, spec.batch_size, output_grad.device)
-        rows = gather_rows(output_grad, positions[local])
-        if centred:
-            mean = flat_spatial(output_grad).mean(2)
-            rows = rows.sub_(mean.unsqueeze(1))
-        scaled = weight * (grid.size / count)
-        result = input_vjp_rows(rows, scaled, table, local, flat_kernels(grid, spec.patterns), spec)
-        if centred:
-            matrices = weight.reshape(spec.groups, spec.out_channels // spec.groups, -1)
-            per_kernel = torch.bmm(mean.unflatten(1, (spec.groups, -1)).transpose(0, 1), matrices).transpose(0, 1)
-            result += ones_on_outputs(per_kernel.reshape(-1, *spec.kernel_size), spec).view(spec.input_shape)
-        return result
+        local = self._sample(draw, size, count, spec.batch_size, output_grad.device)
+        rows = gather_rows(output_grad, local)
+        if not centred:
+            return input_vjp(rows, local, weight * (size / count), spec)
+        mean = flat_spatial(output_grad).mean(2)
+        result = input_vjp(rows.sub_(mean.unsqueeze(1)), local, weight * (size / count), spec)
+        return result.add_(tn.constant_output_grad_input_vjp(spec).contract(mean=mean, weight=weight))
 
     def _sample(self, draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
         """Kept positions ``[N or 1, S]``: successive stretches of one permutation, or one stretch for all."""
@@ -132,24 +110,25 @@ class Spatial(Estimator):
 class _Plan:
     """What is kept of an input: how many positions of which classes, of how many examples, beside the mean or not."""
 
-    parts: tuple[tuple[PositionClass, int], ...]
+    parts: tuple[tuple[ResidueClass, int], ...]
     examples: int
     centred: bool
 
 
 @lru_cache(maxsize=512)
 def _plan(keep: float, center: bool, patterns: tuple[IndexPattern, ...], batch: int) -> _Plan:
-    whole = used_input_class(patterns)
-    if not whole.size:  # every kernel entry lies in the padding
+    classes = tn.residue_classes(patterns)
+    size = sum(residue.size for residue in classes)
+    if not size:  # every kernel entry lies in the padding
         return _Plan((), batch, False)
-    if keep * whole.size < 1:  # not one position per example: drop examples, too
-        return _Plan(((whole, 1),), kept(batch, keep * whole.size), False)
-    budget = kept(whole.size, keep)
-    centred = center and 1 < budget < whole.size
-    classes = input_classes(patterns)
+    whole = classes[0] if len(classes) == 1 else tn.whole_class(patterns)
+    if keep * size < 1:  # not one position per example: drop examples, too
+        return _Plan(((whole, 1),), kept(batch, keep * size), False)
+    budget = kept(size, keep)
+    centred = center and 1 < budget < size
     if budget - centred < len(classes):
         classes = (whole,)
-    counts = _shares([c.size for c in classes], budget - centred)
+    counts = shares(tuple(residue.size for residue in classes), budget - centred)
     return _Plan(tuple(zip(classes, counts, strict=True)), batch, centred)
 
 
@@ -158,19 +137,7 @@ def _examples(plan: _Plan, spec: ConvSpec, draw: Draw, device: torch.device) -> 
     return draw.child(-1).permutation(spec.batch_size, device)[: plan.examples]
 
 
-def _shares(sizes: list[int], total: int) -> list[int]:
-    """Split ``total`` over classes in proportion to their sizes, at least one each, exactly ``total`` in all.
-
-    Example:
-        >>> _shares([6, 3, 1], 5)
-        [3, 1, 1]
-    """
-    everything = sum(sizes)
-    shares = [max(1, total * size // everything) for size in sizes]
-    by_need = sorted(range(len(sizes)), key=lambda c: shares[c] - total * sizes[c] / everything)
-    step = 1 if sum(shares) < total else -1
-    while sum(shares) != total:
-        for c in by_need if step > 0 else reversed(by_need):
-            if sum(shares) != total and 1 <= shares[c] + step <= sizes[c]:
-                shares[c] += step
-    return shares
+def replace_batch(spec: ConvSpec, batch: int) -> ConvSpec:
+    """The same convolution of another number of examples."""
+    shape = (batch, *spec.input_shape[1:])
+    return ConvSpec(shape, spec.out_channels, spec.kernel_size, spec.stride, spec.padding, spec.dilation, spec.groups)

@@ -27,6 +27,14 @@ from .operations.curvature import (
     kfac_reduce_output_grad,
     kfac_reduce_transpose,
 )
+from .operations.residues import (
+    ResidueClass,
+    constant_input_weight_vjp,
+    constant_output_grad_input_vjp,
+    residue_classes,
+    residue_weight_vjp,
+    whole_class,
+)
 from .operations.transposed import (
     conv_transpose,
     conv_transpose_input_jvp,
@@ -53,11 +61,14 @@ __all__ = [
     "Pattern",
     "Plan",
     "PlanCache",
+    "ResidueClass",
     "Sample",
     "Selection",
     "Step",
     "TensorNetwork",
     "cache",
+    "constant_input_weight_vjp",
+    "constant_output_grad_input_vjp",
     "conv",
     "conv_transpose",
     "conv_transpose_input_jvp",
@@ -77,6 +88,8 @@ __all__ = [
     "kfac_reduce_output_grad",
     "kfac_reduce_transpose",
     "per_example_weight_vjp",
+    "residue_classes",
+    "residue_weight_vjp",
     "sampled",
     "transposed_spec",
     "unfold",
@@ -84,4 +97,5 @@ __all__ = [
     "unfolded_kernel",
     "weight_jvp",
     "weight_vjp",
+    "whole_class",
 ]

@@ -132,5 +132,3 @@ def _combined(positions: Tensor, legs: tuple[tuple[int, int], ...], width: int, 
         along = torch.arange(size, device=positions.device).reshape(-1, *(1,) * (free - 1 - dim))
         offset = along if offset is None else offset * size + along
     return positions.long() if offset is None else positions + offset * width
-
-

@@ -82,9 +82,7 @@ class Builder:
             if shape != split:
                 register = self.program.emit(kernels.reshape, (register,), split)
             return Value(self.program.emit(kernels.permute, (register,), order), axes)
-        register = self.program.emit(
-            kernels.arrange, (value.register,), () if split == shape else split, order, target
-        )
+        register = self.program.emit(kernels.arrange, (value.register,), () if split == shape else split, order, target)
         return Value(register, axes)
 
     def _repeat(self, value: Value, extra: tuple[str, ...]) -> Value:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..nodes import Pattern
 from ..pattern import IndexPattern
 from ..relations import Lookup, Windows
-from . import indexed, kernels, native
+from . import banded, indexed, kernels, native
 from . import rows as indexed_rows
 from .layout import Axes, Builder, Value
 from .program import Program
@@ -89,6 +89,9 @@ class Lowering:
             value = self.builder.sum(value, private)
         if isinstance(relation, Lookup):
             return self._lookup(value, relation, out)
+        ends = self._ends(value, relation, out)
+        if ends is not None:
+            return self._banded(value, relation, *ends)
         kernel = "place"
         held = {p.i for p in relation.patterns if p.i in value.legs}
         if held:
@@ -106,6 +109,31 @@ class Lowering:
         if gone:
             return Lowered(self.builder.sum(value, gone), f"{kernel} + sum")
         return Lowered(value, kernel)
+
+    def _ends(self, value: Value, relation: Windows, out: frozenset[str]) -> tuple[str, str] | None:
+        """The roles that all patterns go from and to, if each has its third leg summed on its own."""
+        for source in "iok":
+            for target in "iok".replace(source, ""):
+                third = "iok".replace(source, "").replace(target, "")
+                legs = [(getattr(p, source), getattr(p, target), getattr(p, third)) for p in relation.patterns]
+                if all(
+                    s in value.legs
+                    and s not in out
+                    and t not in value.legs
+                    and t in out
+                    and u not in {*value.legs, *out}
+                    for s, t, u in legs
+                ):
+                    return source, target
+        return None
+
+    def _banded(self, value: Value, relation: Windows, source: str, target: str) -> Lowered:
+        held = tuple(getattr(p, source) for p in relation.patterns)
+        rest = tuple(leg for leg in value.legs if leg not in held)
+        value = self.builder.convert(value, (rest, *((leg,) for leg in held)))
+        geometry = tuple(p.pattern for p in relation.patterns)
+        register = self.program.emit(banded.banded, (value.register,), geometry, source, target)
+        return Lowered(Value(register, (rest, *((getattr(p, target),) for p in relation.patterns))), "banded matmul")
 
     def windows(self, value: Value, patterns: tuple[Pattern, ...]) -> Value:
         """Strided views: each leg ``i`` that the value holds becomes ``o`` and ``k``."""

@@ -71,9 +71,7 @@ def scattered_product(
     def kernel(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         batch = rows.shape[0]
         entries = table(index.device)
-        out = rows.new_zeros(
-            batch * (positions + 1), groups * x.shape[2]
-        )  # the extra row collects the padding
+        out = rows.new_zeros(batch * (positions + 1), groups * x.shape[2])  # the extra row collects the padding
         flat = rows.flatten(0, 1)
         index, offsets = _aligned(index, batch), _offsets(batch, positions + 1, index.device)
         for number, entry in enumerate(entries):
