@@ -29,7 +29,7 @@ class Cost:
     @property
     def time(self) -> float:
         """Estimated time in units of a multiply-add."""
-        return self.multiplications + STREAM * self.moved + LAUNCH
+        return self.multiplications + STREAM * self.moved + (LAUNCH if self.size else 0)
 
 
 class CostModel:
@@ -80,8 +80,11 @@ class CostModel:
         if isinstance(relation, Lookup):
             # Gathering through a table that is held as well: two passes, irregular.
             return Cost(0, moved + (GATHER // STREAM) * expanded, size)
-        if (i & tensor) and not (i & out) and (free & ~out) == 0:
-            return Cost(0, moved + size, size)  # a strided view that the next step copies
+        if (i & tensor) and not (i & out):
+            if (free & ~out) == 0:
+                return Cost(0, moved + size, size)  # a strided view that the next step copies
+            if not (o & (tensor | out)) and not (k & tensor) and (k & out) == k:
+                return Cost(0, moved, size)  # box sums
         return Cost(0, moved + expanded, size)
 
     def convolution(self, left: int, relation: Windows, right: int, out: int) -> Cost | None:
