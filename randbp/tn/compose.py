@@ -103,7 +103,9 @@ def _substitute(
         if any(leg in node.legs and not isinstance(node, Operand) for node in net.nodes):
             raise ValueError(f"compose: leg {leg!r} belongs to a pattern or an index and cannot be split")
         nodes = tuple(
-            replace(node, axes=tuple(axis.replace(leg, terms) for axis in node.axes)) if isinstance(node, Operand) else node
+            replace(node, axes=tuple(axis.replace(leg, terms) for axis in node.axes))
+            if isinstance(node, Operand)
+            else node
             for node in net.nodes
         )
     new_sizes = {name: size for name, size in {**net.sizes, **sizes}.items() if name != leg}
@@ -137,6 +139,3 @@ def _merged(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str
         if left[slot] is not right[slot]:
             raise ValueError(f"outer: slot {slot!r} is bound to different tensors on both sides; rename one")
     return {**left, **right}
-
-
-

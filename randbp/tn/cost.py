@@ -29,7 +29,7 @@ class Cost:
     @property
     def time(self) -> float:
         """Estimated time in units of a multiply-add."""
-        return self.multiplications + STREAM * self.moved + LAUNCH
+        return self.multiplications + STREAM * self.moved + (LAUNCH if self.size else 0)
 
 
 class CostModel:
@@ -80,8 +80,11 @@ class CostModel:
         if isinstance(relation, Lookup):
             # Gathering through a table that is held as well: two passes, irregular.
             return Cost(0, moved + (GATHER // STREAM) * expanded, size)
-        if (i & tensor) and not (i & out) and (free & ~out) == 0:
-            return Cost(0, moved + size, size)  # a strided view that the next step copies
+        if (i & tensor) and not (i & out):
+            if (free & ~out) == 0:
+                return Cost(0, moved + size, size)  # a strided view that the next step copies
+            if not (o & (tensor | out)) and not (k & tensor) and (k & out) == k:
+                return Cost(0, moved, size)  # box sums
         return Cost(0, moved + expanded, size)
 
     def convolution(self, left: int, relation: Windows, right: int, out: int) -> Cost | None:
@@ -142,20 +145,10 @@ class CostModel:
             if lone & ~out:
                 continue  # a leg of one tensor alone that is summed: sum it first
             gathers = tensor & positions == positions and not tensor & entries and not out & positions
-            if (
-                gathers
-                and out & entries == entries
-                and not out & batch
-                and tensor & batch == batch == rows & batch
-            ):
+            if gathers and out & entries == entries and not out & batch and tensor & batch == batch == rows & batch:
                 return "gather", left_is_rows
             scatters = tensor & entries == entries and not tensor & positions and not out & entries
-            if (
-                scatters
-                and out & positions == positions
-                and not tensor & batch
-                and rows & out & batch == batch
-            ):
+            if scatters and out & positions == positions and not tensor & batch and rows & out & batch == batch:
                 return "scatter", left_is_rows
         return None
 

@@ -26,7 +26,7 @@ def vjp(net: TensorNetwork, slot: str, cotangent: str) -> TensorNetwork:
 def jvp(net: TensorNetwork, slot: str, tangent: str) -> TensorNetwork:
     """The Jacobian-vector product with respect to a slot; see `TensorNetwork.jvp`."""
     operand = only_operand(net, slot, "jvp")
-    nodes = tuple(Operand(tangent, node.axes) if node is operand else node for node in net.nodes)  # type: ignore[union-attr]
+    nodes = tuple(Operand(tangent, node.axes) if node is operand else node for node in net.nodes)
     return replace(net, nodes=nodes)
 
 
@@ -59,9 +59,7 @@ def with_leg(net: TensorNetwork, leg: str, size: int | None, slots: tuple[str, .
         Operand(node.slot, (axis, *node.axes)) if isinstance(node, Operand) and node.slot in slots else node
         for node in net.nodes
     )
-    return replace(
-        net, nodes=nodes, leg_sizes=tuple(sorted((*net.leg_sizes, (leg, size)))), output=(axis, *net.output)
-    )
+    return replace(net, nodes=nodes, leg_sizes=tuple(sorted((*net.leg_sizes, (leg, size)))), output=(axis, *net.output))
 
 
 def rename(net: TensorNetwork, legs: Mapping[str, str], slots: Mapping[str, str]) -> TensorNetwork:

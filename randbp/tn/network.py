@@ -338,7 +338,11 @@ class TensorNetwork:
 
 
 def network(
-    name: str, nodes: tuple[Node, ...], sizes: Mapping[str, int], output: tuple[tuple[str, ...], ...], scale: float = 1.0
+    name: str,
+    nodes: tuple[Node, ...],
+    sizes: Mapping[str, int],
+    output: tuple[tuple[str, ...], ...],
+    scale: float = 1.0,
 ) -> TensorNetwork:
     """A network from nodes, leg sizes and, per dimension of the result, the legs that it groups."""
     used = {leg for node in nodes for leg in node.legs} | {leg for legs in output for leg in legs}

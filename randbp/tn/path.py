@@ -11,6 +11,7 @@ from .relations import Lookup, Problem, Windows
 
 Path = list[tuple[int, ...]]
 
+FREE = Cost(0, 0, 0)
 EXHAUSTIVE = 9  # items up to which the search is optimal
 
 
@@ -41,6 +42,7 @@ class PatternAware(PathOptimizer):
         self.count = len(problem.tensors)
         self.items = [*problem.tensors, *problem.relations]
         self.legs = [self.model.encode(item.legs) for item in self.items]
+        self.kinds = self._item_kinds()
         self.open = self.model.encode(leg for leg in problem.sizes if leg in problem.open_legs)
 
     def __call__(self, inputs=None, output=None, size_dict=None, memory_limit=None) -> Path:  # type: ignore[no-untyped-def]
@@ -59,6 +61,24 @@ class PatternAware(PathOptimizer):
                 outside |= legs
         return inside & outside
 
+    def _item_kinds(self) -> list[int]:
+        """A number per item such that sums over sets of items agree where the sets are alike."""
+        numbers: dict[object, int] = {}
+        kinds = []
+        for item in self.items:
+            if isinstance(item, Operand):
+                key: object = (item.slot, len(item.axes))
+            elif isinstance(item, Windows):
+                key = tuple(p.pattern for p in item.patterns)
+            else:
+                key = (item.selection.slot, len(item.legs), item.determined)
+            kinds.append(1 << 8 * numbers.setdefault(key, len(numbers)))
+        return kinds
+
+    def kind(self, mask: int) -> int:
+        """What a set of items holds, names of legs aside: the two halves of a Gram matrix are of one kind."""
+        return sum(kind for index, kind in enumerate(self.kinds) if mask >> index & 1)
+
     def joins(
         self, left: tuple[int, int], right: tuple[int, int], outer: bool
     ) -> Iterator[tuple[tuple[int, ...], Cost]]:
@@ -75,8 +95,11 @@ class PatternAware(PathOptimizer):
             legs = self.legs[index]
             if legs & left_legs and legs & right_legs:
                 out = self.needed(left_set | right_set | bit)
-                join = self.model.convolution if isinstance(relation, Windows) else self.model.lookup_product
-                cost = join(left_legs, relation, right_legs, out)  # type: ignore[operator]
+                cost = None
+                if isinstance(relation, Windows):
+                    cost = self.model.convolution(left_legs, relation, right_legs, out)
+                elif isinstance(relation, Lookup):
+                    cost = self.model.lookup_product(left_legs, relation, right_legs, out)
                 if cost is not None:
                     yield (index,), cost
 
@@ -87,12 +110,12 @@ class PatternAware(PathOptimizer):
                 return _linear(tree, len(self.items))
         return None
 
-    def _search(self, outer: bool) -> tuple | None:  # type: ignore[type-arg]
-        best: dict[int, tuple[float, tuple]] = {}  # type: ignore[type-arg]
+    def _search(self, outer: bool) -> tuple | None:
+        best: dict[int, tuple[float, tuple]] = {}
         by_count: list[list[int]] = [[] for _ in range(len(self.items) + 1)]
         legs: dict[int, int] = {}
 
-        def offer(mask: int, time: float, tree: tuple) -> None:  # type: ignore[type-arg]
+        def offer(mask: int, time: float, tree: tuple) -> None:
             if mask not in best:
                 by_count[mask.bit_count()].append(mask)
                 legs[mask] = self.needed(mask) if mask.bit_count() > 1 else self.legs[mask.bit_length() - 1]
@@ -132,8 +155,12 @@ class PatternAware(PathOptimizer):
                 mask = left | right
                 for index in through:
                     mask |= 1 << index
+                # Two halves of one kind are computed once.
+                spent = best[left][0] + best[right][0]
+                if self.kind(left) == self.kind(right):
+                    spent = max(best[left][0], best[right][0])
                 trees = (best[left][1], *((index,) for index in through), best[right][1])
-                offer(mask, best[left][0] + best[right][0] + cost.time, trees)
+                offer(mask, spent + cost.time, trees)
 
     def _greedy(self) -> Path:
         state = [(1 << index, legs, index < self.count) for index, legs in enumerate(self.legs)]
@@ -191,13 +218,16 @@ class PatternAware(PathOptimizer):
         return Move(positions, out, cost)
 
     def cost(self, path: Path) -> list[Cost]:
-        """Cost of every step of a path."""
+        """Cost of every step of a path; a step that repeats an earlier one is free, for it is computed once."""
         state = self.start()
-        costs = []
+        costs: list[Cost] = []
+        known: set[tuple[int, int]] = set()
         for positions in path:
             move = self.join(state, positions)
-            costs.append(move.cost)
             state = self.advance(state, move)
+            key = (self.kind(state[-1][0]), move.cost.size)
+            costs.append(FREE if key in known else move.cost)
+            known.add(key)
         return costs
 
     @staticmethod
@@ -214,12 +244,12 @@ class PatternAware(PathOptimizer):
         return [(1 << index, legs, index < self.count) for index, legs in enumerate(self.legs)]
 
 
-def _linear(tree: tuple, count: int) -> Path:  # type: ignore[type-arg]
+def _linear(tree: tuple, count: int) -> Path:
     """opt_einsum's linear path from a nested tree of items."""
     remaining: list[object] = list(range(count))
     path: Path = []
 
-    def visit(node: tuple) -> object:  # type: ignore[type-arg]
+    def visit(node: tuple) -> object:
         if len(node) == 1:
             return node[0]
         ids = [visit(child) for child in node]

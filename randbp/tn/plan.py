@@ -15,6 +15,7 @@ from .nodes import Operand, Pattern
 from .path import Path, PatternAware
 from .relations import Problem, Relation, Windows, problem
 
+Item = tuple[Value | None, Relation | None, str]
 NATIVE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -82,7 +83,12 @@ class Plan:
             rows.append((str(number), step.kernel, f"{step.multiplications:,}", size, step.expression))
         widths = [max(5 if column == 0 else 10, *(len(row[column]) for row in rows)) for column in range(4)]
         lines = [
-            " ".join((*(cell.ljust(width + (i > 0)) for i, (cell, width) in enumerate(zip(row, widths, strict=False))), row[4]))
+            " ".join(
+                (
+                    *(cell.ljust(width + (i > 0)) for i, (cell, width) in enumerate(zip(row, widths, strict=False))),
+                    row[4],
+                )
+            )
             for row in rows
         ]
         total = f"total {self.multiplications:,} multiplications, largest intermediate {format_bytes(self.largest_intermediate)}"
@@ -153,8 +159,8 @@ def _lowered(
 ) -> Plan:
     program = Program(len(slots))
     register = {slot: index for index, slot in enumerate(slots)}
-    lowering = Lowering(program, form.sizes, register)
-    items: list[tuple[Value | None, Relation | None, str]] = []
+    lowering = Lowering(program, form.sizes, register, dtype, device, form.open_legs)
+    items: list[Item] = []
     for tensor in search.problem.tensors:
         if tensor.slot in register:
             items.append((lowering.builder.load(register[tensor.slot], tensor), None, tensor.slot))
@@ -164,9 +170,13 @@ def _lowered(
     state = search.start()
     names = {search.model.encode((leg,)): leg for leg in form.sizes}
     steps: list[Step] = []
+    scaled = False
     for positions in path:
         joined = [items[position] for position in positions]
         move = search.join(state, positions)
+        before = program.count
+        if net.scale != 1 and not scaled and len(state) == len(positions) and dtype in NATIVE_TYPES:
+            joined, scaled = _scale_smallest(joined, lowering, net.scale, move.cost.size)
         out = frozenset(leg for bit, leg in names.items() if bit & move.legs)
         tensors = [value for value, _, _ in joined if value is not None]
         relations = [relation for _, relation, _ in joined if relation is not None]
@@ -185,21 +195,34 @@ def _lowered(
                 found = search.model.lookup_form(left, between, right, move.legs)
                 assert found is not None
                 kind, left_is_rows = found
-                rows, tensor = tensors if left_is_rows else reversed(tensors)
-                lowered = lowering.lookup_product(tensor, rows, between, kind, out)
+                rows, other = tensors if left_is_rows else reversed(tensors)
+                lowered = lowering.lookup_product(other, rows, between, kind, out)
         name = f"#{len(steps) + 1}"
         expression = f"{', '.join(text for _, _, text in joined)} → {' '.join(sorted(out))}"
         cost = move.cost
-        steps.append(Step(expression, lowered.kernel, cost.multiplications, cost.size * dtype.itemsize))
+        if program.count == before:  # every instruction was there already
+            steps.append(Step(expression, f"shared: {lowered.kernel}", 0, 0))
+        else:
+            steps.append(Step(expression, lowered.kernel, cost.multiplications, cost.size * dtype.itemsize))
         items = [item for index, item in enumerate(items) if index not in positions] + [(lowered.value, None, name)]
         state = search.advance(state, move)
     value = items[0][0]
     assert value is not None
     value = lowering.builder.sum(value, [leg for leg in value.legs if leg not in form.open_legs])
     result = lowering.builder.store(value, form.output)
-    if net.scale != 1:
+    if net.scale != 1 and not scaled:
         result = program.emit(kernels.scale, (result,), net.scale)
     program.finish(result)
     return Plan(str(net), slots, path, tuple(steps), program)
 
 
+def _scale_smallest(joined: list[Item], lowering: Lowering, factor: float, size: int) -> tuple[list[Item], bool]:
+    """Multiply the smallest tensor of the last step by the network's scale, if it is smaller than the result."""
+    volume = lowering.builder.volume
+    tensors = [(volume(value.legs), index) for index, (value, _, _) in enumerate(joined) if value is not None]
+    smallest, index = min(tensors)
+    value, _, name = joined[index]
+    if smallest >= size or value is None:
+        return joined, False
+    register = lowering.program.emit(kernels.scale, (value.register,), factor)
+    return [*joined[:index], (Value(register, value.axes), None, name), *joined[index + 1 :]], True

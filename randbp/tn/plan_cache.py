@@ -64,7 +64,10 @@ class PlanCache:
         self._saved = 0.0
 
     def plan(
-        self, net: TensorNetwork, dtype: torch.dtype = torch.float32, device: torch.device = torch.device("cpu")  # noqa: B008
+        self,
+        net: TensorNetwork,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> Plan:
         """The plan of a network, made if it is not held."""
         key = (net, dtype, device)
@@ -91,9 +94,7 @@ class PlanCache:
     def info(self) -> CacheInfo:
         """Hits, misses, number of plans, and the planning time saved."""
         with self._lock:
-            return CacheInfo(
-                self._hits, self._misses, len(self._plans), self.maxsize, self._planning, self._saved
-            )
+            return CacheInfo(self._hits, self._misses, len(self._plans), self.maxsize, self._planning, self._saved)
 
     def clear(self) -> None:
         """Forget all plans and set the counters to zero."""

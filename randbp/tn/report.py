@@ -42,7 +42,7 @@ class PathReport:
 
     def __str__(self) -> str:
         scope = "all" if self.exhaustive else "a sample"
-        rows = [("", "best", "median", "worst", "worst / best")]
+        rows: list[tuple[str, ...]] = [("", "best", "median", "worst", "worst / best")]
         for name, values in (
             ("estimated time", self.time),
             ("multiplications", self.multiplications),

@@ -138,9 +138,7 @@ def _restrict(net: TensorNetwork, key: str, sample: Sample, stored: tuple[str, .
     return pruned(replace(net, nodes=tuple(nodes), leg_sizes=tuple(sorted(sizes.items())), output=output))
 
 
-def _merge_axes(
-    axes: tuple[Axis, ...], legs: tuple[str, ...], key: str, size: int, owner: str
-) -> tuple[Axis, ...]:
+def _merge_axes(axes: tuple[Axis, ...], legs: tuple[str, ...], key: str, size: int, owner: str) -> tuple[Axis, ...]:
     """A layout in which the restricted legs are one leg of the new size, at the place of the first."""
     merged: list[Axis] = []
     placed = False

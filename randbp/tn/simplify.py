@@ -82,7 +82,5 @@ def _joined(net: TensorNetwork, rest: tuple[Node, ...], i: str, other: str) -> T
     )
 
 
-def _replaced(
-    axes: tuple[Axis, ...], leg: str, terms: tuple[tuple[str, int], ...], start: int
-) -> tuple[Axis, ...]:
+def _replaced(axes: tuple[Axis, ...], leg: str, terms: tuple[tuple[str, int], ...], start: int) -> tuple[Axis, ...]:
     return tuple(axis.replace(leg, terms, start) for axis in axes)

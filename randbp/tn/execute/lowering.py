@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from ..nodes import Pattern
 from ..pattern import IndexPattern
 from ..relations import Lookup, Windows
-from . import banded, indexed, kernels, native
+from . import banded, boxes, indexed, kernels, native
 from . import rows as indexed_rows
 from .layout import Axes, Builder, Value
 from .program import Program
@@ -27,9 +29,23 @@ class Lowering:
         program: Where the instructions go.
         sizes: Leg sizes.
         indices: Register of each index slot.
+        dtype: Data type of the operands.
+        device: Device of the operands.
+        result: Legs of the network's result in order; products that grow follow it.
     """
 
-    def __init__(self, program: Program, sizes: Mapping[str, int], indices: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        sizes: Mapping[str, int],
+        indices: Mapping[str, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        result: tuple[str, ...] = (),
+    ) -> None:
+        self.rank = {leg: index for index, leg in enumerate(result)}
+        self.dtype = dtype
+        self.device = device
         self.program = program
         self.sizes = sizes
         self.indices = indices
@@ -45,16 +61,22 @@ class Lowering:
         summed = [leg for leg in shared if leg not in out]
         rows = tuple(leg for leg in left.legs if leg not in shared)
         columns = tuple(leg for leg in right.legs if leg not in shared)
+        larger_legs = max(left.legs, right.legs, key=self.builder.volume)
+        if self.builder.volume(rows) * self.builder.volume(columns) > self.builder.volume(larger_legs):
+            # It is cheaper to bring the operands into the result's order than the result.
+            rows, columns = self._ranked(rows), self._ranked(columns)
         if self.builder.volume(summed) == 1:
             return self._elementwise(left, right, tuple(batch), rows, columns)
-        larger = left if self.builder.volume(left.legs) >= self.builder.volume(right.legs) else right
-        batch_legs = tuple(leg for leg in larger.legs if leg in batch)
-        summed_legs = tuple(leg for leg in larger.legs if leg in summed)
+        batch_legs = tuple(leg for leg in larger_legs if leg in batch)
+        summed_legs = tuple(leg for leg in larger_legs if leg in summed)
         a, transposed_a = self._matrix(left, batch_legs, rows, summed_legs)
         b, transposed_b = self._matrix(right, batch_legs, summed_legs, columns)
         register = self.program.emit(kernels.matmul, (a.register, b.register), transposed_a, transposed_b)
         axes: Axes = (rows, columns) if self.builder.volume(batch_legs) == 1 else (batch_legs, rows, columns)
         return Lowered(Value(register, axes), "matmul")
+
+    def _ranked(self, legs: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(legs, key=lambda leg: self.rank.get(leg, -1)))
 
     def _without_private(self, value: Value, other: Value, out: frozenset[str]) -> Value:
         private = [leg for leg in value.legs if leg not in out and leg not in other.legs]
@@ -89,6 +111,8 @@ class Lowering:
             value = self.builder.sum(value, private)
         if isinstance(relation, Lookup):
             return self._lookup(value, relation, out)
+        if self._sums_outputs(value, relation, out):
+            return self._box_sums(value, relation)
         ends = self._ends(value, relation, out)
         if ends is not None:
             return self._banded(value, relation, *ends)
@@ -134,6 +158,23 @@ class Lowering:
         geometry = tuple(p.pattern for p in relation.patterns)
         register = self.program.emit(banded.banded, (value.register,), geometry, source, target)
         return Lowered(Value(register, (rest, *((getattr(p, target),) for p in relation.patterns))), "banded matmul")
+
+    def _sums_outputs(self, value: Value, relation: Windows, out: frozenset[str]) -> bool:
+        """Whether all patterns go from ``i`` to ``k`` with ``o`` summed: a case for box sums."""
+        given = set(value.legs)
+        return all(
+            p.i in given and p.i not in out and p.o not in given | out and p.k not in given and p.k in out
+            for p in relation.patterns
+        )
+
+    def _box_sums(self, value: Value, relation: Windows) -> Lowered:
+        inputs = tuple(p.i for p in relation.patterns)
+        rest = tuple(leg for leg in value.legs if leg not in inputs)
+        axes: Axes = (rest[:1], rest[1:])
+        value = self.builder.convert(value, (*axes, *((leg,) for leg in inputs)))
+        patterns = tuple(p.pattern for p in relation.patterns)
+        register = self.program.emit(boxes.box_sums, (value.register,), patterns, self.dtype, self.device)
+        return Lowered(Value(register, (rest[:1], tuple(p.k for p in relation.patterns), rest[1:])), "box sums")
 
     def windows(self, value: Value, patterns: tuple[Pattern, ...]) -> Value:
         """Strided views: each leg ``i`` that the value holds becomes ``o`` and ``k``."""
