@@ -86,6 +86,8 @@ def main(argv: Sequence[str]) -> int:
     options, extra = parser.parse_known_args(argv)
     if options.jobs < 1:
         raise UsageError(f"--jobs={options.jobs}, expected a positive number")
+    if options.count is not None and options.count < 1:
+        raise UsageError(f"--count={options.count}, expected a positive number")
     return run_sweep(
         options.file,
         name=options.name,
@@ -135,7 +137,8 @@ def run_sweep(
     except Timeout:
         raise UsageError(f"{folder}: another sweep is working there") from None
     console.print()
-    write_report(folder, console)
+    if any(run.summary() for run in runs):
+        write_report(folder, console)
     failed = [run for run in runs if run.summary().get("status") != "finished"]
     if failed:
         console.print(

@@ -120,10 +120,11 @@ if given["what"] == "kill": os.kill(os.getpid(), signal.SIGKILL)
 if given["what"] == "silent": sys.exit(3)
 if given["what"] == "speak": print("noise"); sys.exit("the last word")
 if given["what"] == "lazy": time.sleep(60)
-if given["what"] == "meet":  # finishes only beside another that does the same
-    while not Path("began-meet2").exists(): time.sleep(0.01)
-if given["what"] == "meet2":
-    while not Path("began-meet").exists(): time.sleep(0.01)
+other = {"meet": "meet2", "meet2": "meet"}.get(given["what"])
+deadline = time.monotonic() + 30
+while other and not Path(f"began-{other}").exists():  # finishes only beside another that does the same
+    if time.monotonic() > deadline: sys.exit("alone")
+    time.sleep(0.01)
 tell("finished")
 """
 
@@ -275,6 +276,7 @@ def test_wrong_options_end_in_one_line(here: Path, capsys: pytest.CaptureFixture
     for options, message in (
         ([str(here / "none.yaml")], "none.yaml: No such file"),
         ([str(sweep), "--jobs=0"], "--jobs=0, expected"),
+        ([str(sweep), "--count=0"], "--count=0, expected"),
     ):
         assert main(["sweep", *options]) == 2
         error = capsys.readouterr().err
