@@ -154,10 +154,11 @@ class Lowering:
     def _banded(self, value: Value, relation: Windows, source: str, target: str) -> Lowered:
         held = tuple(getattr(p, source) for p in relation.patterns)
         rest = tuple(leg for leg in value.legs if leg not in held)
-        value = self.builder.convert(value, (rest, *((leg,) for leg in held)))
+        value = self.builder.convert(value, (*((leg,) for leg in rest), *((leg,) for leg in held)))
         geometry = tuple(p.pattern for p in relation.patterns)
         register = self.program.emit(banded.banded, (value.register,), geometry, source, target)
-        return Lowered(Value(register, (rest, *((getattr(p, target),) for p in relation.patterns))), "banded matmul")
+        reached = (getattr(p, target) for p in relation.patterns)
+        return Lowered(Value(register, tuple((leg,) for leg in (*rest, *reached))), "banded sums")
 
     def _sums_outputs(self, value: Value, relation: Windows, out: frozenset[str]) -> bool:
         """Whether all patterns go from ``i`` to ``k`` with ``o`` summed: a case for box sums."""
