@@ -136,12 +136,14 @@ def test_the_finding_holds_if_spatial_sampling_is_better_in_every_mean():
 
 
 def test_one_keep_rate_on_one_kind_of_data_refutes_the_finding():
-    line = finding(draws_of(lambda label, real, keep, _: 2.0 if (label, real, keep) == REFUTING else 1.0 + keep))
+    def error(label, real, keep, draw):
+        if label == REFERENCE_CHANNELS.label:
+            return 1.75
+        return 2.0 if (real, keep) == (False, 0.75) else 0.5
+
+    line = finding(draws_of(error))
     assert ": DOES NOT HOLD (" in line
-    assert "noise: 3/4: 2.00 ≥ 1.75" in line
-
-
-REFUTING = (REFERENCE_SPATIAL.label, False, 0.75)
+    assert "photos: 3/4: 0.50 < 1.75, 1/4: 0.50 < 1.75; noise: 3/4: 2.00 ≥ 1.75, 1/4: 0.50 < 1.75" in line
 
 
 def test_equal_errors_refute_the_finding():
