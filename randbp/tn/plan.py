@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cost import STREAM
 from .execute import kernels
 from .execute.layout import Value
 from .execute.lowering import Lowering
@@ -118,17 +119,17 @@ def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> P
         program.finish(program.emit(kernels.zeros, (), net.output_shape, dtype, device))
         return Plan(str(net), slots, [], (), program)
     native = dtype in NATIVE_TYPES
-    best: tuple[float, TensorNetwork, PatternAware, Path] | None = None
+    best: tuple[float, Plan] | None = None
     for form in _forms(net):
         for merge in (False, True) if net.index_slots else (True,):
             search = PatternAware(_with_tensor(problem(form, merge)), native)
             path = search()
-            time = sum(cost.time for cost in search.cost(path))
+            plan, copied = _lowered(net, form, search, path, slots, dtype, device)
+            time = sum(cost.time for cost in search.cost(path)) + 2 * STREAM * copied
             if best is None or time < best[0]:
-                best = (time, form, search, path)
+                best = (time, plan)
     assert best is not None
-    _, form, search, path = best
-    return _lowered(net, form, search, path, slots, dtype, device)
+    return best[1]
 
 
 def _forms(net: TensorNetwork) -> list[TensorNetwork]:
@@ -151,7 +152,8 @@ def _lowered(
     slots: tuple[str, ...],
     dtype: torch.dtype,
     device: torch.device,
-) -> Plan:
+) -> tuple[Plan, int]:
+    """The plan of one path, and the elements that its changes of layout copy."""
     program = Program(len(slots))
     register = {slot: index for index, slot in enumerate(slots)}
     lowering = Lowering(program, form.sizes, register, dtype, device, form.open_legs)
@@ -201,7 +203,7 @@ def _lowered(
     if net.scale != 1 and not scaled:
         result = program.emit(kernels.scale, (result,), net.scale)
     program.finish(result)
-    return Plan(str(net), slots, path, tuple(steps), program)
+    return Plan(str(net), slots, path, tuple(steps), program), lowering.builder.copied
 
 
 

@@ -10,8 +10,8 @@ from ..pattern import IndexPattern
 
 Kernel = Callable[..., Tensor]
 
-SMALL_GRID = 600  # input positions up to which one matrix product with the joint band beats separate sums
-CHUNK = 2**20  # elements per pass: bounds the memory of the partial sums
+SMALL_BAND = 12_000  # entries of the joint band up to which one product with it beats separate sums
+CHUNK = 2**21  # elements per pass: bounds the memory of the partial sums
 
 
 def box_sums(patterns: tuple[IndexPattern, ...], dtype: torch.dtype, device: torch.device) -> Kernel:
@@ -22,8 +22,7 @@ def box_sums(patterns: tuple[IndexPattern, ...], dtype: torch.dtype, device: tor
     dimension, then short, is a product with its band. The partial sums are made for a few examples at a time.
     """
     bands = [band(pattern).to(device, dtype) for pattern in patterns]
-    grid = prod(pattern.input_size for pattern in patterns)
-    if grid <= SMALL_GRID:
+    if prod(pattern.input_size * pattern.kernel_size for pattern in patterns) <= SMALL_BAND:
         joint = bands[0]
         for other in bands[1:]:
             joint = torch.kron(joint, other)

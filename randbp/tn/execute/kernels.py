@@ -142,6 +142,17 @@ def matmul(transpose_left: bool, transpose_right: bool) -> Kernel:
     return lambda a, b: a @ b
 
 
+def repeated_matmul(count: int) -> Kernel:
+    """``a [1, …, M, K]`` times ``b [count, …, K, N]``, with ``a`` repeated in place."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        if a.ndim == 3:
+            return torch.bmm(a.expand(count, -1, -1), b)
+        return a @ b
+
+    return kernel
+
+
 def multiply() -> Kernel:
     """The broadcast elementwise product."""
     return lambda a, b: a * b

@@ -25,11 +25,12 @@ class Value:
 
 
 class Builder:
-    """Emits layout conversions into a program."""
+    """Emits layout conversions into a program, and counts the elements that they copy (``copied``)."""
 
     def __init__(self, program: Program, sizes: Mapping[str, int]) -> None:
         self.program = program
         self.sizes = sizes
+        self.copied = 0
 
     def volume(self, legs: Iterable[str]) -> int:
         """Number of index tuples of some legs."""
@@ -77,14 +78,20 @@ class Builder:
         position = {run[0]: index for index, run in enumerate(runs)}
         order = tuple(position[leg] for leg in want if leg in position)
         moved = tuple(split[index] for index in order)
-        if moved == target:
+        if moved == tuple(size for size in target if size > 1):  # nothing is merged, so nothing is copied
             register = value.register
             if shape != split:
                 register = self.program.emit(kernels.reshape, (register,), split)
-            return Value(self.program.emit(kernels.permute, (register,), order), axes)
+            register = self.program.emit(kernels.permute, (register,), order)
+            if moved != target:
+                register = self.program.emit(kernels.reshape, (register,), target)
+            return Value(register, axes)
+        before = self.program.count
         register = self.program.emit(
             kernels.arrange, (value.register,), () if split == shape else split, order, target
         )
+        if self.program.count > before:
+            self.copied += self.volume(wanted)
         return Value(register, axes)
 
     def _repeat(self, value: Value, extra: tuple[str, ...]) -> Value:

@@ -9,6 +9,7 @@ from ..nodes import Pattern
 from ..relations import Lookup, Windows
 from . import boxes, indexed, kernels, native
 from .layout import Axes, Builder, Value
+from .products import product
 from .program import Program
 
 
@@ -53,51 +54,7 @@ class Lowering:
 
     def product(self, left: Value, right: Value, out: frozenset[str]) -> Lowered:
         """A batched matrix product, or an elementwise product where no leg is summed."""
-        left, right = self._without_private(left, right, out), self._without_private(right, left, out)
-        shared = [leg for leg in left.legs if leg in right.legs]
-        batch = [leg for leg in shared if leg in out]
-        summed = [leg for leg in shared if leg not in out]
-        rows = tuple(leg for leg in left.legs if leg not in shared)
-        columns = tuple(leg for leg in right.legs if leg not in shared)
-        larger_legs = max(left.legs, right.legs, key=self.builder.volume)
-        if self.builder.volume(rows) * self.builder.volume(columns) > self.builder.volume(larger_legs):
-            # It is cheaper to bring the operands into the result's order than the result.
-            rows, columns = self._ranked(rows), self._ranked(columns)
-        if self.builder.volume(summed) == 1:
-            return self._elementwise(left, right, tuple(batch), rows, columns)
-        batch_legs = tuple(leg for leg in larger_legs if leg in batch)
-        summed_legs = tuple(leg for leg in larger_legs if leg in summed)
-        a, transposed_a = self._matrix(left, batch_legs, rows, summed_legs)
-        b, transposed_b = self._matrix(right, batch_legs, summed_legs, columns)
-        register = self.program.emit(kernels.matmul, (a.register, b.register), transposed_a, transposed_b)
-        axes: Axes = (rows, columns) if self.builder.volume(batch_legs) == 1 else (batch_legs, rows, columns)
-        return Lowered(Value(register, axes), "matmul")
-
-    def _ranked(self, legs: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(legs, key=lambda leg: self.rank.get(leg, -1)))
-
-    def _without_private(self, value: Value, other: Value, out: frozenset[str]) -> Value:
-        private = [leg for leg in value.legs if leg not in out and leg not in other.legs]
-        return self.builder.sum(value, private) if private else value
-
-    def _matrix(
-        self, value: Value, batch: tuple[str, ...], first: tuple[str, ...], second: tuple[str, ...]
-    ) -> tuple[Value, bool]:
-        """The value as ``[batch, first, second]``, or transposed if it lies that way in memory."""
-        lies = tuple(leg for leg in value.legs if self.sizes[leg] > 1)
-        lead: Axes = (batch,) if self.builder.volume(batch) > 1 else ()
-        flipped = tuple(leg for leg in (*batch, *second, *first) if self.sizes[leg] > 1)
-        if lies == flipped and lies != tuple(leg for leg in (*batch, *first, *second) if self.sizes[leg] > 1):
-            return self.builder.convert(value, (*lead, second, first)), True
-        return self.builder.convert(value, (*lead, first, second)), False
-
-    def _elementwise(
-        self, left: Value, right: Value, batch: tuple[str, ...], rows: tuple[str, ...], columns: tuple[str, ...]
-    ) -> Lowered:
-        a = self.builder.convert(left, (batch, rows, ()))
-        b = self.builder.convert(right, (batch, (), columns))
-        register = self.program.emit(kernels.multiply, (a.register, b.register))
-        return Lowered(Value(register, (batch, rows, columns)), "multiply")
+        return Lowered(*product(self.builder, left, right, out, self.rank))
 
     # A tensor and a relation ------------------------------------------------------------------------------------
 
