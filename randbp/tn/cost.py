@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
+from .execute.lags import has_lags
 from .relations import Lookup, Problem, Relation, Windows
 
 # A multiply-add in a matrix product is far cheaper than moving an element through memory. The weights are multiply-adds
@@ -86,6 +88,22 @@ class CostModel:
             if not (o & (tensor | out)) and not (k & tensor) and (k & out) == k:
                 return Cost(0, moved, size)  # box sums
         return Cost(0, moved + expanded, size)
+
+    def window_gram(self, relation: Windows, left: int, right: int, out: int) -> Cost:
+        """The product of a tensor's windows with themselves: lag products, or unfolded a few examples at a time."""
+        plain = self.product(left, right, out)
+        _, o, k, _, _ = self._masks(relation)
+        if (o & left) != o or (o & right) != o or o & out or (k & left) != k or (k & right):
+            return plain
+        size = plain.size
+        patterns = tuple(p.pattern for p in relation.patterns)
+        moved = self.volume(left) // self.volume(k) + 2 * size
+        if not has_lags(patterns):
+            return Cost(plain.multiplications, moved, size)
+        pairs = prod(p.kernel_size**2 for p in patterns)
+        lags = (prod(2 * p.kernel_size - 1 for p in patterns) + 1) // 2
+        borders = sum(2 * p.kernel_size**2 / p.output_size for p in patterns) * lags / 3
+        return Cost(int(plain.multiplications * (lags + borders) / pairs), moved, size)
 
     def convolution(self, left: int, relation: Windows, right: int, out: int) -> Cost | None:
         """Two tensors joined by all patterns of a convolution, in a native kernel; None if they do not fit one."""

@@ -79,12 +79,22 @@ class PatternAware(PathOptimizer):
         """What a set of items holds, names of legs aside: the two halves of a Gram matrix are of one kind."""
         return sum(kind for index, kind in enumerate(self.kinds) if mask >> index & 1)
 
+    def product(self, left: tuple[int, int], right: tuple[int, int], out: int) -> Cost:
+        """Cost of a product; windows of one tensor with themselves have a kernel of their own."""
+        if left[0] != right[0] and self.kind(left[0]) == self.kind(right[0]):
+            relations = [index for index in range(self.count, len(self.items)) if left[0] >> index & 1]
+            if left[0].bit_count() == 2 and len(relations) == 1:
+                relation = self.items[relations[0]]
+                if isinstance(relation, Windows):
+                    return self.model.window_gram(relation, left[1], right[1], out)
+        return self.model.product(left[1], right[1], out)
+
     def joins(self, left: tuple[int, int], right: tuple[int, int], outer: bool) -> Iterator[tuple[tuple[int, ...], Cost]]:
         """Steps that join two tensors, given as ``(item set, legs)``: a product, or a convolution through a relation."""
         (left_set, left_legs), (right_set, right_legs) = left, right
         if left_legs & right_legs or outer:
             both = left_set | right_set
-            yield (), self.model.product(left_legs, right_legs, self.needed(both))
+            yield (), self.product(left, right, self.needed(both))
         for index in range(self.count, len(self.items)):
             relation = self.items[index]
             bit = 1 << index
@@ -200,7 +210,8 @@ class PatternAware(PathOptimizer):
         relations = [self.items[state[p][0].bit_length() - 1] for p in positions if not state[p][2]]
         cost: Cost | None = None
         if len(legs) == 2 and not relations:
-            cost = self.model.product(legs[0], legs[1], out)
+            first, second = (state[position][:2] for position in positions)
+            cost = self.product(first, second, out)
         elif len(legs) == 1 and len(relations) == 1 and not isinstance(relations[0], Operand):
             cost = self.model.relation(legs[0], relations[0], out)
         elif len(legs) == 2 and len(relations) == 1 and isinstance(relations[0], Windows):

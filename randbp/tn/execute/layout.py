@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from ..nodes import Axis, Operand
+from ..nodes import Axis, Operand, Pattern
 from . import kernels
 from .program import Program
 
@@ -12,11 +12,21 @@ Axes = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
+class Windowed:
+    """Where a view of windows comes from: the register before, its legs, and the patterns that made the windows."""
+
+    register: int
+    legs: tuple[str, ...]
+    patterns: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True)
 class Value:
-    """A register and, per dimension, the legs it groups row-major."""
+    """A register and, per dimension, the legs it groups row-major; ``windows`` if it is a view of windows."""
 
     register: int
     axes: Axes
+    windows: "Windowed | None" = None
 
     @property
     def legs(self) -> tuple[str, ...]:

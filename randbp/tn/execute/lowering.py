@@ -8,7 +8,7 @@ import torch
 from ..nodes import Pattern
 from ..relations import Lookup, Windows
 from . import boxes, indexed, kernels, native
-from .layout import Axes, Builder, Value
+from .layout import Axes, Builder, Value, Windowed
 from .products import product
 from .program import Program
 
@@ -107,6 +107,8 @@ class Lowering:
         """Strided views: each leg ``i`` that the value holds becomes ``o`` and ``k``."""
         patterns = tuple(p for p in patterns if p.i in value.legs)
         value = self.builder.convert(value, tuple((leg,) for leg in value.legs))
+        origin = Windowed(value.register, value.legs, patterns)
+        plain = not any(leg in value.legs for p in patterns for leg in (p.o, p.k))
         legs = list(value.legs)
         amounts = [0] * (2 * len(legs))
         for p in patterns:
@@ -131,7 +133,7 @@ class Lowering:
                     legs = [other for other in legs if other not in (star, leg)] + [leg]
                 else:
                     legs[legs.index(star)] = leg
-        return Value(register, tuple((leg,) for leg in legs))
+        return Value(register, tuple((leg,) for leg in legs), origin if plain else None)
 
     def place(self, value: Value, pattern: Pattern, out: frozenset[str]) -> Value:
         """The transpose of a window: ``o`` and ``k`` are added up into ``i``; those still needed are kept."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from . import kernels
+from . import kernels, lags
 from .layout import Axes, Builder, Value
 
 
@@ -21,6 +21,9 @@ def product(
     Returns:
         The product and the name of its kernel.
     """
+    gram = _window_gram(builder, left, right, out)
+    if gram is not None:
+        return gram
     left, right = _without_private(builder, left, right, out), _without_private(builder, right, left, out)
     shared = [leg for leg in left.legs if leg in right.legs]
     batch = [leg for leg in shared if leg in out]
@@ -44,6 +47,35 @@ def product(
     register = builder.program.emit(kernels.matmul, (a.register, b.register), transposed_a, transposed_b)
     axes: Axes = (rows, columns) if builder.volume(batch_legs) == 1 else (batch_legs, rows, columns)
     return Value(register, axes), "matmul"
+
+
+def _window_gram(builder: Builder, left: Value, right: Value, out: frozenset[str]) -> tuple[Value, str] | None:
+    """The product of windows of one tensor with themselves, summed over positions: a kernel of its own."""
+    a, b = left.windows, right.windows
+    if a is None or b is None or a.register != b.register:
+        return None
+    if [p.pattern for p in a.patterns] != [p.pattern for p in b.patterns]:
+        return None
+    for p, q in zip(a.patterns, b.patterns, strict=True):
+        if p.o != q.o or p.o in out or p.k == q.k or not {p.k, q.k} <= out:
+            return None
+    if [a.legs.index(p.i) for p in a.patterns] != [b.legs.index(q.i) for q in b.patterns]:
+        return None
+    inputs = {p.i for p in a.patterns}
+    pairs = [(x, y) for x, y in zip(a.legs, b.legs, strict=True) if x not in inputs]
+    summed = tuple(x for x, y in pairs if x == y and x not in out)
+    groups = tuple(x for x, y in pairs if x == y and x in out)
+    rows = [(x, y) for x, y in pairs if x != y]
+    if not all({x, y} <= out for x, y in rows):
+        return None
+    first, second = tuple(x for x, _ in rows), tuple(y for _, y in rows)
+    flat = Value(a.register, tuple((leg,) for leg in a.legs))
+    base = builder.convert(flat, (summed, groups, first, *((p.i,) for p in a.patterns)))
+    geometry = tuple(p.pattern for p in a.patterns)
+    register = builder.program.emit(lags.window_gram, (base.register,), geometry)
+    kernels_a, kernels_b = tuple((p.k,) for p in a.patterns), tuple((p.k,) for p in b.patterns)
+    name = "lag products" if lags.has_lags(geometry) else "windows + baddbmm"
+    return Value(register, (groups, *kernels_a, first, *kernels_b, second)), name
 
 
 def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], summed: list[str]) -> Value | None:
