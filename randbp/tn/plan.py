@@ -214,7 +214,7 @@ def _scale_smallest(joined: list[Item], lowering: Lowering, factor: float, size:
     tensors = [(volume(value.legs), index) for index, (value, _, _) in enumerate(joined) if value is not None]
     smallest, index = min(tensors)
     value, _, name = joined[index]
-    if smallest >= size or value is None:
+    if smallest >= size or value is None or value.windows is not None:
         return joined, False
     register = lowering.program.emit(kernels.scale, (value.register,), factor)
     return [*joined[:index], (Value(register, value.axes), None, name), *joined[index + 1 :]], True

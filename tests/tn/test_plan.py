@@ -175,3 +175,28 @@ def test_the_cache_keeps_no_bound_tensor_alive():
     del net, index
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ((2, 4, 9), 3, 1, 1, 1),
+        ((2, 4, 9, 8), 3, 1, 1, 1),
+        ((2, 4, 9, 8), 3, 1, 0, 1),
+        ((2, 4, 11, 8), (3, 2), 1, (4, 0), (2, 1)),
+        ((2, 4, 9, 8), (2, 3), 1, ((0, 1), (3, 0)), 1),
+        ((3, 2, 9, 8), 3, 2, 1, 1),
+        ((3, 2, 4, 5, 4), 2, 1, 1, 1),
+    ],
+)
+def test_kfac_expand_through_lags_and_windows(spec, groups):
+    shape, kernel, stride, padding, dilation = spec
+    spec = tn.ConvSpec(shape, 2 * groups, kernel, stride, padding, dilation, groups)
+    net = tn.kfac_expand(spec)
+    expected = "lag products" if spec.stride[0] == 1 and spec.dims < 3 else "windows + baddbmm"
+    assert net.plan(torch.float64).steps[-1].kernel == expected
+    operands = random_operands(net)
+    unfolded = tn.unfold(spec).contract(operands).unflatten(1, (groups, -1))
+    oracle = torch.einsum("ngro,ngso->grs", unfolded, unfolded) / shape[0]
+    torch.testing.assert_close(net.contract(operands), oracle, rtol=1e-10, atol=1e-12)
