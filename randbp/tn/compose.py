@@ -17,7 +17,9 @@ def outer(left: TensorNetwork, right: TensorNetwork, share: tuple[str, ...]) -> 
             if leg not in side.open_legs:
                 raise ValueError(f"outer: share={leg!r} is no open leg of {side}")
         if left.sizes[leg] != right.sizes[leg]:
-            raise ValueError(f"outer: share={leg!r} has size {left.sizes[leg]} on the left, {right.sizes[leg]} right")
+            raise ValueError(
+                f"outer: share={leg!r} has size {left.sizes[leg]} on the left, {right.sizes[leg]} right"
+            )
     right = _renamed_apart(right, set(left.sizes), keep=set(share))
     axes = []
     for axis in right.output:
@@ -42,7 +44,8 @@ def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwor
     target = only_operand(net, into, "compose")
     if other.output_shape != target.shape:
         raise ValueError(
-            f"compose: {other.name} gives {other.output_shape}, but slot {into!r} of {net.name} takes {target.shape}"
+            f"compose: {other.name} gives {other.output_shape}, "
+            f"but slot {into!r} of {net.name} takes {target.shape}"
         )
     other = _renamed_apart(other, set(net.sizes), keep=set())
     sizes = {**net.sizes, **other.sizes}
@@ -56,7 +59,8 @@ def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwor
     )
     pairs = list(zip(target.axes, other.output, strict=True))
     for index in range(len(pairs)):
-        # An earlier identification may have renamed legs of later axes, so look them up through a probe operand.
+        # An earlier identification may have renamed legs of later axes, so look them up through a probe
+        # operand.
         merged, pairs = _identify(merged, pairs, index)
     return pruned(merged)
 
@@ -64,7 +68,8 @@ def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwor
 def _identify(
     net: TensorNetwork, pairs: list[tuple[Axis, Axis]], index: int
 ) -> tuple[TensorNetwork, list[tuple[Axis, Axis]]]:
-    """Make the legs of one axis on both sides the same legs, splitting coarse legs where the other side is finer."""
+    """Make the legs of one axis on both sides the same legs, splitting coarse legs where the other side is
+    finer."""
     while True:
         mine, theirs = pairs[index]
         left = [leg for leg in mine.legs if net.sizes[leg] > 1]
@@ -72,7 +77,9 @@ def _identify(
         if left == right:
             return net, pairs
         if not (mine.is_plain(net.sizes) and theirs.is_plain(net.sizes)):
-            raise ValueError(f"compose: cannot join the sliced axis [{mine}] with [{theirs}]; compose, then simplify")
+            raise ValueError(
+                f"compose: cannot join the sliced axis [{mine}] with [{theirs}]; compose, then simplify"
+            )
         a, b = next((a, b) for a, b in zip(reversed(left), reversed(right), strict=False) if a != b)
         size_a, size_b = net.sizes[a], net.sizes[b]
         if size_a == size_b:
@@ -84,7 +91,9 @@ def _identify(
             high = _fresh(b, net.sizes)
             net, pairs = _substitute(net, pairs, b, ((high, size_a), (a, 1)), {high: size_b // size_a})
         else:
-            raise ValueError(f"compose: cannot align the groups [{mine}] with [{theirs}]: {size_a} against {size_b}")
+            raise ValueError(
+                f"compose: cannot align the groups [{mine}] with [{theirs}]: {size_a} against {size_b}"
+            )
 
 
 def _substitute(
@@ -103,7 +112,9 @@ def _substitute(
         if any(leg in node.legs and not isinstance(node, Operand) for node in net.nodes):
             raise ValueError(f"compose: leg {leg!r} belongs to a pattern or an index and cannot be split")
         nodes = tuple(
-            replace(node, axes=tuple(axis.replace(leg, terms) for axis in node.axes)) if isinstance(node, Operand) else node
+            replace(node, axes=tuple(axis.replace(leg, terms) for axis in node.axes))
+            if isinstance(node, Operand)
+            else node
             for node in net.nodes
         )
     new_sizes = {name: size for name, size in {**net.sizes, **sizes}.items() if name != leg}
@@ -137,6 +148,3 @@ def _merged(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str
         if left[slot] is not right[slot]:
             raise ValueError(f"outer: slot {slot!r} is bound to different tensors on both sides; rename one")
     return {**left, **right}
-
-
-

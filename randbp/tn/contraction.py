@@ -48,6 +48,8 @@ def _complaint(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> ValueError:
 
 def _mixed(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> ValueError:
     kinds = ", ".join(
-        f"{slot} {tensors[slot].dtype} on {tensors[slot].device}" for slot in net.slots if slot not in net.index_slots
+        f"{slot} {tensors[slot].dtype} on {tensors[slot].device}"
+        for slot in net.slots
+        if slot not in net.index_slots
     )
     return ValueError(f"contract: operands of {net.name} must share data type and device, got {kinds}")

@@ -14,8 +14,9 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class NaiveEinsum:
     """``torch.einsum`` over dense operands: the independent oracle of a contraction.
 
-    Index patterns and selections are dense 0/1 tensors. Dimensions of the result that group or slice legs are made by
-    dense 0/1 tensors as well, so the einsum has the very shape that `TensorNetwork.contract` returns.
+    Index patterns and selections are dense 0/1 tensors. Dimensions of the result that group or slice legs
+    are made by dense 0/1 tensors as well, so the einsum has the very shape that `TensorNetwork.contract`
+    returns.
 
     Args:
         net: The network.
@@ -45,7 +46,9 @@ class NaiveEinsum:
         def letter(leg: str) -> str:
             if leg not in letters:
                 if len(letters) == len(_LETTERS):
-                    raise ValueError(f"einsum: {net.name} has more than {len(_LETTERS)} legs, torch.einsum's limit")
+                    raise ValueError(
+                        f"einsum: {net.name} has more than {len(_LETTERS)} legs, torch.einsum's limit"
+                    )
                 letters[leg] = _LETTERS[len(letters)]
             return letters[leg]
 

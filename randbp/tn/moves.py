@@ -26,7 +26,7 @@ def vjp(net: TensorNetwork, slot: str, cotangent: str) -> TensorNetwork:
 def jvp(net: TensorNetwork, slot: str, tangent: str) -> TensorNetwork:
     """The Jacobian-vector product with respect to a slot; see `TensorNetwork.jvp`."""
     operand = only_operand(net, slot, "jvp")
-    nodes = tuple(Operand(tangent, node.axes) if node is operand else node for node in net.nodes)  # type: ignore[union-attr]
+    nodes = tuple(Operand(tangent, node.axes) if node is operand else node for node in net.nodes)
     return replace(net, nodes=nodes)
 
 
@@ -50,7 +50,8 @@ def with_leg(net: TensorNetwork, leg: str, size: int | None, slots: tuple[str, .
         return replace(net, output=(Axis.grouped((leg,), net.sizes), *net.output))
     if size is None or size < 1 or not slots:
         raise ValueError(
-            f"with_leg: {leg!r} is no leg of {net.name} ({' '.join(net.sizes)}); a new leg needs a positive size and slots"
+            f"with_leg: {leg!r} is no leg of {net.name} ({' '.join(net.sizes)}); "
+            "a new leg needs a positive size and slots"
         )
     for slot in slots:
         check_slot(net, slot, "with_leg")
@@ -101,7 +102,9 @@ def only_operand(net: TensorNetwork, slot: str, move: str) -> Operand:
     check_slot(net, slot, move)
     found = [node for node in net.nodes if isinstance(node, Operand) and node.slot == slot]
     if len(found) != 1:
-        raise ValueError(f"{move}: slot {slot!r} occurs {len(found)} times in {net.name}; it must be linear in it")
+        raise ValueError(
+            f"{move}: slot {slot!r} occurs {len(found)} times in {net.name}; it must be linear in it"
+        )
     return found[0]
 
 

@@ -27,9 +27,10 @@ class Move:
 class PatternAware(PathOptimizer):
     """Finds the order in which to contract a problem's tensors and relations.
 
-    A step joins two tensors, a tensor and a relation, or two tensors and the relation between them (a convolution).
-    Two relations are never joined: that would be a dense pattern. Up to nine items the order is the cheapest there is
-    (dynamic programming over subsets, after opt_einsum's ``optimal``); beyond, the cheapest step is taken greedily.
+    A step joins two tensors, a tensor and a relation, or two tensors and the relation between them (a
+    convolution). Two relations are never joined: that would be a dense pattern. Up to nine items the order
+    is the cheapest there is (dynamic programming over subsets, after opt_einsum's ``optimal``); beyond, the
+    cheapest step is taken greedily.
 
     Args:
         problem: Tensors and relations; opt_einsum's ``inputs`` are their legs, tensors first.
@@ -46,7 +47,8 @@ class PatternAware(PathOptimizer):
         self.open = self.model.encode(leg for leg in problem.sizes if leg in problem.open_legs)
 
     def __call__(self, inputs=None, output=None, size_dict=None, memory_limit=None) -> Path:  # type: ignore[no-untyped-def]
-        """The path, in opt_einsum's format: positions in a list that loses the joined items and gains the result."""
+        """The path, in opt_einsum's format: positions in a list that loses the joined items and gains the
+        result."""
         if len(self.items) <= 1:
             return []
         return (self._optimal() if len(self.items) <= EXHAUSTIVE else None) or self._greedy()
@@ -89,8 +91,11 @@ class PatternAware(PathOptimizer):
                     return self.model.window_gram(relation, left[1], right[1], out)
         return self.model.product(left[1], right[1], out)
 
-    def joins(self, left: tuple[int, int], right: tuple[int, int], outer: bool) -> Iterator[tuple[tuple[int, ...], Cost]]:
-        """Steps that join two tensors, given as ``(item set, legs)``: a product, or a convolution through a relation."""
+    def joins(
+        self, left: tuple[int, int], right: tuple[int, int], outer: bool
+    ) -> Iterator[tuple[tuple[int, ...], Cost]]:
+        """Steps that join two tensors, given as ``(item set, legs)``: a product, or a convolution through a
+        relation."""
         (left_set, left_legs), (right_set, right_legs) = left, right
         if left_legs & right_legs or outer:
             both = left_set | right_set
@@ -114,12 +119,12 @@ class PatternAware(PathOptimizer):
                 return _linear(tree, len(self.items))
         return None
 
-    def _search(self, outer: bool) -> tuple | None:  # type: ignore[type-arg]
-        best: dict[int, tuple[float, tuple]] = {}  # type: ignore[type-arg]
+    def _search(self, outer: bool) -> tuple | None:
+        best: dict[int, tuple[float, tuple]] = {}
         by_count: list[list[int]] = [[] for _ in range(len(self.items) + 1)]
         legs: dict[int, int] = {}
 
-        def offer(mask: int, time: float, tree: tuple) -> None:  # type: ignore[type-arg]
+        def offer(mask: int, time: float, tree: tuple) -> None:
             if mask not in best:
                 by_count[mask.bit_count()].append(mask)
                 legs[mask] = self.needed(mask) if mask.bit_count() > 1 else self.legs[mask.bit_length() - 1]
@@ -176,7 +181,8 @@ class PatternAware(PathOptimizer):
         return path
 
     def moves(self, state: list[tuple[int, int, bool]]) -> list[Move]:
-        """All steps from a state, a list of ``(item set, legs, is a tensor)``; outer products only if nothing else."""
+        """All steps from a state, a list of ``(item set, legs, is a tensor)``; outer products only if
+        nothing else."""
         for outer in (False, True):
             found = list(self._moves(state, outer))
             if found:
@@ -201,7 +207,8 @@ class PatternAware(PathOptimizer):
                     yield Move((a, b), out, self.model.relation(tensor, item, out))  # type: ignore[arg-type]
 
     def join(self, state: list[tuple[int, int, bool]], positions: tuple[int, ...]) -> Move:
-        """The step that joins the items at some positions: two tensors, a relation, or a relation between tensors."""
+        """The step that joins the items at some positions: two tensors, a relation, or a relation between
+        tensors."""
         mask = 0
         for position in positions:
             mask |= state[position][0]
@@ -221,7 +228,8 @@ class PatternAware(PathOptimizer):
         return Move(positions, out, cost)
 
     def cost(self, path: Path) -> list[Cost]:
-        """Cost of every step of a path; a step that repeats an earlier one is free, for it is computed once."""
+        """Cost of every step of a path; a step that repeats an earlier one is free, for it is computed
+        once."""
         state = self.start()
         costs: list[Cost] = []
         known: set[tuple[int, int]] = set()
@@ -247,12 +255,12 @@ class PatternAware(PathOptimizer):
         return [(1 << index, legs, index < self.count) for index, legs in enumerate(self.legs)]
 
 
-def _linear(tree: tuple, count: int) -> Path:  # type: ignore[type-arg]
+def _linear(tree: tuple, count: int) -> Path:
     """opt_einsum's linear path from a nested tree of items."""
     remaining: list[object] = list(range(count))
     path: Path = []
 
-    def visit(node: tuple) -> object:  # type: ignore[type-arg]
+    def visit(node: tuple) -> object:
         if len(node) == 1:
             return node[0]
         ids = [visit(child) for child in node]

@@ -53,8 +53,8 @@ class Plan:
         >>> print(tn.weight_vjp(tn.ConvSpec((2, 3, 8, 8), 4, 3)).plan())
         weight_vjp: input[n g·c i1 i2] Π[i1 o1 k1] Π[i2 o2 k2] output_grad[n g·d o1 o2] → [g·d c k1 k2]
         step  kernel                         multiplications  result      expression
-        1     convolution_backward (weight)  7,776            432 B       input, Π[i1 o1 k1] Π[i2 o2 k2], output_grad → c d g k1 k2
-        total 7,776 multiplications, largest intermediate 0 B
+        1     convolution_backward (weight)  7,776            432 B       input, Π[i1 o1 k1] Π[i2 o2 k2],
+        output_grad → c d g k1 k2 total 7,776 multiplications, largest intermediate 0 B
     """
 
     network: str
@@ -84,10 +84,19 @@ class Plan:
             rows.append((str(number), step.kernel, f"{step.multiplications:,}", size, step.expression))
         widths = [max(5 if column == 0 else 10, *(len(row[column]) for row in rows)) for column in range(4)]
         lines = [
-            " ".join((*(cell.ljust(width + (i > 0)) for i, (cell, width) in enumerate(zip(row, widths, strict=False))), row[4]))
+            " ".join(
+                (
+                    *(
+                        cell.ljust(width + (i > 0))
+                        for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+                    ),
+                    row[4],
+                )
+            )
             for row in rows
         ]
-        total = f"total {self.multiplications:,} multiplications, largest intermediate {format_bytes(self.largest_intermediate)}"
+        largest = format_bytes(self.largest_intermediate)
+        total = f"total {self.multiplications:,} multiplications, largest intermediate {largest}"
         return "\n".join([self.network, *lines, total])
 
 
@@ -109,8 +118,8 @@ def format_bytes(count: int) -> str:
 def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> Plan:
     """Find the cheapest order over the network's equivalent forms, and lower it.
 
-    The forms are the network as it is and simplified, each with selections merged into the patterns they feed (gather
-    through the pattern) or apart (scatter first, then convolve).
+    The forms are the network as it is and simplified, each with selections merged into the patterns they
+    feed (gather through the pattern) or apart (scatter first, then convolve).
     """
     slots = tuple(net.slots)
     vanishing = any(isinstance(node, Pattern) and node.pattern.nonzeros == 0 for node in net.nodes)
@@ -194,7 +203,9 @@ def _lowered(
             steps.append(Step(expression, f"shared: {lowered.kernel}", 0, 0))
         else:
             steps.append(Step(expression, lowered.kernel, cost.multiplications, cost.size * dtype.itemsize))
-        items = [item for index, item in enumerate(items) if index not in positions] + [(lowered.value, None, name)]
+        items = [item for index, item in enumerate(items) if index not in positions] + [
+            (lowered.value, None, name)
+        ]
         state = search.advance(state, move)
     value = items[0][0]
     assert value is not None
@@ -206,10 +217,11 @@ def _lowered(
     return Plan(str(net), slots, path, tuple(steps), program), lowering.builder.copied
 
 
-
-
-def _scale_smallest(joined: list[Item], lowering: Lowering, factor: float, size: int) -> tuple[list[Item], bool]:
-    """Multiply the smallest tensor of the last step by the network's scale, if it is smaller than the result."""
+def _scale_smallest(
+    joined: list[Item], lowering: Lowering, factor: float, size: int
+) -> tuple[list[Item], bool]:
+    """Multiply the smallest tensor of the last step by the network's scale, if it is smaller than the
+    result."""
     volume = lowering.builder.volume
     tensors = [(volume(value.legs), index) for index, (value, _, _) in enumerate(joined) if value is not None]
     smallest, index = min(tensors)

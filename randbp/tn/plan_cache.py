@@ -1,4 +1,5 @@
-"""The plan cache: a bounded, thread-safe LRU of contraction plans, keyed by structure and never by index values."""
+"""The plan cache: a bounded, thread-safe LRU of contraction plans, keyed by structure and never by index
+values."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class CacheInfo:
 class PlanCache:
     """A bounded LRU of plans, safe under threads.
 
-    The key is the network (its structure and sizes; tensors bound to it do not count), the data type and the device.
+    The key is the network (its structure and sizes; tensors bound to it do not count), the data type and the
+    device.
 
     Args:
         maxsize: Number of plans to hold.
@@ -64,7 +66,10 @@ class PlanCache:
         self._saved = 0.0
 
     def plan(
-        self, net: TensorNetwork, dtype: torch.dtype = torch.float32, device: torch.device = torch.device("cpu")  # noqa: B008
+        self,
+        net: TensorNetwork,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> Plan:
         """The plan of a network, made if it is not held."""
         key = (net, dtype, device)
@@ -75,14 +80,20 @@ class PlanCache:
                 self._hits += 1
                 self._saved += found[1]
                 return found[0]
-        start = perf_counter()  # outside the lock: other threads go on; two may plan the same network, harmlessly
+        start = (
+            perf_counter()
+        )  # outside the lock: other threads go on; two may plan the same network, harmlessly
         plan = make_plan(net, dtype, device)
         seconds = perf_counter() - start
         with self._lock:
             self._misses += 1
             self._planning += seconds
             # Bound tensors must not live as long as the plan.
-            bare = net if not net.bound else TensorNetwork(net.nodes, net.leg_sizes, net.output, net.scale, net.name)
+            bare = (
+                net
+                if not net.bound
+                else TensorNetwork(net.nodes, net.leg_sizes, net.output, net.scale, net.name)
+            )
             self._plans[(bare, dtype, device)] = (plan, seconds)
             while len(self._plans) > self.maxsize:
                 self._plans.popitem(last=False)

@@ -18,8 +18,10 @@ class PathReport:
         orders: Number of different orders looked at.
         exhaustive: Whether these are all orders there are.
         multiplications: Multiply-adds of the best, the median and the worst order.
-        largest: Elements of the largest intermediate in the best, the median and the worst order (each its own ranking).
-        time: Estimated time of the best, the median and the worst order, in multiply-adds (memory traffic counted in).
+        largest: Elements of the largest intermediate in the best, the median and the worst order (each its
+            own ranking).
+        time: Estimated time of the best, the median and the worst order, in multiply-adds (memory traffic
+            counted in).
 
     Example:
         >>> from randbp import tn
@@ -42,7 +44,7 @@ class PathReport:
 
     def __str__(self) -> str:
         scope = "all" if self.exhaustive else "a sample"
-        rows = [("", "best", "median", "worst", "worst / best")]
+        rows: list[tuple[str, ...]] = [("", "best", "median", "worst", "worst / best")]
         for name, values in (
             ("estimated time", self.time),
             ("multiplications", self.multiplications),
@@ -52,7 +54,9 @@ class PathReport:
             rows.append((name, *(f"{value:,.0f}" for value in values), ratio))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [
-            "  ".join((row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in range(1, 5))))
+            "  ".join(
+                (row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in range(1, 5)))
+            )
             for row in rows
         ]
         verdict = "the order matters" if self.spread > 1.5 else "the order hardly matters"
@@ -62,8 +66,9 @@ class PathReport:
 def path_report(net: TensorNetwork, samples: int, seed: int = 0) -> PathReport:
     """Costs of contraction orders; see `TensorNetwork.path_report`.
 
-    Steps are those that plans are made of (a pattern is never built), so the worst order here is the worst that the
-    library would run, not the worst that dense patterns allow. Outer products are left out where a better step exists.
+    Steps are those that plans are made of (a pattern is never built), so the worst order here is the worst
+    that the library would run, not the worst that dense patterns allow. Outer products are left out where a
+    better step exists.
 
     Args:
         net: The network.

@@ -31,14 +31,14 @@ class Sample:
 def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str, ...] = ()) -> TensorNetwork:
     """The network with legs restricted to indices that are handed in at contraction.
 
-    This is the entry point for randomised VJPs: build the network once per layer, then call `contract` with fresh
-    indices in the slot ``"<legs> index"`` (and weights in ``"<legs> weights"``); the plan is reused.
+    This is the entry point for randomised VJPs: build the network once per layer, then call `contract` with
+    fresh indices in the slot ``"<legs> index"`` (and weights in ``"<legs> weights"``); the plan is reused.
 
     Args:
         net: The network.
         samples: Leg, or legs separated by blanks (chosen jointly), to the form of its restriction.
-        stored: Slots whose tensors are handed in already restricted. A jointly restricted pair of legs is then one
-            dimension of that tensor, at the place of the first.
+        stored: Slots whose tensors are handed in already restricted. A jointly restricted pair of legs is
+            then one dimension of that tensor, at the place of the first.
 
     Raises:
         ValueError: For unknown legs or slots.
@@ -47,7 +47,8 @@ def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str
         >>> import torch
         >>> from randbp import tn
         >>> spec = tn.ConvSpec((2, 3, 8, 8), 4, 3, padding=1)
-        >>> net = tn.sampled(tn.weight_vjp(spec), {"i1 i2": tn.Sample(16, per_example=True)}, stored=("input",))
+        >>> pixels = {"i1 i2": tn.Sample(16, per_example=True)}
+        >>> net = tn.sampled(tn.weight_vjp(spec), pixels, stored=("input",))
         >>> net.slots
         {'input': (2, 3, 16), 'output_grad': (2, 4, 8, 8), 'i1 i2 index': (2, 16)}
     """
@@ -65,7 +66,9 @@ def subsample(
     """Restrict legs to given index values; see `TensorNetwork.subsample`."""
     for key in weights:
         if key not in indices:
-            raise ValueError(f"subsample: weights for {key!r}, which has no index; indices are for {list(indices)}")
+            raise ValueError(
+                f"subsample: weights for {key!r}, which has no index; indices are for {list(indices)}"
+            )
     samples, tensors = {}, {}
     for key, index in indices.items():
         _check_index(net, key, index)
@@ -82,9 +85,11 @@ def _check_index(net: TensorNetwork, key: str, index: Tensor) -> None:
     if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
         raise ValueError(f"subsample: index of leg {key!r} must be an integer tensor, got {index!r:.60}")
     if index.ndim not in (1, 2):
-        raise ValueError(f"subsample: index of leg {key!r} has shape {tuple(index.shape)}; expected [S] or [N, S]")
+        raise ValueError(
+            f"subsample: index of leg {key!r} has shape {tuple(index.shape)}; expected [S] or [N, S]"
+        )
     size = volume(legs, net.sizes)
-    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < size):
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < size):
         raise ValueError(
             f"subsample: index of leg {key!r} reaches from {int(index.min())} to {int(index.max())}; "
             f"allowed is 0 to {size - 1}"
@@ -96,7 +101,9 @@ def _legs(net: TensorNetwork, key: str) -> tuple[str, ...]:
     for leg in legs:
         check_leg(net, leg, "subsample")
     if not legs or len(set(legs)) < len(legs):
-        raise ValueError(f"subsample: {key!r} must name one leg, or several different ones separated by blanks")
+        raise ValueError(
+            f"subsample: {key!r} must name one leg, or several different ones separated by blanks"
+        )
     return legs
 
 
@@ -164,7 +171,8 @@ def _shrunk(axis: Axis, leg: str, size: int, axes: tuple[Axis, ...]) -> Axis:
     position = axis.legs.index(leg)
     old = (steps[position - 1] if position else axis.size) // steps[position]
     terms = tuple(
-        (name, step * size // old if index < position else step) for index, (name, step) in enumerate(axis.terms)
+        (name, step * size // old if index < position else step)
+        for index, (name, step) in enumerate(axis.terms)
     )
     return Axis(terms, axis.size // old * size)
 

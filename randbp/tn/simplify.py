@@ -11,9 +11,10 @@ def simplify(net: TensorNetwork) -> TensorNetwork:
     """Remove every pattern that only renames, slices or reshapes; see `TensorNetwork.simplify`.
 
     A pattern goes if no kernel position meets the padding and if no two pairs ``(o, k)`` meet the same input:
-    kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single output. Its leg
-    ``i`` then is the affine function ``stride·o + dilation·k - padding`` of the other two, and moves into the layout of
-    the one tensor (operand or output) that holds it. A pattern with ``i = o`` or ``i = k`` throughout joins the legs.
+    kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single
+    output. Its leg ``i`` then is the affine function ``stride·o + dilation·k - padding`` of the other two,
+    and moves into the layout of the one tensor (operand or output) that holds it. A pattern with ``i = o``
+    or ``i = k`` throughout joins the legs.
     """
     changed = True
     while changed:
@@ -46,7 +47,12 @@ def _without(net: TensorNetwork, node: Pattern) -> TensorNetwork | None:
     # Row-major where the steps allow it, so that the axis prints and reads as a plain group.
     terms = tuple(sorted(terms, key=lambda term: -term[1]))
     holders = [other for other in rest if node.i in other.legs]
-    if len(terms) == 1 and terms[0][1] == 1 and pattern.padding == 0 and pattern.input_size == net.sizes[terms[0][0]]:
+    if (
+        len(terms) == 1
+        and terms[0][1] == 1
+        and pattern.padding == 0
+        and pattern.input_size == net.sizes[terms[0][0]]
+    ):
         return _joined(net, rest, node.i, terms[0][0])
     if node.i in net.open_legs:
         if holders or {leg for leg, _ in terms} & set(net.open_legs):

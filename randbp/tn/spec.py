@@ -18,8 +18,8 @@ class ConvSpec:
         out_channels: Number of output channels ``D`` (over all groups).
         kernel_size: Kernel size per dimension.
         stride: Stride per dimension.
-        padding: Zeros on both sides per dimension, a pair ``(left, right)`` per dimension, ``"valid"`` or ``"same"``.
-            A negative right side leaves that many inputs at the end out.
+        padding: Zeros on both sides per dimension, a pair ``(left, right)`` per dimension, ``"valid"`` or
+            ``"same"``. A negative right side leaves that many inputs at the end out.
         dilation: Dilation per dimension.
         groups: Number of groups; divides both channel numbers.
 
@@ -76,7 +76,8 @@ class ConvSpec:
         object.__setattr__(self, "groups", int(groups))
         if min(self.output_size, default=1) < 1:
             raise ValueError(
-                f"kernel_size={kernel} with dilation={dilations}: larger than the padded input {shape[2:]} + {pads}"
+                f"kernel_size={kernel} with dilation={dilations}: "
+                f"larger than the padded input {shape[2:]} + {pads}"
             )
 
     @property
@@ -97,7 +98,9 @@ class ConvSpec:
     @cached_property
     def output_size(self) -> tuple[int, ...]:
         """Spatial output sizes ``O = ⌊(I + left + right - d(K - 1) - 1) / s⌋ + 1``."""
-        geometry = zip(self.input_size, self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        geometry = zip(
+            self.input_size, self.padding, self.dilation, self.kernel_size, self.stride, strict=True
+        )
         return tuple((i + sum(p) - d * (k - 1) - 1) // s + 1 for i, p, d, k, s in geometry)
 
     @property
@@ -133,13 +136,15 @@ class ConvSpec:
 
     @cached_property
     def multiply_adds(self) -> int:
-        """Multiply-adds of the convolution, and of each of its VJPs, that do not meet a zero of the padding."""
+        """Multiply-adds of the convolution, and of each of its VJPs, that do not meet a zero of the
+        padding."""
         channels = self.out_channels * self.in_channels // self.groups
         return self.batch_size * channels * prod(pattern.nonzeros for pattern in self.patterns)
 
 
 def per_dimension(name: str, value: IntPerDimension, dims: int, minimum: int) -> tuple[int, ...]:
-    """One integer per spatial dimension from an integer or a sequence; a sequence of one is repeated, as in PyTorch."""
+    """One integer per spatial dimension from an integer or a sequence; a sequence of one is repeated, as in
+    PyTorch."""
     values = (value,) * dims if isinstance(value, int) else tuple(value)
     if len(values) == 1 and dims > 1:
         values = values * dims
@@ -159,7 +164,9 @@ def _padding_pairs(
         if padding == "valid":
             return ((0, 0),) * dims
         if padding != "same":
-            raise ValueError(f"padding={padding!r}: expected 'same', 'valid', an integer or one per dimension")
+            raise ValueError(
+                f"padding={padding!r}: expected 'same', 'valid', an integer or one per dimension"
+            )
         if any(s != 1 for s in stride):
             raise ValueError(f"padding='same': needs stride 1, got stride={stride}")
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -167,7 +174,9 @@ def _padding_pairs(
     if not isinstance(padding, int) and padding and all(isinstance(p, tuple) for p in padding):
         pairs = tuple((int(p[0]), int(p[1])) for p in padding if isinstance(p, tuple) and len(p) == 2)
         if len(pairs) != dims or any(left < 0 for left, _ in pairs):
-            raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers, left >= 0")
+            raise ValueError(
+                f"padding={padding!r}: expected {dims} pairs (left, right) of integers, left >= 0"
+            )
         return pairs
     sides = per_dimension("padding", padding, dims, minimum=0)  # type: ignore[arg-type]
     return tuple((p, p) for p in sides)
@@ -185,8 +194,9 @@ def transposed_spec(
 ) -> ConvSpec:
     """The convolution whose adjoint is a transposed convolution with these arguments of PyTorch's.
 
-    A transposed convolution exchanges the roles of input and output, so the operations ``tn.conv_transpose…`` take
-    the spec of that convolution: it maps the transposed convolution's output shape to its input shape.
+    A transposed convolution exchanges the roles of input and output, so the operations
+    ``tn.conv_transpose…`` take the spec of that convolution: it maps the transposed convolution's output
+    shape to its input shape.
 
     Args:
         input_shape: ``(N, C, *I)`` of the transposed convolution's input.
@@ -217,13 +227,17 @@ def transposed_spec(
     extra = per_dimension("output_padding", output_padding, dims, minimum=0)
     for e, s, d in zip(extra, steps, dilations, strict=True):
         if e >= max(s, d):
-            raise ValueError(f"output_padding={extra}: must be less than stride={steps} or dilation={dilations}")
+            raise ValueError(
+                f"output_padding={extra}: must be less than stride={steps} or dilation={dilations}"
+            )
     geometry = zip(shape[2:], kernel, steps, pads, dilations, extra, strict=True)
     sizes = tuple((i - 1) * s - 2 * p + d * (k - 1) + e + 1 for i, k, s, p, d, e in geometry)
     if min(sizes, default=1) < 1:
         raise ValueError(f"padding={pads}: leaves no output for input_shape={shape}, kernel_size={kernel}")
     spec = ConvSpec((shape[0], out_channels, *sizes), shape[1], kernel, steps, pads, dilations, groups)
-    if spec.output_size != shape[2:]:  # with output_padding >= stride the convolution has further outputs: pad unevenly
+    if (
+        spec.output_size != shape[2:]
+    ):  # with output_padding >= stride the convolution has further outputs: pad unevenly
         uneven = tuple((p, p - e) for p, e in zip(pads, extra, strict=True))
         spec = ConvSpec((shape[0], out_channels, *sizes), shape[1], kernel, steps, uneven, dilations, groups)
     return spec

@@ -15,9 +15,11 @@ CHUNK = 2**21  # elements per pass: bounds the memory of the partial sums
 
 
 def box_sums(patterns: tuple[IndexPattern, ...], dtype: torch.dtype, device: torch.device) -> Kernel:
-    """``x [N, R, I1, I2, …] → [N, K1·K2·…, R]``: for each kernel entry, the sum over the inputs that it meets.
+    """``x [N, R, I1, I2, …] → [N, K1·K2·…, R]``: for each kernel entry, the sum over the inputs that it
+    meets.
 
-    Small images take one matrix product with the Kronecker product of the bands. Large ones are summed dimension by
+    Small images take one matrix product with the Kronecker product of the bands. Large ones are summed
+    dimension by
     dimension: with stride 1 the sum for an entry is the sum of everything less a few border rows; the last
     dimension, then short, is a product with its band. The partial sums are made for a few examples at a time.
     """

@@ -1,4 +1,5 @@
-"""Factories of the dense kernels: reshapes, strided views, sums, matrix products. Each returns a function of tensors."""
+"""Factories of the dense kernels: reshapes, strided views, sums, matrix products. Each returns a function of
+tensors."""
 
 from collections.abc import Callable
 

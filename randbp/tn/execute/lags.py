@@ -1,9 +1,11 @@
-"""Gram matrices of windows (KFAC-expand), from what index patterns leave of them: lag products and border terms.
+"""Gram matrices of windows (KFAC-expand), from what index patterns leave of them: lag products and border
+terms.
 
-``Ω[c k, c' k'] = Σ_{n o} X[c, s·o + d·k - p] X[c', s·o + d·k' - p]``. With stride 1 the summand depends on ``k`` and
-``k'`` through the lag ``k' - k`` alone; ``k`` moves only the window of positions that are summed. So one matrix product
-per lag over all positions, less the few border positions that a window leaves out, gives every pair: with a 3 x 3 kernel
-13 products of ``C x C`` instead of a product of ``9C x 9C``, and no unfolded input.
+``Ω[c k, c' k'] = Σ_{n o} X[c, s·o + d·k - p] X[c', s·o + d·k' - p]``. With stride 1 the summand depends on
+``k`` and ``k'`` through the lag ``k' - k`` alone; ``k`` moves only the window of positions that are summed.
+So one matrix product per lag over all positions, less the few border positions that a window leaves out,
+gives every pair: with a 3 x 3 kernel 13 products of ``C x C`` instead of a product of ``9C x 9C``, and no
+unfolded input.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +24,8 @@ POSITIONS = 1024  # positions per product when windows are unfolded for a few ex
 
 
 def window_gram(patterns: tuple[IndexPattern, ...]) -> Kernel:
-    """``x [N, G, C, *I] → [G, *K, C, *K, C]``: products of all pairs of windows, summed over examples and positions."""
+    """``x [N, G, C, *I] → [G, *K, C, *K, C]``: products of all pairs of windows, summed over examples and
+    positions."""
     return lagged(patterns) if has_lags(patterns) else unfolded(patterns)
 
 
@@ -61,12 +64,17 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
 def lagged(patterns: tuple[IndexPattern, ...]) -> Kernel:
     """The Gram matrix from lag products, for stride 1.
 
-    Positions ``j = o + d·k`` count from the start of the left padding. The input lies in a buffer with enough zeros
-    behind every row that a lag is one shift of the flattened positions: no product copies anything but borders.
+    Positions ``j = o + d·k`` count from the start of the left padding. The input lies in a buffer with
+    enough zeros behind every row that a lag is one shift of the flattened positions: no product copies
+    anything but borders.
     """
     kernels = tuple(p.kernel_size for p in patterns)
-    lags = [lag for lag in product(*(range(1 - size, size) for size in kernels)) if lag >= (0,) * len(kernels)]
-    lengths = tuple(max(_length(p), p.padding + p.input_size) + p.dilation * (p.kernel_size - 1) for p in patterns)
+    lags = [
+        lag for lag in product(*(range(1 - size, size) for size in kernels)) if lag >= (0,) * len(kernels)
+    ]
+    lengths = tuple(
+        max(_length(p), p.padding + p.input_size) + p.dilation * (p.kernel_size - 1) for p in patterns
+    )
 
     def kernel(x: Tensor) -> Tensor:
         n, groups, channels = x.shape[:3]
@@ -78,7 +86,9 @@ def lagged(patterns: tuple[IndexPattern, ...]) -> Kernel:
         gram = x.new_empty(groups, *kernels, channels, *kernels, channels)
         for lag in lags:
             known: dict[tuple[tuple[int, ...], ...], Tensor] = {}
-            for first in product(*(range(max(0, -step), size - max(0, step)) for step, size in zip(lag, kernels, strict=True))):
+            for first in product(
+                *(range(max(0, -step), size - max(0, step)) for step, size in zip(lag, kernels, strict=True))
+            ):
                 second = tuple(k + step for k, step in zip(first, lag, strict=True))
                 block: Tensor | None = None
                 for sign, borders in _borders(patterns, first, lag):
@@ -86,12 +96,21 @@ def lagged(patterns: tuple[IndexPattern, ...]) -> Kernel:
                         known[borders] = _lag_product(buffer, patterns, lag, borders)
                     block = known[borders] if block is None else torch.add(block, known[borders], alpha=sign)
                 assert block is not None
-                gram[(slice(None), *first, slice(None), *second)] = block
+                _block(gram, first, second).copy_(block)
                 if any(lag):
-                    gram[(slice(None), *second, slice(None), *first)] = block.transpose(1, 2)
+                    _block(gram, second, first).copy_(block.transpose(1, 2))
         return gram
 
     return kernel
+
+
+def _block(gram: Tensor, first: tuple[int, ...], second: tuple[int, ...]) -> Tensor:
+    """The view ``[G, C, C']`` of one pair of kernel entries."""
+    for entry in first:
+        gram = gram.select(1, entry)
+    for entry in second:
+        gram = gram.select(2, entry)
+    return gram
 
 
 def _length(p: IndexPattern) -> int:
@@ -102,7 +121,8 @@ def _length(p: IndexPattern) -> int:
 def _borders(
     patterns: tuple[IndexPattern, ...], first: tuple[int, ...], lag: tuple[int, ...]
 ) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
-    """Inclusion and exclusion: signs, and per dimension the positions to restrict to (none: all positions)."""
+    """Inclusion and exclusion: signs, and per dimension the positions to restrict to (none: all
+    positions)."""
     excluded = []
     for p, k, step in zip(patterns, first, lag, strict=True):
         shift = p.dilation * step
@@ -122,9 +142,13 @@ def _borders(
 
 
 def _lag_product(
-    buffer: Tensor, patterns: tuple[IndexPattern, ...], lag: tuple[int, ...], borders: tuple[tuple[int, ...], ...]
+    buffer: Tensor,
+    patterns: tuple[IndexPattern, ...],
+    lag: tuple[int, ...],
+    borders: tuple[tuple[int, ...], ...],
 ) -> Tensor:
-    """``Σ X[c, j] X[c', j + d·lag]`` over all positions, or over the given ones in some dimensions: ``[G, C, C']``."""
+    """``Σ X[c, j] X[c', j + d·lag]`` over all positions, or over the given ones in some dimensions: ``[G, C,
+    C']``."""
     left = right = buffer
     shifts = [p.dilation * step for p, step in zip(patterns, lag, strict=True)]
     for dim, rows in enumerate(borders):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 from ..nodes import Axis, Operand, Pattern
@@ -13,7 +14,8 @@ Axes = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Windowed:
-    """Where a view of windows comes from: the register before, its legs, and the patterns that made the windows."""
+    """Where a view of windows comes from: the register before, its legs, and the patterns that made the
+    windows."""
 
     register: int
     legs: tuple[str, ...]
@@ -121,7 +123,9 @@ class Builder:
         if missing > 1:
             value = Value(self.program.emit(kernels.scale, (value.register,), missing), value.axes)
         if len(keep) == len(value.legs) or all(self.sizes[leg] == 1 for leg in gone & set(value.legs)):
-            return Value(self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep))
+            return Value(
+                self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep)
+            )
         # Dimensions as they lie, with neighbours of the same fate merged: fewer and longer loops.
         axes: list[tuple[str, ...]] = []
         for leg in value.legs:
@@ -137,7 +141,7 @@ class Builder:
 
 def _runs(have: tuple[str, ...], want: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Maximal runs of legs that are neighbours in both orders."""
-    follows = dict(zip(want, want[1:], strict=False))
+    follows = dict(pairwise(want))
     runs: list[tuple[str, ...]] = []
     for leg in have:
         if runs and follows.get(runs[-1][-1]) == leg:

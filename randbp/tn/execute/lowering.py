@@ -50,13 +50,15 @@ class Lowering:
         self.indices = indices
         self.builder = Builder(program, sizes)
 
-    # Products of two tensors ------------------------------------------------------------------------------------
+    # Products of two tensors
+    # ------------------------------------------------------------------------------------
 
     def product(self, left: Value, right: Value, out: frozenset[str]) -> Lowered:
         """A batched matrix product, or an elementwise product where no leg is summed."""
         return Lowered(*product(self.builder, left, right, out, self.rank))
 
-    # A tensor and a relation ------------------------------------------------------------------------------------
+    # A tensor and a relation
+    # ------------------------------------------------------------------------------------
 
     def relation(self, value: Value, relation: Windows | Lookup, out: frozenset[str]) -> Lowered:
         """Patterns or a selection applied to one tensor."""
@@ -75,7 +77,9 @@ class Lowering:
             kernel = "windows"
         gone: list[str] = []
         for pattern in relation.patterns:
-            lonely = pattern.i not in held and pattern.i not in out  # Σ_i Π: which pairs (o, k) miss the padding
+            lonely = (
+                pattern.i not in held and pattern.i not in out
+            )  # Σ_i Π: which pairs (o, k) miss the padding
             if pattern.i in out or lonely:
                 value = self.place(value, pattern, out)
                 kernel = "windows + place" if held else "place"
@@ -101,7 +105,9 @@ class Lowering:
         value = self.builder.convert(value, (*axes, *((leg,) for leg in inputs)))
         patterns = tuple(p.pattern for p in relation.patterns)
         register = self.program.emit(boxes.box_sums, (value.register,), patterns, self.dtype, self.device)
-        return Lowered(Value(register, (rest[:1], tuple(p.k for p in relation.patterns), rest[1:])), "box sums")
+        return Lowered(
+            Value(register, (rest[:1], tuple(p.k for p in relation.patterns), rest[1:])), "box sums"
+        )
 
     def windows(self, value: Value, patterns: tuple[Pattern, ...]) -> Value:
         """Strided views: each leg ``i`` that the value holds becomes ``o`` and ``k``."""
@@ -112,7 +118,9 @@ class Lowering:
         legs = list(value.legs)
         amounts = [0] * (2 * len(legs))
         for p in patterns:
-            reach = p.pattern.stride * (p.pattern.output_size - 1) + p.pattern.dilation * (p.pattern.kernel_size - 1)
+            reach = p.pattern.stride * (p.pattern.output_size - 1) + p.pattern.dilation * (
+                p.pattern.kernel_size - 1
+            )
             at = 2 * (len(legs) - 1 - legs.index(p.i))
             amounts[at] = p.pattern.padding
             amounts[at + 1] = max(0, reach + 1 - p.pattern.padding - p.pattern.input_size)
@@ -191,12 +199,19 @@ class Lowering:
         gone = [leg for leg in free if leg not in out]
         return Lowered(self.builder.sum(value, gone), f"{kernel} + sum") if gone else Lowered(value, kernel)
 
-    # Two tensors and the patterns between them -------------------------------------------------------------------
+    # Two tensors and the patterns between them
+    # -------------------------------------------------------------------
 
     def convolution(
-        self, left: Value, right: Value, roles: tuple[str, str], patterns: tuple[Pattern, ...], out: frozenset[str]
+        self,
+        left: Value,
+        right: Value,
+        roles: tuple[str, str],
+        patterns: tuple[Pattern, ...],
+        out: frozenset[str],
     ) -> Lowered:
-        """A native convolution, or one of its two gradients; dimensions beyond three become channels first."""
+        """A native convolution, or one of its two gradients; dimensions beyond three become channels
+        first."""
         holders = dict(zip(roles, (left, right), strict=True))
         patterns, beyond = patterns[:3], patterns[3:]
         if beyond and "i" in holders:
@@ -226,7 +241,11 @@ class Lowering:
         if "k" not in holders:  # x [n, g·c], y [n, g·d]
             n, c, d = summed, own["i"], own["o"]
             registers = laid("i", n, groups + c), laid("o", n, groups + d)
-            shape = (self.builder.volume(groups + d), self.builder.volume(c), *(p.kernel_size for p in geometry))
+            shape = (
+                self.builder.volume(groups + d),
+                self.builder.volume(c),
+                *(p.kernel_size for p in geometry),
+            )
             register = self.program.emit(native.weight_gradient, registers, geometry, count, shape)
             axes = (groups + d, c, *((leg,) for leg in spatial["k"]))
             return Lowered(Value(register, axes), "convolution_backward (weight)")

@@ -49,7 +49,9 @@ def product(
     return Value(register, axes), "matmul"
 
 
-def _window_gram(builder: Builder, left: Value, right: Value, out: frozenset[str]) -> tuple[Value, str] | None:
+def _window_gram(
+    builder: Builder, left: Value, right: Value, out: frozenset[str]
+) -> tuple[Value, str] | None:
     """The product of windows of one tensor with themselves, summed over positions: a kernel of its own."""
     a, b = left.windows, right.windows
     if a is None or b is None or a.register != b.register:
@@ -78,8 +80,11 @@ def _window_gram(builder: Builder, left: Value, right: Value, out: frozenset[str
     return Value(register, (groups, *kernels_a, first, *kernels_b, second)), name
 
 
-def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], summed: list[str]) -> Value | None:
-    """``[n, summed, rest]`` times a matrix that lacks ``n``: the matrix is repeated along ``n``, nothing is copied.
+def _repeated(
+    builder: Builder, small: Value, large: Value, batch: list[str], summed: list[str]
+) -> Value | None:
+    """``[n, summed, rest]`` times a matrix that lacks ``n``: the matrix is repeated along ``n``, nothing is
+    copied.
 
     This is how a channel-mixing matrix meets an image: ``W [c, d]`` and ``X [n, c, o]``.
     """
@@ -92,14 +97,18 @@ def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], su
     images = tuple(leg for leg in lead if leg not in batch)
     if set(middle) != set(inner) or not images or not rest or any(leg in batch for leg in rest):
         return None
-    if lead != images + groups or any(leg in batch and sizes[leg] > 1 and leg not in groups for leg in small.legs):
+    if lead != images + groups or any(
+        leg in batch and sizes[leg] > 1 and leg not in groups for leg in small.legs
+    ):
         return None
     rows = tuple(leg for leg in small.legs if leg not in (*batch, *summed))
     if groups and builder.volume(images) * builder.volume(small.legs) > builder.volume(large.legs):
         return None  # the repeated matrices would be copied, and they are the larger part
     matrix = builder.convert(small, ((), groups, rows, middle) if groups else ((), rows, middle))
     blocks = builder.convert(large, (images, groups, middle, rest) if groups else (images, middle, rest))
-    register = builder.program.emit(kernels.repeated_matmul, (matrix.register, blocks.register), builder.volume(images))
+    register = builder.program.emit(
+        kernels.repeated_matmul, (matrix.register, blocks.register), builder.volume(images)
+    )
     return Value(register, (images, groups, rows, rest) if groups else (images, rows, rest))
 
 
@@ -125,7 +134,12 @@ def _matrix(
 
 
 def _elementwise(
-    builder: Builder, left: Value, right: Value, batch: tuple[str, ...], rows: tuple[str, ...], columns: tuple[str, ...]
+    builder: Builder,
+    left: Value,
+    right: Value,
+    batch: tuple[str, ...],
+    rows: tuple[str, ...],
+    columns: tuple[str, ...],
 ) -> Value:
     a = builder.convert(left, (batch, rows, ()))
     b = builder.convert(right, (batch, (), columns))
