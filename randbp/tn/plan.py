@@ -50,11 +50,11 @@ class Plan:
 
     Example:
         >>> from randbp import tn
-        >>> print(tn.weight_vjp(tn.ConvSpec((2, 3, 8, 8), 4, 3)).plan())
-        weight_vjp: input[n g·c i1 i2] Π[i1 o1 k1] Π[i2 o2 k2] output_grad[n g·d o1 o2] → [g·d c k1 k2]
-        step  kernel                         multiplications  result      expression
-        1     convolution_backward (weight)  7,776            432 B       input, Π[i1 o1 k1] Π[i2 o2 k2],
-        output_grad → c d g k1 k2 total 7,776 multiplications, largest intermediate 0 B
+        >>> plan = tn.weight_vjp(tn.ConvSpec((2, 3, 8, 8), 4, 3)).plan()
+        >>> [(step.kernel, step.multiplications) for step in plan.steps]
+        [('convolution_backward (weight)', 7776)]
+        >>> print(str(plan).splitlines()[-1])
+        total 7,776 multiplications, largest intermediate 0 B
     """
 
     network: str
