@@ -1,4 +1,5 @@
-"""``python -m bench [NAME …] [--layers PREFIXES] [--quick]``: run benchmarks, print tables, write runs/bench/*.json."""
+"""``python -m bench [NAME …] [--layers PREFIXES] [--quick]``: run benchmarks, print tables, write
+runs/bench/*.json."""
 
 import argparse
 
@@ -14,9 +15,13 @@ def main() -> None:
     """Parse arguments and run."""
     names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run, by default all: {', '.join(names)}")
     parser.add_argument(
-        "--layers", default="", help=f"comma-separated networks ({', '.join(NETWORKS)}) or layers such as resnet-18.3"
+        "names", nargs="*", metavar="NAME", help=f"benchmarks to run, by default all: {', '.join(names)}"
+    )
+    parser.add_argument(
+        "--layers",
+        default="",
+        help=f"comma-separated networks ({', '.join(NETWORKS)}) or layers such as resnet-18.3",
     )
     parser.add_argument("--quick", action="store_true", help="six layers, a short time each")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds per layer for the timed rounds")

@@ -91,10 +91,22 @@ def _einconv(which: str, spec: tn.ConvSpec, x: Tensor, w: Tensor, v: Tensor) -> 
 
 
 BENCHMARKS: dict[str, tuple[Callable[[tn.ConvSpec], dict[str, Contender]], list[Target]]] = {
-    "weight-vjp": (lambda spec: vjp_contenders(spec, "weight"), [Target("pytorch", 1 / 1.05), Target("einconv", 2.5)]),
-    "input-vjp": (lambda spec: vjp_contenders(spec, "input"), [Target("pytorch", 1 / 1.05), Target("einconv", 2.5)]),
-    "kfac-reduce": (lambda spec: kfac_contenders(spec, "reduce"), [Target("unfold", 30), Target("einconv", 5)]),
-    "kfac-expand": (lambda spec: kfac_contenders(spec, "expand"), [Target("unfold", 1), Target("einconv", 1)]),
+    "weight-vjp": (
+        lambda spec: vjp_contenders(spec, "weight"),
+        [Target("pytorch", 1 / 1.05), Target("einconv", 2.5)],
+    ),
+    "input-vjp": (
+        lambda spec: vjp_contenders(spec, "input"),
+        [Target("pytorch", 1 / 1.05), Target("einconv", 2.5)],
+    ),
+    "kfac-reduce": (
+        lambda spec: kfac_contenders(spec, "reduce"),
+        [Target("unfold", 30), Target("einconv", 5)],
+    ),
+    "kfac-expand": (
+        lambda spec: kfac_contenders(spec, "expand"),
+        [Target("unfold", 1), Target("einconv", 1)],
+    ),
 }
 
 
@@ -115,7 +127,9 @@ def measure(name: str, layer: Layer, budget: float, check: bool = True) -> dict[
     row["rounds"] = timings["randbp"].rounds
     result = contenders["randbp"]()
     extra = peak_bytes(contenders["randbp"]) - result.numel() * result.element_size()
-    row["extra_memory"] = extra / (4 * layer.spec.batch_size * layer.spec.in_channels * _volume(layer.spec.input_size))
+    row["extra_memory"] = extra / (
+        4 * layer.spec.batch_size * layer.spec.in_channels * _volume(layer.spec.input_size)
+    )
     return row
 
 
@@ -150,7 +164,14 @@ def run(name: str, pattern: str, budget: float) -> dict[str, Any]:
         if ratios:
             mean = geometric_mean(ratios)
             summary[target.peer] = {"geometric_mean": mean, "worst": min(ratios), "held_to": target.least}
-            table.append([f"geometric mean against {target.peer}", "", f"{mean:.2f}x", f"(held to {target.least:.2f}x)"])
+            table.append(
+                [
+                    f"geometric mean against {target.peer}",
+                    "",
+                    f"{mean:.2f}x",
+                    f"(held to {target.least:.2f}x)",
+                ]
+            )
             table[-1] += [""] * (len(table[0]) - len(table[-1]))
     summary["worst_against_best_peer"] = max(
         (row["randbp"] / min(row[peer] for peer in peers if peer in row) for row in rows), default=None
@@ -167,13 +188,15 @@ def run(name: str, pattern: str, budget: float) -> dict[str, Any]:
 
 
 def first_layer_of_convnext(budget: float) -> dict[str, Any]:
-    """KFAC-reduce of ConvNeXt-Base's first layer on (32, 3, 256, 256), for which literature has 3.7x over unfold on a GPU."""
+    """KFAC-reduce of ConvNeXt-Base's first layer on (32, 3, 256, 256), for which literature has 3.7x over
+    unfold on a GPU."""
     layer = layers("convnext-base.0")[0]
     row = measure("kfac-reduce", layer, budget)
     ratio = row["unfold"] / row["randbp"]
     print(
         f"{layer.name}: KFAC-reduce {ratio:.1f}x faster than unfold (literature: 3.7x on a GPU), "
-        f"extra memory {100 * row['extra_memory']:.2f} % of the input, noise {100 * row['randbp_noise']:.0f} %"
+        f"extra memory {100 * row['extra_memory']:.2f} % of the input, "
+        f"noise {100 * row['randbp_noise']:.0f} %"
     )
     summary = {"over_unfold": ratio, "extra_memory": row["extra_memory"], "literature_gpu": 3.7}
     print(f"written to {save('convnext-first-layer', [row], summary)}")

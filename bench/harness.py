@@ -17,7 +17,8 @@ RUNS = Path("runs/bench")
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call of one contender: median over rounds, and the spread between quartiles over the median."""
+    """Seconds per call of one contender: median over rounds, and the spread between quartiles over the
+    median."""
 
     seconds: float
     noise: float
@@ -29,11 +30,13 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time contenders in turn, after one warm-up call each, in a new order every round.
 
-    Fast contenders are called several times per round so that a reading is no shorter than about a millisecond.
+    Fast contenders are called several times per round so that a reading is no shorter than about a
+    millisecond.
 
     Args:
         contenders: Name to function.
-        budget: Seconds for all rounds together, kept to unless fewer than the least number of rounds would fit.
+        budget: Seconds for all rounds together, kept to unless fewer than the least number of rounds would
+            fit.
         rounds: Least and most rounds.
     """
     repeats, total = {}, 0.0

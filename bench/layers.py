@@ -1,7 +1,8 @@
 """The distinct convolution layers of five networks, written down as specs.
 
-All-CNN-C sees CIFAR images (32 x 32), ResNet-18, VGG-19 and MobileNetV2 224 x 224 images, ConvNeXt-Base 256 x 256, the size
-for which the literature reports its first layer. ConvNeXt's pointwise layers are linear and left out.
+All-CNN-C sees CIFAR images (32 x 32), ResNet-18, VGG-19 and MobileNetV2 224 x 224 images, ConvNeXt-Base 256
+x 256, the size for which the literature reports its first layer. ConvNeXt's pointwise layers are linear and
+left out.
 """
 
 from dataclasses import dataclass
@@ -102,7 +103,9 @@ NETWORKS: dict[str, list[Row]] = {
 }
 
 BATCH, SMALL_BATCH = 32, 8
-LARGE_UNFOLDED = 2**28  # elements of the unfolded input (1 GiB in float32) beyond which the small batch is used
+LARGE_UNFOLDED = (
+    2**28
+)  # elements of the unfolded input (1 GiB in float32) beyond which the small batch is used
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,9 @@ def layers(pattern: str = "") -> list[Layer]:
     for network, rows in NETWORKS.items():
         for number, row in enumerate(rows):
             key = f"{network}.{number}"
-            if prefixes and not any(key == prefix or key.startswith(f"{prefix}") and "." not in prefix for prefix in prefixes):
+            if prefixes and not any(
+                key == prefix or (key.startswith(f"{prefix}") and "." not in prefix) for prefix in prefixes
+            ):
                 continue
             found.append(Layer(network, number, _spec(row)))
     return found

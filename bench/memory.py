@@ -1,4 +1,5 @@
-"""Peak bytes of tensors that a call allocates, counted at PyTorch's dispatcher (kernels' scratch space is not seen)."""
+"""Peak bytes of tensors that a call allocates, counted at PyTorch's dispatcher (kernels' scratch space is
+not seen)."""
 
 import weakref
 from collections.abc import Callable
@@ -17,7 +18,11 @@ class _Tracker(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs or {})) if isinstance(t, torch.Tensor)}
+        inputs = {
+            t.untyped_storage()._cdata
+            for t in tree_leaves((args, kwargs or {}))
+            if isinstance(t, torch.Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if not isinstance(tensor, torch.Tensor):

@@ -1,7 +1,7 @@
 """Tensor networks of convolutions: networks, operations, contraction plans, diagrams.
 
-Leg names: batch ``n``, group ``g``, channels in and out per group ``c`` and ``d``, and per spatial dimension input
-``i1 i2 …``, output ``o1 o2 …`` and kernel ``k1 k2 …``. The second half of a Gram matrix carries primes.
+Leg names: batch ``n``, group ``g``, channels in and out per group ``c`` and ``d``, and per spatial dimension
+input ``i1 i2 …``, output ``o1 o2 …`` and kernel ``k1 k2 …``. The second half of a Gram matrix carries primes.
 """
 
 from .network import TensorNetwork

@@ -56,7 +56,8 @@ def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwor
     )
     pairs = list(zip(target.axes, other.output, strict=True))
     for index in range(len(pairs)):
-        # An earlier identification may have renamed legs of later axes, so look them up through a probe operand.
+        # An earlier identification may have renamed legs of later axes, so look them up through a probe
+        # operand.
         merged, pairs = _identify(merged, pairs, index)
     return pruned(merged)
 
@@ -64,7 +65,8 @@ def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwor
 def _identify(
     net: TensorNetwork, pairs: list[tuple[Axis, Axis]], index: int
 ) -> tuple[TensorNetwork, list[tuple[Axis, Axis]]]:
-    """Make the legs of one axis on both sides the same legs, splitting coarse legs where the other side is finer."""
+    """Make the legs of one axis on both sides the same legs, splitting coarse legs where the other side is
+    finer."""
     while True:
         mine, theirs = pairs[index]
         left = [leg for leg in mine.legs if net.sizes[leg] > 1]

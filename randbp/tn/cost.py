@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
+from .execute.lags import has_lags
 from .relations import Lookup, Problem, Relation, Windows
 
-# A multiply-add in a matrix product is far cheaper than moving an element through memory. The weights are multiply-adds
-# per element, of the order found on current CPUs and GPUs; contraction orders are insensitive to their exact value.
+# A multiply-add in a matrix product is far cheaper than moving an element through memory. The weights count
+# multiply-adds per element, of the order found on current CPUs and GPUs; orders hardly depend on them.
 STREAM = 16  # read or write once, in order
 GATHER = 64  # read or write through an index
 LAUNCH = 20_000  # fixed cost of a step
@@ -33,7 +35,8 @@ class Cost:
 
 
 class CostModel:
-    """Costs of the steps that a problem allows; legs are handled as bit sets, for search is the hot loop here.
+    """Costs of the steps that a problem allows; legs are handled as bit sets, for search is the hot loop
+    here.
 
     Args:
         problem: The contraction.
@@ -70,7 +73,8 @@ class CostModel:
         return Cost(self.volume(union), self.volume(left) + self.volume(right) + size, size)
 
     def relation(self, tensor: int, relation: Relation, out: int) -> Cost:
-        """A relation applied to one tensor: windows or gathers, sums, and their transposes. No multiplications."""
+        """A relation applied to one tensor: windows or gathers, sums, and their transposes. No
+        multiplications."""
         i, o, k, free, _ = self._masks(relation)
         rest = tensor & ~(i | free)
         needed = free & (out | tensor) if not (i & tensor) and not (i & out) else free
@@ -87,12 +91,30 @@ class CostModel:
                 return Cost(0, moved, size)  # box sums
         return Cost(0, moved + expanded, size)
 
+    def window_gram(self, relation: Windows, left: int, right: int, out: int) -> Cost:
+        """The product of a tensor's windows with themselves: lag products, or unfolded a few examples at a
+        time."""
+        plain = self.product(left, right, out)
+        _, o, k, _, _ = self._masks(relation)
+        if (o & left) != o or (o & right) != o or o & out or (k & left) != k or (k & right):
+            return plain
+        size = plain.size
+        patterns = tuple(p.pattern for p in relation.patterns)
+        moved = self.volume(left) // self.volume(k) + 2 * size
+        if not has_lags(patterns):
+            return Cost(plain.multiplications, moved, size)
+        pairs = prod(p.kernel_size**2 for p in patterns)
+        lags = (prod(2 * p.kernel_size - 1 for p in patterns) + 1) // 2
+        borders = sum(2 * p.kernel_size**2 / p.output_size for p in patterns) * lags / 3
+        return Cost(int(plain.multiplications * (lags + borders) / pairs), moved, size)
+
     def convolution(self, left: int, relation: Windows, right: int, out: int) -> Cost | None:
-        """Two tensors joined by all patterns of a convolution, in a native kernel; None if they do not fit one."""
+        """Two tensors joined by all patterns of a convolution, in a native kernel; None if they do not fit
+        one."""
         roles = self.convolution_roles(left, relation, right, out)
         if roles is None:
             return None
-        i, o, k, free, nonzeros = self._masks(relation)
+        i, _, _, free, nonzeros = self._masks(relation)
         rest = (left | right) & ~(i | free)
         size = self.volume(out)
         moved = self.volume(left) + self.volume(right) + size

@@ -14,8 +14,9 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class NaiveEinsum:
     """``torch.einsum`` over dense operands: the independent oracle of a contraction.
 
-    Index patterns and selections are dense 0/1 tensors. Dimensions of the result that group or slice legs are made by
-    dense 0/1 tensors as well, so the einsum has the very shape that `TensorNetwork.contract` returns.
+    Index patterns and selections are dense 0/1 tensors. Dimensions of the result that group or slice legs
+    are made by dense 0/1 tensors as well, so the einsum has the very shape that `TensorNetwork.contract`
+    returns.
 
     Args:
         net: The network.

@@ -50,7 +50,8 @@ def with_leg(net: TensorNetwork, leg: str, size: int | None, slots: tuple[str, .
         return replace(net, output=(Axis.grouped((leg,), net.sizes), *net.output))
     if size is None or size < 1 or not slots:
         raise ValueError(
-            f"with_leg: {leg!r} is no leg of {net.name} ({' '.join(net.sizes)}); a new leg needs a positive size and slots"
+            f"with_leg: {leg!r} is no leg of {net.name} ({' '.join(net.sizes)}); "
+            "a new leg needs a positive size and slots"
         )
     for slot in slots:
         check_slot(net, slot, "with_leg")

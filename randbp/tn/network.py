@@ -11,7 +11,6 @@ from torch import Tensor
 from .nodes import Axis, Node, Operand, Pattern, Selection, index_shape, layout_legs
 
 if TYPE_CHECKING:
-    from .einsum import NaiveEinsum
     from .plan import Plan
     from .report import PathReport
 
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 class TensorNetwork:
     """A multilinear map written as tensors that share legs; legs that are not in the output are summed.
 
-    Networks are immutable values: every move returns a new one. Two networks of the same structure and sizes are
-    equal and share one contraction plan, whatever index values they carry.
+    Networks are immutable values: every move returns a new one. Two networks of the same structure and sizes
+    are equal and share one contraction plan, whatever index values they carry.
 
     Args:
         nodes: Operands, patterns and selections.
@@ -93,13 +92,15 @@ class TensorNetwork:
         nodes = " ".join(map(str, self.nodes)) or "1"
         return f"{self.name}: {scale}{nodes} → [{' '.join(map(str, self.output))}]"
 
-    # Moves ------------------------------------------------------------------------------------------------------
+    # Moves
+    # ------------------------------------------------------------------------------------------------------
 
     def remove(self, slot: str) -> "TensorNetwork":
         """Differentiate with respect to a tensor: it goes, and its legs become open.
 
-        The result is the Jacobian, with the output's dimensions first and then the removed tensor's. A leg that the
-        tensor shares with the output (batch, groups) is kept once: entries off that diagonal are zero.
+        The result is the Jacobian, with the output's dimensions first and then the removed tensor's. A leg
+        that the tensor shares with the output (batch, groups) is kept once: entries off that diagonal are
+        zero.
 
         Raises:
             ValueError: If the slot is unknown, or occurs more than once (the network is not linear in it).
@@ -126,7 +127,8 @@ class TensorNetwork:
         return vjp(self, slot, cotangent)
 
     def jvp(self, slot: str, tangent: str | None = None) -> "TensorNetwork":
-        """Directional derivative with respect to a tensor: its slot takes a tangent (``"<slot>_tangent"``)."""
+        """Directional derivative with respect to a tensor: its slot takes a tangent
+        (``"<slot>_tangent"``)."""
         from .moves import jvp
 
         return jvp(self, slot, tangent or f"{slot}_tangent")
@@ -193,8 +195,8 @@ class TensorNetwork:
     def compose(self, other: "TensorNetwork", into: str) -> "TensorNetwork":
         """Plug the output of another network into a slot of this one.
 
-        The other network's summed legs are renamed apart; slot names are not: equal names mean the same tensor, so
-        rename them first if they should differ.
+        The other network's summed legs are renamed apart; slot names are not: equal names mean the same
+        tensor, so rename them first if they should differ.
 
         Raises:
             ValueError: If the other network's output does not have the slot's shape.
@@ -213,8 +215,8 @@ class TensorNetwork:
     def outer(self, other: "TensorNetwork", share: tuple[str, ...] = ()) -> "TensorNetwork":
         """The product of two networks; open legs named in ``share`` are identified, all others renamed apart.
 
-        The output has this network's dimensions, then the other's without the shared legs. Follow with `sum` to
-        contract the shared legs.
+        The output has this network's dimensions, then the other's without the shared legs. Follow with `sum`
+        to contract the shared legs.
 
         Example:
             >>> from randbp import tn
@@ -237,8 +239,9 @@ class TensorNetwork:
     ) -> "TensorNetwork":
         """Tensor dropout: restrict legs to chosen index values.
 
-        Each leg becomes as long as its index. An index of two dimensions ``[N, S]`` differs per example. Several
-        legs are chosen jointly under a key such as ``"i1 i2"``, whose index counts row-major through their grid.
+        Each leg becomes as long as its index. An index of two dimensions ``[N, S]`` differs per example.
+        Several legs are chosen jointly under a key such as ``"i1 i2"``, whose index counts row-major through
+        their grid.
 
         Args:
             index: Leg (or legs, separated by blanks) to integer tensor.
@@ -278,7 +281,8 @@ class TensorNetwork:
 
         return simplify(self)
 
-    # Contraction ------------------------------------------------------------------------------------------------
+    # Contraction
+    # ------------------------------------------------------------------------------------------------
 
     def contract(self, operands: Mapping[str, Tensor] | None = None, /, **tensors: Tensor) -> Tensor:
         """Evaluate the network on tensors in PyTorch's layouts.
@@ -310,7 +314,8 @@ class TensorNetwork:
         return path_report(self, samples)
 
     def einsum(self, operands: Mapping[str, Tensor] | None = None, /, **tensors: Tensor) -> Any:
-        """The naive meaning: ``(equation, dense operands)`` for `torch.einsum`, with 0/1 patterns built in full.
+        """The naive meaning: ``(equation, dense operands)`` for `torch.einsum`, with 0/1 patterns built in
+        full.
 
         Without operands, a callable that takes them and evaluates the expression.
 

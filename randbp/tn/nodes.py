@@ -1,4 +1,5 @@
-"""The parts a tensor network is made of: dense operands, index patterns and selections, joined by named legs."""
+"""The parts a tensor network is made of: dense operands, index patterns and selections, joined by named
+legs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from .pattern import IndexPattern
 class Axis:
     """One dimension of a stored tensor, as an affine function of legs: ``position = start + Σ step·leg``.
 
-    A plain axis has one leg; ``[g·c]`` groups two legs row-major; a strided or cropped axis belongs to a simplified
-    pattern. Distinct leg values always mean distinct positions.
+    A plain axis has one leg; ``[g·c]`` groups two legs row-major; a strided or cropped axis belongs to a
+    simplified pattern. Distinct leg values always mean distinct positions.
 
     Args:
         terms: ``(leg, step)`` pairs.
@@ -119,10 +120,11 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice of index values: ``δ[b, s, t] = [t = index[b, s]]``, with the index handed in under a slot name.
+    """A choice of index values: ``δ[b, s, t] = [t = index[b, s]]``, with the index handed in under a slot
+    name.
 
-    With several targets the index counts through their grid row-major: this is how positions of an image are chosen
-    jointly. With a batch leg every example has its own choice.
+    With several targets the index counts through their grid row-major: this is how positions of an image are
+    chosen jointly. With a batch leg every example has its own choice.
 
     Args:
         slot: Name under which the index tensor is handed in.

@@ -27,9 +27,10 @@ class Move:
 class PatternAware(PathOptimizer):
     """Finds the order in which to contract a problem's tensors and relations.
 
-    A step joins two tensors, a tensor and a relation, or two tensors and the relation between them (a convolution).
-    Two relations are never joined: that would be a dense pattern. Up to nine items the order is the cheapest there is
-    (dynamic programming over subsets, after opt_einsum's ``optimal``); beyond, the cheapest step is taken greedily.
+    A step joins two tensors, a tensor and a relation, or two tensors and the relation between them (a
+    convolution). Two relations are never joined: that would be a dense pattern. Up to nine items the order
+    is the cheapest there is (dynamic programming over subsets, after opt_einsum's ``optimal``); beyond, the
+    cheapest step is taken greedily.
 
     Args:
         problem: Tensors and relations; opt_einsum's ``inputs`` are their legs, tensors first.
@@ -46,7 +47,8 @@ class PatternAware(PathOptimizer):
         self.open = self.model.encode(leg for leg in problem.sizes if leg in problem.open_legs)
 
     def __call__(self, inputs=None, output=None, size_dict=None, memory_limit=None) -> Path:  # type: ignore[no-untyped-def]
-        """The path, in opt_einsum's format: positions in a list that loses the joined items and gains the result."""
+        """The path, in opt_einsum's format: positions in a list that loses the joined items and gains the
+        result."""
         if len(self.items) <= 1:
             return []
         return (self._optimal() if len(self.items) <= EXHAUSTIVE else None) or self._greedy()
@@ -79,14 +81,25 @@ class PatternAware(PathOptimizer):
         """What a set of items holds, names of legs aside: the two halves of a Gram matrix are of one kind."""
         return sum(kind for index, kind in enumerate(self.kinds) if mask >> index & 1)
 
+    def product(self, left: tuple[int, int], right: tuple[int, int], out: int) -> Cost:
+        """Cost of a product; windows of one tensor with themselves have a kernel of their own."""
+        if left[0] != right[0] and self.kind(left[0]) == self.kind(right[0]):
+            relations = [index for index in range(self.count, len(self.items)) if left[0] >> index & 1]
+            if left[0].bit_count() == 2 and len(relations) == 1:
+                relation = self.items[relations[0]]
+                if isinstance(relation, Windows):
+                    return self.model.window_gram(relation, left[1], right[1], out)
+        return self.model.product(left[1], right[1], out)
+
     def joins(
         self, left: tuple[int, int], right: tuple[int, int], outer: bool
     ) -> Iterator[tuple[tuple[int, ...], Cost]]:
-        """Steps that join two tensors, given as ``(item set, legs)``: a product, or a convolution through a relation."""
+        """Steps that join two tensors, given as ``(item set, legs)``: a product, or a convolution through a
+        relation."""
         (left_set, left_legs), (right_set, right_legs) = left, right
         if left_legs & right_legs or outer:
             both = left_set | right_set
-            yield (), self.model.product(left_legs, right_legs, self.needed(both))
+            yield (), self.product(left, right, self.needed(both))
         for index in range(self.count, len(self.items)):
             relation = self.items[index]
             bit = 1 << index
@@ -172,7 +185,8 @@ class PatternAware(PathOptimizer):
         return path
 
     def moves(self, state: list[tuple[int, int, bool]]) -> list[Move]:
-        """All steps from a state, a list of ``(item set, legs, is a tensor)``; outer products only if nothing else."""
+        """All steps from a state, a list of ``(item set, legs, is a tensor)``; outer products only if
+        nothing else."""
         for outer in (False, True):
             found = list(self._moves(state, outer))
             if found:
@@ -197,7 +211,8 @@ class PatternAware(PathOptimizer):
                     yield Move((a, b), out, self.model.relation(tensor, item, out))  # type: ignore[arg-type]
 
     def join(self, state: list[tuple[int, int, bool]], positions: tuple[int, ...]) -> Move:
-        """The step that joins the items at some positions: two tensors, a relation, or a relation between tensors."""
+        """The step that joins the items at some positions: two tensors, a relation, or a relation between
+        tensors."""
         mask = 0
         for position in positions:
             mask |= state[position][0]
@@ -206,7 +221,8 @@ class PatternAware(PathOptimizer):
         relations = [self.items[state[p][0].bit_length() - 1] for p in positions if not state[p][2]]
         cost: Cost | None = None
         if len(legs) == 2 and not relations:
-            cost = self.model.product(legs[0], legs[1], out)
+            first, second = (state[position][:2] for position in positions)
+            cost = self.product(first, second, out)
         elif len(legs) == 1 and len(relations) == 1 and not isinstance(relations[0], Operand):
             cost = self.model.relation(legs[0], relations[0], out)
         elif len(legs) == 2 and len(relations) == 1 and isinstance(relations[0], Windows):
@@ -218,7 +234,8 @@ class PatternAware(PathOptimizer):
         return Move(positions, out, cost)
 
     def cost(self, path: Path) -> list[Cost]:
-        """Cost of every step of a path; a step that repeats an earlier one is free, for it is computed once."""
+        """Cost of every step of a path; a step that repeats an earlier one is free, for it is computed
+        once."""
         state = self.start()
         costs: list[Cost] = []
         known: set[tuple[int, int]] = set()

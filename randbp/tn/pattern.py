@@ -11,8 +11,8 @@ from torch import Tensor
 class IndexPattern:
     """The 0/1 tensor ``Π[i, o, k] = [i = stride·o + dilation·k - padding]`` of one spatial dimension.
 
-    A pattern is a relation, not data: any two of its legs determine the third. The methods answer which, so that
-    nothing ever has to be multiplied by the zeros of ``Π``.
+    A pattern is a relation, not data: any two of its legs determine the third. The methods answer which, so
+    that nothing ever has to be multiplied by the zeros of ``Π``.
 
     Args:
         input_size: Number of input positions ``I``.
@@ -51,14 +51,15 @@ class IndexPattern:
         """Input position that each output position meets through a kernel entry: ``s·o + d·k - p``.
 
         Returns:
-            Integer positions, and a boolean mask of the same shape that is false where the kernel entry lies in
-            the padding.
+            Integer positions, and a boolean mask of the same shape that is false where the kernel entry lies
+            in the padding.
         """
         inputs = outputs * self.stride + (self.dilation * kernel - self.padding)
         return inputs, (inputs >= 0) & (inputs < self.input_size)
 
     def dense(self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
-        """``Π`` as a dense tensor of shape ``[I, O, K]``: for oracles and small sums, never for contractions."""
+        """``Π`` as a dense tensor of shape ``[I, O, K]``: for oracles and small sums, never for
+        contractions."""
         i = torch.arange(self.input_size, device=device)[:, None, None]
         o = torch.arange(self.output_size, device=device)[None, :, None]
         k = torch.arange(self.kernel_size, device=device)[None, None, :]

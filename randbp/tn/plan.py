@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cost import STREAM
 from .execute import kernels
 from .execute.layout import Value
 from .execute.lowering import Lowering
@@ -49,10 +50,10 @@ class Plan:
 
     Example:
         >>> from randbp import tn
-        >>> print(tn.weight_vjp(tn.ConvSpec((2, 3, 8, 8), 4, 3)).plan())
-        weight_vjp: input[n g·c i1 i2] Π[i1 o1 k1] Π[i2 o2 k2] output_grad[n g·d o1 o2] → [g·d c k1 k2]
-        step  kernel                         multiplications  result      expression
-        1     convolution_backward (weight)  7,776            432 B       input, Π[i1 o1 k1] Π[i2 o2 k2], output_grad → c d g k1 k2
+        >>> plan = tn.weight_vjp(tn.ConvSpec((2, 3, 8, 8), 4, 3)).plan()
+        >>> [(step.kernel, step.multiplications) for step in plan.steps]
+        [('convolution_backward (weight)', 7776)]
+        >>> print(str(plan).splitlines()[-1])
         total 7,776 multiplications, largest intermediate 0 B
     """
 
@@ -91,7 +92,8 @@ class Plan:
             )
             for row in rows
         ]
-        total = f"total {self.multiplications:,} multiplications, largest intermediate {format_bytes(self.largest_intermediate)}"
+        largest = format_bytes(self.largest_intermediate)
+        total = f"total {self.multiplications:,} multiplications, largest intermediate {largest}"
         return "\n".join([self.network, *lines, total])
 
 
@@ -113,8 +115,8 @@ def format_bytes(count: int) -> str:
 def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> Plan:
     """Find the cheapest order over the network's equivalent forms, and lower it.
 
-    The forms are the network as it is and simplified, each with selections merged into the patterns they feed (gather
-    through the pattern) or apart (scatter first, then convolve).
+    The forms are the network as it is and simplified, each with selections merged into the patterns they
+    feed (gather through the pattern) or apart (scatter first, then convolve).
     """
     slots = tuple(net.slots)
     vanishing = any(isinstance(node, Pattern) and node.pattern.nonzeros == 0 for node in net.nodes)
@@ -123,17 +125,17 @@ def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> P
         program.finish(program.emit(kernels.zeros, (), net.output_shape, dtype, device))
         return Plan(str(net), slots, [], (), program)
     native = dtype in NATIVE_TYPES
-    best: tuple[float, TensorNetwork, PatternAware, Path] | None = None
+    best: tuple[float, Plan] | None = None
     for form in _forms(net):
         for merge in (False, True) if net.index_slots else (True,):
             search = PatternAware(_with_tensor(problem(form, merge)), native)
             path = search()
-            time = sum(cost.time for cost in search.cost(path))
+            plan, copied = _lowered(net, form, search, path, slots, dtype, device)
+            time = sum(cost.time for cost in search.cost(path)) + 2 * STREAM * copied
             if best is None or time < best[0]:
-                best = (time, form, search, path)
+                best = (time, plan)
     assert best is not None
-    _, form, search, path = best
-    return _lowered(net, form, search, path, slots, dtype, device)
+    return best[1]
 
 
 def _forms(net: TensorNetwork) -> list[TensorNetwork]:
@@ -156,7 +158,8 @@ def _lowered(
     slots: tuple[str, ...],
     dtype: torch.dtype,
     device: torch.device,
-) -> Plan:
+) -> tuple[Plan, int]:
+    """The plan of one path, and the elements that its changes of layout copy."""
     program = Program(len(slots))
     register = {slot: index for index, slot in enumerate(slots)}
     lowering = Lowering(program, form.sizes, register, dtype, device, form.open_legs)
@@ -213,16 +216,17 @@ def _lowered(
     if net.scale != 1 and not scaled:
         result = program.emit(kernels.scale, (result,), net.scale)
     program.finish(result)
-    return Plan(str(net), slots, path, tuple(steps), program)
+    return Plan(str(net), slots, path, tuple(steps), program), lowering.builder.copied
 
 
 def _scale_smallest(joined: list[Item], lowering: Lowering, factor: float, size: int) -> tuple[list[Item], bool]:
-    """Multiply the smallest tensor of the last step by the network's scale, if it is smaller than the result."""
+    """Multiply the smallest tensor of the last step by the network's scale, if it is smaller than the
+    result."""
     volume = lowering.builder.volume
     tensors = [(volume(value.legs), index) for index, (value, _, _) in enumerate(joined) if value is not None]
     smallest, index = min(tensors)
     value, _, name = joined[index]
-    if smallest >= size or value is None:
+    if smallest >= size or value is None or value.windows is not None:
         return joined, False
     register = lowering.program.emit(kernels.scale, (value.register,), factor)
     return [*joined[:index], (Value(register, value.axes), None, name), *joined[index + 1 :]], True

@@ -1,4 +1,5 @@
-"""The plan cache: a bounded, thread-safe LRU of contraction plans, keyed by structure and never by index values."""
+"""The plan cache: a bounded, thread-safe LRU of contraction plans, keyed by structure and never by index
+values."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class CacheInfo:
 class PlanCache:
     """A bounded LRU of plans, safe under threads.
 
-    The key is the network (its structure and sizes; tensors bound to it do not count), the data type and the device.
+    The key is the network (its structure and sizes; tensors bound to it do not count), the data type and the
+    device.
 
     Args:
         maxsize: Number of plans to hold.

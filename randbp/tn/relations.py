@@ -1,4 +1,5 @@
-"""Relations: how patterns and selections enter a contraction, as functions between legs instead of dense tensors."""
+"""Relations: how patterns and selections enter a contraction, as functions between legs instead of dense
+tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from .nodes import Operand, Pattern, Selection
 
 @dataclass(frozen=True)
 class Windows:
-    """Patterns of one convolution, used together: ``(o, k)`` are free, ``i = s·o + d·k - p`` follows from them."""
+    """Patterns of one convolution, used together: ``(o, k)`` are free, ``i = s·o + d·k - p`` follows from
+    them."""
 
     patterns: tuple[Pattern, ...]
 
@@ -40,7 +42,8 @@ class Windows:
 
 @dataclass(frozen=True)
 class Lookup:
-    """A selection, merged with the patterns that it feeds: a table from ``(batch, sample, free legs)`` to positions.
+    """A selection, merged with the patterns that it feeds: a table from ``(batch, sample, free legs)`` to
+    positions.
 
     Args:
         selection: The index of which slot picks which legs.
@@ -105,7 +108,8 @@ class Problem:
 
 
 def problem(net: TensorNetwork, merge: bool = True) -> Problem:
-    """The network with its patterns bundled and, if asked, its selections merged into the patterns they feed."""
+    """The network with its patterns bundled and, if asked, its selections merged into the patterns they
+    feed."""
     tensors = tuple(node for node in net.nodes if isinstance(node, Operand))
     patterns = [node for node in net.nodes if isinstance(node, Pattern)]
     relations: list[Relation] = []

@@ -18,8 +18,10 @@ class PathReport:
         orders: Number of different orders looked at.
         exhaustive: Whether these are all orders there are.
         multiplications: Multiply-adds of the best, the median and the worst order.
-        largest: Elements of the largest intermediate in the best, the median and the worst order (each its own ranking).
-        time: Estimated time of the best, the median and the worst order, in multiply-adds (memory traffic counted in).
+        largest: Elements of the largest intermediate in the best, the median and the worst order (each its
+            own ranking).
+        time: Estimated time of the best, the median and the worst order, in multiply-adds (memory traffic
+            counted in).
 
     Example:
         >>> from randbp import tn
@@ -62,8 +64,9 @@ class PathReport:
 def path_report(net: TensorNetwork, samples: int, seed: int = 0) -> PathReport:
     """Costs of contraction orders; see `TensorNetwork.path_report`.
 
-    Steps are those that plans are made of (a pattern is never built), so the worst order here is the worst that the
-    library would run, not the worst that dense patterns allow. Outer products are left out where a better step exists.
+    Steps are those that plans are made of (a pattern is never built), so the worst order here is the worst
+    that the library would run, not the worst that dense patterns allow. Outer products are left out where a
+    better step exists.
 
     Args:
         net: The network.

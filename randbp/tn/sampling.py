@@ -31,14 +31,14 @@ class Sample:
 def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str, ...] = ()) -> TensorNetwork:
     """The network with legs restricted to indices that are handed in at contraction.
 
-    This is the entry point for randomised VJPs: build the network once per layer, then call `contract` with fresh
-    indices in the slot ``"<legs> index"`` (and weights in ``"<legs> weights"``); the plan is reused.
+    This is the entry point for randomised VJPs: build the network once per layer, then call `contract` with
+    fresh indices in the slot ``"<legs> index"`` (and weights in ``"<legs> weights"``); the plan is reused.
 
     Args:
         net: The network.
         samples: Leg, or legs separated by blanks (chosen jointly), to the form of its restriction.
-        stored: Slots whose tensors are handed in already restricted. A jointly restricted pair of legs is then one
-            dimension of that tensor, at the place of the first.
+        stored: Slots whose tensors are handed in already restricted. A jointly restricted pair of legs is
+            then one dimension of that tensor, at the place of the first.
 
     Raises:
         ValueError: For unknown legs or slots.
@@ -47,7 +47,8 @@ def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str
         >>> import torch
         >>> from randbp import tn
         >>> spec = tn.ConvSpec((2, 3, 8, 8), 4, 3, padding=1)
-        >>> net = tn.sampled(tn.weight_vjp(spec), {"i1 i2": tn.Sample(16, per_example=True)}, stored=("input",))
+        >>> pixels = {"i1 i2": tn.Sample(16, per_example=True)}
+        >>> net = tn.sampled(tn.weight_vjp(spec), pixels, stored=("input",))
         >>> net.slots
         {'input': (2, 3, 16), 'output_grad': (2, 4, 8, 8), 'i1 i2 index': (2, 16)}
     """
@@ -84,7 +85,7 @@ def _check_index(net: TensorNetwork, key: str, index: Tensor) -> None:
     if index.ndim not in (1, 2):
         raise ValueError(f"subsample: index of leg {key!r} has shape {tuple(index.shape)}; expected [S] or [N, S]")
     size = volume(legs, net.sizes)
-    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < size):
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < size):
         raise ValueError(
             f"subsample: index of leg {key!r} reaches from {int(index.min())} to {int(index.max())}; "
             f"allowed is 0 to {size - 1}"

@@ -11,9 +11,10 @@ def simplify(net: TensorNetwork) -> TensorNetwork:
     """Remove every pattern that only renames, slices or reshapes; see `TensorNetwork.simplify`.
 
     A pattern goes if no kernel position meets the padding and if no two pairs ``(o, k)`` meet the same input:
-    kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single output. Its leg
-    ``i`` then is the affine function ``stride·o + dilation·k - padding`` of the other two, and moves into the layout of
-    the one tensor (operand or output) that holds it. A pattern with ``i = o`` or ``i = k`` throughout joins the legs.
+    kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single
+    output. Its leg ``i`` then is the affine function ``stride·o + dilation·k - padding`` of the other two,
+    and moves into the layout of the one tensor (operand or output) that holds it. A pattern with ``i = o``
+    or ``i = k`` throughout joins the legs.
     """
     changed = True
     while changed:

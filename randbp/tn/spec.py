@@ -18,8 +18,8 @@ class ConvSpec:
         out_channels: Number of output channels ``D`` (over all groups).
         kernel_size: Kernel size per dimension.
         stride: Stride per dimension.
-        padding: Zeros on both sides per dimension, a pair ``(left, right)`` per dimension, ``"valid"`` or ``"same"``.
-            A negative right side leaves that many inputs at the end out.
+        padding: Zeros on both sides per dimension, a pair ``(left, right)`` per dimension, ``"valid"`` or
+            ``"same"``. A negative right side leaves that many inputs at the end out.
         dilation: Dilation per dimension.
         groups: Number of groups; divides both channel numbers.
 
@@ -133,13 +133,15 @@ class ConvSpec:
 
     @cached_property
     def multiply_adds(self) -> int:
-        """Multiply-adds of the convolution, and of each of its VJPs, that do not meet a zero of the padding."""
+        """Multiply-adds of the convolution, and of each of its VJPs, that do not meet a zero of the
+        padding."""
         channels = self.out_channels * self.in_channels // self.groups
         return self.batch_size * channels * prod(pattern.nonzeros for pattern in self.patterns)
 
 
 def per_dimension(name: str, value: IntPerDimension, dims: int, minimum: int) -> tuple[int, ...]:
-    """One integer per spatial dimension from an integer or a sequence; a sequence of one is repeated, as in PyTorch."""
+    """One integer per spatial dimension from an integer or a sequence; a sequence of one is repeated, as in
+    PyTorch."""
     values = (value,) * dims if isinstance(value, int) else tuple(value)
     if len(values) == 1 and dims > 1:
         values = values * dims
@@ -185,8 +187,9 @@ def transposed_spec(
 ) -> ConvSpec:
     """The convolution whose adjoint is a transposed convolution with these arguments of PyTorch's.
 
-    A transposed convolution exchanges the roles of input and output, so the operations ``tn.conv_transpose…`` take
-    the spec of that convolution: it maps the transposed convolution's output shape to its input shape.
+    A transposed convolution exchanges the roles of input and output, so the operations
+    ``tn.conv_transpose…`` take the spec of that convolution: it maps the transposed convolution's output
+    shape to its input shape.
 
     Args:
         input_shape: ``(N, C, *I)`` of the transposed convolution's input.

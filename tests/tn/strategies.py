@@ -9,7 +9,8 @@ from randbp import tn
 
 @st.composite
 def specs(draw, dims: tuple[int, int] = (1, 3), symmetric: bool = False) -> tn.ConvSpec:
-    """Small convolutions with any mixture of kernel, stride, dilation, padding and groups that has an output."""
+    """Small convolutions with any mixture of kernel, stride, dilation, padding and groups that has an
+    output."""
     count = draw(st.integers(*dims))
     groups = draw(st.integers(1, 3))
     sizes, kernels, strides, dilations, pads = [], [], [], [], []
@@ -34,7 +35,9 @@ def specs(draw, dims: tuple[int, int] = (1, 3), symmetric: bool = False) -> tn.C
     )
 
 
-def random_operands(net: tn.TensorNetwork, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
+def random_operands(
+    net: tn.TensorNetwork, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> dict[str, Tensor]:
     """Tensors for the slots that nothing is bound to: standard normal data, uniform indices."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}

@@ -49,7 +49,10 @@ def test_sum():
 def test_with_leg_is_vmap():
     net = tn.weight_jvp(SPEC).with_leg("v", 3, "weight_tangent")
     operands = random_operands(net)
-    each = [tn.weight_jvp(SPEC).contract(input=operands["input"], weight_tangent=t) for t in operands["weight_tangent"]]
+    each = [
+        tn.weight_jvp(SPEC).contract(input=operands["input"], weight_tangent=t)
+        for t in operands["weight_tangent"]
+    ]
     torch.testing.assert_close(net.contract(operands), torch.stack(each))
     both = tn.weight_vjp(SPEC).with_leg("v", 3, "input", "output_grad")
     operands = random_operands(both)
@@ -86,7 +89,8 @@ def test_two_weight_vjps_contracted():
 
 
 def test_foreign_networks_do_not_materialise_patterns():
-    """A dense pattern of 4000 x 4000 x 5 alone would be 320 MB; all intermediates here stay near the operands' size."""
+    """A dense pattern of 4000 x 4000 x 5 alone would be 320 MB; all intermediates here stay near the
+    operands' size."""
     spec = tn.ConvSpec((1, 2, 4000), 2, 5, padding=2)
     bottom = tn.conv(spec).rename(slots={"weight": "weight1"})
     for net in (
@@ -146,7 +150,9 @@ def test_bind():
     operands = random_operands(tn.conv(SPEC))
     layer = tn.conv(SPEC).bind(weight=operands["weight"])
     torch.testing.assert_close(layer.contract(input=operands["input"]), tn.conv(SPEC).contract(operands))
-    torch.testing.assert_close(torch.einsum(*layer.einsum(input=operands["input"])), tn.conv(SPEC).contract(operands))
+    torch.testing.assert_close(
+        torch.einsum(*layer.einsum(input=operands["input"])), tn.conv(SPEC).contract(operands)
+    )
 
 
 def test_contraction_is_differentiable():
@@ -173,7 +179,10 @@ X, Y = torch.zeros(2, 4, 5, 4), torch.zeros(2, 6, 3, 5)
             {"input": X[:1], "output_grad": Y},
             r"input of shape \(1, 4, 5, 4\): weight_vjp needs \(2, 4, 5, 4\) for input\[n g·c i1 i2\]",
         ),
-        ({"input": X, "output_grad": Y.double()}, "input torch.float32 on cpu, output_grad torch.float64 on cpu"),
+        (
+            {"input": X, "output_grad": Y.double()},
+            "input torch.float32 on cpu, output_grad torch.float64 on cpu",
+        ),
         ({"input": X, "output_grad": 3.0}, "output_grad=float: expected a torch.Tensor"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Every operation of the library against the naive einsum, and against PyTorch's own functions and autograd."""
+"""Every operation of the library against the naive einsum, and against PyTorch's own functions and
+autograd."""
 
 import pytest
 import torch
@@ -57,7 +58,13 @@ def test_equals_naive_einsum_in_other_dimensions(name, dims):
         spec = tn.ConvSpec((3, 4), 6, (), groups=2)
     else:
         kernel = (2, 1, 2, 1, 2)[:dims]
-        spec = tn.ConvSpec((2, 2, *(3, 2, 2, 2, 3)[:dims]), 2, kernel, stride=(1, 1, 1, 2, 2)[:dims], padding=(1, 0, 0, 0, 1)[:dims])
+        spec = tn.ConvSpec(
+            (2, 2, *(3, 2, 2, 2, 3)[:dims]),
+            2,
+            kernel,
+            stride=(1, 1, 1, 2, 2)[:dims],
+            padding=(1, 0, 0, 0, 1)[:dims],
+        )
     assert_matches_einsum(OPERATIONS[name](spec))
 
 
@@ -105,7 +112,9 @@ def per_example_gradients(spec, x, w, v, arguments):
 def test_transposed_convolution_and_derivatives_equal_pytorch(data, groups, dims):
     integers = lambda low, high: tuple(data.draw(st.integers(low, high)) for _ in range(dims))  # noqa: E731
     kernel, stride, dilation, size = integers(1, 3), integers(1, 3), integers(1, 2), integers(2, 4)
-    padding = tuple(min(p, d * (k - 1) // 2) for p, d, k in zip(integers(0, 2), dilation, kernel, strict=True))
+    padding = tuple(
+        min(p, d * (k - 1) // 2) for p, d, k in zip(integers(0, 2), dilation, kernel, strict=True)
+    )
     extra = tuple(min(e, max(s, d) - 1) for e, s, d in zip(integers(0, 2), stride, dilation, strict=True))
     shape = (2, 2 * groups, *size)
     spec = tn.transposed_spec(shape, 3 * groups, kernel, stride, padding, dilation, groups, extra)
@@ -125,7 +134,7 @@ def test_transposed_convolution_and_derivatives_equal_pytorch(data, groups, dims
     unfolded = tn.unfold_transpose(spec).contract(input=x).unflatten(1, (groups, -1))
     matrix = w.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)  # g, d, c·k
     close((matrix @ unfolded).reshape(y.shape), y)
-    n, _, rows, positions = unfolded.shape
+    n, _, _, positions = unfolded.shape
     expanded = torch.einsum("ngro,ngso->grs", unfolded, unfolded) / n
     close(tn.kfac_expand_transpose(spec).contract(input=x), expanded)
     mean = unfolded.sum(-1) / positions
@@ -169,7 +178,10 @@ def test_output_gradient_factors():
         torch.einsum("ngdo,ngeo->gde", flat, flat) / (3 * flat.shape[-1]),
     )
     summed = flat.sum(-1)
-    close(tn.kfac_reduce_output_grad(spec).contract(output_grad=y), torch.einsum("ngd,nge->gde", summed, summed) / 3)
+    close(
+        tn.kfac_reduce_output_grad(spec).contract(output_grad=y),
+        torch.einsum("ngd,nge->gde", summed, summed) / 3,
+    )
 
 
 def test_ggn_diagonal_sums_over_factor_columns():
@@ -177,7 +189,9 @@ def test_ggn_diagonal_sums_over_factor_columns():
     net = tn.ggn_diagonal(spec, columns=2)
     operands = random_operands(net)
     single = tn.ggn_diagonal(spec)
-    expected = sum(single.contract(input=operands["input"], output_grad=column) for column in operands["output_grad"])
+    expected = sum(
+        single.contract(input=operands["input"], output_grad=column) for column in operands["output_grad"]
+    )
     close(net.contract(operands), expected)
 
 
@@ -191,12 +205,16 @@ def test_data_types(name, dtype):
     operands = random_operands(net, dtype)
     result = net.contract(operands)
     wide = dtype if dtype in (torch.complex128, torch.int64) else torch.float64
-    oracle = torch.einsum(*net.scaled(1 / net.scale).einsum({slot: t.to(wide) for slot, t in operands.items()}))
+    oracle = torch.einsum(
+        *net.scaled(1 / net.scale).einsum({slot: t.to(wide) for slot, t in operands.items()})
+    )
     oracle = oracle if net.scale == 1 else oracle * net.scale
     if dtype.is_floating_point or dtype.is_complex:
         assert result.dtype == dtype
     tolerance = {torch.float16: 3e-2, torch.bfloat16: 2e-1, torch.float32: 1e-4}.get(dtype, 1e-10)
-    torch.testing.assert_close(result.to(oracle.dtype), oracle, rtol=tolerance, atol=tolerance * float(oracle.abs().max()))
+    torch.testing.assert_close(
+        result.to(oracle.dtype), oracle, rtol=tolerance, atol=tolerance * float(oracle.abs().max())
+    )
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -16,7 +16,8 @@ SPEC = tn.ConvSpec((2, 4, 8, 8), 6, 3, stride=2, padding=1, groups=2)
 
 
 def brute_force_multiplications(spec):
-    """Multiply-adds of a convolution that meet neither padding nor a zero of the pattern, counted one by one."""
+    """Multiply-adds of a convolution that meet neither padding nor a zero of the pattern, counted one by
+    one."""
     count = 0
     for n_c_d in [spec.batch_size * spec.in_channels * spec.out_channels // spec.groups]:
         triples = 1
@@ -45,7 +46,8 @@ def test_kfac_reduce_sums_before_it_multiplies():
 
 
 def test_paths_are_opt_einsum_paths():
-    """The optimizer is an opt_einsum PathOptimizer; opt_einsum itself can walk its path over dense operands."""
+    """The optimizer is an opt_einsum PathOptimizer; opt_einsum itself can walk its path over dense
+    operands."""
     for net in (tn.weight_vjp(SPEC), tn.kfac_reduce(SPEC), tn.gradient_gram(SPEC)):
         task = problem(net)
         search = PatternAware(task)
@@ -59,7 +61,14 @@ def test_paths_are_opt_einsum_paths():
 
 
 def test_optimal_search_is_no_worse_than_greedy_or_random():
-    for operation in (tn.conv, tn.weight_vjp, tn.kfac_expand, tn.kfac_reduce, tn.gradient_gram, tn.ggn_diagonal):
+    for operation in (
+        tn.conv,
+        tn.weight_vjp,
+        tn.kfac_expand,
+        tn.kfac_reduce,
+        tn.gradient_gram,
+        tn.ggn_diagonal,
+    ):
         search = PatternAware(problem(operation(SPEC)))
         best = sum(cost.time for cost in search.cost(search()))
         greedy = sum(cost.time for cost in search.cost(search._greedy()))
@@ -175,3 +184,28 @@ def test_the_cache_keeps_no_bound_tensor_alive():
     del net, index
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ((2, 4, 9), 3, 1, 1, 1),
+        ((2, 4, 9, 8), 3, 1, 1, 1),
+        ((2, 4, 9, 8), 3, 1, 0, 1),
+        ((2, 4, 11, 8), (3, 2), 1, (4, 0), (2, 1)),
+        ((2, 4, 9, 8), (2, 3), 1, ((0, 1), (3, 0)), 1),
+        ((3, 2, 9, 8), 3, 2, 1, 1),
+        ((3, 2, 4, 5, 4), 2, 1, 1, 1),
+    ],
+)
+def test_kfac_expand_through_lags_and_windows(spec, groups):
+    shape, kernel, stride, padding, dilation = spec
+    spec = tn.ConvSpec(shape, 2 * groups, kernel, stride, padding, dilation, groups)
+    net = tn.kfac_expand(spec)
+    expected = "lag products" if spec.stride[0] == 1 and spec.dims < 3 else "windows + baddbmm"
+    assert net.plan(torch.float64).steps[-1].kernel == expected
+    operands = random_operands(net)
+    unfolded = tn.unfold(spec).contract(operands).unflatten(1, (groups, -1))
+    oracle = torch.einsum("ngro,ngso->grs", unfolded, unfolded) / shape[0]
+    torch.testing.assert_close(net.contract(operands), oracle, rtol=1e-10, atol=1e-12)

@@ -9,7 +9,15 @@ from randbp import tn
 
 from .strategies import assert_matches_einsum, random_operands, specs
 
-OPERATIONS = (tn.conv, tn.weight_vjp, tn.input_vjp, tn.unfold, tn.kfac_reduce, tn.kfac_expand, tn.conv_transpose_weight_vjp)
+OPERATIONS = (
+    tn.conv,
+    tn.weight_vjp,
+    tn.input_vjp,
+    tn.unfold,
+    tn.kfac_reduce,
+    tn.kfac_expand,
+    tn.conv_transpose_weight_vjp,
+)
 
 
 def draw_index(data, net, leg, per_example):
@@ -67,7 +75,11 @@ def test_stored_positions_give_the_weight_vjp_of_the_masked_input(spec, per_exam
     weights = torch.rand(index.shape, generator=generator, dtype=torch.float64)
     wide = index.expand(n, count)[:, None].expand(n, c, count)
     kept = x.flatten(2).gather(2, wide)
-    masked = torch.zeros_like(x.flatten(2)).scatter(2, wide, kept * weights.expand(n, count)[:, None]).reshape(x.shape)
+    masked = (
+        torch.zeros_like(x.flatten(2))
+        .scatter(2, wide, kept * weights.expand(n, count)[:, None])
+        .reshape(x.shape)
+    )
     expected = net.contract(input=masked, output_grad=y)
     form = {"i1 i2": tn.Sample(count, per_example, weighted=True)}
     sampled = tn.sampled(net, form, stored=("input",))

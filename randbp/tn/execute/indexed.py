@@ -1,4 +1,5 @@
-"""Kernels for selections: index tables computed from the index at run time, gathers and scatters through them."""
+"""Kernels for selections: index tables computed from the index at run time, gathers and scatters through
+them."""
 
 from collections.abc import Callable
 
@@ -18,8 +19,8 @@ def table(
 ) -> Kernel:
     """Positions in the grid of determined legs, per chosen value and free leg.
 
-    The kernel maps an index ``[*batch, S]`` to ``[*batch, S, F1, F2, …]``. Where nothing is met it gives the grid's
-    volume, the position of an extra zero.
+    The kernel maps an index ``[*batch, S]`` to ``[*batch, S, F1, F2, …]``. Where nothing is met it gives the
+    grid's volume, the position of an extra zero.
 
     Args:
         target_sizes: Sizes of the legs whose grid the index counts through.
@@ -55,7 +56,8 @@ def table(
 
 
 def _through(value: Tensor, entry: tuple[str, IndexPattern], dim: int) -> tuple[Tensor, Tensor]:
-    """The determined leg of a pattern, and where it exists, given one leg and all values of its free leg at ``dim``."""
+    """The determined leg of a pattern, and where it exists, given one leg and all values of its free leg at
+    ``dim``."""
     role, pattern = entry
     count = pattern.output_size if role == "k" else pattern.kernel_size
     free = torch.arange(count, device=value.device, dtype=value.dtype).reshape(-1, *(1,) * (-dim - 1))
@@ -72,8 +74,8 @@ def _through(value: Tensor, entry: tuple[str, IndexPattern], dim: int) -> tuple[
 def gather(batched: bool, held: tuple[tuple[int, int], ...], volume: int, partial: bool) -> Kernel:
     """Read the last dimension at the positions of a table.
 
-    ``x`` is ``[(n), *rest, *held, volume]``, the table ``[(n), *free]``; the result ``[(n), *rest, *free]``. Held free
-    legs, which ``x`` has already, are read along their diagonal.
+    ``x`` is ``[(n), *rest, *held, volume]``, the table ``[(n), *free]``; the result ``[(n), *rest, *free]``.
+    Held free legs, which ``x`` has already, are read along their diagonal.
 
     Args:
         batched: Whether ``x`` and the table share a leading batch dimension.

@@ -1,4 +1,5 @@
-"""Factories of the dense kernels: reshapes, strided views, sums, matrix products. Each returns a function of tensors."""
+"""Factories of the dense kernels: reshapes, strided views, sums, matrix products. Each returns a function of
+tensors."""
 
 from collections.abc import Callable
 
@@ -140,6 +141,17 @@ def matmul(transpose_left: bool, transpose_right: bool) -> Kernel:
     if transpose_right:
         return lambda a, b: a @ b.transpose(-1, -2)
     return lambda a, b: a @ b
+
+
+def repeated_matmul(count: int) -> Kernel:
+    """``a [1, …, M, K]`` times ``b [count, …, K, N]``, with ``a`` repeated in place."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        if a.ndim == 3:
+            return torch.bmm(a.expand(count, -1, -1), b)
+        return a @ b
+
+    return kernel
 
 
 def multiply() -> Kernel:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
-from ..nodes import Axis, Operand
+from ..nodes import Axis, Operand, Pattern
 from . import kernels
 from .program import Program
 
@@ -12,11 +13,22 @@ Axes = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
+class Windowed:
+    """Where a view of windows comes from: the register before, its legs, and the patterns that made the
+    windows."""
+
+    register: int
+    legs: tuple[str, ...]
+    patterns: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True)
 class Value:
-    """A register and, per dimension, the legs it groups row-major."""
+    """A register and, per dimension, the legs it groups row-major; ``windows`` if it is a view of windows."""
 
     register: int
     axes: Axes
+    windows: "Windowed | None" = None
 
     @property
     def legs(self) -> tuple[str, ...]:
@@ -25,11 +37,12 @@ class Value:
 
 
 class Builder:
-    """Emits layout conversions into a program."""
+    """Emits layout conversions into a program, and counts the elements that they copy (``copied``)."""
 
     def __init__(self, program: Program, sizes: Mapping[str, int]) -> None:
         self.program = program
         self.sizes = sizes
+        self.copied = 0
 
     def volume(self, legs: Iterable[str]) -> int:
         """Number of index tuples of some legs."""
@@ -77,12 +90,18 @@ class Builder:
         position = {run[0]: index for index, run in enumerate(runs)}
         order = tuple(position[leg] for leg in want if leg in position)
         moved = tuple(split[index] for index in order)
-        if moved == target:
+        if moved == tuple(size for size in target if size > 1):  # nothing is merged, so nothing is copied
             register = value.register
             if shape != split:
                 register = self.program.emit(kernels.reshape, (register,), split)
-            return Value(self.program.emit(kernels.permute, (register,), order), axes)
+            register = self.program.emit(kernels.permute, (register,), order)
+            if moved != target:
+                register = self.program.emit(kernels.reshape, (register,), target)
+            return Value(register, axes)
+        before = self.program.count
         register = self.program.emit(kernels.arrange, (value.register,), () if split == shape else split, order, target)
+        if self.program.count > before:
+            self.copied += self.volume(wanted)
         return Value(register, axes)
 
     def _repeat(self, value: Value, extra: tuple[str, ...]) -> Value:
@@ -118,7 +137,7 @@ class Builder:
 
 def _runs(have: tuple[str, ...], want: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Maximal runs of legs that are neighbours in both orders."""
-    follows = dict(zip(want, want[1:], strict=False))
+    follows = dict(pairwise(want))
     runs: list[tuple[str, ...]] = []
     for leg in have:
         if runs and follows.get(runs[-1][-1]) == leg:

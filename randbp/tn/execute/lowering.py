@@ -10,7 +10,8 @@ from ..pattern import IndexPattern
 from ..relations import Lookup, Windows
 from . import banded, boxes, indexed, kernels, native
 from . import rows as indexed_rows
-from .layout import Axes, Builder, Value
+from .layout import Axes, Builder, Value, Windowed
+from .products import product
 from .program import Program
 
 
@@ -51,57 +52,15 @@ class Lowering:
         self.indices = indices
         self.builder = Builder(program, sizes)
 
-    # Products of two tensors ------------------------------------------------------------------------------------
+    # Products of two tensors
+    # ------------------------------------------------------------------------------------
 
     def product(self, left: Value, right: Value, out: frozenset[str]) -> Lowered:
         """A batched matrix product, or an elementwise product where no leg is summed."""
-        left, right = self._without_private(left, right, out), self._without_private(right, left, out)
-        shared = [leg for leg in left.legs if leg in right.legs]
-        batch = [leg for leg in shared if leg in out]
-        summed = [leg for leg in shared if leg not in out]
-        rows = tuple(leg for leg in left.legs if leg not in shared)
-        columns = tuple(leg for leg in right.legs if leg not in shared)
-        larger_legs = max(left.legs, right.legs, key=self.builder.volume)
-        if self.builder.volume(rows) * self.builder.volume(columns) > self.builder.volume(larger_legs):
-            # It is cheaper to bring the operands into the result's order than the result.
-            rows, columns = self._ranked(rows), self._ranked(columns)
-        if self.builder.volume(summed) == 1:
-            return self._elementwise(left, right, tuple(batch), rows, columns)
-        batch_legs = tuple(leg for leg in larger_legs if leg in batch)
-        summed_legs = tuple(leg for leg in larger_legs if leg in summed)
-        a, transposed_a = self._matrix(left, batch_legs, rows, summed_legs)
-        b, transposed_b = self._matrix(right, batch_legs, summed_legs, columns)
-        register = self.program.emit(kernels.matmul, (a.register, b.register), transposed_a, transposed_b)
-        axes: Axes = (rows, columns) if self.builder.volume(batch_legs) == 1 else (batch_legs, rows, columns)
-        return Lowered(Value(register, axes), "matmul")
+        return Lowered(*product(self.builder, left, right, out, self.rank))
 
-    def _ranked(self, legs: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(legs, key=lambda leg: self.rank.get(leg, -1)))
-
-    def _without_private(self, value: Value, other: Value, out: frozenset[str]) -> Value:
-        private = [leg for leg in value.legs if leg not in out and leg not in other.legs]
-        return self.builder.sum(value, private) if private else value
-
-    def _matrix(
-        self, value: Value, batch: tuple[str, ...], first: tuple[str, ...], second: tuple[str, ...]
-    ) -> tuple[Value, bool]:
-        """The value as ``[batch, first, second]``, or transposed if it lies that way in memory."""
-        lies = tuple(leg for leg in value.legs if self.sizes[leg] > 1)
-        lead: Axes = (batch,) if self.builder.volume(batch) > 1 else ()
-        flipped = tuple(leg for leg in (*batch, *second, *first) if self.sizes[leg] > 1)
-        if lies == flipped and lies != tuple(leg for leg in (*batch, *first, *second) if self.sizes[leg] > 1):
-            return self.builder.convert(value, (*lead, second, first)), True
-        return self.builder.convert(value, (*lead, first, second)), False
-
-    def _elementwise(
-        self, left: Value, right: Value, batch: tuple[str, ...], rows: tuple[str, ...], columns: tuple[str, ...]
-    ) -> Lowered:
-        a = self.builder.convert(left, (batch, rows, ()))
-        b = self.builder.convert(right, (batch, (), columns))
-        register = self.program.emit(kernels.multiply, (a.register, b.register))
-        return Lowered(Value(register, (batch, rows, columns)), "multiply")
-
-    # A tensor and a relation ------------------------------------------------------------------------------------
+    # A tensor and a relation
+    # ------------------------------------------------------------------------------------
 
     def relation(self, value: Value, relation: Windows | Lookup, out: frozenset[str]) -> Lowered:
         """Patterns or a selection applied to one tensor."""
@@ -181,6 +140,8 @@ class Lowering:
         """Strided views: each leg ``i`` that the value holds becomes ``o`` and ``k``."""
         patterns = tuple(p for p in patterns if p.i in value.legs)
         value = self.builder.convert(value, tuple((leg,) for leg in value.legs))
+        origin = Windowed(value.register, value.legs, patterns)
+        plain = not any(leg in value.legs for p in patterns for leg in (p.o, p.k))
         legs = list(value.legs)
         amounts = [0] * (2 * len(legs))
         for p in patterns:
@@ -205,7 +166,7 @@ class Lowering:
                     legs = [other for other in legs if other not in (star, leg)] + [leg]
                 else:
                     legs[legs.index(star)] = leg
-        return Value(register, tuple((leg,) for leg in legs))
+        return Value(register, tuple((leg,) for leg in legs), origin if plain else None)
 
     def place(self, value: Value, pattern: Pattern, out: frozenset[str]) -> Value:
         """The transpose of a window: ``o`` and ``k`` are added up into ``i``; those still needed are kept."""
@@ -301,9 +262,15 @@ class Lowering:
     # Two tensors and the patterns between them -------------------------------------------------------------------
 
     def convolution(
-        self, left: Value, right: Value, roles: tuple[str, str], patterns: tuple[Pattern, ...], out: frozenset[str]
+        self,
+        left: Value,
+        right: Value,
+        roles: tuple[str, str],
+        patterns: tuple[Pattern, ...],
+        out: frozenset[str],
     ) -> Lowered:
-        """A native convolution, or one of its two gradients; dimensions beyond three become channels first."""
+        """A native convolution, or one of its two gradients; dimensions beyond three become channels
+        first."""
         holders = dict(zip(roles, (left, right), strict=True))
         patterns, beyond = patterns[:3], patterns[3:]
         if beyond and "i" in holders:
@@ -333,7 +300,11 @@ class Lowering:
         if "k" not in holders:  # x [n, g·c], y [n, g·d]
             n, c, d = summed, own["i"], own["o"]
             registers = laid("i", n, groups + c), laid("o", n, groups + d)
-            shape = (self.builder.volume(groups + d), self.builder.volume(c), *(p.kernel_size for p in geometry))
+            shape = (
+                self.builder.volume(groups + d),
+                self.builder.volume(c),
+                *(p.kernel_size for p in geometry),
+            )
             register = self.program.emit(native.weight_gradient, registers, geometry, count, shape)
             axes = (groups + d, c, *((leg,) for leg in spatial["k"]))
             return Lowered(Value(register, axes), "convolution_backward (weight)")

@@ -11,8 +11,8 @@ Kernel = Callable[..., Tensor]
 class Program:
     """Instructions in order, each ``register = kernel(*registers)``.
 
-    Kernels are made by factories with static arguments (shapes, dimensions), so an instruction that repeats an
-    earlier one (the two halves of a Gram matrix) is found and shares its register.
+    Kernels are made by factories with static arguments (shapes, dimensions), so an instruction that repeats
+    an earlier one (the two halves of a Gram matrix) is found and shares its register.
     """
 
     def __init__(self, inputs: int) -> None:

@@ -21,7 +21,11 @@ def leg_sizes(spec: ConvSpec) -> dict[str, int]:
         "d": spec.out_channels // spec.groups,
     }
     for dim, pattern in enumerate(spec.patterns, 1):
-        sizes |= {f"i{dim}": pattern.input_size, f"o{dim}": pattern.output_size, f"k{dim}": pattern.kernel_size}
+        sizes |= {
+            f"i{dim}": pattern.input_size,
+            f"o{dim}": pattern.output_size,
+            f"k{dim}": pattern.kernel_size,
+        }
     return sizes
 
 
@@ -45,7 +49,8 @@ def patterns(spec: ConvSpec) -> tuple[Pattern, ...]:
 def conv(spec: ConvSpec) -> TensorNetwork:
     """The convolution ``Y[n, g d, o] = Σ_{c i k} X[n, g c, i] Π[i, o, k] W[g d, c, k]``.
 
-    Slots: ``input`` ``[N, C, *I]``, ``weight`` ``[D, C/G, *K]``. Result: ``[N, D, *O]``, as `torch.nn.functional.conv2d`.
+    Slots: ``input`` ``[N, C, *I]``, ``weight`` ``[D, C/G, *K]``. Result: ``[N, D, *O]``, as
+        `torch.nn.functional.conv2d`.
 
     Example:
         >>> import torch
@@ -121,7 +126,8 @@ def input_jvp(spec: ConvSpec) -> TensorNetwork:
 def unfold(spec: ConvSpec) -> TensorNetwork:
     """The unfolded input (im2col) ``U[n, c k, o] = Σ_i X Π``.
 
-    Slot: ``input`` ``[N, C, *I]``. Result: ``[N, C·ΠK, ΠO]``, as `torch.nn.functional.unfold`, in any dimension.
+    Slot: ``input`` ``[N, C, *I]``. Result: ``[N, C·ΠK, ΠO]``, as `torch.nn.functional.unfold`, in any
+        dimension.
 
     Example:
         >>> import torch
@@ -152,14 +158,16 @@ def fold(spec: ConvSpec) -> TensorNetwork:
 
 @lru_cache(maxsize=1024)
 def unfolded_kernel(spec: ConvSpec) -> TensorNetwork:
-    """The unfolded kernel: per group the Toeplitz matrix that maps the flattened input to the flattened output.
+    """The unfolded kernel: per group the Toeplitz matrix that maps the flattened input to the flattened
+    output.
 
     Slot: ``weight`` ``[D, C/G, *K]``. Result: ``[G, D/G·ΠO, C/G·ΠI]``; without groups ``[D·ΠO, C·ΠI]``.
 
     Example:
         >>> import torch
         >>> from randbp import tn
-        >>> tn.unfolded_kernel(tn.ConvSpec((1, 1, 4), 1, 2)).contract(weight=torch.tensor([[[1.0, 2.0]]])).tolist()
+        >>> net = tn.unfolded_kernel(tn.ConvSpec((1, 1, 4), 1, 2))
+        >>> net.contract(weight=torch.tensor([[[1.0, 2.0]]])).tolist()
         [[1.0, 2.0, 0.0, 0.0], [0.0, 1.0, 2.0, 0.0], [0.0, 0.0, 1.0, 2.0]]
     """
     w = operand("weight", spec, ("g", "d"), ("c",), *singles(spatial("k", spec)))

@@ -1,4 +1,5 @@
-"""Networks of curvature: KFAC factors, Gram matrices of gradients, diagonals of the generalised Gauss-Newton matrix."""
+"""Networks of curvature: KFAC factors, Gram matrices of gradients, diagonals of the generalised Gauss-Newton
+matrix."""
 
 from functools import lru_cache
 from math import prod
@@ -62,7 +63,8 @@ def kfac_reduce(spec: ConvSpec) -> TensorNetwork:
 def kfac_expand_transpose(spec: ConvSpec) -> TensorNetwork:
     """The input factor of KFAC-expand for a transposed convolution, from `unfold_transpose`.
 
-    Slot: ``input`` of ``spec.output_shape``. Result: ``[G, C/G·ΠK, C/G·ΠK]`` with ``C`` the channels of that input.
+    Slot: ``input`` of ``spec.output_shape``. Result: ``[G, C/G·ΠK, C/G·ΠK]`` with ``C`` the channels of that
+        input.
 
     Example:
         >>> from randbp import tn
@@ -76,7 +78,8 @@ def kfac_expand_transpose(spec: ConvSpec) -> TensorNetwork:
 def kfac_reduce_transpose(spec: ConvSpec) -> TensorNetwork:
     """The input factor of KFAC-reduce for a transposed convolution, from `unfold_transpose`.
 
-    Slot: ``input`` of ``spec.output_shape``. Result: ``[G, C/G·ΠK, C/G·ΠK]`` with ``C`` the channels of that input.
+    Slot: ``input`` of ``spec.output_shape``. Result: ``[G, C/G·ΠK, C/G·ΠK]`` with ``C`` the channels of that
+        input.
 
     Example:
         >>> from randbp import tn
@@ -96,7 +99,8 @@ def _gradient(spec: ConvSpec) -> TensorNetwork:
 def kfac_expand_output_grad(spec: ConvSpec) -> TensorNetwork:
     """The output-gradient factor of KFAC-expand ``Γ_g = 1/(N O) Σ_{n o} V_Y V_Yᵀ``.
 
-    Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G, D/G]``.
+    Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G,
+        D/G]``.
 
     Example:
         >>> from randbp import tn
@@ -111,9 +115,11 @@ def kfac_expand_output_grad(spec: ConvSpec) -> TensorNetwork:
 
 @lru_cache(maxsize=1024)
 def kfac_reduce_output_grad(spec: ConvSpec) -> TensorNetwork:
-    """The output-gradient factor of KFAC-reduce ``Γ_g = 1/N Σ_n (V_Y 1)(V_Y 1)ᵀ``: positions are summed first.
+    """The output-gradient factor of KFAC-reduce ``Γ_g = 1/N Σ_n (V_Y 1)(V_Y 1)ᵀ``: positions are summed
+    first.
 
-    Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G, D/G]``.
+    Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G,
+        D/G]``.
 
     Example:
         >>> from randbp import tn
@@ -128,7 +134,8 @@ def kfac_reduce_output_grad(spec: ConvSpec) -> TensorNetwork:
 
 @lru_cache(maxsize=1024)
 def gradient_gram(spec: ConvSpec) -> TensorNetwork:
-    """The Gram matrix of per-example weight gradients ``K[n, n'] = ⟨V_W[n], V_W[n']⟩``: a layer's empirical NTK.
+    """The Gram matrix of per-example weight gradients ``K[n, n'] = ⟨V_W[n], V_W[n']⟩``: a layer's empirical
+    NTK.
 
     Slots: ``input`` ``[N, C, *I]``, ``output_grad`` ``[N, D, *O]``. Result: ``[N, N]``.
 
@@ -146,9 +153,10 @@ def gradient_gram(spec: ConvSpec) -> TensorNetwork:
 def ggn_diagonal(spec: ConvSpec, columns: int | None = None) -> TensorNetwork:
     """The diagonal of the GGN (or Fisher) matrix of the weight ``Σ_n V_W[n]²`` from per-example factors.
 
-    Slots: ``input`` ``[N, C, *I]``; ``output_grad`` ``[N, D, *O]`` (per-example gradients: the empirical Fisher), or
-    with ``columns`` ``[V, N, D, *O]``, the columns of a factor of the loss' Hessian backpropagated to the output,
-    summed over as well. Result: ``[D, C/G, *K]``.
+    Slots: ``input`` ``[N, C, *I]``; ``output_grad`` ``[N, D, *O]`` (per-example gradients: the empirical
+        Fisher), or
+    with ``columns`` ``[V, N, D, *O]``, the columns of a factor of the loss' Hessian backpropagated to the
+    output, summed over as well. Result: ``[D, C/G, *K]``.
 
     Args:
         spec: The convolution.

@@ -1,9 +1,10 @@
 """Transposed convolution: the network of a convolution with the roles of i and o exchanged.
 
-The spec describes the convolution whose adjoint this is: the transposed convolution maps ``spec.output_shape`` to
-``spec.input_shape`` with a weight of ``spec.weight_shape``, which is PyTorch's layout for transposed convolutions.
-`randbp.tn.transposed_spec` builds that spec from PyTorch's arguments. In the networks below the legs ``i`` and ``c``
-belong to the transposed convolution's own input, ``o`` and ``d`` to its output.
+The spec describes the convolution whose adjoint this is: the transposed convolution maps
+``spec.output_shape`` to ``spec.input_shape`` with a weight of ``spec.weight_shape``, which is PyTorch's
+layout for transposed convolutions. `randbp.tn.transposed_spec` builds that spec from PyTorch's arguments. In
+the networks below the legs ``i`` and ``c`` belong to the transposed convolution's own input, ``o`` and ``d``
+to its output.
 """
 
 from functools import lru_cache
@@ -38,7 +39,8 @@ def _operand(slot: str, spec: ConvSpec, *axes: tuple[str, ...]) -> Operand:
 def conv_transpose(spec: ConvSpec) -> TensorNetwork:
     """The transposed convolution ``Y[n, g d, o] = Σ_{c i k} X[n, g c, i] Π[o, i, k] W[g c, d, k]``.
 
-    Slots: ``input`` of ``spec.output_shape``, ``weight`` of ``spec.weight_shape``. Result: ``spec.input_shape``, as
+    Slots: ``input`` of ``spec.output_shape``, ``weight`` of ``spec.weight_shape``. Result:
+        ``spec.input_shape``, as
     `torch.nn.functional.conv_transpose2d`.
 
     Args:
@@ -63,7 +65,8 @@ def conv_transpose(spec: ConvSpec) -> TensorNetwork:
 def conv_transpose_weight_vjp(spec: ConvSpec) -> TensorNetwork:
     """The weight VJP of a transposed convolution.
 
-    Slots: ``input`` of ``spec.output_shape``, ``output_grad`` of ``spec.input_shape``. Result: ``spec.weight_shape``.
+    Slots: ``input`` of ``spec.output_shape``, ``output_grad`` of ``spec.input_shape``. Result:
+        ``spec.weight_shape``.
 
     Example:
         >>> from randbp import tn
@@ -77,7 +80,8 @@ def conv_transpose_weight_vjp(spec: ConvSpec) -> TensorNetwork:
 def conv_transpose_input_vjp(spec: ConvSpec) -> TensorNetwork:
     """The input VJP of a transposed convolution: the convolution itself.
 
-    Slots: ``weight`` of ``spec.weight_shape``, ``output_grad`` of ``spec.input_shape``. Result: ``spec.output_shape``.
+    Slots: ``weight`` of ``spec.weight_shape``, ``output_grad`` of ``spec.input_shape``. Result:
+        ``spec.output_shape``.
 
     Example:
         >>> from randbp import tn
@@ -118,7 +122,8 @@ def unfold_transpose(spec: ConvSpec) -> TensorNetwork:
     With it the transposed convolution is a matrix product, as a convolution is with `unfold`. (The adjoint of
     `unfold`, col2im, is `fold`.)
 
-    Slot: ``input`` of ``spec.output_shape``. Result: ``[N, C·ΠK, ΠO]`` with ``C`` the input's channels and ``O`` the
+    Slot: ``input`` of ``spec.output_shape``. Result: ``[N, C·ΠK, ΠO]`` with ``C`` the input's channels and
+        ``O`` the
     transposed convolution's output positions.
 
     Example:

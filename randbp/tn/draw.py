@@ -1,0 +1,294 @@
+"""Diagrams: nodes for tensors, lines for shared legs, open legs hanging out, index patterns and dropped legs
+told apart."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .layout import Point, place
+from .network import TensorNetwork
+from .nodes import Operand, Pattern, Selection
+
+SYMBOLS = {
+    "input": "X",
+    "weight": "W",
+    "output_grad": r"V^{(Y)}",
+    "input_tangent": r"V^{(X)}",
+    "weight_tangent": r"V^{(W)}",
+}
+COLOURS = {
+    "operand": "#cfe2f3",
+    "pattern": "#fde3b8",
+    "selection": "#d5ecd0",
+    "dropped": "#c0392b",
+    "line": "#444444",
+}
+RADIUS = 0.30
+FONT = 10
+
+
+@dataclass(frozen=True)
+class Line:
+    """A bundle of legs between two vertices; the ends number nodes first, then joints and open ends."""
+
+    ends: tuple[int, int]
+    legs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What a diagram shows, before it has places.
+
+    Args:
+        nodes: Number of tensor nodes (the network's own, in order).
+        joints: Number of dots where more than two ends of a leg meet.
+        stubs: Number of open ends.
+        lines: The lines.
+    """
+
+    nodes: int
+    joints: int
+    stubs: int
+    lines: tuple[Line, ...]
+
+
+def sketch(net: TensorNetwork) -> Sketch:
+    """Vertices and lines of a network; legs of size one are left out, legs between the same ends share a
+    line."""
+    ends: dict[tuple[tuple[int, ...], bool], list[str]] = {}
+    for leg, size in net.sizes.items():
+        if size == 1 and any(other > 1 for other in net.sizes.values()):
+            continue
+        holders = tuple(index for index, node in enumerate(net.nodes) if leg in node.legs)
+        if holders:
+            ends.setdefault((holders, leg in net.open_legs), []).append(leg)
+    nodes = len(net.nodes)
+    joints = sum(len(holders) + is_open > 2 for holders, is_open in ends)
+    lines: list[Line] = []
+    joint, stub = nodes, nodes + joints
+    for (holders, is_open), names in ends.items():
+        legs = tuple(sorted(names, key=_order))
+        if len(holders) + is_open > 2:
+            for position, index in enumerate(holders):
+                lines.append(Line((index, joint), legs if position == 0 and not is_open else ()))
+            if is_open:
+                lines.append(Line((joint, stub), legs))
+                stub += 1
+            joint += 1
+        elif len(holders) == 2:
+            lines.append(Line((holders[0], holders[1]), legs))
+        elif is_open:
+            lines.append(Line((holders[0], stub), legs))
+            stub += 1
+        else:  # held by one node and summed: it ends in a joint of its own
+            lines.append(Line((holders[0], stub), legs))
+            stub += 1
+    return Sketch(nodes, joints, stub - nodes - joints, tuple(lines))
+
+
+def draw(net: TensorNetwork, ax: Any = None, title: str | None = None) -> Any:
+    """Draw a network with matplotlib.
+
+    Tensors are blue discs, index patterns (Π) sand squares, index selections (δ) green diamonds. Legs that
+    end free are open; a leg that ends in a bar is summed by that tensor alone. A dot joins a leg that more
+    than two tensors share. Legs restricted to a sample (dropped index values) are dashed and red. Legs of
+    size one are not shown.
+
+    Args:
+        net: The network.
+        ax: Axes to draw on; by default a new figure's.
+        title: Title, by default the network's name.
+
+    Returns:
+        The matplotlib figure; ``figure.savefig("net.svg")`` writes it.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    Example:
+        >>> from randbp import tn
+        >>> figure = tn.conv(tn.ConvSpec((2, 3, 8, 8), 4, 3)).draw()
+        >>> sorted(text.get_text() for text in figure.axes[0].texts)[:3]
+        ['$W$', '$X$', '$\\\\Pi$']
+    """
+    from matplotlib.figure import Figure
+
+    plan = sketch(net)
+    points = place(plan.nodes, plan.joints, plan.stubs, [line.ends for line in plan.lines])
+    if ax is None:
+        width, height = _extent(points)
+        figure = Figure(figsize=(1.0 * width + 1.2, 1.0 * height + 1.5))
+        ax = figure.add_axes((0.02, 0.02, 0.96, 0.86))
+    ax.set_aspect("equal")
+    ax.set_axis_off()
+    ax.set_title(net.name if title is None else title, fontsize=FONT + 1)
+    dropped = {node.sample for node in net.nodes if isinstance(node, Selection)}
+    summed = _private(net)
+    for line in plan.lines:
+        _draw_line(ax, points, line, dropped, summed)
+    for index in range(plan.nodes, plan.nodes + plan.joints):
+        ax.plot(*points[index], marker="o", markersize=3.5, color=COLOURS["line"], zorder=2)
+    for index, node in enumerate(net.nodes):
+        _draw_node(ax, points[index], node)
+    ax.autoscale_view()
+    ax.margins(0.08)
+    _place_labels(ax, points, plan, dropped)
+    return ax.figure
+
+
+def _draw_line(ax: Any, points: list[Point], line: Line, dropped: set[str], summed: set[str]) -> None:
+    (x0, y0), (x1, y1) = (points[end] for end in line.ends)
+    gone = bool(dropped & set(line.legs))
+    style = {"color": COLOURS["dropped"], "linestyle": (0, (4, 2))} if gone else {"color": COLOURS["line"]}
+    ax.plot((x0, x1), (y0, y1), linewidth=1.3, zorder=1, **style)
+    if line.legs and set(line.legs) <= summed:
+        length = math.hypot(x1 - x0, y1 - y0)
+        nx, ny = 0.1 * (y0 - y1) / length, 0.1 * (x1 - x0) / length
+        ax.plot((x1 - nx, x1 + nx), (y1 - ny, y1 + ny), linewidth=1.6, color=style["color"], zorder=1)
+
+
+def _draw_node(ax: Any, point: Point, node: Operand | Pattern | Selection) -> None:
+    from matplotlib.patches import Circle, Rectangle, RegularPolygon
+
+    x, y = point
+    kind: dict[str, Any] = {"edgecolor": "black", "linewidth": 1.0, "zorder": 3}
+    if isinstance(node, Pattern):
+        side = 0.44
+        ax.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, facecolor=COLOURS["pattern"], **kind))
+        text = r"$\Pi$"
+    elif isinstance(node, Selection):
+        ax.add_patch(RegularPolygon((x, y), 4, radius=RADIUS, facecolor=COLOURS["selection"], **kind))
+        text = r"$\delta$"
+    else:
+        ax.add_patch(Circle((x, y), RADIUS, facecolor=COLOURS["operand"], **kind))
+        text = f"${symbol(node.slot)}$"
+    size = FONT if len(text) < 6 else FONT - 2
+    ax.text(x, y, text, ha="center", va="center", fontsize=size, zorder=4, gid="node")
+
+
+def _place_labels(ax: Any, points: list[Point], plan: Sketch, dropped: set[str]) -> None:
+    """Put each line's legs where they meet no other label, node or line, nearest to the middle of the
+    line."""
+    obstacles = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in points[: plan.nodes]]
+    placed: list[tuple[float, float, float, float]] = []
+    segments = [(points[line.ends[0]], points[line.ends[1]]) for line in plan.lines]
+    for line in plan.lines:
+        if not line.legs:
+            continue
+        text = leg_text(line.legs)
+        width, height = 0.115 * _glyphs(line.legs) + 0.06, 0.2
+        (x0, y0), (x1, y1) = (points[end] for end in line.ends)
+        length = math.hypot(x1 - x0, y1 - y0) or 1.0
+        ux, uy = (x1 - x0) / length, (y1 - y0) / length
+        best: tuple[float, float, float] | None = None
+        to_stub = line.ends[1] >= plan.nodes + plan.joints
+        for along in (1.0,) if to_stub else (0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74):
+            for side in (0,) if to_stub else (1, -1):
+                for extra in (0.0, 0.08, 0.18):
+                    reach = 0.5 * (abs(uy) * width + abs(ux) * height) + 0.05 + extra
+                    ahead = 0.5 * (abs(ux) * width + abs(uy) * height) + 0.06 + extra
+                    cx = x0 + along * (x1 - x0) + (ux * ahead if to_stub else -side * uy * reach)
+                    cy = y0 + along * (y1 - y0) + (uy * ahead if to_stub else side * ux * reach)
+                    box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+                    penalty = abs(along - 0.5) * (not to_stub) + extra
+                    penalty += 20 * sum(_overlap(box, other) for other in placed)
+                    penalty += 20 * sum(_overlap(box, other) for other in obstacles)
+                    penalty += 3 * sum(_crosses(box, segment) for segment in segments)
+                    if best is None or penalty < best[0]:
+                        best = (penalty, cx, cy)
+        assert best is not None
+        _, cx, cy = best
+        placed.append((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2))
+        colour = COLOURS["dropped"] if dropped & set(line.legs) else "black"
+        ax.text(cx, cy, text, ha="center", va="center", fontsize=FONT - 1, color=colour, zorder=5, gid="leg")
+    xs = [box[0] for box in placed] + [box[2] for box in placed] + [x for x, _ in points]
+    ys = [box[1] for box in placed] + [box[3] for box in placed] + [y for _, y in points]
+    ax.set_xlim(min(xs) - 0.35, max(xs) + 0.35)
+    ax.set_ylim(min(ys) - 0.35, max(ys) + 0.35)
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _crosses(box: tuple[float, float, float, float], segment: tuple[Point, Point]) -> bool:
+    (x0, y0), (x1, y1) = segment
+    steps = 24
+    return any(
+        box[0] < x0 + (x1 - x0) * step / steps < box[2] and box[1] < y0 + (y1 - y0) * step / steps < box[3]
+        for step in range(steps + 1)
+    )
+
+
+def _private(net: TensorNetwork) -> set[str]:
+    """Legs of one tensor alone that are summed."""
+    return {leg for leg in net.sizes if sum(leg in node.legs for node in net.nodes) == 1 and leg not in net.open_legs}
+
+
+def symbol(slot: str) -> str:
+    """The field's symbol for a slot."""
+    return SYMBOLS.get(slot, r"\mathrm{" + slot.replace("_", r"\_").replace(" ", r"\ ") + "}")
+
+
+def leg_symbol(leg: str) -> str:
+    """A leg as mathematics: ``i1'`` becomes ``i_1'``."""
+    if " " in leg:
+        return "".join(map(leg_symbol, leg.split()))
+    base = leg.rstrip("'")
+    primes = leg[len(base) :]
+    name, _, copy = base.partition(".")
+    head = name.rstrip("0123456789")
+    digits = name[len(head) :]
+    head = head.replace("^", r"\hat{\ }") if "^" in head else head
+    return head + (f"_{{{digits}}}" if digits else "") + (f"^{{({copy})}}" if copy else "") + primes
+
+
+def leg_text(legs: tuple[str, ...]) -> str:
+    """Several legs as one label."""
+    return "$" + r"\,".join(map(leg_symbol, legs)) + "$"
+
+
+def _glyphs(legs: tuple[str, ...]) -> float:
+    return sum(
+        1.0 + 0.75 * sum(ch.isdigit() for ch in leg) + 0.45 * leg.count("'") + 0.9 * leg.count(".") for leg in legs
+    )
+
+
+def _order(leg: str) -> tuple[int, str]:
+    known = "ngcdiokv"
+    return (known.find(leg[0]) if leg[0] in known else len(known), leg)
+
+
+def _extent(points: list[Point]) -> tuple[float, float]:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return max(xs) - min(xs) + 1, max(ys) - min(ys) + 1
+
+
+def equation(net: TensorNetwork) -> str:
+    """The network as a formula in LaTeX.
+
+    Example:
+        >>> from randbp import tn
+        >>> from randbp.tn.draw import equation
+        >>> print(equation(tn.unfold(tn.ConvSpec((2, 3, 8), 4, 3))))
+        R_{n,(g c k_{1}),o_{1}} = \\sum_{i_{1}} X_{n,(g c),i_{1}}\\, \\Pi_{i_{1}o_{1}k_{1}}
+    """
+    factors = []
+    for node in net.nodes:
+        if isinstance(node, Operand):
+            factors.append(f"{symbol(node.slot)}_{{{_axes(node.axes)}}}")
+        elif isinstance(node, Pattern):
+            factors.append(rf"\Pi_{{{''.join(map(leg_symbol, node.legs))}}}")
+        else:
+            chosen = "".join(map(leg_symbol, node.targets))
+            factors.append(rf"\delta_{{{''.join(map(leg_symbol, (*node.batch, node.sample)))},\,{chosen}}}")
+    summed = [leg for leg in net.sizes if leg not in net.open_legs]
+    total = rf"\sum_{{{' '.join(leg_symbol(leg) for leg in sorted(summed, key=_order))}}} " if summed else ""
+    scale = "" if net.scale == 1 else r"s \cdot "
+    left = f"R_{{{_axes(net.output)}}}" if net.output else "R"
+    return rf"{left} = {scale}{total}" + r"\, ".join(factors)
+
+
+def _axes(axes: tuple[Any, ...]) -> str:
+    parts = [" ".join(map(leg_symbol, axis.legs)) for axis in axes]
+    return ",".join(f"({part})" if len(axis.legs) > 1 else part for part, axis in zip(parts, axes, strict=True))

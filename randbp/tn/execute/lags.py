@@ -1,0 +1,170 @@
+"""Gram matrices of windows (KFAC-expand), from what index patterns leave of them: lag products and border
+terms.
+
+``Ω[c k, c' k'] = Σ_{n o} X[c, s·o + d·k - p] X[c', s·o + d·k' - p]``. With stride 1 the summand depends on
+``k`` and ``k'`` through the lag ``k' - k`` alone; ``k`` moves only the window of positions that are summed.
+So one matrix product per lag over all positions, less the few border positions that a window leaves out,
+gives every pair: with a 3 x 3 kernel 13 products of ``C x C`` instead of a product of ``9C x 9C``, and no
+unfolded input.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..pattern import IndexPattern
+from .kernels import window
+
+Kernel = Callable[..., Tensor]
+
+POSITIONS = 1024  # positions per product when windows are unfolded for a few examples at a time
+
+
+def window_gram(patterns: tuple[IndexPattern, ...]) -> Kernel:
+    """``x [N, G, C, *I] → [G, *K, C, *K, C]``: products of all pairs of windows, summed over examples and
+    positions."""
+    return lagged(patterns) if has_lags(patterns) else unfolded(patterns)
+
+
+def has_lags(patterns: tuple[IndexPattern, ...]) -> bool:
+    """Whether lag products are the cheaper way."""
+    return len(patterns) <= 2 and all(p.stride == 1 and p.output_size >= 2 * p.kernel_size for p in patterns)
+
+
+def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
+    """The Gram matrix from unfolded inputs, for a few examples at a time: memory stays near the result's."""
+    kernels = tuple(p.kernel_size for p in patterns)
+    margins: list[int] = []
+    for p in reversed(patterns):
+        margins += (p.padding, max(0, _length(p) - p.padding - p.input_size))
+    views = [window(3 + dim, p) for dim, p in enumerate(patterns)]
+    size = max(1, POSITIONS // prod(p.output_size for p in patterns))
+    dims = len(patterns)
+    order = (1, *range(3 + dims, 3 + 2 * dims), 2, 0, *range(3, 3 + dims))
+
+    def kernel(x: Tensor) -> Tensor:
+        groups, channels = x.shape[1:3]
+        rows = channels * prod(kernels)
+        gram = x.new_zeros(groups, rows, rows)
+        for part in x.split(size):
+            if any(margins):
+                part = torch.nn.functional.pad(part, margins)
+            for view in views:
+                part = view(part)
+            part = part.permute(order).reshape(groups, rows, -1)
+            gram.baddbmm_(part, part.transpose(1, 2))
+        return gram.reshape(groups, *kernels, channels, *kernels, channels)
+
+    return kernel
+
+
+def lagged(patterns: tuple[IndexPattern, ...]) -> Kernel:
+    """The Gram matrix from lag products, for stride 1.
+
+    Positions ``j = o + d·k`` count from the start of the left padding. The input lies in a buffer with
+    enough zeros behind every row that a lag is one shift of the flattened positions: no product copies
+    anything but borders.
+    """
+    kernels = tuple(p.kernel_size for p in patterns)
+    lags = [lag for lag in product(*(range(1 - size, size) for size in kernels)) if lag >= (0,) * len(kernels)]
+    lengths = tuple(max(_length(p), p.padding + p.input_size) + p.dilation * (p.kernel_size - 1) for p in patterns)
+
+    def kernel(x: Tensor) -> Tensor:
+        n, groups, channels = x.shape[:3]
+        buffer = x.new_zeros(groups, channels, n, *lengths)
+        inside = buffer
+        for dim, p in enumerate(patterns, 3):
+            inside = inside.narrow(dim, p.padding, p.input_size)
+        inside.copy_(x.permute(1, 2, 0, *range(3, x.ndim)))
+        gram = x.new_empty(groups, *kernels, channels, *kernels, channels)
+        for lag in lags:
+            known: dict[tuple[tuple[int, ...], ...], Tensor] = {}
+            for first in product(
+                *(range(max(0, -step), size - max(0, step)) for step, size in zip(lag, kernels, strict=True))
+            ):
+                second = tuple(k + step for k, step in zip(first, lag, strict=True))
+                block: Tensor | None = None
+                for sign, borders in _borders(patterns, first, lag):
+                    if borders not in known:
+                        known[borders] = _lag_product(buffer, patterns, lag, borders)
+                    block = known[borders] if block is None else torch.add(block, known[borders], alpha=sign)
+                assert block is not None
+                _block(gram, first, second).copy_(block)
+                if any(lag):
+                    _block(gram, second, first).copy_(block.transpose(1, 2))
+        return gram
+
+    return kernel
+
+
+def _block(gram: Tensor, first: tuple[int, ...], second: tuple[int, ...]) -> Tensor:
+    """The view ``[G, C, C']`` of one pair of kernel entries."""
+    for entry in first:
+        gram = gram.select(1, entry)
+    for entry in second:
+        gram = gram.select(2, entry)
+    return gram
+
+
+def _length(p: IndexPattern) -> int:
+    """Positions that windows reach, from the start of the left padding."""
+    return p.stride * (p.output_size - 1) + p.dilation * (p.kernel_size - 1) + 1
+
+
+def _borders(
+    patterns: tuple[IndexPattern, ...], first: tuple[int, ...], lag: tuple[int, ...]
+) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
+    """Inclusion and exclusion: signs, and per dimension the positions to restrict to (none: all
+    positions)."""
+    excluded = []
+    for p, k, step in zip(patterns, first, lag, strict=True):
+        shift = p.dilation * step
+        low, high = p.padding, p.padding + p.input_size
+        # Only positions where both factors lie on the image matter; the window of k leaves these out:
+        excluded.append(
+            tuple(
+                j
+                for j in range(max(low, low - shift), min(high, high - shift))
+                if not p.dilation * k <= j < p.dilation * k + p.output_size
+            )
+        )
+    for restricted in product((False, True), repeat=len(patterns)):
+        choice = tuple(rows if use else () for rows, use in zip(excluded, restricted, strict=True))
+        if all(choice[dim] or not use for dim, use in enumerate(restricted)):
+            yield (-1) ** sum(restricted), choice
+
+
+def _lag_product(
+    buffer: Tensor,
+    patterns: tuple[IndexPattern, ...],
+    lag: tuple[int, ...],
+    borders: tuple[tuple[int, ...], ...],
+) -> Tensor:
+    """``Σ X[c, j] X[c', j + d·lag]`` over all positions, or over the given ones in some dimensions: ``[G, C,
+    C']``."""
+    left = right = buffer
+    shifts = [p.dilation * step for p, step in zip(patterns, lag, strict=True)]
+    for dim, rows in enumerate(borders):
+        if rows:
+            left = _select(left, dim + 3, rows)
+            right = _select(right, dim + 3, tuple(j + shifts[dim] for j in rows))
+            shifts[dim] = 0
+    flat, stride = 0, 1
+    for shift, size in zip(reversed(shifts), reversed(left.shape[3:]), strict=True):
+        flat += shift * stride
+        stride *= size
+    a, b = left.flatten(2), right.flatten(2)
+    if flat > 0:
+        a, b = a[..., :-flat], b[..., flat:]
+    elif flat < 0:
+        a, b = a[..., -flat:], b[..., :flat]
+    return a @ b.transpose(1, 2)
+
+
+def _select(x: Tensor, dim: int, rows: tuple[int, ...]) -> Tensor:
+    if rows == tuple(range(rows[0], rows[-1] + 1)):
+        return x.narrow(dim, rows[0], len(rows))
+    return torch.cat([x.narrow(dim, row, 1) for row in rows], dim)
