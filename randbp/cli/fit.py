@@ -140,12 +140,13 @@ class CLI(LightningCLI):
         if not any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in self.model.modules()):
             self._leave_out_if_exact(options)
         bar = trainer["enable_progress_bar"] is not False and Console().is_terminal
+        checkpoints = self.subcommand == "fit" and trainer["enable_checkpointing"] is not False
         callbacks = _as_list(trainer["callbacks"])
         defaults: list[tuple[type[Callback], bool, Callable[[], Callback]]] = [
             (CostMonitor, True, CostMonitor),
             (RandomState, True, RandomState),
             (ProgressBar, bar, RichProgressBar),
-            (ModelCheckpoint, trainer["enable_checkpointing"] is not False, last_checkpoint),
+            (ModelCheckpoint, checkpoints, last_checkpoint),
         ]
         for kind, wanted, make in defaults:
             if wanted and not any(isinstance(callback, kind) for callback in callbacks):
@@ -257,6 +258,8 @@ def main(argv: Sequence[str]) -> int:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
+        # Meant to be so: a resumed run has a folder of its own.
+        warnings.filterwarnings("ignore", message="The dirpath has changed")
     try:
         CLI(argv)
     except ArgumentError as error:  # from the hyper-parameters of a checkpoint
