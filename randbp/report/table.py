@@ -52,19 +52,18 @@ def make_table(comparison: Comparison) -> Table:
     told = wants_labels(comparison)
     if told:
         table.add_column("estimator", no_wrap=False)
-    table.add_column("keep rate", justify="right")
+    table.add_column("keep rate", justify="right", no_wrap=True)
     for heading in (accuracy_name(comparison), *(heading for _, heading, _ in COST_COLUMNS)):
-        table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("", justify="right", no_wrap=True, style="cyan")
+        table.add_column(heading, justify="right")
     several = any(len(group.runs) > 1 for group in comparison.groups) or comparison.problems
     if several:
-        table.add_column("runs", justify="right")
+        table.add_column("runs", justify="right", no_wrap=True)
     for group in comparison.groups:
         cells: list[str | Text] = [comparison.label(group)] if told else []
         cells.append(keep_rate(group.keep))
         for statistic, relation, units in measures(comparison, group):
-            cells.append(MISSING if statistic is None else quantity(statistic.mean, statistic.std, units))
-            cells.append("" if relation is None else ratio(relation))
+            value = MISSING if statistic is None else quantity(statistic.mean, statistic.std, units)
+            cells.append(Text.assemble(value, ("" if relation is None else f"{ratio(relation):>7}", "cyan")))
         if several:
             whole = len(group.finished) == len(group.runs)
             count = str(len(group.runs)) if whole else f"{len(group.finished)} of {len(group.runs)}"

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -63,7 +64,7 @@ def by_keep(comparison: Comparison) -> dict[float, Group]:
 
 
 def printed(comparison: Comparison) -> str:
-    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=150, record=True, file=io.StringIO())
     print_table(comparison, console)
     return console.export_text()
 
@@ -144,6 +145,17 @@ def test_printed_table(sweep: Path) -> None:
     assert " ".join(row.split()) == told
     assert any("standard deviation" in line for line in lines)
     assert any("libraries included" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_fits_a_terminal(tmp_path: Path, width: int) -> None:
+    for keep in (1.0, 0.5):
+        write_run(tmp_path / f"{keep}", keep)
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_table(compare(load_runs(tmp_path)), console)
+    lines = console.export_text().splitlines()
+    row = next(line for line in lines if line.split()[:1] == ["1/2"])
+    assert " ".join(row.split()) == "1/2 85.0 % 0.94× 75.0 ms 0.75× 25.0 MiB 0.62× 600 MiB 1.00×"
 
 
 def test_page_stands_alone(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
