@@ -127,9 +127,7 @@ def measure(name: str, layer: Layer, budget: float, check: bool = True) -> dict[
     row["rounds"] = timings["randbp"].rounds
     result = contenders["randbp"]()
     extra = peak_bytes(contenders["randbp"]) - result.numel() * result.element_size()
-    row["extra_memory"] = extra / (
-        4 * layer.spec.batch_size * layer.spec.in_channels * _volume(layer.spec.input_size)
-    )
+    row["extra_memory"] = extra / (4 * layer.spec.batch_size * layer.spec.in_channels * _volume(layer.spec.input_size))
     return row
 
 

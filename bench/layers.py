@@ -103,9 +103,7 @@ NETWORKS: dict[str, list[Row]] = {
 }
 
 BATCH, SMALL_BATCH = 32, 8
-LARGE_UNFOLDED = (
-    2**28
-)  # elements of the unfolded input (1 GiB in float32) beyond which the small batch is used
+LARGE_UNFOLDED = 2**28  # elements of the unfolded input (1 GiB in float32) beyond which the small batch is used
 
 
 @dataclass(frozen=True)

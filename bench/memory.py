@@ -18,11 +18,7 @@ class _Tracker(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        inputs = {
-            t.untyped_storage()._cdata
-            for t in tree_leaves((args, kwargs or {}))
-            if isinstance(t, torch.Tensor)
-        }
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs or {})) if isinstance(t, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if not isinstance(tensor, torch.Tensor):

@@ -37,9 +37,7 @@ def run() -> dict[str, Any]:
             readings.append((time.perf_counter() - start) / 10)
         pairs.append(readings)
     call = 1e6 * median(second - first for first, second in pairs)
-    rows: list[dict[str, Any]] = [
-        {"what": "cached call over its kernel", "value": call, "unit": "µs", "at_most": 30}
-    ]
+    rows: list[dict[str, Any]] = [{"what": "cached call over its kernel", "value": call, "unit": "µs", "at_most": 30}]
     for dims in (1, 2, 3):
         for operation in (
             tn.conv,
@@ -58,9 +56,7 @@ def run() -> dict[str, Any]:
             what = f"plan {operation.__name__}, {dims}-d"
             rows.append({"what": what, "value": 1e3 * median(readings), "unit": "ms", "at_most": 10})
     torch.set_num_threads(threads)
-    table = [
-        [row["what"], f"{row['value']:.2f} {row['unit']}", f"{row['at_most']} {row['unit']}"] for row in rows
-    ]
+    table = [[row["what"], f"{row['value']:.2f} {row['unit']}", f"{row['at_most']} {row['unit']}"] for row in rows]
     show("overhead", ["what", "measured", "held to"], table)
     summary = {"cached_call_us": call, "slowest_plan_ms": max(row["value"] for row in rows[1:])}
     print(f"written to {save('overhead', rows, summary)}")

@@ -33,9 +33,7 @@ def entries() -> dict[str, list[tuple[str, tn.TensorNetwork]]]:
     index = torch.zeros(2, 16, dtype=torch.long)
     return {
         "Convolution and its derivatives": [
-            *named(
-                tn.conv, tn.weight_vjp, tn.input_vjp, tn.weight_jvp, tn.input_jvp, tn.per_example_weight_vjp
-            ),
+            *named(tn.conv, tn.weight_vjp, tn.input_vjp, tn.weight_jvp, tn.input_jvp, tn.per_example_weight_vjp),
             ("conv, with groups", tn.conv(SPEC)),
         ],
         "Unfoldings": named(tn.unfold, tn.fold, tn.unfolded_kernel, tn.unfold_transpose),

@@ -35,9 +35,7 @@ def specs(draw, dims: tuple[int, int] = (1, 3), symmetric: bool = False) -> tn.C
     )
 
 
-def random_operands(
-    net: tn.TensorNetwork, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> dict[str, Tensor]:
+def random_operands(net: tn.TensorNetwork, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
     """Tensors for the slots that nothing is bound to: standard normal data, uniform indices."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}

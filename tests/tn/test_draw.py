@@ -57,14 +57,9 @@ def test_labels_do_not_overlap(name):
     boxes = [text.get_window_extent(renderer) for text in texts]
     for index, box in enumerate(boxes):
         for other in range(index):
-            assert not box.overlaps(boxes[other]), (
-                f"{texts[index].get_text()} lies on {texts[other].get_text()}"
-            )
+            assert not box.overlaps(boxes[other]), f"{texts[index].get_text()} lies on {texts[other].get_text()}"
     frame = figure.bbox
-    assert all(
-        frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-        for box in boxes
-    )
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
 
 
 def test_every_leg_is_shown_once_and_size_one_is_not():

@@ -18,9 +18,7 @@ def test_remove_is_the_jacobian(slot):
     assert_matches_einsum(net.remove(slot).remove("weight" if slot == "input" else "input"))
     operands = random_operands(net)
     other = "weight" if slot == "input" else "input"
-    full = torch.autograd.functional.jacobian(
-        lambda t: net.contract({slot: t, other: operands[other]}), operands[slot]
-    )
+    full = torch.autograd.functional.jacobian(lambda t: net.contract({slot: t, other: operands[other]}), operands[slot])
     blocks = net.remove(slot).contract({other: operands[other]})
     if slot == "weight":  # [n, g·d, o1, o2, g·d, c, k1, k2], diagonal in g·d
         full = full.diagonal(dim1=1, dim2=4).movedim(-1, 1)
@@ -49,10 +47,7 @@ def test_sum():
 def test_with_leg_is_vmap():
     net = tn.weight_jvp(SPEC).with_leg("v", 3, "weight_tangent")
     operands = random_operands(net)
-    each = [
-        tn.weight_jvp(SPEC).contract(input=operands["input"], weight_tangent=t)
-        for t in operands["weight_tangent"]
-    ]
+    each = [tn.weight_jvp(SPEC).contract(input=operands["input"], weight_tangent=t) for t in operands["weight_tangent"]]
     torch.testing.assert_close(net.contract(operands), torch.stack(each))
     both = tn.weight_vjp(SPEC).with_leg("v", 3, "input", "output_grad")
     operands = random_operands(both)
@@ -150,9 +145,7 @@ def test_bind():
     operands = random_operands(tn.conv(SPEC))
     layer = tn.conv(SPEC).bind(weight=operands["weight"])
     torch.testing.assert_close(layer.contract(input=operands["input"]), tn.conv(SPEC).contract(operands))
-    torch.testing.assert_close(
-        torch.einsum(*layer.einsum(input=operands["input"])), tn.conv(SPEC).contract(operands)
-    )
+    torch.testing.assert_close(torch.einsum(*layer.einsum(input=operands["input"])), tn.conv(SPEC).contract(operands))
 
 
 def test_contraction_is_differentiable():

@@ -112,9 +112,7 @@ def per_example_gradients(spec, x, w, v, arguments):
 def test_transposed_convolution_and_derivatives_equal_pytorch(data, groups, dims):
     integers = lambda low, high: tuple(data.draw(st.integers(low, high)) for _ in range(dims))  # noqa: E731
     kernel, stride, dilation, size = integers(1, 3), integers(1, 3), integers(1, 2), integers(2, 4)
-    padding = tuple(
-        min(p, d * (k - 1) // 2) for p, d, k in zip(integers(0, 2), dilation, kernel, strict=True)
-    )
+    padding = tuple(min(p, d * (k - 1) // 2) for p, d, k in zip(integers(0, 2), dilation, kernel, strict=True))
     extra = tuple(min(e, max(s, d) - 1) for e, s, d in zip(integers(0, 2), stride, dilation, strict=True))
     shape = (2, 2 * groups, *size)
     spec = tn.transposed_spec(shape, 3 * groups, kernel, stride, padding, dilation, groups, extra)
@@ -189,9 +187,7 @@ def test_ggn_diagonal_sums_over_factor_columns():
     net = tn.ggn_diagonal(spec, columns=2)
     operands = random_operands(net)
     single = tn.ggn_diagonal(spec)
-    expected = sum(
-        single.contract(input=operands["input"], output_grad=column) for column in operands["output_grad"]
-    )
+    expected = sum(single.contract(input=operands["input"], output_grad=column) for column in operands["output_grad"])
     close(net.contract(operands), expected)
 
 
@@ -205,9 +201,7 @@ def test_data_types(name, dtype):
     operands = random_operands(net, dtype)
     result = net.contract(operands)
     wide = dtype if dtype in (torch.complex128, torch.int64) else torch.float64
-    oracle = torch.einsum(
-        *net.scaled(1 / net.scale).einsum({slot: t.to(wide) for slot, t in operands.items()})
-    )
+    oracle = torch.einsum(*net.scaled(1 / net.scale).einsum({slot: t.to(wide) for slot, t in operands.items()}))
     oracle = oracle if net.scale == 1 else oracle * net.scale
     if dtype.is_floating_point or dtype.is_complex:
         assert result.dtype == dtype

@@ -75,11 +75,7 @@ def test_stored_positions_give_the_weight_vjp_of_the_masked_input(spec, per_exam
     weights = torch.rand(index.shape, generator=generator, dtype=torch.float64)
     wide = index.expand(n, count)[:, None].expand(n, c, count)
     kept = x.flatten(2).gather(2, wide)
-    masked = (
-        torch.zeros_like(x.flatten(2))
-        .scatter(2, wide, kept * weights.expand(n, count)[:, None])
-        .reshape(x.shape)
-    )
+    masked = torch.zeros_like(x.flatten(2)).scatter(2, wide, kept * weights.expand(n, count)[:, None]).reshape(x.shape)
     expected = net.contract(input=masked, output_grad=y)
     form = {"i1 i2": tn.Sample(count, per_example, weighted=True)}
     sampled = tn.sampled(net, form, stored=("input",))
