@@ -33,7 +33,14 @@ format: $(READY)  ## Format the code and apply safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(READY)  ## Benchmarks as interleaved ratios: tables here, JSON in runs/bench (about half an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m bench
+
+gallery: $(READY)  ## Draw all tensor networks into docs/gallery
+	$(BIN)/python docs/gallery.py
+
 clean:  ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test bench gallery lint format clean
