@@ -99,25 +99,31 @@ def _day(text: str) -> str:
 
 
 def _lead(comparison: Comparison) -> str:
-    """What the smallest keep rate brings, in a sentence."""
+    """What the smallest keep rate brings, in a sentence; of several estimators the most accurate one."""
     groups = [g for g in comparison.groups if g.finished and not g.exact and comparison.exact(g)]
     if not groups:
         return ""
-    group = min(groups, key=lambda group: group.keep)
+    name = comparison.accuracy or ""
+
+    def rank(group: Group) -> tuple[float, float]:
+        accuracy = group.metric(name)
+        return group.keep, -accuracy.mean if accuracy else 0.0
+
+    group = min(groups, key=rank)
     exact = comparison.exact(group)
     assert exact is not None
-    name = comparison.accuracy or ""
     held = comparison.ratio(group, lambda g: g.cost("held_bytes"))
     time = comparison.ratio(group, lambda g: g.cost("step_seconds"))
     ours, theirs = group.metric(name), exact.metric(name)
     parts = []
     if held is not None:
         parts.append(f"holds <b>{ratio(held)}</b> the bytes for backward")
-    if time is not None:
+    if time is not None and not set(comparison.disturbed) & {*group.runs, *exact.runs}:
         parts.append(f"takes <b>{ratio(time)}</b> the time")
     if not parts:
         return ""
-    text = f"At keep rate {keep_rate(group.keep)} a training step {' and '.join(parts)} of exact backpropagation"
+    which = f"With {escape(comparison.label(group))} at" if wants_labels(comparison) else "At"
+    text = f"{which} keep rate {keep_rate(group.keep)} a training step {' and '.join(parts)} of exact backpropagation"
     if ours and theirs:
         percents = [quantity(statistic.mean, None, PERCENT) for statistic in (ours, theirs)]
         text += f"; {escape(accuracy_name(comparison))} is <b>{percents[0]}</b> against {percents[1]}"

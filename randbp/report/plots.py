@@ -94,6 +94,8 @@ def cost_plots(comparison: Comparison) -> list[str]:
                 shown, scale = measure, 1 / size
             _against_keep_rate(axes, comparison, shown, scale=scale, values=ratio if relative else _number)
             axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.1)
+            if comparison.accuracy is None:  # else the plot of the accuracy has it
+                _legend(axes)
             plots.append(_svg(figure, cost, axes.get_title()))
     return plots
 
@@ -103,20 +105,30 @@ def loss_plot(comparison: Comparison) -> str | None:
     curves = [(group, curve) for group in comparison.groups if (curve := mean_curve(group.runs))]
     if not curves:
         return None
+    series = {id(group): index for index, groups in enumerate(_series(comparison).values()) for group in groups}
+    one = len({series.get(id(group)) for group, _ in curves if not group.exact}) <= 1
     with _figure(5.2, 3.2) as (figure, axes):
-        axes.set_title("Training loss" + (", running mean" if any(_window(c) > 1 for _, c in curves) else ""))
-        colours = iter(SERIES * (1 + len(curves) // len(SERIES)))
-        for group, curve in curves:
+        title = "Training loss" + (", running mean" if any(_window(curve) > 1 for _, curve in curves) else "")
+        axes.set_title(title if one else f"{title}; paler: lower keep rate")
+        for index, (group, curve) in enumerate(curves):
             steps, losses = smooth(curve)
-            label = keep_rate(group.keep) if _one_series(comparison) else f"{comparison.label(group)}, {group.keep:g}"
-            colour = INK if group.exact else next(colours)
-            axes.plot(steps, losses, color=colour, label=label, linewidth=1.4, zorder=3 if group.exact else 2)
+            if one:  # one estimator: the colour tells the keep rate
+                colour, strength, label = SERIES[(index - 1) % len(SERIES)], 1.0, keep_rate(group.keep)
+            else:
+                colour = SERIES[series.get(id(group), 0) % len(SERIES)]
+                others = sorted({g.keep for g, _ in curves if series.get(id(g)) == series.get(id(group))})
+                strength = 0.35 + 0.65 * (others.index(group.keep) + 1) / len(others)
+                label = comparison.label(group)
+            if label in axes.get_legend_handles_labels()[1]:
+                label = "_"  # Matplotlib's way to leave a line out of the legend
+            look: Any = {"color": INK, "zorder": 3} if group.exact else {"color": colour, "alpha": strength}
+            axes.plot(steps, losses, label=label, linewidth=1.4, **look)
         values = [loss for _, curve in curves for loss in curve[1] if isfinite(loss) and loss > 0]
         if values and max(values) > 20 * min(values):
             axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.margins(x=0.01)
-        axes.legend(title="keep rate" if _one_series(comparison) else None, title_fontsize=9, labelcolor=MUTED)
+        axes.legend(title="keep rate" if one else None, title_fontsize=9, labelcolor=MUTED)
         return _svg(figure, "loss", "Training loss against step")
 
 
@@ -152,10 +164,6 @@ def _window(curve: Curve, points: int = 40) -> int:
 
 def _comparable(comparison: Comparison) -> bool:
     return len({group.keep for group in comparison.groups if group.finished}) > 1
-
-
-def _one_series(comparison: Comparison) -> bool:
-    return len({comparison.label(group) for group in comparison.groups if not group.exact}) <= 1
 
 
 def _series(comparison: Comparison) -> dict[str, list[Group]]:

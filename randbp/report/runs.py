@@ -23,7 +23,7 @@ class Estimate:
 EXACT = Estimate()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run's folder.
 

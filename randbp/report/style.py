@@ -29,7 +29,7 @@ font-size: 1.2rem; line-height: 1.5; } .note { margin: .2rem 0; color: var(--mut
 aside { margin: 1.6rem 0 0; padding: .8rem 1.1rem; border-left: 3px solid var(--warn); background:
 var(--wash); } aside p { margin: 0; font-weight: 600; } aside ul { margin: .3rem 0 0; padding-left: 1.1rem; }
 .scroll { overflow-x: auto; margin: 2rem 0 .9rem; } table { border-collapse: collapse; width: 100%;
-font-variant-numeric: tabular-nums; } th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap;
+font-variant-numeric: tabular-nums; } th, td { padding: .45rem .55rem; text-align: right; white-space: nowrap;
 border-bottom: 1px solid var(--rule); } th { color: var(--muted); font-weight: 500; font-size: .85rem;
 vertical-align: bottom; } thead th { border-bottom: 1px solid var(--ink); } th:first-child, td:first-child {
 padding-left: 0; } th:last-child, td:last-child { padding-right: 0; } th.text, td.text { text-align: left;

@@ -282,7 +282,10 @@ def test_estimators_and_layers_are_told_apart(tmp_path: Path) -> None:
 def test_disturbed_times_are_pointed_out(tmp_path: Path) -> None:
     write_run(tmp_path / "quiet", 1.0)
     write_run(tmp_path / "busy", 0.5, cost={"waiting_threads": 0.7})
-    text = " ".join(notes(compare(load_runs(tmp_path))))
+    comparison = compare(load_runs(tmp_path))
+    text = " ".join(notes(comparison))
+    page = make_page(comparison, "disturbed")
+    assert "bytes for backward of exact" in page and "the time of exact" not in page
     assert "Other work took processors from busy: do not trust the times." in text
 
 
