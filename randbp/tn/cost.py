@@ -11,6 +11,7 @@ from .relations import Lookup, Problem, Relation, Windows
 # multiply-adds per element, of the order found on current CPUs and GPUs; orders hardly depend on them.
 STREAM = 16  # read or write once, in order
 GATHER = 64  # read or write through an index
+REORDER = 2.5  # passes over the operands of a native convolution, which brings them into layouts of its own
 LAUNCH = 20_000  # fixed cost of a step
 
 
@@ -118,7 +119,7 @@ class CostModel:
         rest = (left | right) & ~(i | free)
         size = self.volume(out)
         moved = self.volume(left) + self.volume(right) + size
-        return Cost(self.volume(rest) * nonzeros, moved, size)
+        return Cost(self.volume(rest) * nonzeros, int(REORDER * moved), size)
 
     def convolution_roles(self, left: int, relation: Windows, right: int, out: int) -> tuple[str, str] | None:
         """Which of the legs i, o, k the left and the right tensor hold, if a native kernel fits."""

@@ -1,7 +1,7 @@
 """Contraction plans: the order found for a network, its cost, and the program that carries it out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .path import Path, PatternAware
 from .relations import Problem, Relation, Windows, problem
 
 Item = tuple[Value | None, Relation | None, str]
+GRAM_KERNELS = ("lag products", "windows + baddbmm")
 NATIVE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -203,6 +204,11 @@ def _lowered(
         name = f"#{len(steps) + 1}"
         expression = f"{', '.join(text for _, _, text in joined)} → {' '.join(sorted(out))}"
         cost = move.cost
+        if lowered.kernel in GRAM_KERNELS:  # the windows were only looked through, never made
+            steps = [
+                replace(step, kernel="view", result_bytes=0) if "windows" in step.kernel else step
+                for step in steps
+            ]
         if program.count == before:  # every instruction was there already
             steps.append(Step(expression, f"shared: {lowered.kernel}", 0, 0))
         else:

@@ -44,6 +44,27 @@ def test_sum():
     assert_matches_einsum(tn.conv(SPEC).remove("weight").remove("input").sum("i1", "d"))
 
 
+def test_summing_a_leg_that_no_tensor_holds_multiplies_by_its_size():
+    jacobian = tn.conv(SPEC).remove("weight")
+    operands = random_operands(jacobian)
+    full = jacobian.contract(operands).unflatten(1, (2, 3))
+    torch.testing.assert_close(jacobian.sum("d").contract(operands), full.sum(2))
+
+
+@pytest.mark.parametrize("order", [("n", "g"), ("g", "n")])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_matrix_is_repeated_along_any_leading_legs(order, groups):
+    sizes = {"n": 4, "g": groups, "c": 2, "d": 3, "o1": 50}
+
+    def operand(slot, *legs):
+        return tn.Operand(slot, tuple(tn.Axis.grouped((leg,), sizes) for leg in legs))
+
+    nodes = (operand("w", "g", "d", "c"), operand("x", *order, "c", "o1"))
+    output = tuple(tn.Axis.grouped((leg,), sizes) for leg in ("n", "g", "d", "o1"))
+    net = tn.TensorNetwork(nodes, tuple(sorted(sizes.items())), output)
+    assert_matches_einsum(net)
+
+
 def test_with_leg_is_vmap():
     net = tn.weight_jvp(SPEC).with_leg("v", 3, "weight_tangent")
     operands = random_operands(net)

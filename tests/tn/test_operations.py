@@ -1,6 +1,8 @@
 """Every operation of the library against the naive einsum, and against PyTorch's own functions and
 autograd."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from randbp import tn
+from randbp.tn.plan import make_plan
 
 from .strategies import assert_matches_einsum, random_operands, specs
 
@@ -155,6 +158,18 @@ def test_unfold_and_kfac_factors_equal_pytorch(spec):
     close(tn.kfac_expand(spec).contract(input=x), torch.einsum("ngro,ngso->grs", grouped, grouped) / n)
     mean = grouped.sum(-1) / positions
     close(tn.kfac_reduce(spec).contract(input=x), torch.einsum("ngr,ngs->grs", mean, mean) / n)
+
+
+@pytest.mark.parametrize("chunk", [1, 2**20])
+@settings(max_examples=30, deadline=None)
+@given(spec=specs())
+def test_box_sums_of_large_images(chunk, spec):
+    """The way that large images take, on small ones."""
+    x = random_operands(tn.unfold(spec))["input"]
+    net = tn.unfold(spec).sum(*(f"o{dim}" for dim in range(1, spec.dims + 1)))
+    with mock.patch.multiple("randbp.tn.execute.boxes", SMALL_BAND=0, CHUNK=chunk):
+        result = make_plan(net, torch.float64, torch.device("cpu")).run([x])
+    close(result, tn.unfold(spec).contract(input=x).sum(-1))
 
 
 @settings(max_examples=20, deadline=None)

@@ -10,18 +10,17 @@ from ..pattern import IndexPattern
 
 Kernel = Callable[..., Tensor]
 
-SMALL_BAND = 12_000  # entries of the joint band up to which one product with it beats separate sums
-CHUNK = 2**21  # elements per pass: bounds the memory of the partial sums
+SMALL_BAND = 13_000  # entries of the joint band up to which one product with it beats separate sums
+CHUNK = 2**20  # elements per pass: bounds the memory of the partial sums
 
 
 def box_sums(patterns: tuple[IndexPattern, ...], dtype: torch.dtype, device: torch.device) -> Kernel:
     """``x [N, R, I1, I2, …] → [N, K1·K2·…, R]``: for each kernel entry, the sum over the inputs that it
     meets.
 
-    Small images take one matrix product with the Kronecker product of the bands. Large ones are summed
-    dimension by
-    dimension: with stride 1 the sum for an entry is the sum of everything less a few border rows; the last
-    dimension, then short, is a product with its band. The partial sums are made for a few examples at a time.
+    Small images take one matrix product with the Kronecker product of the bands. Large ones are summed one
+    dimension after the other: with stride 1 the sum for an entry is the sum of everything less a few border
+    rows; the last dimension is a product with its band. The partial sums are made for a few examples at a time.
     """
     bands = [band(pattern).to(device, dtype) for pattern in patterns]
     if prod(pattern.input_size * pattern.kernel_size for pattern in patterns) <= SMALL_BAND:
