@@ -206,8 +206,7 @@ def _lowered(
         cost = move.cost
         if lowered.kernel in GRAM_KERNELS:  # the windows were only looked through, never made
             steps = [
-                replace(step, kernel="view", result_bytes=0) if "windows" in step.kernel else step
-                for step in steps
+                replace(step, kernel="view", result_bytes=0) if "windows" in step.kernel else step for step in steps
             ]
         if program.count == before:  # every instruction was there already
             steps.append(Step(expression, f"shared: {lowered.kernel}", 0, 0))
