@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,30 +11,28 @@ ROOT = Path(__file__).parents[2]
 SHORT = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--model.init_args.model.init_args.width=4")
 
 
-def demo(root: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "experiments", "demo", f"--root={root}", *options, *SHORT]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def test_demo_compares_runs_on_digits_and_spares_earlier_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    earlier = tmp_path / "demo" / "keep=1" / "summary.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("{}")
+    assert main(["demo", f"--root={tmp_path}", "--count=2", "--jobs=2", *SHORT]) == 0
+    assert earlier.read_text() == "{}" and not (tmp_path / "demo" / "report.html").exists()
 
-
-def test_demo_compares_runs_on_digits_and_spares_earlier_results(tmp_path: Path) -> None:
-    out = demo(tmp_path, "--count=2", "--jobs=2")
-    assert "report in" in out and "1/2" in out and "×" in out
-    page = (tmp_path / "demo" / "report.html").read_text()
+    runs = tmp_path / "demo-2"
+    out = capsys.readouterr().out
+    assert f"report in {runs / 'report.html'}" in out and "1/2" in out and "×" in out
+    page = (runs / "report.html").read_text()
     assert "DigitsCNN" in page and "Digits" in page
-    first = json.loads((tmp_path / "demo" / "keep=1" / "summary.json").read_text())
-    second = json.loads((tmp_path / "demo" / "keep=0.5" / "summary.json").read_text())
+    first = json.loads((runs / "keep=1" / "summary.json").read_text())
+    second = json.loads((runs / "keep=0.5" / "summary.json").read_text())
     assert first["run"]["data"] == "experiments.data.digits.Digits"
     assert second["estimators"]["weight_vjp"]["name"] == "Spatial"
     assert second["cost"]["held_bytes"] < first["cost"]["held_bytes"]
     assert "test/accuracy" in second["metrics"]
-
-    earlier = {path: path.read_bytes() for path in (tmp_path / "demo").rglob("*") if path.is_file()}
-    out = demo(tmp_path, "--count=1")
-    assert str(tmp_path / "demo-2" / "report.html") in out
-    assert earlier == {path: path.read_bytes() for path in (tmp_path / "demo").rglob("*") if path.is_file()}
 
 
 def test_demo_has_the_four_keep_rates_and_nothing_else_differs(tmp_path: Path) -> None:
