@@ -11,7 +11,7 @@ from .relations import Lookup, Problem, Relation, Windows
 # multiply-adds per element, of the order found on current CPUs and GPUs; orders hardly depend on them.
 STREAM = 16  # read or write once, in order
 GATHER = 64  # read or write through an index
-REORDER = 2.5  # passes over the operands of a native convolution, which brings them into layouts of its own
+REORDER = 2.5  # passes over its tensors that a native input gradient makes on top of a matrix product's one
 LAUNCH = 20_000  # fixed cost of a step
 
 
@@ -119,7 +119,9 @@ class CostModel:
         rest = (left | right) & ~(i | free)
         size = self.volume(out)
         moved = self.volume(left) + self.volume(right) + size
-        return Cost(self.volume(rest) * nonzeros, int(REORDER * moved), size)
+        if "i" not in roles:
+            moved = int(REORDER * moved)
+        return Cost(self.volume(rest) * nonzeros, moved, size)
 
     def convolution_roles(self, left: int, relation: Windows, right: int, out: int) -> tuple[str, str] | None:
         """Which of the legs i, o, k the left and the right tensor hold, if a native kernel fits."""

@@ -209,3 +209,15 @@ def test_kfac_expand_through_lags_and_windows(spec, groups):
     unfolded = tn.unfold(spec).contract(operands).unflatten(1, (groups, -1))
     oracle = torch.einsum("ngro,ngso->grs", unfolded, unfolded) / shape[0]
     torch.testing.assert_close(net.contract(operands), oracle, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride"),
+    [(1, 1), (1, 2), (2, 2), (3, 1), (3, 2)],
+)
+def test_vjps_of_layers_run_the_kernels_that_copy_nothing(kernel, stride):
+    """Weight VJPs sum over the batch, for which matrix products would copy both images."""
+    spec = tn.ConvSpec((32, 64, 56, 56), 128, kernel, stride, padding=kernel // 3)
+    assert [step.kernel for step in tn.weight_vjp(spec).plan().steps] == ["convolution_backward (weight)"]
+    expected = "convolution_backward (input)" if kernel == 3 else "batched matmul"
+    assert [step.kernel for step in tn.input_vjp(spec).plan().steps] == [expected]

@@ -20,7 +20,7 @@ def box_sums(patterns: tuple[IndexPattern, ...], dtype: torch.dtype, device: tor
 
     Small images take one matrix product with the Kronecker product of the bands. Large ones are summed one
     dimension after the other: with stride 1 the sum for an entry is the sum of everything less a few border
-    rows; the last dimension is a product with its band. The partial sums are made for a few examples at a time.
+    rows; the last dimension is a product with its band. Partial sums are made for a few examples at a time.
     """
     bands = [band(pattern).to(device, dtype) for pattern in patterns]
     if prod(pattern.input_size * pattern.kernel_size for pattern in patterns) <= SMALL_BAND:

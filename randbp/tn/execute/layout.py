@@ -121,6 +121,7 @@ class Builder:
         if missing > 1:
             value = Value(self.program.emit(kernels.scale, (value.register,), missing), value.axes)
         if len(keep) == len(value.legs) or all(self.sizes[leg] == 1 for leg in gone & set(value.legs)):
+<<<<<<< HEAD
             return Value(self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep))
         # Dimensions as they lie, with neighbours of the same fate merged: fewer and longer loops.
         axes: list[tuple[str, ...]] = []
@@ -131,8 +132,16 @@ class Builder:
                 axes.append((leg,))
         value = self.convert(value, tuple(axes))
         dims = tuple(index for index, axis in enumerate(axes) if axis[0] in gone)
+=======
+            return Value(
+                self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep)
+            )
+        # One dimension per leg: merging them would copy a strided slice.
+        value = self.convert(value, tuple((leg,) for leg in value.legs))
+        dims = tuple(index for index, leg in enumerate(value.legs) if leg in gone)
+>>>>>>> tn
         register = self.program.emit(kernels.reduce_sum, (value.register,), dims)
-        return Value(register, tuple(axis for axis in axes if axis[0] not in gone))
+        return Value(register, tuple((leg,) for leg in keep))
 
 
 def _runs(have: tuple[str, ...], want: tuple[str, ...]) -> list[tuple[str, ...]]:
