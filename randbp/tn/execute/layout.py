@@ -121,25 +121,10 @@ class Builder:
         if missing > 1:
             value = Value(self.program.emit(kernels.scale, (value.register,), missing), value.axes)
         if len(keep) == len(value.legs) or all(self.sizes[leg] == 1 for leg in gone & set(value.legs)):
-<<<<<<< HEAD
             return Value(self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep))
-        # Dimensions as they lie, with neighbours of the same fate merged: fewer and longer loops.
-        axes: list[tuple[str, ...]] = []
-        for leg in value.legs:
-            if axes and (axes[-1][0] in gone) == (leg in gone):
-                axes[-1] = (*axes[-1], leg)
-            else:
-                axes.append((leg,))
-        value = self.convert(value, tuple(axes))
-        dims = tuple(index for index, axis in enumerate(axes) if axis[0] in gone)
-=======
-            return Value(
-                self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep)
-            )
         # One dimension per leg: merging them would copy a strided slice.
         value = self.convert(value, tuple((leg,) for leg in value.legs))
         dims = tuple(index for index, leg in enumerate(value.legs) if leg in gone)
->>>>>>> tn
         register = self.program.emit(kernels.reduce_sum, (value.register,), dims)
         return Value(register, tuple((leg,) for leg in keep))
 
