@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..tn import ConvSpec
 from .base import Estimator
+from .description import Description
 from .draw import Draw
 from .positions import (
     PositionClass,
@@ -75,6 +76,26 @@ class Axes(Estimator):
         table = partner_table(grid, spec.patterns, device)
         local = torch.arange(grid.size, device=device).unsqueeze(0)
         return input_vjp_rows(rows, weight * scale, table, local, kernels, spec)
+
+    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+        axes = tuple(map(used_inputs, spec.patterns))
+        per_kernel = spec.batch_size * spec.out_channels * spec.in_channels // spec.groups
+        shares = []
+        for sizes in (tuple(map(len, axes)), spec.output_size):
+            share = self.keep if self.bernoulli else prod(grid_counts(sizes, self.keep)) / max(1, prod(sizes))
+            shares.append(share)
+        # Every used input position meets, on average over draws, the same number of kernel entries as without a draw.
+        met = sum(
+            grid.size * len(flat_kernels(grid, spec.patterns)) for grid in restricted_classes(spec.patterns, axes)
+        )
+        held = shares[0] * prod(map(len, axes)) * spec.batch_size * spec.in_channels * dtype.itemsize
+        return Description(
+            round(held),
+            round(shares[0] * met * per_kernel),
+            round(shares[1] * prod(spec.output_size) * prod(spec.kernel_size) * per_kernel),
+            None,
+            "(1/p^(1/d) - 1) per axis of the contributions summed over the others (Bernoulli), less if fixed-size",
+        )
 
     def _input_grids(self, spec: ConvSpec, draw: Draw) -> tuple[tuple[PositionClass, ...], float]:
         coordinates, weight = self._coordinates(tuple(map(used_inputs, spec.patterns)), draw)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..tn import ConvSpec, IndexPattern
 from .base import Estimator, kept
+from .coarse import CoarseGrid, coarse_multiply_adds
+from .description import Description
 from .draw import Draw
 from .positions import (
     PositionClass,
@@ -115,6 +117,23 @@ class Spatial(Estimator):
             per_kernel = torch.bmm(mean.unflatten(1, (spec.groups, -1)).transpose(0, 1), matrices).transpose(0, 1)
             result += ones_on_outputs(per_kernel.reshape(-1, *spec.kernel_size), spec).view(spec.input_shape)
         return result
+
+    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+        plan, output = self._plan(spec), prod(spec.output_size)
+        per_example = spec.out_channels * spec.in_channels // spec.groups
+        rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
+        met = sum(count * len(flat_kernels(grid, spec.patterns)) for grid, count in plan.parts)
+        budget = kept(output, self.keep)
+        centred = self.center and 1 < budget < output
+        met_outputs = (budget - centred) * prod(spec.kernel_size)
+        weight, input_ = plan.examples * met * per_example, spec.batch_size * met_outputs * per_example
+        if plan.centred:
+            weight += coarse_multiply_adds(CoarseGrid(spec.input_size, max(spec.input_size)), spec, "input")
+        if centred:
+            input_ += coarse_multiply_adds(CoarseGrid(spec.output_size, max(spec.output_size)), spec, "output")
+        mean = " - mean" if plan.centred else ""
+        variance = f"(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖(X{mean})_i ⊗ V_i - mean‖², V_i the output gradients position i meets"
+        return Description(rows * spec.in_channels * dtype.itemsize, weight, input_, None, variance)
 
     def _sample(self, draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
         """Kept positions ``[N or 1, S]``: successive stretches of one permutation, or one stretch for all."""
