@@ -17,7 +17,7 @@ Vjp = Literal["weight_vjp", "input_vjp"]
 
 
 @dataclass(frozen=True)
-class Estimator(ABC):  # noqa: B024 -- a subclass serves one VJP, the other, or both
+class Estimator(ABC):
     """An estimator of the weight VJP, the input VJP, or both.
 
     The weight VJP is estimated in two halves. :meth:`sketch` runs in the forward pass and returns all that is held

@@ -24,7 +24,8 @@ class BiasedTopK(Pairs):
 
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``.
-        center: Whether to keep the spatial mean of each example and channel exactly. That is not the default here,
+        center: Whether to keep the spatial mean of each example and channel exactly; a number means the block means of
+            :class:`LowResolution` instead, with cells of that size. That is not the default here,
             to be what the literature calls top-k.
 
     Raises:
@@ -35,7 +36,7 @@ class BiasedTopK(Pairs):
         False
     """
 
-    center: bool = False
+    center: bool | int = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

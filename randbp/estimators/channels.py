@@ -82,8 +82,8 @@ class Channels(Estimator):
         inner, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         share_in, share_out = self._share(spec.groups, inner), self._share(spec.groups, outer)
         whole = spec.batch_size * spec.in_channels * prod(spec.input_size) * dtype.itemsize
-        work = [round(share * spec.multiply_adds) for share in (share_in, share_out)]
-        return Description(round(share_in * whole), *work, 1 / share_in - 1, "1/p - 1 with p the share kept")
+        weight, input_ = (round(share * spec.multiply_adds) for share in (share_in, share_out))
+        return Description(round(share_in * whole), weight, input_, 1 / share_in - 1, "1/p - 1, p the share kept")
 
     def _share(self, groups: int, size: int) -> float:
         """Share of the channels that is kept, on average if it is random."""

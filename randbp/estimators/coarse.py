@@ -42,7 +42,7 @@ class CoarseGrid:
         if self.cells == 1:
             return tensor.flatten(2).mean(2, keepdim=True) if self.sizes else tensor.unsqueeze(2)
         kernel = tuple(min(self.block, size) for size in self.sizes)
-        return _POOL[len(kernel)](tensor, kernel, kernel, ceil_mode=True).flatten(2)  # type: ignore[operator]
+        return _POOL[len(kernel)](tensor, kernel, kernel, ceil_mode=True).flatten(2)
 
     def cell_of(self, device: torch.device) -> Tensor:
         """Cell of each flat position, ``[prod(sizes)]``."""
@@ -142,12 +142,11 @@ def _interleaved(grid: CoarseGrid, spec: ConvSpec) -> tuple[int, ...]:
 def _boxes(side: Side, pattern: IndexPattern, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``Π`` summed over the cells of one side: ``[O, cells, K]`` for cells of inputs, ``[I, cells, K]`` of outputs."""
     size, other = pattern.input_size, pattern.output_size
-    meet = pattern.inputs_at
     if side == "output":
-        size, other, meet = other, size, pattern.outputs_at
+        size, other = other, size
     here = torch.arange(other)
     boxes = torch.zeros(other, -(-size // block), pattern.kernel_size)
     for k in range(pattern.kernel_size):
-        partner, valid = meet(here, k)
+        partner, valid = pattern.inputs_at(here, k) if side == "input" else pattern.outputs_at(here, k)
         boxes[here[valid], partner[valid] // block, k] = 1
     return boxes.to(device, dtype, non_blocking=True)

@@ -13,7 +13,7 @@ from .coarse import CoarseGrid, affordable_grid, coarse_input_vjp, coarse_multip
 from .description import Description
 from .draw import Draw
 from .positions import PositionClass, cached_tables, flat_kernels, input_classes, output_class, used_input_class
-from .rows import add_weight_vjp, flat_spatial, gather_rows, input_vjp_rows, rows_with_blank
+from .rows import add_weight_vjp, gather_rows, input_vjp_rows, rows_with_blank
 from .spatial import Spatial
 
 
@@ -55,7 +55,7 @@ class LowResolution(Estimator):
             raise ValueError(f"LowResolution: block={self.block!r}, expected an integer >= 2")
 
     def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """Kept entries less their cell's mean, ``[N, S, C]`` per position class, and the means ``[N, C, cells]``."""
+        """Kept entries less their cell's mean, ``[N, S, C]`` per position class, and the means ``[N, C·cells]``."""
         plan = self._input_plan(spec)
         if plan is None:
             return self._raw.sketch(input, spec, draw)
@@ -65,14 +65,15 @@ class LowResolution(Estimator):
             positions, _ = cached_tables(grid, spec.patterns, input.device)
             index = positions[_windows(draw.child(number), grid.size, count, spec.batch_size, input.device)]
             held.append(gather_rows(input, index).sub_(gather_rows(means, cells[index])))
-        return (*held, means)
+        return (*held, means.flatten(1))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the means."""
         plan = self._input_plan(spec)
         if plan is None:
             return self._raw.weight_vjp(held, output_grad, spec, draw)
-        result = coarse_weight_vjp(held[-1], output_grad, plan.coarse, spec).contiguous()
+        means = held[-1].unflatten(1, (spec.in_channels, -1))
+        result = coarse_weight_vjp(means, output_grad, plan.coarse, spec).contiguous()
         output_rows = rows_with_blank(output_grad)
         for number, (grid, count) in enumerate(plan.parts):
             _, table = cached_tables(grid, spec.patterns, output_grad.device)

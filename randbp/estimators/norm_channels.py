@@ -25,8 +25,8 @@ class NormChannels(Estimator):
     with ``π = 1`` are kept surely, each group keeps ``⌊p·C⌋`` of its own, and the draw is systematic. Groups too narrow
     for that (depthwise convolutions) are kept or dropped as a whole.
 
-    In the weight VJP the channel is an open leg: the variance is ``Σ_c (1/π_c - 1) ‖g_c‖²`` with ``g_c`` the gradient of
-    channel ``c``. Held are the kept channels and an index of 2 or 4 bytes for each.
+    In the weight VJP the channel is an open leg: the variance is ``Σ_c (1/π_c - 1) ‖g_c‖²`` with ``g_c`` the gradient
+    of channel ``c``. Held are the kept channels and an index of 2 or 4 bytes for each.
 
     Source: Adelman et al., Faster neural network training with approximate tensor operations, NeurIPS 2021
     (arXiv:1805.08079).
@@ -50,7 +50,7 @@ class NormChannels(Estimator):
         check_top("NormChannels", self.top)
 
     def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """The kept channels ``[N, S, *I]``, weighted, and their numbers ``[G, S / G]`` (narrow: kept groups ``[1, G']``)."""
+        """The kept channels ``[N, S, *I]``, weighted, and their numbers, see :meth:`_sample`."""
         size = spec.in_channels // spec.groups
         index, weights = self._sample(_norms(input), spec.groups, size, draw)
         rows = input.index_select(1, flat_channels(*self._channels(index, size), size))
@@ -73,7 +73,7 @@ class NormChannels(Estimator):
         return input_vjp_of_channels(scaled, output_grad, groups, channels, spec)
 
     def _sample(self, norms: Tensor, groups: int, size: int, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Channels kept of each group and their weights ``[G, S]``, or groups kept as a whole and theirs ``[1, G']``."""
+        """Channels kept of each group ``[G, S]``, or groups kept as a whole ``[1, G']``; and their weights."""
         norms, count = norms.double().view(groups, size), kept(size, self.keep)
         if self.keep * size < 1:
             norms, count = norms.square().sum(1).sqrt().unsqueeze(0), kept(groups, self.keep)
@@ -104,7 +104,7 @@ class NormChannels(Estimator):
             input_ = resized(spec, spec.groups, inner, kept(outer, self.keep))
         held = small.batch_size * small.in_channels * prod(small.input_size) * dtype.itemsize
         held += indices * index_dtype(spec.in_channels).itemsize
-        variance = "Σ_c (1/π_c - 1) ‖g_c‖² and joint terms between output gradients, π_c = min(1, λ‖X_c‖)"
+        variance = "Σ_c (1/π_c - 1) ‖g_c‖² and joint terms, π_c = min(1, λ‖X_c‖)"
         return Description(held, small.multiply_adds, input_.multiply_adds, None, variance)
 
 

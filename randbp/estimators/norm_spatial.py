@@ -30,7 +30,8 @@ class NormSpatial(Pairs):
 
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``.
-        center: Whether to keep the spatial mean of each example and channel exactly.
+        center: Whether to keep the spatial mean of each example and channel exactly; a number means the block means of
+            :class:`LowResolution` instead, with cells of that size.
         top: Share of the kept pairs, in ``[0, 1)``, that goes to the largest norms without a draw.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..tn import ConvSpec, IndexPattern
 from .base import Estimator, kept, shares
 from .chunks import chunks
-from .coarse import CoarseGrid, coarse_input_vjp, coarse_multiply_adds, coarse_weight_vjp
+from .coarse import CoarseGrid, affordable_grid, coarse_input_vjp, coarse_multiply_adds, coarse_weight_vjp
 from .description import Description
 from .draw import Draw
 from .positions import PositionClass, cached_tables, flat_kernels, input_classes, output_class, used_input_class
@@ -25,7 +25,12 @@ class Pairs(Estimator):
     whole batch shares one budget of ``p·N·I`` positions, so examples with larger norms keep more.
     """
 
-    center: bool = True
+    center: bool | int = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.center, int) or (not isinstance(self.center, bool) and self.center < 2):
+            raise ValueError(f"{type(self).__name__}: center={self.center!r}, expected True, False or a cell size >= 2")
 
     def choose(self, norms: Tensor, count: int, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """Choose ``count`` pairs.
@@ -41,18 +46,18 @@ class Pairs(Estimator):
         raise NotImplementedError
 
     def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """Per position class the weighted rows ``[1, S, C]`` and indices ``[S]``, then the mean ``[N, C]``, if any."""
+        """Per position class weighted rows ``[1, S, C]`` and indices ``[S]``, then means ``[N, C·cells]``, if any."""
         plan, flat = self._plan(spec, input.dtype), flat_spatial(input)
-        mean = flat.mean(2) if plan.mean else None
+        means = None if plan.coarse is None else plan.coarse.means(input)
         held: list[Tensor] = []
         for number, (grid, count) in enumerate(plan.parts):
             positions, _ = cached_tables(grid, spec.patterns, input.device)
-            rows, index = self._keep(flat, mean, positions, count, draw.child(number))
+            rows, index = self._keep(flat, means, plan.coarse, positions, count, draw.child(number))
             held += [rows.unsqueeze(0), index.to(index_dtype(grid.size * spec.batch_size))]
-        return tuple(held) if mean is None else (*held, mean)
+        return tuple(held) if means is None else (*held, means.flatten(1))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
-        """Kept rows times the output rows they meet, plus the exact VJP of the mean."""
+        """Kept rows times the output rows they meet, plus the exact VJP of the means."""
         groups, outer, inner = spec.groups, spec.out_channels // spec.groups, spec.in_channels // spec.groups
         result = output_grad.new_zeros(groups, outer, inner, prod(spec.kernel_size))
         if not held:
@@ -66,17 +71,17 @@ class Pairs(Estimator):
             everything = torch.arange(count, device=index.device).unsqueeze(0)
             kernels = flat_kernels(grid, spec.patterns)
             add_weight_vjp(result, rows, output_rows, partners, everything, kernels, 1.0)
-        if plan.mean:
-            result += coarse_weight_vjp(held[-1].unsqueeze(2), output_grad, _whole(spec.input_size), spec)
+        if plan.coarse is not None:
+            means = held[-1].unflatten(1, (spec.in_channels, -1))
+            result += coarse_weight_vjp(means, output_grad, plan.coarse, spec)
         return result.reshape(spec.weight_shape)
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
-        """Kept output rows times the kernel, added where they land, plus the exact VJP of the mean."""
-        grid, (count, centred) = output_class(spec.patterns), self._output_counts(spec)
+        """Kept output rows times the kernel, added where they land, plus the exact VJP of the means."""
+        grid, (count, coarse) = output_class(spec.patterns), self._output_plan(spec)
         positions, table = cached_tables(grid, spec.patterns, output_grad.device)
-        flat = flat_spatial(output_grad)
-        mean = flat.mean(2) if centred else None
-        rows, index = self._keep(flat, mean, positions, count, draw)
+        means = None if coarse is None else coarse.means(output_grad)
+        rows, index = self._keep(flat_spatial(output_grad), means, coarse, positions, count, draw)
         length = prod(spec.input_size) + 1  # the blank row collects what falls into the padding
         result = output_grad.new_zeros(spec.batch_size * length, spec.in_channels)
         matrices = weight.reshape(spec.groups, -1, spec.in_channels // spec.groups, prod(spec.kernel_size))
@@ -86,49 +91,53 @@ class Pairs(Estimator):
             product = torch.einsum("sgd,gdc->sgc", rows, matrices[..., kernel])
             result.index_add_(0, partners, product.flatten(1))
         result = result.view(spec.batch_size, length, -1)[:, :-1].transpose(1, 2).reshape(spec.input_shape)
-        if mean is not None:
-            result += coarse_input_vjp(mean.unsqueeze(2), weight, _whole(spec.output_size), spec)
+        if coarse is not None and means is not None:
+            result += coarse_input_vjp(means, weight, coarse, spec)
         return result
 
     def _keep(
-        self, flat: Tensor, mean: Tensor | None, positions: Tensor, count: int, draw: Draw
+        self, flat: Tensor, means: Tensor | None, coarse: CoarseGrid | None, positions: Tensor, count: int, draw: Draw
     ) -> tuple[Tensor, Tensor]:
-        """Weighted rows ``[count, C]`` of ``[N, C, P]`` less its mean, and their indices into ``[N, positions]``."""
+        """Weighted rows ``[count, C]`` of ``[N, C, P]`` less its means, and their indices into ``[N, positions]``."""
+        cells = None if coarse is None else coarse.cell_of(flat.device)[positions]
         norms = flat.new_empty(flat.shape[0], len(positions), dtype=torch.promote_types(flat.dtype, torch.float32))
         for part in chunks(len(flat)):
-            rows = flat[part].index_select(2, positions).to(norms.dtype)
-            if mean is not None:
-                rows = rows - mean[part].unsqueeze(2)
-            torch.linalg.vector_norm(rows, dim=1, out=norms[part])
+            rows = flat[part].index_select(2, positions)
+            if means is not None and cells is not None:
+                rows -= means[part].index_select(2, cells)
+            torch.linalg.vector_norm(rows, dim=1, dtype=norms.dtype, out=norms[part])
         index, weights = self.choose(norms.flatten(), count, draw)
-        example, position = index // len(positions), positions[index % len(positions)]
-        kept_rows = flat[example, :, position]
-        if mean is not None:
-            kept_rows = kept_rows - mean[example]
+        example, local = index // len(positions), index % len(positions)
+        kept_rows = flat[example, :, positions[local]]
+        if means is not None and cells is not None:
+            kept_rows -= means[example, :, cells[local]]
         if weights is not None:
-            kept_rows = kept_rows * weights.to(flat.dtype).unsqueeze(1)
+            kept_rows *= weights.to(flat.dtype).unsqueeze(1)
         return kept_rows, index
 
     def _plan(self, spec: ConvSpec, dtype: torch.dtype) -> "_Plan":
         return _plan(self.keep, self.center, spec.patterns, spec.batch_size, spec.in_channels * dtype.itemsize)
 
-    def _output_counts(self, spec: ConvSpec) -> tuple[int, bool]:
-        """Pairs kept for the input VJP, and whether the mean is, too."""
+    def _output_plan(self, spec: ConvSpec) -> tuple[int, CoarseGrid | None]:
+        """Pairs kept for the input VJP, and the cells whose means are, too."""
         size = prod(spec.output_size)
-        centred = self.center and 2 <= self.keep * size < size
-        return max(1, kept(spec.batch_size * size, self.keep) - centred * spec.batch_size), centred
+        coarse = _cells(spec.output_size, self.center, self.keep * size / 2)
+        budget = kept(spec.batch_size * size, self.keep)
+        return budget - (0 if coarse is None else spec.batch_size * coarse.cells), coarse
 
     def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
-        plan, (count, centred) = self._plan(spec, dtype), self._output_counts(spec)
+        plan, (count, coarse) = self._plan(spec, dtype), self._output_plan(spec)
         row = spec.in_channels * dtype.itemsize
         per_kernel = spec.out_channels * spec.in_channels // spec.groups
-        held = plan.mean * spec.batch_size * row
-        weight = plan.mean * coarse_multiply_adds(_whole(spec.input_size), spec, "input")
+        held, weight, input_ = 0, 0, count * prod(spec.kernel_size) * per_kernel
         for grid, number in plan.parts:
             held += number * (row + index_dtype(grid.size * spec.batch_size).itemsize)
             weight += number * len(flat_kernels(grid, spec.patterns)) * per_kernel
-        input_ = count * prod(spec.kernel_size) * per_kernel
-        input_ += centred * coarse_multiply_adds(_whole(spec.output_size), spec, "output")
+        if plan.coarse is not None:
+            held += spec.batch_size * plan.coarse.cells * row
+            weight += coarse_multiply_adds(plan.coarse, spec, "input")
+        if coarse is not None:
+            input_ += coarse_multiply_adds(coarse, spec, "output")
         return Description(held, weight, input_, None, self._variance(), self.unbiased)
 
     def _variance(self) -> str:
@@ -137,24 +146,32 @@ class Pairs(Estimator):
 
 @dataclass(frozen=True)
 class _Plan:
-    """How many pairs of which position classes are kept, and whether the mean is."""
+    """How many pairs of which position classes are kept, and the cells whose means are."""
 
     parts: tuple[tuple[PositionClass, int], ...]
-    mean: bool
+    coarse: CoarseGrid | None
 
 
 @lru_cache(maxsize=512)
-def _plan(keep: float, center: bool, patterns: tuple[IndexPattern, ...], batch: int, row: int) -> _Plan:
-    """Spend ``p`` of the bytes of all used positions on the mean, rows and indices; ``row``: bytes of one position."""
+def _plan(keep: float, center: bool | int, patterns: tuple[IndexPattern, ...], batch: int, row: int) -> _Plan:
+    """Spend ``p`` of the bytes of all used positions on means, rows and indices; ``row``: bytes of one position."""
     whole = used_input_class(patterns)
     pairs = batch * whole.size
     if not pairs:  # every kernel entry lies in the padding, or there is no example
-        return _Plan((), False)
-    mean = center and keep * whole.size >= 2
-    budget = int((keep * pairs - mean * batch) * row / (row + index_dtype(pairs).itemsize) + 1e-9)
-    classes, count = input_classes(patterns), max(1, budget)
+        return _Plan((), None)
+    coarse = _cells(tuple(p.input_size for p in patterns), center, keep * whole.size / 2)
+    positions = keep * pairs - (0 if coarse is None else batch * coarse.cells)
+    classes = input_classes(patterns)
+    count = max(1, int(positions * row / (row + index_dtype(pairs).itemsize) + 1e-9))
     counts = shares([batch * grid.size for grid in classes], count)
-    return _Plan(((whole, count),) if counts is None else tuple(zip(classes, counts, strict=True)), mean)
+    return _Plan(((whole, count),) if counts is None else tuple(zip(classes, counts, strict=True)), coarse)
+
+
+def _cells(sizes: tuple[int, ...], center: bool | int, budget: float) -> CoarseGrid | None:
+    """The cells whose means are kept: one for ``center=True``, none for ``False``, or as many as can be afforded."""
+    if center is False:
+        return None
+    return affordable_grid(sizes, max(sizes, default=1) if center is True else center, budget)
 
 
 def index_dtype(size: int) -> torch.dtype:
@@ -165,8 +182,3 @@ def index_dtype(size: int) -> torch.dtype:
         (torch.int16, torch.int32)
     """
     return torch.int16 if size <= 1 << 15 else torch.int32
-
-
-def _whole(sizes: tuple[int, ...]) -> CoarseGrid:
-    """All positions as one cell."""
-    return CoarseGrid(sizes, max(sizes, default=1))

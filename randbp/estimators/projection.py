@@ -42,9 +42,9 @@ class Projection(Estimator):
     It saves memory, not time: the weight VJP costs the exact one plus ``N·C·I·m`` multiply-adds. At least one
     combination per example is held.
 
-    Source: Oktay et al., Randomized automatic differentiation, ICLR 2021 (arXiv:2007.10412), which project, and Louboutin
-    et al., XConv: low-memory stochastic backpropagation for convolutional layers (arXiv:2106.06998), who probe the
-    gradient with Gaussian vectors.
+    Source: Oktay et al., Randomized automatic differentiation, ICLR 2021 (arXiv:2007.10412), who project, and
+    Louboutin et al., XConv: low-memory stochastic backpropagation for convolutional layers (arXiv:2106.06998), who
+    probe the gradient with Gaussian vectors.
 
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``.

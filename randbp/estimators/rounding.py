@@ -33,8 +33,8 @@ class Rounding(Estimator):
     The bytes are ``b/8`` per entry plus two scales per block. Rounding saves no arithmetic: the weight VJP decodes an
     eighth of the batch at a time and runs PyTorch's own kernel. Around a sampler it decodes the sample only.
 
-    Means that an estimator holds beside its sample are rounded to eight bits at least, since an error in them
-    touches all positions at once. Tensors that would not get smaller are held as they are. NaN and Inf make their
+    What an estimator holds as a ``[N, M]`` matrix after its sample, such as means, is rounded to eight bits at least,
+    since an error in it touches all positions at once. Tensors that would not get smaller are held as they are. NaN and Inf make their
     whole block NaN.
 
     Source: Chakrabarti and Moseley, Backprop with approximate activations, NeurIPS 2019 (arXiv:1901.07988); Chen et
@@ -91,7 +91,7 @@ class Rounding(Estimator):
             if not tensor.is_floating_point():
                 held.append(tensor)
                 continue
-            layout = self._layout(tuple(tensor.shape), tensor.dtype)
+            layout = self._layout(tuple(tensor.shape), tensor.dtype, number)
             held.append(tensor.new_empty(0, *tensor.shape))
             held.extend((tensor,) if layout is None else layout.encode(tensor, draw.child(_NOISE, number)))
         return tuple(held)
@@ -101,7 +101,7 @@ class Rounding(Estimator):
         if not self.estimator.exact:
             return self.estimator.weight_vjp(tuple(self._decode(held)), output_grad, spec, draw)
         like, *parts = held
-        layout = self._layout(tuple(like.shape[1:]), like.dtype)
+        layout = self._layout(tuple(like.shape[1:]), like.dtype, 0)
         if layout is None:
             return Exact().weight_vjp((parts[0],), output_grad, spec, draw)
         codes, scales = parts
@@ -112,40 +112,37 @@ class Rounding(Estimator):
         return chunked_weight_vjp(rebuild, chunks(spec.batch_size), output_grad, spec)
 
     def _decode(self, held: tuple[Tensor, ...]) -> Iterator[Tensor]:
-        tensors = iter(held)
+        tensors, number = iter(held), -1
         for tensor in tensors:
+            number += 1
             if not tensor.is_floating_point():
                 yield tensor
                 continue
-            layout = self._layout(tuple(tensor.shape[1:]), tensor.dtype)
+            layout = self._layout(tuple(tensor.shape[1:]), tensor.dtype, number)
             if layout is None:
                 yield next(tensors)
             else:
                 decoded = layout.decode(next(tensors), next(tensors))
                 yield decoded.to(tensor.dtype).view(tensor.shape[1:])
 
-    def _layout(self, shape: tuple[int, ...], dtype: torch.dtype) -> RoundedLayout | None:
-        """How a tensor is rounded, ``None`` if that would not save bytes."""
+    def _layout(self, shape: tuple[int, ...], dtype: torch.dtype, number: int) -> RoundedLayout | None:
+        """How the ``number``-th tensor of a sketch is rounded, ``None`` if that would not save bytes."""
         if not prod(shape):
             return None
         entries = prod(shape[1:])
         block = prod(shape[2:]) if self.block is None and len(shape) > 2 else min(self.block or 256, entries)
-        layout = RoundedLayout(max(8, self.bits) if len(shape) == 2 else self.bits, entries, block, dtype)
+        bits = max(8, self.bits) if number and len(shape) == 2 else self.bits
+        layout = RoundedLayout(bits, entries, block, dtype)
         return layout if layout.bytes_per_example < entries * dtype.itemsize else None
 
     def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
-        inner = self.estimator.describe(spec, dtype)
-        shapes = [spec.input_shape] if self.estimator.exact else None
-        if shapes is None:
-            sketch = self.estimator.sketch(torch.zeros(spec.input_shape, dtype=dtype), spec, Draw(0))
-            fixed = sum(t.nbytes for t in sketch if not t.is_floating_point())
-            shapes = [tuple(t.shape) for t in sketch if t.is_floating_point()]
-        else:
-            fixed = 0
-        for shape in shapes:
-            layout = self._layout(shape, dtype)
-            fixed += prod(shape) * dtype.itemsize if layout is None else shape[0] * layout.bytes_per_example
+        inner, zeros = self.estimator.describe(spec, dtype), torch.zeros(spec.input_shape, dtype=dtype)
+        sketch = (zeros,) if self.estimator.exact else self.estimator.sketch(zeros, spec, Draw(0))
+        held = 0
+        for number, tensor in enumerate(sketch):
+            layout = self._layout(tuple(tensor.shape), dtype, number) if tensor.is_floating_point() else None
+            held += tensor.nbytes if layout is None else len(tensor) * layout.bytes_per_example
         variance = "≤ Σ_i (h_i²/4) ‖V_Y met by entry i‖², h = range of its block / (2^bits - 1)"
         if not self.estimator.exact:
             variance = f"{inner.variance}; plus {variance}, times squared weights"
-        return Description(fixed, inner.weight_multiply_adds, None, None, variance, self.unbiased)
+        return Description(held, inner.weight_multiply_adds, None, None, variance, self.unbiased)
