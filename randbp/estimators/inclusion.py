@@ -5,6 +5,8 @@ from torch import Tensor
 
 _ROUNDS = 6  # how often probabilities above 1 are cut and the rest raised; fixed, so that nothing waits for the device
 
+_DEFENCE = 0.1  # share of the mean norm that is added to each
+
 
 def inclusion_probabilities(sizes: Tensor, count: int) -> Tensor:
     """``π_i = min(1, λ·size_i)`` with ``λ`` such that ``Σ π = count``, per row of ``sizes`` ``[B, n]``.
@@ -52,27 +54,32 @@ def systematic(probabilities: Tensor, count: int, start: Tensor) -> Tensor:
     return drawn.clamp_(max=probabilities.shape[1] - 1)
 
 
-def weighted_draw(sizes: Tensor, count: int, top: float, start: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_draw(norms: Tensor, count: int, top: float, start: Tensor) -> tuple[Tensor, Tensor]:
     """Draw ``count`` entries of each row and give their weights ``1/π``.
 
+    The sizes that the probabilities follow are the norms plus a tenth of their mean: no weight is then above about
+    ``11·n/count``, however small the norm. Without that, a small entry that meets a large factor is drawn too seldom.
+
     Args:
-        sizes: Norms of what is summed, ``[B, n]``.
+        norms: Of what is summed, ``[B, n]``.
         count: Entries to draw.
         top: Share of ``count`` that goes to the largest entries, which are kept surely with weight 1; the others are
             drawn from the rest.
         start: Uniform in ``[0, 1)``, ``[B, 1]``.
 
+    Source: Hesterberg, Weighted average importance sampling and defensive mixture distributions, Technometrics 37
+    (1995).
+
     Returns:
         Indices ``[B, count]`` (``int64``) and weights ``[B, count]`` (``float64``).
 
     Example:
-        >>> index, weight = weighted_draw(torch.tensor([[1.0, 1.0, 2.0, 8.0]]), 2, 0.5, torch.tensor([[0.6]]))
+        >>> index, weight = weighted_draw(torch.tensor([[2.0, 2.0, 2.0, 14.0]]), 2, 0.5, torch.tensor([[0.9]]))
         >>> index.tolist(), weight.tolist()
-        ([[3, 2]], [[1.0, 2.0]])
+        ([[3, 2]], [[1.0, 3.0]])
     """
-    certain, most = int(top * count), sizes.double().amax(1, keepdim=True)
-    # What is zero gets a tiny chance, so that there is something to draw where little else is.
-    sizes = torch.where(most == 0, 1, torch.maximum(sizes.double(), 1e-9 * most))
+    certain, mean = int(top * count), norms.double().mean(1, keepdim=True)
+    sizes = torch.where(mean == 0, 1, norms.double() + _DEFENCE * mean)
     largest = sizes.topk(certain, dim=1, sorted=False).indices
     probabilities = inclusion_probabilities(sizes.scatter(1, largest, 0), count - certain)
     drawn = systematic(probabilities, count - certain, start)

@@ -22,8 +22,9 @@ class NormChannels(Estimator):
 
     Input channels with probabilities ``π_c = min(1, λ‖X_c‖)`` for a weight VJP; for an input VJP output channels with
     ``π_d = min(1, λ‖V_d‖‖W_d‖)``, the optimal ones, as both factors are known there. Weights are ``1/π``, channels
-    with ``π = 1`` are kept surely, each group keeps ``⌊p·C⌋`` of its own, and the draw is systematic. Groups too narrow
-    for that (depthwise convolutions) are kept or dropped as a whole.
+    with ``π = 1`` are kept surely, each group keeps ``⌊p·C⌋`` of its own, and the draw is systematic in a random order.
+    Groups too narrow for that (depthwise convolutions) are kept or dropped as a whole. A tenth of the mean norm is
+    added to each norm.
 
     In the weight VJP the channel is an open leg: the variance is ``Σ_c (1/π_c - 1) ‖g_c‖²`` with ``g_c`` the gradient
     of channel ``c``. Held are the kept channels and an index of 2 or 4 bytes for each.
@@ -77,8 +78,12 @@ class NormChannels(Estimator):
         norms, count = norms.double().view(groups, size), kept(size, self.keep)
         if self.keep * size < 1:
             norms, count = norms.square().sum(1).sqrt().unsqueeze(0), kept(groups, self.keep)
-        start = torch.rand(len(norms), 1, generator=draw.generator(norms.device), device=norms.device)
-        return weighted_draw(norms, count, self.top, start)
+        generator = draw.generator(norms.device)
+        start = torch.rand(len(norms), 1, generator=generator, device=norms.device)
+        # Few channels in a fixed order would leave a systematic draw few outcomes.
+        order = torch.rand(norms.shape, generator=generator, device=norms.device).argsort(1)
+        drawn, weights = weighted_draw(norms.gather(1, order), count, self.top, start)
+        return order.gather(1, drawn), weights
 
     def _channels(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Kept groups ``[G']`` and the channels kept of each ``[G', S]``, from the sampled indices."""

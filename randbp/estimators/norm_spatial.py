@@ -18,7 +18,8 @@ class NormSpatial(Pairs):
     A pair's inclusion probability is ``π = min(1, λ‖x‖)`` with ``x`` its entries over the channels (less the spatial
     mean if ``center``) and ``λ`` such that the probabilities add up to the number kept; its weight is ``1/π``. Those
     with ``π = 1`` are kept surely. Of all draws with a given expected size these probabilities have the least variance
-    where the other factor is equally large everywhere. The draw is systematic over the whole batch, so it is also
+    where the other factor is equally large everywhere; as it may not be, a tenth of the mean norm is added to each
+    norm, which bounds the weights. The draw is systematic over the whole batch, so it is also
     spread evenly over examples and positions. Input positions for a weight VJP, output positions for an input VJP.
 
     The variance is at most ``Σ_s (1/π_s - 1) ‖x_s‖² ‖V_s‖²`` plus the joint terms of the systematic draw, with

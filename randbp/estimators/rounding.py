@@ -34,8 +34,8 @@ class Rounding(Estimator):
     eighth of the batch at a time and runs PyTorch's own kernel. Around a sampler it decodes the sample only.
 
     What an estimator holds as a ``[N, M]`` matrix after its sample, such as means, is rounded to eight bits at least,
-    since an error in it touches all positions at once. Tensors that would not get smaller are held as they are. NaN and Inf make their
-    whole block NaN.
+    since an error in it touches all positions at once. Tensors that would not get smaller are held as they are. NaN
+    and Inf make their whole block NaN.
 
     Source: Chakrabarti and Moseley, Backprop with approximate activations, NeurIPS 2019 (arXiv:1901.07988); Chen et
     al., ActNN: reducing training memory footprint via 2-bit activation compressed training, ICML 2021

@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from randbp import Axes, Batch, Channels, Estimator, Spatial
+from randbp import (
+    Axes,
+    Batch,
+    Channels,
+    Estimator,
+    LowResolution,
+    NormChannels,
+    NormSpatial,
+    Projection,
+    Rounding,
+    Spatial,
+)
 from randbp.estimators import Draw
 from randbp.functional import conv_spec
 from tests.cases import Case, cases
@@ -29,9 +40,23 @@ ESTIMATORS = {
     "channels": lambda keep: Channels(keep),
     "channels bernoulli": lambda keep: Channels(keep, bernoulli=True),
     "batch": lambda keep: Batch(keep),
+    "batch bernoulli": lambda keep: Batch(keep, bernoulli=True),
+    "low resolution": lambda keep: LowResolution(keep, block=2),
+    "norm spatial": lambda keep: NormSpatial(keep),
+    "norm spatial raw": lambda keep: NormSpatial(keep, center=False),
+    "norm spatial cells": lambda keep: NormSpatial(keep, center=2),
+    "norm spatial top": lambda keep: NormSpatial(keep, center=False, top=0.4),
+    "norm channels": lambda keep: NormChannels(keep),
+    "norm channels top": lambda keep: NormChannels(keep, top=0.4),
+    "projection rademacher": lambda keep: Projection(keep),
+    "projection gaussian": lambda keep: Projection(keep, kind="gaussian", block=5),
+    "rounding": lambda keep: Rounding(bits=round(6 * keep)),
+    "rounding per channel": lambda keep: Rounding(bits=round(6 * keep), block=None),
+    "rounded sample": lambda keep: Rounding(bits=2, estimator=Spatial(keep), block=16),
+    "rounded norm sample": lambda keep: Rounding(bits=2, estimator=NormSpatial(keep, center=2), block=16),
 }
 WEIGHT = sorted(ESTIMATORS)
-INPUT = [name for name in WEIGHT if name != "batch"]
+INPUT = [name for name in WEIGHT if "input_vjp" in ESTIMATORS[name](0.5).serves]
 
 
 def z_limit(entries: int) -> float:
