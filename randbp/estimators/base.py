@@ -103,7 +103,8 @@ class Estimator(ABC):
             raise ValueError(f"{vjp}={self!r}: {type(self).__name__} serves only {allowed}")
 
     def __str__(self) -> str:
-        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        given = [f for f in fields(self) if f.init and getattr(self, f.name) != f.default]
+        changed = [f"{f.name}={getattr(self, f.name)}" for f in given]
         return f"{type(self).__name__}({', '.join(changed)})"
 
 

@@ -55,6 +55,7 @@ ESTIMATORS = {
     "rounded sample": lambda keep: Rounding(bits=2, estimator=Spatial(keep), block=16),
     "rounded norm sample": lambda keep: Rounding(bits=2, estimator=NormSpatial(keep, center=2), block=16),
 }
+SIMPLE = [name for name in ESTIMATORS if name.split()[0] in ("spatial", "axes", "channels", "batch")]
 WEIGHT = sorted(ESTIMATORS)
 INPUT = [name for name in WEIGHT if "input_vjp" in ESTIMATORS[name](0.5).serves]
 
@@ -78,10 +79,7 @@ def exact_vjps(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return x.detach(), weight.detach(), output_grad, x_grad, weight_grad
 
 
-@pytest.mark.parametrize("name", WEIGHT)
-@given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
-@settings(max_examples=15)
-def test_weight_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
+def check_weight_vjp(name: str, case: Case, keep: float) -> None:
     estimator: Estimator = ESTIMATORS[name](keep)
     x, weight, output_grad, _, exact = exact_vjps(case)
     spec = conv_spec(x, weight, **case.geometry)
@@ -92,12 +90,38 @@ def test_weight_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
     assert_unbiased(torch.stack(draws), exact)
 
 
-@pytest.mark.parametrize("name", INPUT)
-@given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
-@settings(max_examples=15)
-def test_input_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
+def check_input_vjp(name: str, case: Case, keep: float) -> None:
     estimator: Estimator = ESTIMATORS[name](keep)
     x, weight, output_grad, exact, _ = exact_vjps(case)
     spec = conv_spec(x, weight, **case.geometry)
     draws = [estimator.input_vjp(output_grad, weight, spec, Draw(seed)) for seed in range(DRAWS)]
     assert_unbiased(torch.stack(draws), exact)
+
+
+# The simple samplers see more cases than what is built from the same parts.
+@pytest.mark.parametrize("name", [name for name in WEIGHT if name in SIMPLE])
+@given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
+@settings(max_examples=15)
+def test_weight_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
+    check_weight_vjp(name, case, keep)
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHT if name not in SIMPLE])
+@given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
+@settings(max_examples=6)
+def test_weight_vjp_is_unbiased_in_fewer_cases(name: str, case: Case, keep: float) -> None:
+    check_weight_vjp(name, case, keep)
+
+
+@pytest.mark.parametrize("name", [name for name in INPUT if name in SIMPLE])
+@given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
+@settings(max_examples=15)
+def test_input_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
+    check_input_vjp(name, case, keep)
+
+
+@pytest.mark.parametrize("name", [name for name in INPUT if name not in SIMPLE])
+@given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
+@settings(max_examples=6)
+def test_input_vjp_is_unbiased_in_fewer_cases(name: str, case: Case, keep: float) -> None:
+    check_input_vjp(name, case, keep)
