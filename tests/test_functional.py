@@ -42,7 +42,7 @@ ESTIMATORS = [
     Projection(0.25),
     Projection(0.25, kind="gaussian"),
     Rounding(4),
-    Rounding(3, block=None),
+    Rounding(3, block="channel"),
     Rounding(4, Spatial(0.5)),
 ]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]

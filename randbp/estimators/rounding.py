@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Rounding(Estimator):
     Args:
         bits: Bits per entry, 1 to 8.
         estimator: What decides which entries are kept; by default all of them.
-        block: Entries that share two scales; ``None`` for one block per example and channel (of a sample: per
+        block: Entries that share two scales; ``"channel"`` for one block per example and channel (of a sample: per
             example and kept row).
 
     Raises:
@@ -59,14 +59,14 @@ class Rounding(Estimator):
     keep: float = field(default=1.0, init=False, repr=False, compare=False)
     bits: int
     estimator: Estimator = Exact()  # noqa: RUF009 -- a frozen value
-    block: int | None = 256
+    block: int | Literal["channel"] = 256
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp"})
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
             raise ValueError(f"Rounding: bits={self.bits!r}, expected an integer from 1 to 8")
-        if self.block is not None and (not isinstance(self.block, int) or self.block < 8):
-            raise ValueError(f"Rounding: block={self.block!r}, expected an integer >= 8 or None")
+        if self.block != "channel" and (not isinstance(self.block, int) or self.block < 8):
+            raise ValueError(f"Rounding: block={self.block!r}, expected an integer >= 8 or 'channel'")
         if not isinstance(self.estimator, Estimator) or isinstance(self.estimator, Rounding):
             raise ValueError(f"Rounding: estimator={self.estimator!r}, expected an estimator that does not round")
         if "weight_vjp" not in self.estimator.serves:
@@ -130,7 +130,9 @@ class Rounding(Estimator):
         if not prod(shape):
             return None
         entries = prod(shape[1:])
-        block = prod(shape[2:]) if self.block is None and len(shape) > 2 else min(self.block or 256, entries)
+        block = min(256 if self.block == "channel" else self.block, entries)
+        if self.block == "channel" and len(shape) > 2:
+            block = prod(shape[2:])
         bits = max(8, self.bits) if number and len(shape) == 2 else self.bits
         layout = RoundedLayout(bits, entries, block, dtype)
         return layout if layout.bytes_per_example < entries * dtype.itemsize else None

@@ -51,7 +51,7 @@ ESTIMATORS = {
     "projection rademacher": lambda keep: Projection(keep),
     "projection gaussian": lambda keep: Projection(keep, kind="gaussian", block=5),
     "rounding": lambda keep: Rounding(bits=round(6 * keep)),
-    "rounding per channel": lambda keep: Rounding(bits=round(6 * keep), block=None),
+    "rounding per channel": lambda keep: Rounding(bits=round(6 * keep), block="channel"),
     "rounded sample": lambda keep: Rounding(bits=2, estimator=Spatial(keep), block=16),
     "rounded norm sample": lambda keep: Rounding(bits=2, estimator=NormSpatial(keep, center=2), block=16),
 }
