@@ -33,7 +33,7 @@ def gathered_product(
         determined_sizes: Sizes of the legs that ``P`` groups.
         groups: ``G``.
     """
-    table = _Table(target_sizes, via, determined_sizes)
+    table = PartnerTable(target_sizes, via, determined_sizes)
 
     def kernel(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         batch, channels, positions = x.shape
@@ -46,7 +46,7 @@ def gathered_product(
         out = x.new_empty(groups, channels // groups, flat.shape[1] // groups, len(entries))
         for number, entry in enumerate(entries):
             met = blank.index_select(0, (entry[index] + offsets).flatten())
-            out[..., number] = _rows_by_rows(met, flat, groups)
+            out[..., number] = rows_by_rows(met, flat, groups)
         return out
 
     return kernel
@@ -63,7 +63,7 @@ def scattered_product(
     The kernel takes ``x [G, A, B, F]``, ``rows [R, S, G·A]`` and an index ``[R or a divisor of it, S]``; it gives
     ``[R, P, G·B]``. Arguments as in `gathered_product`.
     """
-    table = _Table(target_sizes, via, determined_sizes)
+    table = PartnerTable(target_sizes, via, determined_sizes)
     positions = 1
     for size in determined_sizes:
         positions *= size
@@ -75,13 +75,13 @@ def scattered_product(
         flat = rows.flatten(0, 1)
         index, offsets = _aligned(index, batch), _offsets(batch, positions + 1, index.device)
         for number, entry in enumerate(entries):
-            out.index_add_(0, (entry[index] + offsets).flatten(), _rows_by_matrices(flat, x[..., number]))
+            out.index_add_(0, (entry[index] + offsets).flatten(), rows_by_matrices(flat, x[..., number]))
         return out.view(batch, positions + 1, -1)[:, :-1]
 
     return kernel
 
 
-class _Table:
+class PartnerTable:
     """Partners of all positions, ``[F, grid]``, computed at the first call on a device."""
 
     def __init__(
@@ -97,6 +97,7 @@ class _Table:
         self._made: dict[torch.device, Tensor] = {}
 
     def __call__(self, device: torch.device) -> Tensor:
+        """The table ``[F, grid]`` on a device; the number of positions stands for no partner."""
         made = self._made.get(device)
         if made is None:
             every = self._kernel(torch.arange(self._grid, device=device))
@@ -114,7 +115,7 @@ def _offsets(batch: int, length: int, device: torch.device) -> Tensor:
     return torch.arange(0, batch * length, length, device=device).unsqueeze(1)
 
 
-def _rows_by_rows(left: Tensor, right: Tensor, groups: int) -> Tensor:
+def rows_by_rows(left: Tensor, right: Tensor, groups: int) -> Tensor:
     """``[R, G·A]`` and ``[R, G·B]`` to ``[G, A, B]``: the product over rows within each group."""
     if groups == 1:
         return (left.t() @ right).unsqueeze(0)
@@ -124,7 +125,7 @@ def _rows_by_rows(left: Tensor, right: Tensor, groups: int) -> Tensor:
     return torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1))
 
 
-def _rows_by_matrices(rows: Tensor, matrices: Tensor) -> Tensor:
+def rows_by_matrices(rows: Tensor, matrices: Tensor) -> Tensor:
     """Rows ``[R, G·A]`` times one matrix ``[G, A, B]`` per group to ``[R, G·B]``."""
     groups, inner, outer = matrices.shape
     if groups == 1:
