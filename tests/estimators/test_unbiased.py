@@ -17,6 +17,7 @@ from randbp import (
     Batch,
     Channels,
     Estimator,
+    Exact,
     LowResolution,
     NormChannels,
     NormSpatial,
@@ -101,7 +102,7 @@ def check_input_vjp(name: str, case: Case, keep: float) -> None:
 # The simple samplers see more cases than what is built from the same parts.
 @pytest.mark.parametrize("name", [name for name in WEIGHT if name in SIMPLE])
 @given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
-@settings(max_examples=10)
+@settings(max_examples=8)
 def test_weight_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
     check_weight_vjp(name, case, keep)
 
@@ -115,7 +116,7 @@ def test_weight_vjp_is_unbiased_in_fewer_cases(name: str, case: Case, keep: floa
 
 @pytest.mark.parametrize("name", [name for name in INPUT if name in SIMPLE])
 @given(case=cases(largest=5), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
-@settings(max_examples=10)
+@settings(max_examples=8)
 def test_input_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
     check_input_vjp(name, case, keep)
 
@@ -125,3 +126,24 @@ def test_input_vjp_is_unbiased(name: str, case: Case, keep: float) -> None:
 @settings(max_examples=5)
 def test_input_vjp_is_unbiased_in_fewer_cases(name: str, case: Case, keep: float) -> None:
     check_input_vjp(name, case, keep)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", ["spatial", "low resolution", "norm spatial", "norm spatial cells"])
+def test_deviations_from_means_have_the_right_weight(name: str, stride: int) -> None:
+    """Where nearly all of the gradient comes from them: other factors that follow the input. Chance of failure 6e-7 per VJP."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 2, 12, 12, generator=generator, dtype=torch.float64)
+    weight = torch.randn(2, 2, 3, 3, generator=generator, dtype=torch.float64)
+    spec = conv_spec(x, weight, stride, 1, 1, 1)
+    output_grad = torch.nn.functional.conv2d(x, weight, stride=stride, padding=1)
+    estimator, exact, draws = ESTIMATORS[name](0.5), Exact(), [Draw(seed) for seed in range(100)]
+    weights = [estimator.weight_vjp(estimator.sketch(x, spec, draw), output_grad, spec, draw) for draw in draws]
+    inputs = [estimator.input_vjp(output_grad, weight, spec, draw) for draw in draws]
+    for found, true in (
+        (weights, exact.weight_vjp((x,), output_grad, spec, Draw(0))),
+        (inputs, exact.input_vjp(output_grad, weight, spec, Draw(0))),
+    ):
+        share = (torch.stack(found) * true).flatten(1).sum(1) / true.square().sum()
+        error = 5 * share.std() / math.sqrt(len(draws))
+        assert abs(share.mean() - 1) < error < 0.05
