@@ -131,13 +131,13 @@ def test_input_vjp_is_unbiased_in_fewer_cases(name: str, case: Case, keep: float
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("name", ["spatial", "low resolution", "norm spatial", "norm spatial cells"])
 def test_deviations_from_means_have_the_right_weight(name: str, stride: int) -> None:
-    """Where nearly all of the gradient comes from them: other factors that follow the input. Chance of failure 6e-7 per VJP."""
+    """Where nearly all of the gradient comes from them: other factors that follow the input. Error: 6e-7 per VJP."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, 2, 12, 12, generator=generator, dtype=torch.float64)
     weight = torch.randn(2, 2, 3, 3, generator=generator, dtype=torch.float64)
     spec = conv_spec(x, weight, stride, 1, 1, 1)
     output_grad = torch.nn.functional.conv2d(x, weight, stride=stride, padding=1)
-    estimator, exact, draws = ESTIMATORS[name](0.5), Exact(), [Draw(seed) for seed in range(100)]
+    estimator, exact, draws = ESTIMATORS[name](0.5), Exact(), [Draw(seed) for seed in range(150)]
     weights = [estimator.weight_vjp(estimator.sketch(x, spec, draw), output_grad, spec, draw) for draw in draws]
     inputs = [estimator.input_vjp(output_grad, weight, spec, draw) for draw in draws]
     for found, true in (
@@ -146,4 +146,4 @@ def test_deviations_from_means_have_the_right_weight(name: str, stride: int) -> 
     ):
         share = (torch.stack(found) * true).flatten(1).sum(1) / true.square().sum()
         error = 5 * share.std() / math.sqrt(len(draws))
-        assert abs(share.mean() - 1) < error < 0.05
+        assert abs(share.mean() - 1) < error < 0.04
