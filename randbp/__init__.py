@@ -4,7 +4,22 @@ Convolutions keep an exact forward pass; their vector-Jacobian products are repl
 """
 
 from . import functional
-from .estimators import Axes, Batch, Channels, Estimator, Exact, Spatial, manual_seed
+from .estimators import (
+    Axes,
+    Batch,
+    BiasedTopK,
+    Channels,
+    Description,
+    Estimator,
+    Exact,
+    LowResolution,
+    NormChannels,
+    NormSpatial,
+    Projection,
+    Rounding,
+    Spatial,
+    manual_seed,
+)
 from .randomize import RandomizedHandle, randomize
 
 __version__ = "0.1.0"
@@ -12,10 +27,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Axes",
     "Batch",
+    "BiasedTopK",
     "Channels",
+    "Description",
     "Estimator",
     "Exact",
+    "LowResolution",
+    "NormChannels",
+    "NormSpatial",
+    "Projection",
     "RandomizedHandle",
+    "Rounding",
     "Spatial",
     "__version__",
     "functional",

@@ -13,11 +13,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import randbp
-from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
+from randbp import (
+    Axes,
+    Batch,
+    Channels,
+    Estimator,
+    Exact,
+    LowResolution,
+    NormChannels,
+    NormSpatial,
+    Projection,
+    Rounding,
+    Spatial,
+)
 from randbp.functional import conv
 from tests.cases import Case, cases
 
-ESTIMATORS = [Spatial(0.25), Spatial(0.25, center=False), Axes(0.25), Channels(0.25), Batch(0.25)]
+ESTIMATORS = [
+    Spatial(0.25),
+    Spatial(0.25, center=False),
+    Axes(0.25),
+    Channels(0.25),
+    Batch(0.25),
+    LowResolution(0.25),
+    NormSpatial(0.25),
+    NormSpatial(0.25, center=False, top=0.5),
+    NormChannels(0.25),
+    Projection(0.25),
+    Projection(0.25, kind="gaussian"),
+    Rounding(4),
+    Rounding(3, block="channel"),
+    Rounding(4, Spatial(0.5)),
+]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
@@ -37,10 +64,20 @@ def held_by(forward: Any, *, apart_from: tuple[Tensor, ...] = ()) -> tuple[Tenso
     return output, sum(storages.values())
 
 
-@given(case=cases(), dtype=st.sampled_from(DTYPES), which=st.integers(0, 4))
+@given(case=cases(), dtype=st.sampled_from(DTYPES), which=st.integers(0, 8))
 @settings(max_examples=100)
 def test_keep_one_is_pytorch_bit_for_bit(case: Case, dtype: torch.dtype, which: int) -> None:
-    estimator = [Spatial(1), Axes(1, bernoulli=True), Channels(1), Batch(1), Exact()][which]
+    estimator = [
+        Spatial(1),
+        Axes(1, bernoulli=True),
+        Channels(1),
+        Batch(1),
+        LowResolution(1),
+        NormSpatial(1),
+        NormChannels(1),
+        Projection(1),
+        Exact(),
+    ][which]
     x, weight, bias = case.tensors(dtype)
     inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]
     native = case.native(x, weight, bias)
@@ -52,17 +89,18 @@ def test_keep_one_is_pytorch_bit_for_bit(case: Case, dtype: torch.dtype, which: 
         assert torch.equal(grad, exact)
 
 
-@given(case=cases(), dtype=st.sampled_from(DTYPES), which=st.integers(0, 4), estimates_weight=st.booleans())
-@settings(max_examples=100)
+@given(
+    case=cases(), dtype=st.sampled_from(DTYPES), estimator=st.sampled_from(ESTIMATORS), estimates_weight=st.booleans()
+)
+@settings(max_examples=150)
 def test_the_vjp_that_is_not_estimated_is_exact(
-    case: Case, dtype: torch.dtype, which: int, estimates_weight: bool
+    case: Case, dtype: torch.dtype, estimator: Estimator, estimates_weight: bool
 ) -> None:
     x, weight, bias = case.tensors(dtype)
     native = case.native(x, weight, bias)
     output_grad = case.output_grad(native)
     x_grad, weight_grad = torch.autograd.grad(native, (x, weight), output_grad)
-    estimator: Estimator = ESTIMATORS[which]
-    if not estimates_weight and isinstance(estimator, Batch):
+    if not estimates_weight and "input_vjp" not in estimator.serves:
         estimator = Spatial(0.5)
     chosen = {"weight_vjp": estimator} if estimates_weight else {"weight_vjp": Exact(), "input_vjp": estimator}
     output = conv(x, weight, bias, **case.geometry, **chosen)
@@ -123,7 +161,7 @@ def test_held_bytes_stay_within_the_keep_rate(case: Case, which: int, keep: floa
 
 
 @pytest.mark.parametrize("keep", [1 / 2, 1 / 4, 1 / 8, 1 / 16])
-@pytest.mark.parametrize("make", [Spatial, Axes, Channels, Batch])
+@pytest.mark.parametrize("make", [Spatial, Axes, Channels, Batch, LowResolution, NormSpatial, NormChannels, Projection])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_held_bytes_of_a_real_layer(make: Any, keep: float, stride: int) -> None:
     x, weight = torch.randn(16, 32, 32, 32), torch.randn(16, 32, 3, 3, requires_grad=True)
@@ -195,7 +233,7 @@ def test_memory_format_does_not_change_the_estimate(estimator: Estimator) -> Non
 def test_global_random_state_is_untouched_and_generators_repeat(estimator: Estimator) -> None:
     x = torch.randn(24, 8, 9, 9, requires_grad=True)
     weight = torch.randn(6, 8, 3, 3, requires_grad=True)
-    input_vjp = Exact() if isinstance(estimator, Batch) else estimator
+    input_vjp = estimator if "input_vjp" in estimator.serves else Exact()
 
     def grads(**options: Any) -> tuple[Tensor, ...]:
         y = conv(x, weight, weight_vjp=estimator, input_vjp=input_vjp, **options)
@@ -304,7 +342,7 @@ def test_retain_graph_repeats_the_estimate() -> None:
 
 
 @pytest.mark.parametrize("keep", [0, -0.5, 1.5, "a", None, float("nan"), True])
-@pytest.mark.parametrize("make", [Spatial, Axes, Channels, Batch])
+@pytest.mark.parametrize("make", [Spatial, Axes, Channels, Batch, LowResolution, NormSpatial, NormChannels, Projection])
 def test_bad_keep_rates_are_named(make: Any, keep: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{make.__name__}: keep={keep!r}, expected a number in \(0, 1\]$"):
         make(keep=keep)
@@ -313,7 +351,8 @@ def test_bad_keep_rates_are_named(make: Any, keep: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"input_vjp": Batch(0.5)}, r"input_vjp=Batch\(keep=0.5\): Batch serves only weight_vjp"),
+        ({"input_vjp": Batch(0.5)}, r"input_vjp=Batch\(keep=0.5, bernoulli=False\): Batch serves only weight_vjp"),
+        ({"input_vjp": Rounding(4)}, r"input_vjp=Rounding\(bits=4, .*: Rounding serves only weight_vjp"),
         ({"weight_vjp": "spatial"}, r"weight_vjp='spatial': expected an estimator such as"),
         ({"groups": 2}, r"input channels=3: expected a positive multiple of groups=2"),
         ({"groups": 3}, r"weight: shape \(6, 3, 3, 3\), expected \(6, 1, 3, 3\) for 3 input channels in groups=3"),

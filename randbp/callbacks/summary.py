@@ -2,12 +2,13 @@
 
 import json
 import os
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
+
+from ..estimators import Estimator, plain_estimator
 
 
 def describe_run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
     """Settings of the estimators in the Trainer's callbacks, ``None`` where no callback has any.
 
     Returns:
-        For each VJP the estimator's fields and its class as ``name``; and the callback's choice of layers.
+        For each VJP the estimator's fields and its class as ``name`` (that of an estimator within it as ``class``);
+        and the callback's choice of layers.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         found = {name: getattr(callback, name, None) for name in ("weight_vjp", "input_vjp")}
@@ -84,7 +86,8 @@ def write_text(path: Path, text: str) -> None:
 def _estimator_fields(estimator: Any) -> dict[str, Any] | None:
     if estimator is None:
         return None
-    fields = asdict(estimator) if is_dataclass(estimator) and not isinstance(estimator, type) else {}
+    fields = plain_estimator(estimator) if isinstance(estimator, Estimator) else {}
+    fields.pop("class", None)
     return {"name": type(estimator).__name__, "keep": getattr(estimator, "keep", None)} | fields
 
 

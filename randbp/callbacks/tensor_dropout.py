@@ -1,7 +1,6 @@
 """Approximate backpropagation in a Lightning Trainer: one callback."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from ..estimators import Estimator, Exact, Spatial
+from ..estimators import Estimator, Exact, Spatial, plain_estimator
 from ..functional import check_estimator
 from ..randomize import RandomizedHandle, randomize
 
@@ -90,8 +89,8 @@ class TensorDropout(Callback):
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "weight_vjp": {"class": type(self.weight_vjp).__name__, **asdict(self.weight_vjp)},
-            "input_vjp": {"class": type(self.input_vjp).__name__, **asdict(self.input_vjp)},
+            "weight_vjp": plain_estimator(self.weight_vjp),
+            "input_vjp": plain_estimator(self.input_vjp),
             "layers": repr(self.layers) if callable(self.layers) else self.layers,
             "seed": self.seed,
         }

@@ -3,9 +3,34 @@
 from .axes import Axes
 from .base import Estimator
 from .batch import Batch
+from .biased_top_k import BiasedTopK
 from .channels import Channels
+from .description import Description
 from .draw import Draw, manual_seed
 from .exact import Exact
+from .low_resolution import LowResolution
+from .norm_channels import NormChannels
+from .norm_spatial import NormSpatial
+from .plain import plain_estimator
+from .projection import Projection
+from .rounding import Rounding
 from .spatial import Spatial
 
-__all__ = ["Axes", "Batch", "Channels", "Draw", "Estimator", "Exact", "Spatial", "manual_seed"]
+__all__ = [
+    "Axes",
+    "Batch",
+    "BiasedTopK",
+    "Channels",
+    "Description",
+    "Draw",
+    "Estimator",
+    "Exact",
+    "LowResolution",
+    "NormChannels",
+    "NormSpatial",
+    "Projection",
+    "Rounding",
+    "Spatial",
+    "manual_seed",
+    "plain_estimator",
+]

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import tn
 from ..tn import ConvSpec, IndexPattern, ResidueClass
 from .base import Estimator
+from .description import Description
 from .draw import Draw
 from .positions import add_weight_vjp, by_rows, gather_rows, grid_positions, input_vjp, shares
 
@@ -70,6 +71,23 @@ class Axes(Estimator):
         if not local.numel():
             return output_grad.new_zeros(spec.input_shape)
         return input_vjp(gather_rows(output_grad, local), local, weight * scale, spec)
+
+    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+        per_kernel = spec.batch_size * spec.out_channels * spec.in_channels // spec.groups
+        held, met = 0.0, 0.0
+        for residue, counts in _plan(self.keep, spec.patterns):
+            rows = self.keep * residue.size if self.bernoulli else prod(counts)
+            held += rows * spec.batch_size * spec.in_channels * dtype.itemsize
+            met += rows * prod(map(len, residue.kernels))
+        size = prod(spec.output_size)
+        outputs = self.keep * size if self.bernoulli else prod(grid_counts(spec.output_size, self.keep))
+        return Description(
+            round(held),
+            round(met * per_kernel),
+            round(outputs * prod(spec.kernel_size) * per_kernel),
+            None,
+            "(1/p^(1/d) - 1) per axis of the contributions summed over the others (Bernoulli), less if fixed-size",
+        )
 
     def _input_parts(self, spec: ConvSpec, draw: Draw) -> list[tuple[ResidueClass, Coordinates, float]]:
         """Per class with anything kept of it: the coordinates kept of each axis, and their weight."""

@@ -1,13 +1,16 @@
 """What an estimator is: an unbiased, cheaper stand-in for one VJP of a convolution."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass, fields
+from math import prod
 from numbers import Real
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ..tn import ConvSpec
+from .description import Description
 from .draw import Draw
 
 Vjp = Literal["weight_vjp", "input_vjp"]
@@ -24,8 +27,15 @@ class Estimator(ABC):
 
     Unbiased means: averaged over draws, the estimate is the exact VJP.
 
+    To add an estimator, write a frozen dataclass that derives from this class, implement :meth:`sketch` and
+    :meth:`weight_vjp`, or :meth:`input_vjp`, or all three, and name in ``serves`` what it can stand in for. The
+    README shows a complete one.
+
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``, the kept share of the sampled leg; 1 is exact.
+
+    Attributes:
+        serves: Which of ``"weight_vjp"`` and ``"input_vjp"`` the estimator can stand in for.
     """
 
     keep: float
@@ -39,6 +49,11 @@ class Estimator(ABC):
         """Whether this estimator is PyTorch's own VJP."""
         return self.keep == 1
 
+    @property
+    def unbiased(self) -> bool:
+        """Whether the average over draws is the exact VJP."""
+        return True
+
     def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
         """What the weight VJP holds of the layer input ``[N, C, *I]``: tensors that own their memory."""
         raise NotImplementedError(f"{type(self).__name__} does not serve weight_vjp")
@@ -47,9 +62,39 @@ class Estimator(ABC):
         """Estimate the weight VJP ``[D, C / groups, *K]`` from the sketch and the output gradient ``[N, D, *O]``."""
         raise NotImplementedError(f"{type(self).__name__} does not serve weight_vjp")
 
-    @abstractmethod
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """Estimate the input VJP ``[N, C, *I]`` from the output gradient ``[N, D, *O]`` and the weight."""
+        raise NotImplementedError(f"{type(self).__name__} does not serve input_vjp")
+
+    def describe(self, spec: ConvSpec, dtype: torch.dtype = torch.float32) -> Description:
+        """What the estimator costs and how far it strays in one layer, as numbers.
+
+        Args:
+            spec: The layer.
+            dtype: Of input and output gradient.
+
+        Returns:
+            See :class:`Description`. An estimator that does not say more of itself is tried once on zeros of the
+            input's size to count the bytes held; its multiply-adds and variance are then ``None``.
+
+        Example:
+            >>> from randbp import Channels
+            >>> layer = ConvSpec((8, 16, 32, 32), out_channels=16, kernel_size=3, padding=1)
+            >>> Channels(keep=0.25).describe(layer).relative_variance
+            3.0
+        """
+        if self.exact:
+            size = spec.batch_size * spec.in_channels * prod(spec.input_size) * dtype.itemsize
+            return Description(size, spec.multiply_adds, spec.multiply_adds, 0.0, "0")
+        return self._describe(spec, dtype)
+
+    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+        """:meth:`describe` where something is estimated."""
+        held = None
+        if "weight_vjp" in self.serves:
+            sketch = self.sketch(torch.zeros(spec.input_shape, dtype=dtype), spec, Draw(0))
+            held = sum(tensor.untyped_storage().nbytes() for tensor in sketch)
+        return Description(held, None, None, None, "not stated", self.unbiased)
 
     def check_serves(self, vjp: Vjp) -> None:
         """Raise ``ValueError`` if this estimator cannot stand in for ``"weight_vjp"`` or ``"input_vjp"``."""
@@ -58,7 +103,8 @@ class Estimator(ABC):
             raise ValueError(f"{vjp}={self!r}: {type(self).__name__} serves only {allowed}")
 
     def __str__(self) -> str:
-        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        given = [f for f in fields(self) if f.init and getattr(self, f.name) != f.default]
+        changed = [f"{f.name}={getattr(self, f.name)}" for f in given]
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
@@ -75,6 +121,12 @@ def check_keep(owner: str, keep: object) -> None:
     """
     if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < float(keep) <= 1:
         raise ValueError(f"{owner}: keep={keep!r}, expected a number in (0, 1]")
+
+
+def check_top(owner: str, top: object) -> None:
+    """Raise ``ValueError`` unless ``top`` is a share in ``[0, 1)``."""
+    if isinstance(top, bool) or not isinstance(top, Real) or not 0 <= float(top) < 1:
+        raise ValueError(f"{owner}: top={top!r}, expected a number in [0, 1)")
 
 
 def kept(size: int, keep: float) -> int:

@@ -1,12 +1,15 @@
 """Whole examples of the batch drawn without replacement."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..tn import ConvSpec
 from .base import Estimator, kept
+from .description import Description
 from .draw import Draw
 from .native import native_weight_vjp
 
@@ -20,6 +23,8 @@ class Batch(Estimator):
 
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``.
+        bernoulli: If true, each example is kept on its own with probability ``p`` and weight ``1/p``; memory is then
+            random, and a draw may keep nothing.
 
     Raises:
         ValueError: If ``keep`` is not a number in ``(0, 1]``.
@@ -27,9 +32,10 @@ class Batch(Estimator):
     Example:
         >>> Batch(keep=0.5).check_serves("input_vjp")
         Traceback (most recent call last):
-        ValueError: input_vjp=Batch(keep=0.5): Batch serves only weight_vjp
+        ValueError: input_vjp=Batch(keep=0.5, bernoulli=False): Batch serves only weight_vjp
     """
 
+    bernoulli: bool = False
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp"})
 
     def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
@@ -39,8 +45,10 @@ class Batch(Estimator):
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """The native weight VJP of the kept examples, scaled."""
         examples = self._examples(output_grad, draw)
+        if not len(examples):
+            return output_grad.new_zeros(spec.weight_shape)
         result = native_weight_vjp(held[0], output_grad.index_select(0, examples), spec)
-        return result.mul_(spec.batch_size / len(examples))
+        return result.mul_(1 / self.keep if self.bernoulli else spec.batch_size / len(examples))
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """Refused: see the class."""
@@ -48,4 +56,14 @@ class Batch(Estimator):
 
     def _examples(self, tensor: Tensor, draw: Draw) -> Tensor:
         batch = tensor.shape[0]
+        if self.bernoulli:  # drawn on the host, so that the random size is known there
+            chosen = (torch.rand(batch, generator=draw.generator()) < self.keep).nonzero().flatten()
+            return chosen.to(tensor.device, non_blocking=True)
         return draw.permutation(batch, tensor.device)[: kept(batch, self.keep)]
+
+    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+        share = self.keep if self.bernoulli else kept(spec.batch_size, self.keep) / spec.batch_size
+        example = spec.in_channels * prod(spec.input_size) * dtype.itemsize
+        variance = "(1/p - 1) Σ_n ‖g_n‖²" if self.bernoulli else "(1/p - 1) N/(N-1) Σ_n ‖g_n - ḡ‖²"
+        held, work = share * spec.batch_size * example, share * spec.multiply_adds
+        return Description(round(held), round(work), None, None, variance)

@@ -1,12 +1,14 @@
 """Channels drawn without replacement: the smaller convolution of the kept channels."""
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from ..tn import ConvSpec
 from .base import Estimator, kept
+from .description import Description
 from .draw import Draw
 from .native import native_input_vjp, native_weight_vjp
 
@@ -37,38 +39,23 @@ class Channels(Estimator):
     def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The kept channels ``[N, S, *I]``."""
         groups, channels = self._sample(spec.groups, spec.in_channels // spec.groups, draw, input.device)
-        return (input.index_select(1, _flat(groups, channels, spec.in_channels // spec.groups)),)
+        return (input.index_select(1, flat_channels(groups, channels, spec.in_channels // spec.groups)),)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """The native weight VJP of the kept channels, scaled; zero for the dropped ones."""
-        size, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        size = spec.in_channels // spec.groups
         groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
-        result = output_grad.new_zeros(spec.groups, size, outer, *spec.kernel_size)
-        if not channels.numel():
-            return result.reshape(spec.weight_shape)
-        if len(groups) < spec.groups:
-            every = torch.arange(outer, device=groups.device).expand(len(groups), -1)
-            output_grad = output_grad.index_select(1, _flat(groups, every, outer))
-        small = _resized(spec, len(groups), channels.shape[1], outer)
-        grad = native_weight_vjp(held[0], output_grad, small)
-        grad = grad.mul_(self._weight(spec.in_channels, channels)).unflatten(0, (len(groups), outer))
-        result[groups.unsqueeze(1), channels] = grad.transpose(1, 2)
-        return result.transpose(1, 2).reshape(spec.weight_shape)
+        grad = weight_vjp_of_channels(held[0], output_grad, groups, channels, spec)
+        return grad.mul_(self._weight(spec.in_channels, channels))
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
         """The native input VJP of the kept output channels, scaled."""
-        size, inner = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+        size = spec.out_channels // spec.groups
         groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
-        if not channels.numel():
-            return output_grad.new_zeros(spec.input_shape)
-        index = _flat(groups, channels, size)
-        small = _resized(spec, len(groups), inner, channels.shape[1])
-        scaled = weight.index_select(0, index) * self._weight(spec.out_channels, channels)
-        grad = native_input_vjp(output_grad.index_select(1, index), scaled, small)
-        if len(groups) == spec.groups:
-            return grad
-        every = torch.arange(inner, device=groups.device).expand(len(groups), -1)
-        return output_grad.new_zeros(spec.input_shape).index_copy_(1, _flat(groups, every, inner), grad)
+        scaled = weight.index_select(0, flat_channels(groups, channels, size))
+        if channels.numel():
+            scaled = scaled * self._weight(spec.out_channels, channels)
+        return input_vjp_of_channels(scaled, output_grad, groups, channels, spec)
 
     def _sample(self, groups: int, size: int, draw: Draw, device: torch.device) -> tuple[Tensor, Tensor]:
         """Kept groups ``[G']`` in order, and the channels kept of each ``[G', S]``."""
@@ -91,16 +78,76 @@ class Channels(Estimator):
             return chosen, torch.arange(size, device=device).expand(len(chosen), -1)
         return torch.arange(groups, device=device), chosen.expand(groups, -1)
 
+    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+        inner, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        share_in, share_out = self._share(spec.groups, inner), self._share(spec.groups, outer)
+        whole = spec.batch_size * spec.in_channels * prod(spec.input_size) * dtype.itemsize
+        weight, input_ = (round(share * spec.multiply_adds) for share in (share_in, share_out))
+        return Description(round(share_in * whole), weight, input_, 1 / share_in - 1, "1/p - 1, p the share kept")
+
+    def _share(self, groups: int, size: int) -> float:
+        """Share of the channels that is kept, on average if it is random."""
+        if self.bernoulli:
+            return self.keep
+        return kept(groups, self.keep) / groups if self.keep * size < 1 else kept(size, self.keep) / size
+
     def _weight(self, size: int, channels: Tensor) -> float:
         return 1 / self.keep if self.bernoulli else size / channels.numel()
 
 
-def _flat(groups: Tensor, channels: Tensor, size: int) -> Tensor:
+def weight_vjp_of_channels(
+    input: Tensor, output_grad: Tensor, groups: Tensor, channels: Tensor, spec: ConvSpec
+) -> Tensor:
+    """Native weight VJP of some input channels ``[N, S, *I]``, zero for the others.
+
+    Args:
+        input: The kept channels.
+        output_grad: ``[N, D, *O]``.
+        groups: Kept groups ``[G']``.
+        channels: The channels kept of each ``[G', S / G']``, numbered within the group.
+        spec: The whole convolution.
+    """
+    size, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    result = output_grad.new_zeros(spec.groups, size, outer, *spec.kernel_size)
+    if channels.numel():
+        if len(groups) < spec.groups:
+            every = torch.arange(outer, device=groups.device).expand(len(groups), -1)
+            output_grad = output_grad.index_select(1, flat_channels(groups, every, outer))
+        grad = native_weight_vjp(input, output_grad, resized(spec, len(groups), channels.shape[1], outer))
+        grad = grad.unflatten(0, (len(groups), outer)).transpose(1, 2)
+        result.index_put_((groups.unsqueeze(1), channels), grad, accumulate=True)  # a channel may be kept twice
+    return result.transpose(1, 2).reshape(spec.weight_shape)
+
+
+def input_vjp_of_channels(
+    weight: Tensor, output_grad: Tensor, groups: Tensor, channels: Tensor, spec: ConvSpec
+) -> Tensor:
+    """Native input VJP of some output channels.
+
+    Args:
+        weight: The kernels of the kept output channels, ``[S, C / G, *K]``.
+        output_grad: ``[N, D, *O]``, all channels.
+        groups: Kept groups ``[G']``.
+        channels: The output channels kept of each ``[G', S / G']``, numbered within the group.
+        spec: The whole convolution.
+    """
+    size, inner = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    if not channels.numel():
+        return output_grad.new_zeros(spec.input_shape)
+    kept_grad = output_grad.index_select(1, flat_channels(groups, channels, size))
+    grad = native_input_vjp(kept_grad, weight, resized(spec, len(groups), inner, channels.shape[1]))
+    if len(groups) == spec.groups:
+        return grad
+    every = torch.arange(inner, device=groups.device).expand(len(groups), -1)
+    return output_grad.new_zeros(spec.input_shape).index_add_(1, flat_channels(groups, every, inner), grad)
+
+
+def flat_channels(groups: Tensor, channels: Tensor, size: int) -> Tensor:
     """Flat channel numbers of the kept channels ``[G', S]`` of the kept groups ``[G']``."""
     return (groups.unsqueeze(1) * size + channels).flatten()
 
 
-def _resized(spec: ConvSpec, groups: int, inner: int, outer: int) -> ConvSpec:
+def resized(spec: ConvSpec, groups: int, inner: int, outer: int) -> ConvSpec:
     """The same convolution with ``groups`` groups of ``inner`` input and ``outer`` output channels."""
     return ConvSpec(
         (spec.batch_size, groups * inner, *spec.input_size),

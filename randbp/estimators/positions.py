@@ -29,6 +29,20 @@ def grid_positions(grid: tuple[range, ...], sizes: tuple[int, ...], device: torc
     return flat.to(device, non_blocking=True)
 
 
+@lru_cache(maxsize=256)
+def used_positions(spec: ConvSpec, device: torch.device) -> Tensor:
+    """Flat input positions that any output may use, one residue class after the other.
+
+    Example:
+        >>> downsampling = ConvSpec((1, 1, 5), out_channels=1, kernel_size=1, stride=2)
+        >>> used_positions(downsampling, torch.device("cpu"))
+        tensor([0, 2, 4])
+    """
+    classes = tn.residue_classes(spec.patterns)
+    parts = [grid_positions(residue.inputs, spec.input_size, device) for residue in classes]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device=device)
+
+
 def add_weight_vjp(
     result: Tensor,
     rows: Tensor,

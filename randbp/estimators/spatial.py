@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import tn
 from ..tn import ConvSpec, IndexPattern, ResidueClass
 from .base import Estimator, kept
+from .description import Description
 from .draw import Draw
 from .positions import add_weight_vjp, by_rows, flat_spatial, gather_rows, grid_positions, input_vjp, shares
 
@@ -93,6 +94,23 @@ class Spatial(Estimator):
         mean = flat_spatial(output_grad).mean(2)
         result = input_vjp(rows.sub_(mean.unsqueeze(1)), local, weight * (size / count), spec)
         return result.add_(tn.constant_output_grad_input_vjp(spec).contract(mean=mean, weight=weight))
+
+    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+        plan, output = self._plan(spec), prod(spec.output_size)
+        per_example = spec.out_channels * spec.in_channels // spec.groups
+        rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
+        met = sum(count * prod(map(len, residue.kernels)) for residue, count in plan.parts)
+        budget = kept(output, self.keep)
+        centred = self.center and 1 < budget < output
+        met_outputs = (budget - centred) * prod(spec.kernel_size)
+        weight, input_ = plan.examples * met * per_example, spec.batch_size * met_outputs * per_example
+        if plan.centred:
+            weight += tn.constant_input_weight_vjp(spec).plan().multiplications
+        if centred:
+            input_ += tn.constant_output_grad_input_vjp(spec).plan().multiplications
+        mean = " - mean" if plan.centred else ""
+        variance = f"(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖(X{mean})_i ⊗ V_i - mean‖², V_i the output gradients position i meets"
+        return Description(rows * spec.in_channels * dtype.itemsize, weight, input_, None, variance)
 
     def _sample(self, draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
         """Kept positions ``[N or 1, S]``: successive stretches of one permutation, or one stretch for all."""

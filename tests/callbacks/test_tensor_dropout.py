@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from randbp import Batch, Channels, Exact, Spatial
+from randbp import Batch, Channels, Exact, Rounding, Spatial
 from randbp.callbacks import TensorDropout
+from randbp.callbacks.summary import describe_estimators
 
 
 class Module(pl.LightningModule):
@@ -148,6 +149,17 @@ def test_settings_and_counter_are_in_the_checkpoint(tmp_path: Path) -> None:
     assert state["settings"]["layers"] == "net.3" and state["settings"]["seed"] == 0
     with pytest.warns(UserWarning, match="the checkpoint was written with"):
         fit(tmp_path, TensorDropout(Spatial(0.5)), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
+
+
+def test_an_estimator_within_another_is_named_in_the_checkpoint(tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
+    fit(tmp_path, TensorDropout(Rounding(4, Batch(0.5))), save, enable_checkpointing=True, max_epochs=1)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["TensorDropout"]
+    inner = {"class": "Batch", "keep": 0.5, "bernoulli": False}
+    assert state["settings"]["weight_vjp"] | {"estimator": inner} == state["settings"]["weight_vjp"]
+    estimators = describe_estimators(trainer(tmp_path, TensorDropout(Rounding(4, Batch(0.5)))))
+    assert estimators is not None and estimators["weight_vjp"]["name"] == "Rounding"
+    assert "class" not in estimators["weight_vjp"] and estimators["weight_vjp"]["estimator"] == inner
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["error", "ctrl-c"])

@@ -36,7 +36,7 @@ def gathered_product(
         determined_sizes: Sizes of the legs that ``P`` groups.
         groups: ``G``.
     """
-    table = _Table(target_sizes, via, determined_sizes)
+    table = PartnerTable(target_sizes, via, determined_sizes)
 
     def kernel(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         batch, channels, positions = x.shape
@@ -56,7 +56,7 @@ def gathered_product(
             for chosen, kept in zip(partners.split(rows_at_once), flat.split(rows_at_once), strict=True):
                 met = blank.index_select(0, chosen.flatten()).view(len(kept), len(part), groups, -1)
                 met = met.transpose(1, 2).flatten(1)  # [rows, G·(F·A)]
-                total = _add_rows_by_rows(total, met, kept, groups)
+                total = rows_by_rows(met, kept, groups, total)
             if total is not None:
                 out[..., first : first + together] = total.unflatten(1, (len(part), -1)).permute(0, 2, 3, 1)
         return out if len(flat) else out.zero_()
@@ -75,7 +75,7 @@ def scattered_product(
     The kernel takes ``x [G, A, B, F]``, ``rows [R, S, G·A]`` and an index ``[R or a divisor of it, S]``; it gives
     ``[R, P, G·B]``. Arguments as in `gathered_product`.
     """
-    table = _Table(target_sizes, via, determined_sizes)
+    table = PartnerTable(target_sizes, via, determined_sizes)
     positions = 1
     for size in determined_sizes:
         positions *= size
@@ -87,13 +87,13 @@ def scattered_product(
         flat = rows.flatten(0, 1)
         index, offsets = _aligned(index, batch), _offsets(batch, positions + 1, index.device)
         for number, entry in enumerate(entries):
-            out.index_add_(0, (entry[index] + offsets).flatten(), _rows_by_matrices(flat, x[..., number]))
+            out.index_add_(0, (entry[index] + offsets).flatten(), rows_by_matrices(flat, x[..., number]))
         return out.view(batch, positions + 1, -1)[:, :-1]
 
     return kernel
 
 
-class _Table:
+class PartnerTable:
     """Partners of all positions, ``[F, grid]``, computed at the first call on a device."""
 
     def __init__(
@@ -109,6 +109,7 @@ class _Table:
         self._made: dict[torch.device, Tensor] = {}
 
     def __call__(self, device: torch.device) -> Tensor:
+        """The table ``[F, grid]`` on a device; the number of positions stands for no partner."""
         made = self._made.get(device)
         if made is None:
             every = self._kernel(torch.arange(self._grid, device=device))
@@ -126,7 +127,7 @@ def _offsets(batch: int, length: int, device: torch.device) -> Tensor:
     return torch.arange(0, batch * length, length, device=device).unsqueeze(1)
 
 
-def _add_rows_by_rows(total: Tensor | None, left: Tensor, right: Tensor, groups: int) -> Tensor:
+def rows_by_rows(left: Tensor, right: Tensor, groups: int, total: Tensor | None = None) -> Tensor:
     """``[R, G·A]`` and ``[R, G·B]`` to ``[G, A, B]``: the product over rows within each group, added to a total."""
     if groups == 1:
         if total is None:
@@ -141,7 +142,7 @@ def _add_rows_by_rows(total: Tensor | None, left: Tensor, right: Tensor, groups:
     return product if total is None else total.add_(product)
 
 
-def _rows_by_matrices(rows: Tensor, matrices: Tensor) -> Tensor:
+def rows_by_matrices(rows: Tensor, matrices: Tensor) -> Tensor:
     """Rows ``[R, G·A]`` times one matrix ``[G, A, B]`` per group to ``[R, G·B]``."""
     groups, inner, outer = matrices.shape
     if groups == 1:

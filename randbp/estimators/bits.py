@@ -1,0 +1,55 @@
+"""Integers of 1 to 8 bits packed into bytes without a gap."""
+
+import torch
+from torch import Tensor
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes that ``count`` codes take; the count is rounded up to a multiple of eight.
+
+    Example:
+        >>> packed_size(1000, 3)
+        375
+    """
+    return -(-count // 8) * bits
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes ``[N, 8·L]`` (``uint8``, below ``2^bits``) as bytes ``[N, L·bits]``.
+
+    The bits of a code go into planes whose widths are the powers of two that make up ``bits`` (5 = 4 + 1), so that
+    each plane packs a whole number of codes into a byte. Within a plane, byte ``j`` holds codes that lie a fixed
+    distance apart: packing and unpacking then move long runs of memory.
+
+    Example:
+        >>> codes = torch.randint(0, 2**5, (2, 16), dtype=torch.uint8)
+        >>> pack(codes, 5).shape, bool((unpack(pack(codes, 5), 5) == codes).all())
+        (torch.Size([2, 10]), True)
+    """
+    planes, low = [], 0
+    for width in _widths(bits):
+        slabs = ((codes >> low) & (2**width - 1)).unflatten(1, (8 // width, -1))
+        plane = slabs[:, 0].clone()
+        for number in range(1, 8 // width):
+            plane |= slabs[:, number] << (number * width)
+        planes.append(plane)
+        low += width
+    return torch.cat(planes, 1)
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """Inverse of :func:`pack`."""
+    length = packed.shape[1] // bits
+    codes = packed.new_zeros(packed.shape[0], 8 * length)
+    low = first = 0
+    for width in _widths(bits):
+        plane = packed[:, first : first + width * length]
+        slabs = codes.unflatten(1, (8 // width, -1))
+        for number in range(8 // width):
+            slabs[:, number] |= ((plane >> (number * width)) & (2**width - 1)) << low
+        first, low = first + width * length, low + width
+    return codes
+
+
+def _widths(bits: int) -> list[int]:
+    return [width for width in (8, 4, 2, 1) if bits & width]

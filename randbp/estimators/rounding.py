@@ -1,0 +1,150 @@
+"""Stochastic rounding of what is held for backward."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..tn import ConvSpec
+from .base import Estimator
+from .chunks import chunked_weight_vjp, chunks
+from .description import Description
+from .draw import Draw
+from .exact import Exact
+from .rounded import RoundedLayout
+
+_NOISE = -2  # key of the draws that round, apart from those of the estimator within
+
+
+@dataclass(frozen=True)
+class Rounding(Estimator):
+    """Hold the input, or what another estimator keeps of it, in 1 to 8 bits per entry.
+
+    Each block of entries gets an offset ``a`` (its least entry) and a step ``h = range / (2^b - 1)``; an entry is held
+    as the integer ``⌊(x - a)/h + u⌋`` with ``u`` uniform in ``[0, 1)`` and read as ``a + h·integer``. The expectation
+    over ``u`` is ``x``, and every VJP is linear in what is held, so the estimate stays unbiased. The variance of an
+    entry is ``h²·f·(1 - f) ≤ h²/4`` with ``f`` the fractional part; errors of different entries are independent. The
+    variance of the weight VJP is thus at most ``Σ_i h_i²/4`` times the squared norm of the output gradients that entry
+    ``i`` meets, and it adds to the variance of the estimator within.
+
+    The bytes are ``b/8`` per entry plus two scales per block. Rounding saves no arithmetic: the weight VJP decodes an
+    eighth of the batch at a time and runs PyTorch's own kernel. Around a sampler it decodes the sample only.
+
+    What an estimator holds as a ``[N, M]`` matrix after its sample, such as means, is rounded to eight bits at least,
+    since an error in it touches all positions at once. Tensors that would not get smaller are held as they are. NaN
+    and Inf make their whole block NaN.
+
+    Source: Chakrabarti and Moseley, Backprop with approximate activations, NeurIPS 2019 (arXiv:1901.07988); Chen et
+    al., ActNN: reducing training memory footprint via 2-bit activation compressed training, ICML 2021
+    (arXiv:2104.14129), whose blocks and stochastic rounding these are.
+
+    Args:
+        bits: Bits per entry, 1 to 8.
+        estimator: What decides which entries are kept; by default all of them.
+        block: Entries that share two scales; ``"channel"`` for one block per example and channel (of a sample: per
+            example and kept row).
+
+    Raises:
+        ValueError: If ``bits`` or ``block`` is out of range, or ``estimator`` does not serve the weight VJP.
+
+    Example:
+        >>> from randbp import Spatial
+        >>> Rounding(bits=4, estimator=Spatial(keep=0.25)).keep  # share of the bytes in single precision
+        0.03125
+    """
+
+    keep: float = field(default=1.0, init=False, repr=False, compare=False)
+    bits: int
+    estimator: Estimator = Exact()  # noqa: RUF009 -- a frozen value
+    block: int | Literal["channel"] = 256
+    serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp"})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
+            raise ValueError(f"Rounding: bits={self.bits!r}, expected an integer from 1 to 8")
+        if self.block != "channel" and (not isinstance(self.block, int) or self.block < 8):
+            raise ValueError(f"Rounding: block={self.block!r}, expected an integer >= 8 or 'channel'")
+        if not isinstance(self.estimator, Estimator) or isinstance(self.estimator, Rounding):
+            raise ValueError(f"Rounding: estimator={self.estimator!r}, expected an estimator that does not round")
+        if "weight_vjp" not in self.estimator.serves:
+            raise ValueError(f"Rounding: estimator={self.estimator!r}, expected one that serves weight_vjp")
+        object.__setattr__(self, "keep", self.estimator.keep * self.bits / 32)
+
+    @property
+    def exact(self) -> bool:
+        """Never: rounding always loses something."""
+        return False
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the estimator within is."""
+        return self.estimator.unbiased
+
+    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+        """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""
+        inner = (input,) if self.estimator.exact else self.estimator.sketch(input, spec, draw)
+        held: list[Tensor] = []
+        for number, tensor in enumerate(inner):
+            if not tensor.is_floating_point():
+                held.append(tensor)
+                continue
+            layout = self._layout(tuple(tensor.shape), tensor.dtype, number)
+            held.append(tensor.new_empty(0, *tensor.shape))
+            held.extend((tensor,) if layout is None else layout.encode(tensor, draw.child(_NOISE, number)))
+        return tuple(held)
+
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+        """The VJP of what is held, decoded."""
+        if not self.estimator.exact:
+            return self.estimator.weight_vjp(tuple(self._decode(held)), output_grad, spec, draw)
+        like, *parts = held
+        layout = self._layout(tuple(like.shape[1:]), like.dtype, 0)
+        if layout is None:
+            return Exact().weight_vjp((parts[0],), output_grad, spec, draw)
+        codes, scales = parts
+
+        def rebuild(_: int, part: slice) -> Tensor:
+            return layout.decode(codes[part], scales[part]).view(-1, *spec.input_shape[1:])
+
+        return chunked_weight_vjp(rebuild, chunks(spec.batch_size), output_grad, spec)
+
+    def _decode(self, held: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        tensors, number = iter(held), -1
+        for tensor in tensors:
+            number += 1
+            if not tensor.is_floating_point():
+                yield tensor
+                continue
+            layout = self._layout(tuple(tensor.shape[1:]), tensor.dtype, number)
+            if layout is None:
+                yield next(tensors)
+            else:
+                decoded = layout.decode(next(tensors), next(tensors))
+                yield decoded.to(tensor.dtype).view(tensor.shape[1:])
+
+    def _layout(self, shape: tuple[int, ...], dtype: torch.dtype, number: int) -> RoundedLayout | None:
+        """How the ``number``-th tensor of a sketch is rounded, ``None`` if that would not save bytes."""
+        if not prod(shape):
+            return None
+        entries = prod(shape[1:])
+        block = min(256 if self.block == "channel" else self.block, entries)
+        if self.block == "channel" and len(shape) > 2:
+            block = prod(shape[2:])
+        bits = max(8, self.bits) if number and len(shape) == 2 else self.bits
+        layout = RoundedLayout(bits, entries, block, dtype)
+        return layout if layout.bytes_per_example < entries * dtype.itemsize else None
+
+    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+        inner, zeros = self.estimator.describe(spec, dtype), torch.zeros(spec.input_shape, dtype=dtype)
+        sketch = (zeros,) if self.estimator.exact else self.estimator.sketch(zeros, spec, Draw(0))
+        held = 0
+        for number, tensor in enumerate(sketch):
+            layout = self._layout(tuple(tensor.shape), dtype, number) if tensor.is_floating_point() else None
+            held += tensor.nbytes if layout is None else len(tensor) * layout.bytes_per_example
+        variance = "≤ Σ_i (h_i²/4) ‖V_Y met by entry i‖², h = range of its block / (2^bits - 1)"
+        if not self.estimator.exact:
+            variance = f"{inner.variance}; plus {variance}, times squared weights"
+        return Description(held, inner.weight_multiply_adds, None, None, variance, self.unbiased)

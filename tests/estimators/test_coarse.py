@@ -1,0 +1,45 @@
+"""The control variate's own VJPs against autograd on an input that is constant on cells."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from randbp.estimators.coarse import CoarseGrid, coarse_input_vjp, coarse_weight_vjp
+from randbp.functional import conv_spec
+from tests.cases import Case, cases
+
+
+def upsampled(means: torch.Tensor, grid: CoarseGrid) -> torch.Tensor:
+    return means[:, :, grid.cell_of(means.device)].unflatten(2, grid.sizes)
+
+
+@given(case=cases(largest=8), block=st.integers(1, 9))
+def test_means_are_those_of_each_cell(case: Case, block: int) -> None:
+    x = case.tensors()[0].detach()
+    grid = CoarseGrid(case.input_size, block)
+    cells = grid.cell_of(x.device)
+    expected = torch.stack([x.flatten(2)[:, :, cells == c].mean(2) for c in range(grid.cells)], 2)
+    torch.testing.assert_close(grid.means(x), expected)
+
+
+@given(case=cases(largest=8), block=st.integers(1, 9))
+def test_weight_vjp_of_cells(case: Case, block: int) -> None:
+    x, weight, _ = case.tensors()
+    grid = CoarseGrid(case.input_size, block)
+    means = grid.means(x.detach())
+    output = case.native(upsampled(means, grid), weight, None)
+    output_grad = case.output_grad(output)
+    expected = torch.autograd.grad(output, weight, output_grad)[0]
+    spec = conv_spec(x, weight, **case.geometry)
+    torch.testing.assert_close(coarse_weight_vjp(means, output_grad, grid, spec).reshape(weight.shape), expected)
+
+
+@given(case=cases(largest=8), block=st.integers(1, 9))
+def test_input_vjp_of_cells(case: Case, block: int) -> None:
+    x, weight, _ = case.tensors()
+    output = case.native(x, weight, None)
+    grid = CoarseGrid(tuple(output.shape[2:]), block)
+    means = grid.means(case.output_grad(output))
+    expected = torch.autograd.grad(output, x, upsampled(means, grid))[0]
+    spec = conv_spec(x, weight, **case.geometry)
+    torch.testing.assert_close(coarse_input_vjp(means, weight.detach(), grid, spec), expected)

@@ -1,0 +1,113 @@
+"""What an estimator says of itself against what can be measured."""
+
+import math
+from math import prod
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from randbp import (
+    Axes,
+    Batch,
+    BiasedTopK,
+    Channels,
+    Estimator,
+    Exact,
+    LowResolution,
+    NormChannels,
+    NormSpatial,
+    Projection,
+    Rounding,
+    Spatial,
+)
+from randbp.estimators import Draw
+from randbp.functional import conv_spec
+from tests.cases import Case, cases
+
+MAKERS = {
+    "exact": lambda keep: Exact(),
+    "spatial": Spatial,
+    "spatial raw": lambda keep: Spatial(keep, center=False),
+    "axes": Axes,
+    "channels": Channels,
+    "batch": Batch,
+    "low resolution": lambda keep: LowResolution(keep, block=2),
+    "norm spatial": NormSpatial,
+    "norm spatial cells": lambda keep: NormSpatial(keep, center=2),
+    "norm channels": NormChannels,
+    "top k": BiasedTopK,
+    "projection": lambda keep: Projection(keep, block=7),
+    "rounding": lambda keep: Rounding(3, block=16),
+    "rounded sample": lambda keep: Rounding(5, LowResolution(keep, block=2), block=16),
+}
+pytestmark = pytest.mark.filterwarnings("ignore:BiasedTopK")
+
+
+@given(
+    case=cases(),
+    name=st.sampled_from(sorted(MAKERS)),
+    keep=st.sampled_from([0.1, 0.3, 0.5, 0.9, 1.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+@settings(max_examples=200)
+def test_held_bytes_are_those_measured(case: Case, name: str, keep: float, dtype: torch.dtype) -> None:
+    estimator: Estimator = MAKERS[name](keep)
+    x, weight, _ = case.tensors(dtype)
+    spec = conv_spec(x, weight, **case.geometry)
+    held = (Exact() if estimator.exact else estimator).sketch(x.detach(), spec, Draw(0))
+    measured = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held if t.numel()}.values())
+    assert estimator.describe(spec, dtype).held_bytes == measured
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_multiply_adds_are_those_counted(name: str, stride: int) -> None:
+    """PyTorch's own count of matrix products and convolutions; without padding it knows no zeros to leave out.
+
+    The sums that the mean of `Spatial` meets run as a product with a matrix of zeros and ones in a layer as small as
+    this one; as sums they are not part of the description.
+    """
+    estimator: Estimator = MAKERS[name](0.25)
+    x, weight = torch.randn(8, 8, 13, 11), torch.randn(12, 8, 3, 3)
+    spec = conv_spec(x, weight, stride, 0, 1, 1)
+    output_grad, description = torch.randn(spec.output_shape), estimator.describe(spec)
+    if "weight_vjp" in estimator.serves:
+        with FlopCounterMode(display=False) as counter:
+            estimator.weight_vjp(estimator.sketch(x, spec, Draw(0)), output_grad, spec, Draw(0))
+        sums = 8 * 12 * prod(spec.output_size) * 9 if name == "spatial" else 0
+        assert description.weight_multiply_adds == counter.get_total_flops() // 2 - sums
+    if "input_vjp" in estimator.serves:
+        with FlopCounterMode(display=False) as counter:
+            estimator.input_vjp(output_grad, weight, spec, Draw(0))
+        sums = 8 * 8 * 13 * 11 * 9 if name == "spatial" else 0
+        assert description.input_multiply_adds == counter.get_total_flops() // 2 - sums
+
+
+@pytest.mark.parametrize("estimator", [Channels(0.25), Channels(0.3, bernoulli=True)], ids=str)
+def test_the_relative_variance_is_that_of_draws(estimator: Channels) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, output_grad = torch.rand(2, 8, 4, 4, generator=generator), torch.rand(2, 3, 2, 2, generator=generator)
+    spec = conv_spec(x, torch.empty(3, 8, 3, 3), 1, 0, 1, 1)
+    exact = Exact().weight_vjp((x,), output_grad, spec, Draw(0))
+    draws = [estimator.weight_vjp(estimator.sketch(x, spec, Draw(s)), output_grad, spec, Draw(s)) for s in range(3000)]
+    measured = sum(float((d - exact).square().sum()) for d in draws) / 3000 / float(exact.square().sum())
+    stated = estimator.describe(spec).relative_variance
+    assert stated is not None and math.isclose(measured, stated, rel_tol=0.05)
+
+
+def test_exact_and_keep_one_say_the_same() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    spec = conv_spec(x, torch.empty(4, 4, 3, 3), 1, 1, 1, 1)
+    description = Spatial(1).describe(spec)
+    assert description == Exact().describe(spec)
+    assert description.held_bytes == x.nbytes and description.relative_variance == 0 and description.unbiased
+
+
+def test_what_is_biased_says_so() -> None:
+    spec = conv_spec(torch.empty(2, 4, 8, 8), torch.empty(4, 4, 3, 3), 1, 1, 1, 1)
+    for estimator in (BiasedTopK(0.5), Rounding(4, BiasedTopK(0.5))):
+        assert not estimator.unbiased and not estimator.describe(spec).unbiased
+    assert Rounding(4, Spatial(0.5)).unbiased

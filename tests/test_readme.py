@@ -1,0 +1,49 @@
+"""The README's own estimator is complete, short, works in a layer and is unbiased."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import randbp
+from randbp.estimators import Draw
+from randbp.functional import conv_spec
+from tests.estimators.test_unbiased import assert_unbiased
+
+
+@pytest.fixture(scope="module")
+def example() -> Any:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"### Your own.*?```python\n(.*?)```", readme, re.DOTALL)
+    assert code is not None
+    assert sum(bool(line.strip()) for line in code[1].splitlines()) <= 20
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    exec(code[1], namespace)
+    return namespace["SignedSums"]
+
+
+def test_it_is_unbiased(example: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(6, 2, 5, 4, generator=generator, dtype=torch.float64)
+    weight = torch.rand(3, 2, 3, 2, generator=generator, dtype=torch.float64)
+    spec = conv_spec(x, weight, 2, 1, 1, 1)
+    output_grad = torch.rand(spec.output_shape, generator=generator, dtype=torch.float64)
+    exact = randbp.Exact().weight_vjp((x,), output_grad, spec, Draw(0))
+    estimator = example(keep=0.5)
+    draws = [estimator.weight_vjp(estimator.sketch(x, spec, Draw(s)), output_grad, spec, Draw(s)) for s in range(2000)]
+    assert_unbiased(torch.stack(draws), exact)
+
+
+def test_it_serves_a_model_and_describes_itself(example: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with randbp.randomize(model, weight_vjp=example(keep=0.25)) as handle:
+        assert handle.keep_rates == {"0": 0.25, "2": 0.25}
+        model(torch.randn(8, 3, 9, 9)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    spec = conv_spec(torch.empty(8, 3, 9, 9), torch.empty(8, 3, 3, 3), 1, 0, 1, 1)
+    assert example(keep=0.25).describe(spec).held_bytes == 2 * 3 * 81 * 4
+    with pytest.raises(ValueError, match=r"SignedSums serves only weight_vjp"):
+        randbp.randomize(model, input_vjp=example(keep=0.25))
