@@ -12,6 +12,7 @@ from .relations import Lookup, Problem, Relation, Windows
 STREAM = 16  # read or write once, in order
 GATHER = 64  # read or write through an index
 REORDER = 2.5  # passes over its tensors that a native input gradient makes on top of a matrix product's one
+LAST_RESORT = 1000  # scattering chosen entries into zeros: right, but never while another order does without
 LAUNCH = 20_000  # fixed cost of a step
 
 
@@ -83,6 +84,8 @@ class CostModel:
         size = self.volume(out)
         moved = self.volume(tensor) + size
         if isinstance(relation, Lookup):
+            if i & out and free & tensor:  # back into the full size: multiplies by the zeros that a sample leaves out
+                return Cost(0, LAST_RESORT * (moved + expanded), size)
             # Gathering through a table that is held as well: two passes, irregular.
             return Cost(0, moved + (GATHER // STREAM) * expanded, size)
         if (i & tensor) and not (i & out):

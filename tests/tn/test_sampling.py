@@ -163,3 +163,18 @@ def test_more_errors():
         net.subsample(i1=index, stored=("weight",))
     with pytest.raises(ValueError, match="'i1' is restricted already"):
         net.subsample(i1=index).subsample(i1=index)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 64])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("per_example", [True, False])
+def test_kept_positions_are_never_put_back_into_a_full_size_tensor(channels, kernel, per_example):
+    """Also where a dense native kernel on scattered zeros would look cheap."""
+    spec = tn.ConvSpec((8, channels, 13, 11), 12, kernel, padding=kernel // 2)
+    sample = tn.Sample(35, per_example)
+    for net in (
+        tn.sampled(tn.weight_vjp(spec), {"i1 i2": sample}, stored=("input",)),
+        tn.sampled(tn.input_vjp(spec), {"o1 o2": sample}, stored=("output_grad",)),
+    ):
+        kernels = {step.kernel for step in net.plan().steps}
+        assert not any("convolution" in name or name == "scatter" for name in kernels), kernels
