@@ -29,7 +29,7 @@ def native_input_vjp(output_grad: Tensor, weight: Tensor, spec: ConvSpec) -> Ten
     shape = list(spec.input_shape)
     for dim in range(spec.dims):
         shape[-1 - dim] += extra[2 * dim] + extra[2 * dim + 1]
-    placeholder = output_grad.new_empty(1).expand(shape)
+    placeholder = output_grad.new_empty(shape)  # anything but plain memory would be copied
     result = _backward(output_grad, placeholder, weight, spec, symmetric, 0)
     return F.pad(result, [-side for side in extra]) if any(extra) else result
 
