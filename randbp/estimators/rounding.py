@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec
+from ..tn import LayerSpec
 from .base import Estimator
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
@@ -83,7 +83,7 @@ class Rounding(Estimator):
         """Whether the estimator within is."""
         return self.estimator.unbiased
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""
         inner = (input,) if self.estimator.exact else self.estimator.sketch(input, spec, draw)
         held: list[Tensor] = []
@@ -96,7 +96,7 @@ class Rounding(Estimator):
             held.extend((tensor,) if layout is None else layout.encode(tensor, draw.child(_NOISE, number)))
         return tuple(held)
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The VJP of what is held, decoded."""
         if not self.estimator.exact:
             return self.estimator.weight_vjp(tuple(self._decode(held)), output_grad, spec, draw)
@@ -137,7 +137,7 @@ class Rounding(Estimator):
         layout = RoundedLayout(bits, entries, block, dtype)
         return layout if layout.bytes_per_example < entries * dtype.itemsize else None
 
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         inner, zeros = self.estimator.describe(spec, dtype), torch.zeros(spec.input_shape, dtype=dtype)
         sketch = (zeros,) if self.estimator.exact else self.estimator.sketch(zeros, spec, Draw(0))
         held = 0
