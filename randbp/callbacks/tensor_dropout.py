@@ -23,9 +23,9 @@ class TensorDropout(Callback):
     Args:
         weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial(keep=0.25)``.
         input_vjp: Estimator of the inputs' gradients; exact by default.
-        layers: Which layers: ``None`` for all convolutions (transposed ones included, linear layers not), names or globs
-            of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select ``nn.Linear``, too
-            (``"*"`` means all).
+        layers: Which layers: ``None`` for all convolutions (transposed ones included, linear layers not), names or
+            globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select
+            ``nn.Linear``, too (``"*"`` means all).
         seed: Determines all samples; PyTorch's generators are neither read nor changed.
 
     Raises:

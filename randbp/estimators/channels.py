@@ -149,4 +149,3 @@ def input_vjp_of_channels(
 def flat_channels(groups: Tensor, channels: Tensor, size: int) -> Tensor:
     """Flat channel numbers of the kept channels ``[G', S]`` of the kept groups ``[G']``."""
     return (groups.unsqueeze(1) * size + channels).flatten()
-

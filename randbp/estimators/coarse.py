@@ -91,7 +91,9 @@ def coarse_weight_vjp(means: Tensor, output_grad: Tensor, grid: CoarseGrid, spec
     """
     sums = output_grad.flatten(0, 1)
     for pattern in reversed(spec.patterns):
-        sums = (sums @ _boxes(role(spec, "input"), pattern, grid.block, sums.dtype, sums.device).flatten(1)).movedim(-1, 1)
+        sums = (sums @ _boxes(role(spec, "input"), pattern, grid.block, sums.dtype, sums.device).flatten(1)).movedim(
+            -1, 1
+        )
     dims, groups = spec.dims, spec.groups
     sums = sums.reshape(spec.batch_size, groups, -1, *_interleaved(grid, spec))
     order = (1, 2, *range(4, 4 + 2 * dims, 2), 0, *range(3, 3 + 2 * dims, 2))  # [G, D / G, *K, N, *cells]
@@ -145,7 +147,7 @@ def _interleaved(grid: CoarseGrid, spec: LayerSpec) -> tuple[int, ...]:
 def _boxes(
     leg: Literal["i", "o"], pattern: IndexPattern, block: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """``Π`` summed over the cells of one leg: ``[O, cells, K]`` for cells of ``i``, ``[I, cells, K]`` for those of ``o``."""
+    """``Π`` summed over the cells of one leg: ``[O, cells, K]`` for cells of ``i``, ``[I, cells, K]`` for ``o``."""
     size, other = pattern.input_size, pattern.output_size
     if leg == "o":
         size, other = other, size

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..tn import IndexPattern, LayerSpec, PositionClass
 from ..tn.execute.rows import PartnerTable, rows_by_matrices, rows_by_rows
 from ..tn.layers import role
-from .kernels import by_group
+from .kernels import at_entry, by_group
 from .positions import flat_spatial
 
 
@@ -37,7 +37,7 @@ def add_pairs_weight_vjp(
     partners = _partners(role(spec, "input"), positions.patterns, index.device)
     for partner, kernel in zip(partners, product(*positions.kernels), strict=True):
         met = output_rows.index_select(0, partner[local] + first)
-        grouped[(..., *kernel)].add_(rows_by_rows(met, rows, spec.groups))
+        at_entry(grouped, kernel).add_(rows_by_rows(met, rows, spec.groups))
 
 
 def add_pairs_input_vjp(
@@ -58,7 +58,7 @@ def add_pairs_input_vjp(
     grouped = by_group(weight, spec)
     partners = _partners(role(spec, "output"), positions.patterns, index.device)
     for partner, kernel in zip(partners, product(*positions.kernels), strict=True):
-        result.index_add_(0, partner[local] + first, rows_by_matrices(rows, grouped[(..., *kernel)]))
+        result.index_add_(0, partner[local] + first, rows_by_matrices(rows, at_entry(grouped, kernel)))
 
 
 def rows_with_blank(tensor: Tensor) -> Tensor:

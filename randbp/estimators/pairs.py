@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..tn import LayerSpec, PositionClass
 from ..tn.layers import Side
-from .base import Estimator, kept
+from .base import Estimator
 from .chunks import chunks
 from .coarse import CoarseGrid, affordable_grid, coarse_input_vjp, coarse_multiply_adds, coarse_weight_vjp
 from .description import Description

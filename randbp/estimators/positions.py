@@ -11,7 +11,7 @@ from .. import tn
 from ..tn import LayerSpec, LinearSpec, PositionClass
 from ..tn.execute.rows import rows_by_matrices, rows_by_rows
 from ..tn.layers import Side
-from .kernels import by_group
+from .kernels import at_entry, by_group
 
 Part = tuple[PositionClass, int]
 
@@ -153,7 +153,7 @@ def add_weight_vjp(
     if _is_pointwise(positions) and memory_rows(output_grad) is not None:
         met = gather_rows(output_grad, local).flatten(0, 1)
         grad = rows_by_rows(met, rows.flatten(0, 1), spec.groups)
-        by_group(result, spec)[(..., *_first_entry(positions))].add_(grad, alpha=weight)
+        at_entry(by_group(result, spec), _first_entry(positions)).add_(grad, alpha=weight)
         return
     net = _weight_vjp(spec, positions, local.shape[1], len(local) > 1)
     index = local if len(local) > 1 else local[0]
@@ -182,7 +182,7 @@ def _input_vjp_of_class(
 ) -> Tensor:
     if _is_pointwise(positions):
         size = prod(spec.input_size)
-        matrices = by_group(weight, spec)[(..., *_first_entry(positions))] * scale
+        matrices = at_entry(by_group(weight, spec), _first_entry(positions)) * scale
         result = rows.new_zeros(spec.batch_size, size, spec.in_channels)
         products = rows_by_matrices(rows.flatten(0, 1), matrices)
         result.flatten(0, 1).index_add_(0, _flat_index(local, spec.batch_size, size), products)

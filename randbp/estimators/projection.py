@@ -39,9 +39,9 @@ class Projection(Estimator):
     For the input VJP the output channels of each group are projected, with one matrix for the whole batch; the
     convolution that is left has ``⌊p·D⌋`` channels.
 
-    It saves memory, not time: the weight VJP costs the exact one plus ``N·C·I·m`` multiply-adds. Only in a linear layer,
-    where each position meets one other, the output gradient is projected instead, and ``m`` positions are left. At
-    least one combination per example is held.
+    It saves memory, not time: the weight VJP costs the exact one plus ``N·C·I·m`` multiply-adds. Only in a linear
+    layer, where each position meets one other, the output gradient is projected instead, and ``m`` positions are left.
+    At least one combination per example is held.
 
     Source: Oktay et al., Randomized automatic differentiation, ICLR 2021 (arXiv:2007.10412), who project, and
     Louboutin et al., XConv: low-memory stochastic backpropagation for convolutional layers (arXiv:2106.06998), who

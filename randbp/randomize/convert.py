@@ -92,8 +92,8 @@ def randomize(
         A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.
 
     Raises:
-        ValueError: If a pattern matches no convolution or linear layer, an estimator cannot serve its VJP, or a layer is already
-            randomised. The model is then unchanged.
+        ValueError: If a pattern matches no convolution or linear layer, an estimator cannot serve its VJP, or a layer
+            is already randomised. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))

@@ -33,9 +33,7 @@ def _pad_widths(module: Any) -> list[int]:
     return [side for width in reversed(module.padding) for side in (width, width)]
 
 
-def _transposed(
-    module: Any, input: Tensor, output_size: list[int] | None = None
-) -> tuple[Operation, Tensor] | None:
+def _transposed(module: Any, input: Tensor, output_size: list[int] | None = None) -> tuple[Operation, Tensor] | None:
     extra: tuple[int, ...] = module.output_padding
     if output_size is not None:
         dims = len(module.kernel_size)

@@ -12,7 +12,7 @@ from math import gcd, prod
 
 from ..layers import ConvTransposeSpec, LayerSpec, Side, role
 from ..network import TensorNetwork, network
-from ..nodes import Axis, Operand, Pattern
+from ..nodes import Axis, Node, Operand, Pattern
 from ..pattern import IndexPattern
 
 Axes = tuple[tuple[str, ...], ...]
@@ -105,7 +105,11 @@ def weight_vjp_of_positions(spec: LayerSpec, positions: PositionClass) -> Tensor
         (3, 4, 3)
     """
     legs = _Legs(spec, positions)
-    nodes = (legs.operand("input", legs.input), *legs.patterns, legs.operand("output_grad", legs.output))
+    nodes: tuple[Node, ...] = (
+        legs.operand("input", legs.input),
+        *legs.patterns,
+        legs.operand("output_grad", legs.output),
+    )
     return network("weight_vjp", nodes, legs.sizes, legs.weight)
 
 
@@ -123,7 +127,11 @@ def input_vjp_of_positions(spec: LayerSpec, positions: PositionClass) -> TensorN
         [(3, 4, 2), (3, 4, 1)]
     """
     legs = _Legs(spec, positions)
-    nodes = (legs.operand("output_grad", legs.output), *legs.patterns, legs.operand("weight", legs.weight))
+    nodes: tuple[Node, ...] = (
+        legs.operand("output_grad", legs.output),
+        *legs.patterns,
+        legs.operand("weight", legs.weight),
+    )
     return network("input_vjp", nodes, legs.sizes, legs.input)
 
 
@@ -134,7 +142,11 @@ def constant_input_weight_vjp(spec: LayerSpec) -> TensorNetwork:
     Slots: ``mean`` ``[N, C]``, ``output_grad`` ``[N, D, *O]``. Result: as the weight.
     """
     legs = _Legs(spec, whole_class(spec, "input"))
-    nodes = (legs.operand("mean", legs.input[:2]), *legs.patterns, legs.operand("output_grad", legs.output))
+    nodes: tuple[Node, ...] = (
+        legs.operand("mean", legs.input[:2]),
+        *legs.patterns,
+        legs.operand("output_grad", legs.output),
+    )
     return network("weight_vjp of a constant", nodes, legs.sizes, legs.weight)
 
 
@@ -145,7 +157,11 @@ def constant_output_grad_input_vjp(spec: LayerSpec) -> TensorNetwork:
     Slots: ``mean`` ``[N, D]``, ``weight``. Result: ``[N, C, *I]``.
     """
     legs = _Legs(spec, whole_class(spec, "output"))
-    nodes = (legs.operand("mean", legs.output[:2]), *legs.patterns, legs.operand("weight", legs.weight))
+    nodes: tuple[Node, ...] = (
+        legs.operand("mean", legs.output[:2]),
+        *legs.patterns,
+        legs.operand("weight", legs.weight),
+    )
     return network("input_vjp of a constant", nodes, legs.sizes, legs.input)
 
 
