@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..tn import IndexPattern, LayerSpec
-from ..tn.layers import Side, role
+from ..tn.layers import Side, is_identity, role
 from .kernels import by_group, from_groups
 
 _POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -91,9 +91,7 @@ def coarse_weight_vjp(means: Tensor, output_grad: Tensor, grid: CoarseGrid, spec
     """
     sums = output_grad.flatten(0, 1)
     for pattern in reversed(spec.patterns):
-        sums = (sums @ _boxes(role(spec, "input"), pattern, grid.block, sums.dtype, sums.device).flatten(1)).movedim(
-            -1, 1
-        )
+        sums = _cell_sums(sums, role(spec, "input"), pattern, grid.block).movedim(-1, 1)
     dims, groups = spec.dims, spec.groups
     sums = sums.reshape(spec.batch_size, groups, -1, *_interleaved(grid, spec))
     order = (1, 2, *range(4, 4 + 2 * dims, 2), 0, *range(3, 3 + 2 * dims, 2))  # [G, D / G, *K, N, *cells]
@@ -121,8 +119,7 @@ def coarse_input_vjp(means: Tensor, weight: Tensor, grid: CoarseGrid, spec: Laye
     merged = [cells * kernel for cells, kernel in zip(grid.shape, spec.kernel_size, strict=True)]
     product = product.reshape(batch * spec.in_channels, *merged)
     for pattern in reversed(spec.patterns):
-        boxes = _boxes(role(spec, "output"), pattern, grid.block, product.dtype, product.device)
-        product = (product @ boxes.flatten(1).t()).movedim(-1, 1)
+        product = _spread(product, role(spec, "output"), pattern, grid.block).movedim(-1, 1)
     return product.reshape(spec.input_shape)
 
 
@@ -134,13 +131,30 @@ def coarse_multiply_adds(grid: CoarseGrid, spec: LayerSpec, side: Side) -> int:
     narrow = list(wide) if side == "input" else merged
     total = 0
     for j in reversed(range(spec.dims)):
-        total += rows * prod(narrow) * (merged[j] if side == "input" else wide[j])
+        if not is_identity(spec.patterns[j]):
+            total += rows * prod(narrow) * (merged[j] if side == "input" else wide[j])
         narrow[j] = merged[j] if side == "input" else wide[j]
     return total + spec.batch_size * grid.cells * prod(spec.weight_shape)
 
 
 def _interleaved(grid: CoarseGrid, spec: LayerSpec) -> tuple[int, ...]:
     return tuple(n for pair in zip(grid.shape, spec.kernel_size, strict=True) for n in pair)
+
+
+def _cell_sums(tensor: Tensor, leg: Literal["i", "o"], pattern: IndexPattern, block: int) -> Tensor:
+    """What the positions in the last dimension add to the cells of the other leg: ``[…, P]`` to ``[…, cells·K]``."""
+    if not is_identity(pattern):
+        return tensor @ _boxes(leg, pattern, block, tensor.dtype, tensor.device).flatten(1)
+    if missing := -tensor.shape[-1] % block:
+        tensor = F.pad(tensor, (0, missing))
+    return tensor.unflatten(-1, (-1, block)).sum(-1)
+
+
+def _spread(tensor: Tensor, leg: Literal["i", "o"], pattern: IndexPattern, block: int) -> Tensor:
+    """The transpose of :func:`_cell_sums`."""
+    if not is_identity(pattern):
+        return tensor @ _boxes(leg, pattern, block, tensor.dtype, tensor.device).flatten(1).t()
+    return tensor.repeat_interleave(block, -1)[..., : pattern.input_size]
 
 
 @lru_cache(maxsize=256)

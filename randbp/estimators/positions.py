@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import tn
 from ..tn import LayerSpec, LinearSpec, PositionClass
 from ..tn.execute.rows import rows_by_matrices, rows_by_rows
-from ..tn.layers import Side
+from ..tn.layers import Side, is_identity
 from .kernels import at_entry, by_group
 
 Part = tuple[PositionClass, int]
@@ -195,9 +195,7 @@ def _input_vjp_of_class(
 
 def _is_pointwise(positions: PositionClass) -> bool:
     """Whether each position meets the one of the same number on the other side, and no other."""
-    return all(
-        p.kernel_size == p.stride == 1 and p.padding == 0 and p.input_size == p.output_size for p in positions.patterns
-    )
+    return all(map(is_identity, positions.patterns))
 
 
 def _flat_index(positions: Tensor, batch: int, size: int) -> Tensor:

@@ -45,7 +45,7 @@ class Rounding(Estimator):
         bits: Bits per entry, 1 to 8.
         estimator: What decides which entries are kept; by default all of them.
         block: Entries that share two scales; ``"channel"`` for one block per example and channel (of a sample: per
-            example and kept row).
+            example and kept row), where there is more than one position.
 
     Raises:
         ValueError: If ``bits`` or ``block`` is out of range, or ``estimator`` does not serve the weight VJP.
@@ -131,7 +131,7 @@ class Rounding(Estimator):
             return None
         entries = prod(shape[1:])
         block = min(256 if self.block == "channel" else self.block, entries)
-        if self.block == "channel" and len(shape) > 2:
+        if self.block == "channel" and prod(shape[2:]) > 1:
             block = prod(shape[2:])
         bits = max(8, self.bits) if number and len(shape) == 2 else self.bits
         layout = RoundedLayout(bits, entries, block, dtype)

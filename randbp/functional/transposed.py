@@ -72,6 +72,8 @@ def conv_transpose_operation(
     dilation: IntOrTuple,
 ) -> TransposedConvolution:
     """A transposed convolution call of checked hyper-parameters; raises as :func:`conv_transpose_spec`."""
+    if isinstance(padding, str):
+        raise ValueError(f"padding={padding!r}: expected an integer or one per dimension")
     stride, padding, dilation = as_tuple(stride), as_tuple(padding), as_tuple(dilation)
     output_padding = as_tuple(output_padding)
     spec = conv_transpose_spec(x, weight, stride, padding, output_padding, groups, dilation)

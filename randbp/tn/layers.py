@@ -143,6 +143,17 @@ def role(spec: LayerSpec, side: Side) -> Literal["i", "o"]:
     return "i" if (side == "input") != isinstance(spec, ConvTransposeSpec) else "o"
 
 
+def is_identity(pattern: IndexPattern) -> bool:
+    """Whether each input position is the output position of the same number, as in a linear layer.
+
+    Example:
+        >>> is_identity(IndexPattern(5, 5, 1)), is_identity(IndexPattern(5, 3, 1, stride=2))
+        (True, False)
+    """
+    one = pattern.kernel_size == pattern.stride == 1
+    return one and pattern.padding == 0 and pattern.input_size == pattern.output_size
+
+
 def replace_batch(spec: LayerSpec, batch: int) -> LayerSpec:
     """The same layer with another number of examples.
 

@@ -54,7 +54,7 @@ LAYERS: dict[str, Any] = {  # name: the layer, PyTorch's layer, shapes of input 
         (16, 32, 16, 16),
         (32, 4, 3, 3),
     ),
-    "linear": (linear, F.linear, (512, 64), (8, 64)),
+    "linear": (linear, F.linear, (2048, 256), (8, 256)),
     "sequence": (linear, F.linear, (16, 128, 64), (8, 64)),
 }
 
@@ -137,9 +137,7 @@ def test_held_bytes_of_a_real_layer(name: str, make: Any, keep: float) -> None:
     assert 0.8 * keep * x.nbytes <= held <= 1.02 * keep * x.nbytes
 
 
-@given(
-    case=ANY, make=st.sampled_from([Spatial, Channels, Batch, NormSpatial]), keep=st.sampled_from([0.1, 0.25, 0.5, 0.9])
-)
+@given(case=ANY, make=st.sampled_from([Spatial, Batch, NormSpatial]), keep=st.sampled_from([0.1, 0.25, 0.5, 0.9]))
 @settings(max_examples=100)
 def test_held_bytes_stay_within_the_keep_rate(case: Case, make: Any, keep: float) -> None:
     x, weight, bias = case.tensors()
@@ -290,7 +288,7 @@ def test_memory_order_does_not_change_the_estimate(estimator: Estimator) -> None
         (lambda x, w: conv_transpose(x, w[:3], stride=0), r"stride=0: expected one integer >= 1, or 2 of them"),
         (lambda x, w: conv_transpose(x, w[:3], output_padding=1), r"output_padding=\(1, 1\): must be less than stride"),
         (lambda x, w: conv_transpose(x, w[:3], padding=9), r"padding=\(9, 9\): leaves no output"),
-        (lambda x, w: conv_transpose(x, w[:3], padding="same"), r"padding='same': expected one integer"),
+        (lambda x, w: conv_transpose(x, w[:3], padding="same"), r"padding='same': expected an integer or one per"),
         (lambda x, w: conv_transpose(x[0, 0], w), r"x: shape \(8, 8\), expected 4 dimensions, or 3 without a batch"),
         (lambda x, w: conv_transpose(x, w[0, 0]), r"weight: shape \(3, 3\), expected \(C, D / groups, \*K\)"),
         (lambda x, w: conv_transpose(x, w[:3], input_vjp=Batch(0.5)), r"input_vjp=Batch.*: Batch serves only weight"),
