@@ -86,7 +86,7 @@ def test_multiply_adds_are_those_counted(name: str, stride: int) -> None:
         assert description.input_multiply_adds == counter.get_total_flops() // 2 - sums
 
 
-@pytest.mark.parametrize("name", sorted(MAKERS))
+@pytest.mark.parametrize("name", sorted(MAKERS.keys() - {"spatial"}))  # whose small sums are products here or not
 @pytest.mark.parametrize("layer", ["transposed", "sequence", "vectors"])
 def test_multiply_adds_of_other_layers_are_those_counted(name: str, layer: str) -> None:
     """As above; transposed with stride 2 and kernel 2, where every product meets an entry."""

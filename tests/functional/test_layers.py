@@ -137,13 +137,13 @@ def test_held_bytes_of_a_real_layer(name: str, make: Any, keep: float) -> None:
     assert 0.8 * keep * x.nbytes <= held <= 1.02 * keep * x.nbytes
 
 
-@given(case=ANY, make=st.sampled_from([Spatial, Batch, NormSpatial]), keep=st.sampled_from([0.1, 0.25, 0.5, 0.9]))
+@given(case=ANY, make=st.sampled_from([Spatial, Batch]), keep=st.sampled_from([0.1, 0.25, 0.5, 0.9]))
 @settings(max_examples=100)
 def test_held_bytes_stay_within_the_keep_rate(case: Case, make: Any, keep: float) -> None:
     x, weight, bias = case.tensors()
     _, held = held_by(lambda: case.estimated(x, weight, bias, weight_vjp=make(keep)), apart_from=(weight,))
-    seed, index, one_position = 8, 2, 8 * case.groups * case.inner
-    least = one_position + index if make is not Batch else x.nbytes // max(1, case.batch)
+    seed, one_position = 8, 8 * case.groups * case.inner
+    least = one_position if make is not Batch else x.nbytes // max(1, case.batch)
     assert held - seed <= max(1.02 * keep * x.nbytes, least)
 
 
