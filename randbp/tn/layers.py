@@ -147,8 +147,8 @@ def is_identity(pattern: IndexPattern) -> bool:
     """Whether each input position is the output position of the same number, as in a linear layer.
 
     Example:
-        >>> is_identity(IndexPattern(5, 5, 1)), is_identity(IndexPattern(5, 3, 1, stride=2))
-        (True, False)
+        >>> [is_identity(IndexPattern(5, 5, 1, padding=shift)) for shift in (0, 1)]
+        [True, False]
     """
     one = pattern.kernel_size == pattern.stride == 1
     return one and pattern.padding == 0 and pattern.input_size == pattern.output_size
