@@ -1,6 +1,7 @@
 """randbp: approximate backpropagation with tensor dropout.
 
-Convolutions keep an exact forward pass; their vector-Jacobian products are replaced by cheaper unbiased estimates.
+Convolutions, transposed convolutions and linear layers keep an exact forward pass; their vector-Jacobian products are
+replaced by cheaper unbiased estimates.
 """
 
 from . import functional

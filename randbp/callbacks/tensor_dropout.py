@@ -14,7 +14,7 @@ from ..randomize import RandomizedHandle, randomize
 
 
 class TensorDropout(Callback):
-    """Estimate the weight and input VJPs of a model's convolutions during ``Trainer.fit``.
+    """Estimate the weight and input VJPs of a model's layers during ``Trainer.fit``.
 
     The layers are randomised when fitting starts and are PyTorch's own again when it ends, also after an exception.
     Validation, testing and prediction are exact. A sample depends only on the seed, the layer, the number of training
@@ -23,13 +23,14 @@ class TensorDropout(Callback):
     Args:
         weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial(keep=0.25)``.
         input_vjp: Estimator of the inputs' gradients; exact by default.
-        layers: Which convolutions: ``None`` for all, names or globs of ``pl_module.named_modules()``, or a predicate
-            ``(name, module) -> bool``.
+        layers: Which layers: ``None`` for all convolutions (transposed ones included, linear layers not), names or
+            globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select
+            ``nn.Linear``, too (``"*"`` means all).
         seed: Determines all samples; PyTorch's generators are neither read nor changed.
 
     Raises:
         ValueError: At construction if an estimator cannot serve its VJP; when fitting starts if ``layers`` matches no
-            convolution.
+            convolution or linear layer.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -1,4 +1,4 @@
-"""Give the convolutions of an existing model estimated VJPs, in place, and take them back."""
+"""Give the layers of an existing model estimated VJPs, in place, and take them back."""
 
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -7,7 +7,8 @@ from torch import nn
 
 from ..estimators import Estimator, Exact, Spatial
 from ..functional import check_estimator
-from .layers import Clock, LayerState, derandomize_layer, is_randomizable, is_randomized, randomize_layer
+from .layers import Clock, LayerState, derandomize_layer, is_randomized, randomize_layer
+from .modules import kind_of
 from .selection import select
 
 Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
@@ -72,7 +73,7 @@ def randomize(
     layers: Layers = None,
     seed: int = 0,
 ) -> RandomizedHandle:
-    """Estimate the VJPs of a model's convolutions from now on, in training mode only.
+    """Estimate the VJPs of a model's layers from now on, in training mode only.
 
     The model is changed in place and keeps its parameters, ``state_dict``, hooks and types (each layer stays an
     instance of its class). In ``eval()`` mode, without grad mode and with ``keep=1`` each layer is PyTorch's.
@@ -81,16 +82,18 @@ def randomize(
         model: Any module.
         weight_vjp: Estimator of the weights' gradients.
         input_vjp: Estimator of the inputs' gradients.
-        layers: Which convolutions: ``None`` for all ``nn.Conv1d/2d/3d``; a name or glob (``"features.*"``) of
-            ``model.named_modules()`` or several of them; or a predicate ``(name, module) -> bool``.
+        layers: Which layers: ``None`` for all convolutions, transposed ones (``nn.ConvTranspose1d/2d/3d``) included,
+            but no linear layers; a name or glob of ``model.named_modules()`` or several of them; or a predicate
+            ``(name, module) -> bool``. Names, globs and predicates select ``nn.Linear`` like any other layer:
+            ``layers="*"`` means all convolutions and linear layers.
         seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
 
     Returns:
         A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.
 
     Raises:
-        ValueError: If a pattern matches no convolution, an estimator cannot serve its VJP, or a layer is already
-            randomised. The model is then unchanged.
+        ValueError: If a pattern matches no convolution or linear layer, an estimator cannot serve its VJP, or a layer
+            is already randomised. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
@@ -104,11 +107,13 @@ def randomize(
     check_estimator("input_vjp", input_vjp)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: expected an integer")
-    modules = select(model, layers, is_randomizable)
+    modules = select(model, layers)
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
     clock = Clock(seed)
     for name, module in modules.items():
-        randomize_layer(module, LayerState(name, weight_vjp, input_vjp, clock))
+        kind = kind_of(module)
+        assert kind is not None
+        randomize_layer(module, LayerState(name, kind.prepare, weight_vjp, input_vjp, clock))
     return RandomizedHandle(modules, weight_vjp, input_vjp, clock)
