@@ -190,7 +190,8 @@ def run(name: str, pattern: str, budget: float) -> dict[str, Any]:
     extra = [max(row["extra_memory"], 1e-4) for row in rows]
     summary["extra_memory"] = {"geometric_mean": geometric_mean(extra), "worst": max(extra, default=None)}
     print(
-        f"extra memory over the input's: geometric mean {100 * geometric_mean(extra):.2f} %, worst {100 * max(extra):.1f} %"
+        f"extra memory over the input's: geometric mean {100 * geometric_mean(extra):.2f} %, "
+        f"worst {100 * max(extra):.1f} %"
     )
     if "bound" in rows[0]:
         for peer in known:
