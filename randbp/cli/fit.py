@@ -6,7 +6,7 @@ import os
 import traceback
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's concern, not the user's
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
@@ -34,16 +35,17 @@ from .run_folder import claim
 
 
 def tensor_dropout(
-    weight_vjp: Estimator = Exact(),  # noqa: B008 -- a frozen value
-    input_vjp: Estimator = Exact(),  # noqa: B008
+    weight_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008 -- a frozen value
+    input_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008
     layers: str | list[str] | None = None,
     seed: int | None = None,
 ) -> TensorDropout:
     """The callback as the command line configures it: exact unless told otherwise.
 
     Args:
-        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial`` with its ``keep``.
-        input_vjp: Estimator of the inputs' gradients.
+        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial`` with its ``keep``; or, in a file, one for
+            each name or glob of layers.
+        input_vjp: Estimator of the inputs' gradients, or one for each name or glob.
         layers: Names or globs of the layers; by default all convolutions.
         seed: Of the samples; by default that of the run (``--seed_everything``).
 
@@ -106,16 +108,19 @@ class CLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UsageError(condense(str(error)) + _files_if_unreadable(str(error), args)) from error
+            message = condense(str(error))
+            if (place := message.partition(f" ({_ABSTRACT})"))[1]:
+                message = f"{place[0]}: {_MIXED}"
+            raise UsageError(message + _files_if_unreadable(str(error), args)) from error
 
     def before_instantiate_classes(self) -> None:
         """Build each estimator once for itself, because a wrong value is clearest beside its key."""
         for key in ("weight_vjp", "input_vjp"):
-            estimator = self._option("tensor_dropout")[key]
-            try:
-                instantiate_class((), estimator.as_dict())
-            except ValueError as error:
-                raise UsageError(f"tensor_dropout.{key}: {one_line(UsageError(error))}") from error
+            for where, estimator in _each(f"tensor_dropout.{key}", self._option("tensor_dropout")[key]):
+                try:
+                    _build(estimator)
+                except ValueError as error:
+                    raise UsageError(f"{where}: {one_line(UsageError(error))}") from error
 
     def instantiate_classes(self) -> None:
         """Build all classes, and say in one line what they refuse."""
@@ -164,7 +169,8 @@ class CLI(LightningCLI):
     def _leave_out_if_exact(options: Any) -> None:
         """A model without convolutions can be trained, as long as nothing is to be estimated."""
         callback = options["tensor_dropout"]
-        if callback.weight_vjp.exact and callback.input_vjp.exact and callback.layers is None:
+        both = (callback.weight_vjp, callback.input_vjp)
+        if all(estimator.exact for vjp in both for _, estimator in _each("", vjp)) and callback.layers is None:
             options["tensor_dropout"] = Callback()
 
     def fit(self, **kwargs: Any) -> None:
@@ -235,6 +241,29 @@ def _files_if_unreadable(message: str, args: Sequence[str]) -> str:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     return f" (in {' or '.join(parser.parse_known_args(args)[0].config)})"
+
+
+# What the parser makes of one estimator in a place where an earlier file has a mapping of them.
+_ABSTRACT = "randbp.Estimator"
+_MIXED = "one estimator cannot replace the mapping in an earlier file, expected a mapping such as {'*': …}"
+
+
+def _each(name: str, estimators: Any) -> Iterator[tuple[str, Any]]:
+    """An estimator (or its configuration), or those of a mapping, each with the name by which an error calls it."""
+    if isinstance(estimators, dict):
+        yield from ((f"{name}[{pattern!r}]", estimator) for pattern, estimator in estimators.items())
+    else:
+        yield name, estimators
+
+
+def _build(config: Any) -> Any:
+    """An object of a parsed ``class_path``, and of those among its ``init_args``; any other value is itself."""
+    if not isinstance(config, Namespace):
+        return config
+    if config.class_path == _ABSTRACT:
+        raise ValueError(_MIXED)
+    values = {key: _build(value) for key, value in vars(config.get("init_args", Namespace())).items()}
+    return instantiate_class((), {"class_path": config.class_path, "init_args": values})
 
 
 def _as_list(value: Any) -> list[Any]:

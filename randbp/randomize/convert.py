@@ -5,9 +5,9 @@ from types import TracebackType
 
 from torch import nn
 
-from ..estimators import Estimator, Exact, Spatial
-from ..functional import check_estimator
-from .layers import Clock, LayerState, derandomize_layer, is_randomizable, is_randomized, randomize_layer
+from ..estimators import Exact, Spatial
+from .layers import Clock, LayerState, derandomize_layer, is_randomizable, is_randomized, layer_state, randomize_layer
+from .per_layer import Estimators, check_estimators, estimators_by_layer
 from .selection import select
 
 Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
@@ -18,12 +18,12 @@ class RandomizedHandle:
 
     Attributes:
         layers: Names of the randomised layers, in the order of ``model.named_modules()``.
-        weight_vjp: Estimator of the weights' gradients.
-        input_vjp: Estimator of the inputs' gradients.
+        weight_vjp: Estimator of the weights' gradients, or one per layer, as given.
+        input_vjp: Estimator of the inputs' gradients, or one per layer, as given.
     """
 
     def __init__(
-        self, modules: dict[str, nn.Module], weight_vjp: Estimator, input_vjp: Estimator, clock: Clock
+        self, modules: dict[str, nn.Module], weight_vjp: Estimators, input_vjp: Estimators, clock: Clock
     ) -> None:
         self.layers = list(modules)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
@@ -32,12 +32,12 @@ class RandomizedHandle:
     @property
     def keep_rates(self) -> dict[str, float]:
         """Keep rate of the weight VJP by layer name."""
-        return {name: self.weight_vjp.keep for name in self._modules}
+        return {name: layer_state(module).weight_vjp.keep for name, module in self._modules.items()}
 
     @property
     def input_keep_rates(self) -> dict[str, float]:
         """Keep rate of the input VJP by layer name."""
-        return {name: self.input_vjp.keep for name in self._modules}
+        return {name: layer_state(module).input_vjp.keep for name, module in self._modules.items()}
 
     def set_step(self, step: int, micro_batch: int = 0, rank: int = 0) -> None:
         """Say which training step comes next: samples depend on it, and on nothing that ran before.
@@ -67,8 +67,8 @@ class RandomizedHandle:
 
 def randomize(
     model: nn.Module,
-    weight_vjp: Estimator = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
-    input_vjp: Estimator = Exact(),  # noqa: B008
+    weight_vjp: Estimators = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
+    input_vjp: Estimators = Exact(),  # noqa: B008
     layers: Layers = None,
     seed: int = 0,
 ) -> RandomizedHandle:
@@ -79,8 +79,9 @@ def randomize(
 
     Args:
         model: Any module.
-        weight_vjp: Estimator of the weights' gradients.
-        input_vjp: Estimator of the inputs' gradients.
+        weight_vjp: Estimator of the weights' gradients; or several, by name or glob of the layers that each is for. Of
+            several keys that match a layer the first counts; layers that none matches are exact.
+        input_vjp: Estimator of the inputs' gradients, or several by name or glob.
         layers: Which convolutions: ``None`` for all ``nn.Conv1d/2d/3d``; a name or glob (``"features.*"``) of
             ``model.named_modules()`` or several of them; or a predicate ``(name, module) -> bool``.
         seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
@@ -97,18 +98,22 @@ def randomize(
         >>> with randomize(model, weight_vjp=Spatial(keep=0.25), layers="2") as handle:
         ...     handle.keep_rates
         {'2': 0.25}
+        >>> randomize(model, weight_vjp={"0": Spatial(keep=0.5)}).keep_rates
+        {'0': 0.5, '2': 1.0}
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")
-    check_estimator("weight_vjp", weight_vjp)
-    check_estimator("input_vjp", input_vjp)
+    check_estimators("weight_vjp", weight_vjp)
+    check_estimators("input_vjp", input_vjp)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: expected an integer")
     modules = select(model, layers, is_randomizable)
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
+    weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, modules)
+    input_vjps = estimators_by_layer("input_vjp", input_vjp, modules)
     clock = Clock(seed)
     for name, module in modules.items():
-        randomize_layer(module, LayerState(name, weight_vjp, input_vjp, clock))
+        randomize_layer(module, LayerState(name, weight_vjps[name], input_vjps[name], clock))
     return RandomizedHandle(modules, weight_vjp, input_vjp, clock)
