@@ -140,4 +140,7 @@ def test_wrong_files_end_in_one_line(
 def test_one_estimator_over_a_mapping_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = write("tuned.yaml", {"model.*": configure(Spatial(0.5))})
     assert fit(first, write("later.yaml", configure(Spatial(0.25)))) == 2
-    assert "tensor_dropout.weight_vjp: one estimator cannot replace the mapping in an earlier file" in capsys.readouterr().err
+    assert (
+        "tensor_dropout.weight_vjp: one estimator cannot replace the mapping in an earlier file"
+        in capsys.readouterr().err
+    )
