@@ -270,6 +270,16 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None else [*value] if isinstance(value, list) else [value]
 
 
+def quieten() -> None:
+    """Leave out what Lightning says of itself, unless failures are being looked for."""
+    if not debugging():
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
+        # Meant to be so: a resumed run has a folder of its own.
+        warnings.filterwarnings("ignore", message="The dirpath has changed")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict``.
 
@@ -283,12 +293,7 @@ def main(argv: Sequence[str]) -> int:
         UsageError: If the options cannot be used.
         RunError: If the run failed.
     """
-    if not debugging():
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
-        # Meant to be so: a resumed run has a folder of its own.
-        warnings.filterwarnings("ignore", message="The dirpath has changed")
+    quieten()
     try:
         CLI(argv)
     except ArgumentError as error:  # from the hyper-parameters of a checkpoint

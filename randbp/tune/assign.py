@@ -1,8 +1,9 @@
 """From measurements to an assignment: the least total variance within a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise, product
+from math import inf
 
 from .assignment import Assignment
 from .options import LayerOptions, Objective, Option, lower_hull
@@ -32,7 +33,7 @@ def assign(
     is solved exactly: a step down the lower convex hull of a layer's points (cost, variance) has a price in variance
     per unit of cost, and all layers' steps are taken in the order of their price until the budget is met. Where it is
     met exactly the assignment is the optimum. Otherwise the last step is replaced by the best single change that meets
-    the budget, hull or not, and what is left of the budget is spent on the changes that lower the variance most;
+    the budget, hull or not, and then one layer or two at a time are changed as long as that lowers the variance;
     ``lower_bound`` of the result is what no assignment can fall below.
 
     With variance ``v_l(1/p_l - 1)`` and cost ``c_l p_l`` in layer l and a continuum of keep rates the same rule gives
@@ -76,7 +77,7 @@ def assign(
             result([hull[-1] for hull in hulls], sum(hull[-1][1] for hull in hulls)),
         )
     chosen, bound = _relaxed(hulls, allowed)
-    _spend(chosen, points, allowed)
+    _improve(chosen, points, allowed)
     return result(chosen, bound)
 
 
@@ -130,21 +131,39 @@ def _relaxed(hulls: Sequence[Sequence[_Point]], allowed: float) -> tuple[list[_P
     return chosen, variance
 
 
-def _spend(chosen: list[_Point], points: Sequence[Sequence[_Point]], allowed: float) -> None:
-    """Single changes, each the best of all, until the budget is kept and no change lowers the variance any more.
+def _improve(chosen: list[_Point], points: Sequence[Sequence[_Point]], allowed: float) -> None:
+    """Change one layer at a time, or two where no single change helps, until the variance is a local minimum.
 
-    One change is enough to keep the budget, as the step that was not taken is one.
+    At first the budget may be exceeded; one change mends that, as the step that was not taken is one.
     """
+    allowed *= 1 + 1e-9
     while True:
         cost = sum(point[0] for point in chosen)
-        over = cost > allowed * (1 + 1e-9)
-        changes = [
-            (point[1] - chosen[number][1], number, point)
-            for number, options in enumerate(points)
-            for point in options
-            if cost - chosen[number][0] + point[0] <= allowed * (1 + 1e-9)
-        ]
-        gain, number, point = min(changes, key=lambda change: change[0])
-        if not over and gain >= 0:
+        numbers = range(len(chosen))
+        best = _best(chosen, points, allowed - cost, ((i,) for i in numbers))
+        if best is None and cost <= allowed:
+            best = _best(chosen, points, allowed - cost, combinations(numbers, 2))
+        if best is None:
             return
-        chosen[number] = point
+        for number, point in best.items():
+            chosen[number] = point
+
+
+def _best(
+    chosen: Sequence[_Point],
+    points: Sequence[Sequence[_Point]],
+    left: float,
+    choices: Iterable[tuple[int, ...]],
+) -> dict[int, _Point] | None:
+    """The change of some layers that lowers the variance most, ``None`` if none does.
+
+    While the budget is exceeded (``left < 0``), the one that raises it least.
+    """
+    best, least = None, inf if left < 0 else -1e-12 * sum(point[1] for point in chosen)
+    for numbers in choices:
+        cost, variance = sum(chosen[number][0] for number in numbers), sum(chosen[number][1] for number in numbers)
+        for changed in product(*(points[number] for number in numbers)):
+            gain = sum(point[1] for point in changed) - variance
+            if gain < least and sum(point[0] for point in changed) - cost <= left:
+                best, least = dict(zip(numbers, changed, strict=True)), gain
+    return best

@@ -127,17 +127,19 @@ class Assignment(Mapping[str, Estimator]):
         return "\n".join([text_table(columns, rows, left=2, rules=[len(rows) - 1]), "", *self._remarks()])
 
     def _remarks(self) -> list[str]:
+        alone = "" if self.count_shared else ", as far as nobody else holds it"
         lines = [
-            f"budget: {self.budget:g} of the exact layers' {self.objective}; "
-            "held, time: of the weight VJPs; error: root mean square, over ‖g‖; share: of the total variance"
+            f"budget: {self.budget:g} of the exact layers' {self.objective}{alone}",
+            "held, time: of the weight VJPs; error: root mean square, over ‖g‖; share: of the total variance",
         ]
-        if self.variance > self.lower_bound * 1.005:
-            above = f"{self.variance / self.lower_bound - 1:.0%}" if self.lower_bound else "more than nothing"
-            lines.append(f"the total variance is {above} above what no choice of these candidates can fall below")
+        if self.lower_bound and self.variance > 1.01 * self.lower_bound:
+            above = self.variance / self.lower_bound - 1
+            lines.append(f"the total variance is at most {above:.0%} above the least possible with these candidates")
         if any(o is not layer.exact and layer.shared_bytes for layer, o in zip(self.layers, self.chosen, strict=True)):
+            freed = self.freed_bytes
+            effect = f"frees {_bytes(freed)}" if freed >= 0 else f"holds {_bytes(-freed)} more"
             lines.append(
-                f"some inputs are held by other modules as well, so only {_bytes(max(0, self.freed_bytes))} are freed "
-                "for the whole model as long as these hold them"
+                f"other modules hold some of these inputs as well: as long as they do, the whole model {effect}"
             )
         if not self.count_shared:
             lines.append("layers whose input others hold as well are exact, because an estimator would free nothing")

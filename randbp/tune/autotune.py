@@ -16,7 +16,7 @@ from .options import Objective
 RATES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 CANDIDATES: dict[Objective, tuple[Estimator, ...]] = {
     "memory": (
-        *(Rounding(bits) for bits in (8, 4, 2)),
+        *(Rounding(bits) for bits in (8, 6, 5, 4, 3, 2)),
         *(Rounding(4, Spatial(keep)) for keep in RATES),
         *(Spatial(keep) for keep in RATES),
     ),
@@ -38,8 +38,8 @@ def autotune(
     loss: Callable[..., Tensor] | None = None,
     candidates: Sequence[Estimator] | None = None,
     layers: Layers = None,
-    draws: int = 8,
-    rounds: int = 5,
+    draws: int = 4,
+    rounds: int = 3,
     count_shared: bool = True,
     seed: int = 0,
 ) -> Assignment:
@@ -59,7 +59,7 @@ def autotune(
         objective: Whether cost is the bytes held for backward (``"memory"``) or seconds (``"time"``).
         loss: ``loss(output, targets)`` for a pair, else ``loss(output)``. By default the cross-entropy.
         candidates: Estimators to choose from, beside leaving a layer exact. By default, for memory: ``Spatial`` at keep
-            rates 1/2 to 1/16, 8, 4 or 2 bits of everything, and 4 bits of such samples; for time: ``Spatial``,
+            rates 1/2 to 1/16, 2 to 8 bits of everything, and 4 bits of such samples; for time: ``Spatial``,
             ``Axes`` and ``Batch``.
         layers: Which layers, as in :func:`randbp.randomize`; the others stay exact and count in no budget.
         draws: Draws per candidate. The variances, unlike the seconds, are a function of ``seed``.

@@ -32,8 +32,8 @@ def measure(
     objective: Objective,
     candidates: Sequence[Estimator],
     layers: Layers = None,
-    draws: int = 8,
-    rounds: int = 5,
+    draws: int = 4,
+    rounds: int = 3,
     seed: int = 0,
 ) -> tuple[LayerOptions, ...]:
     """Error, bytes and seconds of every candidate in every layer.
