@@ -87,7 +87,9 @@ class Measure(Callback):
             name = type(pl_module).__name__
             raise UsageError(f"model: {name} optimises by itself, expected a training_step that returns the loss")
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> int:
+    def on_train_batch_start(  # type: ignore[override] -- -1 ends the epoch, which the annotation there leaves out
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> int:
         """Take the batch; after the last one measure, and end the training without a single update."""
         self.batches.append(batch)
         if len(self.batches) < min(self.options.batches, trainer.num_training_batches):
@@ -138,7 +140,7 @@ class TuneCLI(CLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Measure, and write the file."""
-        self.trainer.fit(**{**kwargs, "ckpt_path": kwargs.get("ckpt_path")})
+        self.trainer.fit(**kwargs)
         if not self.measuring.measured:
             raise RunError("nothing was measured: the training data has no batch")
         count_shared = not self.options.freed_only
@@ -155,10 +157,7 @@ class TuneCLI(CLI):
 def as_file(chosen: Assignment) -> str:
     """The configuration file of an assignment, with the table that explains it as a comment."""
     comment = "\n".join(f"# {line}".rstrip() for line in ["Written by randbp tune.", "", *str(chosen).splitlines()])
-    layers = {
-        name: {key: value for key, value in made.items() if value} for name, made in chosen.configuration().items()
-    }
-    content = {"tensor_dropout": {"weight_vjp": layers}}
+    content = {"tensor_dropout": {"weight_vjp": chosen.configuration()}}
     return f"{comment}\n{yaml.safe_dump(content, sort_keys=False)}"
 
 

@@ -20,17 +20,17 @@ def plain_estimator(estimator: Estimator) -> dict[str, Any]:
 
 
 def configure(estimator: Estimator) -> dict[str, Any]:
-    """An estimator as a configuration file names it: ``class_path`` and ``init_args``.
+    """An estimator as a configuration file names it: ``class_path``, and as ``init_args`` what is not the default.
 
     Example:
         >>> from randbp import Batch, Rounding
-        >>> configure(Batch(keep=0.5))
-        {'class_path': 'randbp.Batch', 'init_args': {'keep': 0.5, 'bernoulli': False}}
+        >>> configure(Rounding(bits=4, estimator=Batch(keep=0.5)))["init_args"]
+        {'bits': 4, 'estimator': {'class_path': 'randbp.Batch', 'init_args': {'keep': 0.5}}}
     """
     kind = type(estimator)
     own = kind.__module__.startswith(f"{__package__}.")
-    values = {field.name: getattr(estimator, field.name) for field in fields(estimator) if field.init}
-    return {
-        "class_path": f"randbp.{kind.__name__}" if own else f"{kind.__module__}.{kind.__qualname__}",
-        "init_args": {k: configure(v) if isinstance(v, Estimator) else v for k, v in values.items()},
-    }
+    given = [(f.name, getattr(estimator, f.name)) for f in fields(estimator) if f.init]
+    defaults = {f.name: f.default for f in fields(estimator)}
+    values = {k: configure(v) if isinstance(v, Estimator) else v for k, v in given if v != defaults[k]}
+    path = f"randbp.{kind.__name__}" if own else f"{kind.__module__}.{kind.__qualname__}"
+    return {"class_path": path, **({"init_args": values} if values else {})}
