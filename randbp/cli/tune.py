@@ -87,10 +87,10 @@ class Measure(Callback):
             name = type(pl_module).__name__
             raise UsageError(f"model: {name} optimises by itself, expected a training_step that returns the loss")
 
-    def on_train_batch_start(  # type: ignore[override] -- -1 ends the epoch, which the annotation there leaves out
+    def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> int:
-        """Take the batch; after the last one measure, and end the training without a single update."""
+        """Take the batch; after the last one measure, and return -1, which ends the epoch without an update."""
         self.batches.append(batch)
         if len(self.batches) < min(self.options.batches, trainer.num_training_batches):
             return 0
