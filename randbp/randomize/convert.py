@@ -1,6 +1,7 @@
 """Give the convolutions of an existing model estimated VJPs, in place, and take them back."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from types import TracebackType
 
 from torch import nn
@@ -80,7 +81,8 @@ def randomize(
     Args:
         model: Any module.
         weight_vjp: Estimator of the weights' gradients; or several, by name or glob of the layers that each is for. Of
-            several keys that match a layer the first counts; layers that none matches are exact.
+            several keys that match a layer the first counts; layers that none matches are exact. With ``layers=None``
+            the keys say which layers.
         input_vjp: Estimator of the inputs' gradients, or several by name or glob.
         layers: Which convolutions: ``None`` for all ``nn.Conv1d/2d/3d``; a name or glob (``"features.*"``) of
             ``model.named_modules()`` or several of them; or a predicate ``(name, module) -> bool``.
@@ -99,7 +101,7 @@ def randomize(
         ...     handle.keep_rates
         {'2': 0.25}
         >>> randomize(model, weight_vjp={"0": Spatial(keep=0.5)}).keep_rates
-        {'0': 0.5, '2': 1.0}
+        {'0': 0.5}
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")
@@ -107,7 +109,7 @@ def randomize(
     check_estimators("input_vjp", input_vjp)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: expected an integer")
-    modules = select(model, layers, is_randomizable)
+    modules = _chosen(model, layers, weight_vjp, input_vjp)
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
@@ -117,3 +119,15 @@ def randomize(
     for name, module in modules.items():
         randomize_layer(module, LayerState(name, weight_vjps[name], input_vjps[name], clock))
     return RandomizedHandle(modules, weight_vjp, input_vjp, clock)
+
+
+def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators) -> dict[str, nn.Module]:
+    """What ``layers`` means; if it is ``None``, the layers that keys name, and all for an estimator without a key."""
+    keys = [key for vjp in vjps if isinstance(vjp, Mapping) for key in vjp]
+    if layers is not None or not keys:
+        return select(model, layers, is_randomizable)
+    everywhere = any(not isinstance(vjp, Mapping) and not vjp.exact for vjp in vjps)
+    usual = select(model, None, is_randomizable) if everywhere else {}
+    possible = select(model, "*", is_randomizable)
+    named = {name: m for name, m in possible.items() if name in usual or any(fnmatchcase(name, key) for key in keys)}
+    return named or possible

@@ -32,8 +32,8 @@ def test_each_layer_gets_its_own_and_the_first_match_counts() -> None:
     model = network()
     exact = weight_grads(model)
     with randbp.randomize(model, {"2": Channels(0.5), "[24]": Spatial(0.25)}) as handle:
-        assert handle.keep_rates == {"0": 1.0, "2": 0.5, "4": 0.25}
-        assert handle.input_keep_rates == {"0": 1.0, "2": 1.0, "4": 1.0}
+        assert handle.keep_rates == {"2": 0.5, "4": 0.25} and type(model[0]) is nn.Conv2d
+        assert handle.input_keep_rates == {"2": 1.0, "4": 1.0}
         found = weight_grads(model)
     assert torch.equal(found[0], exact[0])
     assert (found[1].abs().sum((0, 2, 3)) == 0).sum() == 2  # half of the channels
@@ -46,16 +46,28 @@ def test_input_vjps_by_layer() -> None:
     model = network()
     exact = weight_grads(model)
     with randbp.randomize(model, Exact(), {"2": Spatial(0.5)}) as handle:
-        assert handle.input_keep_rates == {"0": 1.0, "2": 0.5, "4": 1.0}
+        assert handle.input_keep_rates == {"2": 0.5}
         found = weight_grads(model)
     assert not torch.allclose(found[0], exact[0], rtol=1e-3)
     assert torch.equal(found[1], exact[1]) and torch.equal(found[2], exact[2])
+
+
+def test_layers_without_a_key() -> None:
+    model = network()
+    with randbp.randomize(model, Spatial(0.25), {"2": Spatial(0.5)}) as handle:  # the other VJP is for all
+        assert handle.keep_rates == {"0": 0.25, "2": 0.25, "4": 0.25}
+        assert handle.input_keep_rates == {"0": 1.0, "2": 0.5, "4": 1.0}
+    with randbp.randomize(model, {"2": Spatial(0.5)}, layers=["0", "2"]) as handle:
+        assert handle.keep_rates == {"0": 1.0, "2": 0.5}
+    with randbp.randomize(model, {}) as handle:
+        assert set(handle.keep_rates.values()) == {1.0}
 
 
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
         ({"features.*": Spatial(0.5)}, r"weight_vjp: key 'features\.\*' matches none of the layers '0', '2', '4'"),
+        ({"0": Spatial(0.5), "nope": Spatial(0.5)}, r"weight_vjp: key 'nope' matches none of the layers '0'$"),
         ({"0": 0.5}, r"weight_vjp=0\.5: expected an estimator .* \(layers '0'\)"),
         ({0: Spatial(0.5)}, r"weight_vjp: key 0, expected the name or glob of layers"),
     ],
