@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 from ..estimators import Estimator, Exact
 from ..estimators.base import Vjp
 from ..functional import check_estimator
-from .selection import listed
 
 Estimators = Estimator | Mapping[str, Estimator]
 
@@ -52,8 +51,13 @@ def estimators_by_layer(vjp: Vjp, estimators: Estimators, names: Iterable[str]) 
         return dict.fromkeys(names, estimators)
     for pattern in estimators:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"{vjp}: key {pattern!r} matches none of the layers {listed(names)}")
+            raise ValueError(f"{vjp}: key {pattern!r} matches none of the layers {_listed(names)}")
     return {
         name: next((estimator for pattern, estimator in estimators.items() if fnmatchcase(name, pattern)), Exact())
         for name in names
     }
+
+
+def _listed(names: list[str]) -> str:
+    shown = [repr(name) for name in names[:8]]
+    return ", ".join(shown) + (f", … ({len(names)} in all)" if len(names) > 8 else "")

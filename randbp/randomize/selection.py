@@ -26,14 +26,14 @@ def select(
     if callable(layers):
         chosen = {name: module for name, module in candidates.items() if layers(name, module)}
         if not chosen:
-            raise ValueError(f"layers={layers!r}: true for none of the convolutions {listed(candidates)}")
+            raise ValueError(f"layers={layers!r}: true for none of the convolutions {_listed(candidates)}")
         return chosen
     patterns = list(layers)
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ValueError(f"layers={pattern!r}: expected names, globs or a predicate (name, module) -> bool")
         if not any(fnmatchcase(name, pattern) for name in candidates):
-            raise ValueError(f"layers={pattern!r}: matches none of the convolutions {listed(candidates)}")
+            raise ValueError(f"layers={pattern!r}: matches none of the convolutions {_listed(candidates)}")
     if not patterns:
         raise ValueError("layers=[]: expected at least one name or glob, or None for all convolutions")
     return {
@@ -41,7 +41,6 @@ def select(
     }
 
 
-def listed(candidates: Iterable[str]) -> str:
-    """The first few names, as an error message shows them."""
+def _listed(candidates: dict[str, nn.Module]) -> str:
     names = [repr(name) for name in candidates]
     return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "") or "(there are none)"
