@@ -22,6 +22,7 @@ from .estimators import (
     manual_seed,
 )
 from .randomize import RandomizedHandle, randomize
+from .tune import autotune
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "Rounding",
     "Spatial",
     "__version__",
+    "autotune",
     "functional",
     "manual_seed",
     "randomize",

@@ -1,6 +1,6 @@
 """Approximate backpropagation in a Lightning Trainer: one callback."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from ..estimators import Estimator, Exact, Spatial, plain_estimator
-from ..functional import check_estimator
-from ..randomize import RandomizedHandle, randomize
+from ..randomize import Estimators, RandomizedHandle, randomize
+from ..randomize.per_layer import check_estimators
 
 
 class TensorDropout(Callback):
@@ -21,8 +21,10 @@ class TensorDropout(Callback):
     batches seen and the rank: a resumed run repeats what the uninterrupted run would have drawn.
 
     Args:
-        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial(keep=0.25)``.
-        input_vjp: Estimator of the inputs' gradients; exact by default.
+        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial(keep=0.25)``; or several, by name or glob of the
+            layers that each is for, e.g. what :func:`randbp.autotune` returns. Of several keys that match a layer the
+            first counts; layers that none matches are exact.
+        input_vjp: Estimator of the inputs' gradients, or several by name or glob; exact by default.
         layers: Which layers: ``None`` for all convolutions (transposed ones included, linear layers not), names or
             globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select
             ``nn.Linear``, too (``"*"`` means all).
@@ -39,13 +41,13 @@ class TensorDropout(Callback):
 
     def __init__(
         self,
-        weight_vjp: Estimator = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
-        input_vjp: Estimator = Exact(),  # noqa: B008
+        weight_vjp: Estimator | Mapping[str, Estimator] = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
+        input_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008
         layers: str | list[str] | Callable[[str, nn.Module], bool] | None = None,
         seed: int = 0,
     ) -> None:
-        check_estimator("weight_vjp", weight_vjp)
-        check_estimator("input_vjp", input_vjp)
+        check_estimators("weight_vjp", weight_vjp)
+        check_estimators("input_vjp", input_vjp)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
         self.layers, self.seed = layers, seed
         self.handle: RandomizedHandle | None = None
@@ -90,8 +92,8 @@ class TensorDropout(Callback):
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "weight_vjp": plain_estimator(self.weight_vjp),
-            "input_vjp": plain_estimator(self.input_vjp),
+            "weight_vjp": _plain(self.weight_vjp),
+            "input_vjp": _plain(self.input_vjp),
             "layers": repr(self.layers) if callable(self.layers) else self.layers,
             "seed": self.seed,
         }
@@ -100,3 +102,9 @@ class TensorDropout(Callback):
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
+
+
+def _plain(estimators: Estimators) -> dict[str, Any]:
+    if isinstance(estimators, Mapping):
+        return {pattern: plain_estimator(estimator) for pattern, estimator in estimators.items()}
+    return plain_estimator(estimators)

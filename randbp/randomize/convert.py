@@ -1,14 +1,15 @@
 """Give the layers of an existing model estimated VJPs, in place, and take them back."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from types import TracebackType
 
 from torch import nn
 
-from ..estimators import Estimator, Exact, Spatial
-from ..functional import check_estimator
-from .layers import Clock, LayerState, derandomize_layer, is_randomized, randomize_layer
+from ..estimators import Exact, Spatial
+from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
 from .modules import kind_of
+from .per_layer import Estimators, check_estimators, estimators_by_layer
 from .selection import select
 
 Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
@@ -19,12 +20,12 @@ class RandomizedHandle:
 
     Attributes:
         layers: Names of the randomised layers, in the order of ``model.named_modules()``.
-        weight_vjp: Estimator of the weights' gradients.
-        input_vjp: Estimator of the inputs' gradients.
+        weight_vjp: Estimator of the weights' gradients, or one per layer, as given.
+        input_vjp: Estimator of the inputs' gradients, or one per layer, as given.
     """
 
     def __init__(
-        self, modules: dict[str, nn.Module], weight_vjp: Estimator, input_vjp: Estimator, clock: Clock
+        self, modules: dict[str, nn.Module], weight_vjp: Estimators, input_vjp: Estimators, clock: Clock
     ) -> None:
         self.layers = list(modules)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
@@ -33,12 +34,12 @@ class RandomizedHandle:
     @property
     def keep_rates(self) -> dict[str, float]:
         """Keep rate of the weight VJP by layer name."""
-        return {name: self.weight_vjp.keep for name in self._modules}
+        return {name: layer_state(module).weight_vjp.keep for name, module in self._modules.items()}
 
     @property
     def input_keep_rates(self) -> dict[str, float]:
         """Keep rate of the input VJP by layer name."""
-        return {name: self.input_vjp.keep for name in self._modules}
+        return {name: layer_state(module).input_vjp.keep for name, module in self._modules.items()}
 
     def set_step(self, step: int, micro_batch: int = 0, rank: int = 0) -> None:
         """Say which training step comes next: samples depend on it, and on nothing that ran before.
@@ -68,8 +69,8 @@ class RandomizedHandle:
 
 def randomize(
     model: nn.Module,
-    weight_vjp: Estimator = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
-    input_vjp: Estimator = Exact(),  # noqa: B008
+    weight_vjp: Estimators = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
+    input_vjp: Estimators = Exact(),  # noqa: B008
     layers: Layers = None,
     seed: int = 0,
 ) -> RandomizedHandle:
@@ -80,8 +81,10 @@ def randomize(
 
     Args:
         model: Any module.
-        weight_vjp: Estimator of the weights' gradients.
-        input_vjp: Estimator of the inputs' gradients.
+        weight_vjp: Estimator of the weights' gradients; or several, by name or glob of the layers that each is for. Of
+            several keys that match a layer the first counts; layers that none matches are exact. With ``layers=None``
+            the keys say which layers.
+        input_vjp: Estimator of the inputs' gradients, or several by name or glob.
         layers: Which layers: ``None`` for all convolutions, transposed ones (``nn.ConvTranspose1d/2d/3d``) included,
             but no linear layers; a name or glob of ``model.named_modules()`` or several of them; or a predicate
             ``(name, module) -> bool``. Names, globs and predicates select ``nn.Linear`` like any other layer:
@@ -100,20 +103,36 @@ def randomize(
         >>> with randomize(model, weight_vjp=Spatial(keep=0.25), layers="2") as handle:
         ...     handle.keep_rates
         {'2': 0.25}
+        >>> randomize(model, weight_vjp={"0": Spatial(keep=0.5)}).keep_rates
+        {'0': 0.5}
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")
-    check_estimator("weight_vjp", weight_vjp)
-    check_estimator("input_vjp", input_vjp)
+    check_estimators("weight_vjp", weight_vjp)
+    check_estimators("input_vjp", input_vjp)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: expected an integer")
-    modules = select(model, layers)
+    modules = _chosen(model, layers, weight_vjp, input_vjp)
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
+    weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, modules)
+    input_vjps = estimators_by_layer("input_vjp", input_vjp, modules)
     clock = Clock(seed)
     for name, module in modules.items():
         kind = kind_of(module)
         assert kind is not None
-        randomize_layer(module, LayerState(name, kind.prepare, weight_vjp, input_vjp, clock))
+        randomize_layer(module, LayerState(name, kind.prepare, weight_vjps[name], input_vjps[name], clock))
     return RandomizedHandle(modules, weight_vjp, input_vjp, clock)
+
+
+def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators) -> dict[str, nn.Module]:
+    """What ``layers`` means; if it is ``None``, the layers that keys name, and all for an estimator without a key."""
+    keys = [key for vjp in vjps if isinstance(vjp, Mapping) for key in vjp]
+    if layers is not None or not keys:
+        return select(model, layers)
+    everywhere = any(not isinstance(vjp, Mapping) and not vjp.exact for vjp in vjps)
+    usual = select(model, None) if everywhere else {}
+    possible = select(model, "*")
+    named = {name: m for name, m in possible.items() if name in usual or any(fnmatchcase(name, key) for key in keys)}
+    return named or possible

@@ -93,6 +93,12 @@ def is_randomized(module: nn.Module) -> bool:
     return isinstance(module, RandomizedLayer)
 
 
+def layer_state(module: nn.Module) -> LayerState:
+    """The state of a randomised module."""
+    state: LayerState = module.__dict__["_randbp"]
+    return state
+
+
 def randomize_layer(module: nn.Module, state: LayerState) -> None:
     """Give a module estimated VJPs, in place."""
     module.__dict__["_randbp"] = state
