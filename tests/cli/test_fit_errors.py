@@ -129,7 +129,7 @@ def test_estimating_a_model_without_convolutions_is_refused(folder, capsys, monk
         "--optimizer=torch.optim.SGD",
     ]
     assert main(["fit", *options, SPATIAL, KEEP + "0.5"]) == 1
-    assert "has no nn.Conv1d, nn.Conv2d or nn.Conv3d" in capsys.readouterr().err
+    assert "has no nn.Conv1d/2d/3d or nn.ConvTranspose1d/2d/3d" in capsys.readouterr().err
 
 
 def test_missing_data_says_what_to_install(folder, capsys):

@@ -107,7 +107,7 @@ def test_examples_have_the_variance_of_the_formula(bernoulli: bool) -> None:
 
 
 def test_exact_layers_have_no_error() -> None:
-    result = gradient_error(network(), batch(), weight_vjp={"2": Spatial(0.5)}, layers="*", draws=4)
+    result = gradient_error(network(), batch(), weight_vjp={"2": Spatial(0.5)}, layers=["0", "2"], draws=4)
     first, second = result.rows
     assert first.error.estimate == 0 and first.cosine.estimate == pytest.approx(1) and first.bias_p == 1
     assert second.error.estimate > 0.05
