@@ -5,7 +5,7 @@ import argparse
 
 import torch
 
-from . import contractions, overhead
+from . import contractions, estimators, overhead
 from .layers import NETWORKS
 
 QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,convnext-base.5"
@@ -13,7 +13,7 @@ QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,
 
 def main() -> None:
     """Parse arguments and run."""
-    names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead"]
+    names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "estimators"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"benchmarks to run, by default all: {', '.join(names)}"
@@ -36,6 +36,8 @@ def main() -> None:
     for name in arguments.names or names:
         if name == "overhead":
             overhead.run()
+        elif name == "estimators":
+            estimators.run(pattern, budget)
         elif name == "convnext-first-layer":
             contractions.first_layer_of_convnext(budget)
         else:

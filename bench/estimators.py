@@ -1,0 +1,71 @@
+"""Estimated weight VJPs, drawing and storing included, against PyTorch's exact ones, over the layers of five networks."""
+
+from typing import Any
+
+import torch
+
+from randbp import Axes, Batch, Spatial
+from randbp.estimators import Draw, Estimator
+from randbp.estimators.native import native_weight_vjp
+
+from .harness import geometric_mean, interleave, save, show
+from .layers import Layer, layers
+
+RATES = (1 / 2, 1 / 4, 1 / 8)
+# Held to: time of the default Spatial, and of the fastest spatial or batch estimator, over the exact time.
+TARGETS = {1 / 2: (0.75, 0.65), 1 / 4: (0.45, 0.40), 1 / 8: (0.30, 0.25)}
+
+
+def candidates(keep: float) -> dict[str, Estimator]:
+    """The estimators that are timed."""
+    return {
+        "spatial": Spatial(keep),
+        "spatial, no mean": Spatial(keep, center=False),
+        "shared positions": Spatial(keep, per_example=False),
+        "axes": Axes(keep),
+        "batch": Batch(keep),
+    }
+
+
+def measure(layer: Layer, budget: float) -> dict[str, Any]:
+    """Seconds and noise of the exact weight VJP and of each estimator at each rate."""
+    spec = layer.spec
+    x, v = torch.randn(spec.input_shape), torch.randn(spec.output_shape)
+    seeds = iter(range(10**9))
+
+    def run(estimator: Estimator) -> torch.Tensor:
+        draw = Draw(next(seeds))
+        return estimator.weight_vjp(estimator.sketch(x, spec, draw), v, spec, draw)
+
+    contenders: dict[str, Any] = {"exact": lambda: native_weight_vjp(x, v, spec)}
+    for keep in RATES:
+        for name, estimator in candidates(keep).items():
+            contenders[f"{name} {keep:g}"] = lambda estimator=estimator: run(estimator)
+    timings = interleave(contenders, budget)
+    row: dict[str, Any] = {"layer": layer.name, "network": layer.network}
+    for name, timing in timings.items():
+        row[name], row[f"{name} noise"] = timing.seconds, timing.noise
+    return row
+
+
+def run(pattern: str, budget: float) -> dict[str, Any]:
+    """Time all layers: prints a table per rate, writes the JSON, returns the summary."""
+    torch.manual_seed(0)
+    rows = []
+    for layer in layers(pattern):
+        rows.append(measure(layer, budget))
+        ratios = [f"{rows[-1][f'{name} {keep:g}'] / rows[-1]['exact']:.2f}" for keep in RATES for name in candidates(keep)]
+        print(layer.name, f"{1e3 * rows[-1]['exact']:.2f} ms", *ratios, f"noise {rows[-1]['exact noise']:.0%}", flush=True)
+    summary: dict[str, Any] = {}
+    table = []
+    for keep in RATES:
+        for name in candidates(keep):
+            ratios = [row[f"{name} {keep:g}"] / row["exact"] for row in rows]
+            mean, worst = geometric_mean(ratios), max(ratios)
+            paying = geometric_mean([min(ratio, 1.0) for ratio in ratios])
+            summary[f"{name} {keep:g}"] = {"geometric_mean": mean, "worst": worst, "with_fallback": paying}
+            held_to = TARGETS[keep][0 if name == "spatial" else 1]
+            table.append([f"{name}, p = {keep:g}", f"{mean:.2f}", f"{held_to:.2f}", f"{worst:.2f}", f"{paying:.2f}"])
+    show("estimated over exact weight VJP", ["estimator", "geometric mean", "held to", "worst", "with fallback"], table)
+    print(f"written to {save('estimators', rows, summary)}")
+    return summary
