@@ -54,8 +54,12 @@ def run(pattern: str, budget: float) -> dict[str, Any]:
     rows = []
     for layer in layers(pattern):
         rows.append(measure(layer, budget))
-        ratios = [f"{rows[-1][f'{name} {keep:g}'] / rows[-1]['exact']:.2f}" for keep in RATES for name in candidates(keep)]
-        print(layer.name, f"{1e3 * rows[-1]['exact']:.2f} ms", *ratios, f"noise {rows[-1]['exact noise']:.0%}", flush=True)
+        ratios = [
+            f"{rows[-1][f'{name} {keep:g}'] / rows[-1]['exact']:.2f}" for keep in RATES for name in candidates(keep)
+        ]
+        print(
+            layer.name, f"{1e3 * rows[-1]['exact']:.2f} ms", *ratios, f"noise {rows[-1]['exact noise']:.0%}", flush=True
+        )
     summary: dict[str, Any] = {}
     table = []
     for keep in RATES:

@@ -26,6 +26,7 @@ from .positions import (
     side_size,
     split,
     used_size,
+    windows,
 )
 from .spatial import Spatial
 
@@ -88,7 +89,7 @@ class LowResolution(Estimator):
         if len(plan.parts) > 1:
             seen = by_rows(seen)
         for number, (positions, count) in enumerate(plan.parts):
-            local = _windows(draw.child(number), positions.size, count, positioned.batch_size, seen.device)
+            local = windows(draw.child(number), positions.size, count, positioned.batch_size, seen.device)
             add_weight_vjp(result, held[number], local, seen, positioned, positions, positions.size / count)
         return result
 
@@ -145,13 +146,7 @@ def _deviations(
     """Per class: kept rows less the mean of their cell, which positions of the class they are, and their weight."""
     cells = plan.coarse.cell_of(tensor.device)
     for number, (positions, count) in enumerate(plan.parts):
-        local = _windows(draw.child(number), positions.size, count, spec.batch_size, tensor.device)
+        local = windows(draw.child(number), positions.size, count, spec.batch_size, tensor.device)
         index = class_positions(positions, spec, side, tensor.device)[local]
         rows = gather_rows(tensor, index).sub_(gather_rows(means, cells[index]))
         yield positions, rows, local, positions.size / count
-
-
-def _windows(draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
-    """Kept positions ``[N, S]``: successive stretches of one permutation, so that examples cover them evenly."""
-    window = torch.arange(batch * count, device=device).remainder_(size)
-    return draw.permutation(size, device)[window].view(batch, count)

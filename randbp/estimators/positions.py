@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .. import tn
 from ..tn import LayerSpec, LinearSpec, PositionClass
-from ..tn.execute.rows import rows_by_matrices, rows_by_rows
+from ..tn.execute.rows import pieces, rows_by_matrices, rows_by_rows
 from ..tn.layers import Side, is_identity
+from .draw import Draw
 from .kernels import at_entry, by_group
 
 Part = tuple[PositionClass, int]
@@ -49,15 +50,51 @@ def memory_rows(tensor: Tensor) -> Tensor | None:
     return rows.reshape(-1, tensor.shape[1]) if rows.is_contiguous() else None
 
 
-def gather_rows(tensor: Tensor, positions: Tensor) -> Tensor:
-    """Rows ``[N, S, C]`` of ``[N, C, *P]`` at flat positions ``[N or 1, S]``."""
+def gather_rows(tensor: Tensor, positions: Tensor, less: Tensor | None = None) -> Tensor:
+    """Rows ``[N, S, C]`` of ``[N, C, *P]`` at flat positions ``[N or 1, S]``, less a vector ``[N, C]`` per example."""
     flat = flat_spatial(tensor)
     batch, channels, size = flat.shape
     rows = memory_rows(tensor)
-    if rows is None:
-        index = positions.unsqueeze(1).expand(batch, channels, -1)
-        return flat.gather(2, index).transpose(1, 2).contiguous()
-    return rows.index_select(0, _flat_index(positions, batch, size)).view(batch, -1, channels)
+    if rows is not None:
+        kept = rows.index_select(0, _flat_index(positions, batch, size)).view(batch, -1, channels)
+        return kept if less is None else kept.sub_(less.unsqueeze(1))
+    count = positions.shape[1]
+    kept = flat.new_empty(batch, count, channels)
+    for part in pieces(batch, channels * count, flat.device):
+        met = gather_columns(flat[part], positions if len(positions) == 1 else positions[part]).transpose(1, 2)
+        if less is None:
+            kept[part].copy_(met)
+        else:
+            torch.sub(met, less[part].unsqueeze(1), out=kept[part])
+    return kept
+
+
+def gather_columns(flat: Tensor, positions: Tensor) -> Tensor:
+    """Columns ``[N, C, S]`` of ``[N, C, P]`` at positions ``[N or 1, S]``."""
+    return flat.gather(2, positions.unsqueeze(1).expand(len(flat), flat.shape[1], -1))
+
+
+def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
+    """Kept positions ``[N, S]``, ascending: disjoint stretches of one random permutation, in turn.
+
+    Together the examples cover the positions as evenly as whole stretches can. Where more than half of the positions
+    are kept, those left out are such stretches.
+
+    Example:
+        >>> windows(Draw(0), 6, 3, 2, torch.device("cpu")).flatten().sort().values
+        tensor([0, 1, 2, 3, 4, 5])
+    """
+    left_out = size - count
+    if not left_out:
+        return torch.arange(size, device=device).expand(batch, size)
+    length = min(count, left_out)
+    different = min(batch, size // length)
+    stretches = draw.permutation(size, device)[: different * length].view(different, length).sort(1).values
+    if count > left_out:  # the s-th position kept is s plus the number left out before it
+        before = stretches - torch.arange(length, device=device)
+        kept = torch.arange(count, device=device).expand(different, count).contiguous()
+        stretches = kept + torch.searchsorted(before, kept, right=True)
+    return stretches[torch.arange(batch, device=device).remainder_(different)]
 
 
 def by_rows(tensor: Tensor) -> Tensor:
@@ -150,15 +187,32 @@ def add_weight_vjp(
         positions: The class.
         weight: The weight of every kept entry.
     """
-    if _is_pointwise(positions) and memory_rows(output_grad) is not None:
-        met = gather_rows(output_grad, local).flatten(0, 1)
-        grad = rows_by_rows(met, rows.flatten(0, 1), spec.groups)
+    if _is_pointwise(positions):
+        grad = _pointwise_weight_vjp(rows, local, output_grad, spec.groups)
         at_entry(by_group(result, spec), _first_entry(positions)).add_(grad, alpha=weight)
         return
     net = _weight_vjp(spec, positions, local.shape[1], len(local) > 1)
     index = local if len(local) > 1 else local[0]
     grad = net.contract({"input": rows.transpose(1, 2), "output_grad": output_grad, _index_slot("i", spec): index})
     result[_entries(positions)].add_(grad, alpha=weight)
+
+
+def _pointwise_weight_vjp(rows: Tensor, local: Tensor, output_grad: Tensor, groups: int) -> Tensor:
+    """``[G, D / G, C / G]`` from rows ``[N, S, C]`` that each meet the output row of the same position."""
+    if memory_rows(output_grad) is not None:
+        return rows_by_rows(gather_rows(output_grad, local).flatten(0, 1), rows.flatten(0, 1), groups)
+    flat = flat_spatial(output_grad)
+    (batch, wide, _), (_, count, narrow) = flat.shape, rows.shape
+    by_example = groups == 1 and wide * narrow <= count * (wide + narrow)  # the products are no larger than the rows
+    total: Tensor | None = None
+    for part in pieces(batch, count * wide, flat.device):
+        met = gather_columns(flat[part], local if len(local) == 1 else local[part])
+        if by_example:
+            product = torch.bmm(met, rows[part]).sum(0, keepdim=True)
+            total = product if total is None else total.add_(product)
+        else:
+            total = rows_by_rows(met.transpose(1, 2).flatten(0, 1), rows[part].flatten(0, 1), groups, total)
+    return rows.new_zeros(groups, wide // groups, narrow // groups) if total is None else total
 
 
 def input_vjp(kept: Iterable[tuple[PositionClass, Tensor, Tensor, float]], weight: Tensor, spec: LayerSpec) -> Tensor:

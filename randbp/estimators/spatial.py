@@ -25,6 +25,7 @@ from .positions import (
     sampled_spec,
     split,
     used_size,
+    windows,
 )
 
 
@@ -40,7 +41,7 @@ class Spatial(Estimator):
 
     The variance of sampling without replacement is ``(1/p - 1)·I/(I-1)`` times the sum over examples of the spatial
     variance of each position's contribution (W. G. Cochran, Sampling Techniques, 1977, ch. 2 and 5). The examples of
-    a batch keep successive stretches of one random permutation, so that together they cover the positions evenly.
+    a batch keep disjoint stretches of one random permutation in turn, so that together they cover the positions evenly.
 
     Only positions that some output uses are counted and sampled. The mean counts as one of the ``⌊p·I⌋`` kept
     entries; where fewer than two are left nothing is centred. Where ``p·I < 1`` the weight VJP keeps one position of
@@ -73,8 +74,8 @@ class Spatial(Estimator):
         held = []
         for number, (positions, count) in enumerate(plan.parts):
             local = self._sample(draw.child(number), positions.size, count, plan.examples, input.device)
-            rows = gather_rows(input, class_positions(positions, spec, "input", input.device)[local])
-            held.append(rows if mean is None else rows.sub_(mean.unsqueeze(1)))
+            rows = gather_rows(input, class_positions(positions, spec, "input", input.device)[local], mean)
+            held.append(rows)
         return tuple(held) if mean is None else (*held, mean)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -103,8 +104,7 @@ class Spatial(Estimator):
         kept = []
         for number, (positions, count) in enumerate(plan.parts):
             local = self._sample(draw.child(number), positions.size, count, spec.batch_size, output_grad.device)
-            rows = gather_rows(output_grad, class_positions(positions, spec, "output", output_grad.device)[local])
-            rows = rows if mean is None else rows.sub_(mean.unsqueeze(1))
+            rows = gather_rows(output_grad, class_positions(positions, spec, "output", output_grad.device)[local], mean)
             kept.append((positions, rows, local, positions.size / count))
         result = input_vjp(kept, weight, spec)
         if mean is None:
@@ -125,12 +125,8 @@ class Spatial(Estimator):
         return Description(rows * spec.in_channels * dtype.itemsize, weight, input_, None, variance)
 
     def _sample(self, draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
-        """Kept positions ``[N or 1, S]``: successive stretches of one permutation, or one stretch for all."""
-        permutation = draw.permutation(size, device)
-        if not self.per_example:
-            return permutation[:count].unsqueeze(0)
-        window = torch.arange(batch * count, device=device).remainder_(size)
-        return permutation[window].view(batch, count)
+        """Kept positions ``[N or 1, S]``, ascending: stretches of one permutation, or one stretch for all."""
+        return windows(draw, size, count, batch if self.per_example else 1, device)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from . import indexed
 Kernel = Callable[..., Tensor]
 
 WIDTH = 256  # channels gathered for one matrix product: narrower ones run far below the processor's speed
+PIECE = 2**20  # elements of the examples worked on together
+WEIGHTED = 2**16  # elements gathered at a time where they are not multiplied as matrices
 GATHERED = 2**19  # elements gathered at a time: they are multiplied before they leave the processor's cache
 
 
@@ -40,28 +42,67 @@ def gathered_product(
 
     def kernel(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         batch, channels, positions = x.shape
+        count, width = rows.shape[1:]
         entries = table(index.device)
-        blank = x.new_empty(batch, positions + 1, channels)
-        blank[:, :-1].copy_(x.transpose(1, 2))
-        blank[:, -1].zero_()  # the partner of positions that have none
-        blank, flat = blank.flatten(0, 1), rows.flatten(0, 1)
-        index, offsets = _aligned(index, batch), _offsets(batch, positions + 1, index.device)
-        out = x.new_empty(groups, channels // groups, flat.shape[1] // groups, len(entries))
-        together = max(1, WIDTH // channels)
-        for first in range(0, len(entries), together):
-            part = entries[first : first + together]
-            partners = (part.t()[index] + offsets.unsqueeze(2)).flatten(0, 1)  # [R·S, F]
-            rows_at_once = max(1, GATHERED // (channels * len(part)))
-            total: Tensor | None = None
-            for chosen, kept in zip(partners.split(rows_at_once), flat.split(rows_at_once), strict=True):
-                met = blank.index_select(0, chosen.flatten()).view(len(kept), len(part), groups, -1)
-                met = met.transpose(1, 2).flatten(1)  # [rows, G·(F·A)]
-                total = rows_by_rows(met, kept, groups, total)
-            if total is not None:
-                out[..., first : first + together] = total.unflatten(1, (len(part), -1)).permute(0, 2, 3, 1)
-        return out if len(flat) else out.zero_()
+        out = x.new_empty(groups, channels // groups, width // groups, len(entries))
+        if not batch * count:
+            return out.zero_()
+        index = _aligned(index, batch)
+        depthwise = channels == width == groups
+        together = len(entries) if depthwise else min(len(entries), max(1, WIDTH // channels))
+        totals: list[Tensor | None] = [None] * -(-len(entries) // together)
+        for part in pieces(batch, (positions + 1) * channels, x.device):
+            blank = _with_blank(x[part])
+            flat = rows[part].flatten(0, 1)
+            local = index if len(index) == 1 else index[part]
+            offsets = _offsets(part.stop - part.start, positions + 1, index.device)
+            for number, some in enumerate(entries.split(together)):
+                partners = (some.t()[local] + offsets.unsqueeze(2)).flatten(0, 1)  # [R·S, F]
+                at_once = max(1, (WEIGHTED if depthwise else GATHERED) // (channels * len(some)))
+                for chosen, kept in zip(partners.split(at_once), flat.split(at_once), strict=True):
+                    met = blank.index_select(0, chosen.flatten()).view(len(kept), len(some), -1)
+                    if depthwise:
+                        total = met.mul_(kept.unsqueeze(1)).sum(0)
+                        before = totals[number]
+                        totals[number] = total if before is None else before.add_(total)
+                    else:
+                        met = met.unflatten(2, (groups, -1)).transpose(1, 2).flatten(1)  # [rows, G·(F·A)]
+                        totals[number] = rows_by_rows(met, kept, groups, totals[number])
+        for number, total in enumerate(totals):
+            assert total is not None
+            first, some = number * together, entries[number * together : (number + 1) * together]
+            if depthwise:
+                out[:, 0, 0, first : first + together] = total.t()
+            else:
+                out[..., first : first + together] = total.unflatten(1, (len(some), -1)).permute(0, 2, 3, 1)
+        return out
 
     return kernel
+
+
+def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
+    """Slices of a batch that is worked on piece by piece, so that what a piece needs stays in a processor's cache.
+
+    Args:
+        batch: Number of examples.
+        elements: Of one example's share of the largest tensor made on the way.
+        device: Only processors have such a cache; on other devices the batch is one piece.
+
+    Example:
+        >>> pieces(5, 2**19, torch.device("cpu"))
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    size = batch if device.type != "cpu" else max(1, PIECE // max(1, elements))
+    return [slice(start, min(start + size, batch)) for start in range(0, batch, max(1, size))]
+
+
+def _with_blank(x: Tensor) -> Tensor:
+    """``[R, C, P]`` as rows ``[R·(P + 1), C]``; each ``r`` ends with zeros, the partner of positions that have none."""
+    batch, channels, positions = x.shape
+    blank = x.new_empty(batch, positions + 1, channels)
+    blank[:, :-1].copy_(x.transpose(1, 2))
+    blank[:, -1].zero_()
+    return blank.flatten(0, 1)
 
 
 def scattered_product(
