@@ -1,10 +1,15 @@
-"""Positions that an output uses."""
+"""Positions that an output uses, how they are drawn, and pieces of a batch that are worked on one by one."""
+
+from unittest.mock import patch
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randbp.estimators.positions import used_positions
+from randbp import Axes, Spatial
+from randbp.estimators import Draw
+from randbp.estimators.positions import used_positions, windows
+from randbp.tn.execute import rows
 from tests.cases import Case, cases, transposed_cases
 
 
@@ -18,3 +23,36 @@ def test_every_position_that_an_output_uses_is_named_once(case: Case) -> None:
     assert len(set(used)) == len(used) and met <= set(used)
     if max(p.dilation for p in spec.patterns) == max(p.stride for p in spec.patterns) == 1 and type(case) is Case:
         assert set(used) == met
+
+
+@given(size=st.integers(1, 40), share=st.floats(0, 1), batch=st.integers(1, 9), seed=st.integers(0, 99))
+def test_examples_keep_disjoint_stretches_in_turn(size: int, share: float, batch: int, seed: int) -> None:
+    count = max(1, round(share * size))
+    kept = windows(Draw(seed), size, count, batch, torch.device("cpu"))
+    assert kept.shape == (batch, count) and bool((kept.diff(dim=1) > 0).all())
+    assert int(kept.min()) >= 0 and int(kept.max()) < size
+    different = min(batch, size // min(count, size - count) if count < size else 1)
+    times = kept[:different].flatten().bincount(minlength=size)
+    assert int(times.max() - times.min()) <= 1  # any two stretches, of those kept or those left out, are disjoint
+
+
+def test_positions_are_equally_likely_for_each_example() -> None:
+    """Each of 7 positions is kept by 4 in 7 draws: 5 examples, 4000 draws, error rate below 1e-6 for all together."""
+    draws = torch.stack([windows(Draw(seed), 7, 4, 5, torch.device("cpu")) for seed in range(4000)])
+    rates = torch.nn.functional.one_hot(draws, 7).sum(2).double().mean(0)
+    assert bool(((rates - 4 / 7).abs() < 5.5 * (4 / 7 * 3 / 7 / 4000) ** 0.5).all())
+
+
+@given(case=st.one_of(cases(largest=8), transposed_cases()), seed=st.integers(0, 99))
+def test_pieces_do_not_change_a_result(case: Case, seed: int) -> None:
+    x, weight, _ = case.tensors()
+    grad, spec, draw = case.native(x, weight, None).detach(), case.spec(), Draw(seed)
+
+    def both() -> list[torch.Tensor]:
+        estimators = Spatial(0.5), Axes(0.5)
+        return [e.weight_vjp(e.sketch(x.detach(), spec, draw), grad, spec, draw) for e in estimators]
+
+    whole = both()
+    with patch.multiple(rows, PIECE=1, GATHERED=1, WEIGHTED=1, WIDTH=1, NARROW=0):
+        for part, all_at_once in zip(both(), whole, strict=True):
+            torch.testing.assert_close(part, all_at_once)
