@@ -286,7 +286,8 @@ class Lowering:
                 self.builder.volume(c),
                 *(p.kernel_size for p in geometry),
             )
-            register = self.program.emit(native.weight_gradient, registers, geometry, count, shape)
+            static = geometry, count, shape, self.dtype, self.device
+            register = self.program.emit(native.weight_gradient, registers, *static)
             axes = (groups + d, c, *((leg,) for leg in spatial["k"]))
             return Lowered(Value(register, axes), "convolution_backward (weight)")
         n, c, d = own["o"], own["k"], summed
