@@ -303,7 +303,7 @@ class TensorNetwork:
         Raises:
             ValueError: For unknown or missing slots and wrong shapes, data types or devices.
         """
-        return _engine().contract(self, {**operands, **tensors} if operands else tensors)  # type: ignore[no-any-return]
+        return _engine().contract(self, {**operands, **tensors} if operands else tensors)
 
     def plan(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Plan":
         """The contraction plan, found now or taken from the cache; print it to read it."""
