@@ -17,18 +17,17 @@ def contract(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
         tensors = {**net.bound, **tensors}
     dtype, device = None, _CPU
     given = []
-    indices = net.index_slots
-    for slot, shape in net.slots.items():
+    for slot, shape, is_index in net.takes:
         tensor = tensors.get(slot)
         if not isinstance(tensor, Tensor) or tensor.shape != shape:
             raise _complaint(net, tensors)
-        if slot not in indices:
-            if dtype is None:
-                dtype, device = tensor.dtype, tensor.device
-            elif tensor.dtype != dtype or tensor.device != device:
-                raise _mixed(net, tensors)
-        elif tensor.is_floating_point():
-            raise _complaint(net, tensors)
+        if is_index:
+            if tensor.is_floating_point():
+                raise _complaint(net, tensors)
+        elif dtype is None:
+            dtype, device = tensor.dtype, tensor.device
+        elif tensor.dtype != dtype or tensor.device != device:
+            raise _mixed(net, tensors)
         given.append(tensor)
     if len(tensors) != len(given):
         raise _complaint(net, tensors)

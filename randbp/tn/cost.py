@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .execute import diagonals
 from .execute.grams import multiplications, prefers_lags
 from .relations import Lookup, Problem, Relation, Windows
 
@@ -42,10 +43,12 @@ class CostModel:
     Args:
         problem: The contraction.
         native: Whether native convolution kernels serve the data type.
+        diagonal: Whether depthwise weight gradients may go through matrix products (see `execute.diagonals`).
     """
 
-    def __init__(self, problem: Problem, native: bool) -> None:
+    def __init__(self, problem: Problem, native: bool, diagonal: bool) -> None:
         self.native = native
+        self.diagonal = diagonal
         self._bits = {leg: 1 << index for index, leg in enumerate(problem.sizes)}
         self._sizes = list(problem.sizes.values())
         self._volumes: dict[int, int] = {0: 1}
@@ -123,7 +126,18 @@ class CostModel:
         moved = self.volume(left) + self.volume(right) + size
         if "i" not in roles:
             moved = int(REORDER * moved)
+        method = None if "k" in roles else self._depthwise(left, relation, right, out)
+        if method is not None:
+            return Cost(self.volume(rest) * method.multiplications, moved, size)
         return Cost(self.volume(rest) * nonzeros, moved, size)
+
+    def _depthwise(self, left: int, relation: Windows, right: int, out: int) -> diagonals.Method | None:
+        """How matrix products compute a weight gradient with one channel in and out per group, if they are faster."""
+        everything = self.encode(relation.legs)
+        if not self.diagonal or self.volume((left ^ right) & ~everything) > 1:
+            return None
+        patterns = tuple(p.pattern for p in relation.patterns)
+        return diagonals.choose(patterns, self.volume(left & right & ~everything & ~out))
 
     def convolution_roles(self, left: int, relation: Windows, right: int, out: int) -> tuple[str, str] | None:
         """Which of the legs i, o, k the left and the right tensor hold, if a native kernel fits."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,6 +77,11 @@ class TensorNetwork:
     def index_slots(self) -> frozenset[str]:
         """Slots that take index tensors rather than data."""
         return frozenset(node.slot for node in self.nodes if isinstance(node, Selection))
+
+    @cached_property
+    def takes(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]:
+        """Per slot its name, the shape of its tensor, and whether that is an index."""
+        return tuple((slot, shape, slot in self.index_slots) for slot, shape in self.slots.items())
 
     @cached_property
     def open_legs(self) -> tuple[str, ...]:
@@ -297,9 +303,7 @@ class TensorNetwork:
         Raises:
             ValueError: For unknown or missing slots and wrong shapes, data types or devices.
         """
-        from .contraction import contract
-
-        return contract(self, {**operands, **tensors} if operands else tensors)
+        return _engine().contract(self, {**operands, **tensors} if operands else tensors)
 
     def plan(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Plan":
         """The contraction plan, found now or taken from the cache; print it to read it."""
@@ -340,6 +344,14 @@ class TensorNetwork:
         from .draw import draw
 
         return draw(self, ax=ax, title=title)
+
+
+@cache
+def _engine() -> ModuleType:
+    """What contracts networks and therefore imports them; an import statement at every call would take long."""
+    from . import contraction
+
+    return contraction
 
 
 def network(

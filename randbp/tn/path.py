@@ -35,11 +35,12 @@ class PatternAware(PathOptimizer):
     Args:
         problem: Tensors and relations; opt_einsum's ``inputs`` are their legs, tensors first.
         native: Whether native convolution kernels serve the data type.
+        diagonal: Whether depthwise weight gradients may go through matrix products: on CPUs.
     """
 
-    def __init__(self, problem: Problem, native: bool = True) -> None:
+    def __init__(self, problem: Problem, native: bool = True, diagonal: bool = True) -> None:
         self.problem = problem
-        self.model = CostModel(problem, native)
+        self.model = CostModel(problem, native, diagonal)
         self.count = len(problem.tensors)
         self.items = [*problem.tensors, *problem.relations]
         self.legs = [self.model.encode(item.legs) for item in self.items]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .cost import STREAM
-from .execute import kernels
+from .execute import diagonals, kernels
 from .execute.layout import Value
 from .execute.lowering import Lowering
 from .execute.program import Program
@@ -130,7 +130,7 @@ def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> P
     best: tuple[float, Plan] | None = None
     for form in _forms(net):
         for merge in (False, True) if net.index_slots else (True,):
-            search = PatternAware(_with_tensor(problem(form, merge)), native)
+            search = PatternAware(_with_tensor(problem(form, merge)), native, diagonals.serves(dtype, device))
             path = search()
             plan, copied = _lowered(net, form, search, path, slots, dtype, device)
             time = sum(cost.time for cost in search.cost(path)) + 2 * STREAM * copied

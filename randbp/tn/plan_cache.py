@@ -1,7 +1,6 @@
 """The plan cache: a bounded, thread-safe LRU of contraction plans, keyed by structure and never by index
 values."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
@@ -35,6 +34,18 @@ class CacheInfo:
     saved_seconds: float
 
 
+@dataclass(slots=True)
+class Entry:
+    """A plan in the cache, and when it was used last (in calls of the cache)."""
+
+    net: TensorNetwork
+    dtype: torch.dtype
+    device: torch.device
+    plan: Plan
+    seconds: float
+    used: int
+
+
 class PlanCache:
     """A bounded LRU of plans, safe under threads.
 
@@ -59,7 +70,8 @@ class PlanCache:
             raise ValueError(f"maxsize={maxsize}: expected a positive integer")
         self.maxsize = maxsize
         self._lock = Lock()
-        self._plans: OrderedDict[Key, tuple[Plan, float]] = OrderedDict()
+        self._plans: dict[Key, Entry] = {}
+        self._nearest: dict[int, Entry] = {}  # by the identity of the network, for hashing its structure takes longer
         self._hits = 0
         self._misses = 0
         self._planning = 0.0
@@ -72,14 +84,18 @@ class PlanCache:
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> Plan:
         """The plan of a network, made if it is not held."""
-        key = (net, dtype, device)
+        entry = self._nearest.get(id(net))
+        if entry is None or entry.net is not net or entry.dtype is not dtype or entry.device != device:
+            entry = self._plans.get((net, dtype, device))
+            if entry is None:
+                return self._made(net, dtype, device)
         with self._lock:
-            found = self._plans.get(key)
-            if found is not None:
-                self._plans.move_to_end(key)
-                self._hits += 1
-                self._saved += found[1]
-                return found[0]
+            self._hits += 1
+            self._saved += entry.seconds
+            entry.used = self._hits + self._misses
+        return entry.plan
+
+    def _made(self, net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> Plan:
         start = perf_counter()  # outside the lock: other threads go on; two may plan the same network, harmlessly
         plan = make_plan(net, dtype, device)
         seconds = perf_counter() - start
@@ -88,10 +104,18 @@ class PlanCache:
             self._planning += seconds
             # Bound tensors must not live as long as the plan.
             bare = net if not net.bound else TensorNetwork(net.nodes, net.leg_sizes, net.output, net.scale, net.name)
-            self._plans[(bare, dtype, device)] = (plan, seconds)
+            entry = Entry(bare, dtype, device, plan, seconds, self._hits + self._misses)
+            self._drop((net, dtype, device))  # another thread's
+            self._plans[(bare, dtype, device)] = entry
+            self._nearest[id(bare)] = entry
             while len(self._plans) > self.maxsize:
-                self._plans.popitem(last=False)
+                self._drop(min(self._plans, key=lambda key: self._plans[key].used))
         return plan
+
+    def _drop(self, key: Key) -> None:
+        entry = self._plans.pop(key, None)
+        if entry is not None and self._nearest.get(id(entry.net)) is entry:
+            del self._nearest[id(entry.net)]
 
     def info(self) -> CacheInfo:
         """Hits, misses, number of plans, and the planning time saved."""
@@ -102,6 +126,7 @@ class PlanCache:
         """Forget all plans and set the counters to zero."""
         with self._lock:
             self._plans.clear()
+            self._nearest.clear()
             self._hits = self._misses = 0
             self._planning = self._saved = 0.0
 

@@ -1,6 +1,7 @@
 """Factories of PyTorch's native convolution kernels, for a pattern whose two neighbours are both at hand."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..pattern import IndexPattern
 Kernel = Callable[..., Tensor]
 
 _FORWARD = {1: conv1d, 2: conv2d, 3: conv3d}
+PLACEHOLDER = 2**14  # elements of a weight up to which a plan holds a placeholder, for making one shows in the time
 _BACKWARD = torch.ops.aten.convolution_backward.default
 
 
@@ -57,16 +59,24 @@ def forward(patterns: tuple[IndexPattern, ...], groups: int) -> Kernel:
     return kernel
 
 
-def weight_gradient(patterns: tuple[IndexPattern, ...], groups: int, weight_shape: tuple[int, ...]) -> Kernel:
+def weight_gradient(
+    patterns: tuple[IndexPattern, ...],
+    groups: int,
+    weight_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Kernel:
     """``(x [N, G·C, *I], y [N, G·D, *O]) → w [G·D, C, *K]``."""
     geometry = Geometry(patterns)
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
     none, mask = geometry.no_output_padding, [False, True, False]
+    small = prod(weight_shape) <= PLACEHOLDER
+    held = torch.empty(weight_shape, dtype=dtype, device=device) if small else None
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
-        w = x.new_empty(weight_shape)  # only its shape is read
+        w = x.new_empty(weight_shape) if held is None or type(x) is not Tensor else held  # only its shape is read
         return _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
 
     return kernel

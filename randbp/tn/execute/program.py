@@ -22,6 +22,7 @@ class Program:
         self._known: dict[tuple[Any, ...], int] = {}
         self._code: list[tuple[Kernel, tuple[int, ...], int]] = []
         self._compiled: list[tuple[Kernel, tuple[int, ...], int, tuple[int, ...]]] = []
+        self._alone: tuple[Kernel, tuple[int, ...]] | None = None
 
     def emit(self, factory: Callable[..., Kernel], registers: tuple[int, ...], *static: Any) -> int:
         """Append ``factory(*static)`` applied to registers; returns the register of the result."""
@@ -49,6 +50,7 @@ class Program:
             seen.update(registers)
             compiled.append((kernel, registers, target, dead))
         self._compiled = compiled[::-1]
+        self._alone = compiled[0][:2] if len(compiled) == 1 else None
         self._code, self._known = [], {}
 
     def __len__(self) -> int:
@@ -56,6 +58,9 @@ class Program:
 
     def run(self, tensors: Sequence[Tensor]) -> Tensor:
         """Execute on input tensors."""
+        if self._alone is not None:
+            kernel, arguments = self._alone
+            return kernel(*[tensors[index] for index in arguments])
         registers: list[Any] = [*tensors, *(None,) * (self.count - self.inputs)]
         for kernel, arguments, target, dead in self._compiled:
             registers[target] = kernel(*[registers[index] for index in arguments])
