@@ -1,6 +1,6 @@
 """Approximate backpropagation in a Lightning Trainer: one callback."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +10,7 @@ from torch import nn
 
 from ..estimators import Estimator, Exact, Spatial, plain_estimator
 from ..functional import check_estimator
+from ..lean import Lean, check_lean
 from ..randomize import RandomizedHandle, randomize
 
 
@@ -26,6 +27,9 @@ class TensorDropout(Callback):
         layers: Which convolutions: ``None`` for all, names or globs of ``pl_module.named_modules()``, or a predicate
             ``(name, module) -> bool``.
         seed: Determines all samples; PyTorch's generators are neither read nor changed.
+        lean: Whether all other operations hold the least for backward, too: ``True``, ``"exact"`` or a mapping from
+            module names or globs; see :func:`randbp.randomize`.
+        bits: Bits per entry of what lean mode rounds.
 
     Raises:
         ValueError: At construction if an estimator cannot serve its VJP; when fitting starts if ``layers`` matches no
@@ -42,17 +46,23 @@ class TensorDropout(Callback):
         input_vjp: Estimator = Exact(),  # noqa: B008
         layers: str | list[str] | Callable[[str, nn.Module], bool] | None = None,
         seed: int = 0,
+        lean: Lean = False,
+        bits: int = 4,
     ) -> None:
         check_estimator("weight_vjp", weight_vjp)
         check_estimator("input_vjp", input_vjp)
+        check_lean(lean, bits)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
+        self.lean, self.bits = lean, bits
         self.layers, self.seed = layers, seed
         self.handle: RandomizedHandle | None = None
         self._batches = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Randomise the layers."""
-        self.handle = randomize(pl_module, self.weight_vjp, self.input_vjp, self.layers, self.seed)
+        self.handle = randomize(
+            pl_module, self.weight_vjp, self.input_vjp, self.layers, self.seed, lean=self.lean, bits=self.bits
+        )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -93,6 +103,8 @@ class TensorDropout(Callback):
             "input_vjp": plain_estimator(self.input_vjp),
             "layers": repr(self.layers) if callable(self.layers) else self.layers,
             "seed": self.seed,
+            "lean": dict(self.lean) if isinstance(self.lean, Mapping) else self.lean,
+            "bits": self.bits,
         }
 
     def _remove(self) -> None:

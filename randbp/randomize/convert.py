@@ -7,6 +7,7 @@ from torch import nn
 
 from ..estimators import Estimator, Exact, Spatial
 from ..functional import check_estimator
+from ..lean import Lean, LeanHandle, check_lean, make_lean
 from .layers import Clock, LayerState, derandomize_layer, is_randomizable, is_randomized, randomize_layer
 from .selection import select
 
@@ -23,11 +24,16 @@ class RandomizedHandle:
     """
 
     def __init__(
-        self, modules: dict[str, nn.Module], weight_vjp: Estimator, input_vjp: Estimator, clock: Clock
+        self,
+        modules: dict[str, nn.Module],
+        weight_vjp: Estimator,
+        input_vjp: Estimator,
+        clock: Clock,
+        lean: LeanHandle | None = None,
     ) -> None:
         self.layers = list(modules)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
-        self._modules, self._clock = modules, clock
+        self._modules, self._clock, self._lean = modules, clock, lean
 
     @property
     def keep_rates(self) -> dict[str, float]:
@@ -50,6 +56,8 @@ class RandomizedHandle:
         """Restore the very same model. Doing so twice is harmless."""
         for module in self._modules.values():
             derandomize_layer(module)
+        if self._lean is not None:
+            self._lean.remove()
         self._modules = {}
         self.layers = []
 
@@ -71,6 +79,9 @@ def randomize(
     input_vjp: Estimator = Exact(),  # noqa: B008
     layers: Layers = None,
     seed: int = 0,
+    *,
+    lean: Lean = False,
+    bits: int = 4,
 ) -> RandomizedHandle:
     """Estimate the VJPs of a model's convolutions from now on, in training mode only.
 
@@ -84,6 +95,12 @@ def randomize(
         layers: Which convolutions: ``None`` for all ``nn.Conv1d/2d/3d``; a name or glob (``"features.*"``) of
             ``model.named_modules()`` or several of them; or a predicate ``(name, module) -> bool``.
         seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
+        lean: Whether all other operations of the model, too, hold the least that still gives their gradient. ``True``:
+            what an activation's kink, a maximum's place or a dropout mask needs in bits, gradients as before; and
+            normalisations, smooth activations and products in ``bits`` bits per entry, gradients unbiased. ``"exact"``:
+            only the former. A mapping from names or globs of modules to ``True``, ``"exact"`` or ``False`` says so
+            for some of them (the last match holds); the others are lean. See :mod:`randbp.lean`.
+        bits: Bits per entry of what lean mode rounds, 1 to 8.
 
     Returns:
         A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.
@@ -104,11 +121,13 @@ def randomize(
     check_estimator("input_vjp", input_vjp)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: expected an integer")
+    check_lean(lean, bits)
     modules = select(model, layers, is_randomizable)
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
     clock = Clock(seed)
+    leaner = make_lean(model, lean, bits, clock, apart=modules.values()) if lean else None
     for name, module in modules.items():
         randomize_layer(module, LayerState(name, weight_vjp, input_vjp, clock))
-    return RandomizedHandle(modules, weight_vjp, input_vjp, clock)
+    return RandomizedHandle(modules, weight_vjp, input_vjp, clock, leaner)
