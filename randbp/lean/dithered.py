@@ -1,5 +1,6 @@
 """Subtractive dither: rounding whose error is the same whatever was rounded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,14 +53,22 @@ class Dithered:
         """Bytes of codes and scales."""
         return rows * (packed_size(self._padded, self.bits) + 8 * self.blocks)
 
-    def encode(self, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Packed codes (flat) and scales ``[rows, blocks, 2]`` of ``[rows, entries]``."""
+    def encode(
+        self, rows: Tensor, seed: int, prepare: Callable[[Tensor, slice], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Packed codes (flat) and scales ``[rows, blocks, 2]`` of ``[rows, entries]``.
+
+        Args:
+            rows: What to hold.
+            seed: Of the noise.
+            prepare: Maps some of the rows, in single precision, and which these are, to what to hold of them.
+        """
         count, noise = len(rows), Noise(seed, rows.device)
         scales = torch.empty(count, self.blocks, 2, dtype=torch.float32, device=rows.device)
         size = packed_size(self._padded, self.bits)
         codes = torch.empty(count * size, dtype=torch.uint8, device=rows.device)
         for part in self._parts(rows):
-            values = rows[part].float()
+            values = rows[part].float() if prepare is None else prepare(rows[part].float(), part)
             if missing := self._padded - self.entries:  # repeated entries leave the range alone
                 values = torch.cat([values, values[:, -1:].expand(-1, missing)], 1)
             values = values.unflatten(1, (self.blocks, self.block))

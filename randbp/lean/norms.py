@@ -1,6 +1,6 @@
 """Normalisations: the input in a few bits, and a gradient that stays unbiased although it uses them twice.
 
-With ``x̂ = (x - μ) r``, ``y = γ x̂ + β`` and ``v`` the output gradient,
+What is held is ``x̂ = (x - μ) r`` in :class:`.dithered.Dithered`. With ``y = γ x̂ + β`` and ``v`` the output gradient,
 
     γ̄ = Σ v x̂,    β̄ = Σ v,    x̄ = r (γ v - mean(γ v) - x̂ mean(γ v x̂)),
 
@@ -79,23 +79,29 @@ class _ChannelNorm(torch.autograd.Function):
         y, *statistics = normalise()
         mean, rstd = (groups.per_channel(values) for values in statistics)
         layout = Dithered(bits, channels * size, min(256, channels * size))
-        codes, scales = layout.encode(x.reshape(examples, -1), seed)
+
+        def normalised(rows: Tensor, part: slice) -> Tensor:
+            part = part if len(mean) > 1 else slice(None)
+            values = rows.view(-1, channels, size) - mean[part].unsqueeze(2)
+            return values.mul_(rstd[part].unsqueeze(2)).flatten(1)
+
+        codes, scales = layout.encode(x.reshape(examples, -1), seed, normalised)
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
-        ctx.save_for_backward(torch.tensor(seed), codes, scales, mean, rstd, weight, edge)
+        ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
         ctx.layout, ctx.groups, ctx.shape, ctx.dtype = layout, groups, x.shape, x.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
-        seed, codes, scales, mean, rstd, weight, edge = ctx.saved_tensors
+        seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
         groups: _Groups = ctx.groups
         examples, channels, size = groups.shape
         with torch.no_grad():
             grad = output_grad.reshape(examples, channels, size).to(rstd.dtype)
             value = torch.empty(examples, channels, size, dtype=torch.float32, device=grad.device)
             ctx.layout.decode(codes, scales, int(seed), value.view(examples, -1))
-            value = value.to(rstd.dtype).sub_(mean.unsqueeze(2)).mul_(rstd.unsqueeze(2))
+            value = value.to(rstd.dtype)
             sums = grad.sum(2)
             parts = [
                 slice(part.start // (channels * size), part.stop // (channels * size))
@@ -114,7 +120,7 @@ class _ChannelNorm(torch.autograd.Function):
                 value.mul_((second * factor).neg_().unsqueeze(2)).sub_((first * factor).unsqueeze(2))
                 value.addcmul_(grad, scale.unsqueeze(2))
                 if _is_corrected(ctx.layout.bits, groups.together):
-                    excess = (scale * rstd.square() / groups.together).expand(examples, channels).unsqueeze(2)
+                    excess = (scale / groups.together).expand(examples, channels).unsqueeze(2)
                     for part in parts:
                         variance = ctx.layout.variances(scales[part]).view(-1, channels, size).to(grad.dtype)
                         value[part].addcmul_(variance.mul_(grad[part]), excess[part])
@@ -142,15 +148,20 @@ class _RowNorm(torch.autograd.Function):
     ) -> Tensor:
         y, mean, rstd = normalise()
         layout = Dithered(bits, columns, min(256, columns))
-        codes, scales = layout.encode(x.reshape(-1, columns), seed)
-        ctx.save_for_backward(torch.tensor(seed), codes, scales, mean, rstd, weight, edge)
+
+        def normalised(rows: Tensor, part: slice) -> Tensor:
+            return (rows if mean is None else rows - mean[part]) * rstd[part]
+
+        codes, scales = layout.encode(x.reshape(-1, columns), seed, normalised)
+        ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
         ctx.layout, ctx.columns, ctx.shape, ctx.dtype = layout, columns, x.shape, x.dtype
+        ctx.centred = mean is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
-        seed, codes, scales, mean, rstd, weight, edge = ctx.saved_tensors
+        seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
         columns, needs_input = ctx.columns, ctx.needs_input_grad[0]
         with torch.no_grad():
             grad = output_grad.reshape(-1, columns)
@@ -161,7 +172,6 @@ class _RowNorm(torch.autograd.Function):
             for part in pieces(value.numel(), value.device, columns):
                 rows = slice(part.start // columns, part.stop // columns)
                 v, x, r = grad[rows].to(rstd.dtype), value[rows], rstd[rows]
-                x = (x if mean is None else x.sub_(mean[rows])).mul_(r)
                 weight_grad += torch.linalg.vecdot(v, x, dim=0)
                 bias_grad += v.sum(0)
                 if not needs_input:
@@ -169,10 +179,10 @@ class _RowNorm(torch.autograd.Function):
                 v = v if flat_weight is None else v * flat_weight
                 product = torch.linalg.vecdot(v, x, dim=1).unsqueeze(1)
                 x.mul_(product.mul_(r / -columns)).addcmul_(v, r)
-                if mean is not None:
+                if ctx.centred:
                     x.sub_(v.mean(1, keepdim=True) * r)
                 if _is_corrected(ctx.layout.bits, columns):
-                    x.addcmul_(ctx.layout.variances(scales[rows]).mul_(v), r.pow(3).div_(columns))
+                    x.addcmul_(ctx.layout.variances(scales[rows]).mul_(v), r / columns)
             input_grad = value.to(ctx.dtype).view(ctx.shape) if needs_input else None
         shaped = [g.view(weight.shape) if weight is not None else None for g in (weight_grad, bias_grad)]
         wanted = [g if needed else None for g, needed in zip(shaped, ctx.needs_input_grad[1:3], strict=True)]

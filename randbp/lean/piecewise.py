@@ -68,7 +68,8 @@ def _relu_(call: Call, input: Tensor) -> Any:
 
 @lean_version_of([F.hardtanh], exact=True)
 def _hardtanh(call: Call, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
-    return _apply(call, input, lambda x: (x <= min_val).logical_or_(x >= max_val).logical_not_(), inplace=inplace)
+    # (For NaN PyTorch's vectorised and scalar kernels disagree; this is the vectorised one's zero.)
+    return _apply(call, input, lambda x: (x > min_val).logical_and_(x < max_val), inplace=inplace)
 
 
 @lean_version_of([F.relu6], exact=True)
@@ -90,7 +91,7 @@ def _threshold(call: Call, input: Tensor, threshold: float, value: float, inplac
 
 @lean_version_of([F.hardsigmoid], exact=True)
 def _hardsigmoid(call: Call, input: Tensor, inplace: bool = False) -> Any:
-    sixth = 1 / 6 if input.dtype == torch.float64 else float(torch.tensor(1 / 6))
+    sixth = float(torch.tensor(1 / 6))  # PyTorch's factor is single precision's for all dtypes
     return _apply(call, input, lambda x: (x > -3).logical_and_(x < 3), (sixth, 0.0), inplace)
 
 

@@ -1,6 +1,7 @@
 """Products: each factor is held for the other's gradient, which is linear in it, so rounding it keeps that unbiased."""
 
 import weakref
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from .dithered import Dithered
 from .hooks import Hooks, hooks_in_force
+from .layout import memory_order
 from .rules import Call, is_plain, lean_version_of
 
 _SMALL = 2**12
@@ -19,32 +21,43 @@ _ROW = 2**12
 
 
 class Rounded:
-    """A tensor in a few bits per entry, in the place of a saved tensor of autograd.
+    """The entries of a tensor in a few bits each, in the place of saved tensors of autograd.
 
     Args:
-        tensor: What would be saved.
+        flat: The entries as they lie in memory.
         bits: Bits per entry.
         seed: Of the noise.
         outer: Saved-tensor hooks that were in force, and that get what is held in the tensor's place.
     """
 
-    def __init__(self, tensor: Tensor, bits: int, seed: int, outer: Hooks | None) -> None:
-        self.source = weakref.ref(tensor.untyped_storage())
-        self._shape, self._dtype, self._outer = tensor.shape, tensor.dtype, outer
-        entries = min(tensor.numel(), _ROW)
-        rows = tensor.detach().reshape(-1)
-        if missing := -tensor.numel() % entries:
-            rows = torch.cat([rows, rows[-1:].expand(missing)])
+    def __init__(self, flat: Tensor, bits: int, seed: int, outer: Hooks | None) -> None:
+        self.source = weakref.ref(flat.untyped_storage())
+        self._count, self._dtype, self._outer = flat.numel(), flat.dtype, outer
+        entries = min(self._count, _ROW)
+        if missing := -self._count % entries:
+            flat = torch.cat([flat, flat[-1:].expand(missing)])
         self._layout = Dithered(bits, entries)
         # The seed travels with the codes: a checkpoint packs both again when it runs the forward pass again.
-        held = (*self._layout.encode(rows.view(-1, entries), seed), torch.tensor(seed))
+        held = (*self._layout.encode(flat.view(-1, entries), seed), torch.tensor(seed))
         self._held = held if outer is None else tuple(outer[0](part) for part in held)
 
-    def tensor(self) -> Tensor:
+    def flat(self) -> Tensor:
         """The entries, unbiased."""
         codes, scales, seed = self._held if self._outer is None else tuple(map(self._outer[1], self._held))
-        flat = self._layout.decode(codes, scales, int(seed)).view(-1)[: self._shape.numel()]
-        return flat.to(self._dtype).view(self._shape)
+        return self._layout.decode(codes, scales, int(seed)).view(-1)[: self._count].to(self._dtype)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One tensor that looks at rounded entries."""
+
+    entries: Rounded
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    def tensor(self) -> Tensor:
+        """It, unbiased."""
+        return self.entries.flat().as_strided(self.shape, self.stride)
 
 
 class _Passed:
@@ -62,15 +75,18 @@ _KNOWN: WeakValueDictionary[Any, Rounded] = WeakValueDictionary()
 """What is rounded already, for tensors that several operations save."""
 
 
-def _rounded(tensor: Tensor, call: Call, outer: Hooks | None) -> Rounded:
-    storage = tensor.untyped_storage()
-    place = (id(storage), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
-    key = (*place, tensor._version, call.session.bits, outer)
+def _rounded(tensor: Tensor, call: Call, outer: Hooks | None) -> _View:
+    tensor = tensor.detach()
+    if not tensor.permute(memory_order(tensor)).is_contiguous():
+        tensor = tensor.contiguous()
+    storage, count, offset = tensor.untyped_storage(), tensor.numel(), tensor.storage_offset()
+    key = (id(storage), offset, count, tensor.dtype, tensor._version, call.session.bits, outer)
     found = _KNOWN.get(key)
     if found is None or found.source() is not storage:
-        found = Rounded(tensor, call.session.bits, call.session.seed(), outer)
+        flat = tensor.as_strided((count,), (1,), offset)
+        found = Rounded(flat, call.session.bits, call.session.seed(), outer)
         _KNOWN[key] = found
-    return found
+    return _View(found, tensor.shape, tensor.stride())
 
 
 _PRODUCTS = [
@@ -106,7 +122,7 @@ def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
         return call.function(*args, **kwargs)
 
 
-def _unpack(held: Tensor | Rounded | _Passed) -> Tensor:
+def _unpack(held: Tensor | _View | _Passed) -> Tensor:
     with torch.no_grad():
         return held if isinstance(held, Tensor) else held.tensor()
 
