@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .dithered import Dithered
 from .hooks import Hooks, hooks_in_force
 from .layout import memory_order
-from .rules import Call, is_plain, lean_version_of
+from .rules import Call, Session, is_plain, lean_version_of
 
 _SMALL = 2**12
 """Tensors of fewer entries are not worth the time."""
@@ -75,16 +75,16 @@ _KNOWN: WeakValueDictionary[Any, Rounded] = WeakValueDictionary()
 """What is rounded already, for tensors that several operations save."""
 
 
-def _rounded(tensor: Tensor, call: Call, outer: Hooks | None) -> _View:
+def _rounded(tensor: Tensor, session: Session, outer: Hooks | None) -> _View:
     tensor = tensor.detach()
     if not tensor.permute(memory_order(tensor)).is_contiguous():
         tensor = tensor.contiguous()
     storage, count, offset = tensor.untyped_storage(), tensor.numel(), tensor.storage_offset()
-    key = (id(storage), offset, count, tensor.dtype, tensor._version, call.session.bits, outer)
+    key = (id(storage), offset, count, tensor.dtype, tensor._version, session.bits, outer)
     found = _KNOWN.get(key)
     if found is None or found.source() is not storage:
         flat = tensor.as_strided((count,), (1,), offset)
-        found = Rounded(flat, call.session.bits, call.session.seed(), outer)
+        found = Rounded(flat, session.bits, session.seed(), outer)
         _KNOWN[key] = found
     return _View(found, tensor.shape, tensor.stride())
 
@@ -110,12 +110,12 @@ def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tuple(map(_cast, args)), {name: _cast(value) for name, value in kwargs.items()}
         given = [*args, *kwargs.values()]
     storages = {id(factor.untyped_storage()) for factor in given if _is_factor(factor)}
-    outer = hooks_in_force()
+    outer, session = hooks_in_force(), call.session  # not the call itself: autograd keeps the hooks, and so its arguments
 
     def pack(tensor: Tensor) -> Any:
         with torch.no_grad():
             if id(tensor.untyped_storage()) in storages:
-                return _rounded(tensor, call, outer)
+                return _rounded(tensor, session, outer)
             return tensor if outer is None else _Passed(tensor, outer)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
