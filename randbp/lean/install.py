@@ -59,7 +59,7 @@ def make_lean(model: nn.Module, lean: Lean, bits: int, clock: Clock, apart: Coll
             that matches a module, or else one around it, holds; a module that nothing matches is lean.
         bits: Bits per entry where a version rounds.
         clock: Seed and training step.
-        apart: Modules inside which PyTorch's operations stay: those that estimators serve.
+        apart: Modules that an estimator serves, and inside which therefore nothing else is rounded.
 
     Raises:
         ValueError: If a setting is none, or a name or glob matches no module.
@@ -70,7 +70,9 @@ def make_lean(model: nn.Module, lean: Lean, bits: int, clock: Clock, apart: Coll
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        level = None if any(module is other for other in apart) else level_of(name)
+        level = level_of(name)
+        if level is not None and any(module is other for other in apart):
+            level = "exact"
         hooks.append(module.register_forward_pre_hook(partial(session.enter, level)))
         hooks.append(module.register_forward_hook(session.leave, always_call=True))
     return LeanHandle(session, hooks)

@@ -90,7 +90,7 @@ class Session:
         # operations when those lines run again, outside any module: PyTorch's.
         if hooks_in_force() != frame.hooks:
             return function(*args, **kwargs)
-        call = Call(function, args, kwargs, self)
+        call = Call(function, args, kwargs, self, rounds=frame.level == "rounded")
         result = rule.version(call, *args, **kwargs)
         return call.run() if result is NotImplemented else result
 

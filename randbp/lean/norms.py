@@ -4,11 +4,11 @@ What is held is ``x̂ = (x - μ) r`` in :class:`.dithered.Dithered`. With ``y = 
 
     γ̄ = Σ v x̂,    β̄ = Σ v,    x̄ = r (γ v - mean(γ v) - x̂ mean(γ v x̂)),
 
-where means run over the ``m`` entries that were normalised together. Let ``x̃`` with ``E x̃ = x̂`` stand for ``x̂``. The
-gradient of ``γ`` is linear in it. The last term of ``x̄_i`` is not: in ``x̃_i Σ_j v_j x̃_j`` the noise of entry ``i`` meets
-itself, which adds ``var(x̃_i) γ v_i / m`` to its mean. Subtractive dither (:mod:`.dithered`) has a known variance,
-``h²/12``, so this excess is subtracted and the gradient is unbiased. It matters for layer and group normalisation of few
-entries; where ``m`` is so large that single precision does not show it, it is left out.
+where means run over the ``m`` entries that were normalised together. Let ``x̃`` with ``E x̃ = x̂`` stand for ``x̂``.
+The gradient of ``γ`` is linear in it. The last term of ``x̄_i`` is not: in ``x̃_i Σ_j γ v_j x̃_j / m`` the noise of entry
+``i`` meets itself, which adds ``var(x̃_i) γ v_i / m`` to its mean. Subtractive dither (:mod:`.dithered`) has a known
+variance, ``h²/12``, so this excess is taken off and the gradient is unbiased. It matters for layer and group
+normalisation of few entries; where ``m`` is so large that the excess is below 1e-5 of ``r γ v_i``, it is left out.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from ..autograd.once import edge_of, not_differentiable
 from .dithered import Dithered
 from .layout import is_channels_last, pieces
-from .rules import Call, lean_version_of
+from .recipes import Recipe, remember
+from .rules import Call, is_plain, lean_version_of
 
 _SMALL = 32
 """Rows with fewer entries would need as many bytes for their scales as rounding saves."""
@@ -33,7 +34,7 @@ _NEGLIGIBLE = 1e-5
 
 @dataclass(frozen=True)
 class _Groups:
-    """Entries ``[N, C, S]`` of which each ``C / groups`` channels, of one example or of all, are normalised together."""
+    """Entries ``[N, C, S]``; each ``C / groups`` channels, of one example or of all, are normalised together."""
 
     shape: tuple[int, int, int]
     groups: int
@@ -221,7 +222,7 @@ def _cast(x: Tensor) -> Tensor:
     return x.float() if x.is_cuda and torch.is_autocast_enabled("cuda") and x.dtype != torch.float64 else x
 
 
-@lean_version_of([F.batch_norm], exact=False)
+@lean_version_of([F.batch_norm], exact=True)
 def _batch_norm(
     call: Call,
     input: Tensor,
@@ -235,6 +236,8 @@ def _batch_norm(
 ) -> Any:
     if not training or not _needs_grad(input, weight, bias) or input.dim() < 2 or momentum is None:
         return NotImplemented
+    if not call.rounds:
+        return _with_recipe(call, input, weight, bias, eps)
     examples, channels = input.shape[:2]
     size = input[0, 0].numel()
     if not _is_roundable(input, channels * size) or examples * size < 2:
@@ -245,6 +248,18 @@ def _batch_norm(
 
     groups = _Groups((examples, channels, size), channels, over_batch=True)
     return _grouped(call, input, weight, bias, normalise, groups)
+
+
+def _with_recipe(call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """PyTorch's batch normalisation, of whose output others need not hold a copy: it can be made again."""
+    y: Tensor = call.run()
+    constants = tuple(tensor.detach() for tensor in (weight, bias) if tensor is not None)
+    if is_plain(y) and len(constants) in (0, 2):
+        scale, shift = constants or (None, None)
+        remember(
+            y, Recipe(x.detach(), (lambda x: F.batch_norm(x, None, None, scale, shift, True, 0.0, eps),), constants)
+        )
+    return y
 
 
 @lean_version_of([F.group_norm], exact=False)

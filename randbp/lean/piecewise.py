@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .layout import flatten, memory_order, unflatten
 from .masks import pack_mask, unpack_mask
+from .recipes import recipe_of, remember
 from .rules import Call, is_plain, lean_version_of
 
 
@@ -50,7 +51,11 @@ def _apply(
 ) -> Any:
     if not is_plain(x):
         return NotImplemented
-    return _Piecewise.apply(x, call, inside, slopes, inplace)
+    recipe = recipe_of(x)
+    y = _Piecewise.apply(x, call, inside, slopes, inplace)
+    if recipe is not None:
+        remember(y, recipe.then(call.without_input()))
+    return y
 
 
 # Each comparison is PyTorch's own, so that NaN and the kinks themselves fall on the same side.

@@ -44,7 +44,7 @@ class _Windows:
         return function(grad, stand_in, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, indices)
 
     def encode(self, indices: Tensor, input_size: torch.Size) -> Tensor:
-        """Offsets within the window, packed: ``⌈log2 ∏K⌉`` bits each, rounded up to 1, 2, 4 or 8 if there are not more."""
+        """Offsets within the window, packed: ``⌈log2 ∏K⌉`` bits each, rounded up to 1, 2, 4 or 8, or whole integers."""
         planes = indices.reshape(-1, *indices.shape[-self.dims :])
         dtype, bits = self._code
         codes = torch.empty(planes.shape, dtype=dtype, device=indices.device)
@@ -146,7 +146,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], Any]) -> Any:
-    """Pool in ``dims`` dimensions; ``make`` builds the windows of as many dimensions as the kernel has, two or three."""
+    """Pool in ``dims`` dimensions; ``make`` builds windows of the dimensions that PyTorch's kernel has, two or three."""
     if not is_plain(x) or x.dim() not in (dims + 1, dims + 2) or x.numel() >= 2**31:
         return NotImplemented
     if dims == 1:  # as PyTorch: a plane of one row

@@ -1,4 +1,7 @@
-"""Products: each factor is held for the other's gradient, which is linear in it, so rounding it keeps that unbiased."""
+"""Products: each factor is held for the other's gradient, which is linear in it, so rounding it keeps that unbiased.
+
+Where nothing may be rounded, a factor that can be made again from what is held anyway is not held (:mod:`.recipes`).
+"""
 
 import weakref
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from torch.nn import functional as F
 from .dithered import Dithered
 from .hooks import Hooks, hooks_in_force
 from .layout import memory_order
+from .recipes import Recipe, follow, recipe_of
 from .rules import Call, Session, is_plain, lean_version_of
 
 _SMALL = 2**12
@@ -60,6 +64,28 @@ class _View:
         return self.entries.flat().as_strided(self.shape, self.stride)
 
 
+class _Again:
+    """A tensor that is made again by its recipe; the recipe's base is held in its place."""
+
+    def __init__(self, recipe: Recipe, outer: Hooks | None) -> None:
+        self._steps, self._constants, self._outer = recipe.steps, recipe.constants, outer
+        self._held = recipe.base if outer is None else outer[0](recipe.base)
+        self._versions = self._now()
+
+    def tensor(self) -> Tensor:
+        """It, bit for bit."""
+        if self._now() != self._versions:
+            raise RuntimeError(
+                "lean: a tensor needed for backward was modified in place after its use; "
+                "avoid that, or set lean=False for the module that used it"
+            )
+        return follow(self._steps, self._held if self._outer is None else self._outer[1](self._held))
+
+    def _now(self) -> list[int]:
+        tensors = [self._held, *self._constants] if self._outer is None else self._constants
+        return [tensor._version for tensor in tensors]
+
+
 class _Passed:
     """A tensor that went to the saved-tensor hooks around ours."""
 
@@ -100,29 +126,36 @@ _CAST_BY_AUTOCAST = {
 }
 
 
-@lean_version_of({*_PRODUCTS, *_CAST_BY_AUTOCAST}, exact=False)
+@lean_version_of({*_PRODUCTS, *_CAST_BY_AUTOCAST}, exact=True)
 def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
     given = [*args, *kwargs.values()]
     # Leaves are parameters and inputs: they live anyway.
     if "out" in kwargs or not any(map(_is_factor, given)):
         return NotImplemented
-    if call.function in _CAST_BY_AUTOCAST:
+    if call.rounds and call.function in _CAST_BY_AUTOCAST:
         args, kwargs = tuple(map(_cast, args)), {name: _cast(value) for name, value in kwargs.items()}
         given = [*args, *kwargs.values()]
-    storages = {id(factor.untyped_storage()) for factor in given if _is_factor(factor)}
-    outer, session = hooks_in_force(), call.session  # not the call itself: autograd keeps the hooks, and so its arguments
+    factors = [factor for factor in given if _is_factor(factor)]
+    if not call.rounds and not any(recipe_of(factor) for factor in factors):
+        return NotImplemented
+    storages = {id(factor.untyped_storage()) for factor in factors}
+    # Not the call itself: autograd keeps these functions, and so would keep its arguments.
+    outer, session, rounds = hooks_in_force(), call.session, call.rounds
 
     def pack(tensor: Tensor) -> Any:
         with torch.no_grad():
             if id(tensor.untyped_storage()) in storages:
-                return _rounded(tensor, session, outer)
+                if rounds:
+                    return _rounded(tensor, session, outer)
+                if (recipe := recipe_of(tensor)) is not None:
+                    return _Again(recipe, outer)
             return tensor if outer is None else _Passed(tensor, outer)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
         return call.function(*args, **kwargs)
 
 
-def _unpack(held: Tensor | _View | _Passed) -> Tensor:
+def _unpack(held: Tensor | _View | _Again | _Passed) -> Tensor:
     with torch.no_grad():
         return held if isinstance(held, Tensor) else held.tensor()
 

@@ -24,12 +24,14 @@ class Call:
     Attributes:
         run: The function itself; ``run()`` is what would have happened.
         session: Settings and seeds.
+        rounds: Whether a version may round.
     """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     session: Session
+    rounds: bool
 
     def run(self) -> Any:
         """What PyTorch would have done."""
@@ -41,6 +43,12 @@ class Call:
             return self.function(input, *self.args[1:], **self.kwargs)
         return self.function(**{**self.kwargs, "input": input})
 
+    def without_input(self) -> Callable[[Tensor], Any]:
+        """The function of its first argument alone, which it does not keep alive."""
+        function, rest = self.function, self.args[1:]
+        options = {name: value for name, value in self.kwargs.items() if name != "input"}
+        return lambda input: function(input, *rest, **options)
+
 
 Version = Callable[..., Any]
 """Takes the :class:`Call`, then the arguments as the function names them."""
@@ -48,7 +56,7 @@ Version = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """A lean version, and whether its gradient is PyTorch's bit for bit."""
+    """A lean version, and whether its gradient is PyTorch's bit for bit (unless the call says it may round)."""
 
     version: Version
     exact: bool
