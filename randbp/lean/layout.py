@@ -16,7 +16,8 @@ def memory_order(tensor: Tensor) -> tuple[int, ...]:
     natural = tuple(range(tensor.dim()))
     if tensor.is_contiguous():
         return natural
-    order = tuple(sorted(natural, key=lambda dim: (-tensor.stride(dim), dim)))
+    strides = tensor.stride()
+    order = tuple(sorted(natural, key=lambda dim: (-strides[dim], dim)))
     return order if tensor.permute(order).is_contiguous() else natural
 
 

@@ -53,7 +53,7 @@ class _Groups:
 
     def per_group(self, values: Tensor) -> Tensor:
         """Sums over all that is normalised together, of sums ``[N, C]`` over positions; ``[N or 1, C]``."""
-        examples, channels, _ = self.shape
+        channels = self.shape[1]
         sums = values.sum(0, keepdim=True) if self.over_batch else values
         if self.groups == channels:
             return sums

@@ -146,7 +146,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], Any]) -> Any:
-    """Pool in ``dims`` dimensions; ``make`` builds windows of the dimensions that PyTorch's kernel has, two or three."""
+    """Pool in ``dims`` dimensions; ``make`` builds windows of PyTorch's own kernel, which has two or three."""
     if not is_plain(x) or x.dim() not in (dims + 1, dims + 2) or x.numel() >= 2**31:
         return NotImplemented
     if dims == 1:  # as PyTorch: a plane of one row
