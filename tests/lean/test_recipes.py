@@ -82,7 +82,7 @@ def test_a_parameter_changed_before_backward_is_noticed() -> None:
         y = model(x).sum()
         with torch.no_grad():
             model.norm.weight.mul_(2)
-        with pytest.raises(RuntimeError, match="modified in place|modified by an inplace"):
+        with pytest.raises(RuntimeError, match=r"modified in place|modified by an inplace"):
             y.backward()
 
 
