@@ -1,6 +1,7 @@
 """randbp: approximate backpropagation with tensor dropout.
 
-Convolutions keep an exact forward pass; their vector-Jacobian products are replaced by cheaper unbiased estimates.
+Convolutions, transposed convolutions and linear layers keep an exact forward pass; their vector-Jacobian products are
+replaced by cheaper unbiased estimates.
 """
 
 from . import functional
@@ -21,6 +22,7 @@ from .estimators import (
     manual_seed,
 )
 from .randomize import RandomizedHandle, randomize
+from .tune import autotune
 
 __version__ = "0.1.0"
 
@@ -40,6 +42,7 @@ __all__ = [
     "Rounding",
     "Spatial",
     "__version__",
+    "autotune",
     "functional",
     "manual_seed",
     "randomize",

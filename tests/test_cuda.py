@@ -6,7 +6,7 @@ from torch import nn
 
 import randbp
 from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
-from randbp.functional import conv
+from randbp.functional import conv, conv_transpose, linear
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ESTIMATORS = [Spatial(0.25), Spatial(0.25, center=False), Axes(0.25), Channels(0.25), Batch(0.25)]
@@ -32,11 +32,44 @@ def test_unbiased_on_the_gpu(estimator: Estimator, stride: int) -> None:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("kind", ["transposed", "sequence", "vectors"])
+def test_other_layers_are_unbiased_on_the_gpu(estimator: Estimator, kind: str) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = {"transposed": ((6, 4, 4, 4), (4, 3, 3, 3)), "sequence": ((6, 9, 4), (3, 4)), "vectors": ((40, 4), (3, 4))}
+    x, weight = (
+        torch.rand(shape, device="cuda", dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in shapes[kind]
+    )
+    native = nn.functional.linear if x.dim() < 4 else lambda x, w: nn.functional.conv_transpose2d(x, w, None, 2, 1)
+    estimated = linear if x.dim() < 4 else lambda x, w, **options: conv_transpose(x, w, None, 2, 1, **options)
+    output_grad = torch.rand(native(x, weight).shape, device="cuda", dtype=torch.float64, generator=generator)
+    exact = torch.autograd.grad(native(x, weight), (weight, x), output_grad)
+    input_vjp = Exact() if isinstance(estimator, Batch) else estimator
+    draws: list[list[torch.Tensor]] = [[], []]
+    for _ in range(500):
+        y = estimated(x, weight, weight_vjp=estimator, input_vjp=input_vjp, generator=generator)
+        for kept, grad in zip(draws, torch.autograd.grad(y, (weight, x), output_grad), strict=True):
+            kept.append(grad)
+    for kept, expected in zip(draws, exact, strict=True):
+        stack = torch.stack(kept)
+        z = (stack.mean(0) - expected).abs() / (stack.std(0) / 500**0.5).clamp_min(1e-9 * expected.abs().max())
+        assert z.max() < 6  # Bonferroni over at most 492 entries: error probability 1e-6
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
 def test_nothing_waits_for_the_device_and_global_state_stays(estimator: Estimator) -> None:
-    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2)).cuda()
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2),
+        nn.ConvTranspose2d(16, 8, 4, stride=2),
+        nn.Linear(16, 16),
+        nn.Flatten(),
+        nn.Linear(8 * 16 * 16, 4),
+    ).cuda()
     x = torch.randn(16, 8, 16, 16, device="cuda")
     input_vjp = Exact() if isinstance(estimator, Batch) else estimator
-    with randbp.randomize(model, estimator, input_vjp):
+    with randbp.randomize(model, estimator, input_vjp, layers="*"):
         model(x).square().sum().backward()  # index tables are built once per layer geometry
         before = torch.cuda.get_rng_state()
         torch.cuda.synchronize()

@@ -37,6 +37,17 @@ def test_it_is_unbiased(example: Any) -> None:
     assert_unbiased(torch.stack(draws), exact)
 
 
+@pytest.mark.parametrize("layer", [nn.ConvTranspose2d(4, 3, 3, stride=2, groups=1), nn.Linear(5, 3)], ids=str)
+def test_it_is_unbiased_in_other_layers(example: Any, layer: Any) -> None:
+    layer, generator = layer.double(), torch.Generator().manual_seed(0)
+    x = torch.rand(6, 4, 5, 5, generator=generator, dtype=torch.float64)
+    output_grad = torch.rand(layer(x).shape, generator=generator, dtype=torch.float64)
+    exact = torch.autograd.grad(layer(x), layer.weight, output_grad)[0]
+    with randbp.randomize(nn.Sequential(layer), weight_vjp=example(keep=0.5), layers="0"):
+        draws = [torch.autograd.grad(layer(x), layer.weight, output_grad)[0] for _ in range(600)]
+    assert_unbiased(torch.stack(draws), exact)
+
+
 def test_it_serves_a_model_and_describes_itself(example: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     with randbp.randomize(model, weight_vjp=example(keep=0.25)) as handle:

@@ -1,5 +1,6 @@
 """Operations with an exact forward pass whose backward pass is an estimator."""
 
-from .conv import estimated_conv
+from .estimated import estimated
+from .operations import Convolution, Linear, Operation, TransposedConvolution
 
-__all__ = ["estimated_conv"]
+__all__ = ["Convolution", "Linear", "Operation", "TransposedConvolution", "estimated"]

@@ -15,7 +15,6 @@ from randbp.diagnostics import (
     HeldTensors,
     PeakMemory,
     ProcessorWait,
-    StepPeak,
     StepTimer,
     describe_environment,
     held_for_backward,
@@ -44,9 +43,8 @@ class CostMonitor(Callback):
       ``on_train_batch_end``: forward, backward and update, without data loading. The first ``warmup_steps``
       and the steps on which bytes are measured do not count.
     - ``cost/held_bytes``: what autograd holds for the backward pass at its start, each storage once,
-    parameters and
-      buffers excluded; measured on the first step and on every ``held_every_n_steps``-th after it; the
-      largest counts.
+      parameters and buffers excluded; measured on the first step and on every ``held_every_n_steps``-th
+      after it; the largest counts.
     - ``cost/peak_bytes``: peak memory. On a GPU that of PyTorch's allocator since the start of ``fit``
       (:class:`randbp.diagnostics.PeakMemory`). Elsewhere, on the steps on which bytes are measured, the parameters,
       buffers, gradients and optimiser state at the step's start and the allocator's peak above it

@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -38,11 +40,12 @@ def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
 
     Returns:
         For each VJP the estimator's fields and its class as ``name`` (that of an estimator within it as ``class``);
-        and the callback's choice of layers.
+        and the callback's choice of layers. Of estimators by layer, ``name`` is ``"PerLayer"``, ``keep`` the mean of
+        their keep rates, and ``estimators`` has the fields of each by its name or glob.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         found = {name: getattr(callback, name, None) for name in ("weight_vjp", "input_vjp")}
-        if any(hasattr(estimator, "keep") for estimator in found.values()):
+        if any(hasattr(estimator, "keep") or isinstance(estimator, Mapping) for estimator in found.values()):
             settings: dict[str, Any] = {name: _estimator_fields(found[name]) for name in found}
             return settings | {"layers": getattr(callback, "layers", None)}
     return None
@@ -86,6 +89,10 @@ def write_text(path: Path, text: str) -> None:
 def _estimator_fields(estimator: Any) -> dict[str, Any] | None:
     if estimator is None:
         return None
+    if isinstance(estimator, Mapping):
+        keep = fmean(one.keep for one in estimator.values()) if estimator else 1.0
+        each = {pattern: _estimator_fields(one) for pattern, one in estimator.items()}
+        return {"name": "PerLayer", "keep": keep, "estimators": each}
     fields = plain_estimator(estimator) if isinstance(estimator, Estimator) else {}
     fields.pop("class", None)
     return {"name": type(estimator).__name__, "keep": getattr(estimator, "keep", None)} | fields

@@ -9,23 +9,26 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from ..estimators import Estimator, Exact, Spatial, plain_estimator
-from ..functional import check_estimator
 from ..lean import Lean, check_lean
-from ..randomize import RandomizedHandle, randomize
+from ..randomize import Estimators, RandomizedHandle, randomize
+from ..randomize.per_layer import check_estimators
 
 
 class TensorDropout(Callback):
-    """Estimate the weight and input VJPs of a model's convolutions during ``Trainer.fit``.
+    """Estimate the weight and input VJPs of a model's layers during ``Trainer.fit``.
 
     The layers are randomised when fitting starts and are PyTorch's own again when it ends, also after an exception.
     Validation, testing and prediction are exact. A sample depends only on the seed, the layer, the number of training
     batches seen and the rank: a resumed run repeats what the uninterrupted run would have drawn.
 
     Args:
-        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial(keep=0.25)``.
-        input_vjp: Estimator of the inputs' gradients; exact by default.
-        layers: Which convolutions: ``None`` for all, names or globs of ``pl_module.named_modules()``, or a predicate
-            ``(name, module) -> bool``.
+        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial(keep=0.25)``; or several, by name or glob of the
+            layers that each is for, e.g. what :func:`randbp.autotune` returns. Of several keys that match a layer the
+            first counts; layers that none matches are exact.
+        input_vjp: Estimator of the inputs' gradients, or several by name or glob; exact by default.
+        layers: Which layers: ``None`` for all convolutions (transposed ones included, linear layers not), names or
+            globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select
+            ``nn.Linear``, too (``"*"`` means all).
         seed: Determines all samples; PyTorch's generators are neither read nor changed.
         lean: Whether all other operations hold the least for backward, too: ``True``, ``"exact"`` or a mapping from
             module names or globs; see :func:`randbp.randomize`.
@@ -33,7 +36,7 @@ class TensorDropout(Callback):
 
     Raises:
         ValueError: At construction if an estimator cannot serve its VJP; when fitting starts if ``layers`` matches no
-            convolution.
+            convolution or linear layer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -42,15 +45,15 @@ class TensorDropout(Callback):
 
     def __init__(
         self,
-        weight_vjp: Estimator = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
-        input_vjp: Estimator = Exact(),  # noqa: B008
+        weight_vjp: Estimator | Mapping[str, Estimator] = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
+        input_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008
         layers: str | list[str] | Callable[[str, nn.Module], bool] | None = None,
         seed: int = 0,
         lean: Lean = False,
         bits: int = 4,
     ) -> None:
-        check_estimator("weight_vjp", weight_vjp)
-        check_estimator("input_vjp", input_vjp)
+        check_estimators("weight_vjp", weight_vjp)
+        check_estimators("input_vjp", input_vjp)
         check_lean(lean, bits)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
         self.lean, self.bits = lean, bits
@@ -99,8 +102,8 @@ class TensorDropout(Callback):
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "weight_vjp": plain_estimator(self.weight_vjp),
-            "input_vjp": plain_estimator(self.input_vjp),
+            "weight_vjp": _plain(self.weight_vjp),
+            "input_vjp": _plain(self.input_vjp),
             "layers": repr(self.layers) if callable(self.layers) else self.layers,
             "seed": self.seed,
             "lean": dict(self.lean) if isinstance(self.lean, Mapping) else self.lean,
@@ -111,3 +114,9 @@ class TensorDropout(Callback):
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
+
+
+def _plain(estimators: Estimators) -> dict[str, Any]:
+    if isinstance(estimators, Mapping):
+        return {pattern: plain_estimator(estimator) for pattern, estimator in estimators.items()}
+    return plain_estimator(estimators)

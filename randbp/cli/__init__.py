@@ -1,1 +1,1 @@
-"""The command ``randbp``: train, evaluate, sweep, report."""
+"""The command ``randbp``: train, evaluate, tune, sweep, report."""

@@ -6,7 +6,7 @@ import os
 import traceback
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's concern, not the user's
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
@@ -21,12 +22,12 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
-from torch import nn
 
 from randbp import Estimator, Exact
 from randbp.callbacks import TensorDropout
 from randbp.callbacks.monitor import CostMonitor
 from randbp.callbacks.random_state import RandomState
+from randbp.randomize.modules import is_convolution
 
 from .errors import RunError, UsageError, condense, debugging, one_line
 from .loggers import WandbMode, close_loggers, make_loggers
@@ -34,16 +35,17 @@ from .run_folder import claim
 
 
 def tensor_dropout(
-    weight_vjp: Estimator = Exact(),  # noqa: B008 -- a frozen value
-    input_vjp: Estimator = Exact(),  # noqa: B008
+    weight_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008 -- a frozen value
+    input_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008
     layers: str | list[str] | None = None,
     seed: int | None = None,
 ) -> TensorDropout:
     """The callback as the command line configures it: exact unless told otherwise.
 
     Args:
-        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial`` with its ``keep``.
-        input_vjp: Estimator of the inputs' gradients.
+        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial`` with its ``keep``; or, in a file, one for
+            each name or glob of layers.
+        input_vjp: Estimator of the inputs' gradients, or one for each name or glob.
         layers: Names or globs of the layers; by default all convolutions.
         seed: Of the samples; by default that of the run (``--seed_everything``).
 
@@ -106,16 +108,19 @@ class CLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UsageError(condense(str(error)) + _files_if_unreadable(str(error), args)) from error
+            message = condense(str(error))
+            if (place := message.partition(f" ({_ABSTRACT})"))[1]:
+                message = f"{place[0]}: {_MIXED}"
+            raise UsageError(message + _files_if_unreadable(str(error), args)) from error
 
     def before_instantiate_classes(self) -> None:
         """Build each estimator once for itself, because a wrong value is clearest beside its key."""
         for key in ("weight_vjp", "input_vjp"):
-            estimator = self._option("tensor_dropout")[key]
-            try:
-                instantiate_class((), estimator.as_dict())
-            except ValueError as error:
-                raise UsageError(f"tensor_dropout.{key}: {one_line(UsageError(error))}") from error
+            for where, estimator in _each(f"tensor_dropout.{key}", self._option("tensor_dropout")[key]):
+                try:
+                    _build(estimator)
+                except ValueError as error:
+                    raise UsageError(f"{where}: {one_line(UsageError(error))}") from error
 
     def instantiate_classes(self) -> None:
         """Build all classes, and say in one line what they refuse."""
@@ -137,7 +142,7 @@ class CLI(LightningCLI):
         root, version = Path(trainer["default_root_dir"]), options["version"]
         prefix = "" if self.subcommand == "fit" else f"{self.subcommand}-"
         self.folder = claim(root, options["name"], None if version is None else str(version), prefix)
-        if not any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in self.model.modules()):
+        if not any(is_convolution(module) for module in self.model.modules()):
             self._leave_out_if_exact(options)
         bar = trainer["enable_progress_bar"] is not False and Console().is_terminal
         checkpoints = self.subcommand == "fit" and trainer["enable_checkpointing"] is not False
@@ -164,7 +169,8 @@ class CLI(LightningCLI):
     def _leave_out_if_exact(options: Any) -> None:
         """A model without convolutions can be trained, as long as nothing is to be estimated."""
         callback = options["tensor_dropout"]
-        if callback.weight_vjp.exact and callback.input_vjp.exact and callback.layers is None:
+        both = (callback.weight_vjp, callback.input_vjp)
+        if all(estimator.exact for vjp in both for _, estimator in _each("", vjp)) and callback.layers is None:
             options["tensor_dropout"] = Callback()
 
     def fit(self, **kwargs: Any) -> None:
@@ -237,8 +243,41 @@ def _files_if_unreadable(message: str, args: Sequence[str]) -> str:
     return f" (in {' or '.join(parser.parse_known_args(args)[0].config)})"
 
 
+# What the parser makes of one estimator in a place where an earlier file has a mapping of them.
+_ABSTRACT = "randbp.Estimator"
+_MIXED = "one estimator cannot replace the mapping in an earlier file, expected a mapping such as {'*': …}"
+
+
+def _each(name: str, estimators: Any) -> Iterator[tuple[str, Any]]:
+    """An estimator (or its configuration), or those of a mapping, each with the name by which an error calls it."""
+    if isinstance(estimators, dict):
+        yield from ((f"{name}[{pattern!r}]", estimator) for pattern, estimator in estimators.items())
+    else:
+        yield name, estimators
+
+
+def _build(config: Any) -> Any:
+    """An object of a parsed ``class_path``, and of those among its ``init_args``; any other value is itself."""
+    if not isinstance(config, Namespace):
+        return config
+    if config.class_path == _ABSTRACT:
+        raise ValueError(_MIXED)
+    values = {key: _build(value) for key, value in vars(config.get("init_args", Namespace())).items()}
+    return instantiate_class((), {"class_path": config.class_path, "init_args": values})
+
+
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else [*value] if isinstance(value, list) else [value]
+
+
+def quieten() -> None:
+    """Leave out what Lightning says of itself, unless failures are being looked for."""
+    if not debugging():
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
+        # Meant to be so: a resumed run has a folder of its own.
+        warnings.filterwarnings("ignore", message="The dirpath has changed")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -254,12 +293,7 @@ def main(argv: Sequence[str]) -> int:
         UsageError: If the options cannot be used.
         RunError: If the run failed.
     """
-    if not debugging():
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
-        # Meant to be so: a resumed run has a folder of its own.
-        warnings.filterwarnings("ignore", message="The dirpath has changed")
+    quieten()
     try:
         CLI(argv)
     except ArgumentError as error:  # from the hyper-parameters of a checkpoint

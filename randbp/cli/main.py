@@ -16,6 +16,7 @@ TRAINING = {
     "predict": "save a model's predictions, from a checkpoint with --ckpt_path",
 }
 OTHERS = {
+    "tune": "choose an estimator for each layer: randbp tune --config configs/digits.yaml --budget 0.25",
     "sweep": "run a sweep file on this machine, without an account",
     "report": "compare the runs below a folder in one HTML page",
 }

@@ -28,7 +28,8 @@ class StepPeak:
     that a library such as oneDNN takes from the system on its own is invisible to PyTorch.) While another profiler is
     running, tensors are followed at the dispatcher instead. On a CUDA device it is the caching allocator's peak.
 
-    (For what was allocated before and is released within, the profiler may print a line to say that it does not know it.)
+    (For what was allocated before and is released within, the profiler may print a line to say that it does not know
+    it.)
     A step inside the block is slower, on a CPU by some microseconds per operation: measure time apart.
 
     Args:

@@ -11,7 +11,7 @@ from .exact import Exact
 from .low_resolution import LowResolution
 from .norm_channels import NormChannels
 from .norm_spatial import NormSpatial
-from .plain import plain_estimator
+from .plain import configure, plain_estimator
 from .projection import Projection
 from .rounding import Rounding
 from .spatial import Spatial
@@ -31,6 +31,7 @@ __all__ = [
     "Projection",
     "Rounding",
     "Spatial",
+    "configure",
     "manual_seed",
     "plain_estimator",
 ]

@@ -1,5 +1,6 @@
 """Separable spatial sampling: rows times columns."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -8,13 +9,22 @@ import torch
 from torch import Tensor
 
 from .. import tn
-from ..tn import ConvSpec, IndexPattern, ResidueClass
+from ..tn import LayerSpec, PositionClass
+from ..tn.layers import Side
 from .base import Estimator
 from .description import Description
 from .draw import Draw
-from .positions import add_weight_vjp, by_rows, gather_rows, grid_positions, input_vjp, shares
-
-Coordinates = tuple[tuple[int, ...], ...]
+from .positions import (
+    add_weight_vjp,
+    by_rows,
+    class_positions,
+    examples_as_positions,
+    gather_rows,
+    input_vjp,
+    sampled_spec,
+    shares,
+    side_size,
+)
 
 
 @dataclass(frozen=True)
@@ -40,66 +50,67 @@ class Axes(Estimator):
 
     bernoulli: bool = False
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """Kept entries of the input, one tensor ``[N, S, C]`` per position class."""
-        held = []
-        for residue, chosen, _ in self._input_parts(spec, draw):
-            positions = grid_positions(residue.inputs, spec.input_size, input.device)
-            local = _flat(chosen, tuple(map(len, residue.inputs)), input.device)
-            held.append(gather_rows(input, positions[local]))
-        return tuple(held)
+        input, spec = examples_as_positions(input, spec)
+        return tuple(rows for _, rows, _, _ in self._kept(input, spec, "input", draw))
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet."""
+        output_grad, spec = examples_as_positions(output_grad, spec)
         result = output_grad.new_zeros(spec.weight_shape)
         if len(held) > 1:
             output_grad = by_rows(output_grad)
-        for rows, (residue, chosen, weight) in zip(held, self._input_parts(spec, draw), strict=True):
-            local = _flat(chosen, tuple(map(len, residue.inputs)), output_grad.device)
-            add_weight_vjp(result, rows, local, output_grad, spec, residue, weight)
+        for rows, (positions, local, weight) in zip(
+            held, self._sample(spec, "input", draw, output_grad.device), strict=True
+        ):
+            add_weight_vjp(result, rows, local, output_grad, spec, positions, weight)
         return result
 
-    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept output rows times the kernel, added where they land."""
-        counts = grid_counts(spec.output_size, self.keep)
-        axes = [
-            self._choose(size, m, draw.child(j), spec.dims)
-            for j, (size, m) in enumerate(zip(spec.output_size, counts, strict=True))
-        ]
-        chosen, scale = tuple(axis for axis, _ in axes), prod(weight for _, weight in axes)
-        local = _flat(chosen, spec.output_size, output_grad.device)
-        if not local.numel():
-            return output_grad.new_zeros(spec.input_shape)
-        return input_vjp(gather_rows(output_grad, local), local, weight * scale, spec)
+        return input_vjp(self._kept(output_grad, spec, "output", draw), weight, spec)
 
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
-        per_kernel = spec.batch_size * spec.out_channels * spec.in_channels // spec.groups
-        held, met = 0.0, 0.0
-        for residue, counts in _plan(self.keep, spec.patterns):
-            rows = self.keep * residue.size if self.bernoulli else prod(counts)
-            held += rows * spec.batch_size * spec.in_channels * dtype.itemsize
-            met += rows * prod(map(len, residue.kernels))
-        size = prod(spec.output_size)
-        outputs = self.keep * size if self.bernoulli else prod(grid_counts(spec.output_size, self.keep))
+    def _kept(
+        self, tensor: Tensor, spec: LayerSpec, side: Side, draw: Draw
+    ) -> Iterator[tuple[PositionClass, Tensor, Tensor, float]]:
+        """Per class with anything kept of it: rows, which positions of the class they are, and their weight."""
+        for positions, local, weight in self._sample(spec, side, draw, tensor.device):
+            index = class_positions(positions, spec, side, tensor.device)[local]
+            yield positions, gather_rows(tensor, index), local, weight
+
+    def _sample(
+        self, spec: LayerSpec, side: Side, draw: Draw, device: torch.device
+    ) -> Iterator[tuple[PositionClass, Tensor, float]]:
+        """Per class with anything kept of it: which positions of the class, ``[1, S]``, and their weight."""
+        for positions, counts in _plan(self.keep, spec, side):
+            axes = [
+                self._choose(len(coordinates), m, draw.child(j, coordinates.start), spec.dims)
+                for j, (coordinates, m) in enumerate(zip(positions.positions, counts, strict=True))
+            ]
+            if all(axis for axis, _ in axes):
+                sizes = tuple(map(len, positions.positions))
+                yield positions, _flat([axis for axis, _ in axes], sizes, device), prod(weight for _, weight in axes)
+
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
+        held, weight = self._rows(sampled_spec(spec), "input")
+        _, input_ = self._rows(spec, "output")
+        per_kernel = spec.out_channels * spec.in_channels // spec.groups
         return Description(
-            round(held),
-            round(met * per_kernel),
-            round(outputs * prod(spec.kernel_size) * per_kernel),
+            round(held * spec.in_channels * dtype.itemsize),
+            round(weight * per_kernel),
+            round(input_ * per_kernel),
             None,
             "(1/p^(1/d) - 1) per axis of the contributions summed over the others (Bernoulli), less if fixed-size",
         )
 
-    def _input_parts(self, spec: ConvSpec, draw: Draw) -> list[tuple[ResidueClass, Coordinates, float]]:
-        """Per class with anything kept of it: the coordinates kept of each axis, and their weight."""
-        parts = []
-        for residue, counts in _plan(self.keep, spec.patterns):
-            axes = [
-                self._choose(len(inputs), m, draw.child(j, inputs.start), spec.dims)
-                for j, (inputs, m) in enumerate(zip(residue.inputs, counts, strict=True))
-            ]
-            if all(axis for axis, _ in axes):
-                parts.append((residue, tuple(axis for axis, _ in axes), prod(weight for _, weight in axes)))
-        return parts
+    def _rows(self, spec: LayerSpec, side: Side) -> tuple[float, float]:
+        """Rows kept of a whole batch, on average if that is random, and their products with kernel entries."""
+        rows = met = 0.0
+        for positions, counts in _plan(self.keep, spec, side):
+            count = spec.batch_size * (self.keep * positions.size if self.bernoulli else prod(counts))
+            rows, met = rows + count, met + count * prod(map(len, positions.kernels))
+        return rows, met
 
     def _choose(self, size: int, count: int, draw: Draw, axes: int) -> tuple[tuple[int, ...], float]:
         """Kept coordinates of one of several axes and their weight; drawn on the host, where sizes must be known."""
@@ -111,21 +122,20 @@ class Axes(Estimator):
 
 
 @lru_cache(maxsize=512)
-def _plan(keep: float, patterns: tuple[IndexPattern, ...]) -> tuple[tuple[ResidueClass, tuple[int, ...]], ...]:
-    """Classes of input positions with the number of coordinates kept per axis."""
-    classes = tn.residue_classes(patterns)
-    axes = [sorted({residue.inputs[j] for residue in classes}, key=lambda r: r.start) for j in range(len(patterns))]
+def _plan(keep: float, spec: LayerSpec, side: Side) -> tuple[tuple[PositionClass, tuple[int, ...]], ...]:
+    """Classes of positions with the number of coordinates kept per axis."""
+    classes = tn.position_classes(spec, side)
+    axes = [sorted({each.positions[j] for each in classes}, key=lambda r: r.start) for j in range(spec.dims)]
     counts = grid_counts(tuple(sum(map(len, axis)) for axis in axes), keep)
     if any(count < len(axis) for count, axis in zip(counts, axes, strict=True)):
-        whole = tn.whole_class(patterns)
-        return ((whole, grid_counts(tuple(map(len, whole.inputs)), keep)),)
+        return ((tn.whole_class(spec, side), grid_counts(side_size(spec, side), keep)),)
     split = [
         dict(zip(axis, shares(tuple(map(len, axis)), m), strict=True)) for axis, m in zip(axes, counts, strict=True)
     ]
-    return tuple((residue, tuple(split[j][r] for j, r in enumerate(residue.inputs))) for residue in classes)
+    return tuple((each, tuple(split[j][r] for j, r in enumerate(each.positions))) for each in classes)
 
 
-def _flat(chosen: Coordinates, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+def _flat(chosen: list[tuple[int, ...]], sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """Row-major flat positions ``[1, S]`` of the grid of kept coordinates."""
     flat = torch.zeros(1, dtype=torch.long)
     for coordinates, size in zip(chosen, sizes, strict=True):

@@ -1,4 +1,4 @@
-"""What an estimator is: an unbiased, cheaper stand-in for one VJP of a convolution."""
+"""What an estimator is: an unbiased, cheaper stand-in for one VJP of a layer."""
 
 from abc import ABC
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec
+from ..tn import LayerSpec
 from .description import Description
 from .draw import Draw
 
@@ -18,12 +18,17 @@ Vjp = Literal["weight_vjp", "input_vjp"]
 
 @dataclass(frozen=True)
 class Estimator(ABC):
-    """An estimator of the weight VJP, the input VJP, or both.
+    """An estimator of the weight VJP, the input VJP, or both, of a convolution, a transposed one or a linear layer.
 
     The weight VJP is estimated in two halves. :meth:`sketch` runs in the forward pass and returns all that is held
     for backward; :meth:`weight_vjp` runs in the backward pass on what was held. Both get the same :class:`Draw`, so
     random indices are drawn again instead of being stored. The input VJP needs nothing of the input, so
     :meth:`input_vjp` works on the output gradient alone.
+
+    All three kinds of layers look alike to an estimator: an input ``[N, C, *I]``, an output gradient ``[N, D, *O]`` and
+    a ``spec`` with shapes and hyper-parameters, which is a :class:`randbp.tn.ConvSpec`, a
+    :class:`randbp.tn.ConvTransposeSpec` (whose weight is ``[C, D / groups, *K]``) or a :class:`randbp.tn.LinearSpec`
+    (a convolution along the sequence with a kernel of one entry: vectors are sequences of one).
 
     Unbiased means: averaged over draws, the estimate is the exact VJP.
 
@@ -54,19 +59,19 @@ class Estimator(ABC):
         """Whether the average over draws is the exact VJP."""
         return True
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """What the weight VJP holds of the layer input ``[N, C, *I]``: tensors that own their memory."""
         raise NotImplementedError(f"{type(self).__name__} does not serve weight_vjp")
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
-        """Estimate the weight VJP ``[D, C / groups, *K]`` from the sketch and the output gradient ``[N, D, *O]``."""
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
+        """Estimate the weight VJP, of ``spec.weight_shape``, from the sketch and the output gradient ``[N, D, *O]``."""
         raise NotImplementedError(f"{type(self).__name__} does not serve weight_vjp")
 
-    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Estimate the input VJP ``[N, C, *I]`` from the output gradient ``[N, D, *O]`` and the weight."""
         raise NotImplementedError(f"{type(self).__name__} does not serve input_vjp")
 
-    def describe(self, spec: ConvSpec, dtype: torch.dtype = torch.float32) -> Description:
+    def describe(self, spec: LayerSpec, dtype: torch.dtype = torch.float32) -> Description:
         """What the estimator costs and how far it strays in one layer, as numbers.
 
         Args:
@@ -78,8 +83,8 @@ class Estimator(ABC):
             input's size to count the bytes held; its multiply-adds and variance are then ``None``.
 
         Example:
-            >>> from randbp import Channels
-            >>> layer = ConvSpec((8, 16, 32, 32), out_channels=16, kernel_size=3, padding=1)
+            >>> from randbp import Channels, tn
+            >>> layer = tn.ConvSpec((8, 16, 32, 32), out_channels=16, kernel_size=3, padding=1)
             >>> Channels(keep=0.25).describe(layer).relative_variance
             3.0
         """
@@ -88,7 +93,7 @@ class Estimator(ABC):
             return Description(size, spec.multiply_adds, spec.multiply_adds, 0.0, "0")
         return self._describe(spec, dtype)
 
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         """:meth:`describe` where something is estimated."""
         held = None
         if "weight_vjp" in self.serves:

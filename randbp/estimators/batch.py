@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec
+from ..tn import LayerSpec
 from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
@@ -38,11 +38,11 @@ class Batch(Estimator):
     bernoulli: bool = False
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp"})
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The kept examples ``[S, C, *I]``."""
         return (input.index_select(0, self._examples(input, draw)),)
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The native weight VJP of the kept examples, scaled."""
         examples = self._examples(output_grad, draw)
         if not len(examples):
@@ -50,7 +50,7 @@ class Batch(Estimator):
         result = native_weight_vjp(held[0], output_grad.index_select(0, examples), spec)
         return result.mul_(1 / self.keep if self.bernoulli else spec.batch_size / len(examples))
 
-    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Refused: see the class."""
         raise ValueError(f"input_vjp={self!r}: Batch serves only weight_vjp")
 
@@ -61,7 +61,7 @@ class Batch(Estimator):
             return chosen.to(tensor.device, non_blocking=True)
         return draw.permutation(batch, tensor.device)[: kept(batch, self.keep)]
 
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         share = self.keep if self.bernoulli else kept(spec.batch_size, self.keep) / spec.batch_size
         example = spec.in_channels * prod(spec.input_size) * dtype.itemsize
         variance = "(1/p - 1) Σ_n ‖g_n‖²" if self.bernoulli else "(1/p - 1) N/(N-1) Σ_n ‖g_n - ḡ‖²"

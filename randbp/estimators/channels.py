@@ -1,4 +1,4 @@
-"""Channels drawn without replacement: the smaller convolution of the kept channels."""
+"""Channels drawn without replacement: the smaller layer of the kept channels."""
 
 from dataclasses import dataclass
 from math import prod
@@ -6,10 +6,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec
+from ..tn import LayerSpec
+from ..tn.layers import replace_channels
 from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
+from .kernels import by_group, from_groups
 from .native import native_input_vjp, native_weight_vjp
 
 
@@ -36,26 +38,26 @@ class Channels(Estimator):
 
     bernoulli: bool = False
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The kept channels ``[N, S, *I]``."""
         groups, channels = self._sample(spec.groups, spec.in_channels // spec.groups, draw, input.device)
         return (input.index_select(1, flat_channels(groups, channels, spec.in_channels // spec.groups)),)
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The native weight VJP of the kept channels, scaled; zero for the dropped ones."""
         size = spec.in_channels // spec.groups
         groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
         grad = weight_vjp_of_channels(held[0], output_grad, groups, channels, spec)
         return grad.mul_(self._weight(spec.in_channels, channels))
 
-    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The native input VJP of the kept output channels, scaled."""
         size = spec.out_channels // spec.groups
         groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
-        scaled = weight.index_select(0, flat_channels(groups, channels, size))
+        kernels = by_group(weight, spec)[groups.unsqueeze(1), channels]
         if channels.numel():
-            scaled = scaled * self._weight(spec.out_channels, channels)
-        return input_vjp_of_channels(scaled, output_grad, groups, channels, spec)
+            kernels = kernels * self._weight(spec.out_channels, channels)
+        return input_vjp_of_channels(kernels, output_grad, groups, channels, spec)
 
     def _sample(self, groups: int, size: int, draw: Draw, device: torch.device) -> tuple[Tensor, Tensor]:
         """Kept groups ``[G']`` in order, and the channels kept of each ``[G', S]``."""
@@ -78,7 +80,7 @@ class Channels(Estimator):
             return chosen, torch.arange(size, device=device).expand(len(chosen), -1)
         return torch.arange(groups, device=device), chosen.expand(groups, -1)
 
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         inner, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         share_in, share_out = self._share(spec.groups, inner), self._share(spec.groups, outer)
         whole = spec.batch_size * spec.in_channels * prod(spec.input_size) * dtype.itemsize
@@ -96,7 +98,7 @@ class Channels(Estimator):
 
 
 def weight_vjp_of_channels(
-    input: Tensor, output_grad: Tensor, groups: Tensor, channels: Tensor, spec: ConvSpec
+    input: Tensor, output_grad: Tensor, groups: Tensor, channels: Tensor, spec: LayerSpec
 ) -> Tensor:
     """Native weight VJP of some input channels ``[N, S, *I]``, zero for the others.
 
@@ -105,37 +107,39 @@ def weight_vjp_of_channels(
         output_grad: ``[N, D, *O]``.
         groups: Kept groups ``[G']``.
         channels: The channels kept of each ``[G', S / G']``, numbered within the group.
-        spec: The whole convolution.
+        spec: The whole layer.
     """
-    size, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    result = output_grad.new_zeros(spec.groups, size, outer, *spec.kernel_size)
+    outer = spec.out_channels // spec.groups
+    result = output_grad.new_zeros(spec.weight_shape)
     if channels.numel():
         if len(groups) < spec.groups:
             every = torch.arange(outer, device=groups.device).expand(len(groups), -1)
             output_grad = output_grad.index_select(1, flat_channels(groups, every, outer))
-        grad = native_weight_vjp(input, output_grad, resized(spec, len(groups), channels.shape[1], outer))
-        grad = grad.unflatten(0, (len(groups), outer)).transpose(1, 2)
-        result.index_put_((groups.unsqueeze(1), channels), grad, accumulate=True)  # a channel may be kept twice
-    return result.transpose(1, 2).reshape(spec.weight_shape)
+        small = replace_channels(spec, len(groups), channels.shape[1], outer)
+        grad = by_group(native_weight_vjp(input, output_grad, small), small).transpose(1, 2)
+        by_channel = by_group(result, spec).transpose(1, 2)  # a view, [G, C / G, D / G, *K]
+        by_channel.index_put_((groups.unsqueeze(1), channels), grad, accumulate=True)  # a channel may be kept twice
+    return result
 
 
 def input_vjp_of_channels(
-    weight: Tensor, output_grad: Tensor, groups: Tensor, channels: Tensor, spec: ConvSpec
+    kernels: Tensor, output_grad: Tensor, groups: Tensor, channels: Tensor, spec: LayerSpec
 ) -> Tensor:
     """Native input VJP of some output channels.
 
     Args:
-        weight: The kernels of the kept output channels, ``[S, C / G, *K]``.
+        kernels: Of the kept output channels, ``[G', S / G', C / G, *K]``.
         output_grad: ``[N, D, *O]``, all channels.
         groups: Kept groups ``[G']``.
         channels: The output channels kept of each ``[G', S / G']``, numbered within the group.
-        spec: The whole convolution.
+        spec: The whole layer.
     """
     size, inner = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     if not channels.numel():
         return output_grad.new_zeros(spec.input_shape)
     kept_grad = output_grad.index_select(1, flat_channels(groups, channels, size))
-    grad = native_input_vjp(kept_grad, weight, resized(spec, len(groups), inner, channels.shape[1]))
+    small = replace_channels(spec, len(groups), inner, channels.shape[1])
+    grad = native_input_vjp(kept_grad, from_groups(kernels, small), small)
     if len(groups) == spec.groups:
         return grad
     every = torch.arange(inner, device=groups.device).expand(len(groups), -1)
@@ -145,16 +149,3 @@ def input_vjp_of_channels(
 def flat_channels(groups: Tensor, channels: Tensor, size: int) -> Tensor:
     """Flat channel numbers of the kept channels ``[G', S]`` of the kept groups ``[G']``."""
     return (groups.unsqueeze(1) * size + channels).flatten()
-
-
-def resized(spec: ConvSpec, groups: int, inner: int, outer: int) -> ConvSpec:
-    """The same convolution with ``groups`` groups of ``inner`` input and ``outer`` output channels."""
-    return ConvSpec(
-        (spec.batch_size, groups * inner, *spec.input_size),
-        groups * outer,
-        spec.kernel_size,
-        spec.stride,
-        spec.padding,
-        spec.dilation,
-        groups,
-    )

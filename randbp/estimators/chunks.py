@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..tn import ConvSpec
+from ..tn import LayerSpec
 from .native import native_weight_vjp
 
 
@@ -24,7 +24,7 @@ def chunks(examples: int, most: int | None = None) -> list[slice]:
 
 
 def chunked_weight_vjp(
-    rebuild: Callable[[int, slice], Tensor], parts: list[slice], output_grad: Tensor, spec: ConvSpec
+    rebuild: Callable[[int, slice], Tensor], parts: list[slice], output_grad: Tensor, spec: LayerSpec
 ) -> Tensor:
     """Sum of the native weight VJPs of parts of the batch, so that no full-size copy of the input appears at once.
 
@@ -32,7 +32,7 @@ def chunked_weight_vjp(
         rebuild: Makes the input ``[n, C, *I]`` of a part from its number and its slice of the batch.
         parts: The slices.
         output_grad: ``[N, D, *O]``.
-        spec: The convolution.
+        spec: The layer.
     """
     result = output_grad.new_zeros(spec.weight_shape)
     for number, part in enumerate(parts):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..tn import ConvSpec, IndexPattern
-
-Side = Literal["input", "output"]
+from ..tn import IndexPattern, LayerSpec
+from ..tn.layers import Side, is_identity, role
+from .kernels import by_group, from_groups
 
 _POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
@@ -75,7 +75,7 @@ def affordable_grid(sizes: tuple[int, ...], block: int, budget: float) -> Coarse
     return grid
 
 
-def coarse_weight_vjp(means: Tensor, output_grad: Tensor, grid: CoarseGrid, spec: ConvSpec) -> Tensor:
+def coarse_weight_vjp(means: Tensor, output_grad: Tensor, grid: CoarseGrid, spec: LayerSpec) -> Tensor:
     """Weight VJP of an input that is constant on the cells of a grid: ``Σ_{n b} means[n c b] Σ_{o, i∈b} Π V_Y``.
 
     The inner sum, a box sum of the output gradient for each kernel entry, is one small matrix product per dimension.
@@ -84,46 +84,46 @@ def coarse_weight_vjp(means: Tensor, output_grad: Tensor, grid: CoarseGrid, spec
         means: ``[N, C, cells]``.
         output_grad: ``[N, D, *O]``.
         grid: Over the input positions.
-        spec: The convolution.
+        spec: The layer.
 
     Returns:
-        ``[G, D / G, C / G, K]`` with the kernel flattened.
+        In the shape of the layer's weight.
     """
     sums = output_grad.flatten(0, 1)
     for pattern in reversed(spec.patterns):
-        sums = (sums @ _boxes("input", pattern, grid.block, sums.dtype, sums.device).flatten(1)).movedim(-1, 1)
+        sums = _cell_sums(sums, role(spec, "input"), pattern, grid.block).movedim(-1, 1)
     dims, groups = spec.dims, spec.groups
     sums = sums.reshape(spec.batch_size, groups, -1, *_interleaved(grid, spec))
     order = (1, 2, *range(4, 4 + 2 * dims, 2), 0, *range(3, 3 + 2 * dims, 2))  # [G, D / G, *K, N, *cells]
     left = sums.permute(order).reshape(groups, -1, spec.batch_size * grid.cells)
     right = means.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)  # [G, N · cells, C / G]
-    return torch.bmm(left, right).unflatten(1, (-1, prod(spec.kernel_size))).transpose(2, 3)
+    product = torch.bmm(left, right).unflatten(1, (-1, prod(spec.kernel_size))).transpose(2, 3)
+    return from_groups(product.reshape(*product.shape[:3], *spec.kernel_size), spec)
 
 
-def coarse_input_vjp(means: Tensor, weight: Tensor, grid: CoarseGrid, spec: ConvSpec) -> Tensor:
+def coarse_input_vjp(means: Tensor, weight: Tensor, grid: CoarseGrid, spec: LayerSpec) -> Tensor:
     """Input VJP ``[N, C, *I]`` of an output gradient that is constant on the cells of a grid.
 
     Args:
         means: ``[N, D, cells]``.
-        weight: ``[D, C / G, *K]``.
+        weight: The layer's weight.
         grid: Over the output positions.
-        spec: The convolution.
+        spec: The layer.
     """
     dims, groups, batch = spec.dims, spec.groups, spec.batch_size
     left = means.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)  # [G, N · cells, D / G]
-    product = torch.bmm(left, weight.reshape(groups, left.shape[2], -1))
+    product = torch.bmm(left, by_group(weight, spec).flatten(2))
     product = product.reshape(groups, batch, *grid.shape, -1, *spec.kernel_size)
     pairs = (axis for j in range(dims) for axis in (2 + j, 3 + dims + j))
     product = product.permute(1, 0, 2 + dims, *pairs)  # [N, G, C / G, cells_1, K_1, …]
     merged = [cells * kernel for cells, kernel in zip(grid.shape, spec.kernel_size, strict=True)]
     product = product.reshape(batch * spec.in_channels, *merged)
     for pattern in reversed(spec.patterns):
-        boxes = _boxes("output", pattern, grid.block, product.dtype, product.device)
-        product = (product @ boxes.flatten(1).t()).movedim(-1, 1)
+        product = _spread(product, role(spec, "output"), pattern, grid.block).movedim(-1, 1)
     return product.reshape(spec.input_shape)
 
 
-def coarse_multiply_adds(grid: CoarseGrid, spec: ConvSpec, side: Side) -> int:
+def coarse_multiply_adds(grid: CoarseGrid, spec: LayerSpec, side: Side) -> int:
     """Multiply-adds of :func:`coarse_weight_vjp` (a grid over inputs) or :func:`coarse_input_vjp` (over outputs)."""
     merged = [cells * kernel for cells, kernel in zip(grid.shape, spec.kernel_size, strict=True)]
     wide = spec.output_size if side == "input" else spec.input_size
@@ -131,24 +131,43 @@ def coarse_multiply_adds(grid: CoarseGrid, spec: ConvSpec, side: Side) -> int:
     narrow = list(wide) if side == "input" else merged
     total = 0
     for j in reversed(range(spec.dims)):
-        total += rows * prod(narrow) * (merged[j] if side == "input" else wide[j])
+        if not is_identity(spec.patterns[j]):
+            total += rows * prod(narrow) * (merged[j] if side == "input" else wide[j])
         narrow[j] = merged[j] if side == "input" else wide[j]
     return total + spec.batch_size * grid.cells * prod(spec.weight_shape)
 
 
-def _interleaved(grid: CoarseGrid, spec: ConvSpec) -> tuple[int, ...]:
+def _interleaved(grid: CoarseGrid, spec: LayerSpec) -> tuple[int, ...]:
     return tuple(n for pair in zip(grid.shape, spec.kernel_size, strict=True) for n in pair)
 
 
+def _cell_sums(tensor: Tensor, leg: Literal["i", "o"], pattern: IndexPattern, block: int) -> Tensor:
+    """What the positions in the last dimension add to the cells of the other leg: ``[…, P]`` to ``[…, cells·K]``."""
+    if not is_identity(pattern):
+        return tensor @ _boxes(leg, pattern, block, tensor.dtype, tensor.device).flatten(1)
+    if missing := -tensor.shape[-1] % block:
+        tensor = F.pad(tensor, (0, missing))
+    return tensor.unflatten(-1, (-1, block)).sum(-1)
+
+
+def _spread(tensor: Tensor, leg: Literal["i", "o"], pattern: IndexPattern, block: int) -> Tensor:
+    """The transpose of :func:`_cell_sums`."""
+    if not is_identity(pattern):
+        return tensor @ _boxes(leg, pattern, block, tensor.dtype, tensor.device).flatten(1).t()
+    return tensor.repeat_interleave(block, -1)[..., : pattern.input_size]
+
+
 @lru_cache(maxsize=256)
-def _boxes(side: Side, pattern: IndexPattern, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``Π`` summed over the cells of one side: ``[O, cells, K]`` for cells of inputs, ``[I, cells, K]`` of outputs."""
+def _boxes(
+    leg: Literal["i", "o"], pattern: IndexPattern, block: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """``Π`` summed over the cells of one leg: ``[O, cells, K]`` for cells of ``i``, ``[I, cells, K]`` for ``o``."""
     size, other = pattern.input_size, pattern.output_size
-    if side == "output":
+    if leg == "o":
         size, other = other, size
     here = torch.arange(other)
     boxes = torch.zeros(other, -(-size // block), pattern.kernel_size)
     for k in range(pattern.kernel_size):
-        partner, valid = pattern.inputs_at(here, k) if side == "input" else pattern.outputs_at(here, k)
+        partner, valid = pattern.inputs_at(here, k) if leg == "i" else pattern.outputs_at(here, k)
         boxes[here[valid], partner[valid] // block, k] = 1
     return boxes.to(device, dtype, non_blocking=True)

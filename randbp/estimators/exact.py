@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..tn import ConvSpec
+from ..tn import LayerSpec
 from .base import Estimator
 from .draw import Draw
 from .native import native_input_vjp, native_weight_vjp
@@ -21,14 +21,14 @@ class Exact(Estimator):
 
     keep: float = field(default=1.0, init=False, repr=False)
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The input itself."""
         return (input,)
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """``V_W = Σ_{n i o} X Π V_Y``."""
         return native_weight_vjp(held[0], output_grad, spec)
 
-    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """``V_X = Σ_{d o k} W Π V_Y``."""
         return native_input_vjp(output_grad, weight, spec)

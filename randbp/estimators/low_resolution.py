@@ -1,19 +1,32 @@
 """Spatial positions drawn without replacement, with block means kept exactly."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 
 import torch
 from torch import Tensor
 
-from .. import tn
-from ..tn import ConvSpec, IndexPattern, ResidueClass
+from ..tn import LayerSpec, PositionClass
+from ..tn.layers import Side
 from .base import Estimator, kept
 from .coarse import CoarseGrid, affordable_grid, coarse_input_vjp, coarse_multiply_adds, coarse_weight_vjp
 from .description import Description
 from .draw import Draw
-from .positions import add_weight_vjp, by_rows, gather_rows, grid_positions, input_vjp, shares
+from .positions import (
+    Part,
+    add_weight_vjp,
+    by_rows,
+    class_positions,
+    examples_as_positions,
+    gather_rows,
+    input_vjp,
+    products,
+    sampled_spec,
+    side_size,
+    split,
+    used_size,
+)
 from .spatial import Spatial
 
 
@@ -54,96 +67,88 @@ class LowResolution(Estimator):
         if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 2:
             raise ValueError(f"LowResolution: block={self.block!r}, expected an integer >= 2")
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """Kept entries less their cell's mean, ``[N, S, C]`` per position class, and the means ``[N, C·cells]``."""
-        plan = self._input_plan(spec)
+        seen, positioned = examples_as_positions(input, spec)
+        plan = _plan(self.keep, self.block, positioned, "input")
         if plan is None:
             return self._raw.sketch(input, spec, draw)
-        means, held = plan.coarse.means(input), []
-        cells = plan.coarse.cell_of(input.device)
-        for number, (residue, count) in enumerate(plan.parts):
-            positions = grid_positions(residue.inputs, spec.input_size, input.device)
-            index = positions[_windows(draw.child(number), residue.size, count, spec.batch_size, input.device)]
-            held.append(gather_rows(input, index).sub_(gather_rows(means, cells[index])))
-        return (*held, means.flatten(1))
+        means = plan.coarse.means(seen)
+        rows = [each for _, each, _, _ in _deviations(seen, means, plan, positioned, "input", draw)]
+        return (*rows, means.flatten(1))
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the means."""
-        plan = self._input_plan(spec)
+        seen, positioned = examples_as_positions(output_grad, spec)
+        plan = _plan(self.keep, self.block, positioned, "input")
         if plan is None:
             return self._raw.weight_vjp(held, output_grad, spec, draw)
         means = held[-1].unflatten(1, (spec.in_channels, -1))
-        result = coarse_weight_vjp(means, output_grad, plan.coarse, spec).reshape(spec.weight_shape)
+        result = coarse_weight_vjp(means, seen, plan.coarse, positioned)
         if len(plan.parts) > 1:
-            output_grad = by_rows(output_grad)
-        for number, (residue, count) in enumerate(plan.parts):
-            local = _windows(draw.child(number), residue.size, count, spec.batch_size, output_grad.device)
-            add_weight_vjp(result, held[number], local, output_grad, spec, residue, residue.size / count)
+            seen = by_rows(seen)
+        for number, (positions, count) in enumerate(plan.parts):
+            local = _windows(draw.child(number), positions.size, count, positioned.batch_size, seen.device)
+            add_weight_vjp(result, held[number], local, seen, positioned, positions, positions.size / count)
         return result
 
-    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept output rows less their cell's mean times the kernel, plus the exact VJP of the means."""
-        plan = self._output_plan(spec)
+        plan = _plan(self.keep, self.block, spec, "output")
         if plan is None:
             return self._raw.input_vjp(output_grad, weight, spec, draw)
-        count, coarse = plan
-        means, size = coarse.means(output_grad), prod(spec.output_size)
-        local = _windows(draw, size, count, spec.batch_size, output_grad.device)
-        cells = coarse.cell_of(output_grad.device)[local]
-        rows = gather_rows(output_grad, local).sub_(gather_rows(means, cells))
-        result = input_vjp(rows, local, weight * (size / count), spec)
-        return result.add_(coarse_input_vjp(means, weight, coarse, spec))
+        means = plan.coarse.means(output_grad)
+        result = input_vjp(_deviations(output_grad, means, plan, spec, "output", draw), weight, spec)
+        return result.add_(coarse_input_vjp(means, weight, plan.coarse, spec))
 
     @property
     def _raw(self) -> Spatial:
         return Spatial(self.keep, center=False)
 
-    def _input_plan(self, spec: ConvSpec) -> "_Plan | None":
-        return _input_plan(self.keep, self.block, spec.patterns)
-
-    def _output_plan(self, spec: ConvSpec) -> tuple[int, CoarseGrid] | None:
-        """Output positions sampled beside which cells."""
-        budget = kept(prod(spec.output_size), self.keep)
-        coarse = affordable_grid(spec.output_size, self.block, budget / 2)
-        return None if coarse is None else (budget - coarse.cells, coarse)
-
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
-        raw = self._raw.describe(spec, dtype)
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
+        raw, seen = self._raw.describe(spec, dtype), sampled_spec(spec)
         held, weight, input_ = raw.held_bytes, raw.weight_multiply_adds, raw.input_multiply_adds
-        per_kernel = spec.batch_size * spec.out_channels * spec.in_channels // spec.groups
-        if plan := self._input_plan(spec):
+        per_kernel = spec.out_channels * spec.in_channels // spec.groups
+        if plan := _plan(self.keep, self.block, seen, "input"):
             rows = sum(count for _, count in plan.parts) + plan.coarse.cells
-            held = spec.batch_size * spec.in_channels * rows * dtype.itemsize
-            products = sum(count * prod(map(len, residue.kernels)) for residue, count in plan.parts)
-            weight = products * per_kernel + coarse_multiply_adds(plan.coarse, spec, "input")
-        if beside := self._output_plan(spec):
-            count, coarse = beside
-            input_ = count * prod(spec.kernel_size) * per_kernel + coarse_multiply_adds(coarse, spec, "output")
+            held = seen.batch_size * spec.in_channels * rows * dtype.itemsize
+            weight = products(plan.parts) * seen.batch_size * per_kernel
+            weight += coarse_multiply_adds(plan.coarse, seen, "input")
+        if plan := _plan(self.keep, self.block, spec, "output"):
+            input_ = products(plan.parts) * spec.batch_size * per_kernel
+            input_ += coarse_multiply_adds(plan.coarse, spec, "output")
         variance = "(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖(X-L)_i ⊗ V_i - mean‖², V_i the output gradients position i meets"
         return Description(held, weight, input_, None, variance)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How many input positions of which classes are sampled beside which cells."""
+    """How many positions of which classes are sampled beside which cells."""
 
-    parts: tuple[tuple[ResidueClass, int], ...]
+    parts: tuple[Part, ...]
     coarse: CoarseGrid
 
 
 @lru_cache(maxsize=512)
-def _input_plan(keep: float, block: int, patterns: tuple[IndexPattern, ...]) -> _Plan | None:
-    classes = tn.residue_classes(patterns)
-    size = sum(residue.size for residue in classes)
+def _plan(keep: float, block: int, spec: LayerSpec, side: Side) -> _Plan | None:
+    size = used_size(spec, side)
     budget = kept(size, keep)
-    coarse = affordable_grid(tuple(p.input_size for p in patterns), block, budget / 2)
+    coarse = affordable_grid(side_size(spec, side), block, budget / 2)
     if coarse is None or not size:
         return None
-    count = budget - coarse.cells
-    if count < len(classes):
-        classes = (tn.whole_class(patterns),)
-    counts = shares(tuple(residue.size for residue in classes), count)
-    return _Plan(tuple(zip(classes, counts, strict=True)), coarse)
+    return _Plan(split(spec, side, budget - coarse.cells), coarse)
+
+
+def _deviations(
+    tensor: Tensor, means: Tensor, plan: _Plan, spec: LayerSpec, side: Side, draw: Draw
+) -> Iterator[tuple[PositionClass, Tensor, Tensor, float]]:
+    """Per class: kept rows less the mean of their cell, which positions of the class they are, and their weight."""
+    cells = plan.coarse.cell_of(tensor.device)
+    for number, (positions, count) in enumerate(plan.parts):
+        local = _windows(draw.child(number), positions.size, count, spec.batch_size, tensor.device)
+        index = class_positions(positions, spec, side, tensor.device)[local]
+        rows = gather_rows(tensor, index).sub_(gather_rows(means, cells[index]))
+        yield positions, rows, local, positions.size / count
 
 
 def _windows(draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:

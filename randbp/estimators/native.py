@@ -1,4 +1,4 @@
-"""PyTorch's own VJPs of a convolution, one at a time."""
+"""PyTorch's own VJPs of a layer, one at a time."""
 
 from typing import cast
 
@@ -6,59 +6,82 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..tn import ConvSpec
+from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, LinearSpec
 
 
-def native_weight_vjp(input: Tensor, output_grad: Tensor, spec: ConvSpec) -> Tensor:
-    """The exact weight VJP ``[D, C / G, *K]``, by the kernel that PyTorch's autograd calls."""
-    symmetric, extra = _split_padding(spec)
+def native_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
+    """The exact weight VJP, by the kernel that PyTorch's autograd calls.
+
+    Args:
+        input: ``[N, C, *I]``; ``N`` need not be the spec's.
+        output_grad: ``[N, D, *O]``.
+        spec: The layer.
+    """
+    if isinstance(spec, LinearSpec):
+        return (_rows(output_grad).t() @ _rows(input)).unsqueeze(2)
+    extra = _extra_padding(spec)
     if any(extra):
         input = F.pad(input, extra)
     placeholder = input.new_empty(1).expand(spec.weight_shape)
     if _channels_last(input):
         placeholder = output_grad.new_empty(spec.weight_shape).contiguous(memory_format=torch.channels_last)
-    return _backward(output_grad, input, placeholder, spec, symmetric, 1)
+    return _backward(output_grad, input, placeholder, spec, 1)
 
 
-def native_input_vjp(output_grad: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
+def native_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     """The exact input VJP ``[N, C, *I]``, by the kernel that PyTorch's autograd calls.
 
     It needs the input's shape but not its values.
     """
-    symmetric, extra = _split_padding(spec)
-    shape = list(spec.input_shape)
+    if isinstance(spec, LinearSpec):
+        return (_rows(output_grad) @ weight[..., 0]).unflatten(0, (-1, *spec.input_size)).movedim(-1, 1)
+    extra, shape = _extra_padding(spec), list(spec.input_shape)
     for dim in range(spec.dims):
-        shape[-1 - dim] += extra[2 * dim] + extra[2 * dim + 1]
-    placeholder = output_grad.new_empty(1).expand(shape)
-    result = _backward(output_grad, placeholder, weight, spec, symmetric, 0)
+        shape[-1 - dim] += sum(extra[2 * dim : 2 * dim + 2])
+    placeholder = output_grad.new_empty(shape)  # anything but plain memory would be copied
+    result = _backward(output_grad, placeholder, weight, spec, 0)
     return F.pad(result, [-side for side in extra]) if any(extra) else result
 
 
-def _split_padding(spec: ConvSpec) -> tuple[list[int], list[int]]:
-    """Padding that both sides share, and what is left in the order of ``F.pad`` (last dimension first)."""
-    symmetric = [min(pair) for pair in spec.padding]
-    extra = [side - min(pair) for pair in reversed(spec.padding) for side in pair]
-    return symmetric, extra
+def _rows(tensor: Tensor) -> Tensor:
+    """``[N, C, P]`` as ``[N·P, C]``, a view if channels are innermost in memory."""
+    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+
+
+def _extra_padding(spec: LayerSpec) -> list[int]:
+    """Padding that only one side of the input has, in the order of ``F.pad`` (last dimension first)."""
+    if isinstance(spec, ConvTransposeSpec):
+        return []
+    return [side - min(pair) for pair in reversed(spec.padding) for side in pair]
 
 
 def _channels_last(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
-def _backward(
-    output_grad: Tensor, input: Tensor, weight: Tensor, spec: ConvSpec, padding: list[int], wanted: int
-) -> Tensor:
+def _backward(output_grad: Tensor, input: Tensor, weight: Tensor, spec: LayerSpec, wanted: int) -> Tensor:
+    transposed = isinstance(spec, ConvTransposeSpec)
+    conv = cast(ConvSpec, spec.adjoint if isinstance(spec, ConvTransposeSpec) else spec)
+    padding = [left if transposed else min(left, right) for left, right in conv.padding]
     grads = torch.ops.aten.convolution_backward(
         output_grad,
         input,
         weight,
         None,
-        list(spec.stride),
+        list(conv.stride),
         padding,
-        list(spec.dilation),
-        False,
-        [0] * spec.dims,
-        spec.groups,
+        list(conv.dilation),
+        transposed,
+        _output_padding(conv) if transposed else [0] * conv.dims,
+        conv.groups,
         [wanted == 0, wanted == 1, False],
     )
     return cast(Tensor, grads[wanted])
+
+
+def _output_padding(adjoint: ConvSpec) -> list[int]:
+    """How much longer a transposed convolution's output is than the shortest that its input could come from."""
+    return [
+        p.input_size - ((p.output_size - 1) * p.stride - 2 * p.padding + p.dilation * (p.kernel_size - 1) + 1)
+        for p in adjoint.patterns
+    ]

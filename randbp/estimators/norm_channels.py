@@ -6,13 +6,15 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec
+from ..tn import LayerSpec
+from ..tn.layers import replace_channels
 from .base import Estimator, check_top, kept
-from .channels import flat_channels, input_vjp_of_channels, resized, weight_vjp_of_channels
+from .channels import flat_channels, input_vjp_of_channels, weight_vjp_of_channels
 from .chunks import chunks
 from .description import Description
 from .draw import Draw
 from .inclusion import weighted_draw
+from .kernels import by_group
 from .pairs import index_dtype
 
 
@@ -50,7 +52,7 @@ class NormChannels(Estimator):
         super().__post_init__()
         check_top("NormChannels", self.top)
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The kept channels ``[N, S, *I]``, weighted, and their numbers, see :meth:`_sample`."""
         size = spec.in_channels // spec.groups
         index, weights = self._sample(_norms(input), spec.groups, size, draw)
@@ -58,19 +60,20 @@ class NormChannels(Estimator):
         rows *= self._per_channel(weights, size).to(rows.dtype).view(-1, *[1] * spec.dims)
         return rows, index.to(index_dtype(spec.in_channels))
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The native weight VJP of the kept channels; zero for the dropped ones."""
         groups, channels = self._channels(held[1].long(), spec.in_channels // spec.groups)
         return weight_vjp_of_channels(held[0], output_grad, groups, channels, spec)
 
-    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The native input VJP of the kept output channels."""
         size = spec.out_channels // spec.groups
-        norms = _norms(output_grad) * torch.linalg.vector_norm(weight.flatten(1), dim=1)
+        kernels = by_group(weight, spec)
+        norms = _norms(output_grad) * torch.linalg.vector_norm(kernels.flatten(2), dim=2).flatten()
         index, weights = self._sample(norms, spec.groups, size, draw)
         groups, channels = self._channels(index, size)
-        factors = self._per_channel(weights, size).to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
-        scaled = weight.index_select(0, flat_channels(groups, channels, size)) * factors
+        factors = self._per_channel(weights, size).to(weight.dtype).view(*channels.shape, *[1] * (weight.dim() - 1))
+        scaled = kernels[groups.unsqueeze(1), channels] * factors
         return input_vjp_of_channels(scaled, output_grad, groups, channels, spec)
 
     def _sample(self, norms: Tensor, groups: int, size: int, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -95,19 +98,19 @@ class NormChannels(Estimator):
         """Weight of each kept channel, in their order."""
         return weights.flatten().repeat_interleave(size if self.keep * size < 1 else 1)
 
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         inner, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         if self.keep * inner < 1:
             count = kept(spec.groups, self.keep)
-            indices, small = count, resized(spec, count, inner, outer)
+            indices, small = count, replace_channels(spec, count, inner, outer)
         else:
-            small = resized(spec, spec.groups, kept(inner, self.keep), outer)
+            small = replace_channels(spec, spec.groups, kept(inner, self.keep), outer)
             indices = small.in_channels
         if self.keep * outer < 1:
-            input_ = resized(spec, kept(spec.groups, self.keep), inner, outer)
+            input_ = replace_channels(spec, kept(spec.groups, self.keep), inner, outer)
         else:
-            input_ = resized(spec, spec.groups, inner, kept(outer, self.keep))
-        held = small.batch_size * small.in_channels * prod(small.input_size) * dtype.itemsize
+            input_ = replace_channels(spec, spec.groups, inner, kept(outer, self.keep))
+        held = prod(small.input_shape) * dtype.itemsize
         held += indices * index_dtype(spec.in_channels).itemsize
         variance = "Σ_c (1/π_c - 1) ‖g_c‖² and joint terms, π_c = min(1, λ‖X_c‖)"
         return Description(held, small.multiply_adds, input_.multiply_adds, None, variance)

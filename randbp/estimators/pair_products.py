@@ -11,54 +11,54 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec, IndexPattern, ResidueClass
+from ..tn import IndexPattern, LayerSpec, PositionClass
 from ..tn.execute.rows import PartnerTable, rows_by_matrices, rows_by_rows
+from ..tn.layers import role
+from .kernels import at_entry, by_group
 from .positions import flat_spatial
 
 
 def add_pairs_weight_vjp(
-    result: Tensor, rows: Tensor, index: Tensor, output_rows: Tensor, spec: ConvSpec, residue: ResidueClass
+    result: Tensor, rows: Tensor, index: Tensor, output_rows: Tensor, spec: LayerSpec, positions: PositionClass
 ) -> None:
-    """Add the weight VJP of kept pairs of one residue class to the weight's gradient.
+    """Add the weight VJP of kept pairs of one class of positions to the weight's gradient.
 
     Args:
-        result: ``[D, C / G, *K]``.
+        result: In the shape of the layer's weight.
         rows: Kept input entries, times their weights, ``[S, C]``.
         index: Which pairs of the class they are: example times size of the class, plus position, ``[S]``.
         output_rows: The output gradient as :func:`rows_with_blank` orders it, ``[N·(O + 1), D]``.
-        spec: The convolution.
-        residue: The class.
+        spec: The layer.
+        positions: The class.
     """
-    example, local = index // residue.size, index % residue.size
+    example, local = index // positions.size, index % positions.size
     first = example * (prod(spec.output_size) + 1)
-    grouped = result.unflatten(0, (spec.groups, -1))
-    partners = _partners("i", residue.patterns, index.device)
-    for partner, kernel in zip(partners, product(*residue.kernels), strict=True):
+    grouped = by_group(result, spec)
+    partners = _partners(role(spec, "input"), positions.patterns, index.device)
+    for partner, kernel in zip(partners, product(*positions.kernels), strict=True):
         met = output_rows.index_select(0, partner[local] + first)
-        grouped[(..., *kernel)].add_(rows_by_rows(met, rows, spec.groups))
+        at_entry(grouped, kernel).add_(rows_by_rows(met, rows, spec.groups))
 
 
-def pairs_input_vjp(rows: Tensor, index: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
-    """The input VJP of kept pairs of the output gradient.
+def add_pairs_input_vjp(
+    result: Tensor, rows: Tensor, index: Tensor, weight: Tensor, spec: LayerSpec, positions: PositionClass
+) -> None:
+    """Add the input VJP of kept pairs of one class of output positions.
 
     Args:
-        rows: Kept entries, times their weights, ``[S, D]``.
-        index: Which pairs they are: example times ``O``, plus flat position, ``[S]``.
-        weight: ``[D, C / G, *K]``.
-        spec: The convolution.
-
-    Returns:
-        ``[N, C, *I]``, a view of memory ordered by rows.
+        result: Ordered as by :func:`rows_with_blank`, ``[N·(I + 1), C]``; blank rows collect what has no partner.
+        rows: Kept entries of the output gradient, times their weights, ``[S, D]``.
+        index: Which pairs of the class they are: example times size of the class, plus position, ``[S]``.
+        weight: The layer's weight.
+        spec: The layer.
+        positions: The class.
     """
-    size = prod(spec.output_size)
-    example, local = index // size, index % size
-    length = prod(spec.input_size) + 1  # the blank row collects what falls into the padding
-    result = rows.new_zeros(spec.batch_size * length, spec.in_channels)
-    matrices = weight.reshape(spec.groups, -1, spec.in_channels // spec.groups, prod(spec.kernel_size))
-    for kernel, partner in enumerate(_partners("o", spec.patterns, index.device)):
-        result.index_add_(0, partner[local] + example * length, rows_by_matrices(rows, matrices[..., kernel]))
-    by_example = result.view(spec.batch_size, length, spec.in_channels)[:, :-1]
-    return by_example.transpose(1, 2).reshape(spec.input_shape)
+    example, local = index // positions.size, index % positions.size
+    first = example * (prod(spec.input_size) + 1)
+    grouped = by_group(weight, spec)
+    partners = _partners(role(spec, "output"), positions.patterns, index.device)
+    for partner, kernel in zip(partners, product(*positions.kernels), strict=True):
+        result.index_add_(0, partner[local] + first, rows_by_matrices(rows, at_entry(grouped, kernel)))
 
 
 def rows_with_blank(tensor: Tensor) -> Tensor:

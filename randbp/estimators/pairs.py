@@ -1,5 +1,6 @@
 """Kept (example, position) pairs of a whole batch: chosen by their norms, gathered, contracted as matrix products."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -7,15 +8,25 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .. import tn
-from ..tn import ConvSpec, IndexPattern, ResidueClass
-from .base import Estimator, kept
+from ..tn import LayerSpec, PositionClass
+from ..tn.layers import Side
+from .base import Estimator
 from .chunks import chunks
 from .coarse import CoarseGrid, affordable_grid, coarse_input_vjp, coarse_multiply_adds, coarse_weight_vjp
 from .description import Description
 from .draw import Draw
-from .pair_products import add_pairs_weight_vjp, pairs_input_vjp, rows_with_blank
-from .positions import flat_spatial, grid_positions, shares
+from .pair_products import add_pairs_input_vjp, add_pairs_weight_vjp, rows_with_blank
+from .positions import (
+    Part,
+    class_positions,
+    examples_as_positions,
+    flat_spatial,
+    products,
+    sampled_spec,
+    side_size,
+    split,
+    used_size,
+)
 
 
 @dataclass(frozen=True)
@@ -46,40 +57,51 @@ class Pairs(Estimator):
         """
         raise NotImplementedError
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """Per position class weighted rows ``[1, S, C]`` and indices ``[S]``, then means ``[N, C·cells]``, if any."""
-        plan, flat = self._plan(spec, input.dtype), flat_spatial(input)
+        input, spec = examples_as_positions(input, spec)
+        plan = self._input_plan(spec, input.dtype)
         means = None if plan.coarse is None else plan.coarse.means(input)
         held: list[Tensor] = []
-        for number, (residue, count) in enumerate(plan.parts):
-            positions = grid_positions(residue.inputs, spec.input_size, input.device)
-            rows, index = self._keep(flat, means, plan.coarse, positions, count, draw.child(number))
-            held += [rows.unsqueeze(0), index.to(index_dtype(residue.size * spec.batch_size))]
+        for positions, rows, index in self._kept(input, means, plan, spec, "input", draw):
+            held += [rows.unsqueeze(0), index.to(index_dtype(positions.size * spec.batch_size))]
         return tuple(held) if means is None else (*held, means.flatten(1))
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the means."""
+        output_grad, spec = examples_as_positions(output_grad, spec)
         result = output_grad.new_zeros(spec.weight_shape)
         if not held:
             return result
-        plan, output_rows = self._plan(spec, held[0].dtype), rows_with_blank(output_grad)
-        for (residue, _), rows, index in zip(plan.parts, held[::2], held[1::2], strict=False):
-            add_pairs_weight_vjp(result, rows[0], index.long(), output_rows, spec, residue)
+        plan, output_rows = self._input_plan(spec, held[0].dtype), rows_with_blank(output_grad)
+        for (positions, _), rows, index in zip(plan.parts, held[::2], held[1::2], strict=False):
+            add_pairs_weight_vjp(result, rows[0], index.long(), output_rows, spec, positions)
         if plan.coarse is not None:
             means = held[-1].unflatten(1, (spec.in_channels, -1))
-            result += coarse_weight_vjp(means, output_grad, plan.coarse, spec).reshape(spec.weight_shape)
+            result += coarse_weight_vjp(means, output_grad, plan.coarse, spec)
         return result
 
-    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept output rows times the kernel, added where they land, plus the exact VJP of the means."""
-        count, coarse = self._output_plan(spec)
-        positions = torch.arange(prod(spec.output_size), device=output_grad.device)
-        means = None if coarse is None else coarse.means(output_grad)
-        rows, index = self._keep(flat_spatial(output_grad), means, coarse, positions, count, draw)
-        result = pairs_input_vjp(rows, index, weight, spec)
-        if coarse is not None and means is not None:
-            result += coarse_input_vjp(means, weight, coarse, spec)
+        plan = _plan(self.keep, self.center, spec, "output", None)
+        means = None if plan.coarse is None else plan.coarse.means(output_grad)
+        total = weight.new_zeros(spec.batch_size * (prod(spec.input_size) + 1), spec.in_channels)
+        for positions, rows, index in self._kept(output_grad, means, plan, spec, "output", draw):
+            add_pairs_input_vjp(total, rows, index, weight, spec, positions)
+        by_example = total.view(spec.batch_size, -1, spec.in_channels)[:, :-1]
+        result = by_example.transpose(1, 2).reshape(spec.input_shape)  # a view of memory ordered by rows
+        if means is not None and plan.coarse is not None:
+            result += coarse_input_vjp(means, weight, plan.coarse, spec)
         return result
+
+    def _kept(
+        self, tensor: Tensor, means: Tensor | None, plan: "_Plan", spec: LayerSpec, side: Side, draw: Draw
+    ) -> Iterator[tuple[PositionClass, Tensor, Tensor]]:
+        """Per class: weighted rows ``[S, C]`` and which pairs of the class they are, ``[S]``."""
+        flat = flat_spatial(tensor)
+        for number, (positions, count) in enumerate(plan.parts):
+            where = class_positions(positions, spec, side, tensor.device)
+            yield positions, *self._keep(flat, means, plan.coarse, where, count, draw.child(number))
 
     def _keep(
         self, flat: Tensor, means: Tensor | None, coarse: CoarseGrid | None, positions: Tensor, count: int, draw: Draw
@@ -88,10 +110,11 @@ class Pairs(Estimator):
         cells = None if coarse is None else coarse.cell_of(flat.device)[positions]
         norms = flat.new_empty(flat.shape[0], len(positions), dtype=torch.promote_types(flat.dtype, torch.float32))
         for part in chunks(len(flat)):
-            rows = flat[part].index_select(2, positions)
-            if means is not None and cells is not None:
-                rows -= means[part].index_select(2, cells)
-            torch.linalg.vector_norm(rows, dim=1, dtype=norms.dtype, out=norms[part])
+            for piece in chunks(len(positions)) if len(flat) == 1 else [slice(None)]:
+                rows = flat[part].index_select(2, positions[piece])
+                if means is not None and cells is not None:
+                    rows -= means[part].index_select(2, cells[piece])
+                norms[part, piece] = torch.linalg.vector_norm(rows, dim=1, dtype=norms.dtype)
         index, weights = self.choose(norms.flatten(), count, draw)
         example, local = index // len(positions), index % len(positions)
         kept_rows = flat[example, :, positions[local]]
@@ -101,29 +124,21 @@ class Pairs(Estimator):
             kept_rows *= weights.to(flat.dtype).unsqueeze(1)
         return kept_rows, index
 
-    def _plan(self, spec: ConvSpec, dtype: torch.dtype) -> "_Plan":
-        return _plan(self.keep, self.center, spec.patterns, spec.batch_size, spec.in_channels * dtype.itemsize)
+    def _input_plan(self, spec: LayerSpec, dtype: torch.dtype) -> "_Plan":
+        return _plan(self.keep, self.center, spec, "input", spec.in_channels * dtype.itemsize)
 
-    def _output_plan(self, spec: ConvSpec) -> tuple[int, CoarseGrid | None]:
-        """Pairs kept for the input VJP, and the cells whose means are, too."""
-        size = prod(spec.output_size)
-        coarse = _cells(spec.output_size, self.center, self.keep * size / 2)
-        budget = kept(spec.batch_size * size, self.keep)
-        return budget - (0 if coarse is None else spec.batch_size * coarse.cells), coarse
-
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
-        plan, (count, coarse) = self._plan(spec, dtype), self._output_plan(spec)
-        row = spec.in_channels * dtype.itemsize
-        per_kernel = spec.out_channels * spec.in_channels // spec.groups
-        held, weight, input_ = 0, 0, count * prod(spec.kernel_size) * per_kernel
-        for residue, number in plan.parts:
-            held += number * (row + index_dtype(residue.size * spec.batch_size).itemsize)
-            weight += number * prod(map(len, residue.kernels)) * per_kernel
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
+        seen = sampled_spec(spec)
+        plan, outputs = self._input_plan(seen, dtype), _plan(self.keep, self.center, spec, "output", None)
+        row, per_kernel = spec.in_channels * dtype.itemsize, spec.out_channels * spec.in_channels // spec.groups
+        held, weight, input_ = 0, products(plan.parts) * per_kernel, products(outputs.parts) * per_kernel
+        for positions, count in plan.parts:
+            held += count * (row + index_dtype(positions.size * seen.batch_size).itemsize)
         if plan.coarse is not None:
-            held += spec.batch_size * plan.coarse.cells * row
-            weight += coarse_multiply_adds(plan.coarse, spec, "input")
-        if coarse is not None:
-            input_ += coarse_multiply_adds(coarse, spec, "output")
+            held += seen.batch_size * plan.coarse.cells * row
+            weight += coarse_multiply_adds(plan.coarse, seen, "input")
+        if outputs.coarse is not None:
+            input_ += coarse_multiply_adds(outputs.coarse, spec, "output")
         return Description(held, weight, input_, None, self._variance(), self.unbiased)
 
     def _variance(self) -> str:
@@ -134,25 +149,25 @@ class Pairs(Estimator):
 class _Plan:
     """How many pairs of which position classes are kept, and the cells whose means are."""
 
-    parts: tuple[tuple[ResidueClass, int], ...]
+    parts: tuple[Part, ...]
     coarse: CoarseGrid | None
 
 
 @lru_cache(maxsize=512)
-def _plan(keep: float, center: bool | int, patterns: tuple[IndexPattern, ...], batch: int, row: int) -> _Plan:
-    """Spend ``p`` of the bytes of all used positions on means, rows and indices; ``row``: bytes of one position."""
-    classes = tn.residue_classes(patterns)
-    size = sum(residue.size for residue in classes)
-    pairs = batch * size
+def _plan(keep: float, center: bool | int, spec: LayerSpec, side: Side, row: int | None) -> _Plan:
+    """Spend ``p`` of all used positions on means and rows; of their bytes, if ``row`` is the bytes of a position.
+
+    Indices count only then: those of the output side are never held.
+    """
+    size = used_size(spec, side)
+    pairs = spec.batch_size * size
     if not pairs:  # every kernel entry lies in the padding, or there is no example
         return _Plan((), None)
-    coarse = _cells(tuple(p.input_size for p in patterns), center, keep * size / 2)
-    positions = keep * pairs - (0 if coarse is None else batch * coarse.cells)
-    count = max(1, int(positions * row / (row + index_dtype(pairs).itemsize) + 1e-9))
-    if count < len(classes):
-        classes = (tn.whole_class(patterns),)
-    counts = shares(tuple(batch * residue.size for residue in classes), count)
-    return _Plan(tuple(zip(classes, counts, strict=True)), coarse)
+    coarse = _cells(side_size(spec, side), center, keep * size / 2)
+    positions = keep * pairs - (0 if coarse is None else spec.batch_size * coarse.cells)
+    if row is not None:
+        positions *= row / (row + index_dtype(pairs).itemsize)
+    return _Plan(split(spec, side, max(1, int(positions + 1e-9)), spec.batch_size), coarse)
 
 
 def _cells(sizes: tuple[int, ...], center: bool | int, budget: float) -> CoarseGrid | None:

@@ -17,3 +17,20 @@ def plain_estimator(estimator: Estimator) -> dict[str, Any]:
     values = {field.name: getattr(estimator, field.name) for field in fields(estimator)}
     nested = {name: plain_estimator(value) for name, value in values.items() if isinstance(value, Estimator)}
     return {"class": type(estimator).__name__, **values, **nested}
+
+
+def configure(estimator: Estimator) -> dict[str, Any]:
+    """An estimator as a configuration file names it: ``class_path``, and as ``init_args`` what is not the default.
+
+    Example:
+        >>> from randbp import Batch, Rounding
+        >>> configure(Rounding(bits=4, estimator=Batch(keep=0.5)))["init_args"]
+        {'bits': 4, 'estimator': {'class_path': 'randbp.Batch', 'init_args': {'keep': 0.5}}}
+    """
+    kind = type(estimator)
+    own = kind.__module__.startswith(f"{__package__}.")
+    given = [(f.name, getattr(estimator, f.name)) for f in fields(estimator) if f.init]
+    defaults = {f.name: f.default for f in fields(estimator)}
+    values = {k: configure(v) if isinstance(v, Estimator) else v for k, v in given if v != defaults[k]}
+    path = f"randbp.{kind.__name__}" if own else f"{kind.__module__}.{kind.__qualname__}"
+    return {"class_path": path, **({"init_args": values} if values else {})}

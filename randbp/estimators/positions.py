@@ -1,12 +1,19 @@
-"""Kept spatial positions: reading them from a tensor, and the sub-sampled networks that contract them."""
+"""Kept positions: reading them from a tensor, and the sub-sampled networks that contract them."""
 
+from collections.abc import Iterable
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
 
 from .. import tn
-from ..tn import ConvSpec, ResidueClass
+from ..tn import LayerSpec, LinearSpec, PositionClass
+from ..tn.execute.rows import rows_by_matrices, rows_by_rows
+from ..tn.layers import Side, is_identity
+from .kernels import at_entry, by_group
+
+Part = tuple[PositionClass, int]
 
 
 def flat_spatial(tensor: Tensor) -> Tensor:
@@ -14,10 +21,50 @@ def flat_spatial(tensor: Tensor) -> Tensor:
     return tensor.flatten(2) if tensor.dim() > 2 else tensor.unsqueeze(2)
 
 
+def examples_as_positions(tensor: Tensor, spec: LayerSpec) -> tuple[Tensor, LayerSpec]:
+    """A linear layer on vectors, ``[N, C, 1]``, seen as one sequence of the examples, ``[1, C, N]``.
+
+    Its weight VJP sums over examples only, so they are what a sampler of positions samples, and their mean is what it
+    keeps exactly. Other layers are returned as they are.
+    """
+    seen = sampled_spec(spec)
+    return (tensor, spec) if seen is spec else (tensor.permute(2, 1, 0), seen)
+
+
+def sampled_spec(spec: LayerSpec) -> LayerSpec:
+    """The layer as :func:`examples_as_positions` sees it."""
+    if not isinstance(spec, LinearSpec) or spec.input_size != (1,):
+        return spec
+    return LinearSpec((1, spec.in_channels, spec.batch_size), spec.out_channels, 1)
+
+
+def memory_rows(tensor: Tensor) -> Tensor | None:
+    """``[N, C, *P]`` as the rows ``[N·P, C]`` that lie one behind the other in memory, ``None`` if they do not.
+
+    Example:
+        >>> memory_rows(torch.zeros(2, 5, 3).transpose(1, 2)).shape, memory_rows(torch.zeros(2, 3, 5))
+        (torch.Size([10, 3]), None)
+    """
+    rows = tensor.movedim(1, -1)
+    return rows.reshape(-1, tensor.shape[1]) if rows.is_contiguous() else None
+
+
 def gather_rows(tensor: Tensor, positions: Tensor) -> Tensor:
     """Rows ``[N, S, C]`` of ``[N, C, *P]`` at flat positions ``[N or 1, S]``."""
-    index = positions.unsqueeze(1).expand(*tensor.shape[:2], -1)
-    return flat_spatial(tensor).gather(2, index).transpose(1, 2).contiguous()
+    flat = flat_spatial(tensor)
+    batch, channels, size = flat.shape
+    rows = memory_rows(tensor)
+    if rows is None:
+        index = positions.unsqueeze(1).expand(batch, channels, -1)
+        return flat.gather(2, index).transpose(1, 2).contiguous()
+    return rows.index_select(0, _flat_index(positions, batch, size)).view(batch, -1, channels)
+
+
+def by_rows(tensor: Tensor) -> Tensor:
+    """The same tensor with channels innermost in memory: what several networks read row by row is transposed once."""
+    if tensor.dim() == 2:
+        return tensor
+    return tensor.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).unflatten(2, tensor.shape[2:])
 
 
 @lru_cache(maxsize=512)
@@ -29,18 +76,58 @@ def grid_positions(grid: tuple[range, ...], sizes: tuple[int, ...], device: torc
     return flat.to(device, non_blocking=True)
 
 
+def class_positions(positions: PositionClass, spec: LayerSpec, side: Side, device: torch.device) -> Tensor:
+    """Flat positions of a class, in its own order."""
+    return grid_positions(positions.positions, side_size(spec, side), device)
+
+
+def side_size(spec: LayerSpec, side: Side) -> tuple[int, ...]:
+    """Spatial sizes of a layer's input or output."""
+    return spec.input_size if side == "input" else spec.output_size
+
+
 @lru_cache(maxsize=256)
-def used_positions(spec: ConvSpec, device: torch.device) -> Tensor:
-    """Flat input positions that any output may use, one residue class after the other.
+def used_positions(spec: LayerSpec, device: torch.device) -> Tensor:
+    """Flat input positions that any output may use, one class after the other.
 
     Example:
-        >>> downsampling = ConvSpec((1, 1, 5), out_channels=1, kernel_size=1, stride=2)
+        >>> downsampling = tn.ConvSpec((1, 1, 5), out_channels=1, kernel_size=1, stride=2)
         >>> used_positions(downsampling, torch.device("cpu"))
         tensor([0, 2, 4])
     """
-    classes = tn.residue_classes(spec.patterns)
-    parts = [grid_positions(residue.inputs, spec.input_size, device) for residue in classes]
+    classes = tn.position_classes(spec, "input")
+    parts = [class_positions(each, spec, "input", device) for each in classes]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device=device)
+
+
+def used_size(spec: LayerSpec, side: Side) -> int:
+    """Number of positions on one side that the other side uses."""
+    return sum(each.size for each in tn.position_classes(spec, side))
+
+
+def products(parts: Iterable[Part]) -> int:
+    """Products of rows with kernel entries that one example's kept positions take part in."""
+    return sum(count * prod(map(len, each.kernels)) for each, count in parts)
+
+
+def split(spec: LayerSpec, side: Side, count: int, examples: int = 1) -> tuple[Part, ...]:
+    """Spread a number of kept positions over the classes of one side, or over all positions if it is too small.
+
+    Args:
+        spec: The layer.
+        side: Where positions are kept.
+        count: How many to keep, of ``examples`` examples together.
+        examples: How many examples share them.
+
+    Example:
+        >>> [(each.size, count) for each, count in split(tn.ConvSpec((1, 1, 9), 1, 3, stride=2), "input", 4)]
+        [(5, 2), (4, 2)]
+    """
+    classes = tn.position_classes(spec, side)
+    if count < len(classes):
+        classes = (tn.whole_class(spec, side),)
+    counts = shares(tuple(examples * each.size for each in classes), count)
+    return tuple(zip(classes, counts, strict=True))
 
 
 def add_weight_vjp(
@@ -48,58 +135,100 @@ def add_weight_vjp(
     rows: Tensor,
     local: Tensor,
     output_grad: Tensor,
-    spec: ConvSpec,
-    residue: ResidueClass,
+    spec: LayerSpec,
+    positions: PositionClass,
     weight: float,
 ) -> None:
-    """Add the weight VJP of kept rows of one residue class to the weight's gradient.
+    """Add the weight VJP of kept rows of one class to the weight's gradient.
 
     Args:
-        result: ``[D, C / G, *K]``.
+        result: In the shape of the layer's weight.
         rows: Kept input entries ``[N, S, C]``.
         local: Which positions of the class they are, ``[N or 1, S]``.
         output_grad: ``[N, D, *O]``.
-        spec: The convolution, with as many examples as ``rows``.
-        residue: The class.
+        spec: The layer, with as many examples as ``rows``.
+        positions: The class.
         weight: The weight of every kept entry.
     """
-    net = _weight_vjp(spec, residue, local.shape[1], len(local) > 1)
+    if _is_pointwise(positions) and memory_rows(output_grad) is not None:
+        met = gather_rows(output_grad, local).flatten(0, 1)
+        grad = rows_by_rows(met, rows.flatten(0, 1), spec.groups)
+        at_entry(by_group(result, spec), _first_entry(positions)).add_(grad, alpha=weight)
+        return
+    net = _weight_vjp(spec, positions, local.shape[1], len(local) > 1)
     index = local if len(local) > 1 else local[0]
     grad = net.contract({"input": rows.transpose(1, 2), "output_grad": output_grad, _index_slot("i", spec): index})
-    entries = tuple(slice(r.start, r.stop, r.step) for r in residue.kernels)
-    result[(slice(None), slice(None), *entries)].add_(grad, alpha=weight)
+    result[_entries(positions)].add_(grad, alpha=weight)
 
 
-def input_vjp(rows: Tensor, local: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
-    """The input VJP ``[N, C, *I]`` of kept rows ``[N, S, D]`` of the output gradient at positions ``[N or 1, S]``."""
-    net = _input_vjp(spec, local.shape[1], len(local) > 1)
+def input_vjp(kept: Iterable[tuple[PositionClass, Tensor, Tensor, float]], weight: Tensor, spec: LayerSpec) -> Tensor:
+    """The input VJP ``[N, C, *I]`` of kept rows of the output gradient.
+
+    Args:
+        kept: Per class its rows ``[N, S, D]``, which positions of the class they are ``[N or 1, S]``, and the weight
+            of every kept entry.
+        weight: The layer's weight.
+        spec: The layer.
+    """
+    total: Tensor | None = None
+    for positions, rows, local, scale in kept:
+        part = _input_vjp_of_class(rows, local, weight, scale, spec, positions)
+        total = part if total is None else total.add_(part)
+    return weight.new_zeros(spec.input_shape) if total is None else total
+
+
+def _input_vjp_of_class(
+    rows: Tensor, local: Tensor, weight: Tensor, scale: float, spec: LayerSpec, positions: PositionClass
+) -> Tensor:
+    if _is_pointwise(positions):
+        size = prod(spec.input_size)
+        matrices = at_entry(by_group(weight, spec), _first_entry(positions)) * scale
+        result = rows.new_zeros(spec.batch_size, size, spec.in_channels)
+        products = rows_by_matrices(rows.flatten(0, 1), matrices)
+        result.flatten(0, 1).index_add_(0, _flat_index(local, spec.batch_size, size), products)
+        return result.transpose(1, 2).reshape(spec.input_shape)
+    net = _input_vjp(spec, positions, local.shape[1], len(local) > 1)
     index = local if len(local) > 1 else local[0]
-    return net.contract({"output_grad": rows.transpose(1, 2), "weight": weight, _index_slot("o", spec): index})
+    scaled = weight[_entries(positions)] * scale
+    return net.contract({"output_grad": rows.transpose(1, 2), "weight": scaled, _index_slot("o", spec): index})
 
 
-def by_rows(tensor: Tensor) -> Tensor:
-    """The same tensor with channels innermost in memory: what several networks read row by row is transposed once."""
-    if tensor.dim() == 2:
-        return tensor
-    return tensor.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).unflatten(2, tensor.shape[2:])
+def _is_pointwise(positions: PositionClass) -> bool:
+    """Whether each position meets the one of the same number on the other side, and no other."""
+    return all(map(is_identity, positions.patterns))
+
+
+def _flat_index(positions: Tensor, batch: int, size: int) -> Tensor:
+    """Rows of ``[N·P, C]`` at positions ``[N or 1, S]`` of each example, flattened."""
+    return (positions + torch.arange(0, batch * size, size, device=positions.device).unsqueeze(1)).flatten()
+
+
+def _first_entry(positions: PositionClass) -> tuple[int, ...]:
+    return tuple(entries[0] for entries in positions.kernels)
+
+
+def _entries(positions: PositionClass) -> tuple[slice, ...]:
+    """Where a class's kernel entries lie in a weight."""
+    return (slice(None), slice(None), *(slice(r.start, r.stop, r.step) for r in positions.kernels))
 
 
 @lru_cache(maxsize=1024)
-def _weight_vjp(spec: ConvSpec, residue: ResidueClass, count: int, per_example: bool) -> tn.TensorNetwork:
+def _weight_vjp(spec: LayerSpec, positions: PositionClass, count: int, per_example: bool) -> tn.TensorNetwork:
     sample = {_legs("i", spec): tn.Sample(count, per_example)}
-    return tn.sampled(tn.residue_weight_vjp(spec, residue), sample, stored=("input",))
+    return tn.sampled(tn.weight_vjp_of_positions(spec, positions), sample, stored=("input",))
 
 
 @lru_cache(maxsize=1024)
-def _input_vjp(spec: ConvSpec, count: int, per_example: bool) -> tn.TensorNetwork:
-    return tn.sampled(tn.input_vjp(spec), {_legs("o", spec): tn.Sample(count, per_example)}, stored=("output_grad",))
+def _input_vjp(spec: LayerSpec, positions: PositionClass, count: int, per_example: bool) -> tn.TensorNetwork:
+    sample = {_legs("o", spec): tn.Sample(count, per_example)}
+    return tn.sampled(tn.input_vjp_of_positions(spec, positions), sample, stored=("output_grad",))
 
 
-def _legs(side: str, spec: ConvSpec) -> str:
+def _legs(side: str, spec: LayerSpec) -> str:
     return " ".join(f"{side}{dim}" for dim in range(1, spec.dims + 1))
 
 
-def _index_slot(side: str, spec: ConvSpec) -> str:
+def _index_slot(side: str, spec: LayerSpec) -> str:
     return f"{_legs(side, spec)} index"
 
 

@@ -8,14 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec
+from ..tn import LayerSpec, LinearSpec
+from ..tn.layers import replace_channels
 from .base import Estimator, kept
-from .channels import resized
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .draw import Draw
-from .native import native_input_vjp
-from .positions import flat_spatial, used_positions
+from .kernels import by_group, from_groups
+from .native import native_input_vjp, native_weight_vjp
+from .positions import examples_as_positions, flat_spatial, sampled_spec, used_positions
 
 _MOST_RANDOM = 1 << 22  # entries of the projection matrices that exist at once
 
@@ -38,8 +39,9 @@ class Projection(Estimator):
     For the input VJP the output channels of each group are projected, with one matrix for the whole batch; the
     convolution that is left has ``⌊p·D⌋`` channels.
 
-    It saves memory, not time: the weight VJP costs the exact one plus ``N·C·I·m`` multiply-adds. At least one
-    combination per example is held.
+    It saves memory, not time: the weight VJP costs the exact one plus ``N·C·I·m`` multiply-adds. Only in a linear
+    layer, where each position meets one other, the output gradient is projected instead, and ``m`` positions are left.
+    At least one combination per example is held.
 
     Source: Oktay et al., Randomized automatic differentiation, ICLR 2021 (arXiv:2007.10412), who project, and
     Louboutin et al., XConv: low-memory stochastic backpropagation for convolutional layers (arXiv:2106.06998), who
@@ -68,11 +70,15 @@ class Projection(Estimator):
         if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
             raise ValueError(f"Projection: block={self.block!r}, expected an integer >= 1")
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The combinations ``[N, C, m]``."""
+        return (self._combined(*examples_as_positions(input, spec), draw),)
+
+    def _combined(self, tensor: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
+        """Random combinations ``[N, C, m]`` of the positions of ``[N, C, *I]``."""
         sizes = self._sizes(spec)
-        flat, used = flat_spatial(input), _used(spec, input.device)
-        held = input.new_empty(*input.shape[:2], sum(m for _, m in sizes))
+        flat, used = flat_spatial(tensor), _used(spec, tensor.device)
+        held = tensor.new_empty(*tensor.shape[:2], sum(m for _, m in sizes))
         for number, part in enumerate(self._parts(spec)):
             rows = flat[part] if used is None else flat[part].index_select(2, used)
             matrix = self._matrices(draw.child(number), len(rows), rows)
@@ -81,10 +87,13 @@ class Projection(Estimator):
                 stretch = rows[:, :, first : first + size]
                 held[part, :, column : column + count] = torch.bmm(stretch, matrix(size, count))
                 first, column = first + size, column + count
-        return (held,)
+        return held
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The native weight VJP of the input that the combinations stand for."""
+        output_grad, spec = examples_as_positions(output_grad, spec)
+        if isinstance(spec, LinearSpec):
+            return native_weight_vjp(held[0], self._combined(output_grad, spec, draw), spec)
         sizes, used = self._sizes(spec), _used(spec, output_grad.device)
         if not sizes:  # every kernel entry lies in the padding
             return output_grad.new_zeros(spec.weight_shape)
@@ -105,15 +114,15 @@ class Projection(Estimator):
 
         return chunked_weight_vjp(rebuild, self._parts(spec), output_grad, spec)
 
-    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The native input VJP of random combinations of the output channels."""
         outer = spec.out_channels // spec.groups
         count = kept(outer, self.keep)
         matrix = self._matrices(draw, spec.groups, output_grad)(outer, count).transpose(1, 2)  # [G, m, D / G]
-        small = resized(spec, spec.groups, spec.in_channels // spec.groups, count)
+        small = replace_channels(spec, spec.groups, spec.in_channels // spec.groups, count)
         combined = matrix @ flat_spatial(output_grad).unflatten(1, (spec.groups, outer))
-        kernels = torch.bmm(matrix, weight.reshape(spec.groups, outer, -1)).reshape(small.weight_shape)
-        return native_input_vjp(combined.reshape(small.output_shape), kernels, small)
+        kernels = torch.bmm(matrix, by_group(weight, spec).flatten(2)).unflatten(2, (-1, *spec.kernel_size))
+        return native_input_vjp(combined.reshape(small.output_shape), from_groups(kernels, small), small)
 
     def _matrices(self, draw: Draw, examples: int, like: Tensor) -> Callable[[int, int], Tensor]:
         """A function that draws the next matrices ``[examples, size, count]`` of entries with variance ``1/count``."""
@@ -130,7 +139,7 @@ class Projection(Estimator):
 
         return matrix
 
-    def _sizes(self, spec: ConvSpec) -> list[tuple[int, int]]:
+    def _sizes(self, spec: LayerSpec) -> list[tuple[int, int]]:
         """Positions of each stretch, and how many combinations of them are held; in all ``⌊p·I⌋``."""
         positions = len(used_positions(spec, torch.device("cpu")))
         total = kept(positions, self.keep)
@@ -139,30 +148,34 @@ class Projection(Estimator):
         marks = [total * j // stretches for j in range(stretches + 1)]
         return [(edges[j + 1] - edges[j], marks[j + 1] - marks[j]) for j in range(stretches) if edges[j + 1] > edges[j]]
 
-    def _parts(self, spec: ConvSpec) -> list[slice]:
+    def _parts(self, spec: LayerSpec) -> list[slice]:
         largest = max((size * count for size, count in self._sizes(spec)), default=1)
         return chunks(spec.batch_size, max(1, _MOST_RANDOM // largest))
 
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
-        sizes, outer = self._sizes(spec), spec.out_channels // spec.groups
-        rows = spec.batch_size * spec.in_channels
-        projected = 2 * rows * sum(size * count for size, count in sizes)
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
+        seen, outer = sampled_spec(spec), spec.out_channels // spec.groups
+        sizes, rows = self._sizes(seen), seen.batch_size * spec.in_channels
+        matrices, combined = sum(size * count for size, count in sizes), sum(count for _, count in sizes)
+        weight = spec.multiply_adds + 2 * rows * matrices
+        if isinstance(seen, LinearSpec):
+            weight = seen.batch_size * (spec.in_channels + spec.out_channels) * matrices
+            weight += rows * combined * spec.out_channels
         count = kept(outer, self.keep)
-        small = resized(spec, spec.groups, spec.in_channels // spec.groups, count)
+        small = replace_channels(spec, spec.groups, spec.in_channels // spec.groups, count)
         entries = spec.batch_size * spec.out_channels * prod(spec.output_size) + prod(spec.weight_shape)
         variance = "Σ_n Σ_k 1/m (‖A‖² ‖B_k‖² + ‖A B_kᵀ‖²)"
         if self.kind == "rademacher":
             variance += " - 2/m Σ_i ‖A_i‖² ‖B_ki‖²"
         return Description(
-            rows * sum(count for _, count in sizes) * dtype.itemsize,
-            spec.multiply_adds + projected,
+            rows * combined * dtype.itemsize,
+            weight,
             small.multiply_adds + entries * count,
             None,
             variance,
         )
 
 
-def _used(spec: ConvSpec, device: torch.device) -> Tensor | None:
+def _used(spec: LayerSpec, device: torch.device) -> Tensor | None:
     """Flat input positions that any output uses, ``None`` if all are."""
     used = used_positions(spec, device)
     return None if len(used) == prod(spec.input_size) else used

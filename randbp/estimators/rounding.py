@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..tn import ConvSpec
+from ..tn import LayerSpec
 from .base import Estimator
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
@@ -45,7 +45,7 @@ class Rounding(Estimator):
         bits: Bits per entry, 1 to 8.
         estimator: What decides which entries are kept; by default all of them.
         block: Entries that share two scales; ``"channel"`` for one block per example and channel (of a sample: per
-            example and kept row).
+            example and kept row), where there is more than one position.
 
     Raises:
         ValueError: If ``bits`` or ``block`` is out of range, or ``estimator`` does not serve the weight VJP.
@@ -83,7 +83,7 @@ class Rounding(Estimator):
         """Whether the estimator within is."""
         return self.estimator.unbiased
 
-    def sketch(self, input: Tensor, spec: ConvSpec, draw: Draw) -> tuple[Tensor, ...]:
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""
         inner = (input,) if self.estimator.exact else self.estimator.sketch(input, spec, draw)
         held: list[Tensor] = []
@@ -96,7 +96,7 @@ class Rounding(Estimator):
             held.extend((tensor,) if layout is None else layout.encode(tensor, draw.child(_NOISE, number)))
         return tuple(held)
 
-    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: ConvSpec, draw: Draw) -> Tensor:
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The VJP of what is held, decoded."""
         if not self.estimator.exact:
             return self.estimator.weight_vjp(tuple(self._decode(held)), output_grad, spec, draw)
@@ -131,13 +131,13 @@ class Rounding(Estimator):
             return None
         entries = prod(shape[1:])
         block = min(256 if self.block == "channel" else self.block, entries)
-        if self.block == "channel" and len(shape) > 2:
+        if self.block == "channel" and prod(shape[2:]) > 1:
             block = prod(shape[2:])
         bits = max(8, self.bits) if number and len(shape) == 2 else self.bits
         layout = RoundedLayout(bits, entries, block, dtype)
         return layout if layout.bytes_per_example < entries * dtype.itemsize else None
 
-    def _describe(self, spec: ConvSpec, dtype: torch.dtype) -> Description:
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         inner, zeros = self.estimator.describe(spec, dtype), torch.zeros(spec.input_shape, dtype=dtype)
         sketch = (zeros,) if self.estimator.exact else self.estimator.sketch(zeros, spec, Draw(0))
         held = 0

@@ -1,14 +1,16 @@
-"""Give the convolutions of an existing model estimated VJPs, in place, and take them back."""
+"""Give the layers of an existing model estimated VJPs, in place, and take them back."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from types import TracebackType
 
 from torch import nn
 
-from ..estimators import Estimator, Exact, Spatial
-from ..functional import check_estimator
+from ..estimators import Exact, Spatial
 from ..lean import Lean, LeanHandle, check_lean, make_lean
-from .layers import Clock, LayerState, derandomize_layer, is_randomizable, is_randomized, randomize_layer
+from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
+from .modules import kind_of
+from .per_layer import Estimators, check_estimators, estimators_by_layer
 from .selection import select
 
 Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
@@ -19,15 +21,15 @@ class RandomizedHandle:
 
     Attributes:
         layers: Names of the randomised layers, in the order of ``model.named_modules()``.
-        weight_vjp: Estimator of the weights' gradients.
-        input_vjp: Estimator of the inputs' gradients.
+        weight_vjp: Estimator of the weights' gradients, or one per layer, as given.
+        input_vjp: Estimator of the inputs' gradients, or one per layer, as given.
     """
 
     def __init__(
         self,
         modules: dict[str, nn.Module],
-        weight_vjp: Estimator,
-        input_vjp: Estimator,
+        weight_vjp: Estimators,
+        input_vjp: Estimators,
         clock: Clock,
         lean: LeanHandle | None = None,
     ) -> None:
@@ -38,12 +40,12 @@ class RandomizedHandle:
     @property
     def keep_rates(self) -> dict[str, float]:
         """Keep rate of the weight VJP by layer name."""
-        return {name: self.weight_vjp.keep for name in self._modules}
+        return {name: layer_state(module).weight_vjp.keep for name, module in self._modules.items()}
 
     @property
     def input_keep_rates(self) -> dict[str, float]:
         """Keep rate of the input VJP by layer name."""
-        return {name: self.input_vjp.keep for name in self._modules}
+        return {name: layer_state(module).input_vjp.keep for name, module in self._modules.items()}
 
     def set_step(self, step: int, micro_batch: int = 0, rank: int = 0) -> None:
         """Say which training step comes next: samples depend on it, and on nothing that ran before.
@@ -75,25 +77,29 @@ class RandomizedHandle:
 
 def randomize(
     model: nn.Module,
-    weight_vjp: Estimator = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
-    input_vjp: Estimator = Exact(),  # noqa: B008
+    weight_vjp: Estimators = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
+    input_vjp: Estimators = Exact(),  # noqa: B008
     layers: Layers = None,
     seed: int = 0,
     *,
     lean: Lean = False,
     bits: int = 4,
 ) -> RandomizedHandle:
-    """Estimate the VJPs of a model's convolutions from now on, in training mode only.
+    """Estimate the VJPs of a model's layers from now on, in training mode only.
 
     The model is changed in place and keeps its parameters, ``state_dict``, hooks and types (each layer stays an
     instance of its class). In ``eval()`` mode, without grad mode and with ``keep=1`` each layer is PyTorch's.
 
     Args:
         model: Any module.
-        weight_vjp: Estimator of the weights' gradients.
-        input_vjp: Estimator of the inputs' gradients.
-        layers: Which convolutions: ``None`` for all ``nn.Conv1d/2d/3d``; a name or glob (``"features.*"``) of
-            ``model.named_modules()`` or several of them; or a predicate ``(name, module) -> bool``.
+        weight_vjp: Estimator of the weights' gradients; or several, by name or glob of the layers that each is for. Of
+            several keys that match a layer the first counts; layers that none matches are exact. With ``layers=None``
+            the keys say which layers.
+        input_vjp: Estimator of the inputs' gradients, or several by name or glob.
+        layers: Which layers: ``None`` for all convolutions, transposed ones (``nn.ConvTranspose1d/2d/3d``) included,
+            but no linear layers; a name or glob of ``model.named_modules()`` or several of them; or a predicate
+            ``(name, module) -> bool``. Names, globs and predicates select ``nn.Linear`` like any other layer:
+            ``layers="*"`` means all convolutions and linear layers.
         seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
         lean: Whether all other operations of the model, too, hold the least that still gives their gradient. ``True``:
             what an activation's kink, a maximum's place or a dropout mask needs in bits, gradients as before; and
@@ -106,28 +112,46 @@ def randomize(
         A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.
 
     Raises:
-        ValueError: If a pattern matches no convolution, an estimator cannot serve its VJP, or a layer is already
-            randomised. The model is then unchanged.
+        ValueError: If a pattern matches no convolution or linear layer, an estimator cannot serve its VJP, or a layer
+            is already randomised. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
         >>> with randomize(model, weight_vjp=Spatial(keep=0.25), layers="2") as handle:
         ...     handle.keep_rates
         {'2': 0.25}
+        >>> randomize(model, weight_vjp={"0": Spatial(keep=0.5)}).keep_rates
+        {'0': 0.5}
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")
-    check_estimator("weight_vjp", weight_vjp)
-    check_estimator("input_vjp", input_vjp)
+    check_estimators("weight_vjp", weight_vjp)
+    check_estimators("input_vjp", input_vjp)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: expected an integer")
     check_lean(lean, bits)
-    modules = select(model, layers, is_randomizable)
+    modules = _chosen(model, layers, weight_vjp, input_vjp)
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
+    weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, modules)
+    input_vjps = estimators_by_layer("input_vjp", input_vjp, modules)
     clock = Clock(seed)
     leaner = make_lean(model, lean, bits, clock, apart=modules.values()) if lean else None
     for name, module in modules.items():
-        randomize_layer(module, LayerState(name, weight_vjp, input_vjp, clock))
+        kind = kind_of(module)
+        assert kind is not None
+        randomize_layer(module, LayerState(name, kind.prepare, weight_vjps[name], input_vjps[name], clock))
     return RandomizedHandle(modules, weight_vjp, input_vjp, clock, leaner)
+
+
+def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators) -> dict[str, nn.Module]:
+    """What ``layers`` means; if it is ``None``, the layers that keys name, and all for an estimator without a key."""
+    keys = [key for vjp in vjps if isinstance(vjp, Mapping) for key in vjp]
+    if layers is not None or not keys:
+        return select(model, layers)
+    everywhere = any(not isinstance(vjp, Mapping) and not vjp.exact for vjp in vjps)
+    usual = select(model, None) if everywhere else {}
+    possible = select(model, "*")
+    named = {name: m for name, m in possible.items() if name in usual or any(fnmatchcase(name, key) for key in keys)}
+    return named or possible

@@ -1,19 +1,17 @@
-"""A convolution module with estimated VJPs: the same object, with another class for as long as it is randomised."""
+"""A module with estimated VJPs: the same object, with another class for as long as it is randomised."""
 
 import copyreg
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..estimators import Estimator
 from ..estimators.draw import mix
-from ..functional import conv_spec, conv_with_seed, is_estimated
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from ..functional import estimated_call, is_estimated
+from .modules import Prepare
 
 
 class Clock:
@@ -33,6 +31,7 @@ class LayerState:
     """What a randomised layer knows beside its parameters."""
 
     name: str
+    prepare: Prepare
     weight_vjp: Estimator
     input_vjp: Estimator
     clock: Clock
@@ -48,32 +47,21 @@ class LayerState:
 
 
 class RandomizedLayer:
-    """Mixed in before a convolution's class while it is randomised; the state lies in the module's ``__dict__``."""
+    """Mixed in before a layer's class while it is randomised; the state lies in the module's ``__dict__``."""
 
     _randbp: LayerState
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The convolution, with estimated VJPs in training mode."""
-        state = self._randbp
-        module: Any = self
-        if not module.training or not is_estimated(input, module.weight, state.weight_vjp, state.input_vjp):
-            output: Tensor = super().forward(input)  # type: ignore[misc]
+    def forward(self, input: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        """The layer, with estimated VJPs in training mode."""
+        state, module, prepared = self._randbp, cast(Any, self), None
+        if module.training and is_estimated(input, module.weight, state.weight_vjp, state.input_vjp):
+            prepared = state.prepare(module, input, *arguments, **named)
+        if prepared is None:
+            output: Tensor = super().forward(input, *arguments, **named)  # type: ignore[misc]
             return output
-        padding, dims = module.padding, len(module.kernel_size)
-        if module.padding_mode != "zeros" and padding != "valid":
-            input = F.pad(input, _pad_widths(module), mode=module.padding_mode)
-            padding = (0,) * dims
-        geometry = (module.stride, padding, module.dilation, module.groups)
-        spec = conv_spec(input, module.weight, *geometry)
-        return conv_with_seed(
-            input,
-            module.weight,
-            module.bias,
-            geometry,
-            spec,
-            state.weight_vjp,
-            state.input_vjp,
-            state.next_seed(),
+        operation, input = prepared
+        return estimated_call(
+            operation, input, module.weight, module.bias, state.weight_vjp, state.input_vjp, state.next_seed()
         )
 
     def extra_repr(self) -> str:
@@ -90,14 +78,6 @@ class RandomizedLayer:
         return reduced
 
 
-def _pad_widths(module: Any) -> list[int]:
-    """Widths for ``F.pad``, last dimension first, of a module whose padding mode is not zeros."""
-    if module.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
-    return [side for width in reversed(module.padding) for side in (width, width)]
-
-
 @cache
 def _randomized_class(base: type) -> type:
     return type(f"Randomized{base.__name__}", (RandomizedLayer, base), {"__module__": base.__module__})
@@ -108,20 +88,15 @@ def _new(base: type, *arguments: Any) -> Any:
     return made.__new__(made, *arguments)
 
 
-def is_randomizable(module: nn.Module) -> bool:
-    """Whether a module is a convolution whose forward pass is PyTorch's own."""
-    base: Any = next((c for c in _CONVOLUTIONS if isinstance(module, c)), None)
-    if base is None or isinstance(module.weight, nn.parameter.UninitializedParameter):
-        return False
-    if is_randomized(module):
-        return True
-    made: Any = type(module)
-    return made.forward is base.forward and made._conv_forward is base._conv_forward
-
-
 def is_randomized(module: nn.Module) -> bool:
     """Whether a module is randomised at present."""
     return isinstance(module, RandomizedLayer)
+
+
+def layer_state(module: nn.Module) -> LayerState:
+    """The state of a randomised module."""
+    state: LayerState = module.__dict__["_randbp"]
+    return state
 
 
 def randomize_layer(module: nn.Module, state: LayerState) -> None:

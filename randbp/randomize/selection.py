@@ -5,35 +5,40 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .layers import is_randomized
+from .modules import is_convolution, kind_of
+
 
 def select(
-    model: nn.Module,
-    layers: str | Iterable[str] | Callable[[str, nn.Module], bool] | None,
-    eligible: Callable[[nn.Module], bool],
+    model: nn.Module, layers: str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 ) -> dict[str, nn.Module]:
-    """The eligible modules that ``layers`` means, by name, in the order of ``model.named_modules()``.
+    """The layers that ``layers`` means, by name, in the order of ``model.named_modules()``.
 
     Raises:
         ValueError: If a pattern, or the predicate, matches none.
     """
-    candidates = {name: module for name, module in model.named_modules() if eligible(module)}
+    candidates = {name: m for name, m in model.named_modules() if is_randomized(m) or kind_of(m) is not None}
+    convolutions = {name: module for name, module in candidates.items() if is_convolution(module)}
     if layers is None:
-        if not candidates:
-            raise ValueError(f"model: {type(model).__name__} has no nn.Conv1d, nn.Conv2d or nn.Conv3d to randomise")
-        return candidates
+        if not convolutions:
+            hint = f"; layers={next(iter(candidates))!r} would name a linear layer" if candidates else ""
+            raise ValueError(
+                f"model: {type(model).__name__} has no nn.Conv1d/2d/3d or nn.ConvTranspose1d/2d/3d to randomise{hint}"
+            )
+        return convolutions
     if isinstance(layers, str):
         layers = [layers]
     if callable(layers):
         chosen = {name: module for name, module in candidates.items() if layers(name, module)}
         if not chosen:
-            raise ValueError(f"layers={layers!r}: true for none of the convolutions {_listed(candidates)}")
+            raise ValueError(f"layers={layers!r}: true for none of the {_listed(candidates)}")
         return chosen
     patterns = list(layers)
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ValueError(f"layers={pattern!r}: expected names, globs or a predicate (name, module) -> bool")
         if not any(fnmatchcase(name, pattern) for name in candidates):
-            raise ValueError(f"layers={pattern!r}: matches none of the convolutions {_listed(candidates)}")
+            raise ValueError(f"layers={pattern!r}: matches none of the {_listed(candidates)}")
     if not patterns:
         raise ValueError("layers=[]: expected at least one name or glob, or None for all convolutions")
     return {
@@ -42,5 +47,13 @@ def select(
 
 
 def _listed(candidates: dict[str, nn.Module]) -> str:
-    names = [repr(name) for name in candidates]
-    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "") or "(there are none)"
+    """The layers by kind, for the end of a sentence."""
+    kinds: dict[str, list[str]] = {"convolutions": [], "linear layers": []}
+    for name, module in candidates.items():
+        kinds["convolutions" if is_convolution(module) else "linear layers"].append(repr(name))
+    listed = [f"{kind} {_shortened(names)}" for kind, names in kinds.items() if names]
+    return " or ".join(listed) or "convolutions or linear layers (there are none)"
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")

@@ -4,6 +4,7 @@ Leg names: batch ``n``, group ``g``, channels in and out per group ``c`` and ``d
 input ``i1 i2 …``, output ``o1 o2 …`` and kernel ``k1 k2 …``. The second half of a Gram matrix carries primes.
 """
 
+from .layers import ConvTransposeSpec, LayerSpec, LinearSpec, linear_spec
 from .network import TensorNetwork
 from .nodes import Axis, Operand, Pattern, Selection
 from .operations.convolution import (
@@ -27,12 +28,13 @@ from .operations.curvature import (
     kfac_reduce_output_grad,
     kfac_reduce_transpose,
 )
-from .operations.residues import (
-    ResidueClass,
+from .operations.positions import (
+    PositionClass,
     constant_input_weight_vjp,
     constant_output_grad_input_vjp,
-    residue_classes,
-    residue_weight_vjp,
+    input_vjp_of_positions,
+    position_classes,
+    weight_vjp_of_positions,
     whole_class,
 )
 from .operations.transposed import (
@@ -55,13 +57,16 @@ __all__ = [
     "Axis",
     "CacheInfo",
     "ConvSpec",
+    "ConvTransposeSpec",
     "IndexPattern",
+    "LayerSpec",
+    "LinearSpec",
     "Operand",
     "PathReport",
     "Pattern",
     "Plan",
     "PlanCache",
-    "ResidueClass",
+    "PositionClass",
     "Sample",
     "Selection",
     "Step",
@@ -81,15 +86,16 @@ __all__ = [
     "gradient_gram",
     "input_jvp",
     "input_vjp",
+    "input_vjp_of_positions",
     "kfac_expand",
     "kfac_expand_output_grad",
     "kfac_expand_transpose",
     "kfac_reduce",
     "kfac_reduce_output_grad",
     "kfac_reduce_transpose",
+    "linear_spec",
     "per_example_weight_vjp",
-    "residue_classes",
-    "residue_weight_vjp",
+    "position_classes",
     "sampled",
     "transposed_spec",
     "unfold",
@@ -97,5 +103,6 @@ __all__ = [
     "unfolded_kernel",
     "weight_jvp",
     "weight_vjp",
+    "weight_vjp_of_positions",
     "whole_class",
 ]

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
-from .execute.lags import has_lags
+from .execute.grams import multiplications, prefers_lags
 from .relations import Lookup, Problem, Relation, Windows
 
 # A multiply-add in a matrix product is far cheaper than moving an element through memory. The weights count
@@ -88,11 +87,11 @@ class CostModel:
                 return Cost(0, LAST_RESORT * (moved + expanded), size)
             # Gathering through a table that is held as well: two passes, irregular.
             return Cost(0, moved + (GATHER // STREAM) * expanded, size)
-        if (i & tensor) and not (i & out):
-            if (free & ~out) == 0:
-                return Cost(0, moved + size, size)  # a strided view that the next step copies
-            if not (o & (tensor | out)) and not (k & tensor) and (k & out) == k:
-                return Cost(0, moved, size)  # box sums
+        if (i & tensor) and not (i & out) and (free & ~out) == 0:
+            return Cost(0, moved + size, size)  # a strided view that the next step copies
+        source, target = tensor & (i | o | k), out & (i | o | k)
+        if source != target and source in (i, o, k) and target in (i, o, k):
+            return Cost(0, moved, size)  # a small band is left of the patterns
         return Cost(0, moved + expanded, size)
 
     def window_gram(self, relation: Windows, left: int, right: int, out: int) -> Cost:
@@ -105,12 +104,12 @@ class CostModel:
         size = plain.size
         patterns = tuple(p.pattern for p in relation.patterns)
         moved = self.volume(left) // self.volume(k) + 2 * size
-        if not has_lags(patterns):
-            return Cost(plain.multiplications, moved, size)
-        pairs = prod(p.kernel_size**2 for p in patterns)
-        lags = (prod(2 * p.kernel_size - 1 for p in patterns) + 1) // 2
-        borders = sum(2 * p.kernel_size**2 / p.output_size for p in patterns) * lags / 3
-        return Cost(int(plain.multiplications * (lags + borders) / pairs), moved, size)
+        channels = self.volume(left & ~right & ~k)
+        positions = self.volume(left & right)
+        lags, windows = multiplications(patterns, channels)
+        if prefers_lags(patterns, channels, positions // self.volume(o)):
+            return Cost(int(lags * positions), moved, size)
+        return Cost(int(windows * positions), moved, size)
 
     def convolution(self, left: int, relation: Windows, right: int, out: int) -> Cost | None:
         """Two tensors joined by all patterns of a convolution, in a native kernel; None if they do not fit

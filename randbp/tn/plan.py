@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -225,13 +226,15 @@ def _lowered(
 
 
 def _scale_smallest(joined: list[Item], lowering: Lowering, factor: float, size: int) -> tuple[list[Item], bool]:
-    """Multiply the smallest tensor of the last step by the network's scale, if it is smaller than the
-    result."""
-    volume = lowering.builder.volume
-    tensors = [(volume(value.legs), index) for index, (value, _, _) in enumerate(joined) if value is not None]
-    smallest, index = min(tensors)
-    value, _, name = joined[index]
-    if smallest >= size or value is None or value.windows is not None:
-        return joined, False
-    register = lowering.program.emit(kernels.scale, (value.register,), factor)
-    return [*joined[:index], (Value(register, value.axes), None, name), *joined[index + 1 :]], True
+    """Multiply the smallest tensor of the last step by the network's scale, if it is smaller than the result."""
+    values = [(index, value) for index, (value, _, _) in enumerate(joined) if value is not None]
+    if len({value.register for _, value in values}) == 1 < len(values) and factor > 0:
+        chosen, factor = values, sqrt(factor)  # a tensor times itself, which stays one tensor
+    else:
+        chosen = [min(values, key=lambda pair: lowering.builder.volume(pair[1].legs))]
+    for index, value in chosen:
+        if lowering.builder.volume(value.legs) >= size or value.windows is not None:
+            return joined, False
+        register = lowering.program.emit(kernels.scale, (value.register,), factor)
+        joined = [*joined[:index], (Value(register, value.axes), None, joined[index][2]), *joined[index + 1 :]]
+    return joined, True

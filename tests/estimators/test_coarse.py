@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randbp.estimators.coarse import CoarseGrid, coarse_input_vjp, coarse_weight_vjp
-from randbp.functional import conv_spec
-from tests.cases import Case, cases
+from tests.cases import Case, cases, transposed_cases
+
+LAYERS = st.one_of(cases(largest=8), transposed_cases())
 
 
 def upsampled(means: torch.Tensor, grid: CoarseGrid) -> torch.Tensor:
@@ -22,7 +23,7 @@ def test_means_are_those_of_each_cell(case: Case, block: int) -> None:
     torch.testing.assert_close(grid.means(x), expected)
 
 
-@given(case=cases(largest=8), block=st.integers(1, 9))
+@given(case=LAYERS, block=st.integers(1, 9))
 def test_weight_vjp_of_cells(case: Case, block: int) -> None:
     x, weight, _ = case.tensors()
     grid = CoarseGrid(case.input_size, block)
@@ -30,16 +31,14 @@ def test_weight_vjp_of_cells(case: Case, block: int) -> None:
     output = case.native(upsampled(means, grid), weight, None)
     output_grad = case.output_grad(output)
     expected = torch.autograd.grad(output, weight, output_grad)[0]
-    spec = conv_spec(x, weight, **case.geometry)
-    torch.testing.assert_close(coarse_weight_vjp(means, output_grad, grid, spec).reshape(weight.shape), expected)
+    torch.testing.assert_close(coarse_weight_vjp(means, output_grad, grid, case.spec()), expected)
 
 
-@given(case=cases(largest=8), block=st.integers(1, 9))
+@given(case=LAYERS, block=st.integers(1, 9))
 def test_input_vjp_of_cells(case: Case, block: int) -> None:
     x, weight, _ = case.tensors()
     output = case.native(x, weight, None)
     grid = CoarseGrid(tuple(output.shape[2:]), block)
     means = grid.means(case.output_grad(output))
     expected = torch.autograd.grad(output, x, upsampled(means, grid))[0]
-    spec = conv_spec(x, weight, **case.geometry)
-    torch.testing.assert_close(coarse_input_vjp(means, weight.detach(), grid, spec), expected)
+    torch.testing.assert_close(coarse_input_vjp(means, weight.detach(), grid, case.spec()), expected)

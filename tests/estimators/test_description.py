@@ -24,8 +24,9 @@ from randbp import (
     Spatial,
 )
 from randbp.estimators import Draw
-from randbp.functional import conv_spec
-from tests.cases import Case, cases
+from randbp.functional import conv_spec, conv_transpose_spec
+from randbp.tn import linear_spec
+from tests.cases import Case, cases, linear_cases, transposed_cases
 
 MAKERS = {
     "exact": lambda keep: Exact(),
@@ -47,17 +48,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:BiasedTopK")
 
 
 @given(
-    case=cases(),
+    case=st.one_of(cases(), transposed_cases(), linear_cases()),
     name=st.sampled_from(sorted(MAKERS)),
     keep=st.sampled_from([0.1, 0.3, 0.5, 0.9, 1.0]),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
 )
-@settings(max_examples=200)
+@settings(max_examples=400)
 def test_held_bytes_are_those_measured(case: Case, name: str, keep: float, dtype: torch.dtype) -> None:
     estimator: Estimator = MAKERS[name](keep)
-    x, weight, _ = case.tensors(dtype)
-    spec = conv_spec(x, weight, **case.geometry)
-    held = (Exact() if estimator.exact else estimator).sketch(x.detach(), spec, Draw(0))
+    x, spec = case.channels_second(case.tensors(dtype)[0].detach()), case.spec()
+    held = (Exact() if estimator.exact else estimator).sketch(x, spec, Draw(0))
     measured = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held if t.numel()}.values())
     assert estimator.describe(spec, dtype).held_bytes == measured
 
@@ -84,6 +84,31 @@ def test_multiply_adds_are_those_counted(name: str, stride: int) -> None:
             estimator.input_vjp(output_grad, weight, spec, Draw(0))
         sums = 8 * 8 * 13 * 11 * 9 if name == "spatial" else 0
         assert description.input_multiply_adds == counter.get_total_flops() // 2 - sums
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS.keys() - {"spatial"}))  # whose small sums are products here or not
+@pytest.mark.parametrize("layer", ["transposed", "sequence", "vectors"])
+def test_multiply_adds_of_other_layers_are_those_counted(name: str, layer: str) -> None:
+    """As above; transposed with stride 2 and kernel 2, where every product meets an entry."""
+    estimator: Estimator = MAKERS[name](0.25)
+    x_shape, spec = {
+        "transposed": (
+            (8, 8, 8, 8),
+            conv_transpose_spec(torch.empty(8, 8, 8, 8), torch.empty(8, 12, 2, 2), 2, 0, 0, 1, 1),
+        ),
+        "sequence": ((8, 8, 64), linear_spec((8, 64, 8), 12)),
+        "vectors": ((64, 8, 1), linear_spec((64, 8), 12)),
+    }[layer]
+    x, weight, output_grad = torch.randn(x_shape), torch.randn(spec.weight_shape), torch.randn(spec.output_shape)
+    description = estimator.describe(spec)
+    if "weight_vjp" in estimator.serves:
+        with FlopCounterMode(display=False) as counter:
+            estimator.weight_vjp(estimator.sketch(x, spec, Draw(0)), output_grad, spec, Draw(0))
+        assert description.weight_multiply_adds == counter.get_total_flops() // 2
+    if "input_vjp" in estimator.serves:
+        with FlopCounterMode(display=False) as counter:
+            estimator.input_vjp(output_grad, weight, spec, Draw(0))
+        assert description.input_multiply_adds == counter.get_total_flops() // 2
 
 
 @pytest.mark.parametrize("estimator", [Channels(0.25), Channels(0.3, bernoulli=True)], ids=str)

@@ -1,16 +1,18 @@
-"""Every estimator is unbiased: the mean over draws is the exact VJP, entry by entry.
+"""Every estimator is unbiased in every layer type: the mean over draws is the exact VJP, entry by entry.
 
 Error probability: each case tests all entries at once with a two-sided z-test, Bonferroni-corrected to a probability
 of 1e-6 per case that a correct estimator fails. Cases and draws are fixed, so a verdict does not change between runs.
 """
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from randbp import (
     Axes,
@@ -26,10 +28,12 @@ from randbp import (
     Spatial,
 )
 from randbp.estimators import Draw
-from randbp.functional import conv_spec
-from tests.cases import Case, cases
+from randbp.functional import conv_spec, conv_transpose_spec
+from randbp.tn import LayerSpec, linear_spec
+from tests.cases import Case, cases, linear_cases, transposed_cases
 
 DRAWS = 400
+LAYER_DRAWS = 200
 ERROR = 1e-6
 
 ESTIMATORS = {
@@ -128,15 +132,76 @@ def test_input_vjp_is_unbiased_in_fewer_cases(name: str, case: Case, keep: float
     check_input_vjp(name, case, keep)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+def check_layer(name: str, case: Case, keep: float) -> None:
+    """Both VJPs at once, through the whole layer."""
+    estimator: Estimator = ESTIMATORS[name](keep)
+    x, weight, _ = case.tensors()
+    output_grad = case.output_grad(case.native(x, weight, None))
+    exact = torch.autograd.grad(case.native(x, weight, None), (weight, x), output_grad)
+    options = {"weight_vjp": estimator, "input_vjp": estimator if name in INPUT else Exact()}
+    weights, inputs = [], []
+    for seed in range(LAYER_DRAWS):
+        y = case.estimated(x, weight, None, **options, generator=torch.Generator().manual_seed(seed))
+        weight_grad, x_grad = torch.autograd.grad(y, (weight, x), output_grad)
+        weights.append(weight_grad)
+        inputs.append(x_grad)
+    assert_unbiased(torch.stack(weights), exact[0])
+    if name in INPUT:
+        assert_unbiased(torch.stack(inputs), exact[1])
+
+
+@pytest.mark.parametrize("name", WEIGHT)
+@given(case=transposed_cases(), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
+@settings(max_examples=4)
+def test_transposed_convolutions_are_unbiased(name: str, case: Case, keep: float) -> None:
+    check_layer(name, case, keep)
+
+
+@pytest.mark.parametrize("name", WEIGHT)
+@given(case=linear_cases(), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
+@settings(max_examples=4)
+def test_linear_layers_are_unbiased(name: str, case: Case, keep: float) -> None:
+    check_layer(name, case, keep)
+
+
+Layer = Callable[[Tensor, Tensor], Tensor]
+DEVIATING: dict[str, tuple[Layer, tuple[int, ...], tuple[int, ...], Callable[[Tensor, Tensor], LayerSpec]]] = {
+    "convolution": (
+        lambda x, w: F.conv2d(x, w, padding=1),
+        (8, 2, 12, 12),
+        (2, 2, 3, 3),
+        lambda x, w: conv_spec(x, w, 1, 1, 1, 1),
+    ),
+    "strided convolution": (
+        lambda x, w: F.conv2d(x, w, stride=2, padding=1),
+        (8, 2, 12, 12),
+        (2, 2, 3, 3),
+        lambda x, w: conv_spec(x, w, 2, 1, 1, 1),
+    ),
+    "transposed convolution": (
+        lambda x, w: F.conv_transpose2d(x, w, stride=2, padding=1),
+        (8, 2, 8, 8),
+        (2, 2, 3, 3),
+        lambda x, w: conv_transpose_spec(x, w, 2, 1, 0, 1, 1),
+    ),
+    "linear layer": (
+        lambda x, w: F.linear(x.transpose(1, 2), w[..., 0]).transpose(1, 2),
+        (8, 2, 100),
+        (2, 2, 1),
+        lambda x, w: linear_spec((8, 100, 2), 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("layer", DEVIATING)
 @pytest.mark.parametrize("name", ["spatial", "low resolution", "norm spatial", "norm spatial cells"])
-def test_deviations_from_means_have_the_right_weight(name: str, stride: int) -> None:
+def test_deviations_from_means_have_the_right_weight(name: str, layer: str) -> None:
     """Where nearly all of the gradient comes from them: other factors that follow the input. Error: 6e-7 per VJP."""
+    native, input_shape, weight_shape, make_spec = DEVIATING[layer]
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, 2, 12, 12, generator=generator, dtype=torch.float64)
-    weight = torch.randn(2, 2, 3, 3, generator=generator, dtype=torch.float64)
-    spec = conv_spec(x, weight, stride, 1, 1, 1)
-    output_grad = torch.nn.functional.conv2d(x, weight, stride=stride, padding=1)
+    x = torch.randn(input_shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(weight_shape, generator=generator, dtype=torch.float64)
+    spec, output_grad = make_spec(x, weight), native(x, weight)
     estimator, exact, draws = ESTIMATORS[name](0.5), Exact(), [Draw(seed) for seed in range(150)]
     weights = [estimator.weight_vjp(estimator.sketch(x, spec, draw), output_grad, spec, draw) for draw in draws]
     inputs = [estimator.input_vjp(output_grad, weight, spec, draw) for draw in draws]

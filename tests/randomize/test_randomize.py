@@ -189,7 +189,7 @@ def test_layers_are_chosen_by_name_glob_or_predicate(layers: Any, expected: list
             {"layers": "nothing.*"},
             r"layers='nothing.\*': matches none of the convolutions 'features.0', 'features.2', 'on",
         ),
-        ({"layers": ["one", "head"]}, r"layers='head': matches none"),
+        ({"layers": ["one", "features.1"]}, r"layers='features.1': matches none of .* or linear layers 'head'"),
         ({"layers": lambda name, module: False}, r"true for none of the convolutions"),
         ({"layers": []}, r"layers=\[\]: expected at least one"),
         ({"layers": [3]}, r"layers=3: expected names, globs or a predicate"),

@@ -160,14 +160,14 @@ def test_unfold_and_kfac_factors_equal_pytorch(spec):
     close(tn.kfac_reduce(spec).contract(input=x), torch.einsum("ngr,ngs->grs", mean, mean) / n)
 
 
-@pytest.mark.parametrize("chunk", [1, 2**20])
+@pytest.mark.parametrize("partial", [(1, 0.0), (2**20, 1.0)])
 @settings(max_examples=30, deadline=None)
-@given(spec=specs())
-def test_box_sums_of_large_images(chunk, spec):
+@given(spec=specs(), shorter=st.sampled_from([1, 3]))
+def test_box_sums_of_large_images(partial, spec, shorter):
     """The way that large images take, on small ones."""
     x = random_operands(tn.unfold(spec))["input"]
     net = tn.unfold(spec).sum(*(f"o{dim}" for dim in range(1, spec.dims + 1)))
-    with mock.patch.multiple("randbp.tn.execute.boxes", SMALL_BAND=0, CHUNK=chunk):
+    with mock.patch.multiple("randbp.tn.execute.banded", JOINT=0, SMALL=0, PARTIAL=partial, SHORTER=shorter):
         result = make_plan(net, torch.float64, torch.device("cpu")).run([x])
     close(result, tn.unfold(spec).contract(input=x).sum(-1))
 

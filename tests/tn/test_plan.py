@@ -1,6 +1,7 @@
 """Plans: order, cost model, program, cache."""
 
 import threading
+from unittest import mock
 
 import opt_einsum as oe
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from randbp import tn
 from randbp.tn.path import PatternAware
+from randbp.tn.plan import make_plan
 from randbp.tn.relations import problem
 
 from .strategies import random_operands
@@ -186,6 +188,7 @@ def test_the_cache_keeps_no_bound_tensor_alive():
     assert alive() is None
 
 
+@pytest.mark.parametrize("lags", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
     "spec",
@@ -199,16 +202,29 @@ def test_the_cache_keeps_no_bound_tensor_alive():
         ((3, 2, 4, 5, 4), 2, 1, 1, 1),
     ],
 )
-def test_kfac_expand_through_lags_and_windows(spec, groups):
+def test_kfac_expand_through_lags_and_windows(spec, groups, lags):
     shape, kernel, stride, padding, dilation = spec
     spec = tn.ConvSpec(shape, 2 * groups, kernel, stride, padding, dilation, groups)
     net = tn.kfac_expand(spec)
-    expected = "lag products" if spec.stride[0] == 1 and spec.dims < 3 else "windows + baddbmm"
-    assert net.plan(torch.float64).steps[-1].kernel == expected
-    operands = random_operands(net)
+    lags = lags and spec.stride[0] == 1 and spec.dims < 3
+    with mock.patch.multiple("randbp.tn.execute.grams", prefers_lags=lambda *_: lags, ROWS=4):
+        plan = make_plan(net, torch.float64, torch.device("cpu"))
+        operands = random_operands(net)
+        result = plan.run([operands["input"]])
+    assert plan.steps[-1].kernel == ("lag products" if lags else "windows + baddbmm")
     unfolded = tn.unfold(spec).contract(operands).unflatten(1, (groups, -1))
     oracle = torch.einsum("ngro,ngso->grs", unfolded, unfolded) / shape[0]
-    torch.testing.assert_close(net.contract(operands), oracle, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(result, oracle, rtol=1e-10, atol=1e-12)
+
+
+def test_windows_of_few_channels_and_of_strides_are_unfolded():
+    """Lags save multiplications that narrow products do not feel; with a stride few pairs share a lag."""
+    kernels = {
+        (channels, stride): tn.kfac_expand(tn.ConvSpec((32, channels, 32, 32), 8, 3, stride, 1)).plan().steps[-1].kernel
+        for channels in (3, 96)
+        for stride in (1, 2)
+    }
+    assert [key for key, kernel in kernels.items() if kernel == "lag products"] == [(96, 1)]
 
 
 @pytest.mark.parametrize(

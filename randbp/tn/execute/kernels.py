@@ -19,6 +19,12 @@ def reshape(shape: tuple[int, ...]) -> Kernel:
 
 def arrange(split: tuple[int, ...], order: tuple[int, ...], merged: tuple[int, ...]) -> Kernel:
     """Split dimensions, permute them and merge them again."""
+    if order == (1, 0):  # PyTorch copies the transpose of a plain matrix block by block
+
+        def transpose(x: Tensor) -> Tensor:
+            return x.reshape(split or x.shape).t().contiguous().reshape(merged)
+
+        return transpose
     if split == ():
         return lambda x: x.permute(order).reshape(merged)
     return lambda x: x.reshape(split).permute(order).reshape(merged)
@@ -135,12 +141,28 @@ def place(pattern: IndexPattern, keep_o: bool, keep_k: bool) -> Kernel:
 def matmul(transpose_left: bool, transpose_right: bool) -> Kernel:
     """A (batched) matrix product, reading an operand transposed where that saves a copy."""
     if transpose_left and transpose_right:
-        return lambda a, b: a.transpose(-1, -2) @ b.transpose(-1, -2)
+        return lambda a, b: _lying(a).transpose(-1, -2) @ _lying(b).transpose(-1, -2)
     if transpose_left:
-        return lambda a, b: a.transpose(-1, -2) @ b
+        return lambda a, b: _lying(a).transpose(-1, -2) @ _lying(b)
     if transpose_right:
-        return lambda a, b: a @ b.transpose(-1, -2)
-    return lambda a, b: a @ b
+        return lambda a, b: _lying(a) @ _lying(b).transpose(-1, -2)
+    return lambda a, b: _lying(a) @ _lying(b)
+
+
+def gram(transpose_left: bool) -> Kernel:
+    """A (batched) matrix times its own transpose."""
+
+    def kernel(a: Tensor) -> Tensor:
+        a = _lying(a)
+        return a.transpose(-1, -2) @ a if transpose_left else a @ a.transpose(-1, -2)
+
+    return kernel
+
+
+def _lying(x: Tensor) -> Tensor:
+    """The matrices, copied if neither rows nor columns lie in one piece: PyTorch would copy them one by one."""
+    strides = x.stride()
+    return x if strides[-1] == 1 or strides[-2] == 1 else x.contiguous()
 
 
 def repeated_matmul(count: int) -> Kernel:

@@ -104,6 +104,11 @@ class Builder:
             self.copied += self.volume(wanted)
         return Value(register, axes)
 
+    def pieces(self, value: Value, legs: tuple[str, ...]) -> int:
+        """In how many pieces the value's legs are moved to get into another order."""
+        have, want = (tuple(leg for leg in order if self.sizes[leg] > 1) for order in (value.legs, legs))
+        return len(_runs(have, want))
+
     def _repeat(self, value: Value, extra: tuple[str, ...]) -> Value:
         axes = (*((leg,) for leg in extra), *value.axes)
         shape = self.shape(axes)

@@ -8,7 +8,7 @@ import torch
 from ..nodes import Pattern
 from ..pattern import IndexPattern
 from ..relations import Lookup, Windows
-from . import banded, boxes, indexed, kernels, native
+from . import banded, indexed, kernels, native
 from . import rows as indexed_rows
 from .layout import Axes, Builder, Value, Windowed
 from .products import product
@@ -70,8 +70,6 @@ class Lowering:
             value = self.builder.sum(value, private)
         if isinstance(relation, Lookup):
             return self._lookup(value, relation, out)
-        if self._sums_outputs(value, relation, out):
-            return self._box_sums(value, relation)
         ends = self._ends(value, relation, out)
         if ends is not None:
             return self._banded(value, relation, *ends)
@@ -113,28 +111,11 @@ class Lowering:
     def _banded(self, value: Value, relation: Windows, source: str, target: str) -> Lowered:
         held = tuple(getattr(p, source) for p in relation.patterns)
         rest = tuple(leg for leg in value.legs if leg not in held)
-        value = self.builder.convert(value, (*((leg,) for leg in rest), *((leg,) for leg in held)))
-        geometry = tuple(p.pattern for p in relation.patterns)
-        register = self.program.emit(banded.banded, (value.register,), geometry, source, target)
-        reached = (getattr(p, target) for p in relation.patterns)
-        return Lowered(Value(register, tuple((leg,) for leg in (*rest, *reached))), "banded sums")
-
-    def _sums_outputs(self, value: Value, relation: Windows, out: frozenset[str]) -> bool:
-        """Whether all patterns go from ``i`` to ``k`` with ``o`` summed: a case for box sums."""
-        given = set(value.legs)
-        return all(
-            p.i in given and p.i not in out and p.o not in given | out and p.k not in given and p.k in out
-            for p in relation.patterns
-        )
-
-    def _box_sums(self, value: Value, relation: Windows) -> Lowered:
-        inputs = tuple(p.i for p in relation.patterns)
-        rest = tuple(leg for leg in value.legs if leg not in inputs)
-        axes: Axes = (rest[:1], rest[1:])
-        value = self.builder.convert(value, (*axes, *((leg,) for leg in inputs)))
-        patterns = tuple(p.pattern for p in relation.patterns)
-        register = self.program.emit(boxes.box_sums, (value.register,), patterns, self.dtype, self.device)
-        return Lowered(Value(register, (rest[:1], tuple(p.k for p in relation.patterns), rest[1:])), "box sums")
+        value = self.builder.convert(value, (rest[:1], rest[1:], *((leg,) for leg in held)))
+        static = tuple(p.pattern for p in relation.patterns), source + target, self.builder.volume(value.legs)
+        register = self.program.emit(banded.banded, (value.register,), *static, self.dtype, self.device)
+        reached = tuple(getattr(p, target) for p in relation.patterns)
+        return Lowered(Value(register, (rest[:1], reached, rest[1:])), "box sums" if target == "k" else "banded sums")
 
     def windows(self, value: Value, patterns: tuple[Pattern, ...]) -> Value:
         """Strided views: each leg ``i`` that the value holds becomes ``o`` and ``k``."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from . import kernels, lags
+from . import grams, kernels
 from .layout import Axes, Builder, Value
 
 
@@ -31,9 +31,6 @@ def product(
     rows = tuple(leg for leg in left.legs if leg not in shared)
     columns = tuple(leg for leg in right.legs if leg not in shared)
     larger = max(left.legs, right.legs, key=builder.volume)
-    if builder.volume(rows) * builder.volume(columns) > builder.volume(larger):
-        # It is cheaper to bring the operands into the result's order than the result.
-        rows, columns = _ranked(rows, rank), _ranked(columns, rank)
     if builder.volume(summed) == 1:
         return _elementwise(builder, left, right, tuple(batch), rows, columns), "multiply"
     for a, b in ((left, right), (right, left)):
@@ -42,9 +39,22 @@ def product(
             return repeated, "batched matmul"
     batch_legs = tuple(leg for leg in larger if leg in batch)
     summed_legs = tuple(leg for leg in larger if leg in summed)
-    a, transposed_a = _matrix(builder, left, batch_legs, rows, summed_legs)
-    b, transposed_b = _matrix(builder, right, batch_legs, summed_legs, columns)
-    register = builder.program.emit(kernels.matmul, (a.register, b.register), transposed_a, transposed_b)
+    result = builder.volume((*batch_legs, *rows, *columns))
+    # A matrix that is copied anyway, or is smaller than the result, is brought into the result's order at once.
+    if result > builder.volume(left.legs) or _lies(builder, left, batch_legs, rows, summed_legs) is None:
+        rows = _ranked(rows, rank)
+    if result > builder.volume(right.legs) or _lies(builder, right, batch_legs, columns, summed_legs) is None:
+        columns = _ranked(columns, rank)
+    a, flipped_a = _matrix(builder, left, batch_legs, rows, summed_legs)
+    if left.register == right.register:  # perhaps one matrix serves twice
+        b, flipped_b = _matrix(builder, right, batch_legs, columns, summed_legs)
+    else:
+        b, straight_b = _matrix(builder, right, batch_legs, summed_legs, columns)
+        flipped_b = not straight_b
+    if a.register == b.register and flipped_a == flipped_b:
+        register = builder.program.emit(kernels.gram, (a.register,), flipped_a)
+    else:
+        register = builder.program.emit(kernels.matmul, (a.register, b.register), flipped_a, not flipped_b)
     axes: Axes = (rows, columns) if builder.volume(batch_legs) == 1 else (batch_legs, rows, columns)
     return Value(register, axes), "matmul"
 
@@ -65,17 +75,20 @@ def _window_gram(builder: Builder, left: Value, right: Value, out: frozenset[str
     pairs = [(x, y) for x, y in zip(a.legs, b.legs, strict=True) if x not in inputs]
     summed = tuple(x for x, y in pairs if x == y and x not in out)
     groups = tuple(x for x, y in pairs if x == y and x in out)
-    rows = [(x, y) for x, y in pairs if x != y]
-    if not all({x, y} <= out for x, y in rows):
+    ends = [(x, y) for x, y in pairs if x != y]
+    if not all({x, y} <= out for x, y in ends):
         return None
-    first, second = tuple(x for x, _ in rows), tuple(y for _, y in rows)
+    first, second = tuple(x for x, _ in ends), tuple(y for _, y in ends)
     flat = Value(a.register, tuple((leg,) for leg in a.legs))
     base = builder.convert(flat, (summed, groups, first, *((p.i,) for p in a.patterns)))
     geometry = tuple(p.pattern for p in a.patterns)
-    register = builder.program.emit(lags.window_gram, (base.register,), geometry)
     kernels_a, kernels_b = tuple((p.k,) for p in a.patterns), tuple((p.k,) for p in b.patterns)
-    name = "lag products" if lags.has_lags(geometry) else "windows + baddbmm"
-    return Value(register, (groups, *kernels_a, first, *kernels_b, second)), name
+    if grams.prefers_lags(geometry, builder.volume(first), builder.volume(summed + groups)):
+        register = builder.program.emit(grams.lagged, (base.register,), geometry)
+        return Value(register, (groups, *kernels_a, first, *kernels_b, second)), "lag products"
+    register = builder.program.emit(grams.unfolded, (base.register,), geometry)
+    rows, columns = (sum(legs, axis) for axis, legs in ((first, kernels_a), (second, kernels_b)))
+    return Value(register, (groups, rows, columns)), "windows + baddbmm"
 
 
 def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], summed: list[str]) -> Value | None:
@@ -117,12 +130,23 @@ def _matrix(
     builder: Builder, value: Value, batch: tuple[str, ...], first: tuple[str, ...], second: tuple[str, ...]
 ) -> tuple[Value, bool]:
     """The value as ``[batch, first, second]``, or transposed if it lies that way in memory."""
-    long = lambda legs: tuple(leg for leg in legs if builder.sizes[leg] > 1)  # noqa: E731
     lead: Axes = (batch,) if builder.volume(batch) > 1 else ()
-    flipped = long((*batch, *second, *first))
-    if long(value.legs) == flipped != long((*batch, *first, *second)):
+    lies = _lies(builder, value, batch, first, second)
+    straight, flipped = (builder.pieces(value, (*batch, *legs)) for legs in ((*first, *second), (*second, *first)))
+    if lies or (lies is None and flipped < straight):  # a copy of fewer pieces is faster
         return builder.convert(value, (*lead, second, first)), True
     return builder.convert(value, (*lead, first, second)), False
+
+
+def _lies(
+    builder: Builder, value: Value, batch: tuple[str, ...], first: tuple[str, ...], second: tuple[str, ...]
+) -> bool | None:
+    """Whether the value lies in memory as ``[batch, second, first]``; None if neither so nor the other way round."""
+    held, *orders = (
+        tuple(leg for leg in legs if builder.sizes[leg] > 1)
+        for legs in (value.legs, (*batch, *first, *second), (*batch, *second, *first))
+    )
+    return orders.index(held) == 1 if held in orders else None
 
 
 def _elementwise(

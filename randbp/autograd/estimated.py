@@ -1,24 +1,16 @@
-"""Convolution with an exact forward pass and estimated VJPs."""
+"""A layer with an exact forward pass and estimated VJPs."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..estimators import Draw, Estimator, Exact
-from ..tn import ConvSpec
 from .once import edge_of, not_differentiable
-
-_FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-def native_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-    """PyTorch's convolution of as many dimensions as the weight; ``geometry``: stride, padding, dilation, groups."""
-    return _FORWARD[weight.dim() - 2](x, weight, bias, *geometry)
+from .operations import Operation
 
 
-class _EstimatedConv(torch.autograd.Function):
+class _Estimated(torch.autograd.Function):
     """Holds for backward what the estimators need, and nothing else."""
 
     @staticmethod
@@ -28,20 +20,22 @@ class _EstimatedConv(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         edge: Tensor | None,
-        geometry: tuple[Any, ...],
-        spec: ConvSpec,
+        operation: Operation,
         weight_vjp: Estimator,
         input_vjp: Estimator,
         seed: int,
     ) -> Tensor:
-        output = native_conv(x, weight, bias, *geometry)
+        output = operation.native(x, weight, bias)
         needs_input, needs_weight = ctx.needs_input_grad[:2]
-        held = _exact_or(weight_vjp).sketch(x, spec, Draw(seed).child(0)) if needs_weight else ()
+        held: tuple[Tensor, ...] = ()
+        if needs_weight:
+            held = _exact_or(weight_vjp).sketch(operation.channels_second(x), operation.spec, Draw(seed).child(0))
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), weight if needs_input else None, edge, *held)
-        ctx.spec, ctx.weight_vjp, ctx.input_vjp = spec, _exact_or(weight_vjp), _exact_or(input_vjp)
+        ctx.operation, ctx.shapes = operation, (x.shape, weight.shape)
+        ctx.weight_vjp, ctx.input_vjp = _exact_or(weight_vjp), _exact_or(input_vjp)
         ctx.channels_last = (
-            x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+            weight.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
         )
         return output
 
@@ -49,42 +43,41 @@ class _EstimatedConv(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         seed, weight, edge, *held = ctx.saved_tensors
-        draw = Draw(int(seed))
+        operation, (input_shape, weight_shape), draw = ctx.operation, ctx.shapes, Draw(int(seed))
         input_grad = weight_grad = bias_grad = None
         with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
+            grad = operation.channels_second(output_grad)
             if ctx.needs_input_grad[0]:
-                kernel = weight
+                kernel = operation.kernel(weight)
                 if ctx.channels_last:  # the native kernel takes its memory format from the weight, x being gone
-                    kernel = weight.contiguous(memory_format=torch.channels_last)
-                input_grad = ctx.input_vjp.input_vjp(output_grad, kernel, ctx.spec, draw.child(1))
+                    kernel = kernel.contiguous(memory_format=torch.channels_last)
+                input_grad = ctx.input_vjp.input_vjp(grad, kernel, operation.spec, draw.child(1))
+                input_grad = operation.channels_back(input_grad, input_shape)
             if ctx.needs_input_grad[1]:
-                weight_grad = ctx.weight_vjp.weight_vjp(tuple(held), output_grad, ctx.spec, draw.child(0))
+                weight_grad = ctx.weight_vjp.weight_vjp(tuple(held), grad, operation.spec, draw.child(0))
+                weight_grad = weight_grad.view(weight_shape)
             if ctx.needs_input_grad[2]:
-                bias_grad = output_grad.sum([d for d in range(output_grad.dim()) if d != 1])
-        grads = not_differentiable(
-            "randbp convolution", (input_grad, weight_grad, bias_grad), (edge, weight, output_grad)
-        )
-        return (*grads, None, None, None, None, None, None)
+                bias_grad = grad.sum([d for d in range(grad.dim()) if d != 1])
+        grads = not_differentiable(operation.title, (input_grad, weight_grad, bias_grad), (edge, weight, output_grad))
+        return (*grads, None, None, None, None, None)
 
 
-def estimated_conv(
+def estimated(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    geometry: tuple[Any, ...],
-    spec: ConvSpec,
+    operation: Operation,
     weight_vjp: Estimator,
     input_vjp: Estimator,
     seed: int,
 ) -> Tensor:
-    """Batched convolution whose backward pass is estimated.
+    """A layer whose backward pass is estimated.
 
     Args:
-        x: ``[N, C, *I]``.
-        weight: ``[D, C / G, *K]``.
+        x: Input, with a batch dimension if it is a convolution's.
+        weight: As PyTorch's function takes it.
         bias: ``[D]`` or ``None``; its gradient is exact.
-        geometry: Stride, padding, dilation and groups as PyTorch's function takes them.
-        spec: The same as a :class:`randbp.tn.ConvSpec`.
+        operation: Which layer.
         weight_vjp: Estimator of the weight's gradient.
         input_vjp: Estimator of the input's gradient.
         seed: Determines the sample.
@@ -93,7 +86,7 @@ def estimated_conv(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = _cast(x, dtype), _cast(weight, dtype)
         bias = None if bias is None else _cast(bias, dtype)
-    output: Tensor = _EstimatedConv.apply(x, weight, bias, edge_of(x), geometry, spec, weight_vjp, input_vjp, seed)
+    output: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, weight_vjp, input_vjp, seed)
     return output
 
 

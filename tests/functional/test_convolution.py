@@ -7,9 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import randbp
@@ -28,6 +26,7 @@ from randbp import (
 )
 from randbp.functional import conv
 from tests.cases import Case, cases
+from tests.functional.observe import LargestAllocation, held_by
 
 ESTIMATORS = [
     Spatial(0.25),
@@ -46,22 +45,6 @@ ESTIMATORS = [
     Rounding(4, Spatial(0.5)),
 ]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
-
-
-def held_by(forward: Any, *, apart_from: tuple[Tensor, ...] = ()) -> tuple[Tensor, int]:
-    """Output of ``forward()`` and the bytes of the distinct storages that it holds for backward."""
-    storages: dict[int, int] = {}
-    skip = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in skip:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
-    return output, sum(storages.values())
 
 
 @given(case=cases(), dtype=st.sampled_from(DTYPES), which=st.integers(0, 8))
@@ -178,22 +161,6 @@ def test_nothing_is_held_for_gradients_that_nobody_needs() -> None:
     assert nothing == 0
     _, first = held_by(lambda: conv(x.detach(), weight.requires_grad_(), **options))
     assert 0 < first <= 0.25 * x.nbytes + 8  # neither the weight nor the whole input
-
-
-class LargestAllocation(TorchDispatchMode):
-    """Largest new storage that any operation returns, views and in-place results aside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {t.untyped_storage().data_ptr() for t in torch.utils._pytree.tree_leaves(args) if torch.is_tensor(t)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if torch.is_tensor(tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
-        return result
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)

@@ -10,7 +10,7 @@ unfolded input.
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from math import prod
+from math import inf, prod
 
 import torch
 from torch import Tensor
@@ -21,21 +21,41 @@ from .kernels import window
 Kernel = Callable[..., Tensor]
 
 POSITIONS = 1024  # positions per product when windows are unfolded for a few examples at a time
+ROWS = 512  # from so many rows on only the blocks above the diagonal are multiplied, in BLOCKS rows of blocks
+BLOCKS = 8
+NARROW = 16  # channels below which products run no faster
+UNFOLD = 32  # multiplications that take as long as writing one entry of an unfolded input and reading it again
+STARTS = 100_000  # multiplications that take as long as starting the kernels of one pair's borders
 
 
-def window_gram(patterns: tuple[IndexPattern, ...]) -> Kernel:
-    """``x [N, G, C, *I] → [G, *K, C, *K, C]``: products of all pairs of windows, summed over examples and
-    positions."""
-    return lagged(patterns) if has_lags(patterns) else unfolded(patterns)
+def multiplications(patterns: tuple[IndexPattern, ...], channels: int) -> tuple[float, float]:
+    """Multiply-adds per output position of lag products and of unfolded windows; infinite where lags do not exist."""
+    pairs = prod(p.kernel_size**2 for p in patterns)
+    triangle = (1 + 1 / BLOCKS) / 2 if channels**2 * pairs >= ROWS**2 else 1.0
+    windows = triangle * pairs * channels**2
+    if len(patterns) > 2 or any(p.stride > 1 or p.output_size < 2 * p.kernel_size for p in patterns):
+        return inf, windows
+    lags = (prod(2 * p.kernel_size - 1 for p in patterns) + 1) / 2
+    zeros = prod(_padded(p) / p.output_size for p in patterns)
+    borders = sum(2 * p.kernel_size**2 / p.output_size for p in patterns) / 3
+    return lags * (zeros + borders) * max(channels, NARROW) ** 2, windows
 
 
-def has_lags(patterns: tuple[IndexPattern, ...]) -> bool:
-    """Whether lag products are the cheaper way."""
-    return len(patterns) <= 2 and all(p.stride == 1 and p.output_size >= 2 * p.kernel_size for p in patterns)
+def prefers_lags(patterns: tuple[IndexPattern, ...], channels: int, examples: int) -> bool:
+    """Whether lag products are the cheaper way for so many channels per group, and groups times examples."""
+    lags, windows = multiplications(patterns, channels)
+    pairs = prod(p.kernel_size**2 for p in patterns)
+    unfolding = UNFOLD * channels * prod(p.kernel_size for p in patterns)
+    positions = examples * prod(p.output_size for p in patterns)
+    return lags * positions + pairs * STARTS < (windows + unfolding) * positions
 
 
 def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
-    """The Gram matrix from unfolded inputs, for a few examples at a time: memory stays near the result's."""
+    """``x [N, G, C, *I] → [G, C·ΠK, C·ΠK]``: products of all pairs of windows, summed over examples and positions.
+
+    Inputs are unfolded for a few examples at a time: memory stays near the result's. Of a large result only what lies
+    above the diagonal is computed, and mirrored in the end.
+    """
     kernels = tuple(p.kernel_size for p in patterns)
     margins: list[int] = []
     for p in reversed(patterns):
@@ -43,26 +63,31 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
     views = [window(3 + dim, p) for dim, p in enumerate(patterns)]
     size = max(1, POSITIONS // prod(p.output_size for p in patterns))
     dims = len(patterns)
-    order = (1, *range(3 + dims, 3 + 2 * dims), 2, 0, *range(3, 3 + dims))
+    order = (1, 2, *range(3 + dims, 3 + 2 * dims), 0, *range(3, 3 + dims))
 
     def kernel(x: Tensor) -> Tensor:
         groups, channels = x.shape[1:3]
         rows = channels * prod(kernels)
         gram = x.new_zeros(groups, rows, rows)
+        step = -(-rows // BLOCKS) if rows >= ROWS and groups == 1 else rows
         for part in x.split(size):
             if any(margins):
                 part = torch.nn.functional.pad(part, margins)
             for view in views:
                 part = view(part)
             part = part.permute(order).reshape(groups, rows, -1)
-            gram.baddbmm_(part, part.transpose(1, 2))
-        return gram.reshape(groups, *kernels, channels, *kernels, channels)
+            for row in range(0, rows, step):
+                block = part[:, row : row + step]
+                gram[:, row : row + step, row:].baddbmm_(block, part[:, row:].transpose(1, 2))
+        for row in range(step, rows, step):
+            gram[:, row:, row - step : row] = gram[:, row - step : row, row:].transpose(1, 2)
+        return gram
 
     return kernel
 
 
 def lagged(patterns: tuple[IndexPattern, ...]) -> Kernel:
-    """The Gram matrix from lag products, for stride 1.
+    """``x [N, G, C, *I] → [G, *K, C, *K, C]``: the same from lag products, for stride 1.
 
     Positions ``j = o + d·k`` count from the start of the left padding. The input lies in a buffer with
     enough zeros behind every row that a lag is one shift of the flattened positions: no product copies
@@ -70,7 +95,7 @@ def lagged(patterns: tuple[IndexPattern, ...]) -> Kernel:
     """
     kernels = tuple(p.kernel_size for p in patterns)
     lags = [lag for lag in product(*(range(1 - size, size) for size in kernels)) if lag >= (0,) * len(kernels)]
-    lengths = tuple(max(_length(p), p.padding + p.input_size) + p.dilation * (p.kernel_size - 1) for p in patterns)
+    lengths = tuple(_padded(p) for p in patterns)
 
     def kernel(x: Tensor) -> Tensor:
         n, groups, channels = x.shape[:3]
@@ -112,6 +137,11 @@ def _block(gram: Tensor, first: tuple[int, ...], second: tuple[int, ...]) -> Ten
 def _length(p: IndexPattern) -> int:
     """Positions that windows reach, from the start of the left padding."""
     return p.stride * (p.output_size - 1) + p.dilation * (p.kernel_size - 1) + 1
+
+
+def _padded(p: IndexPattern) -> int:
+    """Positions of a buffer with zeros enough that no lag leaves it."""
+    return max(_length(p), p.padding + p.input_size) + p.dilation * (p.kernel_size - 1)
 
 
 def _borders(

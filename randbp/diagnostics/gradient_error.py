@@ -1,0 +1,308 @@
+"""How far the gradients of a randomised model stray, beside the noise that its minibatch has anyway."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import nan, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..estimators import Exact, Spatial
+from ..randomize import Estimators, Layers, randomize
+from ..randomize.layers import Clock, is_randomized, layer_state
+from ..randomize.override import overridden
+from .gradient_rows import GradientError, GradientRow
+from .minibatch_noise import BATCH_NORMS, parts_of, squared_differences
+from .objective import batch_size, make_objective
+from .preserved import preserved
+from .statistics import mean_interval, t_test
+
+
+def gradient_error(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: Callable[..., Tensor] | None = None,
+    weight_vjp: Estimators | None = None,
+    input_vjp: Estimators | None = None,
+    layers: Layers = None,
+    draws: int = 32,
+    micro_batches: int = 16,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> GradientError:
+    """Compare estimated gradients ĝ of one batch with the exact gradient g, layer by layer.
+
+    The error ``‖ĝ - g‖/‖g‖``, the cosine of ĝ and g, and whether ``E ĝ = g`` are measured on ``draws`` independent
+    draws. Every pass starts from the same random state, so that ``nn.Dropout`` drops the same units in all of them
+    and what is left is the estimators' doing.
+
+    **Bias test.** With ``d_r = ĝ_r - g``: a two-sided t-test of ``⟨d_r, g⟩`` over all draws, which sees wrong weights,
+    and a one-sided one of ``⟨d_r, u⟩`` over the second half of the draws, with ``u`` the sum of the first half's
+    ``d_r``, which sees a bias in any direction. Both are tests of independent numbers whose expectation is zero if ĝ is
+    unbiased. The p-value is twice the smaller one (Bonferroni); ``result.bias_p`` adjusts it for the number of layers.
+    It is approximate as far as a t-test is, so do not rest a verdict on fewer than 16 draws.
+
+    **Minibatch noise.** The batch of ``B`` examples is split into ``m`` micro-batches of ``b = ⌊B/m⌋`` with gradients
+    ``h_1 … h_m``. Examples being independent, ``Var g = b/B · Var h``, and so ``b/B`` times the mean over pairs of
+    ``‖h_2j - h_2j-1‖²/2`` is an unbiased estimate of ``E‖g - E g‖²``. The result is its root over ``‖g‖``. It contains
+    the noise of ``nn.Dropout``, which is part of it. The loss must be a mean over the examples. BatchNorm in training
+    mode normalises each micro-batch by itself, so for such models the noise is that of smaller batches' statistics,
+    too; the result notes it.
+
+    The model is left as it was: parameters and their ``.grad``, buffers, modes, random states, and what was randomised.
+
+    Args:
+        model: Plain, then the estimators below are applied for the measurement; or randomised already, then its own
+            are measured. It is put into training mode if it is not.
+        batch: A pair ``(inputs, targets)``, or inputs alone.
+        loss: ``loss(output, targets)`` for a pair, else ``loss(output)``. By default the cross-entropy.
+        weight_vjp: Estimator of the weights' gradients as in :func:`randbp.randomize`; ``Spatial(keep=0.25)`` for a
+            plain model.
+        input_vjp: Estimator of the inputs' gradients; exact for a plain model.
+        layers: Which layers of a plain model, as in :func:`randbp.randomize`.
+        draws: Number of estimates, at least 4. Each takes one forward and backward pass.
+        micro_batches: Number of parts for the minibatch noise, as far as the batch has examples; 0 leaves it out.
+        confidence: Of all intervals, which are Student's intervals of a mean.
+        seed: Determines the draws. A layer draws the same here as in a model randomised with this seed.
+
+    Returns:
+        Rows per layer and totals; ``str()`` is a table, ``.plot()`` a figure.
+
+    Raises:
+        ValueError: If an argument is out of range, batch and loss do not fit, or no weight is trainable.
+
+    Example:
+        >>> from randbp import Channels
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(5))
+        >>> batch = torch.randn(32, 3, 8, 8), torch.arange(32) % 5
+        >>> _ = model(batch[0])  # makes the lazy layer's weight
+        >>> result = gradient_error(model, batch, weight_vjp=Channels(keep=1 / 3), draws=200)
+        >>> bool(abs(result.total.variance.estimate - 2) < 0.5), result.biased()  # 1/p - 1 = 2
+        (True, [])
+    """
+    _check(draws, micro_batches, confidence)
+    objective = make_objective(model, loss)
+    with ExitStack() as stack:
+        rewind = stack.enter_context(preserved(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        modules = stack.enter_context(_randomized(model, weight_vjp, input_vjp, layers, seed))
+        groups = _Groups.of(model, modules)
+
+        def gradients(part: Any) -> list[Tensor]:
+            found = torch.autograd.grad(objective(part), groups.parameters, allow_unused=True)
+            pairs = zip(found, groups.parameters, strict=True)
+            return [torch.zeros_like(p) if g is None else g.detach() for g, p in pairs]
+
+        clock = Clock(seed)
+        stack.enter_context(overridden(modules.values(), clock))
+        with overridden(modules.values(), clock, weight_vjp=Exact(), input_vjp=Exact()):
+            rewind()
+            exact = gradients(batch)
+            rewind()
+            parts = parts_of(batch, micro_batches)
+            noise = squared_differences(gradients, parts) if parts else None
+        sample = _draw(gradients, batch, exact, draws, clock, rewind)
+        names = {name: _estimator(modules[name]) for name in groups.layers}
+        notes = _notes(model, bool(parts), micro_batches)
+    size = batch_size(batch)
+    if noise is not None:
+        noise = noise / 2 * (size // len(parts) / size)
+    make = _RowMaker(groups, sample, noise, confidence)
+    return GradientError(
+        rows=tuple(make(name, estimator, groups.layers[name]) for name, estimator in names.items()),
+        total=make("all of these", "", sorted({i for indices in groups.layers.values() for i in indices})),
+        model=make("whole model", "", range(len(groups.parameters))),
+        draws=draws,
+        batch_size=size,
+        micro_batches=len(parts),
+        confidence=confidence,
+        notes=notes,
+    )
+
+
+def _check(draws: object, micro_batches: object, confidence: object) -> None:
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 4:
+        raise ValueError(f"draws={draws!r}: expected an integer >= 4")
+    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches in (1, 2, 3):
+        raise ValueError(f"micro_batches={micro_batches!r}: expected 0 or an integer >= 4")
+    if isinstance(confidence, bool) or not isinstance(confidence, float) or not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r}: expected a number in (0, 1)")
+
+
+def _estimator(module: nn.Module) -> str:
+    state = layer_state(module)
+    return str(state.weight_vjp) + ("" if state.input_vjp.exact else f", input VJP {state.input_vjp}")
+
+
+def _notes(model: nn.Module, measured: bool, wanted: int) -> tuple[str, ...]:
+    if not measured:
+        return ("the batch is too small to estimate the minibatch noise: 4 examples at least",) if wanted else ()
+    if any(isinstance(module, BATCH_NORMS) and module.training for module in model.modules()):
+        return ("BatchNorm normalises each micro-batch by itself: the minibatch noise is that of smaller batches, too",)
+    return ()
+
+
+@contextmanager
+def _randomized(
+    model: nn.Module,
+    weight_vjp: Estimators | None,
+    input_vjp: Estimators | None,
+    layers: Layers,
+    seed: int,
+) -> Iterator[dict[str, nn.Module]]:
+    """The randomised layers: the model's own, or those made for the length of the block."""
+    own = {name: module for name, module in model.named_modules() if is_randomized(module)}
+    given = {"weight_vjp": weight_vjp, "input_vjp": input_vjp, "layers": layers}
+    if not own:
+        weight_vjp = Spatial(keep=0.25) if weight_vjp is None else weight_vjp
+        with randomize(model, weight_vjp, Exact() if input_vjp is None else input_vjp, layers, seed) as handle:
+            yield {name: module for name, module in model.named_modules() if name in set(handle.layers)}
+        return
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}={value}: the model is randomised already, expected None to measure what it has")
+    yield own
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The trainable parameters, and which of them are the weight of which layer."""
+
+    parameters: list[Tensor]
+    layers: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, model: nn.Module, modules: dict[str, nn.Module]) -> "_Groups":
+        parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        places = {id(parameter): place for place, parameter in enumerate(parameters)}
+        layers = {
+            name: [places[id(p)] for key, p in module.named_parameters() if key != "bias" and id(p) in places]
+            for name, module in modules.items()
+        }
+        layers = {name: indices for name, indices in layers.items() if indices}
+        if not layers:
+            raise ValueError(f"model: no randomised layer has a trainable weight, of {', '.join(modules)}")
+        return cls(parameters, layers)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Sums over the entries of each parameter, as float64 on the CPU; d = ĝ - g, u the sum of the first half of d.
+
+    Args:
+        exact: ``‖g‖²``, ``[P]``.
+        squares: ``‖d_r‖²``, ``[R, P]``.
+        along: ``⟨d_r, g⟩``, ``[R, P]``.
+        held_out: ``⟨d_r, u⟩`` of the second half of the draws, ``[R - R/2, P]``.
+        direction: ``‖u‖²``, ``[P]``.
+        mean: ``‖Σ_r d_r‖²``, ``[P]``.
+        rounding: Relative floating-point error that a gradient may have, ``[P]``.
+    """
+
+    exact: Tensor
+    squares: Tensor
+    along: Tensor
+    held_out: Tensor
+    direction: Tensor
+    mean: Tensor
+    rounding: Tensor
+
+
+def _draw(
+    gradients: Callable[[Any], list[Tensor]],
+    batch: Any,
+    exact: list[Tensor],
+    draws: int,
+    clock: Clock,
+    rewind: Callable[[], None],
+) -> _Sample:
+    """Estimate and reduce: nothing waits for the device before the last draw, and one draw is held at a time."""
+    sums = [torch.zeros_like(g) for g in exact]
+    direction: list[Tensor] = []
+    squares, along, held_out = [], [], []
+    for number in range(draws):
+        clock.set(number, 0, 0)
+        rewind()
+        differences = [estimate.sub_(g) for estimate, g in zip(gradients(batch), exact, strict=True)]
+        squares.append(_dots(differences, differences))
+        along.append(_dots(differences, exact))
+        if direction:
+            held_out.append(_dots(differences, direction))
+        for total, difference in zip(sums, differences, strict=True):
+            total += difference
+        if number + 1 == draws // 2:
+            direction = [total.clone() for total in sums]
+    return _Sample(
+        exact=_dots(exact, exact).cpu(),
+        squares=torch.stack(squares).cpu(),
+        along=torch.stack(along).cpu(),
+        held_out=torch.stack(held_out).cpu(),
+        direction=_dots(direction, direction).cpu(),
+        mean=_dots(sums, sums).cpu(),
+        rounding=torch.tensor([_rounding(g) for g in exact], dtype=torch.float64),
+    )
+
+
+def _dots(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)])
+
+
+def _rounding(gradient: Tensor) -> float:
+    """Relative error by which two exact kernels may differ; under autocast it is the lower precision's."""
+    error = 100 * torch.finfo(gradient.dtype).eps
+    device = gradient.device.type
+    if torch.is_autocast_enabled(device):
+        error = max(error, 2 * torch.finfo(torch.get_autocast_dtype(device)).eps)
+    return error
+
+
+@dataclass(frozen=True)
+class _RowMaker:
+    """Rows of any set of parameters, from the sums over each and estimates of ``E‖g - E g‖²``, ``[pairs, P]``."""
+
+    groups: _Groups
+    sample: _Sample
+    noise: Tensor | None
+    confidence: float
+
+    def __call__(self, name: str, estimator: str, indices: Sequence[int]) -> GradientRow:
+        chosen, sample = list(indices), self.sample
+        norm_square = sample.exact[chosen].sum().item()
+        squares, along = sample.squares[:, chosen].sum(1), sample.along[:, chosen].sum(1)
+        relative = squares / norm_square
+        lengths = (norm_square + 2 * along + squares).clamp_min(0).sqrt() * sqrt(norm_square)
+        cosines = torch.where(lengths > 0, (norm_square + along) / lengths, 0.0 * lengths)
+        count = len(squares)
+        bias_square = (sample.mean[chosen].sum() - squares.sum()).item() / (count * (count - 1))
+        noise = None
+        if self.noise is not None:
+            pairs = mean_interval(self.noise[:, chosen].sum(1), self.confidence)
+            noise = pairs.map(lambda square: sqrt(max(0.0, square) / norm_square) if norm_square else nan)
+        return GradientRow(
+            name=name,
+            estimator=estimator,
+            parameters=sum(self.groups.parameters[index].numel() for index in chosen),
+            norm=sqrt(norm_square),
+            error=mean_interval(relative.sqrt(), self.confidence),
+            variance=mean_interval(relative, self.confidence),
+            cosine=mean_interval(cosines.clamp(-1, 1), self.confidence),
+            bias=sqrt(max(0.0, bias_square) / norm_square) if norm_square else nan,
+            bias_p=self._bias_p(chosen, norm_square),
+            noise=noise,
+        )
+
+    def _bias_p(self, chosen: list[int], norm_square: float) -> float:
+        if not norm_square:
+            return 1.0
+        sample = self.sample
+        rounding = sample.rounding[chosen].max().item()
+        along = sample.along[:, chosen].sum(1) / norm_square
+        length = sqrt(sample.direction[chosen].sum().item() * norm_square)
+        p_values = [t_test(along, rounding)]
+        if length:
+            p_values.append(t_test(sample.held_out[:, chosen].sum(1) / length, rounding, one_sided=True))
+        return min(1.0, 2 * min(p_values))

@@ -1,0 +1,104 @@
+"""From a model and a batch to the scalar that is differentiated."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Objective = Callable[[Any], Tensor]
+"""Scalar loss of a batch."""
+
+
+def make_objective(model: nn.Module, loss: Callable[..., Tensor] | None) -> Objective:
+    """The loss of a batch as a function of the batch alone.
+
+    Args:
+        model: Called with the inputs of a batch; a dictionary of inputs is given as keywords.
+        loss: ``loss(output, targets)`` where a batch is a pair ``(inputs, targets)``, else ``loss(output)``; a mean
+            over the examples. By default the cross-entropy of such a pair.
+
+    Returns:
+        A function of a batch, which raises ``ValueError`` where batch and loss do not fit.
+
+    Example:
+        >>> objective = make_objective(nn.Linear(3, 2), loss=None)
+        >>> objective((torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))).shape
+        torch.Size([])
+    """
+
+    def objective(batch: Any) -> Tensor:
+        pair = isinstance(batch, tuple | list) and len(batch) == 2
+        inputs = batch[0] if pair else batch
+        output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+        if pair:
+            value = (loss or _cross_entropy)(output, batch[1])
+        elif loss is not None:
+            value = loss(output)
+        else:
+            raise ValueError("loss=None: the batch has no targets, expected a pair (inputs, targets) or loss(output)")
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"loss: returned {found}, expected a scalar tensor that depends on the model's parameters")
+        return value.squeeze()
+
+    return objective
+
+
+def batch_size(batch: Any) -> int:
+    """Length of the first dimension of the first tensor in a batch.
+
+    Raises:
+        ValueError: If it has no tensor with a dimension.
+    """
+    for tensor in _tensors(batch):
+        if tensor.dim():
+            return tensor.shape[0]
+    raise ValueError(f"batch: {type(batch).__name__} without a tensor, expected tensors with the examples first")
+
+
+def split(batch: Any, parts: int) -> list[Any]:
+    """Micro-batches of equal size; examples that are left over are left out.
+
+    Args:
+        batch: Tensors in tuples, lists and dictionaries; those as long as the batch are split, the others are shared.
+        parts: How many.
+
+    Example:
+        >>> [x.tolist() for x, _ in split((torch.arange(5), "label"), 2)]
+        [[0, 1], [2, 3]]
+    """
+    size = batch_size(batch)
+    each = size // parts
+    return [_map(batch, size, slice(j * each, (j + 1) * each)) for j in range(parts)]
+
+
+def _map(value: Any, size: int, part: slice) -> Any:
+    if isinstance(value, Tensor):
+        return value[part] if value.dim() and value.shape[0] == size else value
+    if isinstance(value, Mapping):
+        return {key: _map(item, size, part) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)([_map(item, size, part) for item in value])
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, tuple | list) else []
+
+
+def _cross_entropy(output: Any, target: Any) -> Tensor:
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        kinds = f"{type(output).__name__} and {type(target).__name__}"
+        raise ValueError(f"loss=None: output and targets are {kinds}, expected tensors, or a loss of your own")
+    if target.dtype not in (torch.int64, torch.uint8) and target.shape != output.shape:
+        raise ValueError(
+            f"loss=None: targets are {target.dtype} of shape {tuple(target.shape)}, expected class indices (int64) "
+            "for the cross-entropy, or a loss of your own"
+        )
+    return F.cross_entropy(output, target)

@@ -1,0 +1,31 @@
+"""A layer's weight with its groups, output and input channels as dimensions of their own."""
+
+from torch import Tensor
+
+from ..tn import ConvTransposeSpec, LayerSpec
+
+
+def by_group(weight: Tensor, spec: LayerSpec) -> Tensor:
+    """View of a weight as ``[G, D / G, C / G, *K]``: convolutions store it in this order, transposed ones do not.
+
+    Example:
+        >>> import torch
+        >>> from randbp import tn
+        >>> spec = tn.ConvTransposeSpec(tn.transposed_spec((1, 6, 4), out_channels=8, kernel_size=3, groups=2))
+        >>> by_group(torch.zeros(spec.weight_shape), spec).shape
+        torch.Size([2, 4, 3, 3])
+    """
+    grouped = weight.unflatten(0, (spec.groups, -1))
+    return grouped.transpose(1, 2) if isinstance(spec, ConvTransposeSpec) else grouped
+
+
+def from_groups(grouped: Tensor, spec: LayerSpec) -> Tensor:
+    """Inverse of :func:`by_group`; copies where the order of memory demands it."""
+    return (grouped.transpose(1, 2) if isinstance(spec, ConvTransposeSpec) else grouped).flatten(0, 1)
+
+
+def at_entry(grouped: Tensor, entry: tuple[int, ...]) -> Tensor:
+    """The matrices ``[G, D / G, C / G]`` of one kernel entry, a view of :func:`by_group`'s."""
+    for position in entry:
+        grouped = grouped.select(3, position)
+    return grouped

@@ -1,0 +1,101 @@
+"""Convolution with estimated VJPs."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..autograd import Convolution
+from ..estimators import Estimator, Exact, Spatial
+from ..tn import ConvSpec
+from .call import IntOrTuple, as_tuple, batched_shape, call
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    *,
+    weight_vjp: Estimator = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
+    input_vjp: Estimator = Exact(),  # noqa: B008
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Convolution in one, two or three dimensions: forward exact, backward estimated.
+
+    ``Y[n g d o] = Σ_{c i k} X[n g c i] Π[i o k] W[g d c k]``; in the backward pass ``weight_vjp`` stands for
+    ``V_W = Σ_{n i o} X Π V_Y`` and ``input_vjp`` for ``V_X = Σ_{d o k} W Π V_Y``. The bias gradient is exact. Without
+    grad mode, or with exact estimators, this is PyTorch's convolution and nothing else.
+
+    Args:
+        x: Input ``[N, C, *I]``, or ``[C, *I]`` without a batch.
+        weight: Kernel ``[D, C / groups, *K]``; its dimensions decide between 1-d, 2-d and 3-d.
+        bias: ``[D]`` or ``None``.
+        stride: Stride, one for all or one per dimension.
+        padding: Padding, one for all or one per dimension, ``"same"`` or ``"valid"``.
+        dilation: Dilation, one for all or one per dimension.
+        groups: Number of groups.
+        weight_vjp: Estimator of the gradient of ``weight``.
+        input_vjp: Estimator of the gradient of ``x``.
+        generator: Where the sample's seed is taken from, and which is advanced by that. By default randbp's own
+            stream, see :func:`randbp.manual_seed`; PyTorch's global generators are never touched.
+
+    Returns:
+        ``[N, D, *O]``, or ``[D, *O]`` without a batch.
+
+    Raises:
+        ValueError: If shapes and hyper-parameters do not fit together, or an estimator cannot serve its VJP.
+
+    Example:
+        >>> x, weight = torch.randn(8, 3, 16, 16), torch.randn(4, 3, 3, 3, requires_grad=True)
+        >>> y = conv(x, weight, padding=1, weight_vjp=Spatial(keep=0.25), generator=torch.Generator().manual_seed(0))
+        >>> y.sum().backward()
+        >>> weight.grad.shape
+        torch.Size([4, 3, 3, 3])
+    """
+    operation = conv_operation(x, weight, stride, padding, dilation, groups)
+    return call(operation, x, weight, bias, weight_vjp, input_vjp, generator)
+
+
+def conv_operation(
+    x: Tensor,
+    weight: Tensor,
+    stride: IntOrTuple,
+    padding: IntOrTuple | str,
+    dilation: IntOrTuple,
+    groups: int,
+) -> Convolution:
+    """A convolution call of checked hyper-parameters; raises as :func:`conv_spec`."""
+    stride, dilation = as_tuple(stride), as_tuple(dilation)
+    padding = padding if isinstance(padding, str) else as_tuple(padding)
+    spec = conv_spec(x, weight, stride, padding, dilation, groups)
+    return Convolution(spec, (stride, padding, dilation, groups))
+
+
+def conv_spec(
+    x: Tensor,
+    weight: Tensor,
+    stride: IntOrTuple,
+    padding: IntOrTuple | str,
+    dilation: IntOrTuple,
+    groups: int,
+) -> ConvSpec:
+    """The checked hyper-parameters of a convolution call.
+
+    Raises:
+        ValueError: One line that names the argument, its value and what is allowed.
+    """
+    shape = batched_shape(x, weight, "D, C / groups")
+    spec = _conv_spec(shape, weight.shape[0], tuple(weight.shape[2:]), stride, padding, dilation, groups)
+    if spec.weight_shape != tuple(weight.shape):
+        raise ValueError(
+            f"weight: shape {tuple(weight.shape)}, expected {spec.weight_shape} "
+            f"for {spec.in_channels} input channels in groups={groups}"
+        )
+    return spec
+
+
+_conv_spec = lru_cache(maxsize=1024)(ConvSpec)

@@ -1,0 +1,184 @@
+"""Layers beside the convolution, in its terms: the transposed convolution and the linear layer."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from .pattern import IndexPattern
+from .spec import ConvSpec
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class ConvTransposeSpec:
+    """Shapes and hyper-parameters of one transposed convolution, seen from the layer itself.
+
+    Its attributes are those of :class:`ConvSpec`: ``input_shape`` is the shape of the layer's own input.
+
+    Args:
+        adjoint: The convolution with the same weight that maps the layer's output shape to its input shape; see
+            :func:`transposed_spec`.
+
+    Example:
+        >>> from randbp import tn
+        >>> spec = ConvTransposeSpec(tn.transposed_spec((2, 3, 5, 5), out_channels=4, kernel_size=3, stride=2))
+        >>> spec.input_shape, spec.output_shape, spec.weight_shape
+        ((2, 3, 5, 5), (2, 4, 11, 11), (3, 4, 3, 3))
+    """
+
+    adjoint: ConvSpec
+
+    @property
+    def batch_size(self) -> int:
+        """Number of examples ``N``."""
+        return self.adjoint.batch_size
+
+    @property
+    def in_channels(self) -> int:
+        """Number of input channels over all groups."""
+        return self.adjoint.out_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output channels over all groups."""
+        return self.adjoint.in_channels
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return self.adjoint.groups
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Kernel size per dimension."""
+        return self.adjoint.kernel_size
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Spatial input sizes."""
+        return self.adjoint.output_size
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """Spatial output sizes."""
+        return self.adjoint.input_size
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """``(N, C, *I)``."""
+        return self.adjoint.output_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """``(N, D, *O)``."""
+        return self.adjoint.input_shape
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """``(C, D / groups, *K)``."""
+        return self.adjoint.weight_shape
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial dimensions."""
+        return self.adjoint.dims
+
+    @property
+    def patterns(self) -> tuple[IndexPattern, ...]:
+        """One index pattern per spatial dimension; the layer's outputs are its inputs, see :func:`role`."""
+        return self.adjoint.patterns
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the layer, and of each of its VJPs."""
+        return self.adjoint.multiply_adds
+
+
+@dataclass(frozen=True, init=False)
+class LinearSpec(ConvSpec):
+    """A linear layer: the convolution along a sequence whose kernel has one entry.
+
+    See :func:`linear_spec`. Only where PyTorch's own kernel for a linear layer is another one does it differ from a
+    :class:`ConvSpec`.
+    """
+
+
+LayerSpec = ConvSpec | ConvTransposeSpec
+
+
+def linear_spec(input_shape: tuple[int, ...], out_features: int) -> LinearSpec:
+    """Spec of a linear layer on vectors or sequences.
+
+    Args:
+        input_shape: ``(C,)``, ``(N, C)`` or ``(N, *sequence, C)``, as PyTorch's linear layers take it.
+        out_features: Number of output features ``D``.
+
+    Returns:
+        The spec of the input seen as ``[N, C, T]`` with ``T`` the product of the sequence's sizes (1 without one), and
+        of the weight seen as ``[D, C, 1]``.
+
+    Raises:
+        ValueError: If the shape has no dimension or a size that is not positive.
+
+    Example:
+        >>> linear_spec((8, 10, 64), out_features=32).input_shape
+        (8, 64, 10)
+    """
+    shape = tuple(int(size) for size in input_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"input_shape={shape}: expected (C,), (N, C) or (N, *sequence, C) with positive sizes")
+    return LinearSpec((shape[0] if len(shape) > 1 else 1, shape[-1], prod(shape[1:-1])), out_features, 1)
+
+
+def role(spec: LayerSpec, side: Side) -> Literal["i", "o"]:
+    """Which leg of the index patterns the positions on one side of a layer are.
+
+    Example:
+        >>> from randbp import tn
+        >>> spec = tn.ConvSpec((2, 3, 8), 4, 3)
+        >>> role(spec, "input"), role(ConvTransposeSpec(spec), "input")
+        ('i', 'o')
+    """
+    return "i" if (side == "input") != isinstance(spec, ConvTransposeSpec) else "o"
+
+
+def is_identity(pattern: IndexPattern) -> bool:
+    """Whether each input position is the output position of the same number, as in a linear layer.
+
+    Example:
+        >>> [is_identity(IndexPattern(5, 5, 1, padding=shift)) for shift in (0, 1)]
+        [True, False]
+    """
+    one = pattern.kernel_size == pattern.stride == 1
+    return one and pattern.padding == 0 and pattern.input_size == pattern.output_size
+
+
+def replace_batch(spec: LayerSpec, batch: int) -> LayerSpec:
+    """The same layer with another number of examples.
+
+    Example:
+        >>> replace_batch(linear_spec((8, 10, 64), 32), 2).input_shape
+        (2, 64, 10)
+    """
+    return _rebuilt(spec, batch, spec.groups, spec.in_channels, spec.out_channels)
+
+
+def replace_channels(spec: LayerSpec, groups: int, inner: int, outer: int) -> LayerSpec:
+    """The same layer with ``groups`` groups of ``inner`` input and ``outer`` output channels each.
+
+    Example:
+        >>> from randbp import tn
+        >>> replace_channels(tn.ConvSpec((2, 6, 8), 4, 3, groups=2), groups=1, inner=3, outer=2).weight_shape
+        (2, 3, 3)
+    """
+    return _rebuilt(spec, spec.batch_size, groups, groups * inner, groups * outer)
+
+
+def _rebuilt(spec: LayerSpec, batch: int, groups: int, inner: int, outer: int) -> LayerSpec:
+    if isinstance(spec, ConvTransposeSpec):
+        made = _rebuilt(spec.adjoint, batch, groups, outer, inner)
+        assert isinstance(made, ConvSpec)
+        return ConvTransposeSpec(made)
+    shape = (batch, inner, *spec.input_size)
+    return type(spec)(shape, outer, spec.kernel_size, spec.stride, spec.padding, spec.dilation, groups)

@@ -1,0 +1,205 @@
+"""Measure candidates layer by layer, on the inputs and output gradients of real batches."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, nan
+from statistics import fmean, median, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..diagnostics.held import held_for_backward
+from ..diagnostics.objective import Objective
+from ..diagnostics.preserved import preserved
+from ..diagnostics.timing import StepTimer
+from ..estimators import Estimator, Exact
+from ..randomize import Layers, randomize
+from ..randomize.layers import Clock
+from ..randomize.override import overridden
+from .options import LayerOptions, Option
+from .record import Call, Record, record
+
+READING = 2e-3
+"""Seconds that a reading of the clock lasts at least; shorter work is repeated."""
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Any],
+    objective: Objective,
+    candidates: Sequence[Estimator],
+    layers: Layers = None,
+    draws: int = 4,
+    rounds: int = 3,
+    seed: int = 0,
+) -> tuple[LayerOptions, ...]:
+    """Error, bytes and seconds of every candidate in every layer.
+
+    One exact pass per batch records what each layer gets and the gradient of what it returns. Each layer then runs
+    alone on its record, with one candidate after the other: with exact input VJPs its weight's gradient depends on
+    nothing else. Errors are a function of the seed; bytes and seconds are those of the first batch. A layer's seconds
+    are the median over interleaved rounds of its forward and weight VJP, less the forward pass alone.
+
+    Args:
+        model: Not randomised; it is left as it was, see :func:`randbp.diagnostics.gradient_error`.
+        batches: Whatever ``objective`` takes.
+        objective: Loss of a batch.
+        candidates: Estimators of the weight VJP. One that refuses a layer is not among that layer's options.
+        layers: Which layers, as in :func:`randbp.randomize`.
+        draws: Draws per candidate and batch, at least 2.
+        rounds: Timings per candidate; 0 times nothing, and seconds are NaN.
+        seed: Of the draws.
+
+    Returns:
+        One entry for each layer that the loss depends on and whose weight is trainable.
+
+    Raises:
+        ValueError: If there is no such layer, or a candidate cannot serve the weight VJP or refuses all layers.
+    """
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
+        raise ValueError(f"draws={draws!r}: expected an integer >= 2")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"rounds={rounds!r}: expected an integer >= 0")
+    for estimator in candidates:
+        estimator.check_serves("weight_vjp")
+    found: dict[str, _Layer] = {}
+    with (
+        preserved(model) as rewind,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        randomize(model, Exact(), Exact(), layers, seed) as handle,
+    ):
+        names = set(handle.layers)
+        modules = {name: module for name, module in model.named_modules() if name in names}
+        for number, batch in enumerate(batches):
+            rewind()
+            notes = record(model, objective, batch, modules)
+            for name, calls in notes.calls.items():
+                if not calls or not modules[name].weight.requires_grad:
+                    continue
+                layer = found.setdefault(name, _Layer(name, modules[name]))
+                layer.draw(calls, candidates, draws, seed, number)
+                if not layer.held:
+                    layer.weigh(calls, notes, rounds)
+    if not found:
+        raise ValueError("model: the loss depends on no randomisable layer with a trainable weight")
+    for estimator in candidates:
+        refusals = [layer.refused.get(estimator) for layer in found.values()]
+        if all(refusals):
+            raise ValueError(f"candidates: {estimator} refuses all layers: {refusals[0]}")
+    return tuple(found[name].options() for name in modules if name in found)
+
+
+class _Layer:
+    """What is known of a layer so far."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.module: Any = module
+        self.norm_squares: list[float] = []
+        self.errors: dict[Estimator, list[float]] = {}
+        self.refused: dict[Estimator, Exception] = {}
+        self.held: dict[Estimator, int] = {}
+        self.seconds: dict[Estimator, float] = {}
+        self.shared: tuple[int, tuple[str, ...]] = (0, ())
+
+    def draw(self, calls: list[Call], candidates: Iterable[Estimator], draws: int, seed: int, batch: int) -> None:
+        """Squared errors ``‖ĝ - g‖²`` of each candidate on a batch."""
+        exact = self._gradient(calls, Exact(), Clock(seed))
+        norm = exact.double().square().sum()
+        squares = {}
+        for estimator in candidates:
+            clock, drawn = Clock(seed), []
+            try:
+                for number in range(draws):
+                    clock.set(number, batch, 0)
+                    difference = self._gradient(calls, estimator, clock).sub_(exact)
+                    drawn.append(difference.double().square().sum())
+            except (ValueError, NotImplementedError) as error:
+                self.refused[estimator] = error
+                continue
+            squares[estimator] = torch.stack(drawn)
+        self.norm_squares.append(norm.item())  # the device is waited for once everything is under way
+        for estimator, values in squares.items():
+            self.errors.setdefault(estimator, []).extend(values.tolist())
+
+    def weigh(self, calls: list[Call], notes: Record, rounds: int) -> None:
+        """Bytes and seconds of each candidate that is left."""
+        self.shared = notes.shared(self.name)
+        contenders: dict[Estimator, Callable[[], Any]] = {}
+        for estimator in (Exact(), *self.errors):
+            with self._as(estimator, Clock(0)), held_for_backward(exclude=self.module.parameters()) as held:
+                outputs = [call.repeat(self.module) for call in calls]
+            self.held[estimator] = held.bytes
+            del outputs
+            contenders[estimator] = partial(self._gradient, calls, estimator, Clock(0))
+        self.seconds = _net_seconds(partial(self._forward, calls), contenders, self.module.weight.device, rounds)
+
+    def options(self) -> LayerOptions:
+        """The result, with means over batches."""
+        exact = Option(Exact(), 0.0, self.held[Exact()], self.seconds[Exact()])
+        options = tuple(
+            Option(
+                estimator,
+                fmean(values),
+                self.held[estimator],
+                self.seconds[estimator],
+                stdev(values) / len(values) ** 0.5,
+            )
+            for estimator, values in self.errors.items()
+            if estimator not in self.refused
+        )
+        return LayerOptions(self.name, fmean(self.norm_squares), exact, options, *self.shared)
+
+    def _gradient(self, calls: list[Call], estimator: Estimator, clock: Clock) -> Tensor:
+        """Gradient of the layer's (effective) weight: the sum over its calls."""
+        with self._as(estimator, clock), parametrize.cached():
+            weight, total = self.module.weight, None
+            for call in calls:
+                (gradient,) = torch.autograd.grad(call.repeat(self.module), weight, call.output_grad)
+                total = gradient if total is None else total + gradient
+        assert total is not None
+        return total
+
+    def _forward(self, calls: list[Call]) -> None:
+        with self._as(Exact(), Clock(0)), torch.no_grad():
+            for call in calls:
+                call.repeat(self.module)
+
+    def _as(self, estimator: Estimator, clock: Clock) -> Any:
+        return overridden([self.module], clock, weight_vjp=estimator)
+
+
+@dataclass
+class _Contender:
+    run: Callable[[], Any]
+    timer: StepTimer
+    times: int = 1
+
+
+def _net_seconds(
+    forward: Callable[[], Any], contenders: dict[Estimator, Callable[[], Any]], device: torch.device, rounds: int
+) -> dict[Estimator, float]:
+    """Median seconds of each contender less those of the forward pass, measured in turn."""
+    if not rounds:
+        return dict.fromkeys(contenders, nan)
+    runners = [_Contender(run, StepTimer(device)) for run in (forward, *contenders.values())]
+    for runner in runners:
+        trial = StepTimer(device)
+        for _ in range(2):
+            trial.start()
+            runner.run()
+            trial.stop()
+        runner.times = max(1, min(100, ceil(READING / max(trial.seconds()[-1], 1e-7))))
+    for turn in range(rounds):
+        shift = turn % len(runners)
+        for runner in runners[shift:] + runners[:shift]:
+            runner.timer.start()
+            for _ in range(runner.times):
+                runner.run()
+            runner.timer.stop()
+    base, *medians = [median(runner.timer.seconds()) / runner.times for runner in runners]
+    return {estimator: max(0.0, value - base) for estimator, value in zip(contenders, medians, strict=True)}

@@ -1,0 +1,79 @@
+"""``randbp tune``, and ``randbp fit`` with what it wrote."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from randbp.cli.main import main
+from tests.cli.test_fit import CONFIG, ROOT
+
+FAST = ["--rounds=0", "--draws=2"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANDBP_DEBUG", raising=False)
+    Path("tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    shutil.copy(ROOT / "configs/digits.yaml", tmp_path)
+    return tmp_path
+
+
+def chosen(path: str = "tuned.yaml") -> dict:
+    return yaml.safe_load(Path(path).read_text())["tensor_dropout"]["weight_vjp"]
+
+
+def test_digits_are_tuned_and_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--config=digits.yaml", "--model.init_args.model.init_args.width=8"]
+    assert main(["tune", *small, "--budget=0.1", *FAST]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["digits.yaml", "tiny.yaml", "tuned.yaml"]
+    printed = capsys.readouterr().out
+    assert "model.features.6" in printed and "budget: 0.1 of the exact layers' memory" in printed
+    layers = chosen()
+    assert list(layers) == [f"model.features.{number}" for number in (0, 2, 4, 6)]
+    assert main(["fit", *small, "--config=tuned.yaml", "--trainer.max_epochs=1", "--wandb=disabled"]) == 0
+    summary = json.loads(Path("runs/digits/0/summary.json").read_text())
+    estimators = summary["estimators"]["weight_vjp"]["estimators"]
+    names = {name: f"randbp.{fields['name']}" for name, fields in estimators.items()}
+    assert names == {name: made["class_path"] for name, made in layers.items()}
+    assert summary["status"] == "finished" and summary["metrics"]["test/accuracy"] > 0.2
+
+
+def test_several_batches_layers_and_a_base_with_an_estimator(folder: Path) -> None:
+    base = {"tensor_dropout": {"weight_vjp": {"class_path": "randbp.Spatial", "init_args": {"keep": 0.5}}}}
+    Path("base.yaml").write_text(yaml.safe_dump(base))
+    some = "--tensor_dropout.layers=model.features.[24]"
+    assert main(["tune", "--config=tiny.yaml", "--config=base.yaml", some, "--batches=3", *FAST]) == 0
+    assert list(chosen()) == ["model.features.2", "model.features.4"]
+    again = ["--config=tiny.yaml", "--config=base.yaml", "--config=tuned.yaml", some, "--trainer.max_epochs=1"]
+    assert main(["fit", *again, "--wandb=disabled"]) == 0
+
+
+def test_the_same_seed_chooses_the_same(folder: Path) -> None:
+    for output in ("a.yaml", "b.yaml"):
+        assert main(["tune", "--config=tiny.yaml", f"--output={output}", *FAST]) == 0
+    assert Path("a.yaml").read_text() == Path("b.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget=2"], "--budget=2.0: expected a share of the exact layers' cost in (0, 1]"),
+        (["--budget=0.001", *FAST], "--budget=0.001: the candidates reach "),
+        (["--batches=0"], "--batches=0: expected at least 1"),
+        (["--objective=time", "--rounds=0"], "--rounds=0: expected at least 1"),
+        (["--output=tiny.yaml"], "--output=tiny.yaml: this file exists, expected a new one or --overwrite"),
+        (["--trainer.max_epochz=1"], "no option --trainer.max_epochz=1"),
+        (["--tensor_dropout.layers=nope"], "layers='nope': matches none of the convolutions"),
+    ],
+)
+def test_what_cannot_be_used_ends_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["tune", "--config=tiny.yaml", *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("randbp tune: ") and message in lines[0]
+    assert not Path("tuned.yaml").exists() and not Path("runs").exists()

@@ -1,0 +1,327 @@
+"""Transposed convolutions and linear layers: exact where they promise to be, and frugal where they estimate."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import randbp
+from randbp import (
+    Axes,
+    Batch,
+    Channels,
+    Estimator,
+    Exact,
+    LowResolution,
+    NormChannels,
+    NormSpatial,
+    Projection,
+    Rounding,
+    Spatial,
+)
+from randbp.functional import conv_transpose, linear
+from tests.cases import Case, linear_cases, transposed_cases
+from tests.functional.observe import LargestAllocation, held_by
+
+ESTIMATORS = [
+    Spatial(0.25),
+    Spatial(0.25, center=False),
+    Spatial(0.25, per_example=False),
+    Axes(0.25),
+    Channels(0.25),
+    Batch(0.25),
+    LowResolution(0.25),
+    NormSpatial(0.25),
+    NormSpatial(0.25, center=False, top=0.5),
+    NormChannels(0.25),
+    Projection(0.25),
+    Projection(0.25, kind="gaussian"),
+    Rounding(4),
+    Rounding(3, block="channel"),
+    Rounding(4, Spatial(0.5)),
+]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+ANY = st.one_of(transposed_cases(), linear_cases())
+LAYERS: dict[str, Any] = {  # name: the layer, PyTorch's layer, shapes of input and weight
+    "transposed": (
+        lambda x, w, **options: conv_transpose(x, w, None, 2, 1, 1, **options),
+        lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1),
+        (16, 32, 16, 16),
+        (32, 4, 3, 3),
+    ),
+    "linear": (linear, F.linear, (2048, 256), (8, 256)),
+    "sequence": (linear, F.linear, (16, 128, 64), (8, 64)),
+}
+
+
+def both(estimator: Estimator) -> dict[str, Estimator]:
+    """The estimator for every VJP that it serves."""
+    return {"weight_vjp": estimator, "input_vjp": estimator if "input_vjp" in estimator.serves else Exact()}
+
+
+def layer(name: str, seed: int = 0) -> tuple[Any, Any, Tensor, Tensor]:
+    estimated, native, *shapes = LAYERS[name]
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
+    return estimated, native, x, weight
+
+
+@given(case=ANY, dtype=st.sampled_from(DTYPES), make=st.sampled_from([Spatial, Axes, Channels, Batch, NormSpatial]))
+@settings(max_examples=100)
+def test_keep_one_is_pytorch_bit_for_bit(case: Case, dtype: torch.dtype, make: Any) -> None:
+    x, weight, bias = case.tensors(dtype)
+    inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    native = case.native(x, weight, bias)
+    output_grad = case.output_grad(native)
+    expected = torch.autograd.grad(native, inputs, output_grad)
+    output = case.estimated(x, weight, bias, weight_vjp=make(1), input_vjp=make(1))
+    assert torch.equal(output, native)
+    for grad, exact in zip(torch.autograd.grad(output, inputs, output_grad), expected, strict=True):
+        assert torch.equal(grad, exact)
+
+
+@given(case=ANY, dtype=st.sampled_from(DTYPES), estimator=st.sampled_from(ESTIMATORS), estimates_weight=st.booleans())
+@settings(max_examples=150)
+def test_what_is_not_estimated_is_exact(
+    case: Case, dtype: torch.dtype, estimator: Estimator, estimates_weight: bool
+) -> None:
+    x, weight, bias = case.tensors(dtype)
+    inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    native = case.native(x, weight, bias)
+    output_grad = case.output_grad(native)
+    expected = torch.autograd.grad(native, inputs, output_grad)
+    if not estimates_weight and "input_vjp" not in estimator.serves:
+        estimator = Spatial(0.5)
+    chosen = {"weight_vjp": estimator} if estimates_weight else {"weight_vjp": Exact(), "input_vjp": estimator}
+    output = case.estimated(x, weight, bias, **chosen)
+    assert torch.equal(output, native)
+    grads = torch.autograd.grad(output, inputs, output_grad)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-2}[dtype]
+    for number in (0 if estimates_weight else 1, *range(2, len(inputs))):
+        torch.testing.assert_close(grads[number], expected[number], rtol=tolerance, atol=tolerance)
+    assert [grad.shape for grad in grads] == [tensor.shape for tensor in inputs]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_without_grad_mode_it_is_pytorch(name: str) -> None:
+    estimated, native, x, weight = layer(name)
+    with torch.no_grad():
+        output, held = held_by(lambda: estimated(x, weight))
+        assert torch.equal(output, native(x, weight)) and held == 0 and not output.requires_grad
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_unbatched_transposed_convolutions_and_lists(dims: int) -> None:
+    x = torch.randn(4, *[5] * dims, requires_grad=True)
+    weight = torch.randn(4, 3, *[3] * dims, requires_grad=True)
+    native = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+    arguments = (None, [2] * dims, 1, [1] * dims, 2, 1)
+    output = conv_transpose(x, weight, *arguments, **both(Spatial(0.5)))
+    assert torch.equal(output, native(x, weight, *arguments))
+    output.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+    assert weight.grad is not None and weight.grad.shape == weight.shape
+
+
+@pytest.mark.parametrize("keep", [1 / 2, 1 / 4, 1 / 8, 1 / 16])
+@pytest.mark.parametrize("make", [Spatial, Axes, Channels, Batch, LowResolution, NormSpatial, NormChannels, Projection])
+@pytest.mark.parametrize("name", LAYERS)
+def test_held_bytes_of_a_real_layer(name: str, make: Any, keep: float) -> None:
+    estimated, _, x, weight = layer(name)
+    _, held = held_by(lambda: estimated(x, weight, weight_vjp=make(keep)), apart_from=(weight,))
+    assert 0.8 * keep * x.nbytes <= held <= 1.02 * keep * x.nbytes
+
+
+@given(case=ANY, make=st.sampled_from([Spatial, Batch]), keep=st.sampled_from([0.1, 0.25, 0.5, 0.9]))
+@settings(max_examples=100)
+def test_held_bytes_stay_within_the_keep_rate(case: Case, make: Any, keep: float) -> None:
+    x, weight, bias = case.tensors()
+    _, held = held_by(lambda: case.estimated(x, weight, bias, weight_vjp=make(keep)), apart_from=(weight,))
+    seed, one_position = 8, 8 * case.groups * case.inner
+    least = one_position if make is not Batch else x.nbytes // max(1, case.batch)
+    assert held - seed <= max(1.02 * keep * x.nbytes, least)
+
+
+def test_nothing_is_held_for_gradients_that_nobody_needs() -> None:
+    for name in LAYERS:
+        estimated, _, x, weight = layer(name)
+        options = both(Spatial(0.25))
+        frozen = weight.detach()
+        assert held_by(lambda: estimated(x, frozen, **options), apart_from=(frozen,))[1] <= 8  # the seed  # noqa: B023
+        assert held_by(lambda: estimated(x.detach(), frozen, **options))[1] == 0  # noqa: B023
+        _, first = held_by(lambda: estimated(x.detach(), weight, **options))  # noqa: B023
+        assert 0 < first <= 0.25 * x.nbytes + 8
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_second_copy_of_the_input(name: str, estimator: Estimator) -> None:
+    estimated, _, x, weight = layer(name)
+    x = x.detach()
+    with LargestAllocation() as largest:
+        estimated(x, weight, weight_vjp=estimator).sum().backward()
+    assert largest.bytes <= 0.6 * x.nbytes
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_global_random_state_is_untouched_and_generators_repeat(name: str, estimator: Estimator) -> None:
+    estimated, _, x, weight = layer(name)
+
+    def grads(**options: Any) -> tuple[Tensor, ...]:
+        y = estimated(x[:24], weight, **both(estimator), **options)
+        return torch.autograd.grad(y.square().sum(), (weight, x))
+
+    before = torch.get_rng_state()
+    first, again, other = (grads(generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    randbp.manual_seed(5)
+    stream = grads()
+    randbp.manual_seed(5)
+    assert torch.equal(stream[0], grads()[0]) and torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_double_backward_raises(name: str) -> None:
+    estimated, _, x, weight = layer(name)
+    grads = torch.autograd.grad(estimated(x, weight).sum(), (weight, x), create_graph=True)
+    for grad, tensor in zip(grads, (x, weight), strict=True):  # V_W depends on X, V_X on W
+        with pytest.raises(RuntimeError, match="double backward through estimated VJPs"):
+            torch.autograd.grad(grad.sum(), tensor, allow_unused=True, retain_graph=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["x", "output_grad"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_non_finite_values_show_where_they_do_in_pytorch(name: str, where: str, value: float) -> None:
+    estimated, native, x, weight = layer(name)
+    x = x.detach()
+    output_grad = torch.randn_like(native(x, weight))
+    channel = 1 if x.dim() == 4 else -1
+    (x if where == "x" else output_grad).select(0, 3).select(channel if channel < 0 else 0, 2).fill_(value)
+    exact = torch.autograd.grad(native(x, weight), weight, output_grad)[0]
+    for seed in range(5):
+        y = estimated(x, weight, generator=torch.Generator().manual_seed(seed))
+        grad = torch.autograd.grad(y, weight, output_grad)[0]
+        bad, expected = ~grad.isfinite(), ~exact.isfinite()
+        assert torch.equal(bad.view(*bad.shape[:2], -1).any(2), expected.view(*bad.shape[:2], -1).any(2))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_finite_in_finite_out(name: str, estimator: Estimator, dtype: torch.dtype) -> None:
+    estimated, _, x, weight = layer(name)
+    x, weight = (10 * x[:8].detach()).to(dtype).requires_grad_(), weight.detach().to(dtype).requires_grad_()
+    y = estimated(x, weight, **both(estimator))
+    for grad in torch.autograd.grad(y, (x, weight), torch.zeros_like(y)):
+        assert grad.eq(0).all()
+    y = estimated(x, weight, **both(estimator))
+    for grad in torch.autograd.grad(y, (x, weight), torch.full_like(y, 0.01)):
+        assert grad.isfinite().all() and grad.dtype is dtype
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_autocast_computes_and_holds_what_pytorch_would(name: str) -> None:
+    estimated, native, x, weight = layer(name)
+    x = x.detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, held = held_by(lambda: estimated(x, weight), apart_from=(weight,))
+        assert y.dtype is torch.bfloat16 and torch.equal(y, native(x, weight))
+    y.sum().backward()
+    assert weight.grad is not None and weight.grad.dtype is torch.float32
+    assert held <= 0.25 * x.nbytes / 2 + 8
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_activation_checkpointing_uses_one_sample(name: str) -> None:
+    """Were the recomputed sketch and the backward pass to draw apart, no estimate would be near the gradient."""
+    estimated, native, x, weight = layer(name)
+    exact = torch.autograd.grad(native(x, weight).square().sum(), weight)[0]
+    y = checkpoint(lambda x: estimated(x, weight, weight_vjp=Spatial(0.5)), x, use_reentrant=False)
+    found = torch.autograd.grad(y.square().sum(), weight)[0]
+    assert 0 < (found - exact).norm() < 0.35 * exact.norm()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_channels_last_transposed_convolution(stride: int) -> None:
+    x = torch.randn(4, 8, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(8, 6, 3, 3, requires_grad=True)
+    native = F.conv_transpose2d(x, weight, None, stride, 1)
+    output_grad = torch.randn_like(native)
+    expected = torch.autograd.grad(native, (x, weight), output_grad)
+    output = conv_transpose(x, weight, None, stride, 1, weight_vjp=Spatial(0.25))
+    assert torch.equal(torch.autograd.grad(output, x, output_grad)[0], expected[0])
+    output = conv_transpose(x, weight, None, stride, 1, weight_vjp=Exact(), input_vjp=Spatial(0.25))
+    torch.testing.assert_close(torch.autograd.grad(output, weight, output_grad)[0], expected[1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+def test_memory_order_does_not_change_the_estimate(estimator: Estimator) -> None:
+    for name in LAYERS:
+        estimated, native, x, weight = layer(name)
+        x, output_grad = x.detach()[:8], torch.randn_like(native(x, weight)[:8])
+        grads = []
+        for turned in (False, True):
+            kept, grad = x.clone(), output_grad
+            if turned:  # batch last in memory
+                kept, grad = (t.movedim(0, -1).contiguous().movedim(-1, 0) for t in (x, output_grad))
+            kept.requires_grad_()
+            y = estimated(kept, weight, **both(estimator), generator=torch.Generator().manual_seed(0))
+            grads.append(torch.autograd.grad(y, (weight, kept), grad))
+        for left, right in zip(*grads, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, w: conv_transpose(x, w, groups=2), r"weight: shape \(6, 4, 3, 3\), .* with C = 3 input channels"),
+        (lambda x, w: conv_transpose(x, w[:3], groups=2), r"with C = 3 input channels, a multiple of groups=2"),
+        (lambda x, w: conv_transpose(x, w[:3], groups=0), r"groups=0: expected a positive integer"),
+        (lambda x, w: conv_transpose(x, w[:3], stride=0), r"stride=0: expected one integer >= 1, or 2 of them"),
+        (lambda x, w: conv_transpose(x, w[:3], output_padding=1), r"output_padding=\(1, 1\): must be less than stride"),
+        (lambda x, w: conv_transpose(x, w[:3], padding=9), r"padding=\(9, 9\): leaves no output"),
+        (lambda x, w: conv_transpose(x, w[:3], padding="same"), r"padding='same': expected an integer or one per"),
+        (lambda x, w: conv_transpose(x[0, 0], w), r"x: shape \(8, 8\), expected 4 dimensions, or 3 without a batch"),
+        (lambda x, w: conv_transpose(x, w[0, 0]), r"weight: shape \(3, 3\), expected \(C, D / groups, \*K\)"),
+        (lambda x, w: conv_transpose(x, w[:3], input_vjp=Batch(0.5)), r"input_vjp=Batch.*: Batch serves only weight"),
+        (lambda x, w: conv_transpose(x, w[:3], weight_vjp=0.5), r"weight_vjp=0.5: expected an estimator"),
+        (lambda x, w: linear(x, w), r"weight: shape \(6, 4, 3, 3\), expected \(D, C\)"),
+        (lambda x, w: linear(x, w[0, 0]), r"x: shape \(2, 3, 8, 8\), expected .* with C = 3"),
+        (lambda x, w: linear(x, torch.randn(2, 8), input_vjp=Rounding(4)), r"Rounding serves only weight_vjp"),
+        (lambda x, w: linear(x.cfloat(), torch.randn(2, 8).cfloat().requires_grad_()), r"x: dtype torch.complex64"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        call(torch.randn(2, 3, 8, 8), torch.randn(6, 4, 3, 3, requires_grad=True))
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_linear_layer_is_pytorchs() -> None:
+    weight = torch.randn(3, 4, requires_grad=True)
+    output = linear(torch.zeros(0, 4), weight)
+    output.sum().backward()
+    assert output.shape == (0, 3) and weight.grad is not None and weight.grad.eq(0).all()
+
+
+def test_the_mean_over_examples_is_kept_exactly_on_vectors() -> None:
+    """A linear layer on vectors samples examples; with their mean as control variate, equal examples have no error."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 16, generator=generator).expand(64, 16) + 0.01 * torch.randn(64, 16, generator=generator)
+    weight = torch.randn(8, 16, generator=generator, requires_grad=True)
+    output_grad = torch.randn(64, 8, generator=generator)
+    exact = output_grad.t() @ x
+
+    def error(estimator: Estimator) -> float:
+        y = linear(x, weight, weight_vjp=estimator, generator=torch.Generator().manual_seed(1))
+        return float((torch.autograd.grad(y, weight, output_grad)[0] - exact).norm() / exact.norm())
+
+    assert error(Spatial(0.25)) < 0.05 < 0.5 < error(Spatial(0.25, center=False))
