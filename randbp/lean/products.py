@@ -1,9 +1,14 @@
 """Products: each factor is held for the other's gradient, which is linear in it, so rounding it keeps that unbiased.
 
+Several layers that read one tensor share its rounding: it only enters the gradients of their weights, which go no
+further. A product of activations draws noise of its own: in ``x (x y)`` the gradient of ``y`` passes through both
+products, and ``E[x̃ x̃]`` would not be ``x²``, but for independent ``x̃`` and ``x̃'`` it is.
+
 Where nothing may be rounded, a factor that can be made again from what is held anyway is not held (:mod:`.recipes`).
 """
 
 import weakref
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -98,20 +103,20 @@ class _Passed:
 
 
 _KNOWN: WeakValueDictionary[Any, Rounded] = WeakValueDictionary()
-"""What is rounded already, for tensors that several operations save."""
+"""What is rounded already, for tensors that several layers save."""
 
 
-def _rounded(tensor: Tensor, session: Session, outer: Hooks | None) -> _View:
+def _rounded(tensor: Tensor, session: Session, outer: Hooks | None, known: MutableMapping[Any, Rounded]) -> _View:
     tensor = tensor.detach()
     if not tensor.permute(memory_order(tensor)).is_contiguous():
         tensor = tensor.contiguous()
     storage, count, offset = tensor.untyped_storage(), tensor.numel(), tensor.storage_offset()
     key = (id(storage), offset, count, tensor.dtype, tensor._version, session.bits, outer)
-    found = _KNOWN.get(key)
+    found = known.get(key)
     if found is None or found.source() is not storage:
         flat = tensor.as_strided((count,), (1,), offset)
         found = Rounded(flat, session.bits, session.seed(), outer)
-        _KNOWN[key] = found
+        known[key] = found
     return _View(found, tensor.shape, tensor.stride())
 
 
@@ -139,6 +144,9 @@ def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
     if not call.rounds and not any(recipe_of(factor) for factor in factors):
         return NotImplemented
     storages = {id(factor.untyped_storage()) for factor in factors}
+    weights = [value for value in given if isinstance(value, Tensor) and not any(value is f for f in factors)]
+    ends_here = len(factors) == 1 and all(weight.is_leaf for weight in weights)
+    known: MutableMapping[Any, Rounded] = _KNOWN if ends_here else WeakValueDictionary()
     # Not the call itself: autograd keeps these functions, and so would keep its arguments.
     outer, session, rounds = hooks_in_force(), call.session, call.rounds
 
@@ -146,7 +154,7 @@ def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             if id(tensor.untyped_storage()) in storages:
                 if rounds:
-                    return _rounded(tensor, session, outer)
+                    return _rounded(tensor, session, outer, known)
                 if (recipe := recipe_of(tensor)) is not None:
                     return _Again(recipe, outer)
             return tensor if outer is None else _Passed(tensor, outer)

@@ -71,6 +71,10 @@ PRODUCTS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "mul with a row": (lambda x, y: y * x, (OTHER, parameter(64))),
     "matmul": (lambda x, y: x @ y.T, (OTHER, OTHER.flip(0).detach().requires_grad_())),
     "linear": (F.linear, (OTHER, parameter(7, 64), parameter(7))),
+    # One tensor's rounding must not meet itself on the way back.
+    "product in a product": (lambda x, y: x * (x * y), (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "layer behind a product": (lambda x, w: x * F.linear(x, w), (OTHER, parameter(64, 64))),
+    "two layers": (lambda x, w, v: F.linear(x, w) * F.linear(x, v), (OTHER, parameter(64, 64), parameter(64, 64))),
     "conv": (F.conv2d, (torch.randn(8, 3, 14, 14).requires_grad_(), parameter(5, 3, 3, 3))),
 }
 
@@ -190,24 +194,26 @@ def test_bytes_held(bits: int) -> None:
     assert held(F.gelu) == packed
     assert 0 <= held(lambda x: F.batch_norm(x, None, None, weight, training=True)) - packed - scales <= 2 * 8 * 4 + 8
     assert 0 <= held(lambda x: F.layer_norm(x, (8, 32, 32))) - packed - scales <= 2 * 4 * 4 + 8
-    twice = held(lambda x: (x * weight.view(8, 1, 1)).sum() + (x @ x.mT).sum())  # x is rounded once
-    assert 0 <= twice - packed - scales <= 8
+    square = torch.randn(32, 32, requires_grad=True)
+    layers = held(lambda x: (F.linear(x, square) + F.linear(x.flatten(0, 1), square).view(x.shape)).sum())
+    assert 0 <= layers - packed - scales <= 8  # x is rounded once
+    assert 0 <= held(lambda x: (x @ x.mT).sum()) - packed - scales <= 8  # by one product, too
 
 
 def test_small_tensors_parameters_and_inputs_are_not_rounded() -> None:
-    weight = torch.randn(100, 100, requires_grad=True)
-    x = torch.randn(64, 100).requires_grad_()
-    exact, ours = values_and_grads(F.linear, x, weight), None
+    weight = torch.randn(100, 100, generator=generator()).requires_grad_()
+    large, small = torch.randn(64, 100).requires_grad_(), torch.randn(8, 100).requires_grad_()
 
-    def function(x: Tensor) -> Tensor:
-        return F.linear(x, weight)
+    def weight_grad(x: Tensor, level: Any) -> Tensor:
+        run = lean(lambda x: F.linear(x, weight).square(), level, 1)
+        return torch.autograd.grad(run(x).sum(), weight)[0]
 
-    y = lean(function, True, 1)(x)  # a leaf
-    y.sum().backward()
-    assert (x.grad is not None and torch.equal(x.grad, weight.sum(0).expand_as(x))) or True
-    assert exact and ours is None
-    grads = torch.autograd.grad(lean(lambda x: F.linear(x * 1.0, weight), True, 1)(x).sum(), x)[0]
-    torch.testing.assert_close(grads, weight.detach().sum(0).expand_as(x))  # with the weight itself
+    for x in (large, large.detach(), small * 1.0):  # leaves live anyway, and of small ones little would be saved
+        assert torch.equal(weight_grad(x, True), weight_grad(x, False))
+    assert not torch.equal(weight_grad(large * 1.0, True), weight_grad(large * 1.0, False))
+    x = large * 1.0
+    (input_grad,) = torch.autograd.grad(lean(lambda x: F.linear(x, weight), True, 1)(x).sum(), x)
+    torch.testing.assert_close(input_grad, weight.detach().sum(0).expand_as(x))  # with the weight itself
 
 
 def test_second_derivatives_through_rounding_are_refused() -> None:
