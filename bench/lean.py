@@ -33,16 +33,17 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Network:
-    """A network with the images it sees, and the parts that a checkpoint takes as one."""
+    """A network with the images it sees, the parts that a checkpoint takes as one, and the limit of ``lean="exact"``."""
 
     build: Callable[[], nn.Module]
     batch: int
     size: int
     blocks: type[nn.Module] | int
+    exact_at_most: float | None = None
 
 
 NETWORKS = {
-    "resnet-18": Network(ResNet18, 16, 224, BasicBlock),
+    "resnet-18": Network(ResNet18, 16, 224, BasicBlock, exact_at_most=0.75),
     "vgg-19": Network(VGG19, 16, 224, 5),
     "all-cnn-c": Network(lambda: AllCNNC(), 128, 32, 4),
     "mobilenet-v2": Network(lambda: MobileNetV2(100, small_images=True), 128, 32, InvertedResidual),
@@ -62,6 +63,7 @@ class Setting:
         checkpoints: Whether each block is run again in the backward pass.
         held_at_most: Share of the exact step's bytes that the setting is held to.
         peak_at_most: The same of the peak.
+        time_at_most: The same of the time.
         same_bits: Whether the gradient must be the exact one, bit for bit.
     """
 
@@ -71,12 +73,16 @@ class Setting:
     checkpoints: bool = False
     held_at_most: float | None = None
     peak_at_most: float | None = None
+    time_at_most: float | None = None
     same_bits: bool = False
 
 
 EIGHTH = Spatial(keep=1 / 8)
 SETTINGS = {
     "exact": Setting(),
+    "hooks of lean mode alone": Setting(
+        {"weight_vjp": Exact(), "lean": {"": False}}, time_at_most=1.08, same_bits=True
+    ),
     "lean='exact'": Setting({"weight_vjp": Exact(), "lean": "exact"}, same_bits=True),
     "Spatial(1/8), lean": Setting({"weight_vjp": EIGHTH, "lean": True}, held_at_most=1 / 5, peak_at_most=1 / 3),
     "the same in 4 bits": Setting(
@@ -172,6 +178,8 @@ def run(pattern: str, budget: float, quick: bool) -> dict[str, Any]:
     columns = ["network, setting", "held", "of exact", "peak", "of exact", "error", "time"]
     show("lean", columns, [_cells(row) for row in rows])
     missed = [f"{row['network']} {row['setting']}: {what}" for row in rows for what in row["missed"]]
+    for line in missed:
+        print(f"missed: {line}")
     summary = {"missed": missed}
     suffix = "" if chosen == list(NETWORKS) else "-" + "-".join(chosen)
     print(f"written to {save('lean' + suffix, rows, summary)}")
@@ -195,12 +203,7 @@ def measure(name: str, network: Network, budget: float, quick: bool) -> list[dic
         row["error"] = sum(found) / len(found)
         first = rows[0] if rows else row
         row["held_ratio"], row["peak_ratio"] = row["held"] / first["held"], row["peak"] / first["peak"]
-        limits = {"held": current.setting.held_at_most, "peak": current.setting.peak_at_most}
-        row["missed"] = [
-            f"{what} {row[what + '_ratio']:.3f} > {limit:.3f}"
-            for what, limit in limits.items()
-            if limit is not None and row[what + "_ratio"] > limit
-        ]
+        row["missed"] = []
         if current.setting.same_bits and any(found):
             row["missed"].append(f"error {row['error']:.3g} > 0")
         rows.append(row)
@@ -212,6 +215,15 @@ def measure(name: str, network: Network, budget: float, quick: bool) -> list[dic
         for row in rows:
             row["time_ratio"] = timings[row["setting"]].seconds / timings["exact"].seconds
             row["seconds"] = timings[row["setting"]].seconds
+    for row in rows:
+        setting = SETTINGS[row["setting"]]
+        held_at_most = network.exact_at_most if row["setting"] == "lean='exact'" else setting.held_at_most
+        limits = {"held": held_at_most, "peak": setting.peak_at_most, "time": setting.time_at_most}
+        row["missed"] += [
+            f"{what} {row[what + '_ratio']:.3f} > {limit:.3f}"
+            for what, limit in limits.items()
+            if limit is not None and row.get(what + "_ratio", 0) > limit
+        ]
     return rows
 
 

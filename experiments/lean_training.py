@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """Parse options and run."""
     parser = argparse.ArgumentParser(prog="python -m experiments lean-training", description=__doc__)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=Path("runs/lean_training.json"))
