@@ -33,7 +33,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Network:
-    """A network with the images it sees, the parts that a checkpoint takes as one, and the limit of ``lean="exact"``."""
+    """A network with the images it sees, the parts that a checkpoint takes as one and the limit of ``lean="exact"``."""
 
     build: Callable[[], nn.Module]
     batch: int
