@@ -5,7 +5,7 @@ import argparse
 
 import torch
 
-from . import contractions, estimators, overhead
+from . import contractions, estimators, lean, overhead
 from .layers import NETWORKS
 
 QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,convnext-base.5"
@@ -13,7 +13,7 @@ QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,
 
 def main() -> None:
     """Parse arguments and run."""
-    names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "estimators"]
+    names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "estimators", "lean"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"benchmarks to run, by default all: {', '.join(names)}"
@@ -25,6 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="six layers, a short time each")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds per layer for the timed rounds")
+    parser.add_argument("--no-times", action="store_true", help="lean: bytes and errors alone, for a busy machine")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(names)
@@ -38,6 +39,8 @@ def main() -> None:
             overhead.run()
         elif name == "estimators":
             estimators.run(pattern, budget)
+        elif name == "lean":
+            lean.run(arguments.layers, 0 if arguments.no_times else 20 * budget, arguments.quick)
         elif name == "convnext-first-layer":
             contractions.first_layer_of_convnext(budget)
         else:

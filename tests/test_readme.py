@@ -1,4 +1,4 @@
-"""The README's own estimator is complete, short, works in a layer and is unbiased."""
+"""The README's own estimator is complete, short, works in a layer and is unbiased; its lean mode saves memory."""
 
 import re
 from pathlib import Path
@@ -58,3 +58,25 @@ def test_it_serves_a_model_and_describes_itself(example: Any) -> None:
     assert example(keep=0.25).describe(spec).held_bytes == 2 * 3 * 81 * 4
     with pytest.raises(ValueError, match=r"SignedSums serves only weight_vjp"):
         randbp.randomize(model, input_vjp=example(keep=0.25))
+
+
+def test_lean_mode_and_memory_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"## Less memory for a whole network.*?```python\n(.*?)```", readme, re.DOTALL)
+    assert code is not None
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.GELU())
+    namespace: dict[str, Any] = {"model": model, "images": torch.randn(4, 3, 32, 32), "Spatial": randbp.Spatial}
+    exec(code[1], namespace | {"randbp": randbp}, namespace)
+    assert namespace["lean"].held_bytes < 0.25 * namespace["exact"].held_bytes
+    printed = capsys.readouterr().out
+    assert "held for backward" in printed and "BatchNorm" not in printed and "batch_norm" in printed
+
+
+def test_levels_of_lean_mode_in_the_readme_are_accepted() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"`lean=(\{.*?\}|\"\w+\"|True)`", readme)
+    assert len(found) >= 3
+    model = nn.ModuleDict({"head": nn.Sequential(nn.ReLU()), "encoder": nn.ModuleDict({"norm": nn.LayerNorm(4)})})
+    model["stem"] = nn.Conv2d(3, 3, 1)
+    for value in found:
+        randbp.randomize(model, lean=eval(value)).remove()

@@ -47,15 +47,15 @@ class _Estimated(torch.autograd.Function):
         input_grad = weight_grad = bias_grad = None
         with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
             grad = operation.channels_second(output_grad)
+            if ctx.needs_input_grad[1]:  # first: its scratch memory is gone before the input's gradient is there
+                weight_grad = ctx.weight_vjp.weight_vjp(tuple(held), grad, operation.spec, draw.child(0))
+                weight_grad = weight_grad.view(weight_shape)
             if ctx.needs_input_grad[0]:
                 kernel = operation.kernel(weight)
                 if ctx.channels_last:  # the native kernel takes its memory format from the weight, x being gone
                     kernel = kernel.contiguous(memory_format=torch.channels_last)
                 input_grad = ctx.input_vjp.input_vjp(grad, kernel, operation.spec, draw.child(1))
                 input_grad = operation.channels_back(input_grad, input_shape)
-            if ctx.needs_input_grad[1]:
-                weight_grad = ctx.weight_vjp.weight_vjp(tuple(held), grad, operation.spec, draw.child(0))
-                weight_grad = weight_grad.view(weight_shape)
             if ctx.needs_input_grad[2]:
                 bias_grad = grad.sum([d for d in range(grad.dim()) if d != 1])
         grads = not_differentiable(operation.title, (input_grad, weight_grad, bias_grad), (edge, weight, output_grad))

@@ -21,6 +21,7 @@ from randbp.diagnostics import (
     quartiles,
 )
 
+from .host_peak import HostPeak
 from .summary import describe_estimators, describe_run, write_json
 
 SUMMARY_FORMAT = 1
@@ -42,10 +43,12 @@ class CostMonitor(Callback):
       ``on_train_batch_end``: forward, backward and update, without data loading. The first ``warmup_steps``
       and the steps on which bytes are measured do not count.
     - ``cost/held_bytes``: what autograd holds for the backward pass at its start, each storage once,
-    parameters and
-      buffers excluded; measured on the first step and on every ``held_every_n_steps``-th after it; the
-      largest counts.
-    - ``cost/peak_bytes``: peak memory since the start of ``fit``, see :class:`randbp.diagnostics.PeakMemory`.
+      parameters and buffers excluded; measured on the first step and on every ``held_every_n_steps``-th
+      after it; the largest counts.
+    - ``cost/peak_bytes``: peak memory. On a GPU that of PyTorch's allocator since the start of ``fit``
+      (:class:`randbp.diagnostics.PeakMemory`). Elsewhere, on the steps on which bytes are measured, the parameters,
+      buffers, gradients and optimiser state at the step's start and the allocator's peak above it
+      (:class:`randbp.diagnostics.StepPeak`): tensors alone, whatever else the process holds.
 
     Args:
         warmup_steps: Number of first steps whose time does not count.
@@ -76,7 +79,7 @@ class CostMonitor(Callback):
         self.summary: dict[str, Any] = {"format": SUMMARY_FORMAT, "status": "new"}
         self._path: Path | None = None
         self._timer: StepTimer | None = None
-        self._peak: PeakMemory | None = None
+        self._peak: PeakMemory | HostPeak | None = None
         self._wait: ProcessorWait | None = None
         self._held: HeldTensors | None = None
         self._hooks = ExitStack()
@@ -93,7 +96,8 @@ class CostMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure."""
         device = trainer.strategy.root_device
-        self._timer, self._peak, self._wait = StepTimer(device), PeakMemory(device), ProcessorWait()
+        self._timer, self._wait = StepTimer(device), ProcessorWait()
+        self._peak = PeakMemory(device) if device.type == "cuda" else HostPeak(trainer, pl_module)
         self._steps, self._held_bytes, self._fit_began = 0, None, time.perf_counter()
         self.summary = {
             "format": SUMMARY_FORMAT,
@@ -119,6 +123,8 @@ class CostMonitor(Callback):
         if self._steps % self.held_every_n_steps == 0:
             live = [*pl_module.parameters(), *pl_module.buffers()]
             self._held = self._hooks.enter_context(held_for_backward(exclude=live))
+            if isinstance(self._peak, HostPeak):
+                self._hooks.enter_context(self._peak)
         elif self._steps >= self.warmup_steps and self._timer is not None:
             self._timer.start()
 

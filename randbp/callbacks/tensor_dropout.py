@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from ..estimators import Estimator, Exact, Spatial, plain_estimator
+from ..lean import Lean, check_lean
 from ..randomize import Estimators, RandomizedHandle, randomize
 from ..randomize.per_layer import check_estimators
 
@@ -29,6 +30,9 @@ class TensorDropout(Callback):
             globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select
             ``nn.Linear``, too (``"*"`` means all).
         seed: Determines all samples; PyTorch's generators are neither read nor changed.
+        lean: Whether all other operations hold the least for backward, too: ``True``, ``"exact"`` or a mapping from
+            module names or globs; see :func:`randbp.randomize`.
+        bits: Bits per entry of what lean mode rounds.
 
     Raises:
         ValueError: At construction if an estimator cannot serve its VJP; when fitting starts if ``layers`` matches no
@@ -45,17 +49,23 @@ class TensorDropout(Callback):
         input_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008
         layers: str | list[str] | Callable[[str, nn.Module], bool] | None = None,
         seed: int = 0,
+        lean: Lean = False,
+        bits: int = 4,
     ) -> None:
         check_estimators("weight_vjp", weight_vjp)
         check_estimators("input_vjp", input_vjp)
+        check_lean(lean, bits)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
+        self.lean, self.bits = lean, bits
         self.layers, self.seed = layers, seed
         self.handle: RandomizedHandle | None = None
         self._batches = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Randomise the layers."""
-        self.handle = randomize(pl_module, self.weight_vjp, self.input_vjp, self.layers, self.seed)
+        self.handle = randomize(
+            pl_module, self.weight_vjp, self.input_vjp, self.layers, self.seed, lean=self.lean, bits=self.bits
+        )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -96,6 +106,8 @@ class TensorDropout(Callback):
             "input_vjp": _plain(self.input_vjp),
             "layers": repr(self.layers) if callable(self.layers) else self.layers,
             "seed": self.seed,
+            "lean": dict(self.lean) if isinstance(self.lean, Mapping) else self.lean,
+            "bits": self.bits,
         }
 
     def _remove(self) -> None:

@@ -28,10 +28,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     planes, low = [], 0
     for width in _widths(bits):
-        slabs = ((codes >> low) & (2**width - 1)).unflatten(1, (8 // width, -1))
+        part = codes if width == bits else (codes >> low) & (2**width - 1)
+        slabs = part.unflatten(1, (8 // width, -1))
         plane = slabs[:, 0].clone()
         for number in range(1, 8 // width):
-            plane |= slabs[:, number] << (number * width)
+            plane.add_(slabs[:, number], alpha=1 << (number * width))
         planes.append(plane)
         low += width
     return torch.cat(planes, 1)

@@ -1,5 +1,6 @@
 """PyTorch's own VJPs of a layer, one at a time."""
 
+from math import prod
 from typing import cast
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, LinearSpec
+
+LARGE = 2**21
+"""Entries of an input gradient from which on it is made in parts, to save memory."""
 
 
 def native_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
@@ -38,9 +42,22 @@ def native_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Te
     extra, shape = _extra_padding(spec), list(spec.input_shape)
     for dim in range(spec.dims):
         shape[-1 - dim] += sum(extra[2 * dim : 2 * dim + 2])
-    placeholder = output_grad.new_empty(shape)  # anything but plain memory would be copied
-    result = _backward(output_grad, placeholder, weight, spec, 0)
+    together = _examples_together(output_grad, prod(shape)) if weight.is_contiguous() else len(output_grad)
+    placeholder = output_grad.new_empty((together, *shape[1:]))  # anything but plain memory would be copied
+    if together < len(output_grad):
+        result = output_grad.new_empty((len(output_grad), *shape[1:]))
+        for part, made in zip(output_grad.split(together), result.split(together), strict=True):
+            made.copy_(_backward(part, placeholder[: len(part)], weight, spec, 0))
+    else:
+        result = _backward(output_grad, placeholder, weight, spec, 0)
     return F.pad(result, [-side for side in extra]) if any(extra) else result
+
+
+def _examples_together(output_grad: Tensor, elements: int) -> int:
+    """Examples per call: a processor's native kernel holds all that it makes a second time, in another order."""
+    if output_grad.device.type != "cpu" or not output_grad.is_contiguous() or elements < LARGE:
+        return len(output_grad)
+    return max(-(-len(output_grad) // 8), min(len(output_grad), torch.get_num_threads()))
 
 
 def _rows(tensor: Tensor) -> Tensor:

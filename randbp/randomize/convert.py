@@ -7,6 +7,7 @@ from types import TracebackType
 from torch import nn
 
 from ..estimators import Exact, Spatial
+from ..lean import Lean, LeanHandle, check_lean, make_lean
 from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
 from .modules import kind_of
 from .per_layer import Estimators, check_estimators, estimators_by_layer
@@ -25,11 +26,16 @@ class RandomizedHandle:
     """
 
     def __init__(
-        self, modules: dict[str, nn.Module], weight_vjp: Estimators, input_vjp: Estimators, clock: Clock
+        self,
+        modules: dict[str, nn.Module],
+        weight_vjp: Estimators,
+        input_vjp: Estimators,
+        clock: Clock,
+        lean: LeanHandle | None = None,
     ) -> None:
         self.layers = list(modules)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
-        self._modules, self._clock = modules, clock
+        self._modules, self._clock, self._lean = modules, clock, lean
 
     @property
     def keep_rates(self) -> dict[str, float]:
@@ -52,6 +58,8 @@ class RandomizedHandle:
         """Restore the very same model. Doing so twice is harmless."""
         for module in self._modules.values():
             derandomize_layer(module)
+        if self._lean is not None:
+            self._lean.remove()
         self._modules = {}
         self.layers = []
 
@@ -73,6 +81,9 @@ def randomize(
     input_vjp: Estimators = Exact(),  # noqa: B008
     layers: Layers = None,
     seed: int = 0,
+    *,
+    lean: Lean = False,
+    bits: int = 4,
 ) -> RandomizedHandle:
     """Estimate the VJPs of a model's layers from now on, in training mode only.
 
@@ -90,6 +101,12 @@ def randomize(
             ``(name, module) -> bool``. Names, globs and predicates select ``nn.Linear`` like any other layer:
             ``layers="*"`` means all convolutions and linear layers.
         seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
+        lean: Whether all other operations of the model, too, hold the least that still gives their gradient. ``True``:
+            what an activation's kink, a maximum's place or a dropout mask needs in bits, gradients as before; and
+            normalisations, smooth activations and products in ``bits`` bits per entry, gradients unbiased. ``"exact"``:
+            only the former. A mapping from names or globs of modules to ``True``, ``"exact"`` or ``False`` says so
+            for some of them (the last match holds); the others are lean. See :mod:`randbp.lean`.
+        bits: Bits per entry of what lean mode rounds, 1 to 8.
 
     Returns:
         A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.
@@ -112,6 +129,7 @@ def randomize(
     check_estimators("input_vjp", input_vjp)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: expected an integer")
+    check_lean(lean, bits)
     modules = _chosen(model, layers, weight_vjp, input_vjp)
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
@@ -119,11 +137,12 @@ def randomize(
     weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, modules)
     input_vjps = estimators_by_layer("input_vjp", input_vjp, modules)
     clock = Clock(seed)
+    leaner = make_lean(model, lean, bits, clock, apart=modules.values()) if lean else None
     for name, module in modules.items():
         kind = kind_of(module)
         assert kind is not None
         randomize_layer(module, LayerState(name, kind.prepare, weight_vjps[name], input_vjps[name], clock))
-    return RandomizedHandle(modules, weight_vjp, input_vjp, clock)
+    return RandomizedHandle(modules, weight_vjp, input_vjp, clock, leaner)
 
 
 def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators) -> dict[str, nn.Module]:

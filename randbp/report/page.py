@@ -28,8 +28,8 @@ MEASURED = (
     ),
     (
         "Peak memory",
-        "Since the start of the training. On a GPU the peak of PyTorch's allocator. On a CPU the peak resident set of "
-        "the process, which includes Python, the libraries and the data, so that it hardly moves for a small model.",
+        "On a GPU the peak of PyTorch's allocator since the start of the training. On a CPU model, gradients and "
+        "optimiser state and the allocator's peak above them, on the steps on which bytes are counted: tensors alone.",
     ),
 )
 

@@ -125,6 +125,24 @@ def test_no_test_on_request(randbp):
 # --- tensor dropout
 
 
+def test_lean_mode_from_the_command_line_and_a_file(randbp, tmp_path):
+    assert randbp("fit", "--version=plain") == 0
+    assert randbp("fit", "--version=exact", "--tensor_dropout.lean=exact") == 0
+    assert randbp("fit", "--version=lean", "--tensor_dropout.lean=true", "--tensor_dropout.bits=2") == 0
+    settings = tmp_path / "lean.yaml"
+    settings.write_text("tensor_dropout:\n  lean: {'': exact, 'model.*': true}\n  bits: 3\n")
+    assert randbp("fit", "--version=layers", f"--config={settings}") == 0
+    losses = {v: column(Path("runs/tiny", v), "train/loss") for v in ("plain", "exact", "lean", "layers")}
+    held = {v: json.loads(Path("runs/tiny", v, "summary.json").read_text())["cost"]["held_bytes"] for v in losses}
+    assert losses["exact"] == losses["plain"] and held["exact"] < held["plain"]
+    config = yaml.safe_load(Path("runs/tiny/layers/config.yaml").read_text())["tensor_dropout"]
+    assert config["lean"] == {"": "exact", "model.*": True} and config["bits"] == 3
+    checkpoint = torch.load("runs/tiny/lean/checkpoints/last.ckpt", weights_only=True)
+    (state,) = [state for name, state in checkpoint["callbacks"].items() if "TensorDropout" in name]
+    assert state["settings"]["lean"] is True and state["settings"]["bits"] == 2
+    assert randbp("fit", "--version=wrong", "--tensor_dropout.lean=fast") == 2
+
+
 def test_keep_rate_1_is_exact_and_less_is_not(randbp):
     spatial = "--tensor_dropout.weight_vjp=Spatial"
     assert randbp("fit", "--version=exact") == 0

@@ -1,0 +1,109 @@
+"""The tensors that are alive, whoever holds them: counted at PyTorch's dispatcher."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode  # documented, for all its underscore
+from torch.utils._pytree import tree_leaves
+
+from .held import _strided_parts
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """One storage that an operation allocated.
+
+    Attributes:
+        bytes: Its size when it appeared.
+        operation: The ATen operation that returned it first.
+        origin: What :class:`LiveStorages` was told about the place in the program.
+        reference: Of the storage; dead once the memory is given back.
+    """
+
+    bytes: int
+    operation: str
+    origin: Any
+    reference: "weakref.ref[torch.UntypedStorage]"
+
+
+class LiveStorages(TorchDispatchMode):
+    """Follow every storage that operations allocate while this mode is entered, until it dies.
+
+    A storage counts once, however many tensors and views look at it and whoever holds them: autograd's saved tensors,
+    a ``ctx``, a closure, a list. What existed before (parameters, inputs) does not count, and neither does scratch
+    memory inside a kernel: :class:`randbp.diagnostics.StepPeak` sees that. Backward passes are followed, too.
+
+    Args:
+        origin: Called at each allocation; its result is kept as :attr:`Allocation.origin`.
+
+    Attributes:
+        bytes: Bytes alive now.
+        peak_bytes: Highest number of bytes alive so far.
+
+    Example:
+        >>> x = torch.ones(256)
+        >>> with LiveStorages() as live:
+        ...     y = x * 2
+        ...     view, temporary = y[:10], y.exp()
+        ...     del temporary
+        >>> live.bytes, live.peak_bytes
+        (1024, 2048)
+        >>> del y, view
+        >>> live.bytes
+        0
+    """
+
+    def __init__(self, origin: Callable[[], Any] = lambda: None) -> None:
+        super().__init__()
+        self.bytes = self.peak_bytes = 0
+        self._origin = origin
+        # PyTorch keeps one Python object per storage for as long as the storage lives, so identity tells them apart.
+        self._alive: dict[int, Allocation] = {}
+
+    @property
+    def allocations(self) -> list[Allocation]:
+        """What is alive now, oldest first."""
+        return list(self._alive.values())
+
+    def keyed(self) -> dict[int, Allocation]:
+        """What is alive now, by the identity of its storage."""
+        return dict(self._alive)
+
+    def find(self, storage: torch.UntypedStorage) -> Allocation | None:
+        """The allocation behind a storage, ``None`` if it was there before."""
+        return self._alive.get(id(storage))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note what it allocated."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        before: set[int] | None = None
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, Tensor):
+                continue
+            for part in _strided_parts(tensor):
+                storage = part.untyped_storage()
+                if id(storage) in self._alive:
+                    continue
+                if before is None:  # an operation may return what it was given: a view, or its first argument
+                    given = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+                    before = {id(p.untyped_storage()) for t in given for p in _strided_parts(t)}
+                if id(storage) not in before:
+                    self._add(storage, func)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage, func: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+
+        def gone(_: object) -> None:
+            del self._alive[key]
+            self.bytes -= size
+
+        name = func._schema.name.removeprefix("aten::") if hasattr(func, "_schema") else str(func)
+        self._alive[key] = Allocation(size, name, self._origin(), weakref.ref(storage, gone))
+        self.bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.bytes)

@@ -1,0 +1,65 @@
+"""What the gradient of an operation needs, beside what PyTorch's version of it holds."""
+
+from math import ceil
+
+import torch
+
+_KINKS = (
+    *("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "threshold", "threshold_"),
+    *("clamp", "clamp_", "clamp_min", "clamp_max", "clip", "hardsigmoid", "hardshrink", "softshrink"),
+)
+_DROPOUT = ("dropout", "dropout_")
+_SHAPES = tuple(f"{kind}avg_pool{dims}d" for kind in ("", "adaptive_") for dims in "123")
+_MAXIMA = tuple(
+    f"{kind}max_pool{dims}d{ending}" for kind in ("", "adaptive_") for dims in "123" for ending in ("", "_with_indices")
+)
+_NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+_SMOOTH = (
+    *("gelu", "silu", "hardswish", "mish", "tanh", "tanh_", "sigmoid", "sigmoid_"),
+    *("elu", "celu", "selu", "softplus", "logsigmoid"),
+)
+_LINEAR = (*(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in "123"), "linear")
+_PRODUCTS = ("mul", "mul_", "matmul", "bmm", "baddbmm", "addmm", "einsum")
+
+_FACTS = {
+    **dict.fromkeys(_KINKS, (1, "one bit per entry says on which side of the kink it was")),
+    **dict.fromkeys(_DROPOUT, (1, "one bit per entry says whether it was dropped")),
+    **dict.fromkeys(_SHAPES, (0, "the gradient needs the shape of the input, not its entries")),
+    **dict.fromkeys(
+        _MAXIMA, (8, "a byte per output says where in its window the maximum was; the input is not needed")
+    ),
+    **dict.fromkeys(_NORMS, (4, "4 bits per entry, stochastically rounded, give an unbiased gradient")),
+    **dict.fromkeys(
+        _SMOOTH, (4, "4 bits per entry of the derivative, stochastically rounded, give an unbiased gradient")
+    ),
+    **dict.fromkeys(_LINEAR, (None, "an estimator such as Spatial(keep=1/8) holds that share of the input")),
+    **dict.fromkeys(_PRODUCTS, (4, "4 bits per entry, stochastically rounded, give an unbiased gradient")),
+}
+
+
+def least_bytes(operation: str, held: list[tuple[torch.dtype, int]]) -> tuple[int | None, str]:
+    """Bytes that suffice for the gradient of an operation, and why.
+
+    Args:
+        operation: Name of the function, such as ``"relu"``.
+        held: Dtype and number of entries of each tensor that it holds now.
+
+    Returns:
+        The bytes, ``None`` where nothing better is known or an estimator decides; the reason, ``""`` if none.
+
+    Example:
+        >>> least_bytes("relu", [(torch.float32, 800)])
+        (100, 'one bit per entry says on which side of the kink it was')
+    """
+    bits, why = _FACTS.get(operation, (None, ""))
+    if bits is None:
+        return None, why
+    total = 0
+    for dtype, entries in held:
+        if operation in _MAXIMA:
+            total += entries if dtype == torch.int64 else 0
+        elif dtype.is_floating_point:
+            total += min(entries * dtype.itemsize, ceil(entries * bits / 8))
+        else:
+            total += entries * dtype.itemsize
+    return total, why

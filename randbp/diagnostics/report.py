@@ -1,0 +1,226 @@
+"""What memory reports say, as tables and plots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_ROWS = 40
+_NEGLIGIBLE = 0.005
+"""Rows below this share of the whole are summed up in the table."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one operation in one module holds for backward.
+
+    Attributes:
+        module: Name within the model; the model's class for itself.
+        operation: Function of PyTorch, or the class of a custom ``torch.autograd.Function``.
+        bytes: All it holds, each storage once.
+        alone: The part of it that nobody else holds: what would be free if it let go.
+        least: Bytes that suffice for its gradient, ``None`` where that is not known.
+        why: The reason.
+        shared_with: Module and operation of those who hold the rest with it.
+        hidden: Whether some of it is held outside autograd's saved tensors.
+    """
+
+    module: str
+    operation: str
+    bytes: int
+    alone: int
+    least: int | None
+    why: str
+    shared_with: tuple[str, ...] = ()
+    hidden: bool = False
+
+    @property
+    def excess(self) -> int:
+        """Bytes held beyond what suffices."""
+        return 0 if self.least is None else max(0, self.bytes - self.least)
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes held for a backward pass, by module and operation. ``str()`` is a table, :meth:`plot` a figure.
+
+    Attributes:
+        held_bytes: All storages that the forward pass left for backward, each once.
+        peak_bytes: Peak of forward and backward pass above their start, without the parameters' gradients; see
+            :class:`randbp.diagnostics.StepPeak`.
+        rows: Largest first. A storage that several operations hold is in the rows of all of them.
+        kept_bytes: What outlived the backward pass: zero unless the model keeps tensors of its own.
+        peak_source: How the peak was measured.
+    """
+
+    held_bytes: int
+    peak_bytes: int
+    rows: list[Row] = field(repr=False)
+    kept_bytes: int = 0
+    peak_source: str = ""
+
+    @property
+    def excess(self) -> list[Row]:
+        """Rows that hold more than their gradient needs, the most wasteful first."""
+        return sorted((row for row in self.rows if row.excess > 0), key=lambda row: -row.excess)
+
+    def compare(self, other: MemoryReport) -> MemoryComparison:
+        """This report beside a later one of the same model."""
+        return MemoryComparison(self, other)
+
+    def __str__(self) -> str:
+        head = f"held for backward: {human(self.held_bytes)}, peak of a step: {human(self.peak_bytes)}"
+        if self.kept_bytes:
+            head += f", still alive after backward: {human(self.kept_bytes)}"
+        shown = [row for row in self.rows[:MOST_ROWS] if row.bytes >= _NEGLIGIBLE * self.held_bytes]
+        cells = [["module", "operation", "held", "alone", "enough", "why"]]
+        for row in shown:
+            least = "" if row.least is None else human(row.least)
+            cells.append([row.module, row.operation, human(row.bytes), human(row.alone), least, _reason(row)])
+        left = len(self.rows) - len(shown)
+        return "\n".join([head, *_aligned(cells, numbers=(2, 3)), *([f"… {left} smaller rows"] if left else [])])
+
+    def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
+        """Bars of what each operation holds, with a mark at what would be enough.
+
+        Args:
+            ax: Where to draw; a new figure by default. Needs matplotlib.
+            most: Number of bars; the rest is summed up in the last.
+        """
+        import matplotlib.pyplot as plt
+
+        rows = self.rows[:most]
+        if ax is None:
+            _, ax = plt.subplots(figsize=(7.5, 1.4 + 0.26 * (len(rows) + 1)), layout="constrained")
+        size, unit = _scale(max([row.bytes for row in rows], default=1))
+        places = range(len(rows))
+        ax.barh(places, [row.alone / size for row in rows], color="#3b6fb6", label="held by it alone")
+        ax.barh(
+            places,
+            [(row.bytes - row.alone) / size for row in rows],
+            left=[row.alone / size for row in rows],
+            color="#b9cde6",
+            label="held by others, too",
+        )
+        enough = [(number, row.least / size) for number, row in enumerate(rows) if row.least is not None]
+        if enough:
+            numbers, values = zip(*enough, strict=True)
+            ax.scatter(values, numbers, marker="|", s=70, color="#c1443c", zorder=3, label="would be enough")
+        ax.set_yticks(list(places), [f"{row.module}  {row.operation}" for row in rows], fontsize=8)
+        ax.invert_yaxis()
+        ax.set_xlabel(unit)
+        ax.set_title(
+            f"{human(self.held_bytes)} held for backward, peak {human(self.peak_bytes)}", fontsize=10, loc="left"
+        )
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(y=0.01)
+        ax.legend(frameon=False, fontsize=8, loc="lower right")
+        return ax
+
+
+@dataclass(frozen=True)
+class MemoryComparison:
+    """Two memory reports of one model, module by module. ``str()`` is a table, :meth:`plot` a figure.
+
+    Attributes:
+        before: One report.
+        after: The other.
+    """
+
+    before: MemoryReport
+    after: MemoryReport
+
+    @property
+    def held_ratio(self) -> float:
+        """Bytes held, after over before."""
+        return self.after.held_bytes / max(1, self.before.held_bytes)
+
+    @property
+    def peak_ratio(self) -> float:
+        """Peak of a step, after over before."""
+        return self.after.peak_bytes / max(1, self.before.peak_bytes)
+
+    @property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """Bytes held before and after by module, the largest first."""
+        names = dict.fromkeys(row.module for report in (self.before, self.after) for row in report.rows)
+        pairs = {name: (_of_module(self.before, name), _of_module(self.after, name)) for name in names}
+        return dict(sorted(pairs.items(), key=lambda item: -max(item[1])))
+
+    def __str__(self) -> str:
+        lines = [
+            f"held for backward: {human(self.before.held_bytes)} → {human(self.after.held_bytes)} "
+            f"({self.held_ratio:.3f}), peak of a step: {human(self.before.peak_bytes)} → "
+            f"{human(self.after.peak_bytes)} ({self.peak_ratio:.3f})"
+        ]
+        cells = [["module", "before", "after", "ratio"]]
+        pairs = list(self.modules.items())
+        for name, (first, second) in pairs[:MOST_ROWS]:
+            cells.append([name, human(first), human(second), f"{second / first:.3f}" if first else "new"])
+        left = len(pairs) - len(cells) + 1
+        return "\n".join([*lines, *_aligned(cells, numbers=(1, 2, 3)), *([f"… {left} more"] if left else [])])
+
+    def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
+        """Bars of both reports, module by module."""
+        import matplotlib.pyplot as plt
+
+        pairs = list(self.modules.items())[:most]
+        if ax is None:
+            _, ax = plt.subplots(figsize=(7.5, 1.4 + 0.34 * (len(pairs) + 1)), layout="constrained")
+        size, unit = _scale(max([max(pair) for _, pair in pairs], default=1))
+        for number, (label, colour) in enumerate((("before", "#b9cde6"), ("after", "#3b6fb6"))):
+            heights = [pair[number] / size for _, pair in pairs]
+            ax.barh([y + 0.38 * (number - 0.5) for y in range(len(pairs))], heights, 0.38, color=colour, label=label)
+        ax.set_yticks(range(len(pairs)), [name for name, _ in pairs], fontsize=8)
+        ax.invert_yaxis()
+        ax.set_xlabel(unit)
+        first, second = human(self.before.held_bytes), human(self.after.held_bytes)
+        ax.set_title(f"held for backward: {first} before, {second} after", fontsize=10, loc="left")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(y=0.01)
+        ax.legend(frameon=False, fontsize=8, loc="lower right")
+        return ax
+
+
+def human(size: float) -> str:
+    """Bytes as people read them.
+
+    Example:
+        >>> human(3 * 2**19), human(100)
+        ('1.5 MiB', '100 B')
+    """
+    scale, unit = _scale(size)
+    return f"{round(size / scale, 1):g} {unit}" if size / scale < 1000 else f"{size / scale:.0f} {unit}"
+
+
+def _scale(size: float) -> tuple[int, str]:
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size >= 2**power:
+            return 2**power, unit
+    return 1, "B"
+
+
+def _of_module(report: MemoryReport, module: str) -> int:
+    return sum(row.bytes for row in report.rows if row.module == module)
+
+
+def _reason(row: Row) -> str:
+    shared = f"also held by {', '.join(row.shared_with[:2])}" if row.shared_with else ""
+    if len(row.shared_with) > 2:
+        shared += f" and {len(row.shared_with) - 2} more"
+    return "; ".join(part for part in (shared, row.why if row.excess or row.least is None else "") if part)
+
+
+def _aligned(cells: list[list[str]], numbers: tuple[int, ...]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        padded = [
+            cell.rjust(width) if number in numbers else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines

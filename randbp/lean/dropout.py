@@ -1,0 +1,63 @@
+"""Dropout: one bit per entry instead of a tensor of factors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .layout import flatten, memory_order, unflatten
+from .masks import pack_mask, unpack_mask
+from .rules import Call, is_plain, lean_version_of
+
+
+class _Dropout(torch.autograd.Function):
+    """Draws from PyTorch's generator exactly as its own dropout does, and holds one bit per entry."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float, inplace: bool) -> Tensor:
+        ctx.fused = x.is_cuda and not inplace and 0 < rate < 1
+        if ctx.fused:
+            y, mask = torch.native_dropout(x, rate, True)
+            ctx.order = memory_order(mask)
+            mask = flatten(mask, ctx.order).clone()
+        else:
+            factors = _factors(torch.empty_like(x).bernoulli_(1 - rate), rate)
+            ctx.order = memory_order(factors)
+            mask = flatten(factors, ctx.order) != 0
+            y = x.mul_(factors) if inplace else x * factors
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(pack_mask(mask))
+        ctx.rate, ctx.shape, ctx.dtype = rate, x.shape, x.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = output_grads
+        (bits,) = ctx.saved_tensors
+        mask = unflatten(unpack_mask(bits, grad.numel()), ctx.shape, ctx.order)
+        if ctx.fused:
+            return torch.ops.aten.native_dropout_backward(grad, mask, 1 / (1 - ctx.rate)), None, None
+        return grad * _factors(mask.to(ctx.dtype), ctx.rate), None, None
+
+
+def _factors(kept: Tensor, rate: float) -> Tensor:
+    return kept.zero_() if rate == 1 else kept.div_(1 - rate)
+
+
+@lean_version_of([F.dropout], exact=True)
+def _dropout(call: Call, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    if not training or not 0 < p <= 1 or not is_plain(input):
+        return NotImplemented
+    return _Dropout.apply(input, p, inplace)
+
+
+@lean_version_of([torch.dropout], exact=True)
+def _torch_dropout(call: Call, input: Tensor, p: float, train: bool) -> Any:
+    return _dropout(call, input, p, train)
+
+
+@lean_version_of([torch.dropout_], exact=True)
+def _torch_dropout_(call: Call, input: Tensor, p: float, train: bool) -> Any:
+    return _dropout(call, input, p, train, inplace=True)

@@ -1,0 +1,99 @@
+"""Make a model lean, and take it back."""
+
+from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .mode import Clock, Level, Session
+
+Lean = bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]]
+"""What ``lean=`` takes; see :func:`randbp.randomize`."""
+
+_LEVELS: dict[Any, Level] = {True: "rounded", "exact": "exact", False: None}
+
+
+def check_lean(lean: object, bits: object) -> None:
+    """Raise ``ValueError`` unless these are settings of lean mode.
+
+    Example:
+        >>> check_lean("fast", 4)
+        Traceback (most recent call last):
+        ValueError: lean='fast': expected True, False, 'exact', or a mapping from layer names or globs to these
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise ValueError(f"bits={bits!r}: expected an integer from 1 to 8")
+    values = list(lean.values()) if isinstance(lean, Mapping) else [lean]
+    keys = list(lean) if isinstance(lean, Mapping) else []
+    if not all(value is True or value is False or value == "exact" for value in values) or not all(
+        isinstance(key, str) for key in keys
+    ):
+        raise ValueError(
+            f"lean={lean!r}: expected True, False, 'exact', or a mapping from layer names or globs to these"
+        )
+
+
+class LeanHandle:
+    """What :func:`make_lean` did to a model, and the way back."""
+
+    def __init__(self, session: Session, hooks: list[Any]) -> None:
+        self._session, self._hooks = session, hooks
+
+    def remove(self) -> None:
+        """Restore the very same model. Doing so twice is harmless."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._session.close()
+
+
+def make_lean(model: nn.Module, lean: Lean, bits: int, clock: Clock, apart: Collection[nn.Module] = ()) -> LeanHandle:
+    """Let every operation of a model store the least that still gives its gradient, in training mode.
+
+    Args:
+        model: Any module.
+        lean: ``True``, ``"exact"``, or a mapping from names or globs of modules to these or ``False``: the last entry
+            that matches a module, or else one around it, holds; a module that nothing matches is lean.
+        bits: Bits per entry where a version rounds.
+        clock: Seed and training step.
+        apart: Modules that an estimator serves, and inside which therefore nothing else is rounded.
+
+    Raises:
+        ValueError: If a setting is none, or a name or glob matches no module.
+    """
+    check_lean(lean, bits)
+    level_of = _levels(model, lean)
+    session, hooks = Session(bits, clock), []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        level = level_of(name)
+        if level is not None and any(module is other for other in apart):
+            level = "exact"
+        hooks.append(module.register_forward_pre_hook(partial(session.enter, level)))
+        hooks.append(module.register_forward_hook(session.leave, always_call=True))
+    return LeanHandle(session, hooks)
+
+
+def _levels(model: nn.Module, lean: Lean) -> Callable[[str], Level]:
+    """The level of a module by its name."""
+    if not isinstance(lean, Mapping):
+        return lambda name: _LEVELS[lean]
+    names = [name for name, _ in model.named_modules()]
+    for pattern in lean:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"lean={pattern!r}: matches no module of {type(model).__name__}")
+
+    def level(name: str) -> Level:
+        while True:
+            found = [value for pattern, value in lean.items() if fnmatchcase(name, pattern)]
+            if found:
+                return _LEVELS[found[-1]]
+            if not name:
+                return "rounded"
+            name = name.rpartition(".")[0]
+
+    return level

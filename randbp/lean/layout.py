@@ -1,0 +1,62 @@
+"""Tensors in the order in which their entries lie in memory."""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+def memory_order(tensor: Tensor) -> tuple[int, ...]:
+    """Dimensions from the outermost to the innermost in memory; as they stand if the tensor has gaps or overlaps.
+
+    Example:
+        >>> memory_order(torch.empty(2, 3, 4, 5, memory_format=torch.channels_last))
+        (0, 2, 3, 1)
+    """
+    natural = tuple(range(tensor.dim()))
+    if tensor.is_contiguous():
+        return natural
+    strides = tensor.stride()
+    order = tuple(sorted(natural, key=lambda dim: (-strides[dim], dim)))
+    return order if tensor.permute(order).is_contiguous() else natural
+
+
+def flatten(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    """All entries in the given order; a view where the tensor lies in that order."""
+    return tensor.permute(order).reshape(-1)
+
+
+def unflatten(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
+    """Inverse of :func:`flatten`, as a view."""
+    inverse = sorted(range(len(order)), key=lambda dim: order[dim])
+    return flat.view([shape[dim] for dim in order]).permute(inverse)
+
+
+def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:
+    """Slices of ``0 … count - 1`` that fit a processor's cache; on an accelerator few and large ones.
+
+    Args:
+        count: Entries in all.
+        device: Where they lie.
+        multiple: The length of every slice but the last is a multiple of it.
+    """
+    size = 2**17 if device.type == "cpu" else 2**26
+    size = max(multiple, size // multiple * multiple)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def placeholder(like: Tensor, shape: torch.Size, channels_last: bool) -> Tensor:
+    """Stands for an input of which a native kernel reads the shape and the memory format, but no entry."""
+    if channels_last:
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=formats[len(shape)])
+    return like.new_empty(1).expand(shape) if prod(shape) else like.new_empty(shape)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether native kernels would take a tensor for channels-last."""
+    if tensor.is_contiguous():
+        return False
+    if tensor.dim() == 4:
+        return tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d)

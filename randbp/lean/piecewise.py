@@ -1,0 +1,123 @@
+"""Activations with a kink: one bit per entry says which of two slopes the gradient takes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .layout import flatten, memory_order, unflatten
+from .masks import pack_mask, unpack_mask
+from .recipes import recipe_of, remember
+from .rules import Call, is_plain, lean_version_of
+
+
+class _Piecewise(torch.autograd.Function):
+    """Holds one bit per entry."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, call: Call, inside: Callable[[Tensor], Tensor], slopes: tuple, inplace: bool
+    ) -> Tensor:
+        order = memory_order(x)
+        bits = pack_mask(inside(flatten(x, order)))  # before the function, which may overwrite x
+        y: Tensor = call.run()
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(bits)
+        ctx.shape, ctx.order, ctx.slopes = x.shape, order, slopes
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = output_grads
+        (bits,) = ctx.saved_tensors
+        inside = unflatten(unpack_mask(bits, grad.numel()), ctx.shape, ctx.order)
+        within, outside = (_scaled(grad, slope) for slope in ctx.slopes)
+        return torch.where(inside, within, outside), None, None, None, None
+
+
+def _scaled(grad: Tensor, slope: float) -> Tensor | float:
+    return grad if slope == 1 else 0.0 if slope == 0 else grad * slope
+
+
+def _apply(
+    call: Call,
+    x: Tensor,
+    inside: Callable[[Tensor], Tensor],
+    slopes: tuple[float, float] = (1.0, 0.0),
+    inplace: bool = False,
+) -> Any:
+    if not is_plain(x):
+        return NotImplemented
+    recipe = recipe_of(x)
+    y = _Piecewise.apply(x, call, inside, slopes, inplace)
+    if recipe is not None:
+        remember(y, recipe.then(call.without_input()))
+    return y
+
+
+# Each comparison is PyTorch's own, so that NaN and the kinks themselves fall on the same side.
+
+
+@lean_version_of([F.relu, torch.relu, Tensor.relu], exact=True)
+def _relu(call: Call, input: Tensor, inplace: bool = False) -> Any:
+    return _apply(call, input, lambda x: (x <= 0).logical_not_(), inplace=inplace)
+
+
+@lean_version_of([torch.relu_, Tensor.relu_, F.relu_], exact=True)
+def _relu_(call: Call, input: Tensor) -> Any:
+    return _relu(call, input, inplace=True)
+
+
+@lean_version_of([F.hardtanh], exact=True)
+def _hardtanh(call: Call, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
+    # (For NaN PyTorch's vectorised and scalar kernels disagree; this is the vectorised one's zero.)
+    return _apply(call, input, lambda x: (x > min_val).logical_and_(x < max_val), inplace=inplace)
+
+
+@lean_version_of([F.relu6], exact=True)
+def _relu6(call: Call, input: Tensor, inplace: bool = False) -> Any:
+    return _hardtanh(call, input, 0.0, 6.0, inplace)
+
+
+@lean_version_of([F.leaky_relu], exact=True)
+def _leaky_relu(call: Call, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Any:
+    if inplace and negative_slope < 0:  # PyTorch refuses to differentiate that
+        return NotImplemented
+    return _apply(call, input, lambda x: x > 0, (1.0, negative_slope), inplace)
+
+
+@lean_version_of([F.threshold, torch.threshold], exact=True)
+def _threshold(call: Call, input: Tensor, threshold: float, value: float, inplace: bool = False) -> Any:
+    return _apply(call, input, lambda x: (x <= threshold).logical_not_(), inplace=inplace)
+
+
+@lean_version_of([F.hardsigmoid], exact=True)
+def _hardsigmoid(call: Call, input: Tensor, inplace: bool = False) -> Any:
+    sixth = float(torch.tensor(1 / 6))  # PyTorch's factor is single precision's for all dtypes
+    return _apply(call, input, lambda x: (x > -3).logical_and_(x < 3), (sixth, 0.0), inplace)
+
+
+@lean_version_of([torch.clamp, Tensor.clamp, Tensor.clip, torch.clip], exact=True)
+def _clamp(call: Call, input: Tensor, min: Any = None, max: Any = None, *, out: Any = None) -> Any:
+    if out is not None or isinstance(min, Tensor) or isinstance(max, Tensor) or min is max is None:
+        return NotImplemented
+
+    def inside(x: Tensor) -> Tensor:
+        if min is None:
+            return x <= max
+        return x >= min if max is None else (x >= min).logical_and_(x <= max)
+
+    return _apply(call, input, inside)
+
+
+@lean_version_of([torch.clamp_min, Tensor.clamp_min], exact=True)
+def _clamp_min(call: Call, input: Tensor, min: Any) -> Any:
+    return _clamp(call, input, min)
+
+
+@lean_version_of([torch.clamp_max, Tensor.clamp_max], exact=True)
+def _clamp_max(call: Call, input: Tensor, max: Any) -> Any:
+    return _clamp(call, input, None, max)

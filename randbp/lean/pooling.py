@@ -1,0 +1,287 @@
+"""Pooling: where in its window a maximum was, in a few bits; nothing at all of an average."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..estimators.bits import pack, unpack
+from .layout import is_channels_last, pieces, placeholder
+from .rules import Call, is_plain, lean_version_of
+
+aten = torch.ops.aten
+
+
+def _tuple(value: Any, dims: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The windows of a max-pooling; indices are PyTorch's flat positions in the (unpadded) input plane."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool
+
+    @property
+    def dims(self) -> int:
+        return len(self.kernel)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        function = aten.max_pool2d_with_indices if self.dims == 2 else aten.max_pool3d_with_indices
+        return function(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    def backward(self, grad: Tensor, stand_in: Tensor, indices: Tensor) -> Tensor:
+        function = aten.max_pool2d_with_indices_backward if self.dims == 2 else aten.max_pool3d_with_indices_backward
+        return function(grad, stand_in, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, indices)
+
+    def encode(self, indices: Tensor, input_size: torch.Size) -> Tensor:
+        """Offsets within the window, packed: ``⌈log2 ∏K⌉`` bits each, rounded up to 1, 2, 4 or 8, or whole integers."""
+        planes = indices.reshape(-1, *indices.shape[-self.dims :])
+        dtype, bits = self._code
+        codes = torch.empty(planes.shape, dtype=dtype, device=indices.device)
+        per_plane = max(1, prod(planes.shape[1:]))
+        for part in pieces(planes.numel(), indices.device, per_plane):
+            rows = slice(part.start // per_plane, -(-part.stop // per_plane))
+            rest = planes[rows].int()
+            offset = torch.zeros_like(rest)
+            weight = 1
+            for dim in reversed(range(self.dims)):
+                size = input_size[dim - self.dims]
+                coordinate = rest.remainder(size) if dim else rest
+                rest = rest.div(size, rounding_mode="floor") if dim else rest
+                entry = coordinate.sub_(self._first(dim, planes)).div_(self.dilation[dim], rounding_mode="floor")
+                offset.add_(entry, alpha=weight)
+                weight *= self.kernel[dim]
+            codes[rows] = offset.to(dtype)
+        flat = codes.view(1, -1)
+        if bits is None:
+            return flat
+        if missing := -flat.shape[1] % 8:
+            flat = torch.cat([flat, flat.new_zeros(1, missing)], 1)
+        return pack(flat, bits)
+
+    def decode(self, codes: Tensor, shape: torch.Size, input_size: torch.Size) -> Tensor:
+        """The indices that were encoded."""
+        bits = self._code[1]
+        flat = codes if bits is None else unpack(codes, bits)[:, : prod(shape)]
+        rest = flat.view(-1, *shape[-self.dims :])
+        indices = torch.zeros(rest.shape, dtype=torch.int64, device=codes.device)
+        weight = 1
+        for dim in reversed(range(self.dims)):
+            entry = rest.remainder(self.kernel[dim]) if dim else rest
+            rest = rest.div(self.kernel[dim], rounding_mode="floor") if dim else rest
+            indices.add_(entry, alpha=self.dilation[dim] * weight)
+            indices.add_(self._first(dim, indices), alpha=weight)
+            weight *= input_size[dim - self.dims]
+        return indices.view(shape)
+
+    def _first(self, dim: int, planes: Tensor) -> Tensor:
+        """Input coordinate at which the windows begin, along one dimension of ``[planes, *O]``."""
+        count = planes.shape[dim + 1]
+        start = torch.arange(count, dtype=torch.int32, device=planes.device) * self.stride[dim] - self.padding[dim]
+        return start.view(-1, *[1] * (self.dims - 1 - dim))
+
+    @property
+    def _code(self) -> tuple[torch.dtype, int | None]:
+        """Dtype of an offset, and the bits that it is packed into if a byte can hold it."""
+        size = prod(self.kernel)
+        if size > 256:
+            return (torch.int16 if size <= 2**15 else torch.int32), None
+        return torch.uint8, next(bits for bits in (1, 2, 4, 8) if size <= 2**bits)
+
+
+@dataclass(frozen=True)
+class _Adaptive:
+    """Max-pooling to a given size; its windows differ, so positions are held in the narrowest integers."""
+
+    size: tuple[int, ...]
+
+    @property
+    def dims(self) -> int:
+        return len(self.size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (aten.adaptive_max_pool2d if self.dims == 2 else aten.adaptive_max_pool3d)(x, self.size)
+
+    def backward(self, grad: Tensor, stand_in: Tensor, indices: Tensor) -> Tensor:
+        function = aten.adaptive_max_pool2d_backward if self.dims == 2 else aten.adaptive_max_pool3d_backward
+        return function(grad, stand_in, indices)
+
+    def encode(self, indices: Tensor, input_size: torch.Size) -> Tensor:
+        plane = prod(input_size[-self.dims :])
+        return indices.to(torch.uint8 if plane <= 2**8 else torch.int16 if plane <= 2**15 else torch.int32)
+
+    def decode(self, codes: Tensor, shape: torch.Size, input_size: torch.Size) -> Tensor:
+        return codes.long()
+
+
+class _MaxPool(torch.autograd.Function):
+    """Holds the positions of the maxima, packed, and nothing of the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, windows: _Windows | _Adaptive) -> tuple[Tensor, Tensor]:
+        y, indices = windows.forward(x)
+        ctx.mark_non_differentiable(indices)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(windows.encode(indices, x.shape))
+        ctx.windows, ctx.shape, ctx.channels_last = windows, x.shape, is_channels_last(x)
+        return y, indices
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, _ = output_grads
+        if grad is None:
+            return None, None
+        indices = ctx.windows.decode(*ctx.saved_tensors, grad.shape, ctx.shape)
+        return ctx.windows.backward(grad, placeholder(grad, ctx.shape, ctx.channels_last), indices), None
+
+
+def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], Any]) -> Any:
+    """Pool in ``dims`` dimensions; ``make`` builds windows of PyTorch's own kernel, which has two or three."""
+    if not is_plain(x) or x.dim() not in (dims + 1, dims + 2) or x.numel() >= 2**31:
+        return NotImplemented
+    if dims == 1:  # as PyTorch: a plane of one row
+        y, indices = _MaxPool.apply(x.unsqueeze(-2), make(2))
+        y, indices = y.squeeze(-2), indices.squeeze(-2)
+    else:
+        y, indices = _MaxPool.apply(x, make(dims))
+    return (y, indices) if return_indices else y
+
+
+def _register_max_pool(dims: int) -> None:
+    name = f"max_pool{dims}d"
+    plain, indexed = getattr(F, name), getattr(F, f"{name}_with_indices")
+
+    def pool(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, indexed: bool) -> Any:
+        def windows(count: int) -> _Windows:
+            def whole(value: Any, row: int) -> tuple[int, ...]:
+                return (row, *_tuple(value, 1)) if count > dims else _tuple(value, count)
+
+            step = kernel if stride is None or stride == [] else stride
+            return _Windows(whole(kernel, 1), whole(step, 1), whole(padding, 0), whole(dilation, 1), ceil)
+
+        return _max_pool(dims, x, indexed, windows)
+
+    @lean_version_of([plain, indexed], exact=True)
+    def functional(
+        call: Call,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Any:
+        both = return_indices or call.function is indexed
+        return pool(input, kernel_size, stride, padding, dilation, ceil_mode, both)
+
+    @lean_version_of([getattr(torch, name)], exact=True)
+    def builtin(
+        call: Call,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+    ) -> Any:
+        return pool(input, kernel_size, stride, padding, dilation, ceil_mode, False)
+
+
+def _register_adaptive_max_pool(dims: int) -> None:
+    plain, indexed = getattr(F, f"adaptive_max_pool{dims}d"), getattr(F, f"adaptive_max_pool{dims}d_with_indices")
+
+    @lean_version_of([plain, indexed], exact=True)
+    def functional(call: Call, input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+        size = tuple(
+            given if wanted is None else wanted
+            for wanted, given in zip(_tuple_or_none(output_size, dims), input.shape[-dims:], strict=True)
+        )
+        both = return_indices or call.function is indexed
+        return _max_pool(dims, input, both, lambda count: _Adaptive((1,) * (count - dims) + size))
+
+
+def _tuple_or_none(value: Any, dims: int) -> tuple[Any, ...]:
+    values = (value,) if value is None or isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+class _ShapeOnly(torch.autograd.Function):
+    """An operation whose gradient reads only the shape of its input; holds nothing."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], vjp: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        ctx.shape, ctx.channels_last, ctx.vjp = x.shape, is_channels_last(x), vjp
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = output_grads
+        return ctx.vjp(grad, placeholder(grad, ctx.shape, ctx.channels_last)), None, None
+
+
+def _register_avg_pool(dims: int) -> None:
+    function = getattr(F, f"avg_pool{dims}d")
+    forward = aten.avg_pool3d if dims == 3 else aten.avg_pool2d
+    backward = aten.avg_pool3d_backward if dims == 3 else aten.avg_pool2d_backward
+
+    @lean_version_of([function, *([torch.avg_pool1d] if dims == 1 else [])], exact=True)
+    def version(
+        call: Call,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Any:
+        if not is_plain(input) or input.dim() not in (dims + 1, dims + 2):
+            return NotImplemented
+        step = kernel_size if stride is None or stride == [] else stride
+        row = dims == 1
+        geometry = tuple(
+            (filler, *_tuple(value, 1)) if row else _tuple(value, dims)
+            for value, filler in ((kernel_size, 1), (step, 1), (padding, 0))
+        )
+        rest = (ceil_mode, count_include_pad, divisor_override)
+        y = _ShapeOnly.apply(
+            input.unsqueeze(-2) if row else input,
+            lambda x: forward(x, *geometry, *rest),
+            lambda grad, stand_in: backward(grad, stand_in, *geometry, *rest),
+        )
+        return y.squeeze(-2) if row else y
+
+
+def _register_adaptive_avg_pool(dims: int) -> None:
+    backward = aten._adaptive_avg_pool3d_backward if dims == 3 else aten._adaptive_avg_pool2d_backward
+
+    @lean_version_of([getattr(F, f"adaptive_avg_pool{dims}d")], exact=True)
+    def version(call: Call, input: Tensor, output_size: Any) -> Any:
+        sizes = _tuple_or_none(output_size, dims)
+        if not is_plain(input) or all(size == 1 for size in sizes):  # that is a mean, which holds nothing
+            return NotImplemented
+        if dims == 1:
+            size = (1, input.shape[-1] if sizes[0] is None else sizes[0])
+            y = _ShapeOnly.apply(input.unsqueeze(-2), lambda x: F.adaptive_avg_pool2d(x, size), backward)
+            return y.squeeze(-2)
+        return _ShapeOnly.apply(input, call.run_on, backward)
+
+
+for _dims in (1, 2, 3):
+    _register_max_pool(_dims)
+    _register_adaptive_max_pool(_dims)
+    _register_avg_pool(_dims)
+    _register_adaptive_avg_pool(_dims)

@@ -1,0 +1,268 @@
+"""What lean mode rounds gives PyTorch's values, and its gradients on average."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from randbp.diagnostics import memory_report
+from randbp.lean.dithered import Dithered
+from randbp.lean.noise import Noise
+from randbp.lean.rules import RULES
+from randbp.lean.smooth import Grid
+
+from .same import lean, values_and_grads
+
+SMOOTH = {
+    "gelu": F.gelu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "silu inplace": lambda x: F.silu(x, inplace=True),
+    "hardswish": F.hardswish,
+    "hardswish inplace": lambda x: F.hardswish(x, inplace=True),
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "softplus beta": lambda x: F.softplus(x, 3.0, 2.0),
+    "elu": F.elu,
+    "elu alpha": lambda x: F.elu(x, 1.7),
+    "logsigmoid": F.logsigmoid,
+}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def parameter(*shape: int, seed: int = 1) -> Tensor:
+    return (1 + torch.randn(*shape, generator=generator(seed))).requires_grad_()
+
+
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    channels = x.shape[1]
+    return F.batch_norm(x, torch.zeros(channels), torch.ones(channels), weight, bias, training=True)
+
+
+IMAGE = torch.randn(5, 4, 6, 7, generator=generator()) * torch.tensor([1.0, 5.0, 0.1, 2.0]).view(4, 1, 1) + 3
+ROWS = torch.randn(20, 48, generator=generator()).requires_grad_()
+NORMS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "batch": (batch_norm, (IMAGE.requires_grad_(), parameter(4), parameter(4))),
+    "batch of rows": (batch_norm, (ROWS, parameter(48), parameter(48))),
+    "batch, no parameters": (lambda x: F.batch_norm(x, None, None, training=True), (IMAGE,)),
+    "batch, frozen weight": (lambda x, w, b: batch_norm(x, w.detach(), b), (IMAGE, parameter(4), parameter(4))),
+    "group": (lambda x, w, b: F.group_norm(x, 2, w, b), (IMAGE, parameter(4), parameter(4))),
+    "one group": (lambda x: F.group_norm(x, 1), (IMAGE,)),
+    "instance": (lambda x, w, b: F.instance_norm(x, weight=w, bias=b), (IMAGE, parameter(4), parameter(4))),
+    "layer": (lambda x, w, b: F.layer_norm(x, (6, 7), w, b), (IMAGE, parameter(6, 7), parameter(6, 7))),
+    "layer, no parameters": (lambda x: F.layer_norm(x, (4, 6, 7)), (IMAGE,)),
+    "layer, input frozen": (
+        lambda x, w, b: F.layer_norm(x.detach(), (6, 7), w, b),
+        (IMAGE, parameter(6, 7), parameter(6, 7)),
+    ),
+    "rms": (lambda x, w: F.rms_norm(x, (6, 7), w), (IMAGE, parameter(6, 7))),
+}
+OTHER = torch.randn(80, 64, generator=generator(3)).requires_grad_()
+PRODUCTS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "mul": (lambda x, y: x * y, (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "mul with a row": (lambda x, y: y * x, (OTHER, parameter(64))),
+    "matmul": (lambda x, y: x @ y.T, (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "linear": (F.linear, (OTHER, parameter(7, 64), parameter(7))),
+    # One tensor's rounding must not meet itself on the way back.
+    "product in a product": (lambda x, y: x * (x * y), (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "layer behind a product": (lambda x, w: x * F.linear(x, w), (OTHER, parameter(64, 64))),
+    "two layers": (lambda x, w, v: F.linear(x, w) * F.linear(x, v), (OTHER, parameter(64, 64), parameter(64, 64))),
+    "conv": (F.conv2d, (torch.randn(8, 3, 14, 14).requires_grad_(), parameter(5, 3, 3, 3))),
+}
+
+
+def is_unbiased(function: Callable[..., Any], inputs: tuple[Tensor, ...], bits: int, draws: int = 600) -> None:
+    exact = values_and_grads(function, *inputs)
+    ours = lean(function, True, bits)
+    runs = [values_and_grads(ours, *inputs) for _ in range(draws)]
+    varies = False
+    for number, expected in enumerate(exact):
+        stack = torch.stack([run[number] for run in runs]).double()
+        if number == 0:
+            torch.testing.assert_close(stack[0].float(), expected)  # the forward pass is exact
+            assert bool((stack == stack[0]).all())
+            continue
+        errors = stack - expected
+        jump, floor = errors.abs().max(), 2e-6 * expected.abs().max()  # what single precision hides
+        deviation = errors.mean(0).abs()
+        # An entry next to a grid level is rarely rounded away from it: its variance then is its deviation times a jump.
+        variance = torch.maximum(errors.var(0), deviation * jump)
+        z = deviation / ((variance / draws).sqrt() + floor)
+        assert z.max() < 5.5, f"gradient {number}: z = {z.max()}"  # Bonferroni: error probability below 1e-3 in all
+        for direction in (torch.ones_like(errors[0]), expected.double()):  # biases that agree add up
+            along = (errors * direction).flatten(1).sum(1)
+            z = along.mean().abs() / (along.std() / draws**0.5 + floor * direction.norm())
+            assert z < 4.5, f"gradient {number}: z = {z} in sum"
+        varies |= bool(jump > 1e-4 * expected.abs().max())
+    assert varies
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_activations_are_unbiased(name: str) -> None:
+    x = torch.linspace(-6, 6, 241).requires_grad_()
+    is_unbiased(SMOOTH[name], (x,), bits=2)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_derivatives_stay_within_their_grid(name: str) -> None:
+    # Were the range too narrow, clamping to it would bias the gradient where the derivative is extreme.
+    x = torch.linspace(-9, 9, 200_001, dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(SMOOTH[name](x * 1).sum(), x)
+    for bits in (1, 2, 4, 8):
+        run = lean(SMOOTH[name], True, bits)
+        grid: Grid = run(x * 1).grad_fn.grid
+        assert grid.first - 1e-12 <= slope.min() and slope.max() <= grid.first + grid.step * (2**bits - 1) + 1e-12
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("name", NORMS)
+def test_normalisations_are_unbiased(name: str, bits: int) -> None:
+    function, inputs = NORMS[name]
+    is_unbiased(function, inputs, bits)
+
+
+def test_a_normalisation_of_few_entries_is_unbiased_only_by_its_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    from randbp.lean import norms
+
+    function, inputs = NORMS["layer"]
+    monkeypatch.setattr(norms, "_is_corrected", lambda *_: False)
+    with pytest.raises(AssertionError, match="gradient 1: z"):
+        is_unbiased(function, inputs, bits=1, draws=2000)
+    monkeypatch.undo()
+    is_unbiased(function, inputs, bits=1, draws=2000)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_are_unbiased(name: str) -> None:
+    function, inputs = PRODUCTS[name]
+    is_unbiased(function, inputs, bits=2, draws=300)
+
+
+@pytest.mark.parametrize("name", [*NORMS])
+@pytest.mark.parametrize("format", ["channels_last", "bfloat16", "float64"])
+def test_normalisations_of_other_formats_at_eight_bits(name: str, format: str) -> None:
+    function, inputs = NORMS[name]
+    x, *parameters = (tensor.detach() for tensor in inputs)
+    if format == "channels_last" and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif format == "bfloat16":
+        x = x.bfloat16()
+        if "instance" in name or "rms" in name:
+            parameters = [p.bfloat16() for p in parameters]
+    elif format == "float64":
+        x, parameters = x.double(), [p.double() for p in parameters]
+        if name.startswith("batch") and parameters:
+            function = lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True)  # noqa: E731
+    given = [x.requires_grad_(), *(p.requires_grad_() for p in parameters)]
+    exact, ours = values_and_grads(function, *given), values_and_grads(lean(function, True, 8), *given)
+    assert len(exact) == len(ours)
+    for number, (mine, other) in enumerate(zip(ours, exact, strict=True)):
+        assert mine.dtype == other.dtype
+        tolerance = 1e-6 if number == 0 else 0.03
+        if format == "bfloat16":
+            tolerance = 0.06
+        assert (mine - other).norm() <= tolerance * other.norm(), number
+
+
+def test_running_statistics_are_updated_as_ever() -> None:
+    for momentum in (0.1, 0.3):
+        one, two = torch.nn.BatchNorm2d(4, momentum=momentum), torch.nn.BatchNorm2d(4, momentum=momentum)
+        lean_one = lean(one.forward, True)
+        for _ in range(3):
+            lean_one(IMAGE)
+            two(IMAGE)
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, two.state_dict()[name])
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_bytes_held(bits: int) -> None:
+    x, weight = torch.randn(4, 8, 32, 32).requires_grad_(), torch.ones(8, requires_grad=True)
+    packed, scales = x.numel() * bits // 8, x.numel() // 256 * 8
+
+    def held(function: Callable[[Tensor], Tensor]) -> int:
+        return memory_report(lean(lambda x: function(x + 1), True, bits), x).held_bytes
+
+    assert held(F.gelu) == packed
+    assert 0 <= held(lambda x: F.batch_norm(x, None, None, weight, training=True)) - packed - scales <= 2 * 8 * 4 + 8
+    assert 0 <= held(lambda x: F.layer_norm(x, (8, 32, 32))) - packed - scales <= 2 * 4 * 4 + 8
+    square = torch.randn(32, 32, requires_grad=True)
+    layers = held(lambda x: (F.linear(x, square) + F.linear(x.flatten(0, 1), square).view(x.shape)).sum())
+    assert 0 <= layers - packed - scales <= 8  # x is rounded once
+    assert 0 <= held(lambda x: (x @ x.mT).sum()) - packed - scales <= 8  # by one product, too
+
+
+def test_small_tensors_parameters_and_inputs_are_not_rounded() -> None:
+    weight = torch.randn(100, 100, generator=generator()).requires_grad_()
+    large, small = torch.randn(64, 100).requires_grad_(), torch.randn(8, 100).requires_grad_()
+
+    def weight_grad(x: Tensor, level: Any) -> Tensor:
+        run = lean(lambda x: F.linear(x, weight).square(), level, 1)
+        return torch.autograd.grad(run(x).sum(), weight)[0]
+
+    for x in (large, large.detach(), small * 1.0):  # leaves live anyway, and of small ones little would be saved
+        assert torch.equal(weight_grad(x, True), weight_grad(x, False))
+    assert not torch.equal(weight_grad(large * 1.0, True), weight_grad(large * 1.0, False))
+    x = large * 1.0
+    (input_grad,) = torch.autograd.grad(lean(lambda x: F.linear(x, weight), True, 1)(x).sum(), x)
+    torch.testing.assert_close(input_grad, weight.detach().sum(0).expand_as(x))  # with the weight itself
+
+
+def test_second_derivatives_through_rounding_are_refused() -> None:
+    x = torch.randn(4, 8, 16, 16).requires_grad_()
+    for function in (F.gelu, lambda x: F.batch_norm(x, None, None, training=True), lambda x: F.layer_norm(x, (16, 16))):
+        (first,) = torch.autograd.grad(lean(function, True)(x * 1).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="double backward"):
+            first.square().sum().backward()
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 8])
+@pytest.mark.parametrize("entries", [1, 7, 256, 300])
+def test_dither_has_the_known_mean_and_variance(bits: int, entries: int) -> None:
+    x = torch.randn(3, entries, generator=generator())
+    layout = Dithered(bits, entries, min(256, entries))
+    errors = []
+    for seed in range(800):
+        codes, scales = layout.encode(x, seed)
+        errors.append(layout.decode(codes, scales, seed) - x)
+    assert codes.nbytes + scales.nbytes == layout.nbytes(3)
+    stack, variance = torch.stack(errors).double(), layout.variances(scales).double()
+    assert (stack.abs().amax(0) <= scales[..., 1].amax() / 2 * 1.001 + 1e-7).all()
+    z = stack.mean(0).abs() / (variance / 800).sqrt().clamp_min(1e-7)
+    assert z.max() < 5
+    if entries > 1:
+        ratio = stack.var(0) / variance
+        assert ratio.min() > 0.75 and ratio.max() < 1.25  # the variance of a variance of 800: 3 %
+        assert abs(float(ratio.mean()) - 1) < 0.02
+
+
+def test_dither_keeps_nan_apart_from_other_blocks() -> None:
+    x = torch.randn(2, 512)
+    x[0, 3] = float("nan")
+    layout = Dithered(4, 512)
+    decoded = layout.decode(*layout.encode(x, 5), 5)
+    assert decoded[0, :256].isnan().all() and not decoded[0, 256:].isnan().any() and not decoded[1].isnan().any()
+
+
+def test_noise_is_uniform_and_repeats() -> None:
+    noise = Noise(4, torch.device("cpu"))
+    values = torch.cat([noise.next(30_001), noise.next(70_000)])
+    counts = values.histc(64, -0.5, 0.5)
+    expected = len(values) / 64
+    assert ((counts - expected).square() / expected).sum() < 110  # chi-squared with 63 degrees, p = 2e-4
+    assert abs(float((values[1:] * values[:-1]).mean()) * 12) < 4.5 / len(values) ** 0.5 * 1.1
+    again = Noise(4, torch.device("cpu"))
+    assert torch.equal(torch.cat([again.next(30_001), again.next(70_000)]), values)
+
+
+def test_every_rule_is_for_a_function_of_pytorch() -> None:
+    assert all(callable(function) for function in RULES)
+    assert sum(rule.exact for rule in RULES.values()) > 30
