@@ -4,7 +4,7 @@ from abc import ABC
 from dataclasses import dataclass, fields
 from math import prod
 from numbers import Real
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..tn import LayerSpec
 from .description import Description
 from .draw import Draw
+from .text import register, to_text
 
 Vjp = Literal["weight_vjp", "input_vjp"]
 
@@ -46,8 +47,20 @@ class Estimator(ABC):
     keep: float
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp", "input_vjp"})
 
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        register(cls)
+
     def __post_init__(self) -> None:
         check_keep(type(self).__name__, self.keep)
+        object.__setattr__(self, "_text", to_text(self))
+
+    @property
+    def text(self) -> str:
+        """The estimator as text, see :func:`randbp.estimators.text.to_text`."""
+        # Known since construction, so that torch.compile meets a string where the numbers within might vary.
+        known: str | None = getattr(self, "_text", None)
+        return to_text(self) if known is None else known
 
     @property
     def exact(self) -> bool:
@@ -57,6 +70,11 @@ class Estimator(ABC):
     @property
     def unbiased(self) -> bool:
         """Whether the average over draws is the exact VJP."""
+        return True
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the sizes of what is held depend on shapes only, never on the draw."""
         return True
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from .description import Description
 from .draw import Draw
 from .exact import Exact
 from .rounded import RoundedLayout
+from .text import to_text
 
 _NOISE = -2  # key of the draws that round, apart from those of the estimator within
 
@@ -72,6 +73,7 @@ class Rounding(Estimator):
         if "weight_vjp" not in self.estimator.serves:
             raise ValueError(f"Rounding: estimator={self.estimator!r}, expected one that serves weight_vjp")
         object.__setattr__(self, "keep", self.estimator.keep * self.bits / 32)
+        object.__setattr__(self, "_text", to_text(self))
 
     @property
     def exact(self) -> bool:
@@ -82,6 +84,11 @@ class Rounding(Estimator):
     def unbiased(self) -> bool:
         """Whether the estimator within is."""
         return self.estimator.unbiased
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether that of the estimator within is."""
+        return self.estimator.fixed_size
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""
