@@ -67,8 +67,7 @@ def _weight_vjp(
     made, shape = from_text(operation), tuple(weight_shape)
     spec, grad = made.spec(tuple(input_shape), shape), made.channels_second(output_grad)
     with torch.no_grad():
-        result = vjps.weight_vjp(tuple(held), grad, shape, spec, from_text(estimator), int(seed))
-    return result.contiguous(memory_format=_format(channels_last))
+        return vjps.weight_vjp(tuple(held), grad, shape, spec, from_text(estimator), int(seed), _format(channels_last))
 
 
 @_weight_vjp.register_fake
@@ -95,11 +94,10 @@ def _input_vjp(
     estimator: str,
     channels_last: bool,
 ) -> Tensor:
-    made, shape, memory_format = from_text(operation), tuple(input_shape), _format(channels_last)
+    made, shape = from_text(operation), tuple(input_shape)
     spec, grad = made.spec(shape, tuple(weight.shape)), made.channels_second(output_grad)
     with torch.no_grad():
-        result = vjps.input_vjp(grad, weight, shape, made, spec, from_text(estimator), int(seed), memory_format)
-    return result.contiguous(memory_format=memory_format)
+        return vjps.input_vjp(grad, weight, shape, made, spec, from_text(estimator), int(seed), _format(channels_last))
 
 
 @_input_vjp.register_fake
@@ -139,7 +137,8 @@ class _Compiled(torch.autograd.Function):
         ctx.save_for_backward(*((seed, weight, *held) if needs_input else (seed, *held)))
         ctx.operation, ctx.layer, ctx.shapes = operation, layer, (x.shape, weight.shape)
         ctx.weight_estimator, ctx.input_estimator = weight_estimator, input_estimator
-        ctx.x_last, ctx.weight_last = _is_channels_last(x, weight), _is_channels_last(weight, weight)
+        formats = vjps.memory_format_of(x, operation), vjps.memory_format_of(weight, operation)
+        ctx.x_last, ctx.weight_last = (each == torch.channels_last for each in formats)
         ctx.holds_input = holds_input
         return output
 
@@ -173,7 +172,7 @@ def compiled(
     seed: Tensor,
 ) -> Tensor:
     """A layer whose backward pass is estimated, for ``torch.compile`` to trace; see :func:`estimated`."""
-    texts = to_text(operation), weight_vjp.text, input_vjp.text
+    texts = to_text(operation), to_text(weight_vjp), to_text(input_vjp)
     output: Tensor = _Compiled.apply(x, weight, bias, seed, operation, *texts, weight_vjp.exact)
     return output
 
@@ -205,10 +204,6 @@ def _held(
     if failed:
         raise failed[0]
     return tuple(found)
-
-
-def _is_channels_last(tensor: Tensor, weight: Tensor) -> bool:
-    return weight.dim() == 4 and vjps.memory_format_of(tensor) is torch.channels_last
 
 
 def _format(channels_last: bool) -> torch.memory_format:

@@ -36,7 +36,7 @@ class _Estimated(torch.autograd.Function):
         ctx.save_for_backward(torch.tensor(seed), weight if needs_input else None, edge, *held)
         ctx.operation, ctx.spec, ctx.shapes = operation, spec, (x.shape, weight.shape)
         ctx.weight_estimator, ctx.input_estimator = weight_estimator, input_estimator
-        ctx.memory_format = memory_format_of(x) if weight.dim() == 4 else torch.contiguous_format
+        ctx.memory_formats = memory_format_of(x, operation), memory_format_of(weight, operation)
         return output
 
     @staticmethod
@@ -44,15 +44,18 @@ class _Estimated(torch.autograd.Function):
         (output_grad,) = output_grads
         seed, weight, edge, *held = ctx.saved_tensors
         operation, spec, (input_shape, weight_shape), seed = ctx.operation, ctx.spec, ctx.shapes, int(seed)
+        input_format, weight_format = ctx.memory_formats
         input_grad = weight_grad = bias_grad = None
         with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
             grad = operation.channels_second(output_grad)
             if ctx.needs_input_grad[0]:
                 input_grad = input_vjp(
-                    grad, weight, input_shape, operation, spec, ctx.input_estimator, seed, ctx.memory_format
+                    grad, weight, input_shape, operation, spec, ctx.input_estimator, seed, input_format
                 )
             if ctx.needs_input_grad[1]:
-                weight_grad = weight_vjp(tuple(held), grad, weight_shape, spec, ctx.weight_estimator, seed)
+                weight_grad = weight_vjp(
+                    tuple(held), grad, weight_shape, spec, ctx.weight_estimator, seed, weight_format
+                )
             if ctx.needs_input_grad[2]:
                 bias_grad = bias_vjp(grad)
         grads = not_differentiable(operation.title, (input_grad, weight_grad, bias_grad), (edge, weight, output_grad))
@@ -84,10 +87,18 @@ def estimated(
         x, weight = _cast(x, dtype), _cast(weight, dtype)
         bias = None if bias is None else _cast(bias, dtype)
     if isinstance(seed, Tensor):
+        if not weight_vjp.fixed_size:
+            return _apart(x, weight, bias, operation, weight_vjp, input_vjp, seed)
         return compiled(x, weight, bias, operation, weight_vjp, input_vjp, seed)
     spec = operation.spec(x.shape, weight.shape)
     output: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, spec, weight_vjp, input_vjp, seed)
     return output
+
+
+@torch.compiler.disable(reason="randbp: an estimator that holds a random number of entries is not compiled")
+def _apart(*arguments: Any) -> Tensor:
+    *rest, seed = arguments
+    return estimated(*rest, int(seed))
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

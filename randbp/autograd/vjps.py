@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..estimators import Draw, Estimator, Exact
 from ..tn import LayerSpec
-from .operations import Operation, Shape
+from .operations import Linear, Operation, Shape
 
 _WEIGHT, _INPUT = 0, 1  # keys of the draws of the two VJPs
 
@@ -22,9 +22,11 @@ def weight_vjp(
     spec: LayerSpec,
     estimator: Estimator,
     seed: int,
+    memory_format: torch.memory_format,
 ) -> Tensor:
-    """Estimated weight VJP in the weight's shape, from an output gradient ``[N, D, *O]``."""
-    return _exact_or(estimator).weight_vjp(held, output_grad, spec, Draw(seed).child(_WEIGHT)).view(weight_shape)
+    """Estimated weight VJP in the weight's shape and memory format, from an output gradient ``[N, D, *O]``."""
+    grad = _exact_or(estimator).weight_vjp(held, output_grad, spec, Draw(seed).child(_WEIGHT))
+    return grad.view(weight_shape).contiguous(memory_format=memory_format)
 
 
 def input_vjp(
@@ -37,7 +39,7 @@ def input_vjp(
     seed: int,
     memory_format: torch.memory_format,
 ) -> Tensor:
-    """Estimated input VJP in the input's shape, from an output gradient ``[N, D, *O]``.
+    """Estimated input VJP in the input's shape and memory format, from an output gradient ``[N, D, *O]``.
 
     The native kernel takes the memory format from the weight, the input being gone.
     """
@@ -45,7 +47,7 @@ def input_vjp(
     if memory_format is torch.channels_last:
         kernel = kernel.contiguous(memory_format=memory_format)
     grad = _exact_or(estimator).input_vjp(output_grad, kernel, spec, Draw(seed).child(_INPUT))
-    return operation.channels_back(grad, input_shape)
+    return operation.channels_back(grad, input_shape).contiguous(memory_format=memory_format)
 
 
 def bias_vjp(output_grad: Tensor) -> Tensor:
@@ -53,9 +55,11 @@ def bias_vjp(output_grad: Tensor) -> Tensor:
     return output_grad.sum([dim for dim in range(output_grad.dim()) if dim != 1])
 
 
-def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    """``torch.channels_last`` if a tensor lies in memory that way and no other, else ``torch.contiguous_format``."""
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+def memory_format_of(tensor: Tensor, operation: Operation) -> torch.memory_format:
+    """``torch.channels_last`` if a layer's input or weight lies in memory that way, else ``torch.contiguous_format``."""
+    if isinstance(operation, Linear) or tensor.dim() != 4:
+        return torch.contiguous_format
+    if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..tn import LayerSpec
 from .description import Description
 from .draw import Draw
-from .text import register, to_text
+from .text import register
 
 Vjp = Literal["weight_vjp", "input_vjp"]
 
@@ -53,14 +53,6 @@ class Estimator(ABC):
 
     def __post_init__(self) -> None:
         check_keep(type(self).__name__, self.keep)
-        object.__setattr__(self, "_text", to_text(self))
-
-    @property
-    def text(self) -> str:
-        """The estimator as text, see :func:`randbp.estimators.text.to_text`."""
-        # Known since construction, so that torch.compile meets a string where the numbers within might vary.
-        known: str | None = getattr(self, "_text", None)
-        return to_text(self) if known is None else known
 
     @property
     def exact(self) -> bool:

@@ -15,7 +15,6 @@ from .description import Description
 from .draw import Draw
 from .exact import Exact
 from .rounded import RoundedLayout
-from .text import to_text
 
 _NOISE = -2  # key of the draws that round, apart from those of the estimator within
 
@@ -73,7 +72,6 @@ class Rounding(Estimator):
         if "weight_vjp" not in self.estimator.serves:
             raise ValueError(f"Rounding: estimator={self.estimator!r}, expected one that serves weight_vjp")
         object.__setattr__(self, "keep", self.estimator.keep * self.bits / 32)
-        object.__setattr__(self, "_text", to_text(self))
 
     @property
     def exact(self) -> bool:

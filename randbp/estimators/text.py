@@ -20,9 +20,9 @@ def to_text(value: Any) -> str:
     Equal values give equal texts in any process, and ``torch.compile`` can trace this function.
 
     Example:
-        >>> from randbp import Spatial
-        >>> to_text(Spatial(keep=0.25))
-        "('randbp.estimators.spatial.Spatial', {'keep': 0.25, 'per_example': True, 'center': True})"
+        >>> from randbp import Batch
+        >>> to_text(Batch(keep=0.25))
+        "('randbp.estimators.batch.Batch', {'keep': ['0x1.0000000000000p-2'], 'bernoulli': False})"
     """
     parts = []
     for field in fields(value):
@@ -54,16 +54,19 @@ def from_text(text: str) -> Any:
 
 def _made(tree: Any) -> Any:
     path, values = tree
-    known = {name: _made(value) if _is_nested(value) else value for name, value in values.items()}
-    return _CLASSES[path](**known)
+    return _CLASSES[path](**{name: _value(part) for name, part in values.items()})
 
 
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and value[0] in _CLASSES and isinstance(value[1], dict)
+def _value(part: Any) -> Any:
+    if isinstance(part, list):
+        return float.fromhex(part[0])
+    nested = isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], dict)
+    return _made(part) if nested else part
 
 
 def _literal(value: Any) -> str:
-    return repr(float(value)) if isinstance(value, float) else repr(value)
+    # A float becomes a list of its digits: the compiler, which may see it as a variable, knows its value only this way.
+    return repr([value.hex()]) if isinstance(value, float) else repr(value)
 
 
 def _path(made: type) -> str:
