@@ -81,6 +81,9 @@ def estimated(
         weight_vjp: Estimator of the weight's gradient.
         input_vjp: Estimator of the input's gradient.
         seed: Determines the sample; while ``torch.compile`` traces, a tensor.
+
+    Raises:
+        RuntimeError: While a CUDA graph is captured.
     """
     if torch.is_autocast_enabled(x.device.type):  # cast outside, so that the casts are differentiated, too
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -90,6 +93,11 @@ def estimated(
         if not weight_vjp.fixed_size:
             return _apart(x, weight, bias, operation, weight_vjp, input_vjp, seed)
         return compiled(x, weight, bias, operation, weight_vjp, input_vjp, seed)
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{operation.title}: a captured CUDA graph would repeat one sample for ever; "
+            'use torch.compile(model, mode="reduce-overhead"), which captures around the draws'
+        )
     spec = operation.spec(x.shape, weight.shape)
     output: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, spec, weight_vjp, input_vjp, seed)
     return output
