@@ -4,6 +4,7 @@ import copy
 import shutil
 import sysconfig
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ from randbp import (
 )
 from randbp.autograd import Convolution, Linear, Operation, TransposedConvolution
 from randbp.callbacks import TensorDropout
+from randbp.estimators import Draw
 from randbp.estimators.seeds import Integers
 from randbp.estimators.text import to_text
 from randbp.functional import conv
+from randbp.tn import LayerSpec
 from tests.functional.observe import held_by
 
 ESTIMATORS = [
@@ -433,6 +436,32 @@ def test_operators_keep_their_contract(layer: Any, estimator: Estimator) -> None
         for channels_last in (False, True) if x.dim() == 4 else (False,):
             arguments = (output_grad, weight, seed, shapes[0], *texts, channels_last)
             torch.library.opcheck(torch.ops.randbp.input_vjp.default, arguments)
+
+
+@dataclass(frozen=True)
+class FirstExamples(Estimator):
+    """A user's own, with nothing but what the protocol asks for."""
+
+    serves = frozenset({"weight_vjp"})
+
+    def _chosen(self, examples: Tensor, draw: Draw) -> Tensor:
+        noise = torch.rand(len(examples), generator=draw.generator(examples.device), device=examples.device)
+        return noise.argsort()[: max(1, int(self.keep * len(examples)))]
+
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
+        return (input[self._chosen(input, draw)],)
+
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
+        return Exact().weight_vjp(held, output_grad[self._chosen(output_grad, draw)] / self.keep, spec, draw)
+
+
+def test_an_estimator_of_ones_own() -> None:
+    model, x = small(), images()
+    handle = randomize(model, FirstExamples(0.5))
+    compiled_model = torch.compile(model, fullgraph=True, backend="aot_eager")
+    first = gradients(compiled_model, model, x, handle, 1)
+    assert_same(first, gradients(model, model, x, handle, 1))
+    assert differ(first, gradients(compiled_model, model, x, handle, 2))
 
 
 def test_the_seed_operator_keeps_its_contract() -> None:
