@@ -66,7 +66,7 @@ def _weight_vjp(
 ) -> Tensor:
     made, shape = from_text(operation), tuple(weight_shape)
     spec, grad = made.spec(tuple(input_shape), shape), made.channels_second(output_grad)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
         return vjps.weight_vjp(tuple(held), grad, shape, spec, from_text(estimator), int(seed), _format(channels_last))
 
 
@@ -96,7 +96,7 @@ def _input_vjp(
 ) -> Tensor:
     made, shape = from_text(operation), tuple(input_shape)
     spec, grad = made.spec(shape, tuple(weight.shape)), made.channels_second(output_grad)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
         return vjps.input_vjp(grad, weight, shape, made, spec, from_text(estimator), int(seed), _format(channels_last))
 
 

@@ -33,7 +33,7 @@ class Estimator(ABC):
 
     Unbiased means: averaged over draws, the estimate is the exact VJP.
 
-    ``torch.compile`` runs :meth:`sketch` once on a tensor without data (``device="meta"``) to learn the sizes of what is
+    ``torch.compile`` runs :meth:`sketch` on a tensor without data (``device="meta"``) to learn the sizes of what is
     held, and passes an estimator as text: its fields must be numbers, strings, tuples of these, or estimators.
 
     To add an estimator, write a frozen dataclass that derives from this class, implement :meth:`sketch` and
