@@ -5,11 +5,51 @@ import torch
 from torch import nn
 
 import randbp
-from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
+from randbp import (
+    Axes,
+    Batch,
+    Channels,
+    Estimator,
+    Exact,
+    LowResolution,
+    NormChannels,
+    NormSpatial,
+    Projection,
+    Rounding,
+    Spatial,
+)
 from randbp.functional import conv, conv_transpose, linear
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ESTIMATORS = [Spatial(0.25), Spatial(0.25, center=False), Axes(0.25), Channels(0.25), Batch(0.25)]
+FIXED_SIZE = [
+    *ESTIMATORS,
+    Spatial(0.25, per_example=False),
+    LowResolution(0.25),
+    NormSpatial(0.25),
+    NormSpatial(0.25, center=False, top=0.5),
+    NormChannels(0.25),
+    Projection(0.25),
+    Projection(0.25, kind="gaussian"),
+    Rounding(4),
+    Rounding(4, Spatial(0.5)),
+]
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2),
+        nn.ConvTranspose2d(16, 8, 4, stride=2),
+        nn.Linear(16, 16),
+        nn.Flatten(),
+        nn.Linear(8 * 16 * 16, 4),
+    ).cuda()
+
+
+def both(estimator: Estimator) -> dict[str, Estimator]:
+    return {"weight_vjp": estimator, "input_vjp": estimator if "input_vjp" in estimator.serves else Exact()}
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
@@ -56,20 +96,10 @@ def test_other_layers_are_unbiased_on_the_gpu(estimator: Estimator, kind: str) -
         assert z.max() < 6  # Bonferroni over at most 492 entries: error probability 1e-6
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 def test_nothing_waits_for_the_device_and_global_state_stays(estimator: Estimator) -> None:
-    model = nn.Sequential(
-        nn.Conv2d(8, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, stride=2),
-        nn.ConvTranspose2d(16, 8, 4, stride=2),
-        nn.Linear(16, 16),
-        nn.Flatten(),
-        nn.Linear(8 * 16 * 16, 4),
-    ).cuda()
-    x = torch.randn(16, 8, 16, 16, device="cuda")
-    input_vjp = Exact() if isinstance(estimator, Batch) else estimator
-    with randbp.randomize(model, estimator, input_vjp, layers="*"):
+    model, x = network(), torch.randn(16, 8, 16, 16, device="cuda")
+    with randbp.randomize(model, **both(estimator), layers="*"):
         model(x).square().sum().backward()  # index tables are built once per layer geometry
         before = torch.cuda.get_rng_state()
         torch.cuda.synchronize()
@@ -79,3 +109,34 @@ def test_nothing_waits_for_the_device_and_global_state_stays(estimator: Estimato
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("estimator", [Spatial(0.25), NormSpatial(0.25), Rounding(4)], ids=str)
+def test_compiled_steps_draw_afresh_and_equal_eager_ones(estimator: Estimator, mode: str) -> None:
+    torch._dynamo.reset()
+    model, x = network(), torch.randn(16, 8, 16, 16, device="cuda")
+    handle = randbp.randomize(model, **both(estimator), layers="*")
+    compiled = torch.compile(model, fullgraph=True, mode=mode)
+
+    def weight_grads(forward: nn.Module, step: int) -> list[torch.Tensor]:
+        handle.set_step(step)
+        model.zero_grad()
+        forward(x).square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    drawn = []
+    for step in range(5):  # CUDA graphs, if any, are recorded in the second step and replayed from the third
+        drawn.append(weight_grads(compiled, step))
+        for left, right in zip(drawn[-1], weight_grads(model, step), strict=True):
+            assert (left - right).norm() < 1e-2 * right.norm()
+    assert not torch.allclose(drawn[3][0], drawn[4][0], rtol=1e-2)
+
+
+def test_capturing_a_cuda_graph_says_why_it_cannot_be() -> None:
+    model, x = network(), torch.randn(16, 8, 16, 16, device="cuda")
+    randbp.randomize(model, Spatial(0.25))
+    model(x).sum().backward()
+    refusal = pytest.raises(RuntimeError, match="a captured CUDA graph would repeat one sample")
+    with refusal, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        model(x)

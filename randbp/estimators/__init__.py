@@ -6,7 +6,7 @@ from .batch import Batch
 from .biased_top_k import BiasedTopK
 from .channels import Channels
 from .description import Description
-from .draw import Draw, manual_seed
+from .draw import Draw
 from .exact import Exact
 from .low_resolution import LowResolution
 from .norm_channels import NormChannels
@@ -14,6 +14,7 @@ from .norm_spatial import NormSpatial
 from .plain import configure, plain_estimator
 from .projection import Projection
 from .rounding import Rounding
+from .seeds import manual_seed
 from .spatial import Spatial
 
 __all__ = [

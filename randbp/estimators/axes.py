@@ -50,6 +50,11 @@ class Axes(Estimator):
 
     bernoulli: bool = False
 
+    @property
+    def fixed_size(self) -> bool:
+        """Unless draws are Bernoulli."""
+        return not self.bernoulli
+
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """Kept entries of the input, one tensor ``[N, S, C]`` per position class."""
         input, spec = examples_as_positions(input, spec)

@@ -4,7 +4,7 @@ from abc import ABC
 from dataclasses import dataclass, fields
 from math import prod
 from numbers import Real
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..tn import LayerSpec
 from .description import Description
 from .draw import Draw
+from .text import register
 
 Vjp = Literal["weight_vjp", "input_vjp"]
 
@@ -32,6 +33,9 @@ class Estimator(ABC):
 
     Unbiased means: averaged over draws, the estimate is the exact VJP.
 
+    ``torch.compile`` runs :meth:`sketch` on a tensor without data (``device="meta"``) to learn the sizes of what is
+    held, and passes an estimator as text: its fields must be numbers, strings, tuples of these, or estimators.
+
     To add an estimator, write a frozen dataclass that derives from this class, implement :meth:`sketch` and
     :meth:`weight_vjp`, or :meth:`input_vjp`, or all three, and name in ``serves`` what it can stand in for. The
     README shows a complete one.
@@ -46,6 +50,10 @@ class Estimator(ABC):
     keep: float
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp", "input_vjp"})
 
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        register(cls)
+
     def __post_init__(self) -> None:
         check_keep(type(self).__name__, self.keep)
 
@@ -57,6 +65,11 @@ class Estimator(ABC):
     @property
     def unbiased(self) -> bool:
         """Whether the average over draws is the exact VJP."""
+        return True
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the sizes of what is held depend on shapes only, never on the draw."""
         return True
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:

@@ -38,6 +38,11 @@ class Batch(Estimator):
     bernoulli: bool = False
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp"})
 
+    @property
+    def fixed_size(self) -> bool:
+        """Unless draws are Bernoulli."""
+        return not self.bernoulli
+
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The kept examples ``[S, C, *I]``."""
         return (input.index_select(0, self._examples(input, draw)),)

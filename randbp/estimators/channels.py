@@ -38,6 +38,11 @@ class Channels(Estimator):
 
     bernoulli: bool = False
 
+    @property
+    def fixed_size(self) -> bool:
+        """Unless draws are Bernoulli."""
+        return not self.bernoulli
+
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The kept channels ``[N, S, *I]``."""
         groups, channels = self._sample(spec.groups, spec.in_channels // spec.groups, draw, input.device)

@@ -45,7 +45,8 @@ class Draw:
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """A fresh generator on ``device`` at the start of this draw's stream."""
-        generator = torch.Generator(device)
+        # Tensors without data, by which torch.compile learns shapes, take a generator of the host.
+        generator = torch.Generator("cpu" if torch.device(device).type == "meta" else device)
         # PyTorch's CPU generator only reads the low 32 bits of its seed, so the high ones are folded in.
         generator.manual_seed((self.seed ^ (self.seed >> 32)) & 0xFFFFFFFF)
         return generator
@@ -67,42 +68,3 @@ def seed_from(generator: torch.Generator) -> int:
         return mix(generator.initial_seed(), offset)
     high, low = torch.randint(0, 1 << 31, (2,), generator=generator, device=generator.device).tolist()
     return (high << 31) | low
-
-
-class SeedStream:
-    """The seeds used when a call names no generator: a counter, hashed with a seed of its own.
-
-    Example:
-        >>> stream = SeedStream(0)
-        >>> first = [stream.next(), stream.next()]
-        >>> stream.reset(0)
-        >>> first == [stream.next(), stream.next()]
-        True
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.reset(seed)
-
-    def reset(self, seed: int) -> None:
-        """Start the stream again from a seed."""
-        self._seed, self._count = seed, 0
-
-    def next(self) -> int:
-        """The next seed."""
-        self._count += 1
-        return mix(self._seed, self._count)
-
-
-default_stream = SeedStream(0)
-
-
-def manual_seed(seed: int) -> None:
-    """Restart the stream of samples used by :mod:`randbp.functional` calls that name no ``generator``.
-
-    Args:
-        seed: Any integer. PyTorch's own generators are neither read nor changed.
-
-    Example:
-        >>> manual_seed(0)
-    """
-    default_stream.reset(int(seed))

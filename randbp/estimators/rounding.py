@@ -83,6 +83,11 @@ class Rounding(Estimator):
         """Whether the estimator within is."""
         return self.estimator.unbiased
 
+    @property
+    def fixed_size(self) -> bool:
+        """Whether that of the estimator within is."""
+        return self.estimator.fixed_size
+
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""
         inner = (input,) if self.estimator.exact else self.estimator.sketch(input, spec, draw)

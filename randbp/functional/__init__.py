@@ -2,7 +2,7 @@
 
 from .call import check_estimator, estimated_call, is_estimated
 from .convolution import conv, conv_operation, conv_spec
-from .linear_layer import linear, linear_operation
+from .linear_layer import linear
 from .transposed import conv_transpose, conv_transpose_operation, conv_transpose_spec
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "estimated_call",
     "is_estimated",
     "linear",
-    "linear_operation",
 ]

@@ -1,12 +1,15 @@
 """What the functions of all layers share: when to estimate, and with which seed."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..autograd import Linear, Operation, estimated
+from ..autograd import Linear, Operation, draw_seed, estimated
 from ..estimators import Estimator
 from ..estimators.base import Vjp
-from ..estimators.draw import default_stream, seed_from
+from ..estimators.draw import seed_from
+from ..estimators.seeds import default_stream
 
 IntOrTuple = int | tuple[int, ...]
 
@@ -23,10 +26,24 @@ def call(
     """A layer with estimators: PyTorch's own where nothing is estimated."""
     check_estimator("weight_vjp", weight_vjp)
     check_estimator("input_vjp", input_vjp)
+    if not torch.compiler.is_compiling():  # the compiler runs PyTorch's own checks
+        operation.spec(x.shape, weight.shape)
     if not is_estimated(x, weight, weight_vjp, input_vjp):
         return operation.native(x, weight, bias)
-    seed = default_stream.next() if generator is None else seed_from(generator)
-    return estimated_call(operation, x, weight, bias, weight_vjp, input_vjp, seed)
+    return estimated_call(operation, x, weight, bias, weight_vjp, input_vjp, _seed(generator))
+
+
+def _seed(generator: torch.Generator | None) -> int | Tensor:
+    if generator is not None:
+        return _seed_from(generator) if torch.compiler.is_compiling() else seed_from(generator)
+    if torch.compiler.is_compiling():
+        return draw_seed(default_stream.clock.tensor, default_stream.place.tensor)
+    return default_stream.next()
+
+
+@torch.compiler.disable
+def _seed_from(generator: torch.Generator) -> Tensor:
+    return torch.tensor(seed_from(generator))
 
 
 def estimated_call(
@@ -36,7 +53,7 @@ def estimated_call(
     bias: Tensor | None,
     weight_vjp: Estimator,
     input_vjp: Estimator,
-    seed: int,
+    seed: int | Tensor,
 ) -> Tensor:
     """Estimated layer of checked arguments, with or without a batch dimension."""
     if x.is_complex() or weight.is_complex():
@@ -62,20 +79,6 @@ def check_estimator(name: Vjp, estimator: object) -> None:
     estimator.check_serves(name)
 
 
-def batched_shape(x: Tensor, weight: Tensor, weight_axes: str) -> tuple[int, ...]:
-    """Shape of a convolution's input, with a batch of one if it has none.
-
-    Raises:
-        ValueError: If the dimensions of input and weight do not fit a convolution.
-    """
-    dims = weight.dim() - 2
-    if dims not in (1, 2, 3):
-        raise ValueError(f"weight: shape {tuple(weight.shape)}, expected ({weight_axes}, *K) with 1 to 3 kernel sizes")
-    if x.dim() not in (dims + 1, dims + 2):
-        raise ValueError(f"x: shape {tuple(x.shape)}, expected {dims + 2} dimensions, or {dims + 1} without a batch")
-    return tuple(x.shape) if x.dim() == dims + 2 else (1, *x.shape)
-
-
-def as_tuple(value: IntOrTuple | list[int]) -> IntOrTuple:
-    """A number as it is, a sequence as a tuple."""
-    return value if isinstance(value, int) else tuple(value)
+def as_tuple(value: Any) -> Any:
+    """A number or name as it is, a sequence as a tuple."""
+    return value if isinstance(value, int | str) else tuple(value)

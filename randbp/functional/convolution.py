@@ -1,14 +1,12 @@
 """Convolution with estimated VJPs."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from ..autograd import Convolution
 from ..estimators import Estimator, Exact, Spatial
 from ..tn import ConvSpec
-from .call import IntOrTuple, as_tuple, batched_shape, call
+from .call import IntOrTuple, as_tuple, call
 
 
 def conv(
@@ -56,23 +54,13 @@ def conv(
         >>> weight.grad.shape
         torch.Size([4, 3, 3, 3])
     """
-    operation = conv_operation(x, weight, stride, padding, dilation, groups)
+    operation = conv_operation(stride, padding, dilation, groups)
     return call(operation, x, weight, bias, weight_vjp, input_vjp, generator)
 
 
-def conv_operation(
-    x: Tensor,
-    weight: Tensor,
-    stride: IntOrTuple,
-    padding: IntOrTuple | str,
-    dilation: IntOrTuple,
-    groups: int,
-) -> Convolution:
-    """A convolution call of checked hyper-parameters; raises as :func:`conv_spec`."""
-    stride, dilation = as_tuple(stride), as_tuple(dilation)
-    padding = padding if isinstance(padding, str) else as_tuple(padding)
-    spec = conv_spec(x, weight, stride, padding, dilation, groups)
-    return Convolution(spec, (stride, padding, dilation, groups))
+def conv_operation(stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int) -> Convolution:
+    """A convolution call's hyper-parameters; not checked before shapes are known."""
+    return Convolution((as_tuple(stride), as_tuple(padding), as_tuple(dilation), groups))
 
 
 def conv_spec(
@@ -88,14 +76,4 @@ def conv_spec(
     Raises:
         ValueError: One line that names the argument, its value and what is allowed.
     """
-    shape = batched_shape(x, weight, "D, C / groups")
-    spec = _conv_spec(shape, weight.shape[0], tuple(weight.shape[2:]), stride, padding, dilation, groups)
-    if spec.weight_shape != tuple(weight.shape):
-        raise ValueError(
-            f"weight: shape {tuple(weight.shape)}, expected {spec.weight_shape} "
-            f"for {spec.in_channels} input channels in groups={groups}"
-        )
-    return spec
-
-
-_conv_spec = lru_cache(maxsize=1024)(ConvSpec)
+    return conv_operation(stride, padding, dilation, groups).spec(x.shape, weight.shape)

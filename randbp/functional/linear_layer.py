@@ -1,14 +1,11 @@
 """Linear layer with estimated VJPs."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd import Linear
 from ..estimators import Estimator, Exact, Spatial
-from ..tn import linear_spec
 from .call import call, check_estimator
 
 
@@ -60,12 +57,4 @@ def linear(
         check_estimator("weight_vjp", weight_vjp)
         check_estimator("input_vjp", input_vjp)
         return F.linear(x, weight, bias)
-    return call(linear_operation(x, weight), x, weight, bias, weight_vjp, input_vjp, generator)
-
-
-def linear_operation(x: Tensor, weight: Tensor) -> Linear:
-    """A linear layer call whose shapes fit together, without an empty tensor."""
-    return Linear(_linear_spec(tuple(x.shape), weight.shape[0]))
-
-
-_linear_spec = lru_cache(maxsize=1024)(linear_spec)
+    return call(Linear(), x, weight, bias, weight_vjp, input_vjp, generator)

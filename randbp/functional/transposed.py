@@ -1,14 +1,12 @@
 """Transposed convolution with estimated VJPs."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from ..autograd import TransposedConvolution
 from ..estimators import Estimator, Exact, Spatial
-from ..tn import ConvTransposeSpec, transposed_spec
-from .call import IntOrTuple, as_tuple, batched_shape, call
+from ..tn import ConvTransposeSpec
+from .call import IntOrTuple, as_tuple, call
 
 
 def conv_transpose(
@@ -58,26 +56,16 @@ def conv_transpose(
         >>> y.shape, weight.grad.shape
         (torch.Size([8, 4, 32, 32]), torch.Size([3, 4, 4, 4]))
     """
-    operation = conv_transpose_operation(x, weight, stride, padding, output_padding, groups, dilation)
+    operation = conv_transpose_operation(stride, padding, output_padding, groups, dilation)
     return call(operation, x, weight, bias, weight_vjp, input_vjp, generator)
 
 
 def conv_transpose_operation(
-    x: Tensor,
-    weight: Tensor,
-    stride: IntOrTuple,
-    padding: IntOrTuple,
-    output_padding: IntOrTuple,
-    groups: int,
-    dilation: IntOrTuple,
+    stride: IntOrTuple, padding: IntOrTuple, output_padding: IntOrTuple, groups: int, dilation: IntOrTuple
 ) -> TransposedConvolution:
-    """A transposed convolution call of checked hyper-parameters; raises as :func:`conv_transpose_spec`."""
-    if isinstance(padding, str):
-        raise ValueError(f"padding={padding!r}: expected an integer or one per dimension")
-    stride, padding, dilation = as_tuple(stride), as_tuple(padding), as_tuple(dilation)
-    output_padding = as_tuple(output_padding)
-    spec = conv_transpose_spec(x, weight, stride, padding, output_padding, groups, dilation)
-    return TransposedConvolution(spec, (stride, padding, output_padding, groups, dilation))
+    """A transposed convolution call's hyper-parameters; not checked before shapes are known."""
+    geometry = as_tuple(stride), as_tuple(padding), as_tuple(output_padding), groups, as_tuple(dilation)
+    return TransposedConvolution(geometry)
 
 
 def conv_transpose_spec(
@@ -94,18 +82,5 @@ def conv_transpose_spec(
     Raises:
         ValueError: One line that names the argument, its value and what is allowed.
     """
-    shape = batched_shape(x, weight, "C, D / groups")
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups={groups!r}: expected a positive integer")
-    if shape[1] != weight.shape[0] or shape[1] % groups:
-        raise ValueError(
-            f"weight: shape {tuple(weight.shape)}, expected (C, D / groups, *K) "
-            f"with C = {shape[1]} input channels, a multiple of groups={groups}"
-        )
-    channels, kernel = weight.shape[1] * groups, tuple(weight.shape[2:])
-    return _conv_transpose_spec(shape, channels, kernel, stride, padding, dilation, groups, output_padding)
-
-
-@lru_cache(maxsize=1024)
-def _conv_transpose_spec(*arguments: object) -> ConvTransposeSpec:
-    return ConvTransposeSpec(transposed_spec(*arguments))  # type: ignore[arg-type]
+    operation = conv_transpose_operation(stride, padding, output_padding, groups, dilation)
+    return operation.spec(x.shape, weight.shape)

@@ -1,15 +1,17 @@
 """A module with estimated VJPs: the same object, with another class for as long as it is randomised."""
 
 import copyreg
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
 from zlib import crc32
 
+import torch
 from torch import Tensor, nn
 
+from ..autograd import draw_seed
 from ..estimators import Estimator
-from ..estimators.draw import mix
+from ..estimators.seeds import Integers, next_seed
 from ..functional import estimated_call, is_estimated
 from .modules import Prepare
 
@@ -18,12 +20,12 @@ class Clock:
     """Seed, step, micro-batch and rank that the layers of one :func:`randbp.randomize` call share."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.set(0, 0, 0)
+        self.state = Integers((seed, 0, 0, 0, 0))  # … and how often it was set
 
     def set(self, step: int, micro_batch: int, rank: int) -> None:
         """Go to a training step."""
-        self.time = (step, micro_batch, rank)
+        for number, value in enumerate((step, micro_batch, rank, self.state.values[-1] + 1), 1):
+            self.state.values[number] = value
 
 
 @dataclass
@@ -35,15 +37,16 @@ class LayerState:
     weight_vjp: Estimator
     input_vjp: Estimator
     clock: Clock
-    time: tuple[int, int, int] = (0, 0, 0)
-    calls: int = 0
+    place: Integers = field(init=False)
 
-    def next_seed(self) -> int:
+    def __post_init__(self) -> None:
+        self.place = Integers((crc32(self.name.encode()), 0, 0))
+
+    def next_seed(self) -> int | Tensor:
         """Seed of the next forward pass: hashed from seed, layer, step, micro-batch, rank and call within these."""
-        if self.time != self.clock.time:
-            self.time, self.calls = self.clock.time, 0
-        self.calls += 1
-        return mix(self.clock.seed, crc32(self.name.encode()), *self.time, self.calls)
+        if torch.compiler.is_compiling():
+            return draw_seed(self.clock.state.tensor, self.place.tensor)
+        return next_seed(self.clock.state.values, self.place.values)
 
 
 class RandomizedLayer:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..autograd import Operation
-from ..functional import conv_operation, conv_transpose_operation, linear_operation
+from ..autograd import Linear, Operation
+from ..functional import conv_operation, conv_transpose_operation
 
 Prepare = Callable[..., tuple[Operation, Tensor] | None]
 
@@ -22,7 +22,7 @@ def _convolution(module: Any, input: Tensor) -> tuple[Operation, Tensor] | None:
     if module.padding_mode != "zeros" and padding != "valid":
         input = F.pad(input, _pad_widths(module), mode=module.padding_mode)
         padding = (0,) * len(module.kernel_size)
-    return conv_operation(input, module.weight, module.stride, padding, module.dilation, module.groups), input
+    return conv_operation(module.stride, padding, module.dilation, module.groups), input
 
 
 def _pad_widths(module: Any) -> list[int]:
@@ -45,16 +45,13 @@ def _transposed(module: Any, input: Tensor, output_size: list[int] | None = None
         sizes = len(output_size) in (dims, input.dim())
         if not sizes or not all(0 <= e < s for e, s in zip(extra, module.stride, strict=True)):
             return None
-    operation = conv_transpose_operation(
-        input, module.weight, module.stride, module.padding, extra, module.groups, module.dilation
-    )
-    return operation, input
+    return conv_transpose_operation(module.stride, module.padding, extra, module.groups, module.dilation), input
 
 
 def _linear(module: Any, input: Tensor) -> tuple[Operation, Tensor] | None:
     if not input.numel() or not module.weight.numel() or input.shape[-1] != module.weight.shape[1]:
         return None
-    return linear_operation(input, module.weight), input
+    return Linear(), input
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def overridden(modules: Iterable[nn.Module], clock: Clock, **estimators: Any) ->
     before = [(module, layer_state(module)) for module in modules]
     try:
         for module, state in before:
-            module.__dict__["_randbp"] = replace(state, clock=clock, time=clock.time, calls=0, **estimators)
+            module.__dict__["_randbp"] = replace(state, clock=clock, **estimators)
         yield
     finally:
         for module, state in before:

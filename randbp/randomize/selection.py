@@ -17,7 +17,8 @@ def select(
     Raises:
         ValueError: If a pattern, or the predicate, matches none.
     """
-    candidates = {name: m for name, m in model.named_modules() if is_randomized(m) or kind_of(m) is not None}
+    modules = {_uncompiled(name): module for name, module in model.named_modules()}
+    candidates = {name: m for name, m in modules.items() if is_randomized(m) or kind_of(m) is not None}
     convolutions = {name: module for name, module in candidates.items() if is_convolution(module)}
     if layers is None:
         if not convolutions:
@@ -44,6 +45,11 @@ def select(
     return {
         name: module for name, module in candidates.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
     }
+
+
+def _uncompiled(name: str) -> str:
+    """The name without what ``torch.compile`` adds, so that layers and samples are the same before and after it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _listed(candidates: dict[str, nn.Module]) -> str:

@@ -24,7 +24,7 @@ from randbp import (
     Rounding,
     Spatial,
 )
-from randbp.functional import conv_transpose, linear
+from randbp.functional import conv, conv_transpose, linear
 from tests.cases import Case, linear_cases, transposed_cases
 from tests.functional.observe import LargestAllocation, held_by
 
@@ -260,6 +260,38 @@ def test_channels_last_transposed_convolution(stride: int) -> None:
     assert torch.equal(torch.autograd.grad(output, x, output_grad)[0], expected[0])
     output = conv_transpose(x, weight, None, stride, 1, weight_vjp=Exact(), input_vjp=Spatial(0.25))
     torch.testing.assert_close(torch.autograd.grad(output, weight, output_grad)[0], expected[1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_memory_formats_are_pytorchs(estimator: Estimator, memory_format: torch.memory_format) -> None:
+    x = torch.randn(8, 8, 9, 9).contiguous(memory_format=memory_format).requires_grad_()
+    for kernel in (1, 3):
+        weight = torch.randn(8, 8, kernel, kernel).contiguous(memory_format=memory_format).requires_grad_()
+        for native, estimated in ((F.conv2d, conv), (F.conv_transpose2d, conv_transpose)):
+            expected = native(x, weight)
+            output = estimated(x, weight, **both(estimator))
+            output_grad = torch.randn_like(expected)
+            grads = torch.autograd.grad(output, (x, weight), output_grad)
+            exact = torch.autograd.grad(expected, (x, weight), output_grad)
+            assert output.stride() == expected.stride()
+            assert grads[0].stride() == exact[0].stride()
+            assert grads[1].stride() == weight.stride()  # as the optimizer wants it, and PyTorch copies it
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_gradients_in_the_parameters_precision(
+    name: str, estimator: Estimator, dtype: torch.dtype
+) -> None:
+    estimated, native, x, weight = layer(name)
+    x = x[:8].detach().requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        y = estimated(x, weight, **both(estimator))
+        assert y.dtype is dtype and torch.equal(y, native(x, weight))
+    for grad, tensor in zip(torch.autograd.grad(y, (x, weight), torch.full_like(y, 0.01)), (x, weight), strict=True):
+        assert grad.dtype is torch.float32 and grad.stride() == tensor.stride() and grad.isfinite().all()
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)

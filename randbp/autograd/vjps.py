@@ -1,0 +1,69 @@
+"""What forward and backward of an estimated layer compute, in eager mode and in compiled graphs alike."""
+
+import torch
+from torch import Tensor
+
+from ..estimators import Draw, Estimator, Exact
+from ..tn import LayerSpec
+from .operations import Linear, Operation, Shape
+
+_WEIGHT, _INPUT = 0, 1  # keys of the draws of the two VJPs
+
+
+def sketch(x: Tensor, operation: Operation, spec: LayerSpec, estimator: Estimator, seed: int) -> tuple[Tensor, ...]:
+    """What the weight VJP holds of a layer's input."""
+    return _exact_or(estimator).sketch(operation.channels_second(x), spec, Draw(seed).child(_WEIGHT))
+
+
+def weight_vjp(
+    held: tuple[Tensor, ...],
+    output_grad: Tensor,
+    weight_shape: Shape,
+    spec: LayerSpec,
+    estimator: Estimator,
+    seed: int,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    """Estimated weight VJP in the weight's shape and memory format, from an output gradient ``[N, D, *O]``."""
+    grad = _exact_or(estimator).weight_vjp(held, output_grad, spec, Draw(seed).child(_WEIGHT))
+    return grad.view(weight_shape).contiguous(memory_format=memory_format)
+
+
+def input_vjp(
+    output_grad: Tensor,
+    weight: Tensor,
+    input_shape: Shape,
+    operation: Operation,
+    spec: LayerSpec,
+    estimator: Estimator,
+    seed: int,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    """Estimated input VJP in the input's shape and memory format, from an output gradient ``[N, D, *O]``.
+
+    The native kernel takes the memory format from the weight, the input being gone.
+    """
+    kernel = operation.kernel(weight)
+    if memory_format is torch.channels_last:
+        kernel = kernel.contiguous(memory_format=memory_format)
+    grad = _exact_or(estimator).input_vjp(output_grad, kernel, spec, Draw(seed).child(_INPUT))
+    return operation.channels_back(grad, input_shape).contiguous(memory_format=memory_format)
+
+
+def bias_vjp(output_grad: Tensor) -> Tensor:
+    """Exact bias VJP, from an output gradient ``[N, D, *O]``."""
+    return output_grad.sum([dim for dim in range(output_grad.dim()) if dim != 1])
+
+
+def memory_format_of(tensor: Tensor, operation: Operation) -> torch.memory_format:
+    """``torch.channels_last`` if an input or weight lies in memory that way, else ``torch.contiguous_format``."""
+    if isinstance(operation, Linear) or tensor.dim() != 4:
+        return torch.contiguous_format
+    if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _exact_or(estimator: Estimator) -> Estimator:
+    """Any estimator that keeps everything is PyTorch's own VJP."""
+    return Exact() if estimator.exact else estimator
