@@ -91,7 +91,7 @@ def estimated(
         bias = None if bias is None else _cast(bias, dtype)
     if isinstance(seed, Tensor):
         if not weight_vjp.fixed_size:
-            return _apart(x, weight, bias, seed, operation, weight_vjp, input_vjp)
+            return _apart(x, weight, bias, operation, weight_vjp, input_vjp, seed)
         return compiled(x, weight, bias, operation, weight_vjp, input_vjp, seed)
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -104,8 +104,16 @@ def estimated(
 
 
 @torch.compiler.disable(reason="randbp: an estimator that holds a random number of entries is not compiled")
-def _apart(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, *layer: Any) -> Tensor:
-    return estimated(x, weight, bias, *layer, seed=int(seed))
+def _apart(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    operation: Operation,
+    weight_vjp: Estimator,
+    input_vjp: Estimator,
+    seed: Tensor,
+) -> Tensor:
+    return estimated(x, weight, bias, operation, weight_vjp, input_vjp, int(seed))
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
