@@ -104,9 +104,16 @@ def estimated(
 
 
 @torch.compiler.disable(reason="randbp: an estimator that holds a random number of entries is not compiled")
-def _apart(*arguments: Any) -> Tensor:
-    *rest, seed = arguments
-    return estimated(*rest, int(seed))
+def _apart(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    operation: Operation,
+    weight_vjp: Estimator,
+    input_vjp: Estimator,
+    seed: Tensor,
+) -> Tensor:
+    return estimated(x, weight, bias, operation, weight_vjp, input_vjp, int(seed))
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
