@@ -80,3 +80,16 @@ def test_levels_of_lean_mode_in_the_readme_are_accepted() -> None:
     model["stem"] = nn.Conv2d(3, 3, 1)
     for value in found:
         randbp.randomize(model, lean=eval(value)).remove()
+
+
+def test_tensor_networks_in_the_readme() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"## Tensor networks.*?```python\n(.*?)```", readme, re.DOTALL)
+    assert code is not None
+    made: dict[str, Any] = {}
+    exec(code[1], made)
+    weight = torch.zeros(32, 16, 3, 3, requires_grad=True)
+    (grad,) = torch.autograd.grad(nn.functional.conv2d(made["x"], weight, padding=1), weight, made["dy"])
+    torch.testing.assert_close(made["weight_grad"], grad, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(made["per_example"].sum(0), grad, rtol=1e-4, atol=1e-3)
+    assert made["half_the_rows"].shape == grad.shape and made["factor"].shape == (1, 144, 144)

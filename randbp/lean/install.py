@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .mode import Clock, Level, Session
+from ..estimators.seeds import Integers
+from .mode import Level, Session
 
 Lean = bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]]
 """What ``lean=`` takes; see :func:`randbp.randomize`."""
@@ -50,7 +51,9 @@ class LeanHandle:
         self._session.close()
 
 
-def make_lean(model: nn.Module, lean: Lean, bits: int, clock: Clock, apart: Collection[nn.Module] = ()) -> LeanHandle:
+def make_lean(
+    model: nn.Module, lean: Lean, bits: int, clock: Integers, apart: Collection[nn.Module] = ()
+) -> LeanHandle:
     """Let every operation of a model store the least that still gives its gradient, in training mode.
 
     Args:
@@ -58,7 +61,7 @@ def make_lean(model: nn.Module, lean: Lean, bits: int, clock: Clock, apart: Coll
         lean: ``True``, ``"exact"``, or a mapping from names or globs of modules to these or ``False``: the last entry
             that matches a module, or else one around it, holds; a module that nothing matches is lean.
         bits: Bits per entry where a version rounds.
-        clock: Seed and training step.
+        clock: Seed, training step and how often it was set.
         apart: Modules that an estimator serves, and inside which therefore nothing else is rounded.
 
     Raises:

@@ -2,13 +2,13 @@
 
 import threading
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..estimators.draw import mix
+from ..estimators.seeds import Integers, next_seed
 from .hooks import Hooks, hooks_in_force, transforms_at_work
 from .rules import RULES, Call
 
@@ -16,13 +16,6 @@ Level = Literal["exact", "rounded"] | None
 """Which lean versions may run: those with PyTorch's gradient bit for bit, all, or none."""
 
 _KEY = 0x6C65616E  # keeps these seeds apart from those of layers
-
-
-class Clock(Protocol):
-    """Seed, and step, micro-batch and rank of training."""
-
-    seed: int
-    time: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -41,20 +34,17 @@ class Session:
 
     Args:
         bits: Bits per entry where a version rounds.
-        clock: Seed and training step, which determine the noise.
+        clock: Seed, training step and how often it was set, which determine the noise.
     """
 
-    def __init__(self, bits: int, clock: Clock) -> None:
+    def __init__(self, bits: int, clock: Integers) -> None:
         self.bits, self.clock = bits, clock
-        self._time, self._calls = clock.time, 0
+        self._place = [_KEY, 0, 0]
         self._running = _Running(self)
 
     def seed(self) -> int:
-        """A new seed: hashed from the clock and the number of seeds since it moved."""
-        if self._time != self.clock.time:
-            self._time, self._calls = self.clock.time, 0
-        self._calls += 1
-        return mix(self.clock.seed, _KEY, *self._time, self._calls)
+        """A new seed: hashed from the clock and the number of seeds since it was set."""
+        return next_seed(self.clock.values, self._place)
 
     def enter(self, level: Level, module: nn.Module, args: Any) -> None:
         """A module's forward pass begins (a forward pre-hook)."""
@@ -95,7 +85,7 @@ class Session:
         return call.run() if result is NotImplemented else result
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"bits": self.bits, "clock": self.clock, "_time": self._time, "_calls": self._calls}
+        return {"bits": self.bits, "clock": self.clock, "_place": self._place}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -137,7 +137,7 @@ def randomize(
     weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, modules)
     input_vjps = estimators_by_layer("input_vjp", input_vjp, modules)
     clock = Clock(seed)
-    leaner = make_lean(model, lean, bits, clock, apart=modules.values()) if lean else None
+    leaner = make_lean(model, lean, bits, clock.state, apart=modules.values()) if lean else None
     for name, module in modules.items():
         kind = kind_of(module)
         assert kind is not None
