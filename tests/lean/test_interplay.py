@@ -418,7 +418,7 @@ def test_a_model_without_convolutions() -> None:
         with randbp.randomize(model, Exact(), lean=level, bits=8):
             assert agrees(level, grads(model, lambda: model(x).square().sum()), exact)
             assert memory_report(model, x).held_bytes < before
-    with pytest.raises(ValueError, match="has no nn.Conv1d"):
+    with pytest.raises(ValueError, match=r"has no nn\.Conv1d"):
         randbp.randomize(model, Spatial(0.5), lean=True)
 
 
