@@ -417,7 +417,8 @@ def test_a_model_without_convolutions() -> None:
     for level in LEVELS:
         with randbp.randomize(model, Exact(), lean=level, bits=8):
             assert agrees(level, grads(model, lambda: model(x).square().sum()), exact)
-            assert memory_report(model, x).held_bytes < before
+            # (The second layer holds the ReLU's output; exact mode adds the ReLU's bits to that.)
+            assert memory_report(model, x).held_bytes < (1.02 if level == "exact" else 0.6) * before
     with pytest.raises(ValueError, match=r"has no nn\.Conv1d"):
         randbp.randomize(model, Spatial(0.5), lean=True)
 
