@@ -9,7 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's concern, not the user's
 
@@ -39,6 +39,8 @@ def tensor_dropout(
     input_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008
     layers: str | list[str] | None = None,
     seed: int | None = None,
+    lean: bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]] = False,
+    bits: int = 4,
 ) -> TensorDropout:
     """The callback as the command line configures it: exact unless told otherwise.
 
@@ -48,6 +50,9 @@ def tensor_dropout(
         input_vjp: Estimator of the inputs' gradients, or one for each name or glob.
         layers: Names or globs of the layers; by default all convolutions.
         seed: Of the samples; by default that of the run (``--seed_everything``).
+        lean: Whether all other operations hold the least for backward, too: ``true``, ``exact`` or, in a file, one of
+            these or ``false`` for each name or glob of modules.
+        bits: Bits per entry of what lean mode rounds.
 
     Example:
         >>> tensor_dropout().weight_vjp
@@ -55,7 +60,7 @@ def tensor_dropout(
     """
     if seed is None:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-    return TensorDropout(weight_vjp, input_vjp, layers, seed)
+    return TensorDropout(weight_vjp, input_vjp, layers, seed, lean, bits)
 
 
 def last_checkpoint() -> ModelCheckpoint:
@@ -170,7 +175,8 @@ class CLI(LightningCLI):
         """A model without convolutions can be trained, as long as nothing is to be estimated."""
         callback = options["tensor_dropout"]
         both = (callback.weight_vjp, callback.input_vjp)
-        if all(estimator.exact for vjp in both for _, estimator in _each("", vjp)) and callback.layers is None:
+        exact = all(estimator.exact for vjp in both for _, estimator in _each("", vjp)) and not callback.lean
+        if exact and callback.layers is None:
             options["tensor_dropout"] = Callback()
 
     def fit(self, **kwargs: Any) -> None:

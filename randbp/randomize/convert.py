@@ -9,7 +9,7 @@ from torch import nn
 from ..estimators import Exact, Spatial
 from ..lean import Lean, LeanHandle, check_lean, make_lean
 from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
-from .modules import kind_of
+from .modules import is_convolution, kind_of
 from .per_layer import Estimators, check_estimators, estimators_by_layer
 from .selection import select
 
@@ -130,7 +130,7 @@ def randomize(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: expected an integer")
     check_lean(lean, bits)
-    modules = _chosen(model, layers, weight_vjp, input_vjp)
+    modules = _chosen(model, layers, weight_vjp, input_vjp, optional=bool(lean))
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
@@ -145,8 +145,11 @@ def randomize(
     return RandomizedHandle(modules, weight_vjp, input_vjp, clock, leaner)
 
 
-def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators) -> dict[str, nn.Module]:
+def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators, optional: bool) -> dict[str, nn.Module]:
     """What ``layers`` means; if it is ``None``, the layers that keys name, and all for an estimator without a key."""
+    exact = all(not isinstance(vjp, Mapping) and vjp.exact for vjp in vjps)
+    if layers is None and optional and exact and not any(is_convolution(module) for module in model.modules()):
+        return {}  # a model without convolutions can be lean
     keys = [key for vjp in vjps if isinstance(vjp, Mapping) for key in vjp]
     if layers is not None or not keys:
         return select(model, layers)

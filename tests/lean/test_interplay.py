@@ -399,9 +399,7 @@ def test_linear_and_transposed_layers(layers: Any) -> None:
     with randbp.randomize(model, randbp.Rounding(8), layers=layers, lean=True, bits=8) as handle:
         assert agrees(True, grads(model, loss), exact, 0.03)
         assert memory_report(model, x).held_bytes < 0.55 * before  # the softmax is held as it is
-        assert handle.layers == {"*": ["up", "projections", "out", "wide", "narrow"], None: ["up"]}.get(
-            layers if isinstance(layers, str) else None, layers or ["up"]
-        )
+        assert len(handle.layers) == (1 if layers is None else 5 if layers == "*" else 2)
         with torch.autocast("cpu", torch.bfloat16):
             assert close(grads(model, lambda: loss().float()), exact, 0.1)
         assert len(grads(model, lambda: checkpoint(model, x, use_reentrant=False).square().sum())) == len(exact)
@@ -409,6 +407,20 @@ def test_linear_and_transposed_layers(layers: Any) -> None:
         with randbp.randomize(model, estimator, layers=layers, lean=True):
             assert memory_report(model, x).held_bytes < 0.45 * before
             assert not same(grads(model, loss), exact)
+
+
+def test_a_model_without_convolutions() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 128), nn.LayerNorm(128), nn.ReLU(), nn.Linear(128, 8)), torch.randn(64, 64)
+    exact = grads(model, lambda: model(x).square().sum())
+    before = memory_report(model, x).held_bytes
+    for level in LEVELS:
+        with randbp.randomize(model, Exact(), lean=level, bits=8):
+            assert agrees(level, grads(model, lambda: model(x).square().sum()), exact)
+            # (The second layer holds the ReLU's output; exact mode adds the ReLU's bits to that.)
+            assert memory_report(model, x).held_bytes < (1.02 if level == "exact" else 0.6) * before
+    with pytest.raises(ValueError, match=r"has no nn\.Conv1d"):
+        randbp.randomize(model, Spatial(0.5), lean=True)
 
 
 def test_linear_layers_of_a_lean_network_are_unbiased() -> None:
