@@ -1,0 +1,188 @@
+"""Final test accuracy against the keep rate: how far can the weight gradients be estimated?
+
+All-CNN-C (narrow, without dropout) on Fashion-MNIST padded to 32x32, one channel; SGD with momentum 0.9, a learning
+rate that rises over the first tenth of the steps and falls to zero on a cosine, gradients clipped to norm 1 for all
+alike. The weight VJPs of all convolutions are estimated, the input VJPs exact. Seeds fix the initial weights and the
+order of the images, so runs of one seed differ in the estimator alone. The default takes a fraction of an epoch,
+because 48 runs share one core; ``--epochs`` trains longer.
+
+Every finished run is written at once, and a run that is written is not done again.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import randbp
+from experiments.data import FashionMNIST
+from experiments.models import AllCNNC
+from randbp.estimators import Axes, Channels, Estimator, Exact, Spatial
+
+from .harness import save, show
+from .journal import Journal, Row
+
+RATES = (1 / 8, 1 / 32, 1 / 2, 1 / 4, 1 / 16)
+SEEDS = (0, 1, 2)
+WITHIN = 0.5  # points of test accuracy
+ESTIMATORS: dict[str, Callable[[float], Estimator]] = {
+    "Spatial (default)": Spatial,
+    "axes, Bernoulli": partial(Axes, bernoulli=True),
+    "channels": Channels,
+}
+EXACT = "exact"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs share."""
+
+    width: float = 0.25
+    epochs: float = 0.5
+    batch: int = 64
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    clip: float = 1.0
+
+
+KEYS = ("estimator", "keep", "seed", *Setting.__dataclass_fields__)
+
+
+def train(estimator: Estimator, setting: Setting, data: FashionMNIST, seed: int) -> Row:
+    """One run: test accuracy, loss at the end, seconds."""
+    assert data.train is not None and data.test is not None
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AllCNNC(num_classes=10, in_channels=1, width=setting.width, dropout=False)
+    mean_, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+    known, batch = len(data.train.labels), setting.batch
+    steps = round(setting.epochs * known / batch)
+    optimizer = torch.optim.SGD(model.parameters(), setting.learning_rate, setting.momentum)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, setting.learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.cat([torch.randperm(known, generator=generator) for _ in range(int(setting.epochs) + 1)])
+    losses = []
+    with randbp.randomize(model, weight_vjp=estimator, seed=seed):
+        for step in range(steps):
+            images, labels = data.train.take(order[step * batch : (step + 1) * batch])
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model((images / 255 - mean_) / std), labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            if losses[-1] != losses[-1]:
+                break
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        for first in range(0, len(data.test.labels), 500):
+            images, labels = data.test.take(torch.arange(first, first + 500))
+            right += int((model((images / 255 - mean_) / std).argmax(1) == labels).sum())
+    return {
+        "accuracy": 100 * right / len(data.test.labels),
+        "loss": mean(losses[-20:]),
+        "steps": steps,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def runs() -> list[tuple[str, float, int]]:
+    """Estimator, keep rate and seed of every run; one seed after the other, so that an early end is no loss."""
+    return [
+        run
+        for seed in SEEDS
+        for run in [(EXACT, 1.0, seed), *((name, keep, seed) for keep in RATES for name in ESTIMATORS)]
+    ]
+
+
+def summarise(rows: list[Row]) -> list[Row]:
+    """Mean and standard deviation of accuracy, and of its difference to exact at the same seed."""
+    exact = {row["seed"]: row["accuracy"] for row in rows if row["estimator"] == EXACT}
+    groups: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["estimator"], row["keep"]), []).append(row)
+    summary = []
+    for (estimator, keep), found in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1])):
+        accuracies = [row["accuracy"] for row in found]
+        gaps = [row["accuracy"] - exact[row["seed"]] for row in found if row["seed"] in exact]
+        summary.append(
+            {
+                "estimator": estimator,
+                "keep": keep,
+                "seeds": len(found),
+                "accuracy": mean(accuracies),
+                "std": stdev(accuracies) if len(found) > 1 else 0.0,
+                "gap": mean(gaps) if gaps else None,
+                "gap_std": stdev(gaps) if len(gaps) > 1 else 0.0,
+            }
+        )
+    return summary
+
+
+def smallest_within(summary: list[Row]) -> dict[str, float | None]:
+    """Per estimator the smallest keep rate from which on all larger ones are within :data:`WITHIN` of exact."""
+    found: dict[str, float | None] = {}
+    for name in dict.fromkeys(row["estimator"] for row in summary if row["estimator"] != EXACT):
+        found[name] = None
+        for row in sorted((r for r in summary if r["estimator"] == name), key=lambda r: -r["keep"]):
+            if row["gap"] is None or row["gap"] < -WITHIN:
+                break
+            found[name] = row["keep"]
+    return found
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """Do the runs that are missing, then report all of this setting."""
+    data, journal = FashionMNIST(), Journal("training", KEYS)
+    data.setup()
+    for name, keep, seed in runs():
+        row = {"estimator": name, "keep": keep, "seed": seed, **asdict(setting)}
+        if row in journal:
+            continue
+        estimator = Exact() if name == EXACT else ESTIMATORS[name](keep)
+        journal.add({**row, **(result := train(estimator, setting, data, seed))})
+        print(f"{name}, p = {keep:g}, seed {seed}: {result['accuracy']:.2f} % in {result['seconds']:.0f} s", flush=True)
+    rows = journal.rows(**asdict(setting))
+    return report(rows, setting)
+
+
+def report(rows: list[Row], setting: Setting) -> dict[str, Any]:
+    """Print the table and the verdict, write JSON and figure."""
+    summary = summarise(rows)
+    table = [
+        [
+            row["estimator"],
+            f"1/{round(1 / row['keep'])}" if row["keep"] < 1 else "1",
+            f"{row['accuracy']:.2f} ± {row['std']:.2f}",
+            "" if row["gap"] is None else f"{row['gap']:+.2f} ± {row['gap_std']:.2f}",
+            str(row["seeds"]),
+        ]
+        for row in summary
+    ]
+    title = (
+        f"test accuracy after {setting.epochs:g} epochs ({rows[0]['steps']} steps of {setting.batch} images), "
+        f"All-CNN-C of width {setting.width:g}"
+    )
+    show(title, ["estimator", "p", "accuracy in %", "to exact, same seed", "seeds"], table)
+    best = smallest_within(summary)
+    for name, keep in best.items():
+        where = f"down to p = 1/{round(1 / keep)}" if keep else "at no keep rate"
+        print(f"{name}: within {WITHIN:g} points of exact {where}")
+    result = {"setting": asdict(setting), "smallest_keep_within": best, "within_points": WITHIN, "means": summary}
+    print(f"written to {save('training', rows, result)}")
+    from .training_plot import draw
+
+    for path in draw(summary, title, WITHIN):
+        print(f"written to {path}")
+    return result
