@@ -43,7 +43,9 @@ def draw(summary: list[Row], name: str) -> list[Path]:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(phases) == 1 else 3, handlelength=3)
         draws = max(row["draws"] for row in summary)
-        caption = f"All-CNN-C on Fashion-MNIST, kernel gradients of a batch; mean and standard deviation of {draws} draws"
+        caption = (
+            f"All-CNN-C on Fashion-MNIST, kernel gradients of a batch; mean and standard deviation of {draws} draws"
+        )
         figure.suptitle(caption, fontsize=9, color="#555555", x=0.01, ha="left")
     return files
 

@@ -39,7 +39,9 @@ def ticks(axis: Axis, places: Sequence[float], fractions: bool = False) -> None:
 
 
 @contextmanager
-def panels(name: str, columns: int, size: tuple[float, float], files: list[Path]) -> Iterator[tuple[Figure, list[Axes]]]:
+def panels(
+    name: str, columns: int, size: tuple[float, float], files: list[Path]
+) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure with panels side by side; written as PNG and SVG at the end of the block, the paths put in ``files``."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
