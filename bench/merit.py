@@ -170,7 +170,7 @@ def blocks(model: nn.Module) -> list[nn.Sequential]:
 
 
 def checkpointed_bytes(layers: list[Layer], model: nn.Module) -> tuple[float, float]:
-    """Blocks' inputs over all inputs: held between the passes, and at the peak with one block's inputs computed again."""
+    """Blocks' inputs over all inputs: held between the passes, and at the peak, with one block computed again."""
     sizes = iter([layer.input.nbytes for layer in layers])
     inside = [[next(sizes) for layer in block if isinstance(layer, nn.Conv2d)] for block in blocks(model)]
     held, total = sum(block[0] for block in inside), sum(map(sum, inside))
