@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="six layers, small networks, a short time each")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds per layer for the timed rounds")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--width", type=float, help="error, merit, training: multiplies the channels of All-CNN-C")
     parser.add_argument("--draws", type=int, help="error: models and batches (default: 10)")
     parser.add_argument("--steps", type=int, help="training: of each run (default: 300)")
     arguments = parser.parse_args()
@@ -60,6 +61,7 @@ def main() -> None:
 def _experiment(name: str, arguments: argparse.Namespace) -> None:
     """The benchmarks on whole networks; imported here, as they bring Lightning and matplotlib."""
     quick = arguments.quick
+    width = {} if arguments.width is None else {"width": arguments.width}
     if name == "step":
         from . import step
 
@@ -68,17 +70,17 @@ def _experiment(name: str, arguments: argparse.Namespace) -> None:
     elif name == "merit":
         from . import merit
 
-        merit.run(merit.QUICK if quick else merit.Setting(), 5.0 if quick else 15 * arguments.budget)
+        merit.run(replace(merit.QUICK if quick else merit.Setting(), **width), 5.0 if quick else 15 * arguments.budget)
     elif name == "error":
         from . import error
 
         setting = error.QUICK if quick else error.Setting()
-        error.run(replace(setting, draws=arguments.draws or setting.draws))
+        error.run(replace(setting, draws=arguments.draws or setting.draws, **width))
     else:
         from . import training
 
         setting = training.QUICK if quick else training.Setting()
-        training.run(replace(setting, steps=arguments.steps or setting.steps))
+        training.run(replace(setting, steps=arguments.steps or setting.steps, **width))
 
 
 if __name__ == "__main__":

@@ -237,11 +237,16 @@ def report(rows: list[Row], name: str) -> dict[str, Any]:
     return result
 
 
-def run(setting: Setting, phases: tuple[str, ...] = ("untrained", "trained")) -> dict[str, Any]:
+def fashion_mnist() -> RealImages:
+    """The images of the protocol."""
+    return RealImages("Fashion-MNIST", FashionMNIST())
+
+
+def run(setting: Setting, data: RealImages | None = None) -> dict[str, Any]:
     """Measure what is missing and report everything measured with this setting."""
-    data = RealImages("Fashion-MNIST", FashionMNIST())
+    data = data or fashion_mnist()
     journal = Journal("error", KEYS)
-    for phase in phases:
+    for phase in ("untrained", "trained"):
         measure_phase(phase, setting, data, journal)
     name = "error" if setting.width == 1 else f"error-width-{setting.width:g}"
     return report(journal.rows(width=setting.width, batch=setting.batch), name)

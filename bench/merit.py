@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from experiments.data import FashionMNIST
 from experiments.gradient_error.images import RealImages
 from experiments.gradient_error.protocol import Layer, layer_draw, record
 from randbp import randomize
@@ -103,6 +102,7 @@ class Setting:
     batch: int = 32
     draws: int = 3
     noise_batches: int = 8
+    steps: int = error.STEPS
     rates: tuple[float, ...] = RATES
 
 
@@ -209,10 +209,10 @@ def _square(tensor: Tensor) -> float:
     return float(tensor.double().square().sum())
 
 
-def measure(setting: Setting, budget: float) -> list[dict[str, Any]]:
+def measure(setting: Setting, budget: float, data: RealImages | None = None) -> list[dict[str, Any]]:
     """One row for each contender and competitor."""
-    data = RealImages("Fashion-MNIST", FashionMNIST())
-    model = error.trained_model(data, error.Setting(width=setting.width), 0)
+    data = data or error.fashion_mnist()
+    model = error.trained_model(data, error.Setting(width=setting.width, steps=setting.steps), 0)
     generator = torch.Generator().manual_seed(6)
     problem = Problem(model, *data.batch(setting.batch, generator))
     layers = record(model, problem.images, problem.labels)
@@ -254,9 +254,9 @@ def measure(setting: Setting, budget: float) -> list[dict[str, Any]]:
     return rows
 
 
-def run(setting: Setting, budget: float) -> dict[str, Any]:
+def run(setting: Setting, budget: float, data: RealImages | None = None) -> dict[str, Any]:
     """Measure, print the table, write JSON and figure."""
-    rows = measure(setting, budget)
+    rows = measure(setting, budget, data)
     shown = ("variance", "time", "bytes", "graph", "variance_time", "variance_bytes", "total_variance")
     columns = [*shown, "merit_time", "merit_bytes"]
     table = [[f"{row['curve']}, {row['parameter']:g}", *(f"{row[key]:.3g}" for key in columns)] for row in rows]
@@ -268,6 +268,6 @@ def run(setting: Setting, budget: float) -> dict[str, Any]:
     print(f"written to {save(name, rows, summary)}")
     from .merit_plot import draw
 
-    for path in draw(rows, f"All-CNN-C after 200 steps on Fashion-MNIST, batch {setting.batch}", name):
+    for path in draw(rows, f"All-CNN-C after {setting.steps} steps on Fashion-MNIST, batch {setting.batch}", name):
         print(f"written to {path}")
     return summary

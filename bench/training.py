@@ -10,18 +10,19 @@ Every finished run is written at once, and a run that is written is not done aga
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count, islice
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 import randbp
-from experiments.data import FashionMNIST
+from experiments.data import FashionMNIST, ImageData
 from experiments.models import AllCNNC
 from randbp.estimators import Axes, Channels, Estimator, Exact, Spatial
 
@@ -55,45 +56,43 @@ QUICK = Setting(width=0.05, steps=20)
 KEYS = ("estimator", "keep", "seed", *Setting.__dataclass_fields__)
 
 
-def train(estimator: Estimator, setting: Setting, data: FashionMNIST, seed: int) -> Row:
+def train(estimator: Estimator, setting: Setting, data: ImageData, seed: int) -> Row:
     """One run: test accuracy, loss at the end, seconds."""
-    assert data.train is not None and data.test is not None
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AllCNNC(num_classes=10, in_channels=1, width=setting.width, dropout=False)
-    mean_, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
-    known, batch, steps = len(data.train.labels), setting.batch, setting.steps
+        model = AllCNNC(data.num_classes, in_channels=1, width=setting.width, dropout=False)
     optimizer = torch.optim.SGD(model.parameters(), setting.learning_rate, setting.momentum)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, setting.learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+        optimizer, setting.learning_rate, total_steps=setting.steps, pct_start=0.1, cycle_momentum=False
     )
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.cat([torch.randperm(known, generator=generator) for _ in range(steps * batch // known + 1)])
     losses = []
     with randbp.randomize(model, weight_vjp=estimator, seed=seed):
-        for step in range(steps):
-            images, labels = data.train.take(order[step * batch : (step + 1) * batch])
+        for images, labels in islice(batches(data, seed), setting.steps):
             optimizer.zero_grad()
-            loss = functional.cross_entropy(model((images / 255 - mean_) / std), labels)
+            loss = functional.cross_entropy(model(images), labels)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-            if losses[-1] != losses[-1]:
-                break
     model.eval()
-    right = 0
     with torch.no_grad():
-        for first in range(0, len(data.test.labels), 500):
-            images, labels = data.test.take(torch.arange(first, first + 500))
-            right += int((model((images / 255 - mean_) / std).argmax(1) == labels).sum())
+        right = torch.cat([model(images).argmax(1) == labels for images, labels in data.test_dataloader()])
     return {
-        "accuracy": 100 * right / len(data.test.labels),
+        "accuracy": 100 * float(right.double().mean()),
         "loss": mean(losses[-20:]),
         "seconds": time.perf_counter() - started,
     }
+
+
+def batches(data: ImageData, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training batches without end, in an order of their own every epoch."""
+    data.seed = seed
+    loader = data.train_dataloader()
+    for epoch in count():
+        loader.set_epoch(epoch)
+        yield from loader
 
 
 def runs() -> list[tuple[str, float, int]]:
@@ -141,9 +140,9 @@ def smallest_within(summary: list[Row]) -> dict[str, float | None]:
     return found
 
 
-def run(setting: Setting) -> dict[str, Any]:
+def run(setting: Setting, data: ImageData | None = None) -> dict[str, Any]:
     """Do the runs that are missing, then report all of this setting."""
-    data, journal = FashionMNIST(), Journal("training", KEYS)
+    data, journal = data or FashionMNIST(batch_size=setting.batch), Journal("training", KEYS)
     data.setup()
     for name, keep, seed in runs():
         row = {"estimator": name, "keep": keep, "seed": seed, **asdict(setting)}
@@ -179,9 +178,10 @@ def report(rows: list[Row], setting: Setting) -> dict[str, Any]:
         where = f"down to p = 1/{round(1 / keep)}" if keep else "at no keep rate"
         print(f"{name}: within {WITHIN:g} points of exact {where}")
     result = {"setting": asdict(setting), "smallest_keep_within": best, "within_points": WITHIN, "means": summary}
-    print(f"written to {save('training', rows, result)}")
+    name = "training" if setting == Setting() else f"training-width-{setting.width:g}-steps-{setting.steps}"
+    print(f"written to {save(name, rows, result)}")
     from .training_plot import draw
 
-    for path in draw(summary, title, WITHIN):
+    for path in draw(summary, title, WITHIN, name):
         print(f"written to {path}")
     return result
