@@ -1,36 +1,48 @@
 """``python -m bench [NAME …] [--layers PREFIXES] [--quick]``: run benchmarks, print tables, write
-runs/bench/*.json."""
+runs/bench/*.json.
+
+``error`` and ``training`` run for many minutes, so they have to be named; both go on where they were interrupted.
+"""
 
 import argparse
+from dataclasses import replace
 
 import torch
 
 from . import contractions, estimators, lean, overhead
 from .layers import NETWORKS
 
+LONG = ("error", "training")
+EXPERIMENTS = ("step", "merit", *LONG)
 QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,convnext-base.5"
 
 
 def main() -> None:
     """Parse arguments and run."""
-    names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "estimators", "lean"]
+    names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "estimators", "step", "merit", "lean"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"benchmarks to run, by default all: {', '.join(names)}"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"benchmarks to run, by default {', '.join(names)}; long ones, only by name: {', '.join(LONG)}",
     )
     parser.add_argument(
         "--layers",
         default="",
         help=f"comma-separated networks ({', '.join(NETWORKS)}) or layers such as resnet-18.3",
     )
-    parser.add_argument("--quick", action="store_true", help="six layers, a short time each")
+    parser.add_argument("--quick", action="store_true", help="six layers, small networks, a short time each")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds per layer for the timed rounds")
     parser.add_argument("--no-times", action="store_true", help="lean: bytes and errors alone, for a busy machine")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--width", type=float, help="error, merit, training: multiplies the channels of All-CNN-C")
+    parser.add_argument("--draws", type=int, help="error: models and batches (default: 10)")
+    parser.add_argument("--steps", type=int, help="training: of each run (default: 300)")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - set(names)
+    unknown = set(arguments.names) - {*names, *LONG}
     if unknown:
-        parser.error(f"unknown benchmark {sorted(unknown)}; choose from {', '.join(names)}")
+        parser.error(f"unknown benchmark {sorted(unknown)}; choose from {', '.join([*names, *LONG])}")
     torch.set_num_threads(arguments.threads)
     pattern = arguments.layers or (QUICK if arguments.quick else "")
     budget = 0.5 if arguments.quick else arguments.budget
@@ -43,8 +55,35 @@ def main() -> None:
             lean.run(arguments.layers, 0 if arguments.no_times else 20 * budget, arguments.quick)
         elif name == "convnext-first-layer":
             contractions.first_layer_of_convnext(budget)
+        elif name in EXPERIMENTS:
+            _experiment(name, arguments)
         else:
             contractions.run(name, pattern, budget)
+
+
+def _experiment(name: str, arguments: argparse.Namespace) -> None:
+    """The benchmarks on whole networks; imported here, as they bring Lightning and matplotlib."""
+    quick = arguments.quick
+    width = {} if arguments.width is None else {"width": arguments.width}
+    if name == "step":
+        from . import step
+
+        pattern = arguments.layers or ("all-cnn-c" if quick else "")
+        step.run(pattern, 5.0 if quick else 15 * arguments.budget)
+    elif name == "merit":
+        from . import merit
+
+        merit.run(replace(merit.QUICK if quick else merit.Setting(), **width), 5.0 if quick else 15 * arguments.budget)
+    elif name == "error":
+        from . import error
+
+        setting = error.QUICK if quick else error.Setting()
+        error.run(replace(setting, draws=arguments.draws or setting.draws, **width))
+    else:
+        from . import training
+
+        setting = training.QUICK if quick else training.Setting()
+        training.run(replace(setting, steps=arguments.steps or setting.steps, **width))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from types import TracebackType
 from typing import Any
 
@@ -28,8 +29,6 @@ class StepPeak:
     that a library such as oneDNN takes from the system on its own is invisible to PyTorch.) While another profiler is
     running, tensors are followed at the dispatcher instead. On a CUDA device it is the caching allocator's peak.
 
-    (For what was allocated before and is released within, the profiler may print a line to say that it does not know
-    it.)
     A step inside the block is slower, on a CPU by some microseconds per operation: measure time apart.
 
     Args:
@@ -71,6 +70,7 @@ class StepPeak:
             self._live = self._stack.enter_context(LiveStorages())
         else:
             self.source = CPU_ALLOCATOR
+            self._stack.enter_context(_without_remarks())
             self._profile = self._stack.enter_context(_memory_profile())
         return self
 
@@ -99,6 +99,25 @@ def _memory_profile() -> profile:
     # From 2.12 on the profiler's library prints two lines at every start unless told otherwise before its first one.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     return profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False)
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Hold standard error back, and leave out that the profiler does not know what was allocated before its start."""
+    sys.stderr.flush()
+    with TemporaryFile() as written:
+        stderr = os.dup(2)
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            for line in written:
+                if b"Memory block of unknown size" not in line:
+                    os.write(2, line)
 
 
 def _events(profiled: profile) -> list[tuple[int, int]]:

@@ -77,7 +77,7 @@ def test_block_means_gain_where_the_input_is_smooth() -> None:
     output_grad = torch.rand(8, 8, 12, 12, generator=torch.Generator().manual_seed(1))
     exact = Exact().weight_vjp((smooth,), output_grad, spec, Draw(0))
     sample = smooth, output_grad, spec, exact
-    assert error(LowResolution(0.5, block=2), *sample) < 0.8 * error(Spatial(0.5), *sample)
+    assert error(LowResolution(0.5, block=2), *sample) < 0.9 * error(Spatial(0.5), *sample)
 
 
 def test_a_sparse_input_that_fits_the_budget_is_nearly_exact() -> None:

@@ -24,7 +24,7 @@ class Call(nn.Module):
 def lean(function: Callable[..., Any], level: Any = "exact", bits: int = 4, seed: int = 0) -> Callable[..., Any]:
     """A function that runs lean."""
     model = Call(function)
-    make_lean(model, level, bits, Clock(seed))
+    make_lean(model, level, bits, Clock(seed).state)
     return model
 
 

@@ -1,0 +1,147 @@
+"""The benchmarks on whole networks at a tiny size: what they compute is right, and what is measured is kept."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional
+
+from bench import error, merit, step, training
+from bench.journal import Journal
+from experiments.data import Digits
+from experiments.gradient_error.images import RealImages
+from experiments.gradient_error.protocol import record, untrained_model
+from experiments.models import AllCNNC
+from randbp import Exact, Spatial
+
+TINY = error.Setting(width=0.04, batch=8, draws=2, models=1, steps=2)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return RealImages("digits", Digits(size=32))
+
+
+def problem() -> merit.Problem:
+    generator = torch.Generator().manual_seed(1)
+    model = untrained_model(0.04, 100, seed=2)
+    return merit.Problem(model, torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8))
+
+
+def test_error_charges_bytes_and_a_second_run_measures_nothing(images, monkeypatch):
+    result = error.run(TINY, images)
+    means = {(row["phase"], row["estimator"], row["parameter"]): row for row in result["means"]}
+    assert len(means) == 2 * sum(len(series.parameters) for series in error.SERIES)
+    assert len(result["ratios"]) == 2 * len(error.TARGETS) * len(error.RATES)
+    for keep in error.RATES:
+        ours, reference = means["untrained", error.DEFAULT, keep], means["untrained", error.AXES, keep]
+        assert 0 < ours["held"] <= keep and ours["draws"] == 2
+        ratio = next(row for row in result["ratios"] if (row["over"], row["keep"]) == (error.AXES, keep))
+        assert ratio["ratio"] == pytest.approx(ours["error"] / reference["error"])
+    assert means["trained", "Rounding, 8 to 1 bits", 8]["error"] < 0.05
+    monkeypatch.setattr(error, "measure", None)
+    assert error.run(TINY, images) == result
+    assert json.loads((error.RUNS / "error-width-0.04.json").read_text())["summary"] == result
+    assert (error.RUNS / "error-width-0.04.png").stat().st_size > 10_000
+
+
+def test_journal_survives_a_broken_run_and_tells_rows_apart():
+    journal = Journal("rows", ("a", "b"))
+    journal.add({"a": 1, "b": 2, "value": 3})
+    journal.add({"a": 1, "b": 3, "value": 4})
+    again = Journal("rows", ("a", "b"))
+    assert {"a": 1, "b": 2} in again and {"a": 2, "b": 2} not in again
+    again.add({"a": 1, "b": 2, "value": 5})
+    assert [row["value"] for row in Journal("rows", ("a", "b")).rows(a=1)] == [5, 4]
+
+
+def test_exact_competitors_are_exact():
+    exact = problem()
+    gradient = exact.gradient(exact.images, exact.labels)
+    for other in (exact.checkpointed(), exact.in_micro_batches(4), exact.estimated(merit.Contender("", 1, Exact()), 0)):
+        torch.testing.assert_close(other, gradient)
+    layers = record(exact.model, exact.images, exact.labels)
+    bf16 = merit.Contender("bf16", 16, merit.Bfloat16(0.5))
+    norm = sum(float(layer.weight_grad.square().sum()) for layer in layers)
+    assert 0 < merit.variance(exact, layers, bf16, 1) < 1e-4 * norm
+    assert merit.held_share(layers, bf16.weight_vjp) == 0.5
+    held, peak = merit.checkpointed_bytes(layers, exact.model)
+    sizes = [layer.input.nbytes for layer in layers]
+    assert held == pytest.approx((sizes[0] + sizes[3] + sizes[6]) / sum(sizes)) and peak == pytest.approx(
+        sum(sizes[:3]) / sum(sizes)
+    )
+
+
+def test_variance_on_the_record_is_that_of_a_backward_pass():
+    exact = problem()
+    layers = record(exact.model, exact.images, exact.labels)
+    contender = merit.Contender("Spatial", 0.25, Spatial(0.25))
+    draws = 20
+    recorded = merit.variance(exact, layers, contender, draws)
+    total = 0.0
+    for seed in range(draws):
+        estimates = exact.estimated(contender, seed)
+        total += sum(float((e - layer.weight_grad).square().sum()) for e, layer in zip(estimates, layers, strict=True))
+    assert recorded == pytest.approx(total / draws, rel=0.3)
+
+
+def test_merit_of_exact_is_one(images):
+    tiny = merit.Setting(width=0.04, batch=8, draws=1, noise_batches=2, steps=2, rates=(0.5,))
+    rows = merit.measure(tiny, 0.01, images)
+    exact = rows[0]
+    assert exact["curve"] == merit.EXACT and exact["merit_time"] == exact["merit_bytes"] == 1
+    assert all(row["total_variance"] == 1 for row in rows if row["variance"] == 0)
+    assert all(row["merit_bytes"] == row["total_variance"] * row["bytes"] for row in rows)
+
+
+def test_steps_are_timed_and_leave_the_model_as_it_was(monkeypatch):
+    made = []
+
+    def make():
+        made.append(AllCNNC(width=0.04, dropout=False))
+        return made[-1]
+
+    monkeypatch.setitem(step.NETWORKS, "all-cnn-c", (make, 32, 4))
+    summary = step.run("all-cnn-c", 0.01)["all-cnn-c"]
+    assert summary["best"] in (*step.SCHEMES, step.FASTEST) and summary["ratio"] > 0
+    rows = json.loads((error.RUNS / "step-all-cnn-c.json").read_text())["rows"]
+    assert [row["contender"] for row in rows] == [step.EXACT, step.FORWARD, *step.SCHEMES, step.FASTEST]
+    assert len(summary["fastest"]) == 9 and "_randbp" not in vars(made[0].features[1])
+
+
+def test_training_runs_once_and_reports(monkeypatch):
+    monkeypatch.setattr(training, "RATES", (0.5,))
+    monkeypatch.setattr(training, "SEEDS", (0, 1))
+    setting = training.Setting(width=0.04, steps=3, batch=16)
+    data = partial(Digits, size=32, batch_size=16)
+    result = training.run(setting, data())
+    assert {(row["estimator"], row["seeds"]) for row in result["means"]} == {
+        (name, 2) for name in (training.EXACT, *training.ESTIMATORS)
+    }
+    monkeypatch.setattr(training, "train", None)
+    assert training.run(setting, data()) == result
+
+
+def test_smallest_keep_rate_within_needs_all_larger_ones():
+    rows = [{"estimator": training.EXACT, "keep": 1.0, "gap": 0.0}]
+    rows += [{"estimator": "a", "keep": keep, "gap": gap} for keep, gap in ((0.5, -0.1), (0.25, -0.6), (0.125, 0.0))]
+    rows += [{"estimator": "b", "keep": 0.5, "gap": -2.0}]
+    assert training.smallest_within(rows) == {"a": 0.5, "b": None}
+
+
+def test_training_losses_are_those_of_plain_sgd():
+    setting = training.Setting(width=0.04, steps=2, batch=16)
+    data = Digits(size=32, batch_size=16)
+    data.setup()
+    result = training.train(Exact(), setting, data, seed=3)
+    torch.manual_seed(3)
+    model = AllCNNC(10, in_channels=1, width=0.04, dropout=False)
+    images, labels = next(training.batches(data, 3))
+    first = float(functional.cross_entropy(model(images), labels).detach())
+    assert result["loss"] == pytest.approx(first, rel=0.2) and 0 <= result["accuracy"] <= 100
