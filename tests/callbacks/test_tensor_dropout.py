@@ -206,7 +206,7 @@ class RecordSamples(Callback):
         self.folder = folder
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        torch.save(pl_module.net[3]._randbp.time, self.folder / f"{trainer.global_rank}.pt")
+        torch.save(list(pl_module.net[3]._randbp.clock.state.values[1:4]), self.folder / f"{trainer.global_rank}.pt")
         torch.save([p.detach() for p in pl_module.parameters()], self.folder / f"weights{trainer.global_rank}.pt")
 
 
