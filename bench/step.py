@@ -96,7 +96,7 @@ def fastest(seconds: dict[str, Seconds], vjp: str) -> dict[str, str]:
 def measure(
     network: str, budget: float, schemes: Sequence[str] = (*SCHEMES, FASTEST), rounds: tuple[int, int] = (3, 15)
 ) -> tuple[dict[str, Timing], dict[str, Seconds]]:
-    """Timings of the exact step, the forward pass and the schemes, and those of the layers if "fastest" is asked for."""
+    """Timings of the exact step, the forward pass and the schemes, and of the layers for "fastest"."""
     make, size, batch = NETWORKS[network]
     torch.manual_seed(0)
     model = make().train()
