@@ -21,6 +21,7 @@ STYLES = {
     "axes, Bernoulli": (BLUE, "s", "-"),
     "projection, Gaussian": (PINK, "D", "-"),
 }
+TOP = 50  # what strays further leaves the panel
 LABELS = {
     "micro-batches": "2, 4, 8 micro-batches",
     "checkpointing": "checkpointing (line: to its peak)",
@@ -38,12 +39,16 @@ def draw(rows: list[dict[str, Any]], caption: str, name: str) -> list[Path]:
         axes[0].set_xlabel("time of forward and backward pass / exact")
         axes[1].set_xlabel("bytes held by convolutions / exact")
         axes[0].set_ylabel(r"gradient variance / minibatch variance")
-        ticks(axes[0].xaxis, (0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.5, 2, 3, 5))
+        ticks(axes[0].xaxis, (0.5, 0.7, 1, 1.4, 2, 3, 5, 7))
         ticks(axes[1].xaxis, [2.0**-power for power in range(0, 7)], fractions=True)
-        ticks(axes[0].yaxis, [m * 10.0**e for e in range(0, 5) for m in (1, 2, 5)])
+        ticks(axes[0].yaxis, [m * 10.0**e for e in range(3) for m in (1, 2, 5)])
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=2.6)
         figure.suptitle(
-            f"{caption}; dotted: equal merit, lower left is better", fontsize=9, color="#555555", x=0.01, ha="left"
+            f"{caption}. Dotted: equal merit, dashed: that of exact; lower left is better",
+            fontsize=9,
+            color="#555555",
+            x=0.01,
+            ha="left",
         )
     return files
 
@@ -52,7 +57,7 @@ def _panel(panel: Any, rows: list[dict[str, Any]], cost: str) -> None:
     for curve, (colour, marker, line) in STYLES.items():
         found = [row for row in rows if row["curve"] == curve]
         x, y = [row[cost] for row in found], [row["total_variance"] for row in found]
-        size = 9 if marker in "*PX" else 5
+        size = {"*": 10, "P": 7, "X": 7}.get(marker, 5)
         label = LABELS.get(curve, curve)
         panel.plot(
             x, y, label=label, color=colour, marker=marker, linestyle=line or "none", markersize=size, linewidth=1.2
@@ -62,9 +67,9 @@ def _panel(panel: Any, rows: list[dict[str, Any]], cost: str) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
     left, right = panel.get_xlim()
-    bottom, top = panel.get_ylim()
-    grid = np.geomspace(left, right, 2)
-    for merit in 4.0 ** np.arange(-4, 8):
-        panel.plot(grid, merit / grid, color=GREY, linewidth=0.6, linestyle=":", zorder=0)
+    bottom, top = 0.8, min(TOP, panel.get_ylim()[1])
+    for merit in 2.0 ** np.arange(-8, 8):
+        style = "--" if merit == 1 else ":"
+        panel.plot([left, right], [merit / left, merit / right], color=GREY, linewidth=0.7, linestyle=style, zorder=0)
     panel.set_xlim(left, right)
     panel.set_ylim(bottom, top)

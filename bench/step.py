@@ -10,10 +10,11 @@ Held to: at most 0.70 for the best of the contenders.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.models import VGG19, AllCNNC, ResNet18
@@ -27,11 +28,16 @@ from .harness import Timing, interleave, save, show
 KEEP = 1 / 4
 HELD_TO = 0.70
 EXACT, FORWARD, FASTEST = "exact", "forward", "fastest of each layer"
+Seconds = dict[str, dict[str, float]]  # by VJP and candidate
 # Network, image size, batch.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "all-cnn-c": (lambda: AllCNNC(dropout=False), 32, 64),
     "resnet-18": (ResNet18, 224, 8),
     "vgg-19": (lambda: VGG19(dropout=0.0), 224, 8),
+}
+CANDIDATES: dict[str, dict[str, Estimator]] = {
+    "weight_vjp": {"exact": Exact(), "Spatial": Spatial(KEEP), "Batch": Batch(KEEP)},
+    "input_vjp": {"exact": Exact(), "Spatial": Spatial(KEEP), "Channels": Channels(KEEP)},
 }
 SCHEMES: dict[str, tuple[Estimator, Estimator]] = {
     "Spatial, Spatial": (Spatial(KEEP), Spatial(KEEP)),
@@ -41,12 +47,12 @@ SCHEMES: dict[str, tuple[Estimator, Estimator]] = {
 }
 
 
-def convolutions(model: nn.Module, images: torch.Tensor) -> dict[str, ConvSpec]:
+def convolutions(model: nn.Module, images: Tensor) -> dict[str, ConvSpec]:
     """The spec of every convolution, by name."""
     specs: dict[str, ConvSpec] = {}
 
     def hook(name: str) -> Callable[..., None]:
-        def note(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        def note(module: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             specs[name] = conv_spec(
                 arguments[0], module.weight, module.stride, module.padding, module.dilation, module.groups
             )
@@ -61,32 +67,36 @@ def convolutions(model: nn.Module, images: torch.Tensor) -> dict[str, ConvSpec]:
     return specs
 
 
-def fastest(specs: dict[str, ConvSpec], budget: float) -> tuple[dict[str, Estimator], dict[str, Estimator]]:
-    """Per layer the fastest estimator of the weight VJP and of the input VJP, exact ones included."""
-    chosen: dict[ConvSpec, tuple[Estimator, Estimator]] = {}
+def layer_seconds(specs: dict[str, ConvSpec], budget: float) -> dict[str, Seconds]:
+    """Seconds of every candidate for each VJP of each layer; layers of one shape are timed once."""
+    times: dict[ConvSpec, Seconds] = {}
     for spec in dict.fromkeys(specs.values()):
         x, v, w = torch.randn(spec.input_shape), torch.randn(spec.output_shape), torch.randn(spec.weight_shape)
         draw = Draw(0)
 
-        def weight(e: Estimator, x: Any = x, v: Any = v, spec: Any = spec, draw: Draw = draw) -> Callable[[], Any]:
-            return lambda: e.weight_vjp(e.sketch(x, spec, draw), v, spec, draw)
+        def weight(e: Estimator, x: Tensor = x, v: Tensor = v, spec: ConvSpec = spec, draw: Draw = draw) -> Tensor:
+            return e.weight_vjp(e.sketch(x, spec, draw), v, spec, draw)
 
-        def input_(e: Estimator, w: Any = w, v: Any = v, spec: Any = spec, draw: Draw = draw) -> Callable[[], Any]:
-            return lambda: e.input_vjp(v, w, spec, draw)
+        def input_(e: Estimator, w: Tensor = w, v: Tensor = v, spec: ConvSpec = spec, draw: Draw = draw) -> Tensor:
+            return e.input_vjp(v, w, spec, draw)
 
-        found = []
-        for run, candidates in ((weight, (Spatial, Batch)), (input_, (Spatial, Channels))):
-            estimators = {str(e): e for e in (Exact(), *(kind(KEEP) for kind in candidates))}
-            times = interleave({name: run(e) for name, e in estimators.items()}, budget, (3, 9))
-            found.append(estimators[min(times, key=lambda name: times[name].seconds)])
-        chosen[spec] = (found[0], found[1])
-    return {name: chosen[spec][0] for name, spec in specs.items()}, {n: chosen[s][1] for n, s in specs.items()}
+        times[spec] = {}
+        for (vjp, candidates), run in zip(CANDIDATES.items(), (weight, input_), strict=True):
+            contenders = {name: partial(run, estimator) for name, estimator in candidates.items()}
+            found = interleave(contenders, budget, (3, 9))
+            times[spec][vjp] = {name: timing.seconds for name, timing in found.items()}
+    return {name: times[spec] for name, spec in specs.items()}
+
+
+def fastest(seconds: dict[str, Seconds], vjp: str) -> dict[str, str]:
+    """The fastest candidate of each layer."""
+    return {name: min(found[vjp], key=lambda candidate: found[vjp][candidate]) for name, found in seconds.items()}
 
 
 def measure(
     network: str, budget: float, schemes: Sequence[str] = (*SCHEMES, FASTEST), rounds: tuple[int, int] = (3, 15)
-) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Timings of the exact step, the forward pass and the schemes, and what "fastest" picked."""
+) -> tuple[dict[str, Timing], dict[str, Seconds]]:
+    """Timings of the exact step, the forward pass and the schemes, and of the layers for "fastest"."""
     make, size, batch = NETWORKS[network]
     torch.manual_seed(0)
     model = make().train()
@@ -113,12 +123,15 @@ def measure(
 
     contenders: dict[str, Callable[[], None]] = {EXACT: step, FORWARD: forward}
     contenders |= {name: estimated(*SCHEMES[name]) for name in schemes if name != FASTEST}
-    names: dict[str, str] = {}
+    seconds: dict[str, Seconds] = {}
     if FASTEST in schemes:
-        picked = fastest(convolutions(model, images), budget / 40)
-        names = {name: f"{picked[0][name]}, {picked[1][name]}" for name in picked[0]}
-        contenders[FASTEST] = estimated(*picked)
-    return interleave(contenders, budget, rounds), names
+        seconds = layer_seconds(convolutions(model, images), budget / 40)
+        picks = [
+            {name: candidates[pick] for name, pick in fastest(seconds, vjp).items()}
+            for vjp, candidates in CANDIDATES.items()
+        ]
+        contenders[FASTEST] = estimated(*picks)
+    return interleave(contenders, budget, rounds), seconds
 
 
 def run(pattern: str, budget: float) -> dict[str, Any]:
@@ -132,7 +145,7 @@ def run(pattern: str, budget: float) -> dict[str, Any]:
     return summary
 
 
-def report(network: str, timings: dict[str, Timing], picked: dict[str, str]) -> dict[str, Any]:
+def report(network: str, timings: dict[str, Timing], seconds: dict[str, Seconds]) -> dict[str, Any]:
     """Print the table, write the JSON, return the summary."""
     exact = timings[EXACT].seconds
     rows: list[dict[str, Any]] = [
@@ -146,6 +159,21 @@ def report(network: str, timings: dict[str, Timing], picked: dict[str, str]) -> 
     _, size, batch = NETWORKS[network]
     title = f"step of {network}, {batch} images of {size}x{size}, p = 1/4"
     show(title, ["weight VJP, input VJP", "median", f"over exact, held to {HELD_TO:.2f}", "noise"], table)
-    summary = {"best": best["contender"], "ratio": best["ratio"], "held_to": HELD_TO, "fastest": picked}
+    summary = {"best": best["contender"], "ratio": best["ratio"], "held_to": HELD_TO, "layers": seconds}
+    if seconds:
+        _show_layers(seconds)
     print(f"written to {save(f'step-{network}', rows, summary)}")
     return summary
+
+
+def _show_layers(seconds: dict[str, Seconds]) -> None:
+    columns, table = ["layer"], []
+    for vjp, candidates in CANDIDATES.items():
+        columns += [vjp.replace("_vjp", " VJP"), *list(candidates)[1:]]
+    for name, found in seconds.items():
+        cells = [name]
+        for times in found.values():
+            exact, *others = times.values()
+            cells += [f"{1e3 * exact:.1f} ms", *(f"{other / exact:.2f}" for other in others)]
+        table.append(cells)
+    show("single layers, over exact", columns, table)
