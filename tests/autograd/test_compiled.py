@@ -20,15 +20,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import randbp
 from randbp import (
     Axes,
-    Batch,
     BiasedTopK,
     Channels,
     Estimator,
     Exact,
-    LowResolution,
-    NormChannels,
     NormSpatial,
-    Projection,
     RandomizedHandle,
     Rounding,
     Spatial,
@@ -41,25 +37,10 @@ from randbp.estimators.seeds import Integers
 from randbp.estimators.text import to_text
 from randbp.functional import conv
 from randbp.tn import LayerSpec
+from tests.estimator_cases import FIXED_SIZE
 from tests.functional.observe import held_by
 
-ESTIMATORS = [
-    Spatial(0.25),
-    Spatial(0.25, center=False),
-    Spatial(0.25, per_example=False),
-    Axes(0.25),
-    Channels(0.25),
-    Batch(0.25),
-    LowResolution(0.25),
-    NormSpatial(0.25),
-    NormSpatial(0.25, center=False, top=0.5),
-    NormChannels(0.25),
-    Projection(0.25),
-    Projection(0.25, kind="gaussian"),
-    Rounding(4),
-    Rounding(3, Spatial(0.5), block="channel"),
-    BiasedTopK(0.25),
-]
+ESTIMATORS = [*FIXED_SIZE, BiasedTopK(0.25)]
 HAS_COMPILER = bool(shutil.which("g++")) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 BACKENDS = ["aot_eager", "inductor"] if HAS_COMPILER else ["aot_eager"]
 

@@ -26,24 +26,9 @@ from randbp import (
 )
 from randbp.functional import conv
 from tests.cases import Case, cases
+from tests.estimator_cases import FIXED_SIZE
 from tests.functional.observe import LargestAllocation, held_by
 
-ESTIMATORS = [
-    Spatial(0.25),
-    Spatial(0.25, center=False),
-    Axes(0.25),
-    Channels(0.25),
-    Batch(0.25),
-    LowResolution(0.25),
-    NormSpatial(0.25),
-    NormSpatial(0.25, center=False, top=0.5),
-    NormChannels(0.25),
-    Projection(0.25),
-    Projection(0.25, kind="gaussian"),
-    Rounding(4),
-    Rounding(3, block="channel"),
-    Rounding(4, Spatial(0.5)),
-]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
@@ -73,7 +58,7 @@ def test_keep_one_is_pytorch_bit_for_bit(case: Case, dtype: torch.dtype, which: 
 
 
 @given(
-    case=cases(), dtype=st.sampled_from(DTYPES), estimator=st.sampled_from(ESTIMATORS), estimates_weight=st.booleans()
+    case=cases(), dtype=st.sampled_from(DTYPES), estimator=st.sampled_from(FIXED_SIZE), estimates_weight=st.booleans()
 )
 @settings(max_examples=150)
 def test_the_vjp_that_is_not_estimated_is_exact(
@@ -102,7 +87,7 @@ def test_the_bias_gradient_is_exact() -> None:
     torch.testing.assert_close(bias.grad, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 def test_without_grad_mode_it_is_pytorch(estimator: Estimator) -> None:
     x, weight = torch.randn(4, 3, 9, 9), torch.randn(8, 3, 3, 3, requires_grad=True)
     with torch.no_grad():
@@ -163,7 +148,7 @@ def test_nothing_is_held_for_gradients_that_nobody_needs() -> None:
     assert 0 < first <= 0.25 * x.nbytes + 8  # neither the weight nor the whole input
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_no_second_copy_of_the_input(estimator: Estimator, memory_format: torch.memory_format) -> None:
     x = torch.randn(16, 32, 16, 16).contiguous(memory_format=memory_format)
@@ -185,7 +170,7 @@ def test_channels_last_gives_the_same_exact_input_gradient(stride: int) -> None:
     assert torch.equal(torch.autograd.grad(output, x, output_grad)[0], expected)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 def test_memory_format_does_not_change_the_estimate(estimator: Estimator) -> None:
     x, weight = torch.randn(4, 8, 9, 9), torch.randn(6, 8, 3, 3, requires_grad=True)
     grads = []
@@ -196,7 +181,7 @@ def test_memory_format_does_not_change_the_estimate(estimator: Estimator) -> Non
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 def test_global_random_state_is_untouched_and_generators_repeat(estimator: Estimator) -> None:
     x = torch.randn(24, 8, 9, 9, requires_grad=True)
     weight = torch.randn(6, 8, 3, 3, requires_grad=True)
@@ -262,7 +247,7 @@ def test_non_finite_values_show_where_they_do_in_pytorch(value: float, where: st
         assert torch.equal(bad.flatten(2).any(2), expected.flatten(2).any(2))
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_finite_in_finite_out(estimator: Estimator, dtype: torch.dtype) -> None:
     x = (torch.randn(4, 3, 8, 8) * 100).to(dtype)

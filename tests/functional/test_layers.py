@@ -26,25 +26,9 @@ from randbp import (
 )
 from randbp.functional import conv, conv_transpose, linear
 from tests.cases import Case, linear_cases, transposed_cases
+from tests.estimator_cases import FIXED_SIZE
 from tests.functional.observe import LargestAllocation, held_by
 
-ESTIMATORS = [
-    Spatial(0.25),
-    Spatial(0.25, center=False),
-    Spatial(0.25, per_example=False),
-    Axes(0.25),
-    Channels(0.25),
-    Batch(0.25),
-    LowResolution(0.25),
-    NormSpatial(0.25),
-    NormSpatial(0.25, center=False, top=0.5),
-    NormChannels(0.25),
-    Projection(0.25),
-    Projection(0.25, kind="gaussian"),
-    Rounding(4),
-    Rounding(3, block="channel"),
-    Rounding(4, Spatial(0.5)),
-]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 ANY = st.one_of(transposed_cases(), linear_cases())
 LAYERS: dict[str, Any] = {  # name: the layer, PyTorch's layer, shapes of input and weight
@@ -85,7 +69,7 @@ def test_keep_one_is_pytorch_bit_for_bit(case: Case, dtype: torch.dtype, make: A
         assert torch.equal(grad, exact)
 
 
-@given(case=ANY, dtype=st.sampled_from(DTYPES), estimator=st.sampled_from(ESTIMATORS), estimates_weight=st.booleans())
+@given(case=ANY, dtype=st.sampled_from(DTYPES), estimator=st.sampled_from(FIXED_SIZE), estimates_weight=st.booleans())
 @settings(max_examples=150)
 def test_what_is_not_estimated_is_exact(
     case: Case, dtype: torch.dtype, estimator: Estimator, estimates_weight: bool
@@ -158,7 +142,7 @@ def test_nothing_is_held_for_gradients_that_nobody_needs() -> None:
         assert 0 < first <= 0.25 * x.nbytes + 8
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_second_copy_of_the_input(name: str, estimator: Estimator) -> None:
     estimated, _, x, weight = layer(name)
@@ -168,7 +152,7 @@ def test_no_second_copy_of_the_input(name: str, estimator: Estimator) -> None:
     assert largest.bytes <= 0.6 * x.nbytes
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_global_random_state_is_untouched_and_generators_repeat(name: str, estimator: Estimator) -> None:
     estimated, _, x, weight = layer(name)
@@ -213,7 +197,7 @@ def test_non_finite_values_show_where_they_do_in_pytorch(name: str, where: str, 
         assert torch.equal(bad.view(*bad.shape[:2], -1).any(2), expected.view(*bad.shape[:2], -1).any(2))
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_finite_in_finite_out(name: str, estimator: Estimator, dtype: torch.dtype) -> None:
@@ -262,7 +246,7 @@ def test_channels_last_transposed_convolution(stride: int) -> None:
     torch.testing.assert_close(torch.autograd.grad(output, weight, output_grad)[0], expected[1], rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_memory_formats_are_pytorchs(estimator: Estimator, memory_format: torch.memory_format) -> None:
     x = torch.randn(8, 8, 9, 9).contiguous(memory_format=memory_format).requires_grad_()
@@ -279,7 +263,7 @@ def test_memory_formats_are_pytorchs(estimator: Estimator, memory_format: torch.
             assert grads[1].is_contiguous(memory_format=memory_format)  # the weight's: nothing is left to copy
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_gives_gradients_in_the_parameters_precision(
@@ -294,7 +278,7 @@ def test_autocast_gives_gradients_in_the_parameters_precision(
         assert grad.dtype is torch.float32 and grad.stride() == tensor.stride() and grad.isfinite().all()
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 def test_memory_order_does_not_change_the_estimate(estimator: Estimator) -> None:
     for name in LAYERS:
         estimated, native, x, weight = layer(name)
