@@ -1,4 +1,4 @@
-"""Estimated weight VJPs, drawing and storing included, against the exact ones over the layers of five networks."""
+"""Estimated weight VJPs, drawing and storing included, over exact ones, for the layers of five networks."""
 
 from typing import Any
 

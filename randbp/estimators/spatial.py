@@ -27,6 +27,7 @@ from .positions import (
     used_size,
     windows,
 )
+from .rebuilt import rebuilding_pays, rebuilt_weight_vjp
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,22 @@ class Spatial(Estimator):
         if plan.examples < spec.batch_size:
             output_grad = output_grad.index_select(0, _examples(plan, spec, draw, device))
             spec = replace_batch(spec, plan.examples)
-        if plan.centred:
-            result = tn.constant_input_weight_vjp(spec).contract(mean=held[-1], output_grad=output_grad)
-        else:
+        kept = [
+            (rows, self._sample(draw.child(number), positions.size, count, plan.examples, device), positions)
+            for number, (rows, (positions, count)) in enumerate(zip(held, plan.parts, strict=False))
+        ]
+        mean = held[-1] if plan.centred else None
+        if rebuilding_pays(spec):
+            return rebuilt_weight_vjp(kept, mean, output_grad, spec, scale)
+        if mean is None:
             result = output_grad.new_zeros(spec.weight_shape)
-        if len(plan.parts) > 1:
+        else:
+            result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
+        if len(kept) > 1:
             output_grad = by_rows(output_grad)
-        for number, (positions, count) in enumerate(plan.parts):
-            local = self._sample(draw.child(number), positions.size, count, plan.examples, device)
-            add_weight_vjp(result, held[number], local, output_grad, spec, positions, scale * positions.size / count)
+        for rows, local, positions in kept:
+            weight = scale * positions.size / rows.shape[1]
+            add_weight_vjp(result, rows, local, output_grad, spec, positions, weight)
         return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randbp import Axes, Spatial
-from randbp.estimators import Draw
+from randbp.estimators import Draw, rebuilt
 from randbp.estimators.positions import used_positions, windows
 from randbp.tn.execute import rows
 from tests.cases import Case, cases, transposed_cases
@@ -52,7 +52,22 @@ def test_pieces_do_not_change_a_result(case: Case, seed: int) -> None:
         estimators = Spatial(0.5), Axes(0.5)
         return [e.weight_vjp(e.sketch(x.detach(), spec, draw), grad, spec, draw) for e in estimators]
 
-    whole = both()
-    with patch.multiple(rows, PIECE=1, GATHERED=1, WEIGHTED=1, WIDTH=1, NARROW=0):
-        for part, all_at_once in zip(both(), whole, strict=True):
-            torch.testing.assert_close(part, all_at_once)
+    with patch.object(rebuilt, "NARROW", 0):
+        whole = both()
+        with patch.multiple(rows, PIECE=1, GATHERED=1, WEIGHTED=1, WIDTH=1, NARROW=0):
+            for part, all_at_once in zip(both(), whole, strict=True):
+                torch.testing.assert_close(part, all_at_once)
+
+
+@given(
+    case=st.one_of(cases(largest=8), transposed_cases()), keep=st.sampled_from([0.01, 0.3, 0.7]), centred=st.booleans()
+)
+def test_rebuilt_and_gathered_positions_give_the_same(case: Case, keep: float, centred: bool) -> None:
+    x, weight, _ = case.tensors()
+    grad, spec, draw = case.native(x, weight, None).detach(), case.spec(), Draw(5)
+    for estimator in (Spatial(keep, center=centred), Spatial(keep, per_example=False, center=centred)):
+        held = estimator.sketch(x.detach(), spec, draw)
+        with patch.object(rebuilt, "NARROW", 0):
+            gathered = estimator.weight_vjp(held, grad, spec, draw)
+        with patch.multiple(rebuilt, NARROW=1 << 20, SMALL_KERNEL=1 << 20):
+            torch.testing.assert_close(estimator.weight_vjp(held, grad, spec, draw), gathered)
