@@ -6,6 +6,7 @@ from math import prod
 from torch import Tensor
 
 from ..tn import LayerSpec, PositionClass
+from ..tn.execute.rows import pieces
 from .chunks import chunked_weight_vjp, chunks
 from .positions import class_positions
 
@@ -62,4 +63,6 @@ def rebuilt_weight_vjp(
             flat.scatter_(2, here.unsqueeze(1).expand(examples, spec.in_channels, -1), values.transpose(1, 2))
         return flat.unflatten(2, spec.input_size)
 
-    return chunked_weight_vjp(rebuild, chunks(len(output_grad)), output_grad, spec)
+    elements, device = spec.in_channels * prod(spec.input_size), output_grad.device
+    parts = pieces(len(output_grad), elements, device) if device.type == "cpu" else chunks(len(output_grad))
+    return chunked_weight_vjp(rebuild, parts, output_grad, spec)
