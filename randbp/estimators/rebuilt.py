@@ -33,30 +33,29 @@ def rebuilding_pays(spec: LayerSpec) -> bool:
 
 
 def rebuilt_weight_vjp(
-    kept: Sequence[tuple[Tensor, Tensor, PositionClass]],
+    kept: Sequence[tuple[PositionClass, Tensor, Tensor, float]],
     mean: Tensor | None,
     output_grad: Tensor,
     spec: LayerSpec,
-    scale: float,
 ) -> Tensor:
     """The exact weight VJP of an unbiased estimate of the input: ``m + I/|S| (X - m)`` where kept, ``m`` elsewhere.
 
     Args:
-        kept: Rows ``[N, S, C]``, which positions of their class they are ``[N or 1, S]``, and the class.
+        kept: Per class its rows ``[N, S, C]``, which positions of the class they are ``[N or 1, S]``, and the weight of
+            every kept entry.
         mean: What rows are deviations from, ``[N, C]``; zero if ``None``.
         output_grad: ``[N, D, *O]``.
         spec: The layer.
-        scale: A weight of all kept entries; 1 with a mean.
     """
-    where = [class_positions(positions, spec, "input", rows.device)[local] for rows, local, positions in kept]
+    where = [class_positions(positions, spec, "input", rows.device)[local] for positions, rows, local, _ in kept]
 
     def rebuild(number: int, part: slice) -> Tensor:
         examples = part.stop - part.start
         flat = output_grad.new_zeros(examples, spec.in_channels, prod(spec.input_size))
         if mean is not None:
             flat += mean[part].unsqueeze(2)
-        for (rows, _, positions), every in zip(kept, where, strict=True):
-            values = rows[part] * (scale * positions.size / rows.shape[1])
+        for (_, rows, _, weight), every in zip(kept, where, strict=True):
+            values = rows[part] * weight
             if mean is not None:
                 values += mean[part].unsqueeze(1)
             here = every if len(every) == 1 else every[part]

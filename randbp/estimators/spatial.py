@@ -87,21 +87,20 @@ class Spatial(Estimator):
         if plan.examples < spec.batch_size:
             output_grad = output_grad.index_select(0, _examples(plan, spec, draw, device))
             spec = replace_batch(spec, plan.examples)
-        kept = [
-            (rows, self._sample(draw.child(number), positions.size, count, plan.examples, device), positions)
-            for number, (rows, (positions, count)) in enumerate(zip(held, plan.parts, strict=False))
-        ]
+        kept = []
+        for number, (positions, count) in enumerate(plan.parts):
+            local = self._sample(draw.child(number), positions.size, count, plan.examples, device)
+            kept.append((positions, held[number], local, scale * positions.size / count))
         mean = held[-1] if plan.centred else None
         if rebuilding_pays(spec):
-            return rebuilt_weight_vjp(kept, mean, output_grad, spec, scale)
+            return rebuilt_weight_vjp(kept, mean, output_grad, spec)
         if mean is None:
             result = output_grad.new_zeros(spec.weight_shape)
         else:
             result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
         if len(kept) > 1:
             output_grad = by_rows(output_grad)
-        for rows, local, positions in kept:
-            weight = scale * positions.size / rows.shape[1]
+        for positions, rows, local, weight in kept:
             add_weight_vjp(result, rows, local, output_grad, spec, positions, weight)
         return result
 
