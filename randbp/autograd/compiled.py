@@ -44,13 +44,15 @@ def _sketch(x: Tensor, seed: Tensor, weight_shape: Sequence[int], operation: str
     spec = made.spec(tuple(x.shape), tuple(weight_shape))
     with torch.no_grad():
         held = vjps.sketch(x, made, spec, from_text(estimator), int(seed))
-    return [tensor.contiguous() for tensor in held]
+    plain = [tensor.contiguous() for tensor in held]
+    # An operator may not return its argument, which is what an exact VJP holds.
+    return [tensor.clone() if tensor.data_ptr() == x.data_ptr() else tensor for tensor in plain]
 
 
 @_sketch.register_fake
 def _(x: Tensor, seed: Tensor, weight_shape: Sequence[int], operation: str, estimator: str) -> list[Tensor]:
     sizes = tuple(map(int, x.shape)), tuple(map(int, weight_shape))  # a symbolic size becomes a number here
-    return [x.new_empty(shape, dtype=dtype) for shape, dtype in _held(operation, estimator, *sizes, x.dtype)]
+    return [x.new_empty(shape, dtype=dtype) for shape, dtype in _held(operation, estimator, *sizes, x.dtype, x.device)]
 
 
 @torch.library.custom_op("randbp::weight_vjp", mutates_args=(), tags=_TAGS)
@@ -179,7 +181,7 @@ def compiled(
 
 @lru_cache(maxsize=1024)
 def _held(
-    operation: str, estimator: str, input_shape: Shape, weight_shape: Shape, dtype: torch.dtype
+    operation: str, estimator: str, input_shape: Shape, weight_shape: Shape, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Shape, torch.dtype], ...]:
     """Shapes and dtypes of a sketch, which runs on tensors without data to find them.
 
@@ -193,7 +195,9 @@ def _held(
         try:
             made: Operation = from_text(operation)
             x = torch.empty(input_shape, dtype=dtype, device="meta")
-            held = vjps.sketch(x, made, made.spec(input_shape, weight_shape), from_text(estimator), 0)
+            spec = made.spec(input_shape, weight_shape)
+            chosen = from_text(estimator).for_layer("weight_vjp", spec, dtype, device)
+            held = vjps.sketch(x, made, spec, chosen, 0)
             found.extend((tuple(tensor.shape), tensor.dtype) for tensor in held)
         except Exception as error:
             failed.append(error)

@@ -8,6 +8,7 @@ from .channels import Channels
 from .description import Description
 from .draw import Draw
 from .exact import Exact
+from .if_faster import IfFaster
 from .low_resolution import LowResolution
 from .norm_channels import NormChannels
 from .norm_spatial import NormSpatial
@@ -26,6 +27,7 @@ __all__ = [
     "Draw",
     "Estimator",
     "Exact",
+    "IfFaster",
     "LowResolution",
     "NormChannels",
     "NormSpatial",

@@ -72,6 +72,10 @@ class Estimator(ABC):
         """Whether the sizes of what is held depend on shapes only, never on the draw."""
         return True
 
+    def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> "Estimator":
+        """The estimator that serves a VJP of a layer: this one, unless a class decides layer by layer."""
+        return self
+
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """What the weight VJP holds of the layer input ``[N, C, *I]``: tensors that own their memory."""
         raise NotImplementedError(f"{type(self).__name__} does not serve weight_vjp")

@@ -72,7 +72,7 @@ class Run:
         name, keep = fields.pop("name", "Exact"), fields.pop("keep", None)
         if keep is None or float(keep) == 1:
             return EXACT
-        return Estimate(name, float(keep), tuple(sorted((key, str(value)) for key, value in fields.items())))
+        return Estimate(name, float(keep), tuple(sorted((key, _option(value)) for key, value in fields.items())))
 
     @property
     def exact(self) -> bool:
@@ -141,6 +141,19 @@ def natural_key(text: str) -> list[tuple[float, str]]:
     """
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]
+
+
+def _option(value: Any) -> str:
+    """An estimator's option as text; an estimator within as its class and options.
+
+    The keep rate of one within is left out: it follows from that of the estimator around it.
+    """
+    if not isinstance(value, dict):
+        return str(value)
+    if "class" in value:
+        options = [f"{key}={_option(one)}" for key, one in value.items() if key not in ("class", "keep")]
+        return f"{value['class']}({', '.join(options)})"
+    return "; ".join(f"{key}: {_option(one)}" for key, one in value.items())
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:

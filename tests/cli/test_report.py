@@ -3,12 +3,16 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas
 import pytest
 from rich.console import Console
 
+from randbp import Axes, Exact, IfFaster, Rounding, Spatial
+from randbp.callbacks import TensorDropout
+from randbp.callbacks.summary import describe_estimators
 from randbp.cli.main import main
 from randbp.report import compare, load_runs, print_table
 from randbp.report.groups import Comparison, Group
@@ -277,6 +281,27 @@ def test_estimators_and_layers_are_told_apart(tmp_path: Path) -> None:
     }
     assert all(comparison.exact(group) is not None for group in comparison.groups)
     assert Checker(make_page(comparison, "estimators")).open == []
+
+
+def test_estimators_within_others_are_named(tmp_path: Path) -> None:
+    estimators = [
+        Rounding(4, Spatial(0.5)),
+        Rounding(4, Spatial(0.25)),
+        Rounding(4, Axes(0.5)),
+        IfFaster(Spatial(0.5)),
+        {"a": Spatial(0.5), "b*": Exact()},
+    ]
+    for index, estimator in enumerate(estimators):
+        trainer = SimpleNamespace(callbacks=[TensorDropout(weight_vjp=estimator)])
+        write_run(tmp_path / str(index), 0.5, estimators=json.loads(json.dumps(describe_estimators(trainer))))
+    comparison = compare(load_runs(tmp_path))
+    assert sorted(comparison.label(group) for group in comparison.groups) == [
+        "IfFaster",
+        "PerLayer",
+        "Rounding(estimator=Axes(bernoulli=False))",
+        "Rounding(estimator=Spatial(per_example=True, center=True))",
+        "Rounding(estimator=Spatial(per_example=True, center=True))",
+    ]
 
 
 def test_disturbed_times_are_pointed_out(tmp_path: Path) -> None:
