@@ -12,6 +12,7 @@ from .relations import Lookup, Problem, Relation, Windows
 STREAM = 16  # read or write once, in order
 GATHER = 64  # read or write through an index
 REORDER = 2.5  # passes over its tensors that a native input gradient makes on top of a matrix product's one
+BLOCKS = 1.5  # multiply-adds of a native weight gradient over blocks, in those of a matrix product
 LAST_RESORT = 1000  # scattering chosen entries into zeros: right, but never while another order does without
 LAUNCH = 20_000  # fixed cost of a step
 
@@ -126,6 +127,8 @@ class CostModel:
         moved = self.volume(left) + self.volume(right) + size
         if "i" not in roles:
             moved = int(REORDER * moved)
+        elif "k" not in roles and _are_blocks(relation):
+            moved += int((BLOCKS - 1) * self.volume(rest) * nonzeros / STREAM)
         method = None if "k" in roles else self._depthwise(left, relation, right, out)
         if method is not None:
             return Cost(self.volume(rest) * method.multiplications, moved, size)
@@ -206,3 +209,10 @@ class CostModel:
             known = (i, o, k, self.encode(relation.free), nonzeros)
             self._roles[id(relation)] = known
         return known
+
+
+def _are_blocks(relation: Windows) -> bool:
+    """Whether windows of more than one entry do not overlap, so that they are a reshaped tensor."""
+    patterns = [p.pattern for p in relation.patterns]
+    apart = all(p.dilation == 1 and p.kernel_size <= p.stride for p in patterns)
+    return apart and any(p.kernel_size > 1 for p in patterns)

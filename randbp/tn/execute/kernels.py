@@ -11,6 +11,8 @@ from ..pattern import IndexPattern
 
 Kernel = Callable[..., Tensor]
 
+PRODUCTS = 2**18  # elements of the products that are held before they are summed
+
 
 def reshape(shape: tuple[int, ...]) -> Kernel:
     """Another shape of the same elements; a view where possible."""
@@ -172,6 +174,22 @@ def repeated_matmul(count: int) -> Kernel:
         if a.ndim == 3:
             return torch.bmm(a.expand(count, -1, -1), b)
         return a @ b
+
+    return kernel
+
+
+def summed_matmul() -> Kernel:
+    """``a [N, M, K]`` times ``b [N, L, K]``, summed over ``N``: ``[M, L]``, with few products held at a time."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        a, b = _lying(a), _lying(b).transpose(1, 2)
+        at_once = max(1, PRODUCTS // (a.shape[1] * b.shape[2]))
+        total: Tensor | None = None
+        for left, right in zip(a.split(at_once), b.split(at_once), strict=True):
+            part = torch.bmm(left, right).sum(0)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
 
     return kernel
 

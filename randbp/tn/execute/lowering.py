@@ -8,7 +8,7 @@ import torch
 from ..nodes import Pattern
 from ..pattern import IndexPattern
 from ..relations import Lookup, Windows
-from . import banded, diagonals, indexed, kernels, native
+from . import banded, diagonals, indexed, kernels, lines, native
 from . import rows as indexed_rows
 from .layout import Axes, Builder, Value, Windowed
 from .products import product
@@ -57,7 +57,8 @@ class Lowering:
 
     def product(self, left: Value, right: Value, out: frozenset[str]) -> Lowered:
         """A batched matrix product, or an elementwise product where no leg is summed."""
-        return Lowered(*product(self.builder, left, right, out, self.rank))
+        precise = self.dtype not in (torch.float16, torch.bfloat16)
+        return Lowered(*product(self.builder, left, right, out, self.rank, precise))
 
     # A tensor and a relation
     # ------------------------------------------------------------------------------------
@@ -285,6 +286,12 @@ class Lowering:
         if "k" not in holders:  # x [n, g·c], y [n, g·d]
             n, c, d = summed, own["i"], own["o"]
             registers = laid("i", n, groups + c), laid("o", n, groups + d)
+            axes = (groups + d, c, *((leg,) for leg in spatial["k"]))
+            channels = self.builder.volume(c), self.builder.volume(d)
+            here = count == 1 and diagonals.serves(self.dtype, self.device)
+            if here and lines.pay(geometry, self.builder.volume(n), channels):
+                register = self.program.emit(lines.line_products, registers, geometry)
+                return Lowered(Value(register, axes), "line products")
             shape = (
                 self.builder.volume(groups + d),
                 self.builder.volume(c),
@@ -292,7 +299,6 @@ class Lowering:
             )
             static = geometry, count, shape, self.dtype, self.device
             register = self.program.emit(native.weight_gradient, registers, *static)
-            axes = (groups + d, c, *((leg,) for leg in spatial["k"]))
             return Lowered(Value(register, axes), "convolution_backward (weight)")
         n, c, d = own["o"], own["k"], summed
         registers = laid("k", groups + d, c), laid("o", n, groups + d)

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from . import grams, kernels
 from .layout import Axes, Builder, Value
 
+FEW = 64  # columns of a matrix up to which its products run below the processor's speed
+
 
 def product(
-    builder: Builder, left: Value, right: Value, out: frozenset[str], rank: Mapping[str, int]
+    builder: Builder, left: Value, right: Value, out: frozenset[str], rank: Mapping[str, int], precise: bool
 ) -> tuple[Value, str]:
     """The contraction of two values over the legs that they share and that are not kept.
 
@@ -17,6 +19,7 @@ def product(
         right: The other operand.
         out: Legs to keep.
         rank: Position of legs in the network's result; products that grow follow this order.
+        precise: Whether a sum may be rounded in between to the operands' data type.
 
     Returns:
         The product and the name of its kernel.
@@ -37,6 +40,9 @@ def product(
         repeated = _repeated(builder, a, b, batch, summed)
         if repeated is not None:
             return repeated, "batched matmul"
+    images = _image_by_image(builder, left, right, out, rank) if precise and builder.volume(batch) == 1 else None
+    if images is not None:
+        return images, "summed matmul"
     batch_legs = tuple(leg for leg in larger if leg in batch)
     summed_legs = tuple(leg for leg in larger if leg in summed)
     result = builder.volume((*batch_legs, *rows, *columns))
@@ -104,7 +110,9 @@ def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], su
     lead, middle, rest = lies[:first], lies[first : first + len(inner)], lies[first + len(inner) :]
     groups = tuple(leg for leg in lead if leg in batch)
     images = tuple(leg for leg in lead if leg not in batch)
-    if set(middle) != set(inner) or not images or not rest or any(leg in batch for leg in rest):
+    if set(middle) != set(inner) or not images or any(leg in batch for leg in rest):
+        return None
+    if builder.volume(rest) <= FEW:
         return None
     if lead != images + groups or any(leg in batch and sizes[leg] > 1 and leg not in groups for leg in small.legs):
         return None
@@ -115,6 +123,37 @@ def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], su
     blocks = builder.convert(large, (images, groups, middle, rest) if groups else (images, middle, rest))
     register = builder.program.emit(kernels.repeated_matmul, (matrix.register, blocks.register), builder.volume(images))
     return Value(register, (images, groups, rows, rest) if groups else (images, rows, rest))
+
+
+def _image_by_image(
+    builder: Builder, left: Value, right: Value, out: frozenset[str], rank: Mapping[str, int]
+) -> Value | None:
+    """``Σ_n X[n, rows, inner] Y[n, columns, inner]``: a product per image, and a sum over images.
+
+    This is the weight gradient of a channel-mixing matrix. At least one value is read as it lies, the larger one if
+    both could be. It pays while the products are smaller than the images.
+    """
+    values = sorted((left, right), key=lambda value: builder.volume(value.legs), reverse=True)
+    lies = [tuple(leg for leg in value.legs if builder.sizes[leg] > 1) for value in values]
+    own = [tuple(leg for leg in legs if leg in out) for legs in lies]
+    around = next((found for found in map(_around, lies, own) if found is not None), None)
+    if around is None or not all(own):
+        return None
+    sizes = [builder.volume(legs) for legs in own]
+    if 2 * sizes[0] * sizes[1] > builder.volume(around[1]) * sum(sizes):
+        return None
+    pairs = sorted(zip(values, own, strict=True), key=lambda pair: [rank.get(leg, -1) for leg in pair[1]])
+    a, b = (builder.convert(value, (around[0], kept, around[1])).register for value, kept in pairs)
+    register = builder.program.emit(kernels.summed_matmul, (a, b))
+    return Value(register, (pairs[0][1], pairs[1][1]))
+
+
+def _around(legs: tuple[str, ...], middle: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """What lies before and after some neighbouring legs; None if they are no neighbours or an end is empty."""
+    first = legs.index(middle[0]) if middle else 0
+    last = first + len(middle)
+    found = legs[:first], legs[last:]
+    return found if legs[first:last] == middle and all(found) else None
 
 
 def _ranked(legs: tuple[str, ...], rank: Mapping[str, int]) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""Weight gradients through matrix products: per image, per line of outputs, or of blocks."""
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from randbp import tn
+from randbp.tn.execute import kernels, lines
+from randbp.tn.plan import make_plan
+
+from .strategies import random_operands, specs
+
+CPU = torch.device("cpu")
+
+
+def kernels_of(spec: tn.ConvSpec, dtype: torch.dtype = torch.float32, operation=tn.weight_vjp) -> list[str]:
+    return [step.kernel for step in make_plan(operation(spec), dtype, CPU).steps]
+
+
+def check(net: tn.TensorNetwork, expected: str | None = None) -> None:
+    """The plan's result is the dense einsum's."""
+    plan = make_plan(net, torch.float64, CPU)
+    operands = random_operands(net)
+    result = plan.run([operands[slot] for slot in plan.slots])
+    torch.testing.assert_close(result, torch.einsum(*net.einsum(operands)), rtol=1e-10, atol=1e-10)
+    assert expected is None or expected in [step.kernel for step in plan.steps]
+
+
+@given(spec=specs((1, 3)))
+def test_products_per_line_equal_the_dense_einsum(spec):
+    with mock.patch.object(lines, "pay", lambda *_: True):
+        for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
+            check(operation(spec))
+
+
+@pytest.mark.parametrize(
+    ("size", "geometry"),
+    [
+        ((9, 7), {"padding": 1}),
+        ((8, 11), {"stride": (2, 3), "padding": (2, 1)}),
+        ((8, 9), {"stride": (1, 2), "dilation": (2, 3), "padding": 3}),
+        ((12,), {"dilation": 2, "stride": 3}),
+        ((5, 4, 6), {"padding": (0, 1, 2), "stride": (1, 2, 2)}),
+    ],
+)
+def test_products_per_line_are_used_and_meet_no_padding(size, geometry):
+    spec = tn.ConvSpec((3, 4, *size), 6, 3, **geometry)
+    with mock.patch.object(lines, "pay", lambda *_: True):
+        check(tn.weight_vjp(spec), "line products")
+        made = make_plan(tn.weight_vjp(spec), torch.float64, CPU)
+    multiplied = []
+    original = torch.Tensor.addmm_
+
+    def counting(place, left, right, **named):
+        multiplied.append(left.shape[0] * left.shape[1] * right.shape[1])
+        return original(place, left, right, **named)
+
+    operands = random_operands(tn.weight_vjp(spec))
+    with mock.patch.object(torch.Tensor, "addmm_", counting):
+        made.run([operands[slot] for slot in made.slots])
+    assert sum(multiplied) == spec.multiply_adds == made.multiplications
+
+
+@given(
+    batch=st.integers(1, 5),
+    channels=st.integers(1, 6),
+    outputs=st.integers(1, 6),
+    size=st.integers(1, 7),
+    stride=st.integers(1, 2),
+    at_once=st.sampled_from([1, 30, 2**18]),
+)
+def test_products_per_image_equal_the_dense_einsum(batch, channels, outputs, size, stride, at_once):
+    spec = tn.ConvSpec((batch, channels, size, size + 1), outputs, 1, stride)
+    with mock.patch.object(kernels, "PRODUCTS", at_once):
+        for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp, tn.kfac_expand_output_grad):
+            check(operation(spec))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (tn.ConvSpec((32, 32, 56, 56), 16, 1), "summed matmul"),
+        (tn.ConvSpec((32, 64, 56, 56), 128, 1, stride=2), "summed matmul"),
+        (tn.ConvSpec((32, 3, 64, 64), 96, 4, stride=4), "summed matmul"),  # blocks: a patch embedding
+        (tn.ConvSpec((32, 960, 7, 7), 320, 1), "convolution_backward (weight)"),  # products larger than the images
+        (tn.ConvSpec((32, 256, 32, 32), 512, 2, stride=2), "matmul"),  # blocks
+        (tn.ConvSpec((32, 512, 7, 7), 512, 3, padding=1), "line products"),
+        (tn.ConvSpec((32, 64, 56, 56), 64, 3, padding=1), "convolution_backward (weight)"),
+        (tn.ConvSpec((32, 1024, 7, 7), 1024, 3, padding=1, groups=2), "convolution_backward (weight)"),
+        (tn.ConvSpec((2, 512, 7, 7), 512, 3, padding=1), "convolution_backward (weight)"),  # lines too short
+    ],
+    ids=str,
+)
+def test_what_computes_a_weight_gradient(spec, expected):
+    assert kernels_of(spec) == [expected]
+
+
+def test_reduced_precision_is_not_rounded_between_images():
+    spec = tn.ConvSpec((32, 32, 56, 56), 16, 1)
+    assert kernels_of(spec, torch.bfloat16) == ["convolution_backward (weight)"]
+
+
+def test_few_columns_are_not_multiplied_image_by_image():
+    assert kernels_of(tn.ConvSpec((32, 96, 28, 28), 32, 1), operation=tn.input_vjp) == ["batched matmul"]
+    assert kernels_of(tn.ConvSpec((32, 960, 7, 7), 320, 1), operation=tn.input_vjp) != ["batched matmul"]
