@@ -11,7 +11,7 @@ from ..tn import LayerSpec
 from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
-from .native import native_weight_vjp
+from .planned import planned_weight_vjp
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Batch(Estimator):
         return (input.index_select(0, self._examples(input, draw)),)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """The native weight VJP of the kept examples, scaled."""
+        """The exact weight VJP of the kept examples, scaled."""
         examples = self._examples(output_grad, draw)
         if not len(examples):
             return output_grad.new_zeros(spec.weight_shape)
-        result = native_weight_vjp(held[0], output_grad.index_select(0, examples), spec)
+        result = planned_weight_vjp(held[0], output_grad.index_select(0, examples), spec)
         return result.mul_(1 / self.keep if self.bernoulli else spec.batch_size / len(examples))
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:

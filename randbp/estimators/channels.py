@@ -12,7 +12,8 @@ from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
 from .kernels import by_group, from_groups
-from .native import native_input_vjp, native_weight_vjp
+from .native import native_input_vjp
+from .planned import planned_weight_vjp
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Channels(Estimator):
         return (input.index_select(1, flat_channels(groups, channels, spec.in_channels // spec.groups)),)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """The native weight VJP of the kept channels, scaled; zero for the dropped ones."""
+        """The exact weight VJP of the kept channels, scaled; zero for the dropped ones."""
         size = spec.in_channels // spec.groups
         groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
         grad = weight_vjp_of_channels(held[0], output_grad, groups, channels, spec)
@@ -121,7 +122,7 @@ def weight_vjp_of_channels(
             every = torch.arange(outer, device=groups.device).expand(len(groups), -1)
             output_grad = output_grad.index_select(1, flat_channels(groups, every, outer))
         small = replace_channels(spec, len(groups), channels.shape[1], outer)
-        grad = by_group(native_weight_vjp(input, output_grad, small), small).transpose(1, 2)
+        grad = by_group(planned_weight_vjp(input, output_grad, small), small).transpose(1, 2)
         by_channel = by_group(result, spec).transpose(1, 2)  # a view, [G, C / G, D / G, *K]
         by_channel.index_put_((groups.unsqueeze(1), channels), grad, accumulate=True)  # a channel may be kept twice
     return result

@@ -1,11 +1,11 @@
-"""The native weight VJP of an input that is rebuilt a few examples at a time."""
+"""The exact weight VJP of an input that is rebuilt a few examples at a time."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
 from ..tn import LayerSpec
-from .native import native_weight_vjp
+from .planned import planned_weight_vjp
 
 
 def chunks(examples: int, most: int | None = None) -> list[slice]:
@@ -26,7 +26,7 @@ def chunks(examples: int, most: int | None = None) -> list[slice]:
 def chunked_weight_vjp(
     rebuild: Callable[[int, slice], Tensor], parts: list[slice], output_grad: Tensor, spec: LayerSpec
 ) -> Tensor:
-    """Sum of the native weight VJPs of parts of the batch, so that no full-size copy of the input appears at once.
+    """Sum of the exact weight VJPs of parts of the batch, so that no full-size copy of the input appears at once.
 
     Args:
         rebuild: Makes the input ``[n, C, *I]`` of a part from its number and its slice of the batch.
@@ -37,5 +37,5 @@ def chunked_weight_vjp(
     result = output_grad.new_zeros(spec.weight_shape)
     for number, part in enumerate(parts):
         input = rebuild(number, part).to(output_grad.dtype)
-        result += native_weight_vjp(input, output_grad[part], spec)
+        result += planned_weight_vjp(input, output_grad[part], spec)
     return result

@@ -27,7 +27,7 @@ def native_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Te
     if any(extra):
         input = F.pad(input, extra)
     placeholder = input.new_empty(1).expand(spec.weight_shape)
-    if _channels_last(input):
+    if is_channels_last(input):
         placeholder = output_grad.new_empty(spec.weight_shape).contiguous(memory_format=torch.channels_last)
     return _backward(output_grad, input, placeholder, spec, 1)
 
@@ -72,7 +72,8 @@ def _extra_padding(spec: LayerSpec) -> list[int]:
     return [side - min(pair) for pair in reversed(spec.padding) for side in pair]
 
 
-def _channels_last(tensor: Tensor) -> bool:
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor of two spatial dimensions has its channels innermost in memory."""
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 

@@ -15,7 +15,8 @@ from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .draw import Draw
 from .kernels import by_group, from_groups
-from .native import native_input_vjp, native_weight_vjp
+from .native import native_input_vjp
+from .planned import planned_weight_vjp
 from .positions import examples_as_positions, flat_spatial, sampled_spec, used_positions
 
 _MOST_RANDOM = 1 << 22  # entries of the projection matrices that exist at once
@@ -90,10 +91,10 @@ class Projection(Estimator):
         return held
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """The native weight VJP of the input that the combinations stand for."""
+        """The exact weight VJP of the input that the combinations stand for."""
         output_grad, spec = examples_as_positions(output_grad, spec)
         if isinstance(spec, LinearSpec):
-            return native_weight_vjp(held[0], self._combined(output_grad, spec, draw), spec)
+            return planned_weight_vjp(held[0], self._combined(output_grad, spec, draw), spec)
         sizes, used = self._sizes(spec), _used(spec, output_grad.device)
         if not sizes:  # every kernel entry lies in the padding
             return output_grad.new_zeros(spec.weight_shape)
