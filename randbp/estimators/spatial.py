@@ -123,7 +123,9 @@ class Spatial(Estimator):
         plan, outputs = _plan(self, seen, "input"), _plan(self, spec, "output")
         rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
         weight, input_ = (p.examples * products(p.parts) * per_kernel for p in (plan, outputs))
-        if plan.centred:
+        if rebuilding_pays(seen):
+            weight = replace_batch(seen, plan.examples).multiply_adds
+        elif plan.centred:
             weight += tn.constant_input_weight_vjp(seen).plan().multiplications
         if outputs.centred:
             input_ += tn.constant_output_grad_input_vjp(spec).plan().multiplications

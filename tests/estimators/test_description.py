@@ -86,6 +86,15 @@ def test_multiply_adds_are_those_counted(name: str, stride: int) -> None:
         assert description.input_multiply_adds == counter.get_total_flops() // 2 - sums
 
 
+def test_narrow_layers_multiply_as_much_as_exact_ones() -> None:
+    """Their kept positions are put back for the exact kernel."""
+    x, weight = torch.randn(8, 3, 13, 11), torch.randn(12, 3, 3, 3)
+    spec, estimator = conv_spec(x, weight, 1, 0, 1, 1), Spatial(0.25)
+    with FlopCounterMode(display=False) as counter:
+        estimator.weight_vjp(estimator.sketch(x, spec, Draw(0)), torch.randn(spec.output_shape), spec, Draw(0))
+    assert estimator.describe(spec).weight_multiply_adds == counter.get_total_flops() // 2 == spec.multiply_adds
+
+
 @pytest.mark.parametrize("name", sorted(MAKERS.keys() - {"spatial"}))  # whose small sums are products here or not
 @pytest.mark.parametrize("layer", ["transposed", "sequence", "vectors"])
 def test_multiply_adds_of_other_layers_are_those_counted(name: str, layer: str) -> None:

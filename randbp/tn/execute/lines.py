@@ -25,13 +25,13 @@ LONG = 128  # positions times examples of a line
 
 
 class Stretch(NamedTuple):
-    """Where one kernel entry of the last dimension meets outputs: ``count`` from ``output``, at inputs from ``input``
+    """Where one kernel entry of the last dimension meets outputs: ``length`` from ``output``, at inputs from ``input``
     of a residue class."""
 
     residue: int
     output: int
     input: int
-    count: int
+    length: int
 
 
 def pay(patterns: tuple[IndexPattern, ...], examples: int, channels: tuple[int, int]) -> bool:
@@ -56,11 +56,11 @@ def line_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
         classes = {r: inputs[:, r :: last.stride].contiguous() for r in residues}
         result = x.new_zeros(len(meetings), len(stretches), rows, columns)
         for lines, places in zip(meetings, result, strict=True):
-            for (residue, first, source, count), place in zip(stretches, places, strict=True):
-                if count:
+            for (residue, first, source, length), place in zip(stretches, places, strict=True):
+                if length:
                     for output, input_ in lines:
-                        left = outputs[output, first : first + count].view(-1, rows)
-                        right = classes[residue][input_, source : source + count].view(-1, columns)
+                        left = outputs[output, first : first + length].view(-1, rows)
+                        right = classes[residue][input_, source : source + length].view(-1, columns)
                         place.addmm_(left.t(), right)
         return result.flatten(0, 1).permute(1, 2, 0).reshape(rows, columns, *sizes)
 
@@ -72,7 +72,7 @@ def stretch(pattern: IndexPattern, entry: int) -> Stretch:
 
     Example:
         >>> stretch(IndexPattern(8, 4, 3, stride=2, dilation=1, padding=1), 0)
-        Stretch(residue=1, output=1, input=0, count=3)
+        Stretch(residue=1, output=1, input=0, length=3)
     """
     offset, residue = divmod(pattern.dilation * entry - pattern.padding, pattern.stride)
     positions = len(range(residue, pattern.input_size, pattern.stride))
