@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, LinearSpec
+from ..tn.execute.native import placeholder
 
 LARGE = 2**21
 """Entries of an input gradient from which on it is made in parts, to save memory."""
@@ -26,10 +27,10 @@ def native_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Te
     extra = _extra_padding(spec)
     if any(extra):
         input = F.pad(input, extra)
-    placeholder = input.new_empty(1).expand(spec.weight_shape)
+    weight = input.new_empty(1).expand(spec.weight_shape)
     if is_channels_last(input):
-        placeholder = output_grad.new_empty(spec.weight_shape).contiguous(memory_format=torch.channels_last)
-    return _backward(output_grad, input, placeholder, spec, 1)
+        weight = output_grad.new_empty(spec.weight_shape).contiguous(memory_format=torch.channels_last)
+    return _backward(output_grad, input, weight, spec, 1)
 
 
 def native_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
@@ -43,13 +44,13 @@ def native_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Te
     for dim in range(spec.dims):
         shape[-1 - dim] += sum(extra[2 * dim : 2 * dim + 2])
     together = _examples_together(output_grad, prod(shape)) if weight.is_contiguous() else len(output_grad)
-    placeholder = output_grad.new_empty((together, *shape[1:]))  # anything but plain memory would be copied
+    unread = placeholder(output_grad, (together, *shape[1:]))
     if together < len(output_grad):
         result = output_grad.new_empty((len(output_grad), *shape[1:]))
         for part, made in zip(output_grad.split(together), result.split(together), strict=True):
-            made.copy_(_backward(part, placeholder[: len(part)], weight, spec, 0))
+            made.copy_(_backward(part, unread[: len(part)], weight, spec, 0))
     else:
-        result = _backward(output_grad, placeholder, weight, spec, 0)
+        result = _backward(output_grad, unread, weight, spec, 0)
     return F.pad(result, [-side for side in extra]) if any(extra) else result
 
 

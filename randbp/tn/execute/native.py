@@ -82,6 +82,18 @@ def weight_gradient(
     return kernel
 
 
+def placeholder(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Plain memory of which only the shape is read.
+
+    That of another tensor if it has enough: the system would clear the pages of a new one, and may have to do so at
+    every call. An expanded scalar would not do, for kernels copy what does not lie in one piece.
+    """
+    count = prod(shape)
+    if type(tensor) is Tensor and tensor.is_contiguous() and tensor.numel() >= count:
+        return tensor.detach().view(-1)[:count].view(shape)
+    return tensor.new_empty(shape)
+
+
 def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tuple[int, int]) -> Kernel:
     """``(w [G·D, C, *K], y [N, G·D, *O]) → x [N, G·C, *I]``, with ``leading = (N, G·C)``."""
     geometry = Geometry(patterns)
@@ -90,8 +102,7 @@ def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tup
     none, mask = geometry.no_output_padding, [True, False, False]
 
     def kernel(w: Tensor, y: Tensor) -> Tensor:
-        x = y.new_empty(shape)  # only its shape is read; anything but plain memory would be copied
-        x = _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[0]
+        x = _BACKWARD(y, placeholder(y, shape), w, None, stride, padding, dilation, False, none, groups, mask)[0]
         return pad_zeros(x, geometry.crop) if geometry.explicit else x
 
     return kernel
