@@ -1,8 +1,8 @@
 """Memory of a whole training step: lean mode beside checkpoints, half precision and small batches.
 
 Held: what the forward pass leaves for backward. Peak: of forward and backward pass. Both count bytes of PyTorch's
-allocator, without parameters and their gradients. Error: of all gradients, ‖ĝ - g‖ / ‖g‖, of one draw. Time: of a step over the exact
-step's. Bytes are exact; only times need a quiet machine.
+allocator, without parameters and their gradients. Error: of all gradients, ‖ĝ - g‖ / ‖g‖, of one draw. Time: of a step
+over the exact step's. Bytes are exact; only times need a quiet machine.
 """
 
 import gc
@@ -26,6 +26,7 @@ from experiments.models.resnet18 import BasicBlock
 from randbp import Exact, Rounding, Spatial
 from randbp.diagnostics import StepPeak
 
+from .half import held_in_half
 from .harness import interleave, save, show
 
 MIB = 2**20
@@ -59,7 +60,7 @@ class Setting:
     Attributes:
         randomize: Arguments of :func:`randbp.randomize`, if it is used.
         parts: Micro-batches per step.
-        bf16: Whether autocast computes, and hence holds, activations in bfloat16.
+        bf16: Whether activations are held in bfloat16.
         checkpoints: Whether each block is run again in the backward pass.
         held_at_most: Share of the exact step's bytes that the setting is held to.
         peak_at_most: The same of the peak.
@@ -90,7 +91,7 @@ SETTINGS = {
     ),
     "Rounding(4), lean": Setting({"weight_vjp": Rounding(4), "lean": True}),
     "checkpoint per block": Setting(checkpoints=True),
-    "bf16 activations": Setting(bf16=True),
+    "activations held in bf16": Setting(bf16=True),
     "4 micro-batches": Setting(parts=4),
 }
 
@@ -114,8 +115,8 @@ class Run:
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of a micro-batch."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.setting.bf16):
-            return F.cross_entropy(self.model(x).float(), labels) / self.setting.parts
+        with held_in_half([*self.model.parameters(), x]) if self.setting.bf16 else nullcontext():
+            return F.cross_entropy(self.model(x), labels) / self.setting.parts
 
     def step(self, after_forward: Callable[[], None] = lambda: None) -> None:
         """Forward and backward passes, from no gradients."""
