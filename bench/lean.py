@@ -191,6 +191,10 @@ def measure(name: str, network: Network, budget: float, quick: bool) -> list[dic
         if current.setting.same_bits and row["error"]:
             row["missed"].append(f"error {row['error']:.3g} > 0")
         rows.append(row)
+        print(
+            f"{name}, {title}: held {held / MIB:.1f} MiB, peak {peak / MIB:.1f} MiB, error {row['error']:.3g}",
+            flush=True,
+        )
     if budget:
         with ExitStack() as stack:
             for current in runs.values():

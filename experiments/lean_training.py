@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from math import nan
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -73,22 +72,17 @@ def main(argv: Sequence[str]) -> int:
 
 def summary(rows: list[Row]) -> list[str]:
     """Per setting the mean accuracy, its range over seeds, and whether the mean lies within the exact one's range."""
-    found = {setting: [row["accuracy"] for row in rows if row["setting"] == setting] for setting in SETTINGS}
-    low, high = (bound(found["exact"], default=nan) for bound in (min, max))
-    lines = []
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["setting"], []).append(row["accuracy"])
+    exact, lines = found.get("exact"), []
     for setting, values in found.items():
-        if not values:
-            continue
-        line = f"{setting:20} mean {mean(values):.4f}, from {min(values):.4f} to {max(values):.4f}"
-        if setting != "exact" and found["exact"]:
-            verdict = (
-                f"{low - mean(values):.4f} below"
-                if mean(values) < low
-                else "above"
-                if mean(values) > high
-                else "within"
-            )
-            line += f", {verdict} the range of exact"
+        middle = mean(values)
+        line = f"{setting:20} mean {middle:.4f}, from {min(values):.4f} to {max(values):.4f}"
+        if exact and setting != "exact":
+            below, above = min(exact) - middle, middle - max(exact)
+            where = f"{below:.4f} below" if below > 0 else "above" if above > 0 else "within"
+            line += f", {where} the range of exact"
         lines.append(line)
     return lines
 
