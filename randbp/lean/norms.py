@@ -116,12 +116,14 @@ class _ChannelNorm(torch.autograd.Function):
             ctx.layout.decode(codes, scales, int(seed), value.view(-1, together * size))
             value = value.to(rstd.dtype)
             sums = grad.sum(2)
-            stretches, grads = value.view(-1, together, size), grad.view(-1, together, size)
+            value_rows, grad_rows = value.view(-1, together, size), grad.view(-1, together, size)
             parts = [
                 slice(part.start // (together * size), part.stop // (together * size))
                 for part in pieces(value.numel(), value.device, together * size)
             ]
-            products = torch.cat([(stretches[part] * grads[part]).sum(2) for part in parts]).view(examples, channels)
+            products = torch.cat([(value_rows[part] * grad_rows[part]).sum(2) for part in parts]).view(
+                examples, channels
+            )
             weight_grad = products.sum(0) if ctx.needs_input_grad[1] else None
             bias_grad = sums.sum(0) if ctx.needs_input_grad[2] else None
             input_grad = None
@@ -137,7 +139,7 @@ class _ChannelNorm(torch.autograd.Function):
                     excess = groups.rows(scale / groups.together).unsqueeze(2)
                     for part in parts:
                         variance = ctx.layout.variances(scales[part]).view(-1, together, size).to(grad.dtype)
-                        stretches[part].addcmul_(variance.mul_(grads[part]), excess[part])
+                        value_rows[part].addcmul_(variance.mul_(grad_rows[part]), excess[part])
                 input_grad = value.to(ctx.dtype).view(ctx.shape)
         grads = not_differentiable(
             "lean normalisation", (input_grad, weight_grad, bias_grad), (edge, weight, output_grad)
