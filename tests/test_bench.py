@@ -2,18 +2,21 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
-from bench import error, merit, step, training
+from bench import error, lean, merit, step, training
 from bench.journal import Journal
 from experiments.data import Digits
 from experiments.gradient_error.images import RealImages
 from experiments.gradient_error.protocol import record, untrained_model
 from experiments.models import AllCNNC
 from randbp import Exact, Spatial
+from randbp.diagnostics import memory_report
 
 TINY = error.Setting(width=0.04, batch=4, draws=1, models=1, steps=2)
 
@@ -152,3 +155,37 @@ def test_training_losses_are_those_of_plain_sgd():
     images, labels = next(training.batches(data, 3))
     first = float(functional.cross_entropy(model(images), labels).detach())
     assert result["loss"] == pytest.approx(first, rel=0.2) and 0 <= result["accuracy"] <= 100
+
+
+def test_lean_measures_what_a_memory_report_counts():
+    network = lean.Network(lambda: AllCNNC(width=0.2), 6, 32, 4)
+    model = network.build().train()
+    for title in ("exact", "Spatial(1/8), lean", "4 micro-batches", "activations held in bf16"):
+        run = lean.Run(network, model, lean.SETTINGS[title], 8)
+        with run.on():
+            run.measure()  # fills caches of a backward pass of this size
+            held, peak, gradient = run.measure()
+            part = slice(8 // run.setting.parts)
+            forward = nn.Module()
+            forward.register_module("model", run.model)
+            forward.forward = run.loss
+            report = memory_report(forward, run.x[part], run.labels[part], loss=lambda loss: loss)
+        assert held == pytest.approx(report.held_bytes, abs=256)  # the loss, and seeds of layers
+        assert peak == pytest.approx(report.peak_bytes, rel=0.05) and peak > held
+        assert gradient.numel() == sum(p.numel() for p in model.parameters())
+        if title == "exact":
+            exact, most = gradient, held
+    assert held == pytest.approx(most / 2, rel=0.01)  # bfloat16
+    assert 0 < (gradient - exact).norm() < 0.05 * exact.norm()
+
+
+def test_lean_reports_what_is_missed(monkeypatch, capsys):
+    monkeypatch.setattr(lean, "NETWORKS", {"tiny": lean.Network(lambda: AllCNNC(width=0.1), 4, 32, 4)})
+    summary = lean.run("", 0, False)
+    rows = json.loads(Path("runs/bench/lean.json").read_text())["rows"]
+    assert [row["setting"] for row in rows] == list(lean.SETTINGS)
+    assert all(row["error"] == 0 for row in rows if lean.SETTINGS[row["setting"]].same_bits)
+    assert any("peak" in line for line in summary["missed"]) == any(
+        lean.SETTINGS[row["setting"]].peak_at_most and row["peak_ratio"] > 1 / 3 for row in rows
+    )
+    assert "missed" in capsys.readouterr().out or not summary["missed"]

@@ -40,27 +40,35 @@ class ResNet18(nn.Module):
         num_classes: number of outputs.
         in_channels: channels of the image.
         stem: ``imagenet`` or ``cifar``.
+        width: multiplies the paper's 64 to 512 channels.
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, stem: Literal["imagenet", "cifar"] = "imagenet"
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        stem: Literal["imagenet", "cifar"] = "imagenet",
+        width: float = 1.0,
     ) -> None:
         super().__init__()
+        c1, c2, c3, c4 = (round(channels * width) for channels in (64, 128, 256, 512))
+        if c1 < 1:
+            raise ValueError(f"width must leave at least one channel of 64, got {width}")
         if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, c1, 7, stride=2, padding=3, bias=False)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         elif stem == "cifar":
-            self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, c1, 3, padding=1, bias=False)
             self.maxpool = nn.Identity()
         else:
             raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = nn.BatchNorm2d(c1)
         self.relu = nn.ReLU()
-        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
-        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
-        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
-        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
-        self.fc = nn.Linear(512, num_classes)
+        self.layer1 = nn.Sequential(BasicBlock(c1, c1, 1), BasicBlock(c1, c1, 1))
+        self.layer2 = nn.Sequential(BasicBlock(c1, c2, 2), BasicBlock(c2, c2, 1))
+        self.layer3 = nn.Sequential(BasicBlock(c2, c3, 2), BasicBlock(c3, c3, 1))
+        self.layer4 = nn.Sequential(BasicBlock(c3, c4, 2), BasicBlock(c4, c4, 1))
+        self.fc = nn.Linear(c4, num_classes)
         he_init(self, mode="fan_out")
 
     def forward(self, x: Tensor) -> Tensor:

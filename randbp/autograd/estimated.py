@@ -10,7 +10,7 @@ from ..tn import LayerSpec
 from .compiled import compiled
 from .once import edge_of, not_differentiable
 from .operations import Operation
-from .vjps import bias_vjp, input_vjp, memory_format_of, sketch, weight_vjp
+from .vjps import bias_vjp, input_vjp, memory_format_of, output, sketch, weight_vjp
 
 
 class _Estimated(torch.autograd.Function):
@@ -29,7 +29,7 @@ class _Estimated(torch.autograd.Function):
         input_estimator: Estimator,
         seed: int,
     ) -> Tensor:
-        output = operation.native(x, weight, bias)
+        y = output(x, weight, bias, operation, spec)
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         held = sketch(x, operation, spec, weight_estimator, seed) if needs_weight else ()
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
@@ -37,7 +37,7 @@ class _Estimated(torch.autograd.Function):
         ctx.operation, ctx.spec, ctx.shapes = operation, spec, (x.shape, weight.shape)
         ctx.weight_estimator, ctx.input_estimator = weight_estimator, input_estimator
         ctx.memory_formats = memory_format_of(x, operation), memory_format_of(weight, operation)
-        return output
+        return y
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,8 +99,8 @@ def estimated(
             'use torch.compile(model, mode="reduce-overhead"), which captures around the draws'
         )
     spec = operation.spec(x.shape, weight.shape)
-    output: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, spec, weight_vjp, input_vjp, seed)
-    return output
+    y: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, spec, weight_vjp, input_vjp, seed)
+    return y
 
 
 @torch.compiler.disable(reason="randbp: an estimator that holds a random number of entries is not compiled")

@@ -1,13 +1,31 @@
 """What forward and backward of an estimated layer compute, in eager mode and in compiled graphs alike."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 
 from ..estimators import Draw, Estimator, Exact
+from ..estimators.native import examples_together
 from ..tn import LayerSpec
 from .operations import Linear, Operation, Shape
 
 _WEIGHT, _INPUT = 0, 1  # keys of the draws of the two VJPs
+
+
+def output(x: Tensor, weight: Tensor, bias: Tensor | None, operation: Operation, spec: LayerSpec) -> Tensor:
+    """PyTorch's forward pass, bit for bit; large outputs of a processor a few examples at a time, without its scratch.
+
+    (Not where the kernel has a single entry: products of matrices may round otherwise if there are fewer rows.)
+    """
+    whole = x.dim() != len(spec.input_shape) or prod(spec.kernel_size) == 1
+    together = len(x) if whole else examples_together(x, weight, prod(spec.output_shape))
+    if whole or together == len(x):
+        return operation.native(x, weight, bias)
+    result = x.new_empty(spec.output_shape)
+    for part, made in zip(x.split(together), result.split(together), strict=True):
+        made.copy_(operation.native(part, weight, bias))
+    return result
 
 
 def sketch(x: Tensor, operation: Operation, spec: LayerSpec, estimator: Estimator, seed: int) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,13 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from .alive import LiveStorages
 
 CPU_ALLOCATOR = "peak of PyTorch's CPU allocator above the start of a step"
 CUDA_ALLOCATOR = "peak of PyTorch's CUDA allocator above the start of a step"
 DISPATCHER = "peak of the tensors alive above the start of a step, kernels' scratch memory left out"
+
+_MEMORY, _MARK = "[memory]", "randbp mark"
+
+_Event = tuple[int | None, int]
+"""Address and size of an allocation, the size negative if it is given back; without an address, a mark."""
 
 
 class StepPeak:
@@ -38,6 +44,7 @@ class StepPeak:
 
     Attributes:
         bytes: The peak, known at the end of the block.
+        marks: Bytes in use at each call of :meth:`mark`, known at the end of the block.
         source: What was measured, in words.
 
     Example:
@@ -45,12 +52,14 @@ class StepPeak:
         ...     x = torch.ones(1024)
         ...     y = x + x
         ...     del x
+        ...     peak.mark()
         ...     z = y + y
-        >>> peak.bytes
-        8192
+        >>> peak.bytes, peak.marks
+        (8192, [4096])
     """
 
     bytes: int
+    marks: list[int]
     source: str
 
     def __init__(self, device: torch.device | str, gradients_of: Iterable[Tensor] = ()) -> None:
@@ -60,7 +69,18 @@ class StepPeak:
         self._profile: profile | None = None
         self._live: LiveStorages | None = None
 
+    def mark(self) -> None:
+        """Note the bytes in use at this moment, say between forward and backward pass."""
+        if self.device.type == "cuda":
+            self.marks.append(torch.cuda.memory_allocated(self.device) - self._start)
+        elif self._live is not None:
+            self.marks.append(self._live.bytes)
+        else:
+            with record_function(_MARK):
+                pass
+
     def __enter__(self) -> "StepPeak":
+        self.marks = []
         if self.device.type == "cuda":
             self.source = CUDA_ALLOCATOR
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -85,7 +105,8 @@ class StepPeak:
         else:
             assert self._profile is not None
             grads = [p.grad for p in self._gradients_of if p.grad is not None]
-            self.bytes = _peak(_events(self._profile), {grad.untyped_storage().data_ptr() for grad in grads})
+            addresses = {grad.untyped_storage().data_ptr() for grad in grads}
+            self.bytes, self.marks = _peak(_events(self._profile), addresses)
         self._profile = self._live = None
 
 
@@ -120,29 +141,45 @@ def _without_remarks() -> Iterator[None]:
                     os.write(2, line)
 
 
-def _events(profiled: profile) -> list[tuple[int, int]]:
-    """Address and size of each allocation (positive) and release (negative), in order."""
+def _events(profiled: profile) -> list[_Event]:
+    """All that happened, in order."""
     # The trace file is the profiler's public face; its records of memory have no other.
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(path))
-        trace = json.loads(path.read_text())
-    memory: list[dict[str, Any]] = [e for e in trace["traceEvents"] if e["name"] == "[memory]"]
-    memory.sort(key=lambda event: event["ts"])
+        records = _named(path.read_text(), _MEMORY, _MARK)
     host = 0  # the device type
-    return [(e["args"]["Addr"], e["args"]["Bytes"]) for e in memory if e["args"]["Device Type"] == host]
+    records = [record for record in records if record["args"].get("Device Type", host) == host]
+    records.sort(key=lambda record: record["ts"])
+    return [(r["args"]["Addr"], r["args"]["Bytes"]) if r["name"] == _MEMORY else (None, 0) for r in records]
 
 
-def _peak(events: list[tuple[int, int]], persistent: set[int]) -> int:
-    """Highest sum; blocks that are in place at the end at one of the ``persistent`` addresses do not count."""
+def _named(trace: str, *names: str) -> list[dict[str, Any]]:
+    """Records of these names; the others, which are many, are not even parsed."""
+    decoder, found, end = json.JSONDecoder(), [], 0
+    for match in re.finditer("|".join(re.escape(json.dumps(name)) for name in names), trace):
+        if match.start() >= end:  # flat fields come first, so the last brace before the name opens its record
+            record, end = decoder.raw_decode(trace, trace.rindex("{", 0, match.start()))
+            found.append(record)
+    return found
+
+
+def _peak(events: list[_Event], persistent: set[int]) -> tuple[int, list[int]]:
+    """Highest sum, and sums at the marks.
+
+    Blocks that are in place at the end at one of the ``persistent`` addresses do not count.
+    """
     last = {address: number for number, (address, size) in enumerate(events) if address in persistent}
     current = highest = 0
     sizes: dict[int, int] = {}
+    marks = []
     for number, (address, size) in enumerate(events):
-        if size > 0 and last.get(address) != number:
+        if address is None:
+            marks.append(current)
+        elif size > 0 and last.get(address) != number:
             sizes[address] = size
             current += size
             highest = max(highest, current)
         elif size < 0:  # what was there before the start is not in use above it
             current -= sizes.pop(address, 0)
-    return highest
+    return highest, marks

@@ -11,7 +11,7 @@ from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, LinearSpec
 from ..tn.execute.native import placeholder
 
 LARGE = 2**21
-"""Entries of an input gradient from which on it is made in parts, to save memory."""
+"""Entries of a result from which on it is made in parts, to save memory."""
 
 
 def native_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
@@ -43,22 +43,28 @@ def native_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Te
     extra, shape = _extra_padding(spec), list(spec.input_shape)
     for dim in range(spec.dims):
         shape[-1 - dim] += sum(extra[2 * dim : 2 * dim + 2])
-    together = _examples_together(output_grad, prod(shape)) if weight.is_contiguous() else len(output_grad)
-    unread = placeholder(output_grad, (together, *shape[1:]))
+    together = examples_together(output_grad, weight, prod(shape))
     if together < len(output_grad):
         result = output_grad.new_empty((len(output_grad), *shape[1:]))
         for part, made in zip(output_grad.split(together), result.split(together), strict=True):
-            made.copy_(_backward(part, unread[: len(part)], weight, spec, 0))
+            made.copy_(_backward(part, made, weight, spec, 0))
     else:
-        result = _backward(output_grad, unread, weight, spec, 0)
+        result = _backward(output_grad, placeholder(output_grad, (together, *shape[1:])), weight, spec, 0)
     return F.pad(result, [-side for side in extra]) if any(extra) else result
 
 
-def _examples_together(output_grad: Tensor, elements: int) -> int:
-    """Examples per call: a processor's native kernel holds all that it makes a second time, in another order."""
-    if output_grad.device.type != "cpu" or not output_grad.is_contiguous() or elements < LARGE:
-        return len(output_grad)
-    return max(-(-len(output_grad) // 8), min(len(output_grad), torch.get_num_threads()))
+def examples_together(given: Tensor, weight: Tensor, elements: int) -> int:
+    """Examples per call: a processor's native kernel holds all that it makes a second time, in another order.
+
+    Args:
+        given: Input or output gradient ``[N, …]``.
+        weight: The layer's.
+        elements: Of the result.
+    """
+    plain = given.device.type == "cpu" and given.is_contiguous() and weight.is_contiguous()
+    if not plain or elements < LARGE:
+        return len(given)
+    return max(-(-len(given) // 16), min(len(given), torch.get_num_threads()))
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -1,7 +1,33 @@
 """Yes or no per entry, in one bit."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
+
+from .layout import pieces
+
+
+def pack_where(test: Callable[[Tensor], Tensor], flat: Tensor) -> Tensor:
+    """Where entries of a flat tensor pass a test, :func:`packed <pack_mask>` a cache's size at a time.
+
+    Example:
+        >>> bits = pack_where(lambda x: x > 0, torch.tensor([1.0, -1.0, 1.0]))
+        >>> bits, [(part, mask.tolist()) for part, mask in unpacked(bits, 3)]
+        (tensor([5], dtype=torch.uint8), [(slice(0, 3, None), [True, False, True])])
+    """
+    parts = pieces(flat.numel(), flat.device, 8)
+    return torch.cat([pack_mask(test(flat[part])) for part in parts])
+
+
+def unpacked(packed: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
+    """Inverse of :func:`pack_where`, piece by piece: which of ``count`` entries, and their ``bool`` mask."""
+    first = 0
+    for part in pieces(count, packed.device, 8):
+        entries = part.stop - part.start
+        size = -(-entries // 8)
+        yield part, unpack_mask(packed[first : first + size], entries)
+        first += size
 
 
 def pack_mask(mask: Tensor) -> Tensor:

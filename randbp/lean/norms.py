@@ -28,6 +28,8 @@ from .rules import Call, is_plain, lean_version_of
 _SMALL = 32
 """Rows with fewer entries would need as many bytes for their scales as rounding saves."""
 
+_STRETCH = 2**17
+
 _NEGLIGIBLE = 1e-5
 """Relative excess of an input gradient below which it is not corrected."""
 
@@ -39,6 +41,16 @@ class _Groups:
     shape: tuple[int, int, int]
     groups: int
     over_batch: bool
+
+    @property
+    def per_row(self) -> int:
+        """Channels of one example that are rounded in one stretch: as many as a processor's cache has room for."""
+        _, channels, size = self.shape
+        return next(k for k in range(channels, 0, -1) if channels % k == 0 and (k * size <= _STRETCH or k == 1))
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Values ``[N or 1, C]`` for each stretch, ``[N·C / K, K]``."""
+        return values.expand(self.shape[:2]).reshape(-1, self.per_row)
 
     def per_channel(self, values: Tensor) -> Tensor:
         """Statistics of each group, repeated for its channels: ``[N or 1, C]``."""
@@ -76,17 +88,16 @@ class _ChannelNorm(torch.autograd.Function):
         bits: int,
         seed: int,
     ) -> Tensor:
-        examples, channels, size = groups.shape
+        size, together = groups.shape[2], groups.per_row
         y, *statistics = normalise()
         mean, rstd = (groups.per_channel(values) for values in statistics)
-        layout = Dithered(bits, channels * size, min(256, channels * size))
+        means, rstds = (groups.rows(values).unsqueeze(2) for values in (mean, rstd))
+        layout = Dithered(bits, together * size, min(256, together * size))
 
         def normalised(rows: Tensor, part: slice) -> Tensor:
-            part = part if len(mean) > 1 else slice(None)
-            values = rows.view(-1, channels, size) - mean[part].unsqueeze(2)
-            return values.mul_(rstd[part].unsqueeze(2)).flatten(1)
+            return (rows.view(-1, together, size) - means[part]).mul_(rstds[part]).flatten(1)
 
-        codes, scales = layout.encode(x.reshape(examples, -1), seed, normalised)
+        codes, scales = layout.encode(x.reshape(-1, together * size), seed, normalised)
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
         ctx.layout, ctx.groups, ctx.shape, ctx.dtype = layout, groups, x.shape, x.dtype
@@ -98,17 +109,21 @@ class _ChannelNorm(torch.autograd.Function):
         seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
         groups: _Groups = ctx.groups
         examples, channels, size = groups.shape
+        together = groups.per_row
         with torch.no_grad():
             grad = output_grad.reshape(examples, channels, size).to(rstd.dtype)
             value = torch.empty(examples, channels, size, dtype=torch.float32, device=grad.device)
-            ctx.layout.decode(codes, scales, int(seed), value.view(examples, -1))
+            ctx.layout.decode(codes, scales, int(seed), value.view(-1, together * size))
             value = value.to(rstd.dtype)
             sums = grad.sum(2)
+            value_rows, grad_rows = value.view(-1, together, size), grad.view(-1, together, size)
             parts = [
-                slice(part.start // (channels * size), part.stop // (channels * size))
-                for part in pieces(value.numel(), value.device, channels * size)
+                slice(part.start // (together * size), part.stop // (together * size))
+                for part in pieces(value.numel(), value.device, together * size)
             ]
-            products = torch.cat([(value[part] * grad[part]).sum(2) for part in parts])
+            products = torch.cat([(value_rows[part] * grad_rows[part]).sum(2) for part in parts]).view(
+                examples, channels
+            )
             weight_grad = products.sum(0) if ctx.needs_input_grad[1] else None
             bias_grad = sums.sum(0) if ctx.needs_input_grad[2] else None
             input_grad = None
@@ -121,10 +136,10 @@ class _ChannelNorm(torch.autograd.Function):
                 value.mul_((second * factor).neg_().unsqueeze(2)).sub_((first * factor).unsqueeze(2))
                 value.addcmul_(grad, scale.unsqueeze(2))
                 if _is_corrected(ctx.layout.bits, groups.together):
-                    excess = (scale / groups.together).expand(examples, channels).unsqueeze(2)
+                    excess = groups.rows(scale / groups.together).unsqueeze(2)
                     for part in parts:
-                        variance = ctx.layout.variances(scales[part]).view(-1, channels, size).to(grad.dtype)
-                        value[part].addcmul_(variance.mul_(grad[part]), excess[part])
+                        variance = ctx.layout.variances(scales[part]).view(-1, together, size).to(grad.dtype)
+                        value_rows[part].addcmul_(variance.mul_(grad_rows[part]), excess[part])
                 input_grad = value.to(ctx.dtype).view(ctx.shape)
         grads = not_differentiable(
             "lean normalisation", (input_grad, weight_grad, bias_grad), (edge, weight, output_grad)

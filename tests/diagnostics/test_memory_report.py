@@ -201,6 +201,24 @@ def test_peak_sees_scratch_memory_and_forgets_what_came_before() -> None:
     assert scratch.bytes > live.peak_bytes >= x.nbytes * 2
 
 
+def test_marks_tell_what_is_in_use_in_between() -> None:
+    weight = torch.ones(N, requires_grad=True)
+    with StepPeak("cpu", [weight]) as peak:
+        peak.mark()
+        loss = (weight * 2).exp().sum()  # exp holds its output, the product nothing but a number
+        peak.mark()
+        loss.backward()
+        del loss
+        peak.mark()
+    first, held, last = peak.marks
+    assert first == last == 0 and 4 * N <= held < 4 * N + 64 and peak.bytes >= 8 * N
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]), StepPeak("cpu") as peak:
+        y = torch.ones(N)
+        peak.mark()
+        y = y * 2
+    assert peak.marks == [4 * N] and y.sum() == 2 * N
+
+
 def test_a_profiler_at_work_is_no_obstacle() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
         with StepPeak("cpu") as peak:

@@ -24,6 +24,7 @@ from randbp import (
     Rounding,
     Spatial,
 )
+from randbp.estimators import native
 from randbp.functional import conv
 from tests.cases import Case, cases
 from tests.estimator_cases import FIXED_SIZE
@@ -346,3 +347,20 @@ def test_gradients_reach_what_lies_below() -> None:
     draws = torch.stack([torch.autograd.grad(loss(True), first)[0] for _ in range(500)])
     z = (draws.mean(0) - exact).abs() / (draws.std(0) / 500**0.5)
     assert z.max() < 5.5  # Bonferroni over 54 entries: error probability 2e-6
+
+
+@pytest.mark.parametrize(
+    ("batch", "kernel", "stride", "padding", "groups"),
+    [(16, 3, 1, 1, 1), (13, 3, 1, 1, 1), (19, (1, 4), 1, (0, 1), 4), (16, 1, 1, 0, 1), (67, 5, 2, 0, 32)],
+)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_a_large_forward_pass_in_parts_is_pytorchs_bit_for_bit(
+    batch: int, kernel: Any, stride: int, padding: Any, groups: int, format: torch.memory_format
+) -> None:
+    layer = nn.Conv2d(32, 32, kernel, stride, padding, groups=groups)
+    x = torch.randn(batch, 32, 72, 72, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=format)
+    whole = layer(x.requires_grad_())
+    assert whole.numel() > native.LARGE
+    with randbp.randomize(layer, Spatial(keep=0.1)):
+        found = layer(x)
+    assert torch.equal(found, whole) and found.stride() == whole.stride()
