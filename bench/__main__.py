@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="six layers, small networks, a short time each")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds per layer for the timed rounds")
     parser.add_argument("--no-times", action="store_true", help="lean: bytes and errors alone, for a busy machine")
+    parser.add_argument(
+        "--settings", nargs="+", default=[""], metavar="TEXT", help="lean: those that contain one of these, and exact"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--width", type=float, help="error, merit, training: multiplies the channels of All-CNN-C")
     parser.add_argument("--draws", type=int, help="error: models and batches (default: 10)")
@@ -52,7 +55,7 @@ def main() -> None:
         elif name == "estimators":
             estimators.run(pattern, budget)
         elif name == "lean":
-            lean.run(arguments.layers, 0 if arguments.no_times else 20 * budget, arguments.quick)
+            lean.run(arguments.layers, 0 if arguments.no_times else 20 * budget, arguments.quick, arguments.settings)
         elif name == "convnext-first-layer":
             contractions.first_layer_of_convnext(budget)
         elif name in EXPERIMENTS:
