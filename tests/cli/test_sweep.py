@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ def test_jobs_run_side_by_side(here: Path) -> None:
 def test_interrupting_keeps_what_is_there(here: Path) -> None:
     sweep = script_sweep(here, "fine", "lazy", "kill")
     command = [sys.executable, "-m", "randbp.cli.main", "sweep", str(sweep)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listening)
     deadline = time.monotonic() + 60
     while not (here / "began-lazy").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
