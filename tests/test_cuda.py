@@ -11,29 +11,15 @@ from randbp import (
     Channels,
     Estimator,
     Exact,
-    LowResolution,
-    NormChannels,
     NormSpatial,
-    Projection,
     Rounding,
     Spatial,
 )
 from randbp.functional import conv, conv_transpose, linear
+from tests.estimator_cases import FIXED_SIZE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ESTIMATORS = [Spatial(0.25), Spatial(0.25, center=False), Axes(0.25), Channels(0.25), Batch(0.25)]
-FIXED_SIZE = [
-    *ESTIMATORS,
-    Spatial(0.25, per_example=False),
-    LowResolution(0.25),
-    NormSpatial(0.25),
-    NormSpatial(0.25, center=False, top=0.5),
-    NormChannels(0.25),
-    Projection(0.25),
-    Projection(0.25, kind="gaussian"),
-    Rounding(4),
-    Rounding(4, Spatial(0.5)),
-]
 
 
 def network() -> nn.Sequential:

@@ -8,13 +8,13 @@ own. Sizes of what is held follow from shapes, so each shape of the input is com
 
 from collections.abc import Sequence
 from functools import lru_cache
-from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..estimators import Estimator
+from ..estimators.aside import aside
 from ..estimators.seeds import next_seed
 from ..estimators.text import from_text, to_text
 from . import vjps
@@ -185,29 +185,17 @@ def _held(
 ) -> tuple[tuple[Shape, torch.dtype], ...]:
     """Shapes and dtypes of a sketch, which runs on tensors without data to find them.
 
-    It runs in a thread of its own, outside of the modes in which the compiler traces.
+    It runs outside of the modes in which the compiler traces.
     """
-    found: list[tuple[Shape, torch.dtype]] = []
-    failed: list[Exception] = []
 
-    @torch.no_grad()
-    def run() -> None:
-        try:
-            made: Operation = from_text(operation)
-            x = torch.empty(input_shape, dtype=dtype, device="meta")
-            spec = made.spec(input_shape, weight_shape)
-            chosen = from_text(estimator).for_layer("weight_vjp", spec, dtype, device)
-            held = vjps.sketch(x, made, spec, chosen, 0)
-            found.extend((tuple(tensor.shape), tensor.dtype) for tensor in held)
-        except Exception as error:
-            failed.append(error)
+    def run() -> tuple[tuple[Shape, torch.dtype], ...]:
+        made: Operation = from_text(operation)
+        x = torch.empty(input_shape, dtype=dtype, device="meta")
+        spec = made.spec(input_shape, weight_shape)
+        chosen = from_text(estimator).for_layer("weight_vjp", spec, dtype, device)
+        return tuple((tuple(tensor.shape), tensor.dtype) for tensor in vjps.sketch(x, made, spec, chosen, 0))
 
-    thread = Thread(target=run)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return tuple(found)
+    return aside(run)
 
 
 def _format(channels_last: bool) -> torch.memory_format:

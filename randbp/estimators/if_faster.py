@@ -1,8 +1,7 @@
 """An estimator where it is faster than the exact VJP, by measurement, and the exact VJP elsewhere."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Lock, Thread
+from threading import Lock
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..tn import LayerSpec
+from .aside import aside
 from .base import Estimator, Vjp
 from .description import Description
 from .draw import Draw
@@ -95,7 +95,7 @@ class IfFaster(Estimator):
         with _LOCK:
             found = _RACES.get(key)
             if found is None:
-                found = _RACES[key] = _in_thread(lambda: _race(self.estimator, vjp, spec, dtype, device))
+                found = _RACES[key] = aside(lambda: _race(self.estimator, vjp, spec, dtype, device))
         return found
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
@@ -142,23 +142,3 @@ def _race(estimator: Estimator, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, d
             run(contender, Draw(len(times)))
             times.append(perf_counter() - started)
     return Race(*map(min, readings))
-
-
-def _in_thread(work: Callable[[], Race]) -> Race:
-    """The result of work in a thread of its own, where no mode of the caller (autocast, tracing, hooks) is in force."""
-    results: list[Race] = []
-    failures: list[Exception] = []
-
-    @torch.no_grad()
-    def run() -> None:
-        try:
-            results.append(work())
-        except Exception as error:
-            failures.append(error)
-
-    thread = Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]

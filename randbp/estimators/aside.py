@@ -1,0 +1,35 @@
+"""Work in a thread of its own, where no mode of the caller (autocast, tracing, saved-tensor hooks) is in force."""
+
+from collections.abc import Callable
+from threading import Thread
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def aside(work: Callable[[], T]) -> T:
+    """The result of ``work``, or what it raises, without grad mode.
+
+    Example:
+        >>> with torch.autocast("cpu"):
+        ...     aside(lambda: torch.is_autocast_enabled("cpu"))
+        False
+    """
+    results: list[T] = []
+    failures: list[Exception] = []
+
+    @torch.no_grad()
+    def run() -> None:
+        try:
+            results.append(work())
+        except Exception as error:
+            failures.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
