@@ -94,7 +94,7 @@ def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device)
         before = stretches - torch.arange(length, device=device)
         kept = torch.arange(count, device=device).expand(different, count).contiguous()
         stretches = kept + torch.searchsorted(before, kept, right=True)
-    return stretches[torch.arange(batch, device=device).remainder_(different)]
+    return stretches.repeat(-(-batch // different), 1)[:batch]
 
 
 def by_rows(tensor: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from math import prod
 
+import torch
 from torch import Tensor
 
-from ..tn import LayerSpec, PositionClass
+from ..tn import LayerSpec
 from ..tn.execute.rows import pieces
 from .chunks import chunked_weight_vjp, chunks
-from .positions import class_positions
+from .positions import flat_spatial, gather_columns, gather_rows, memory_rows
 
 NARROW = 8  # channels per group below which gathering output rows costs more than the products it saves
 SMALL_KERNEL = 9  # entries up to which PyTorch's depthwise kernels are fast
@@ -32,36 +33,48 @@ def rebuilding_pays(spec: LayerSpec) -> bool:
     return spec.groups == 1 or entries <= SMALL_KERNEL
 
 
+def gather_centred(input: Tensor, where: Tensor, mean: Tensor | None) -> Tensor:
+    """Kept entries ``[N, C, S]`` of ``[N, C, *I]`` at flat positions ``[N or 1, S]``, less their mean ``[N, C]``."""
+    if memory_rows(input) is not None:
+        return gather_rows(input, where, mean).transpose(1, 2)
+    kept = gather_columns(flat_spatial(input), where)
+    return kept if mean is None else kept.sub_(mean.unsqueeze(2))
+
+
 def rebuilt_weight_vjp(
-    kept: Sequence[tuple[PositionClass, Tensor, Tensor, float]],
+    kept: Tensor,
+    where: Tensor,
+    weights: Sequence[tuple[int, float]],
     mean: Tensor | None,
     output_grad: Tensor,
     spec: LayerSpec,
 ) -> Tensor:
-    """The exact weight VJP of an unbiased estimate of the input: ``m + I/|S| (X - m)`` where kept, ``m`` elsewhere.
+    """The exact weight VJP of an unbiased estimate of the input: ``m + w (X - m)`` where kept, ``m`` elsewhere.
 
     Args:
-        kept: Per class its rows ``[N, S, C]``, which positions of the class they are ``[N or 1, S]``, and the weight of
-            every kept entry.
-        mean: What rows are deviations from, ``[N, C]``; zero if ``None``.
+        kept: Kept entries less their mean, ``[N, C, S]``.
+        where: Their flat positions, ``[N or 1, S]``.
+        weights: How many neighbouring entries have which weight, first to last.
+        mean: What they are deviations from, ``[N, C]``; zero if ``None``.
         output_grad: ``[N, D, *O]``.
         spec: The layer.
     """
-    where = [class_positions(positions, spec, "input", rows.device)[local] for positions, rows, local, _ in kept]
+    examples, channels, _ = kept.shape
+    size = prod(spec.input_size)
+    on_cpu = kept.device.type == "cpu"
+    parts = pieces(examples, channels * size, kept.device) if on_cpu else chunks(examples)
+    everywhere = where.unsqueeze(1).expand(examples, channels, -1)
+    middle = kept.new_zeros(1, 1, 1).expand(examples, channels, 1) if mean is None else mean.unsqueeze(2)
+    counts = [count for count, _ in weights]
+    space = kept.new_empty(len(kept[parts[0]]), channels, size)
 
-    def rebuild(number: int, part: slice) -> Tensor:
-        examples = part.stop - part.start
-        flat = output_grad.new_zeros(examples, spec.in_channels, prod(spec.input_size))
-        if mean is not None:
-            flat += mean[part].unsqueeze(2)
-        for (_, rows, _, weight), every in zip(kept, where, strict=True):
-            values = rows[part] * weight
-            if mean is not None:
-                values += mean[part].unsqueeze(1)
-            here = every if len(every) == 1 else every[part]
-            flat.scatter_(2, here.unsqueeze(1).expand(examples, spec.in_channels, -1), values.transpose(1, 2))
-        return flat.unflatten(2, spec.input_size)
+    def rebuild(_: int, part: slice) -> Tensor:
+        flat, here = space[: part.stop - part.start], kept[part]
+        values = torch.empty_like(here)
+        for target, entries, (_, weight) in zip(values.split(counts, 2), here.split(counts, 2), weights, strict=True):
+            torch.add(middle[part], entries, alpha=weight, out=target)
+        return (
+            flat.copy_(middle[part].expand_as(flat)).scatter_(2, everywhere[part], values).unflatten(2, spec.input_size)
+        )
 
-    elements, device = spec.in_channels * prod(spec.input_size), output_grad.device
-    parts = pieces(len(output_grad), elements, device) if device.type == "cpu" else chunks(len(output_grad))
     return chunked_weight_vjp(rebuild, parts, output_grad, spec)

@@ -1,5 +1,6 @@
 """Spatial positions drawn without replacement, with the spatial mean kept exactly."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import tn
-from ..tn import LayerSpec
+from ..tn import LayerSpec, PositionClass
 from ..tn.layers import Side, replace_batch
 from .base import Estimator, kept
 from .description import Description
@@ -27,7 +28,7 @@ from .positions import (
     used_size,
     windows,
 )
-from .rebuilt import rebuilding_pays, rebuilt_weight_vjp
+from .rebuilt import gather_centred, rebuilding_pays, rebuilt_weight_vjp
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,23 @@ class Spatial(Estimator):
     center: bool = True
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """Kept entries of the input, one tensor ``[N, S, C]`` per position class, and its mean ``[N, C]`` if any."""
+        """Kept entries of the input and its mean ``[N, C]`` if any.
+
+        One tensor ``[N, S, C]`` per position class, or a single one ``[N, C, S]`` where the input is rebuilt from it.
+        """
         input, spec = examples_as_positions(input, spec)
         plan = _plan(self, spec, "input")
         if plan.examples < spec.batch_size:
             input = input.index_select(0, _examples(plan, spec, draw, input.device))
         mean = flat_spatial(input).mean(2) if plan.centred else None
-        held = []
-        for number, (positions, count) in enumerate(plan.parts):
-            local = self._sample(draw.child(number), positions.size, count, plan.examples, input.device)
-            rows = gather_rows(input, class_positions(positions, spec, "input", input.device)[local], mean)
-            held.append(rows)
+        kept = [
+            class_positions(positions, spec, "input", input.device)[local]
+            for positions, local, _ in self._drawn(plan, draw, input.device)
+        ]
+        if kept and rebuilding_pays(spec):
+            held = [gather_centred(input, torch.cat(kept, 1), mean)]
+        else:
+            held = [gather_rows(input, where, mean) for where in kept]
         return tuple(held) if mean is None else (*held, mean)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -87,21 +94,20 @@ class Spatial(Estimator):
         if plan.examples < spec.batch_size:
             output_grad = output_grad.index_select(0, _examples(plan, spec, draw, device))
             spec = replace_batch(spec, plan.examples)
-        kept = []
-        for number, (positions, count) in enumerate(plan.parts):
-            local = self._sample(draw.child(number), positions.size, count, plan.examples, device)
-            kept.append((positions, held[number], local, scale * positions.size / count))
+        drawn = list(self._drawn(plan, draw, device))
         mean = held[-1] if plan.centred else None
-        if rebuilding_pays(spec):
-            return rebuilt_weight_vjp(kept, mean, output_grad, spec)
+        if drawn and rebuilding_pays(spec):
+            where = torch.cat([class_positions(each, spec, "input", device)[local] for each, local, _ in drawn], 1)
+            weights = [(local.shape[1], scale * weight) for _, local, weight in drawn]
+            return rebuilt_weight_vjp(held[0], where, weights, mean, output_grad, spec)
         if mean is None:
             result = output_grad.new_zeros(spec.weight_shape)
         else:
             result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
-        if len(kept) > 1:
+        if len(drawn) > 1:
             output_grad = by_rows(output_grad)
-        for positions, rows, local, weight in kept:
-            add_weight_vjp(result, rows, local, output_grad, spec, positions, weight)
+        for rows, (positions, local, weight) in zip(held, drawn, strict=False):  # the mean comes last
+            add_weight_vjp(result, rows, local, output_grad, spec, positions, scale * weight)
         return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -109,10 +115,9 @@ class Spatial(Estimator):
         plan = _plan(self, spec, "output")
         mean = flat_spatial(output_grad).mean(2) if plan.centred else None
         kept = []
-        for number, (positions, count) in enumerate(plan.parts):
-            local = self._sample(draw.child(number), positions.size, count, spec.batch_size, output_grad.device)
+        for positions, local, scale in self._drawn(plan, draw, output_grad.device):
             rows = gather_rows(output_grad, class_positions(positions, spec, "output", output_grad.device)[local], mean)
-            kept.append((positions, rows, local, positions.size / count))
+            kept.append((positions, rows, local, scale))
         result = input_vjp(kept, weight, spec)
         if mean is None:
             return result
@@ -133,9 +138,12 @@ class Spatial(Estimator):
         variance = f"(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖(X{mean})_i ⊗ V_i - mean‖², V_i the output gradients position i meets"
         return Description(rows * spec.in_channels * dtype.itemsize, weight, input_, None, variance)
 
-    def _sample(self, draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
-        """Kept positions ``[N or 1, S]``, ascending: stretches of one permutation, or one stretch for all."""
-        return windows(draw, size, count, batch if self.per_example else 1, device)
+    def _drawn(self, plan: "_Plan", draw: Draw, device: torch.device) -> Iterator[tuple[PositionClass, Tensor, float]]:
+        """Per class its kept positions ``[N or 1, S]``, stretches of one permutation (or one for all), and a weight."""
+        for number, (positions, count) in enumerate(plan.parts):
+            examples = plan.examples if self.per_example else 1
+            local = windows(draw.child(number), positions.size, count, examples, device)
+            yield positions, local, positions.size / count
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,11 @@ def test_rebuilt_and_gathered_positions_give_the_same(case: Case, keep: float, c
     x, weight, _ = case.tensors()
     grad, spec, draw = case.native(x, weight, None).detach(), case.spec(), Draw(5)
     for estimator in (Spatial(keep, center=centred), Spatial(keep, per_example=False, center=centred)):
-        held = estimator.sketch(x.detach(), spec, draw)
+
+        def run(estimator: Spatial = estimator) -> torch.Tensor:
+            return estimator.weight_vjp(estimator.sketch(x.detach(), spec, draw), grad, spec, draw)
+
         with patch.object(rebuilt, "NARROW", 0):
-            gathered = estimator.weight_vjp(held, grad, spec, draw)
+            gathered = run()
         with patch.multiple(rebuilt, NARROW=1 << 20, SMALL_KERNEL=1 << 20):
-            torch.testing.assert_close(estimator.weight_vjp(held, grad, spec, draw), gathered)
+            torch.testing.assert_close(run(), gathered)
