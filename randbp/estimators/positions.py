@@ -1,6 +1,6 @@
 """Kept positions: reading them from a tensor, and the sub-sampled networks that contract them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from math import prod
 
@@ -52,20 +52,26 @@ def memory_rows(tensor: Tensor) -> Tensor | None:
 
 def gather_rows(tensor: Tensor, positions: Tensor, less: Tensor | None = None) -> Tensor:
     """Rows ``[N, S, C]`` of ``[N, C, *P]`` at flat positions ``[N or 1, S]``, less a vector ``[N, C]`` per example."""
-    flat = flat_spatial(tensor)
-    batch, channels, size = flat.shape
+    return gather_classes(tensor, [positions], less)[0]
+
+
+def gather_classes(tensor: Tensor, classes: Sequence[Tensor], less: Tensor | None = None) -> list[Tensor]:
+    """The same for several sets of positions; where channels lie outermost, the tensor is read once for all of them."""
+    batch, channels, size = flat_spatial(tensor).shape
     rows = memory_rows(tensor)
     if rows is not None:
-        kept = rows.index_select(0, _flat_index(positions, batch, size)).view(batch, -1, channels)
-        return kept if less is None else kept.sub_(less.unsqueeze(1))
-    count = positions.shape[1]
-    kept = flat.new_empty(batch, count, channels)
-    for part in pieces(batch, channels * count, flat.device):
+        kept = [rows.index_select(0, _flat_index(each, batch, size)).view(batch, -1, channels) for each in classes]
+        return kept if less is None else [each.sub_(less.unsqueeze(1)) for each in kept]
+    flat, counts = flat_spatial(tensor), [each.shape[1] for each in classes]
+    positions = torch.cat(list(classes), 1) if len(classes) > 1 else classes[0]
+    kept = [flat.new_empty(batch, count, channels) for count in counts]
+    for part in pieces(batch, channels * sum(counts), flat.device):
         met = gather_columns(flat[part], positions if len(positions) == 1 else positions[part]).transpose(1, 2)
-        if less is None:
-            kept[part].copy_(met)
-        else:
-            torch.sub(met, less[part].unsqueeze(1), out=kept[part])
+        for target, some in zip(kept, met.split(counts, 1), strict=True):
+            if less is None:
+                target[part].copy_(some)
+            else:
+                torch.sub(some, less[part].unsqueeze(1), out=target[part])
     return kept
 
 

@@ -20,7 +20,7 @@ from .positions import (
     class_positions,
     examples_as_positions,
     flat_spatial,
-    gather_rows,
+    gather_classes,
     input_vjp,
     products,
     sampled_spec,
@@ -83,7 +83,7 @@ class Spatial(Estimator):
         if kept and rebuilding_pays(spec):
             held = [gather_centred(input, torch.cat(kept, 1), mean)]
         else:
-            held = [gather_rows(input, where, mean) for where in kept]
+            held = gather_classes(input, kept, mean) if kept else []
         return tuple(held) if mean is None else (*held, mean)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -114,10 +114,10 @@ class Spatial(Estimator):
         """Kept output rows times the kernel, added where they land, plus the exact VJP of the mean."""
         plan = _plan(self, spec, "output")
         mean = flat_spatial(output_grad).mean(2) if plan.centred else None
-        kept = []
-        for positions, local, scale in self._drawn(plan, draw, output_grad.device):
-            rows = gather_rows(output_grad, class_positions(positions, spec, "output", output_grad.device)[local], mean)
-            kept.append((positions, rows, local, scale))
+        drawn = list(self._drawn(plan, draw, output_grad.device))
+        where = [class_positions(each, spec, "output", output_grad.device)[local] for each, local, _ in drawn]
+        rows = gather_classes(output_grad, where, mean) if where else []
+        kept = [(each, some, local, scale) for some, (each, local, scale) in zip(rows, drawn, strict=True)]
         result = input_vjp(kept, weight, spec)
         if mean is None:
             return result
