@@ -9,6 +9,7 @@ from torch.nn.functional import conv1d, conv2d, conv3d
 from torch.nn.functional import pad as pad_zeros
 
 from ..pattern import IndexPattern
+from . import parts
 
 Kernel = Callable[..., Tensor]
 
@@ -50,11 +51,19 @@ def forward(patterns: tuple[IndexPattern, ...], groups: int) -> Kernel:
     geometry = Geometry(patterns)
     conv = _FORWARD[len(patterns)]
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
+    outputs = tuple(p.output_size for p in patterns)
 
     def kernel(x: Tensor, w: Tensor) -> Tensor:
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
-        return conv(x, w, None, stride, padding, dilation, groups)
+        made = (len(x), len(w), *outputs)
+        together = parts.examples_at_once((x, w), max(prod(made), x.numel()))
+        if together >= len(x):
+            return conv(x, w, None, stride, padding, dilation, groups)
+        result = x.new_empty(made)
+        for part, place in zip(x.split(together), result.split(together), strict=True):
+            place.copy_(conv(part, w, None, stride, padding, dilation, groups))
+        return result
 
     return kernel
 
@@ -72,12 +81,19 @@ def weight_gradient(
     none, mask = geometry.no_output_padding, [False, True, False]
     small = prod(weight_shape) <= PLACEHOLDER
     held = torch.empty(weight_shape, dtype=dtype, device=device) if small else None
+    sums = dtype in (torch.float32, torch.float64)  # other types would round every part
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
         w = x.new_empty(weight_shape) if held is None or type(x) is not Tensor else held  # only its shape is read
-        return _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
+        together = parts.examples_at_once((x, y), max(x.numel(), y.numel()))
+        if together >= len(x) or not sums:
+            return _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
+        total = x.new_zeros(weight_shape)
+        for part, met in zip(x.split(together), y.split(together), strict=True):
+            total += _BACKWARD(met, part, w, None, stride, padding, dilation, False, none, groups, mask)[1]
+        return total
 
     return kernel
 
@@ -102,7 +118,14 @@ def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tup
     none, mask = geometry.no_output_padding, [True, False, False]
 
     def kernel(w: Tensor, y: Tensor) -> Tensor:
-        x = _BACKWARD(y, placeholder(y, shape), w, None, stride, padding, dilation, False, none, groups, mask)[0]
+        together = parts.examples_at_once((y, w), max(prod(shape), y.numel()))
+        if together < len(y):
+            x = y.new_empty(shape)
+            for part, place in zip(y.split(together), x.split(together), strict=True):
+                grads = _BACKWARD(part, place, w, None, stride, padding, dilation, False, none, groups, mask)
+                place.copy_(grads[0])
+        else:
+            x = _BACKWARD(y, placeholder(y, shape), w, None, stride, padding, dilation, False, none, groups, mask)[0]
         return pad_zeros(x, geometry.crop) if geometry.explicit else x
 
     return kernel

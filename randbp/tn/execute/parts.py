@@ -1,0 +1,52 @@
+"""Native kernels on a few examples at a time, where tensors are large.
+
+Native convolutions copy what they read and what they make into an order of their own. The C library returns large
+memory to the system as soon as it is free, so a large copy starts with pages that the system has yet to find and clear,
+which takes longer than the arithmetic of a depthwise layer. The copies of a few examples stay in memory that the C
+library has at hand.
+"""
+
+import torch
+from torch import Tensor
+
+LARGE = 2**25
+"""Bytes from which on glibc keeps no memory at hand for the next tensor."""
+
+# Up to that glibc keeps free memory, twice as much as the largest block that it has mapped and seen freed: this one.
+torch.empty(LARGE - 2**16, dtype=torch.uint8, device="cpu")
+
+PART = 2**23
+"""Bytes of the largest tensor of a kernel that are worked on together where that tensor is large."""
+
+
+def examples_at_once(tensors: tuple[Tensor, ...], elements: int) -> int:
+    """Examples per call of a native kernel: all of them, unless a tensor is large.
+
+    Args:
+        tensors: What the kernel reads, the first with an example per row.
+        elements: Of the largest tensor that it reads or makes.
+
+    Example:
+        >>> x = torch.zeros(64, 2**18)
+        >>> examples_at_once((x[:16],), 2**22), examples_at_once((x,), 2**24)
+        (16, 8)
+    """
+    examples, size = len(tensors[0]), elements * tensors[0].itemsize
+    if size < LARGE or not all(map(_is_plain, tensors)):
+        return examples
+    return max(torch.get_num_threads(), examples * PART // size)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor lies in a processor's memory in plain order, and nothing records what is done with it."""
+    if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return False
+    if torch.compiler.is_compiling():
+        return False
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return False
+    try:
+        tensor.data_ptr()
+    except RuntimeError:  # within a transform of torch.func
+        return False
+    return True
