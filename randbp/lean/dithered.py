@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..estimators.bits import pack, packed_size, unpack
+from ..estimators.bits import pack, packed_size, to_bytes, unpack
+from ..estimators.draw import Draw
+from ..estimators.noise import Noise
 from .layout import pieces
-from .noise import Noise
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Dithered:
             seed: Of the noise.
             prepare: Maps some of the rows, in single precision, and which these are, to what to hold of them.
         """
-        count, noise = len(rows), Noise(seed, rows.device)
+        count, noise = len(rows), Noise(Draw(seed), rows.device)
         scales = torch.empty(count, self.blocks, 2, dtype=torch.float32, device=rows.device)
         size = packed_size(self._padded, self.bits)
         codes = torch.empty(count * size, dtype=torch.uint8, device=rows.device)
@@ -72,12 +73,12 @@ class Dithered:
             if missing := self._padded - self.entries:  # repeated entries leave the range alone
                 values = torch.cat([values, values[:, -1:].expand(-1, missing)], 1)
             values = values.unflatten(1, (self.blocks, self.block))
-            least, largest = torch.aminmax(values, dim=2, keepdim=True)
+            least, largest = values.amin(2, keepdim=True), values.amax(2, keepdim=True)  # faster than both at once
             # The tiny lift keeps level + noise below the first code that would not fit, whatever is rounded.
             step = (largest - least).mul_((1 + 2**-15) / (2**self.bits - 1))
             levels = (values - least).mul_(torch.where(step == 0, 0, step.reciprocal()))
             levels.view(-1).add_(noise.next(levels.numel())).add_(0.5)
-            integers = levels.nan_to_num_(0, 0, 0).to(torch.uint8).view(len(values), -1)
+            integers = to_bytes(levels.nan_to_num_(0, 0, 0)).view(len(values), -1)
             if extra := -self._padded % 8:
                 integers = torch.cat([integers, integers.new_zeros(len(integers), extra)], 1)
             codes[part.start * size : part.stop * size] = pack(integers.view(1, -1), self.bits).view(-1)
@@ -86,7 +87,7 @@ class Dithered:
 
     def decode(self, codes: Tensor, scales: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
         """Entries ``[rows, entries]`` in single precision, or in ``out``."""
-        count, noise = len(scales), Noise(seed, codes.device)
+        count, noise = len(scales), Noise(Draw(seed), codes.device)
         result = torch.empty(count, self.entries, device=codes.device) if out is None else out
         size = packed_size(self._padded, self.bits)
         for part in self._parts(result):

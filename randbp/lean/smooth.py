@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..estimators.bits import pack, unpack
+from ..estimators.draw import Draw
+from ..estimators.noise import Noise
 from .layout import flatten, memory_order, pieces, unflatten
-from .noise import Noise
 from .rules import Call, is_plain, lean_version_of
 
 
@@ -61,7 +62,7 @@ class _Smooth(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, edge: Tensor, call: Call, grid: Grid, inplace: bool) -> Tensor:
-        order, noise = memory_order(x), Noise(call.session.seed(), x.device)
+        order, noise = memory_order(x), Noise(Draw(call.session.seed()), x.device)
         flat, codes, parts = flatten(x, order), [], pieces(x.numel(), x.device, 8)
         output = flat if inplace else None
         for part in parts:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from randbp.diagnostics import memory_report
+from randbp.estimators.draw import Draw
+from randbp.estimators.noise import Noise
 from randbp.lean.dithered import Dithered
-from randbp.lean.noise import Noise
 from randbp.lean.rules import RULES
 from randbp.lean.smooth import Grid
 
@@ -253,13 +254,13 @@ def test_dither_keeps_nan_apart_from_other_blocks() -> None:
 
 
 def test_noise_is_uniform_and_repeats() -> None:
-    noise = Noise(4, torch.device("cpu"))
+    noise = Noise(Draw(4), torch.device("cpu"))
     values = torch.cat([noise.next(30_001), noise.next(70_000)])
     counts = values.histc(64, -0.5, 0.5)
     expected = len(values) / 64
     assert ((counts - expected).square() / expected).sum() < 110  # chi-squared with 63 degrees, p = 2e-4
     assert abs(float((values[1:] * values[:-1]).mean()) * 12) < 4.5 / len(values) ** 0.5 * 1.1
-    again = Noise(4, torch.device("cpu"))
+    again = Noise(Draw(4), torch.device("cpu"))
     assert torch.equal(torch.cat([again.next(30_001), again.next(70_000)]), values)
 
 

@@ -1,9 +1,9 @@
-"""Uniform noise for rounding: a function of a seed, cheap to draw and to draw again."""
+"""Uniform noise for rounding: a function of a draw, cheap to draw and to draw again."""
 
 import torch
 from torch import Tensor
 
-from ..estimators.draw import Draw
+from .draw import Draw
 
 
 class Noise:
@@ -13,17 +13,17 @@ class Noise:
     64-bit draw.
 
     Args:
-        seed: Equal seeds give equal streams on one kind of device.
+        draw: Equal draws give equal streams on one kind of device.
         device: Where the numbers are needed.
 
     Example:
-        >>> values = Noise(3, torch.device("cpu")).next(1000)
-        >>> bool((values == Noise(3, torch.device("cpu")).next(1000)).all()), float(values.abs().max()) < 0.5
+        >>> values = Noise(Draw(3), torch.device("cpu")).next(1000)
+        >>> bool((values == Noise(Draw(3), torch.device("cpu")).next(1000)).all()), float(values.abs().max()) < 0.5
         (True, True)
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._generator, self._device = Draw(seed).generator(device), device
+    def __init__(self, draw: Draw, device: torch.device) -> None:
+        self._generator, self._device = draw.generator(device), device
 
     def next(self, count: int) -> Tensor:
         """The next numbers, in single precision."""
