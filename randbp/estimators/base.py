@@ -105,7 +105,7 @@ class Estimator(ABC):
             >>> Channels(keep=0.25).describe(layer).relative_variance
             3.0
         """
-        if self.exact:
+        if self.exact or not spec.batch_size:
             size = spec.batch_size * spec.in_channels * prod(spec.input_size) * dtype.itemsize
             return Description(size, spec.multiply_adds, spec.multiply_adds, 0.0, "0")
         return self._describe(spec, dtype)

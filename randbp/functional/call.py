@@ -65,7 +65,7 @@ def estimated_call(
 
 def is_estimated(x: Tensor, weight: Tensor, weight_vjp: Estimator, input_vjp: Estimator) -> bool:
     """Whether backward would differ from PyTorch's in what it computes or holds."""
-    if not torch.is_grad_enabled() or (weight_vjp.exact and input_vjp.exact):
+    if not torch.is_grad_enabled() or (weight_vjp.exact and input_vjp.exact) or not x.numel():
         return False
     # With a frozen weight nothing of the input need be held, which PyTorch's own layer would.
     estimates_weight = not weight_vjp.exact and (weight.requires_grad or x.requires_grad)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import randbp
-from randbp import Batch, Exact, Spatial
+from randbp import Axes, Batch, Estimator, Exact, Spatial
+from tests.estimator_cases import FIXED_SIZE
 from tests.randomize.test_randomize import grads, same
 
 
@@ -193,3 +194,15 @@ def test_training_goes_down(estimator: Any) -> None:
             optimizer.step()
             losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("estimator", [*FIXED_SIZE, Axes(0.25, bernoulli=True)], ids=str)
+def test_an_empty_batch_gives_zero_gradients_as_in_pytorch(estimator: Estimator) -> None:
+    layers = nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3, stride=2), nn.Flatten(), nn.Linear(338, 5)
+    model = nn.Sequential(*layers)
+    randbp.randomize(model, weight_vjp=estimator)
+    x = torch.zeros(0, 3, 8, 8, requires_grad=True)
+    model(x).sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+    for parameter in model.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()

@@ -1,6 +1,8 @@
 """Every operation of the library against the naive einsum, and against PyTorch's own functions and
 autograd."""
 
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -244,3 +246,13 @@ def test_operands_need_not_be_contiguous():
 
 def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("operation", [tn.conv, tn.weight_vjp, tn.unfold, tn.kfac_reduce, tn.conv_transpose])
+def test_another_layer_than_a_convolution_is_refused(operation: Callable[[Any], tn.TensorNetwork]) -> None:
+    transposed = tn.ConvTransposeSpec(tn.ConvSpec((2, 4, 6), 4, 3, padding=1))
+    message = r"^spec=ConvTransposeSpec\(.*expected a tn.ConvSpec; tn.conv_transpose .* take this one's .adjoint$"
+    with pytest.raises(TypeError, match=message):
+        operation(transposed)
+    with pytest.raises(TypeError, match=r"^spec='x': expected a tn.ConvSpec$"):
+        operation("x")

@@ -8,7 +8,15 @@ from ..spec import ConvSpec
 
 
 def spatial(name: str, spec: ConvSpec) -> tuple[str, ...]:
-    """The legs of all spatial dimensions: ``("i1", "i2", …)``."""
+    """The legs of all spatial dimensions: ``("i1", "i2", …)``.
+
+    Raises:
+        TypeError: If the spec is not a convolution's.
+    """
+    if not isinstance(spec, ConvSpec):
+        other = getattr(spec, "adjoint", None)
+        hint = "" if other is None else "; tn.conv_transpose and its like take this one's .adjoint"
+        raise TypeError(f"spec={spec!r}: expected a tn.ConvSpec{hint}")
     return tuple(f"{name}{dim}" for dim in range(1, spec.dims + 1))
 
 
