@@ -14,6 +14,7 @@ from ..estimators import Estimator
 from ..estimators.seeds import Integers, next_seed
 from ..functional import estimated_call, is_estimated
 from .modules import Prepare
+from .recomputation import Recomputation
 
 
 class Clock:
@@ -38,6 +39,7 @@ class LayerState:
     input_vjp: Estimator
     clock: Clock
     place: Integers = field(init=False)
+    recomputation: Recomputation = field(init=False, default_factory=Recomputation)
 
     def __post_init__(self) -> None:
         self.place = Integers((crc32(self.name.encode()), 0, 0))
@@ -46,7 +48,7 @@ class LayerState:
         """Seed of the next forward pass: hashed from seed, layer, step, micro-batch, rank and call within these."""
         if torch.compiler.is_compiling():
             return draw_seed(self.clock.state.tensor, self.place.tensor)
-        return next_seed(self.clock.state.values, self.place.values)
+        return self.recomputation.seed(lambda: next_seed(self.clock.state.values, self.place.values))
 
 
 class RandomizedLayer:

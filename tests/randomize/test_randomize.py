@@ -3,15 +3,18 @@
 import copy
 import io
 import pickle
-from typing import Any
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import randbp
-from randbp import Axes, Batch, Channels, Exact, Spatial
+from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
 
 
 class Net(nn.Module):
@@ -295,3 +298,49 @@ def test_shared_layer_called_several_times() -> None:
         stack = torch.stack([torch.autograd.grad(model(x).square().sum(), layer.weight)[0] for _ in range(400)])
     z = (stack.mean(0) - exact).abs() / (stack.std(0) / 400**0.5)
     assert z.max() < 5.7  # Bonferroni over 144 entries: error probability 2e-6
+
+
+def checkpointed(model: nn.Sequential, x: Tensor, reentrant: bool) -> Tensor:
+    """The model in segments of three modules, which backward computes again."""
+    for first in range(0, len(model), 3):
+        x = checkpoint(model[first : first + 3], x, use_reentrant=reentrant)
+    return x
+
+
+@pytest.mark.parametrize("estimator", [Spatial(0.25), Axes(0.3, bernoulli=True), Batch(0.5, bernoulli=True)], ids=str)
+def test_checkpointing_gives_the_gradient_of_the_same_step_without_it(estimator: Estimator) -> None:
+    shared = nn.Conv2d(3, 3, 3)
+    model = nn.Sequential(shared, nn.ReLU(), nn.Conv2d(3, 3, 3), shared, nn.Tanh(), nn.Conv2d(3, 4, 3))
+    x = torch.randn(6, 3, 12, 12, requires_grad=True)
+    handle = randbp.randomize(model, weight_vjp=estimator)
+
+    def grads(run: Callable[[], Tensor], passes: int = 1) -> list[Tensor]:
+        loss = run().square().sum()
+        found = [
+            torch.autograd.grad(loss, list(model.parameters()), retain_graph=number < passes - 1)
+            for number in range(passes)
+        ]
+        return [grad for one in found for grad in one]
+
+    seen = []
+    for step in range(4):
+        handle.set_step(step)
+        expected = grads(lambda: model(x))
+        handle.set_step(step)
+        for one, other in zip(grads(lambda: checkpointed(model, x, False), 2), expected * 2, strict=True):
+            torch.testing.assert_close(one, other)
+        seen.append(expected[2])
+    assert all(not torch.equal(one, other) for one, other in combinations(seen, 2))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_steps_draw_new_samples(reentrant: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    x = torch.randn(4, 3, 9, 9, requires_grad=True)
+    randbp.randomize(model, weight_vjp=Spatial(0.25))
+    seen = []
+    for _ in range(5):
+        model.zero_grad()
+        checkpointed(model, x, reentrant).sum().backward()
+        seen.append(cast(Tensor, model[0].weight.grad))
+    assert all(not torch.equal(one, other) for one, other in combinations(seen, 2))
