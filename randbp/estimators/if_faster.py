@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from threading import Lock
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from .base import Estimator, Vjp
 from .description import Description
 from .draw import Draw
 from .exact import Exact
+from .planned import Planned
 
-ROUNDS = (3, 15)  # least and most readings of each of the two
+ROUNDS = (3, 15)  # least and most readings of each
 SECONDS = 0.1  # for all readings of a layer, unless the least number takes longer
 
 
@@ -23,22 +24,25 @@ class Race(NamedTuple):
     """Least seconds of one VJP of one layer, drawing and storing included: other work on the machine only adds."""
 
     exact: float
+    planned: float
     estimated: float
 
     @property
-    def pays(self) -> bool:
-        """Whether the estimator was faster."""
-        return self.estimated < self.exact
+    def first(self) -> Literal["exact", "planned", "estimated"]:
+        """The fastest; of equals the most exact one."""
+        names: tuple[Literal["exact", "planned", "estimated"], ...] = ("exact", "planned", "estimated")
+        return min(names, key=lambda name: getattr(self, name))
 
 
 @dataclass(frozen=True)
 class IfFaster(Estimator):
-    """An estimator in the layers where it is faster than PyTorch's VJP, and PyTorch's VJP in all others.
+    """An estimator in the layers where it is faster than the exact VJP, and the exact VJP in all others.
 
     Whether sampling saves time depends on the layer and the machine: products of many channels shrink with the keep
-    rate, but gathering a few entries of a small layer can take longer than its exact VJP. Each VJP of each layer is
-    timed when it runs for the first time: both ways in turn, on tensors of the layer's sizes, for about a tenth of a
-    second, in which memory for one more input and output is taken. The faster one then serves all layers of these
+    rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or a
+    contraction of :mod:`randbp.tn` (equal up to rounding, and several times as fast for some layers). Each VJP of each
+    layer is timed when it runs for the first time: all ways in turn, on tensors of the layer's sizes, for about a tenth
+    of a second, in which memory for one more input and output is taken. The fastest one then serves all layers of these
     sizes, data type and device until the process ends. As times vary, another process may decide otherwise; for a
     fixed choice give layers their estimators by name, e.g. with :func:`randbp.autotune`.
 
@@ -84,10 +88,11 @@ class IfFaster(Estimator):
         self.estimator.check_serves(vjp)
 
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
-        """The estimator within or :class:`Exact`."""
-        if self.exact or not self.race(vjp, spec, dtype, device).pays:
+        """The estimator within, or one that is exact."""
+        if self.exact:
             return Exact()
-        return self.estimator
+        first = self.race(vjp, spec, dtype, device).first
+        return {"exact": Exact(), "planned": Planned(), "estimated": self.estimator}[first]
 
     def race(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Race:
         """The measurement that decides; it is made once and remembered."""
@@ -132,10 +137,10 @@ def _race(estimator: Estimator, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, d
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
 
-    contenders: tuple[Estimator, Estimator] = (Exact(), estimator)
+    contenders = (Exact(), Planned(), estimator)
     for contender in contenders:  # plans, tables and the kernels' own choices are made in the first call
         run(contender, Draw(0))
-    readings: tuple[list[float], list[float]] = [], []
+    readings: tuple[list[float], ...] = [], [], []
     while len(readings[0]) < ROUNDS[0] or (len(readings[0]) < ROUNDS[1] and sum(map(sum, readings)) < SECONDS):
         for contender, times in zip(contenders, readings, strict=True):
             started = perf_counter()

@@ -1,5 +1,6 @@
 """The exact weight VJP by the kernels that a contraction plan finds fastest, not bit for bit PyTorch's."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from torch import Tensor
@@ -7,7 +8,23 @@ from torch import Tensor
 from .. import tn
 from ..tn import LayerSpec, LinearSpec
 from ..tn.layers import replace_batch
+from .draw import Draw
+from .exact import Exact
 from .native import is_channels_last, native_weight_vjp
+
+
+@dataclass(frozen=True)
+class Planned(Exact):
+    """The exact VJPs, that of the weight by the kernels of a contraction plan: PyTorch's up to rounding.
+
+    Example:
+        >>> Planned().exact
+        True
+    """
+
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
+        """``V_W = Σ_{n i o} X Π V_Y``."""
+        return planned_weight_vjp(held[0], output_grad, spec)
 
 
 def planned_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:

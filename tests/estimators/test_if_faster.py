@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import randbp
 from randbp import Channels, Estimator, Exact, IfFaster, Rounding, Spatial
 from randbp.estimators import Draw, configure, plain_estimator
+from randbp.estimators.planned import Planned
 from randbp.functional import conv, conv_spec
 
 CALLS: list[str] = []
@@ -63,12 +64,12 @@ def gradients(x: Tensor, weight: Tensor, **vjps: Estimator) -> tuple[Tensor, ...
     return torch.autograd.grad(conv(x, weight, padding=1, **vjps).square().sum(), (x, weight))
 
 
-def test_a_slower_estimator_gives_way_to_pytorch_bit_for_bit() -> None:
+def test_a_slower_estimator_gives_way_to_the_exact_vjp() -> None:
     x, weight = tensors()
     expected = gradients(x, weight, weight_vjp=Exact(), input_vjp=Exact())
     found = gradients(x, weight, weight_vjp=IfFaster(Slow(0.5)), input_vjp=IfFaster(Slow(0.5)))
     for ours, theirs in zip(found, expected, strict=True):
-        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 def test_a_faster_estimator_is_used_and_each_vjp_decides_for_itself() -> None:
@@ -110,9 +111,10 @@ def test_measuring_leaves_the_caller_alone() -> None:
     estimator, spec = IfFaster(Spatial(0.5)), conv_spec(x, weight, 1, 1, 1, 1)
     with torch.inference_mode():
         race = estimator.race("weight_vjp", spec, torch.bfloat16, torch.device("cpu"))
-    assert race.exact > 0 and race.estimated > 0
+    assert min(race) > 0
     chosen = estimator.for_layer("weight_vjp", spec, torch.bfloat16, torch.device("cpu"))
-    assert chosen == (Spatial(0.5) if race.estimated < race.exact else Exact())
+    assert chosen == {"exact": Exact(), "planned": Planned(), "estimated": Spatial(0.5)}[race.first]
+    assert getattr(race, race.first) == min(race)
 
 
 @pytest.mark.parametrize("estimator", [IfFaster(Quick(0.5)), IfFaster(Slow(0.5)), IfFaster(Spatial(0.25))], ids=str)
