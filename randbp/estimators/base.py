@@ -4,6 +4,7 @@ from abc import ABC
 from dataclasses import dataclass, fields
 from math import prod
 from numbers import Integral, Real
+from operator import index
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -163,8 +164,8 @@ def make_plain(estimator: Estimator) -> None:
         if field.type is bool and not isinstance(value, bool):
             raise ValueError(f"{type(estimator).__name__}: {field.name}={value!r}, expected True or False")
         if isinstance(value, Real) and not isinstance(value, bool):
-            whole = isinstance(value, Integral) and field.type is not float
-            object.__setattr__(estimator, field.name, int(value) if whole else float(value))
+            number = index(value) if isinstance(value, Integral) and field.type is not float else float(value)
+            object.__setattr__(estimator, field.name, number)
 
 
 def check_top(owner: str, top: object) -> None:
