@@ -330,6 +330,12 @@ def test_what_does_not_fit_together_is_named() -> None:
         gradient_error(model, (x, y), weight_vjp=Spatial(0.5))
 
 
+def test_gradients_that_are_not_finite_are_named() -> None:
+    x, y = batch()
+    with pytest.raises(ValueError, match="loss: the gradient of layer '0' is not finite, expected finite numbers"):
+        gradient_error(network(), (x.log(), y), draws=4)
+
+
 def test_only_the_trainable_layers_have_rows() -> None:
     model = network()
     model[0].weight.requires_grad_(False)

@@ -197,6 +197,26 @@ def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> Non
         randbp.autotune(network(), batch(), **{"rounds": 1, **options})
 
 
+def test_another_objective_needs_its_measurement() -> None:
+    tuned = randbp.autotune(network(), batch(), 0.5, rounds=0)
+    with pytest.raises(ValueError, match="rounds=0: expected at least 1 where the objective is 'time'"):
+        tuned.with_budget(0.5, objective="time")
+    assert tuned.with_budget(0.25).held_bytes <= 0.25 * tuned.exact_bytes
+
+
+def test_gradients_that_are_not_finite_are_named() -> None:
+    x, y = batch()
+    for bad in (x.log(), x / 0):
+        with pytest.raises(ValueError, match="loss: the gradient of layer '0' is not finite"):
+            randbp.autotune(network(), (bad, y), rounds=0)
+
+
+def test_a_layer_without_a_gradient_has_no_error() -> None:
+    model = network()
+    tuned = randbp.autotune(model, batch(), 0.5, loss=lambda y, _: y.square().sum() * 0, rounds=0)
+    assert tuned.error == 0 and "nan" not in str(tuned)
+
+
 def test_models_that_cannot_be_tuned_are_refused() -> None:
     model = network()
     with randbp.randomize(model), pytest.raises(ValueError, match="'0' is already randomised"):
