@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import nan, sqrt
+from numbers import Real
 from typing import Any
 
 import torch
@@ -131,8 +132,8 @@ def _check(draws: object, micro_batches: object, confidence: object) -> None:
         raise ValueError(f"draws={draws!r}: expected an integer >= 4")
     if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches in (1, 2, 3):
         raise ValueError(f"micro_batches={micro_batches!r}: expected 0 or an integer >= 4")
-    if isinstance(confidence, bool) or not isinstance(confidence, float) or not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r}: expected a number in (0, 1)")
+    if isinstance(confidence, bool) or not isinstance(confidence, Real) or not 0 < float(confidence) < 1:
+        raise ValueError(f"confidence={confidence!r}: expected a number between 0 and 1, both excluded")
 
 
 def _check_finite(sample: "_Sample", groups: "_Groups") -> None:

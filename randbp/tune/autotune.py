@@ -1,6 +1,6 @@
 """Measure a model's layers, and give each the estimator that serves a budget best."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -90,6 +90,8 @@ def autotune(
     check_budget(budget, objective)
     if objective == "time" and rounds == 0:
         raise ValueError(UNTIMED)
+    if candidates is not None and not isinstance(candidates, Iterable):
+        raise ValueError(f"candidates={candidates!r}: expected several estimators, e.g. [Spatial(0.5), Spatial(0.25)]")
     candidates = CANDIDATES[objective] if candidates is None else tuple(candidates)
     measured = measure(
         model, [sample_batch], make_objective(model, loss), candidates, layers, draws=draws, rounds=rounds, seed=seed

@@ -65,6 +65,8 @@ def measure(
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
         raise ValueError(f"rounds={rounds!r}: expected an integer >= 0")
     for estimator in candidates:
+        if not isinstance(estimator, Estimator):
+            raise ValueError(f"candidates: {estimator!r}, expected estimators such as Spatial(keep=0.25)")
         estimator.check_serves("weight_vjp")
     found: dict[str, _Layer] = {}
     with (
