@@ -9,9 +9,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from ..estimators import Estimator, Exact, Spatial, plain_estimator
+from ..estimators.seeds import checked_seed
 from ..lean import Lean, check_lean
 from ..randomize import Estimators, RandomizedHandle, randomize
 from ..randomize.per_layer import check_estimators
+from ..randomize.selection import checked_layers
 
 
 class TensorDropout(Callback):
@@ -35,8 +37,8 @@ class TensorDropout(Callback):
         bits: Bits per entry of what lean mode rounds.
 
     Raises:
-        ValueError: At construction if an estimator cannot serve its VJP; when fitting starts if ``layers`` matches no
-            convolution or linear layer.
+        ValueError: At construction if an argument is out of range or an estimator cannot serve its VJP; when fitting
+            starts if ``layers`` matches no convolution or linear layer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -57,7 +59,7 @@ class TensorDropout(Callback):
         check_lean(lean, bits)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
         self.lean, self.bits = lean, bits
-        self.layers, self.seed = layers, seed
+        self.layers, self.seed = checked_layers(layers), checked_seed(seed)
         self.handle: RandomizedHandle | None = None
         self._batches = 0
 
@@ -87,6 +89,15 @@ class TensorDropout(Callback):
         """Restore the model if nothing else did."""
         self._remove()
 
+    @property
+    def state_key(self) -> str:
+        """Name of this callback's state in a checkpoint: several callbacks are told apart by their layers."""
+        chosen = {"layers": _named(self.layers)}
+        for name, vjp in (("weight_vjp", self.weight_vjp), ("input_vjp", self.input_vjp)):
+            chosen[name] = list(vjp) if isinstance(vjp, Mapping) else None
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return self._generate_state_key(**given) if given else super().state_key
+
     def state_dict(self) -> dict[str, Any]:
         """Settings and the number of training batches seen, as plain values."""
         return {"settings": self._settings(), "batches": self._batches}
@@ -104,7 +115,7 @@ class TensorDropout(Callback):
         return {
             "weight_vjp": _plain(self.weight_vjp),
             "input_vjp": _plain(self.input_vjp),
-            "layers": repr(self.layers) if callable(self.layers) else self.layers,
+            "layers": _named(self.layers),
             "seed": self.seed,
             "lean": dict(self.lean) if isinstance(self.lean, Mapping) else self.lean,
             "bits": self.bits,
@@ -114,6 +125,14 @@ class TensorDropout(Callback):
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
+
+
+def _named(layers: Any) -> Any:
+    """Names and globs as they are, a predicate by a name that it has in every process."""
+    if not callable(layers):
+        return layers
+    named = layers if hasattr(layers, "__qualname__") else type(layers)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _plain(estimators: Estimators) -> dict[str, Any]:

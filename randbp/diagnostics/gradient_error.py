@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import nan, sqrt
+from numbers import Real
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ def gradient_error(
         Rows per layer and totals; ``str()`` is a table, ``.plot()`` a figure.
 
     Raises:
-        ValueError: If an argument is out of range, batch and loss do not fit, or no weight is trainable.
+        ValueError: If an argument is out of range, batch and loss do not fit, no weight is trainable, or a gradient is
+            not finite.
 
     Example:
         >>> from randbp import Channels
@@ -106,6 +108,7 @@ def gradient_error(
             parts = parts_of(batch, micro_batches)
             noise = squared_differences(gradients, parts) if parts else None
         sample = _draw(gradients, batch, exact, draws, clock, rewind)
+        _check_finite(sample, groups)
         names = {name: _estimator(modules[name]) for name in groups.layers}
         notes = _notes(model, bool(parts), micro_batches)
     size = batch_size(batch)
@@ -129,8 +132,15 @@ def _check(draws: object, micro_batches: object, confidence: object) -> None:
         raise ValueError(f"draws={draws!r}: expected an integer >= 4")
     if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches in (1, 2, 3):
         raise ValueError(f"micro_batches={micro_batches!r}: expected 0 or an integer >= 4")
-    if isinstance(confidence, bool) or not isinstance(confidence, float) or not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r}: expected a number in (0, 1)")
+    if isinstance(confidence, bool) or not isinstance(confidence, Real) or not 0 < float(confidence) < 1:
+        raise ValueError(f"confidence={confidence!r}: expected a number between 0 and 1, both excluded")
+
+
+def _check_finite(sample: "_Sample", groups: "_Groups") -> None:
+    for what, squares in (("gradient", sample.exact.unsqueeze(0)), ("estimated gradient", sample.squares)):
+        for name, indices in groups.layers.items():
+            if not squares[:, indices].isfinite().all():
+                raise ValueError(f"loss: the {what} of layer {name!r} is not finite, expected finite numbers")
 
 
 def _estimator(module: nn.Module) -> str:

@@ -41,7 +41,7 @@ def memory_report(model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] 
         See :class:`MemoryReport`.
 
     Raises:
-        ValueError: If the loss does not depend on anything that requires a gradient.
+        ValueError: If the loss is no scalar or does not depend on anything that requires a gradient.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, kernel_size=3), nn.ReLU())
@@ -53,12 +53,18 @@ def memory_report(model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] 
         module  operation     held    alone  enough  why
         1       relu       128 KiB  128 KiB  4 KiB   one bit per entry says on which side of the kink it was
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={model!r}: expected a torch.nn.Module")
+    if loss is not None and not callable(loss):
+        raise ValueError(f"loss={loss!r}: expected a function of the output, or None")
     device = next((t.device for t in [*model.parameters(), *_tensors(inputs)]), torch.device("cpu"))
     watch = _Watch(model)
     with _restored(model, device), StepPeak(device, model.parameters()) as peak, watch:
         value = _loss(model(*inputs), loss)
         if not (isinstance(value, Tensor) and value.requires_grad):
             raise ValueError("model: no output requires a gradient, so nothing is held for a backward pass")
+        if value.numel() != 1:
+            raise ValueError(f"loss: returned shape {tuple(value.shape)}, expected a scalar tensor")
         held = watch.held(value)
         value.backward()
         del value

@@ -22,11 +22,18 @@ def make_objective(model: nn.Module, loss: Callable[..., Tensor] | None) -> Obje
     Returns:
         A function of a batch, which raises ``ValueError`` where batch and loss do not fit.
 
+    Raises:
+        ValueError: If ``model`` is not a module or ``loss`` not callable.
+
     Example:
         >>> objective = make_objective(nn.Linear(3, 2), loss=None)
         >>> objective((torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))).shape
         torch.Size([])
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={model!r}: expected a torch.nn.Module")
+    if loss is not None and not callable(loss):
+        raise ValueError(f"loss={loss!r}: expected a function such as loss(output, targets), or None")
 
     def objective(batch: Any) -> Tensor:
         pair = isinstance(batch, tuple | list) and len(batch) == 2
@@ -39,6 +46,8 @@ def make_objective(model: nn.Module, loss: Callable[..., Tensor] | None) -> Obje
         else:
             raise ValueError("loss=None: the batch has no targets, expected a pair (inputs, targets) or loss(output)")
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise ValueError("model: all parameters are frozen, expected one that requires a gradient")
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"loss: returned {found}, expected a scalar tensor that depends on the model's parameters")
         return value.squeeze()
@@ -80,7 +89,8 @@ def _map(value: Any, size: int, part: slice) -> Any:
     if isinstance(value, Mapping):
         return {key: _map(item, size, part) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)([_map(item, size, part) for item in value])
+        items = [_map(item, size, part) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple, or not
     return value
 
 

@@ -68,7 +68,13 @@ class MemoryReport:
         return sorted((row for row in self.rows if row.excess > 0), key=lambda row: -row.excess)
 
     def compare(self, other: MemoryReport) -> MemoryComparison:
-        """This report beside a later one of the same model."""
+        """This report beside a later one of the same model.
+
+        Raises:
+            ValueError: If ``other`` is not a report.
+        """
+        if not isinstance(other, MemoryReport):
+            raise ValueError(f"other={other!r}: expected a MemoryReport")
         return MemoryComparison(self, other)
 
     def __str__(self) -> str:

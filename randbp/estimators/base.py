@@ -3,7 +3,8 @@
 from abc import ABC
 from dataclasses import dataclass, fields
 from math import prod
-from numbers import Real
+from numbers import Integral, Real
+from operator import index
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,6 +57,7 @@ class Estimator(ABC):
 
     def __post_init__(self) -> None:
         check_keep(type(self).__name__, self.keep)
+        make_plain(self)
 
     @property
     def exact(self) -> bool:
@@ -143,6 +145,27 @@ def check_keep(owner: str, keep: object) -> None:
     """
     if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < float(keep) <= 1:
         raise ValueError(f"{owner}: keep={keep!r}, expected a number in (0, 1]")
+
+
+def make_plain(estimator: Estimator) -> None:
+    """Turn numbers of NumPy and other libraries into Python's own, which checkpoints and ``torch.compile`` can read.
+
+    Raises:
+        ValueError: If a field that is true or false is something else.
+
+    Example:
+        >>> from randbp import Batch
+        >>> Batch(keep=0.5, bernoulli="false")
+        Traceback (most recent call last):
+        ValueError: Batch: bernoulli='false', expected True or False
+    """
+    for field in (field for field in fields(estimator) if field.init):
+        value = getattr(estimator, field.name)
+        if field.type is bool and not isinstance(value, bool):
+            raise ValueError(f"{type(estimator).__name__}: {field.name}={value!r}, expected True or False")
+        if isinstance(value, Real) and not isinstance(value, bool):
+            number = index(value) if isinstance(value, Integral) and field.type is not float else float(value)
+            object.__setattr__(estimator, field.name, number)
 
 
 def check_top(owner: str, top: object) -> None:

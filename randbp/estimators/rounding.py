@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..tn import LayerSpec
-from .base import Estimator
+from .base import Estimator, make_plain
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .draw import Draw
@@ -63,6 +63,7 @@ class Rounding(Estimator):
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp"})
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
             raise ValueError(f"Rounding: bits={self.bits!r}, expected an integer from 1 to 8")
         if self.block != "channel" and (not isinstance(self.block, int) or self.block < 8):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tn.integers import as_integer
 from .draw import mix
 
 
@@ -86,7 +87,27 @@ def manual_seed(seed: int) -> None:
     Args:
         seed: Any integer. PyTorch's own generators are neither read nor changed.
 
+    Raises:
+        ValueError: If it is not an integer.
+
     Example:
         >>> manual_seed(0)
     """
-    default_stream.reset(int(seed))
+    default_stream.reset(checked_seed(seed))
+
+
+def checked_seed(seed: object) -> int:
+    """A seed as an ``int``.
+
+    Raises:
+        ValueError: If it is not an integer.
+
+    Example:
+        >>> checked_seed(1.5)
+        Traceback (most recent call last):
+        ValueError: seed=1.5: expected an integer
+    """
+    number = as_integer(seed)
+    if number is None:
+        raise ValueError(f"seed={seed!r}: expected an integer")
+    return number

@@ -10,6 +10,7 @@ from ..estimators import Estimator
 from ..estimators.base import Vjp
 from ..estimators.draw import seed_from
 from ..estimators.seeds import default_stream
+from ..tn.integers import as_integer, as_integers
 
 IntOrTuple = int | tuple[int, ...]
 
@@ -24,10 +25,15 @@ def call(
     generator: torch.Generator | None,
 ) -> Tensor:
     """A layer with estimators: PyTorch's own where nothing is estimated."""
+    check_tensors(x, weight, bias)
     check_estimator("weight_vjp", weight_vjp)
     check_estimator("input_vjp", input_vjp)
     if not torch.compiler.is_compiling():  # the compiler runs PyTorch's own checks
-        operation.spec(x.shape, weight.shape)
+        spec = operation.spec(x.shape, weight.shape)
+        if bias is not None and bias.shape != (spec.out_channels,):
+            raise ValueError(f"bias: shape {tuple(bias.shape)}, expected ({spec.out_channels},)")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator={generator!r}: expected a torch.Generator or None")
     if not is_estimated(x, weight, weight_vjp, input_vjp):
         return operation.native(x, weight, bias)
     return estimated_call(operation, x, weight, bias, weight_vjp, input_vjp, _seed(generator))
@@ -79,6 +85,23 @@ def check_estimator(name: Vjp, estimator: object) -> None:
     estimator.check_serves(name)
 
 
-def as_tuple(value: Any) -> Any:
-    """A number or name as it is, a sequence as a tuple."""
-    return value if isinstance(value, int | str) else tuple(value)
+def as_tuple(name: str, value: Any) -> Any:
+    """An integer or name as it is, a sequence of integers as a tuple.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if isinstance(value, int | str):
+        return value
+    number = as_integer(value)
+    found = as_integers(value) if number is None else number
+    if found is None:
+        raise ValueError(f"{name}={value!r}: expected an integer or one per dimension")
+    return found
+
+
+def check_tensors(x: object, weight: object, bias: object) -> None:
+    """Raise ``ValueError`` unless these are tensors; the bias may be ``None``."""
+    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            raise ValueError(f"{name}: {type(value).__name__}, expected a torch.Tensor")

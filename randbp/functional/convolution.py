@@ -1,12 +1,17 @@
 """Convolution with estimated VJPs."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..autograd import Convolution
 from ..estimators import Estimator, Exact, Spatial
 from ..tn import ConvSpec
-from .call import IntOrTuple, as_tuple, call
+from ..tn.integers import as_integers
+from .call import IntOrTuple, as_tuple, call, check_tensors
 
 
 def conv(
@@ -14,7 +19,7 @@ def conv(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: IntOrTuple = 1,
-    padding: IntOrTuple | str = 0,
+    padding: IntOrTuple | str | tuple[tuple[int, int], ...] = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
     *,
@@ -33,7 +38,8 @@ def conv(
         weight: Kernel ``[D, C / groups, *K]``; its dimensions decide between 1-d, 2-d and 3-d.
         bias: ``[D]`` or ``None``.
         stride: Stride, one for all or one per dimension.
-        padding: Padding, one for all or one per dimension, ``"same"`` or ``"valid"``.
+        padding: Padding, one for all or one per dimension, a pair ``(left, right)`` per dimension, ``"same"`` or
+            ``"valid"``.
         dilation: Dilation, one for all or one per dimension.
         groups: Number of groups.
         weight_vjp: Estimator of the gradient of ``weight``.
@@ -54,13 +60,32 @@ def conv(
         >>> weight.grad.shape
         torch.Size([4, 3, 3, 3])
     """
-    operation = conv_operation(stride, padding, dilation, groups)
+    check_tensors(x, weight, bias)
+    given: Any = padding
+    if isinstance(given, list | tuple) and any(isinstance(pair, list | tuple) for pair in given):
+        # PyTorch's convolutions pad both sides alike.
+        x, given = F.pad(x, _widths(given, weight.dim() - 2)), 0
+    operation = conv_operation(stride, given, dilation, groups)
     return call(operation, x, weight, bias, weight_vjp, input_vjp, generator)
+
+
+def _widths(padding: Sequence[Any], dims: int) -> list[int]:
+    """Pairs ``(left, right)`` per dimension as widths for ``F.pad``, which counts from the last dimension.
+
+    Raises:
+        ValueError: If they are not that.
+    """
+    pairs = [as_integers(pair) for pair in padding]
+    if len(pairs) != dims or any(pair is None or len(pair) != 2 or pair[0] < 0 for pair in pairs):
+        raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers, left >= 0")
+    return [width for pair in reversed(pairs) for width in pair or ()]
 
 
 def conv_operation(stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int) -> Convolution:
     """A convolution call's hyper-parameters; not checked before shapes are known."""
-    return Convolution((as_tuple(stride), as_tuple(padding), as_tuple(dilation), groups))
+    return Convolution(
+        (as_tuple("stride", stride), as_tuple("padding", padding), as_tuple("dilation", dilation), groups)
+    )
 
 
 def conv_spec(

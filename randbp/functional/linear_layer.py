@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..autograd import Linear
 from ..estimators import Estimator, Exact, Spatial
-from .call import call, check_estimator
+from .call import call, check_estimator, check_tensors
 
 
 def linear(
@@ -47,6 +47,7 @@ def linear(
         >>> y.shape, weight.grad.shape
         (torch.Size([8, 10, 32]), torch.Size([32, 64]))
     """
+    check_tensors(x, weight, bias)
     if weight.dim() != 2:
         raise ValueError(f"weight: shape {tuple(weight.shape)}, expected (D, C)")
     if not x.dim() or x.shape[-1] != weight.shape[1]:

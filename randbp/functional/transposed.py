@@ -64,7 +64,8 @@ def conv_transpose_operation(
     stride: IntOrTuple, padding: IntOrTuple, output_padding: IntOrTuple, groups: int, dilation: IntOrTuple
 ) -> TransposedConvolution:
     """A transposed convolution call's hyper-parameters; not checked before shapes are known."""
-    geometry = as_tuple(stride), as_tuple(padding), as_tuple(output_padding), groups, as_tuple(dilation)
+    steps, pads, extra = as_tuple("stride", stride), as_tuple("padding", padding), output_padding
+    geometry = steps, pads, as_tuple("output_padding", extra), groups, as_tuple("dilation", dilation)
     return TransposedConvolution(geometry)
 
 

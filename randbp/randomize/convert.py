@@ -1,19 +1,19 @@
 """Give the layers of an existing model estimated VJPs, in place, and take them back."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from types import TracebackType
 
 from torch import nn
 
 from ..estimators import Exact, Spatial
+from ..estimators.seeds import checked_seed
 from ..lean import Lean, LeanHandle, check_lean, make_lean
+from ..tn.integers import as_integer
 from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
 from .modules import is_convolution, kind_of
 from .per_layer import Estimators, check_estimators, estimators_by_layer
-from .selection import select
-
-Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
+from .selection import Layers, select
 
 
 class RandomizedHandle:
@@ -51,8 +51,11 @@ class RandomizedHandle:
         """Say which training step comes next: samples depend on it, and on nothing that ran before.
 
         Without this call every forward pass draws the next sample of an endless sequence that starts at ``seed``.
+
+        Raises:
+            ValueError: If one of the three is not an integer of 64 bits.
         """
-        self._clock.set(step, micro_batch, rank)
+        self._clock.set(_counter("step", step), _counter("micro_batch", micro_batch), _counter("rank", rank))
 
     def remove(self) -> None:
         """Restore the very same model. Doing so twice is harmless."""
@@ -127,8 +130,7 @@ def randomize(
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")
     check_estimators("weight_vjp", weight_vjp)
     check_estimators("input_vjp", input_vjp)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed={seed!r}: expected an integer")
+    seed = checked_seed(seed)
     check_lean(lean, bits)
     modules = _chosen(model, layers, weight_vjp, input_vjp, optional=bool(lean))
     already = [name for name, module in modules.items() if is_randomized(module)]
@@ -143,6 +145,13 @@ def randomize(
         assert kind is not None
         randomize_layer(module, LayerState(name, kind.prepare, weight_vjps[name], input_vjps[name], clock))
     return RandomizedHandle(modules, weight_vjp, input_vjp, clock, leaner)
+
+
+def _counter(name: str, value: object) -> int:
+    number = as_integer(value)
+    if number is None or not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name}={value!r}: expected an integer of 64 bits")
+    return number
 
 
 def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators, optional: bool) -> dict[str, nn.Module]:

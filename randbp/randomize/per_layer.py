@@ -25,6 +25,8 @@ def check_estimators(vjp: Vjp, estimators: object) -> None:
     if not isinstance(estimators, Mapping):
         check_estimator(vjp, estimators)
         return
+    if not estimators:
+        raise ValueError(f"{vjp}={{}}: expected at least one name or glob with an estimator")
     for pattern, estimator in estimators.items():
         if not isinstance(pattern, str):
             raise ValueError(f"{vjp}: key {pattern!r}, expected the name or glob of layers")

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from inspect import signature
 
 from torch import nn
 
 from .layers import is_randomized
 from .modules import is_convolution, kind_of
 
+Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
-def select(
-    model: nn.Module, layers: str | Iterable[str] | Callable[[str, nn.Module], bool] | None
-) -> dict[str, nn.Module]:
+
+def select(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     """The layers that ``layers`` means, by name, in the order of ``model.named_modules()``.
 
     Raises:
@@ -27,24 +28,57 @@ def select(
                 f"model: {type(model).__name__} has no nn.Conv1d/2d/3d or nn.ConvTranspose1d/2d/3d to randomise{hint}"
             )
         return convolutions
-    if isinstance(layers, str):
-        layers = [layers]
+    layers = checked_layers(layers)
     if callable(layers):
         chosen = {name: module for name, module in candidates.items() if layers(name, module)}
         if not chosen:
             raise ValueError(f"layers={layers!r}: true for none of the {_listed(candidates)}")
         return chosen
-    patterns = list(layers)
+    patterns = [layers] if isinstance(layers, str) else list(layers or ())
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise ValueError(f"layers={pattern!r}: expected names, globs or a predicate (name, module) -> bool")
         if not any(fnmatchcase(name, pattern) for name in candidates):
             raise ValueError(f"layers={pattern!r}: matches none of the {_listed(candidates)}")
-    if not patterns:
-        raise ValueError("layers=[]: expected at least one name or glob, or None for all convolutions")
     return {
         name: module for name, module in candidates.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
     }
+
+
+def checked_layers(layers: Layers) -> str | list[str] | Callable[[str, nn.Module], bool] | None:
+    """What says which layers, as it is or as a list of names and globs.
+
+    Raises:
+        ValueError: If it is neither names nor globs nor a predicate of two arguments.
+
+    Example:
+        >>> checked_layers(3)
+        Traceback (most recent call last):
+        ValueError: layers=3: expected names, globs or a predicate (name, module) -> bool
+    """
+    if layers is None or isinstance(layers, str):
+        return layers
+    if callable(layers):
+        if not _takes_two(layers):
+            raise ValueError(f"layers={layers!r}: expected a predicate of two arguments (name, module) -> bool")
+        return layers
+    patterns = list(layers) if isinstance(layers, Iterable) else [layers]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"layers={pattern!r}: expected names, globs or a predicate (name, module) -> bool")
+    if not patterns:
+        raise ValueError("layers=[]: expected at least one name or glob, or None for all convolutions")
+    return patterns
+
+
+def _takes_two(predicate: Callable[..., object]) -> bool:
+    try:
+        found = signature(predicate)
+    except ValueError:  # some of the functions that are written in C have none
+        return True
+    try:
+        found.bind("", None)
+    except TypeError:
+        return False
+    return True
 
 
 def _uncompiled(name: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from .integers import as_integers
 from .pattern import IndexPattern
 from .spec import ConvSpec
 
@@ -125,9 +126,9 @@ def linear_spec(input_shape: tuple[int, ...], out_features: int) -> LinearSpec:
         >>> linear_spec((8, 10, 64), out_features=32).input_shape
         (8, 64, 10)
     """
-    shape = tuple(int(size) for size in input_shape)
+    shape = as_integers(input_shape)
     if not shape or min(shape) < 1:
-        raise ValueError(f"input_shape={shape}: expected (C,), (N, C) or (N, *sequence, C) with positive sizes")
+        raise ValueError(f"input_shape={input_shape!r}: expected (C,), (N, C) or (N, *sequence, C) with positive sizes")
     return LinearSpec((shape[0] if len(shape) > 1 else 1, shape[-1], prod(shape[1:-1])), out_features, 1)
 
 

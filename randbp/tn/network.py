@@ -303,10 +303,19 @@ class TensorNetwork:
         Raises:
             ValueError: For unknown or missing slots and wrong shapes, data types or devices.
         """
+        if operands is not None and not isinstance(operands, Mapping):
+            kind, slots = type(operands).__name__, ", ".join(self.slots)
+            raise ValueError(f"operands={kind}: expected a mapping from slots, or keywords; {self.name} takes {slots}")
         return _engine().contract(self, {**operands, **tensors} if operands else tensors)
 
     def plan(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Plan":
-        """The contraction plan, found now or taken from the cache; print it to read it."""
+        """The contraction plan, found now or taken from the cache; print it to read it.
+
+        Raises:
+            ValueError: If ``dtype`` is not a ``torch.dtype``.
+        """
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype={dtype!r}: expected a torch.dtype such as torch.float32")
         from .plan_cache import cache
 
         return cache.plan(self, dtype, torch.device(device))

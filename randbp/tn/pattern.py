@@ -1,10 +1,14 @@
 """The index pattern: the relation between input, output and kernel positions of a convolution."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from .integers import as_integer
+
+_LEAST = {"input_size": 0, "output_size": 0, "kernel_size": 0, "stride": 1, "dilation": 1}
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class IndexPattern:
         dilation: Distance of neighbouring kernel entries.
         padding: Number of zeros to the left of the input (the right side shows in ``output_size``).
 
+    Raises:
+        ValueError: If a value is no integer, a size is negative, or stride or dilation is not positive.
+
     Example:
         >>> pattern = IndexPattern(input_size=4, output_size=4, kernel_size=3, padding=1)
         >>> pattern.dense(torch.int64).sum(dim=0).tolist()  # which (o, k) meet an input position
@@ -34,6 +41,15 @@ class IndexPattern:
     stride: int = 1
     dilation: int = 1
     padding: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), _LEAST.get(field.name)
+            number = as_integer(value)
+            if number is None or (least is not None and number < least):
+                allowed = "an integer" if least is None else f"an integer >= {least}"
+                raise ValueError(f"{field.name}={value!r}: expected {allowed}")
+            object.__setattr__(self, field.name, number)
 
     def outputs_at(self, inputs: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
         """Output position that each input position meets through a kernel entry: ``(i + p - d·k) / s``.

@@ -1,9 +1,12 @@
 """The hyper-parameters of a convolution, normalised and checked once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
+from .integers import as_integer, as_integers
 from .pattern import IndexPattern
 
 IntPerDimension = int | tuple[int, ...]
@@ -54,26 +57,30 @@ class ConvSpec:
         dilation: IntPerDimension = 1,
         groups: int = 1,
     ) -> None:
-        shape = tuple(int(size) for size in input_shape)
-        if len(shape) < 2 or min(shape[1:]) < 1 or shape[0] < 0:
-            raise ValueError(f"input_shape={shape}: expected (batch, channels, *spatial) with positive sizes")
+        shape = as_integers(input_shape)
+        if shape is None or len(shape) < 2 or min(shape[1:]) < 1 or shape[0] < 0:
+            raise ValueError(
+                f"input_shape={input_shape!r}: expected (batch, channels, *spatial) with positive integer sizes"
+            )
         dims = len(shape) - 2
         kernel = per_dimension("kernel_size", kernel_size, dims, minimum=1)
         steps = per_dimension("stride", stride, dims, minimum=1)
         dilations = per_dimension("dilation", dilation, dims, minimum=1)
         pads = _padding_pairs(padding, kernel, steps, dilations)
-        if groups < 1:
-            raise ValueError(f"groups={groups}: expected a positive integer")
-        for name, channels in (("input channels", shape[1]), ("out_channels", out_channels)):
-            if channels < 1 or channels % groups:
-                raise ValueError(f"{name}={channels}: expected a positive multiple of groups={groups}")
+        parts = as_integer(groups)
+        if parts is None or parts < 1:
+            raise ValueError(f"groups={groups!r}: expected a positive integer")
+        for name, given in (("input channels", shape[1]), ("out_channels", out_channels)):
+            channels = as_integer(given)
+            if channels is None or channels < 1 or channels % parts:
+                raise ValueError(f"{name}={given!r}: expected a positive multiple of groups={parts}")
         object.__setattr__(self, "input_shape", shape)
-        object.__setattr__(self, "out_channels", int(out_channels))
+        object.__setattr__(self, "out_channels", channels)
         object.__setattr__(self, "kernel_size", kernel)
         object.__setattr__(self, "stride", steps)
         object.__setattr__(self, "padding", pads)
         object.__setattr__(self, "dilation", dilations)
-        object.__setattr__(self, "groups", int(groups))
+        object.__setattr__(self, "groups", parts)
         if min(self.output_size, default=1) < 1:
             raise ValueError(
                 f"kernel_size={kernel} with dilation={dilations}: larger than the padded input {shape[2:]} + {pads}"
@@ -139,14 +146,21 @@ class ConvSpec:
         return self.batch_size * channels * prod(pattern.nonzeros for pattern in self.patterns)
 
 
-def per_dimension(name: str, value: IntPerDimension, dims: int, minimum: int) -> tuple[int, ...]:
+def per_dimension(name: str, value: object, dims: int, minimum: int) -> tuple[int, ...]:
     """One integer per spatial dimension from an integer or a sequence; a sequence of one is repeated, as in
-    PyTorch."""
-    values = (value,) * dims if isinstance(value, int) else tuple(value)
-    if len(values) == 1 and dims > 1:
+    PyTorch.
+
+    Raises:
+        ValueError: If these are not integers from ``minimum`` on, or not as many; without a spatial dimension an
+            integer that would not be the default is refused, too.
+    """
+    number = as_integer(value)
+    values = as_integers(value) if number is None else (number,)
+    if values is not None and len(values) == 1 and (dims or values[0] == minimum):
         values = values * dims
-    if len(values) != dims or any(not isinstance(v, int) or v < minimum for v in values):
-        raise ValueError(f"{name}={value!r}: expected one integer >= {minimum}, or {dims} of them")
+    if values is None or len(values) != dims or min(values, default=minimum) < minimum:
+        allowed = f"one integer >= {minimum}, or {dims} of them" if dims else "() without spatial dimensions"
+        raise ValueError(f"{name}={value!r}: expected {allowed}")
     return values
 
 
@@ -166,13 +180,15 @@ def _padding_pairs(
             raise ValueError(f"padding='same': needs stride 1, got stride={stride}")
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
-    if not isinstance(padding, int) and padding and all(isinstance(p, tuple) for p in padding):
-        pairs = tuple((int(p[0]), int(p[1])) for p in padding if isinstance(p, tuple) and len(p) == 2)
-        if len(pairs) != dims or any(left < 0 for left, _ in pairs):
-            raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers, left >= 0")
-        return pairs
-    sides = per_dimension("padding", padding, dims, minimum=0)  # type: ignore[arg-type]
-    return tuple((p, p) for p in sides)
+    given: Any = padding
+    if not isinstance(given, Sequence) or not any(isinstance(pair, Sequence) for pair in given):
+        sides = per_dimension("padding", given, dims, minimum=0)
+        return tuple((p, p) for p in sides)
+    read = [as_integers(pair) for pair in given]
+    pairs = tuple((pair[0], pair[1]) for pair in read if pair is not None and len(pair) == 2 and pair[0] >= 0)
+    if len(pairs) != dims or len(read) != dims:
+        raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers, left >= 0")
+    return pairs
 
 
 def transposed_spec(
@@ -209,9 +225,9 @@ def transposed_spec(
         >>> spec.input_shape, spec.output_shape, spec.weight_shape
         ((2, 4, 12, 12), (2, 3, 5, 5), (3, 4, 3, 3))
     """
-    shape = tuple(int(size) for size in input_shape)
-    if len(shape) < 2:
-        raise ValueError(f"input_shape={shape}: expected (batch, channels, *spatial)")
+    shape = as_integers(input_shape)
+    if shape is None or len(shape) < 2:
+        raise ValueError(f"input_shape={input_shape!r}: expected (batch, channels, *spatial), integers")
     dims = len(shape) - 2
     kernel = per_dimension("kernel_size", kernel_size, dims, minimum=1)
     steps = per_dimension("stride", stride, dims, minimum=1)

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise, product
-from math import inf
+from math import inf, isnan
 
 from .assignment import Assignment
 from .options import LayerOptions, Objective, Option, lower_hull
 
 PAYS = 0.95
 """An estimator whose cost is above this share of the exact one's is no option: that is within the error of timing."""
+
+UNTIMED = "rounds=0: expected at least 1 where the objective is 'time'"
 
 
 class UnreachableBudget(ValueError):
@@ -47,7 +49,7 @@ def assign(
             where no byte would be freed.
 
     Raises:
-        ValueError: If the budget is not in ``(0, 1]`` or the objective is unknown.
+        ValueError: If the budget is not in ``(0, 1]``, the objective is unknown, or it is time and none was measured.
         UnreachableBudget: If all layers at their cheapest cost more.
 
     Example:
@@ -60,6 +62,8 @@ def assign(
         {'rough': 1.0, 'smooth': 0.0625}
     """
     check_budget(budget, objective)
+    if objective == "time" and any(isnan(layer.exact.seconds) for layer in layers):
+        raise ValueError(UNTIMED)
     points = [_points(layer, objective, count_shared) for layer in layers]
     allowed = budget * sum(layer.cost(layer.exact, objective, count_shared) for layer in layers)
     hulls = [lower_hull(options) for options in points]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite, nan, sqrt
+from math import inf, isfinite, sqrt
 from typing import Any
 
 from ..diagnostics.text_table import text_table
@@ -147,7 +147,9 @@ class Assignment(Mapping[str, Estimator]):
 
 
 def _root_ratio(square: float, norm_square: float) -> float:
-    return sqrt(square / norm_square) if norm_square else nan
+    if not square:  # also where the gradient is zero
+        return 0.0
+    return sqrt(square / norm_square) if norm_square else inf
 
 
 def _bytes(count: int) -> str:

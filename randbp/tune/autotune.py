@@ -1,6 +1,6 @@
 """Measure a model's layers, and give each the estimator that serves a budget best."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..diagnostics.objective import make_objective
 from ..estimators import Axes, Batch, Estimator, Rounding, Spatial
 from ..randomize import Layers
-from .assign import assign, check_budget
+from .assign import UNTIMED, assign, check_budget
 from .assignment import Assignment
 from .measure import measure
 from .options import Objective
@@ -89,7 +89,9 @@ def autotune(
     """
     check_budget(budget, objective)
     if objective == "time" and rounds == 0:
-        raise ValueError("rounds=0: expected at least 1 where the objective is 'time'")
+        raise ValueError(UNTIMED)
+    if candidates is not None and not isinstance(candidates, Iterable):
+        raise ValueError(f"candidates={candidates!r}: expected several estimators, e.g. [Spatial(0.5), Spatial(0.25)]")
     candidates = CANDIDATES[objective] if candidates is None else tuple(candidates)
     measured = measure(
         model, [sample_batch], make_objective(model, loss), candidates, layers, draws=draws, rounds=rounds, seed=seed

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, nan
+from math import ceil, isfinite, nan
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -57,13 +57,16 @@ def measure(
         One entry for each layer that the loss depends on and whose weight is trainable.
 
     Raises:
-        ValueError: If there is no such layer, or a candidate cannot serve the weight VJP or refuses all layers.
+        ValueError: If there is no such layer, a gradient is not finite, or a candidate cannot serve the weight VJP or
+            refuses all layers.
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
         raise ValueError(f"draws={draws!r}: expected an integer >= 2")
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
         raise ValueError(f"rounds={rounds!r}: expected an integer >= 0")
     for estimator in candidates:
+        if not isinstance(estimator, Estimator):
+            raise ValueError(f"candidates: {estimator!r}, expected estimators such as Spatial(keep=0.25)")
         estimator.check_serves("weight_vjp")
     found: dict[str, _Layer] = {}
     with (
@@ -123,8 +126,13 @@ class _Layer:
                 continue
             squares[estimator] = torch.stack(drawn)
         self.norm_squares.append(norm.item())  # the device is waited for once everything is under way
+        if not isfinite(self.norm_squares[-1]):
+            raise ValueError(f"loss: the gradient of layer {self.name!r} is not finite, expected finite numbers")
         for estimator, values in squares.items():
-            self.errors.setdefault(estimator, []).extend(values.tolist())
+            if values.isfinite().all():
+                self.errors.setdefault(estimator, []).extend(values.tolist())
+            else:
+                self.refused[estimator] = ValueError("its estimate of the gradient is not finite")
 
     def weigh(self, calls: list[Call], notes: Record, rounds: int) -> None:
         """Bytes and seconds of each candidate that is left."""

@@ -1,5 +1,6 @@
 """TensorDropout in a real Trainer."""
 
+import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,34 @@ def test_resumed_run_is_identical_to_uninterrupted(tmp_path: Path, stop: int) ->
 def test_settings_and_counter_are_in_the_checkpoint(tmp_path: Path) -> None:
     save = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
     fit(tmp_path, TensorDropout(Spatial(0.25), layers="net.3"), save, enable_checkpointing=True, max_epochs=1)
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["TensorDropout"]
+    key = TensorDropout(layers="net.3").state_key
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"][key]
     assert state["batches"] == 6
     assert state["settings"]["weight_vjp"] == {"class": "Spatial", "keep": 0.25, "per_example": True, "center": True}
     assert state["settings"]["layers"] == "net.3" and state["settings"]["seed"] == 0
     with pytest.warns(UserWarning, match="the checkpoint was written with"):
-        fit(tmp_path, TensorDropout(Spatial(0.5)), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
+        fit(tmp_path, TensorDropout(Spatial(0.5), layers="net.3"), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
+
+
+class Second:
+    """A predicate whose text has its address in memory."""
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        return name == "net.3"
+
+
+def test_callbacks_for_different_layers_resume_side_by_side_and_without_a_warning(tmp_path: Path) -> None:
+    def callbacks() -> list[TensorDropout]:
+        first = TensorDropout(Spatial(0.25), layers=["net.0"])
+        return [first, TensorDropout(Channels(0.5), layers=Second(), seed=1), TensorDropout({"head": Batch(0.5)})]
+
+    whole = fit(tmp_path, *callbacks(), max_epochs=2)
+    save = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
+    fit(tmp_path, *callbacks(), save, enable_checkpointing=True, max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="TensorDropout: the checkpoint was written with")
+        resumed = fit(tmp_path, *callbacks(), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
+    assert resumed.losses == whole.losses[6:]
 
 
 def test_an_estimator_within_another_is_named_in_the_checkpoint(tmp_path: Path) -> None:
@@ -193,6 +216,16 @@ def test_bad_settings_fail_early(tmp_path: Path) -> None:
         TensorDropout(input_vjp=Batch(0.5))
     with pytest.raises(ValueError, match=r"weight_vjp=0\.5: expected an estimator"):
         TensorDropout(weight_vjp=0.5)  # type: ignore[arg-type]
+    for options, message in (
+        ({"layers": 3}, "layers=3: expected names, globs or a predicate"),
+        ({"layers": []}, r"layers=\[\]: expected at least one"),
+        ({"layers": lambda name: True}, "layers=<function .*: expected a predicate of two arguments"),
+        ({"seed": "a"}, "seed='a': expected an integer"),
+        ({"seed": 1.5}, "seed=1.5: expected an integer"),
+        ({"weight_vjp": {}}, "weight_vjp={}: expected at least one name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TensorDropout(**options)  # type: ignore[arg-type]
     module = Module()
     with pytest.raises(ValueError, match=r"layers='encoder\.\*': matches none of the convolutions 'net\.0', 'net\.3'"):
         trainer(tmp_path, TensorDropout(layers="encoder.*")).fit(module, loader())

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -302,7 +302,9 @@ def test_batches_of_other_forms() -> None:
         ({"draws": 3}, "draws=3: expected an integer >= 4"),
         ({"draws": 8.0}, r"draws=8\.0: expected an integer >= 4"),
         ({"micro_batches": 2}, "micro_batches=2: expected 0 or an integer >= 4"),
-        ({"confidence": 95}, r"confidence=95: expected a number in \(0, 1\)"),
+        ({"confidence": 95}, "confidence=95: expected a number between 0 and 1, both excluded"),
+        ({"confidence": 1}, "confidence=1: expected a number between 0 and 1, both excluded"),
+        ({"loss": 3}, "loss=3: expected a function"),
         ({"layers": "nope"}, "layers='nope': matches none"),
         ({"loss": lambda output, target: output}, r"loss: returned \(16, 3\), expected a scalar tensor"),
         ({"loss": lambda output, target: 1.0}, "loss: returned float, expected a scalar tensor"),
@@ -319,6 +321,8 @@ def test_what_does_not_fit_together_is_named() -> None:
         gradient_error(network(), x)
     with pytest.raises(ValueError, match=r"loss=None: targets are torch\.float64 of shape \(16,\)"):
         gradient_error(network(), (x, y.double()))
+    with pytest.raises(ValueError, match="model=None: expected a torch"):
+        gradient_error(None, (x, y))  # type: ignore[arg-type]
     frozen = network()
     for layer in (0, 2):
         frozen[layer].weight.requires_grad_(False)
@@ -328,6 +332,24 @@ def test_what_does_not_fit_together_is_named() -> None:
     randbp.randomize(model)
     with pytest.raises(ValueError, match=r"weight_vjp=.*the model is randomised already"):
         gradient_error(model, (x, y), weight_vjp=Spatial(0.5))
+
+
+def test_gradients_that_are_not_finite_are_named() -> None:
+    x, y = batch()
+    with pytest.raises(ValueError, match="loss: the gradient of layer '0' is not finite, expected finite numbers"):
+        gradient_error(network(), (x.log(), y), draws=4)
+
+
+class Pair(NamedTuple):
+    """A batch as data sets with named columns give it."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def test_a_named_tuple_is_a_batch() -> None:
+    pair = Pair(*batch())
+    assert repr(gradient_error(network(), pair, draws=4)) == repr(gradient_error(network(), tuple(pair), draws=4))
 
 
 def test_only_the_trainable_layers_have_rows() -> None:

@@ -233,6 +233,18 @@ def test_no_gradient_no_report() -> None:
         memory_report(nn.ReLU(), torch.ones(3))
 
 
+def test_wrong_arguments_are_named() -> None:
+    model, x = nn.Linear(3, 2), torch.ones(4, 3)
+    with pytest.raises(ValueError, match=r"loss: returned shape \(4, 2\), expected a scalar tensor"):
+        memory_report(model, x, loss=lambda y: y)
+    with pytest.raises(ValueError, match="loss=3: expected a function of the output"):
+        memory_report(model, x, loss=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="model=None: expected a torch"):
+        memory_report(None, x)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="other=3: expected a MemoryReport"):
+        memory_report(model, x).compare(3)  # type: ignore[arg-type]
+
+
 def test_hooks_are_removed_after_an_exception() -> None:
     def fails(x: Tensor) -> Tensor:
         raise KeyError("stop")

@@ -111,7 +111,7 @@ def test_top_k_warns_once() -> None:
     ("make", "message"),
     [
         (lambda: NormSpatial(0.5, top=1.0), r"NormSpatial: top=1.0, expected a number in \[0, 1\)"),
-        (lambda: NormChannels(0.5, top=-1), r"NormChannels: top=-1, expected a number in \[0, 1\)"),
+        (lambda: NormChannels(0.5, top=-1), r"NormChannels: top=-1.0, expected a number in \[0, 1\)"),
         (lambda: NormSpatial(0.5, center=1.5), r"NormSpatial: center=1.5, expected True, False or a cell size >= 2"),
         (lambda: LowResolution(0.5, block=1), r"LowResolution: block=1, expected an integer >= 2"),
     ],

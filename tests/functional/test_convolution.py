@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -287,6 +288,28 @@ def test_activation_checkpointing_uses_one_sample(reentrant: bool) -> None:
     assert z.max() < 5.5  # Bonferroni over 54 entries: error probability 2e-6
 
 
+@pytest.mark.parametrize("padding", [((1, 2), (0, 1)), [[0, 3], [2, 0]], ((1, -1), (0, 1))], ids=str)
+@pytest.mark.parametrize("batched", [True, False])
+def test_uneven_padding(padding: Any, batched: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 9, 8)[slice(None) if batched else 0].requires_grad_()
+    weight, bias = torch.randn(6, 3, 3, 2, requires_grad=True), torch.randn(6, requires_grad=True)
+    expected = F.conv2d(F.pad(x, [*padding[1], *padding[0]]), weight, bias, stride=2)
+    output_grad = torch.randn_like(expected)
+    exact = torch.autograd.grad(expected, (x, weight, bias), output_grad)
+
+    def gradients(keep: float) -> tuple[Tensor, ...]:
+        y = conv(x, weight, bias, 2, padding, weight_vjp=Spatial(keep), input_vjp=Spatial(keep))
+        assert torch.equal(y, expected)
+        return torch.autograd.grad(y, (x, weight, bias), output_grad)
+
+    assert all(map(torch.equal, gradients(1), exact))
+    draws = [torch.stack(found) for found in zip(*(gradients(0.5)[:2] for _ in range(200)), strict=True)]
+    for stack, gradient in zip(draws, exact, strict=False):
+        error = (stack.mean(0) - gradient).abs()
+        assert ((error < 5.5 * stack.std(0) / 200**0.5 + 1e-5) | (error < 1e-4)).all()
+
+
 def test_retain_graph_repeats_the_estimate() -> None:
     x, weight = torch.randn(4, 3, 9, 9), torch.randn(8, 3, 3, 3, requires_grad=True)
     loss = conv(x, weight, weight_vjp=Spatial(0.25)).square().sum()
@@ -312,13 +335,23 @@ def test_bad_keep_rates_are_named(make: Any, keep: Any) -> None:
         ({"stride": 0}, r"stride=0: expected one integer >= 1, or 2 of them"),
         ({"stride": 2, "padding": "same"}, r"padding='same': needs stride 1"),
         ({"padding": "half"}, r"padding='half': expected 'same', 'valid'"),
+        ({"stride": 1.5}, r"stride=1.5: expected an integer or one per dimension"),
+        ({"stride": (1, 1.0)}, r"stride=\(1, 1.0\): expected"),
+        ({"padding": None}, r"padding=None: expected an integer"),
+        ({"padding": 1.5}, r"padding=1.5: expected an integer"),
+        ({"padding": ((1, 2), (0.5, 1))}, r"padding=\(\(1, 2\), \(0.5, 1\)\): expected 2 pairs"),
+        ({"padding": ((1, 2),)}, r"padding=\(\(1, 2\),\): expected 2 pairs"),
+        ({"generator": 3}, r"generator=3: expected a torch.Generator or None"),
+        ({"bias": torch.zeros(3)}, r"bias: shape \(3,\), expected \(6,\)"),
+        ({"bias": 1.0}, r"bias: float, expected a torch.Tensor"),
+        ({"x": np.zeros((2, 3, 8, 8))}, r"x: ndarray, expected a torch.Tensor"),
         ({"dilation": 9}, r"kernel_size=\(3, 3\) with dilation=\(9, 9\): larger than the padded input"),
     ],
 )
 def test_bad_arguments_end_in_one_line(options: dict[str, Any], message: str) -> None:
     x, weight = torch.randn(2, 3, 8, 8), torch.randn(6, 3, 3, 3, requires_grad=True)
     with pytest.raises(ValueError, match=message) as error:
-        conv(x, weight, **options)
+        conv(**{"x": x, "weight": weight, **options})
     assert "\n" not in str(error.value)
 
 

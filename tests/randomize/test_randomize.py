@@ -199,6 +199,9 @@ def test_layers_are_chosen_by_name_glob_or_predicate(layers: Any, expected: list
         ({"input_vjp": Batch(0.5)}, r"Batch serves only weight_vjp"),
         ({"weight_vjp": 0.25}, r"weight_vjp=0.25: expected an estimator"),
         ({"seed": "x"}, r"seed='x': expected an integer"),
+        ({"layers": 3}, r"layers=3: expected names, globs or a predicate"),
+        ({"layers": lambda name: True}, r"layers=<function .*: expected a predicate of two arguments"),
+        ({"weight_vjp": {}}, r"weight_vjp=\{\}: expected at least one name or glob"),
     ],
 )
 def test_bad_arguments_end_in_one_line_and_change_nothing(options: dict[str, Any], message: str) -> None:
@@ -206,6 +209,19 @@ def test_bad_arguments_end_in_one_line_and_change_nothing(options: dict[str, Any
     with pytest.raises(ValueError, match=message) as error:
         randbp.randomize(model, **options)
     assert "\n" not in str(error.value) and type(model.one) is nn.Conv1d
+
+
+@pytest.mark.parametrize("value", ["a", 1.5, None, 2**70, True], ids=repr)
+def test_steps_are_integers(value: Any) -> None:
+    with randbp.randomize(Net()) as handle:
+        for name in ("step", "micro_batch", "rank"):
+            with pytest.raises(ValueError, match=f"{name}={value!r}: expected an integer of 64 bits"):
+                handle.set_step(**{"step": 0, name: value})
+
+
+def test_seeds_are_integers() -> None:
+    with pytest.raises(ValueError, match="seed=None: expected an integer"):
+        randbp.manual_seed(None)  # type: ignore[arg-type]
 
 
 def test_randomizing_twice_is_refused() -> None:

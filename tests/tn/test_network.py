@@ -198,6 +198,7 @@ X, Y = torch.zeros(2, 4, 5, 4), torch.zeros(2, 6, 3, 5)
             "input torch.float32 on cpu, output_grad torch.float64 on cpu",
         ),
         ({"input": X, "output_grad": 3.0}, "output_grad=float: expected a torch.Tensor"),
+        (X, "operands=Tensor: expected a mapping from slots, or keywords; weight_vjp takes input, output_grad"),
     ],
 )
 def test_contract_errors(slots, message):
@@ -221,6 +222,7 @@ def test_contract_errors(slots, message):
         (lambda net: net.compose(net, into="weight"), r"conv gives \(2, 6, 3, 5\), but slot 'weight'"),
         (lambda net: net.outer(net, share=("c",)), "share='c' is no open leg"),
         (lambda net: net.einsum(input=X), "einsum: missing weight"),
+        (lambda net: net.plan(dtype="float32"), "dtype='float32': expected a torch.dtype such as torch.float32"),
         (lambda net: net.einsum(input=Y), "input of shape"),
         (lambda net: tn.kfac_reduce(SPEC).remove("input"), "slot 'input' occurs 2 times in kfac_reduce"),
         (lambda net: net.rename(slots={"weight": "input"}).slots, "slot 'input': used with shapes"),

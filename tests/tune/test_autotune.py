@@ -189,12 +189,37 @@ def test_the_callback_takes_it() -> None:
         ({"objective": "time", "rounds": 0}, "rounds=0: expected at least 1"),
         ({"draws": 1}, "draws=1: expected an integer >= 2"),
         ({"layers": "nope"}, "layers='nope': matches none"),
+        ({"candidates": Spatial(0.5)}, r"candidates=Spatial\(.*\): expected several estimators"),
+        ({"candidates": [3]}, "candidates: 3, expected estimators"),
+        ({"model": None}, "model=None: expected a torch.nn.Module"),
+        ({"model": network().requires_grad_(False)}, "model: all parameters are frozen"),
+        ({"loss": 3}, "loss=3: expected a function"),
         ({"candidates": [Spatial(0.5)], "budget": 0.1}, r"budget=0\.1: the candidates reach 0\.4"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        randbp.autotune(network(), batch(), **{"rounds": 1, **options})
+        randbp.autotune(**{"model": network(), "sample_batch": batch(), "rounds": 1, **options})
+
+
+def test_another_objective_needs_its_measurement() -> None:
+    tuned = randbp.autotune(network(), batch(), 0.5, rounds=0)
+    with pytest.raises(ValueError, match="rounds=0: expected at least 1 where the objective is 'time'"):
+        tuned.with_budget(0.5, objective="time")
+    assert tuned.with_budget(0.25).held_bytes <= 0.25 * tuned.exact_bytes
+
+
+def test_gradients_that_are_not_finite_are_named() -> None:
+    x, y = batch()
+    for bad in (x.log(), x / 0):
+        with pytest.raises(ValueError, match="loss: the gradient of layer '0' is not finite"):
+            randbp.autotune(network(), (bad, y), rounds=0)
+
+
+def test_a_layer_without_a_gradient_has_no_error() -> None:
+    model = network()
+    tuned = randbp.autotune(model, batch(), 0.5, loss=lambda y, _: y.square().sum() * 0, rounds=0)
+    assert tuned.error == 0 and "nan" not in str(tuned)
 
 
 def test_models_that_cannot_be_tuned_are_refused() -> None:

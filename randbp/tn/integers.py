@@ -1,0 +1,31 @@
+"""Integers of any type as Python's own, and nothing else."""
+
+from operator import index
+
+
+def as_integer(value: object) -> int | None:
+    """An integer of any type, NumPy's included, as an ``int``; ``None`` for anything else, truth values included.
+
+    Example:
+        >>> import numpy as np
+        >>> as_integer(np.int64(3)), as_integer(3.0), as_integer(True)
+        (3, None, None)
+    """
+    try:
+        return None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def as_integers(values: object) -> tuple[int, ...] | None:
+    """A sequence of integers as a tuple of ``int``; ``None`` for anything else.
+
+    Example:
+        >>> as_integers([2, 3]), as_integers((2.5, 3)), as_integers(2)
+        ((2, 3), None, None)
+    """
+    try:
+        found = [as_integer(value) for value in values]  # type: ignore[attr-defined]
+    except TypeError:
+        return None
+    return None if None in found else tuple(number for number in found if number is not None)
