@@ -249,7 +249,7 @@ def test_functional_calls(call: Any) -> None:
     compiled_call = torch.compile(call, fullgraph=True, backend="aot_eager")
     found = []
     for function in (compiled_call, call):
-        randbp.manual_seed(7)
+        randbp.manual_seed(1)
         found += [torch.autograd.grad(function(x, weight).square().sum(), (x, weight)) for _ in range(2)]
     assert_same(found[0], found[2])
     assert_same(found[1], found[3])
