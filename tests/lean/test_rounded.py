@@ -113,6 +113,14 @@ def test_smooth_activations_are_unbiased(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_activations_of_a_single_number(name: str) -> None:
+    x = torch.tensor(0.7, requires_grad=True)
+    value, grad = values_and_grads(SMOOTH[name], x)
+    mine, estimate = values_and_grads(lean(SMOOTH[name], True, 8), x)
+    assert torch.equal(mine, value) and estimate.shape == () and abs(float((estimate - grad) / grad)) < 0.05
+
+
+@pytest.mark.parametrize("name", SMOOTH)
 def test_derivatives_stay_within_their_grid(name: str) -> None:
     # Were the range too narrow, clamping to it would bias the gradient where the derivative is extreme.
     x = torch.linspace(-9, 9, 200_001, dtype=torch.float64).requires_grad_()
@@ -262,6 +270,45 @@ def test_noise_is_uniform_and_repeats() -> None:
     assert abs(float((values[1:] * values[:-1]).mean()) * 12) < 4.5 / len(values) ** 0.5 * 1.1
     again = Noise(Draw(4), torch.device("cpu"))
     assert torch.equal(torch.cat([again.next(30_001), again.next(70_000)]), values)
+
+
+@pytest.mark.parametrize("level", ["exact", True])
+@pytest.mark.parametrize("shape", [(0, 64, 6, 6), (2, 64, 0, 6), (0, 64), (0,), ()])
+@pytest.mark.parametrize(
+    "module",
+    [
+        torch.nn.BatchNorm2d(64),
+        torch.nn.BatchNorm1d(64),
+        torch.nn.GroupNorm(8, 64),
+        torch.nn.InstanceNorm2d(64, affine=True),
+        torch.nn.LayerNorm(64),
+        torch.nn.LayerNorm((64, 6, 6)),
+        torch.nn.RMSNorm(64),
+        torch.nn.GELU(),
+        torch.nn.Softmax(-1),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.AvgPool2d(2),
+        torch.nn.Linear(64, 3),
+    ],
+    ids=str,
+)
+def test_tensors_without_entries_are_pytorchs(module: torch.nn.Module, shape: tuple[int, ...], level: Any) -> None:
+    def run(function: Callable[..., Tensor]) -> tuple[type, Any]:
+        x = torch.ones(shape, requires_grad=True)
+        try:
+            y = function(x * 1)
+            y.sum().backward()
+        except Exception as error:
+            return type(error), str(error)
+        return type(y.grad_fn), (y.shape, None if x.grad is None else x.grad.shape)
+
+    kind, expected = run(module)
+    mine, found = run(lean(module.forward, level))
+    assert found == expected
+    if isinstance(expected, str) or 0 in shape:
+        assert mine is kind
 
 
 def test_every_rule_is_for_a_function_of_pytorch() -> None:
