@@ -124,6 +124,7 @@ _PRODUCTS = [
 ]
 _CAST_BY_AUTOCAST = {
     *_PRODUCTS[6:],
+    torch.einsum,
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
 }
 
@@ -131,6 +132,9 @@ _CAST_BY_AUTOCAST = {
 @lean_version_of({*_PRODUCTS, *_CAST_BY_AUTOCAST}, exact=True)
 def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
     given = [*args, *kwargs.values()]
+    # In products of products one rounding may meet itself.
+    if call.function is torch.einsum and (len(given) > 3 or not call.rounds):
+        return NotImplemented
     if "out" in kwargs or not any(map(is_activation, given)):
         return NotImplemented
     if call.rounds and call.function in _CAST_BY_AUTOCAST:

@@ -77,6 +77,11 @@ PRODUCTS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "mul": (lambda x, y: x * y, (OTHER, OTHER.flip(0).detach().requires_grad_())),
     "mul with a row": (lambda x, y: y * x, (OTHER, parameter(64))),
     "matmul": (lambda x, y: x @ y.T, (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "einsum": (lambda x, y: torch.einsum("ij,kj->ik", x, y), (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "einsum of heads": (
+        lambda x, y: torch.einsum("ihd,jhd->hij", x.view(20, 4, 64), y.view(20, 4, 64)),
+        (OTHER, OTHER.flip(0).detach().requires_grad_()),
+    ),
     "linear": (F.linear, (OTHER, parameter(7, 64), parameter(7))),
     # One tensor's rounding must not meet itself on the way back.
     "product in a product": (lambda x, y: x * (x * y), (OTHER, OTHER.flip(0).detach().requires_grad_())),
@@ -213,6 +218,8 @@ def test_bytes_held(bits: int) -> None:
     layers = held(lambda x: (F.linear(x, square) + F.linear(x.flatten(0, 1), square).view(x.shape)).sum())
     assert 0 <= layers - packed - scales <= 8  # x is rounded once
     assert 0 <= held(lambda x: (x @ x.mT).sum()) - packed - scales <= 8  # by one product, too
+    assert 0 <= held(lambda x: torch.einsum("bcij,bckj->bcik", x, x).sum()) - packed - scales <= 8
+    assert held(lambda x: torch.einsum("bcij,bcij,bcij->b", x, x, x).sum()) >= x.nbytes  # of three, none
 
 
 def test_small_tensors_parameters_and_inputs_are_not_rounded() -> None:
