@@ -23,7 +23,9 @@ class _Refuse(torch.autograd.Function):
 
 def edge_of(tensor: Tensor) -> Tensor | None:
     """A tensor without entries at the same place of the graph: it keeps the edge alive, but not the memory."""
-    return tensor[:0].clone() if tensor.requires_grad else None
+    if not tensor.requires_grad:
+        return None
+    return (tensor if tensor.dim() else tensor.view(1))[:0].clone()
 
 
 def not_differentiable(

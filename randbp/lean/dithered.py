@@ -55,16 +55,16 @@ class Dithered:
         return rows * (packed_size(self._padded, self.bits) + 8 * self.blocks)
 
     def encode(
-        self, rows: Tensor, seed: int, prepare: Callable[[Tensor, slice], Tensor] | None = None
+        self, rows: Tensor, seed: int | Noise, prepare: Callable[[Tensor, slice], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Packed codes (flat) and scales ``[rows, blocks, 2]`` of ``[rows, entries]``.
 
         Args:
             rows: What to hold.
-            seed: Of the noise.
+            seed: Of the noise, or a stream of it to go on with.
             prepare: Maps some of the rows, in single precision, and which these are, to what to hold of them.
         """
-        count, noise = len(rows), Noise(Draw(seed), rows.device)
+        count, noise = len(rows), _noise(seed, rows.device)
         scales = torch.empty(count, self.blocks, 2, dtype=torch.float32, device=rows.device)
         size = packed_size(self._padded, self.bits)
         codes = torch.empty(count * size, dtype=torch.uint8, device=rows.device)
@@ -85,9 +85,9 @@ class Dithered:
             scales[part] = torch.cat([least, step], 2)
         return codes, scales
 
-    def decode(self, codes: Tensor, scales: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
+    def decode(self, codes: Tensor, scales: Tensor, seed: int | Noise, out: Tensor | None = None) -> Tensor:
         """Entries ``[rows, entries]`` in single precision, or in ``out``."""
-        count, noise = len(scales), Noise(Draw(seed), codes.device)
+        count, noise = len(scales), _noise(seed, codes.device)
         result = torch.empty(count, self.entries, device=codes.device) if out is None else out
         size = packed_size(self._padded, self.bits)
         for part in self._parts(result):
@@ -110,3 +110,7 @@ class Dithered:
         entries = max(1, self._padded)
         spans = pieces(len(rows) * entries, rows.device, entries)
         return [slice(span.start // entries, span.stop // entries) for span in spans]
+
+
+def _noise(seed: int | Noise, device: torch.device) -> Noise:
+    return seed if isinstance(seed, Noise) else Noise(Draw(seed), device)

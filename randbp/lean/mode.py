@@ -1,12 +1,14 @@
 """Where lean versions step in: while a module of the model runs its forward pass in training mode."""
 
+import sys
 import threading
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from ..estimators.seeds import Integers, next_seed
 from .hooks import Hooks, hooks_in_force, transforms_at_work
@@ -20,10 +22,11 @@ _KEY = 0x6C65616E  # keeps these seeds apart from those of layers
 
 @dataclass(frozen=True)
 class _Frame:
-    """A module that is running."""
+    """A module that is running, and the Python frame that runs its hooks and its forward pass."""
 
     level: Level
     hooks: Hooks | None
+    caller: FrameType
 
 
 class Session:
@@ -31,6 +34,9 @@ class Session:
 
     Hooks of the modules tell when each is entered and left; while at least one runs, calls of PyTorch's functions go
     through a :class:`torch.overrides.TorchFunctionMode`. Replicas in other threads, copies and pickles work alike.
+
+    PyTorch calls no hook of a module that a ``KeyboardInterrupt`` or ``SystemExit`` leaves. What counts as running is
+    therefore only what is still on the thread's call stack: afterwards everything is PyTorch's at once.
 
     Args:
         bits: Bits per entry where a version rounds.
@@ -51,30 +57,35 @@ class Session:
         if torch.compiler.is_compiling():
             return
         running = self._running
-        running.frames.append(_Frame(level if module.training else None, hooks_in_force()))
-        if len(running.frames) == 1:
+        running.forget_stopped()
+        if not running.frames:
+            running.mode.leave()  # which an interrupted pass did not
             running.mode.__enter__()
+        running.frames.append(_Frame(level if module.training else None, hooks_in_force(), sys._getframe(1)))
 
     def leave(self, *_: Any) -> None:
         """A module's forward pass ended, or failed (a forward hook that is always called)."""
-        if torch.compiler.is_compiling() or not self._running.frames:
+        if torch.compiler.is_compiling():
             return
-        self._running.frames.pop()
-        if not self._running.frames:
-            self._running.mode.__exit__(None, None, None)
+        running = self._running
+        running.forget_stopped()  # a module that failed has stopped; one that ended is about to
+        if running.frames and running.frames[-1].caller is sys._getframe(1):
+            running.frames.pop()
+        if not running.frames:
+            running.mode.leave()
 
     def close(self) -> None:
         """Leave whatever an interrupted forward pass of this thread did not leave."""
-        while self._running.frames:
-            self.leave()
+        self._running.frames.clear()
+        self._running.mode.leave()
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function of PyTorch, or its lean version."""
         rule = RULES.get(function)
         if rule is None or not torch.is_grad_enabled():
             return function(*args, **kwargs)
-        frame = self._running.frames[-1]
-        if frame.level is None or (frame.level == "exact" and not rule.exact) or transforms_at_work():
+        frame = self._running.innermost()
+        if frame is None or frame.level is None or (frame.level == "exact" and not rule.exact) or transforms_at_work():
             return function(*args, **kwargs)
         # Hooks that the module's own code set up, such as those of a checkpoint of a few lines, must see the same
         # operations when those lines run again, outside any module: PyTorch's.
@@ -97,6 +108,24 @@ class _Running(threading.local):
         self.frames: list[_Frame] = []
         self.mode = _Mode(session)
 
+    def innermost(self) -> _Frame | None:
+        """The module that runs, if one does."""
+        self.forget_stopped()
+        return self.frames[-1] if self.frames else None
+
+    def forget_stopped(self) -> None:
+        """Drop modules that were interrupted; their frames would keep activations alive."""
+        while self.frames and not _is_running(self.frames[-1].caller):
+            self.frames.pop()
+
+
+def _is_running(frame: FrameType) -> bool:
+    """Whether a Python frame is on this thread's call stack (that of a running module is near its top)."""
+    current: FrameType | None = sys._getframe(1)
+    while current is not None and current is not frame:
+        current = current.f_back
+    return current is frame
+
 
 class _Mode(TorchFunctionMode):
     def __init__(self, session: Session) -> None:
@@ -105,3 +134,13 @@ class _Mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._session.call(func, args, kwargs or {})
+
+    def leave(self) -> None:
+        """Take this mode from the stack of modes, wherever it is, and leave others as they are."""
+        above = []
+        if not any(mode is self for mode in _get_current_function_mode_stack()):
+            return
+        while (mode := _pop_mode()) is not self:
+            above.append(mode)
+        for mode in reversed(above):
+            _push_mode(mode)

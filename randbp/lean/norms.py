@@ -213,7 +213,18 @@ def _is_corrected(bits: int, together: int) -> bool:
 
 
 def _is_roundable(x: Tensor, entries: int) -> bool:
-    return type(x) is Tensor and x.is_floating_point() and x.layout is torch.strided and entries >= _SMALL
+    return (
+        type(x) is Tensor
+        and x.is_floating_point()
+        and x.layout is torch.strided
+        and x.numel() > 0
+        and entries >= _SMALL
+    )
+
+
+def _has_channels(x: Tensor) -> bool:
+    """Whether there are entries, of examples with channels; PyTorch has its own answers where not."""
+    return x.dim() >= 2 and x.numel() > 0
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -249,7 +260,7 @@ def _batch_norm(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    if not training or not _needs_grad(input, weight, bias) or input.dim() < 2 or momentum is None:
+    if not training or not _needs_grad(input, weight, bias) or not _has_channels(input) or momentum is None:
         return NotImplemented
     if not call.rounds:
         return _with_recipe(call, input, weight, bias, eps)
@@ -286,8 +297,10 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
+    if not _needs_grad(input, weight, bias) or not _has_channels(input):
+        return NotImplemented
     examples, channels = input.shape[:2]
-    if not _needs_grad(input, weight, bias) or not _is_roundable(input, input[0].numel()) or channels % num_groups:
+    if not _is_roundable(input, input[0].numel()) or channels % num_groups:
         return NotImplemented
     size = input[0, 0].numel()
     x = _cast(input)
@@ -311,7 +324,7 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    if not use_input_stats or input.dim() < 3 or not _needs_grad(input, weight, bias):
+    if not use_input_stats or not _has_channels(input) or input.dim() < 3 or not _needs_grad(input, weight, bias):
         return NotImplemented
     examples, channels = input.shape[:2]
     size = input[0, 0].numel()

@@ -21,10 +21,7 @@ from .dithered import Dithered
 from .hooks import Hooks, hooks_in_force
 from .layout import memory_order
 from .recipes import Recipe, follow, recipe_of
-from .rules import Call, Session, is_plain, lean_version_of
-
-_SMALL = 2**12
-"""Tensors of fewer entries are not worth the time."""
+from .rules import Call, Session, is_activation, lean_version_of
 
 _ROW = 2**12
 
@@ -127,6 +124,7 @@ _PRODUCTS = [
 ]
 _CAST_BY_AUTOCAST = {
     *_PRODUCTS[6:],
+    torch.einsum,
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
 }
 
@@ -134,13 +132,15 @@ _CAST_BY_AUTOCAST = {
 @lean_version_of({*_PRODUCTS, *_CAST_BY_AUTOCAST}, exact=True)
 def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
     given = [*args, *kwargs.values()]
-    # Leaves are parameters and inputs: they live anyway.
-    if "out" in kwargs or not any(map(_is_factor, given)):
+    # In products of products one rounding may meet itself.
+    if call.function is torch.einsum and (len(given) > 3 or not call.rounds):
+        return NotImplemented
+    if "out" in kwargs or not any(map(is_activation, given)):
         return NotImplemented
     if call.rounds and call.function in _CAST_BY_AUTOCAST:
         args, kwargs = tuple(map(_cast, args)), {name: _cast(value) for name, value in kwargs.items()}
         given = [*args, *kwargs.values()]
-    factors = [factor for factor in given if _is_factor(factor)]
+    factors = [factor for factor in given if is_activation(factor)]
     if not call.rounds and not any(recipe_of(factor) for factor in factors):
         return NotImplemented
     storages = {id(factor.untyped_storage()) for factor in factors}
@@ -168,12 +168,8 @@ def _unpack(held: Tensor | _View | _Again | _Passed) -> Tensor:
         return held if isinstance(held, Tensor) else held.tensor()
 
 
-def _is_factor(value: Any) -> bool:
-    return is_plain(value) and not value.is_leaf and value.numel() >= _SMALL
-
-
 def _cast(value: Any) -> Any:
     """An activation as autocast would make it, so that what is saved can be recognised."""
-    if not _is_factor(value) or not torch.is_autocast_enabled(value.device.type) or value.dtype == torch.float64:
+    if not is_activation(value) or not torch.is_autocast_enabled(value.device.type) or value.dtype == torch.float64:
         return value
     return value.to(torch.get_autocast_dtype(value.device.type))

@@ -86,3 +86,12 @@ def is_plain(tensor: object) -> bool:
         and tensor.numel() > 0
         and tensor.device.type != "meta"
     )
+
+
+_SMALL = 2**12
+"""Tensors of fewer entries are not worth the time."""
+
+
+def is_activation(value: object) -> bool:
+    """Whether a value is a plain tensor worth rounding: not small, and no leaf (parameters and inputs live anyway)."""
+    return isinstance(value, Tensor) and is_plain(value) and not value.is_leaf and value.numel() >= _SMALL

@@ -32,6 +32,12 @@ SMOOTH = {
     "elu": F.elu,
     "elu alpha": lambda x: F.elu(x, 1.7),
     "logsigmoid": F.logsigmoid,
+    "selu": F.selu,
+    "selu inplace": lambda x: F.selu(x, inplace=True),
+    "celu": lambda x: F.celu(x, 0.5),
+    "celu inplace": lambda x: F.celu(x, inplace=True),
+    "softsign": F.softsign,
+    "tanhshrink": F.tanhshrink,
 }
 
 
@@ -71,6 +77,11 @@ PRODUCTS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "mul": (lambda x, y: x * y, (OTHER, OTHER.flip(0).detach().requires_grad_())),
     "mul with a row": (lambda x, y: y * x, (OTHER, parameter(64))),
     "matmul": (lambda x, y: x @ y.T, (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "einsum": (lambda x, y: torch.einsum("ij,kj->ik", x, y), (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "einsum of heads": (
+        lambda x, y: torch.einsum("ihd,jhd->hij", x.view(20, 4, 64), y.view(20, 4, 64)),
+        (OTHER, OTHER.flip(0).detach().requires_grad_()),
+    ),
     "linear": (F.linear, (OTHER, parameter(7, 64), parameter(7))),
     # One tensor's rounding must not meet itself on the way back.
     "product in a product": (lambda x, y: x * (x * y), (OTHER, OTHER.flip(0).detach().requires_grad_())),
@@ -113,13 +124,21 @@ def test_smooth_activations_are_unbiased(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_activations_of_a_single_number(name: str) -> None:
+    x = torch.tensor(0.7, requires_grad=True)
+    value, grad = values_and_grads(SMOOTH[name], x)
+    mine, estimate = values_and_grads(lean(SMOOTH[name], True, 8), x)
+    assert torch.equal(mine, value) and estimate.shape == () and abs(float((estimate - grad) / grad)) < 0.05
+
+
+@pytest.mark.parametrize("name", SMOOTH)
 def test_derivatives_stay_within_their_grid(name: str) -> None:
     # Were the range too narrow, clamping to it would bias the gradient where the derivative is extreme.
     x = torch.linspace(-9, 9, 200_001, dtype=torch.float64).requires_grad_()
     (slope,) = torch.autograd.grad(SMOOTH[name](x * 1).sum(), x)
     for bits in (1, 2, 4, 8):
         run = lean(SMOOTH[name], True, bits)
-        grid: Grid = run(x * 1).grad_fn.grid
+        grid: Grid = run(x * 1).grad_fn.kind
         assert grid.first - 1e-12 <= slope.min() and slope.max() <= grid.first + grid.step * (2**bits - 1) + 1e-12
 
 
@@ -199,6 +218,8 @@ def test_bytes_held(bits: int) -> None:
     layers = held(lambda x: (F.linear(x, square) + F.linear(x.flatten(0, 1), square).view(x.shape)).sum())
     assert 0 <= layers - packed - scales <= 8  # x is rounded once
     assert 0 <= held(lambda x: (x @ x.mT).sum()) - packed - scales <= 8  # by one product, too
+    assert 0 <= held(lambda x: torch.einsum("bcij,bckj->bcik", x, x).sum()) - packed - scales <= 8
+    assert held(lambda x: torch.einsum("bcij,bcij,bcij->b", x, x, x).sum()) >= x.nbytes  # of three, none
 
 
 def test_small_tensors_parameters_and_inputs_are_not_rounded() -> None:
@@ -206,8 +227,8 @@ def test_small_tensors_parameters_and_inputs_are_not_rounded() -> None:
     large, small = torch.randn(64, 100).requires_grad_(), torch.randn(8, 100).requires_grad_()
 
     def weight_grad(x: Tensor, level: Any) -> Tensor:
-        run = lean(lambda x: F.linear(x, weight).square(), level, 1)
-        return torch.autograd.grad(run(x).sum(), weight)[0]
+        run = lean(lambda x: F.linear(x, weight), level, 1)
+        return torch.autograd.grad(run(x).square().sum(), weight)[0]
 
     for x in (large, large.detach(), small * 1.0):  # leaves live anyway, and of small ones little would be saved
         assert torch.equal(weight_grad(x, True), weight_grad(x, False))
@@ -262,6 +283,45 @@ def test_noise_is_uniform_and_repeats() -> None:
     assert abs(float((values[1:] * values[:-1]).mean()) * 12) < 4.5 / len(values) ** 0.5 * 1.1
     again = Noise(Draw(4), torch.device("cpu"))
     assert torch.equal(torch.cat([again.next(30_001), again.next(70_000)]), values)
+
+
+@pytest.mark.parametrize("level", ["exact", True])
+@pytest.mark.parametrize("shape", [(0, 64, 6, 6), (2, 64, 0, 6), (0, 64), (0,), ()])
+@pytest.mark.parametrize(
+    "module",
+    [
+        torch.nn.BatchNorm2d(64),
+        torch.nn.BatchNorm1d(64),
+        torch.nn.GroupNorm(8, 64),
+        torch.nn.InstanceNorm2d(64, affine=True),
+        torch.nn.LayerNorm(64),
+        torch.nn.LayerNorm((64, 6, 6)),
+        torch.nn.RMSNorm(64),
+        torch.nn.GELU(),
+        torch.nn.Softmax(-1),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.AvgPool2d(2),
+        torch.nn.Linear(64, 3),
+    ],
+    ids=str,
+)
+def test_tensors_without_entries_are_pytorchs(module: torch.nn.Module, shape: tuple[int, ...], level: Any) -> None:
+    def run(function: Callable[..., Tensor]) -> tuple[type, Any]:
+        x = torch.ones(shape, requires_grad=True)
+        try:
+            y = function(x * 1)
+            y.sum().backward()
+        except Exception as error:
+            return type(error), str(error)
+        return type(y.grad_fn), (y.shape, None if x.grad is None else x.grad.shape)
+
+    kind, expected = run(module)
+    mine, found = run(lean(module.forward, level))
+    assert found == expected
+    if isinstance(expected, str) or 0 in shape:
+        assert mine is kind
 
 
 def test_every_rule_is_for_a_function_of_pytorch() -> None:

@@ -1,0 +1,89 @@
+"""Elementwise functions of one tensor, by their names: ``torch.f``, ``Tensor.f`` and, in place, ``f_``.
+
+The input gradient is ``v φ'(x)``, linear in the derivative, so any unbiased rounding of that will do: on a fixed grid
+where its range is known, else in blocks with scales of their own (:mod:`.slopes`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rules import RULES, Call, is_activation, lean_version_of
+from .slopes import Blocks, Grid
+from .smooth import hold_slope
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "abs": (-1, 1),
+    "absolute": (-1, 1),
+    "asinh": (0, 1),
+    "arcsinh": (0, 1),
+    "atan": (0, 1),
+    "arctan": (0, 1),
+    "cos": (-1, 1),
+    "erf": (0, 1.12838),  # 2 / √π = 1.128379
+    "erfc": (-1.12838, 0),
+    "expit": (0, 0.25),
+    "hardshrink": (0, 1),
+    "selu": (0, 1.7581),  # scale times alpha: 1.75810
+    "sigmoid": (0, 0.25),
+    "sin": (-1, 1),
+    "softshrink": (0, 1),
+    "tanh": (0, 1),
+}
+"""Functions whose derivative is bounded, and its range."""
+
+_UNBOUNDED = ["cosh", "exp", "exp2", "expm1", "sinh", "square", "__rpow__"]
+
+_WITH_POLES = [
+    *("acos", "acosh", "arccos", "arccosh", "arcsin", "arctanh", "asin", "atanh", "digamma", "erfinv", "lgamma"),
+    *("log", "log10", "log1p", "log2", "logit", "reciprocal", "rsqrt", "sqrt", "tan", "__rdiv__", "__rtruediv__"),
+]
+
+_POWERS = ["pow", "__pow__", "__ipow__"]
+
+
+def _register(name: str, kind_of: Callable[..., Grid | Blocks]) -> None:
+    """The functions of that name and their in-place variants, in all of PyTorch's name spaces.
+
+    Args:
+        name: Of the function.
+        kind_of: How its derivative is held, given the bits per entry and the numbers that the call names.
+    """
+    for space in (torch, Tensor, torch.special, torch.nn.functional):
+        for each in (name, f"{name}_"):
+            function = getattr(space, each, None)
+            if callable(function) and function not in RULES:  # :mod:`.smooth` has some with options
+                inplace = each == f"{name}_" or name == "__ipow__"
+                lean_version_of([function], exact=False)(partial(_elementwise, kind_of, inplace))
+
+
+def _elementwise(kind_of: Callable[..., Grid | Blocks], inplace: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
+    """A function of one tensor, which may stand in any place, and numbers."""
+    if "input" in kwargs:
+        kwargs = dict(kwargs)
+        args = (kwargs.pop("input"), *args)
+    places = [place for place, value in enumerate(args) if isinstance(value, Tensor)]
+    numbers = [value for value in (*args, *kwargs.values()) if not isinstance(value, Tensor)]
+    if len(places) != 1 or len(numbers) != len(args) + len(kwargs) - 1 or any(isinstance(n, complex) for n in numbers):
+        return NotImplemented
+    before, x, after, function = args[: places[0]], args[places[0]], args[places[0] + 1 :], call.function
+    if not is_activation(x):
+        return NotImplemented
+    kind = kind_of(call.session.bits, *numbers)
+    return hold_slope(call, x, lambda part: function(*before, part, *after, **kwargs), kind, inplace)
+
+
+def _power(bits: int, *numbers: Any) -> Blocks:
+    """Of ``x^n`` or ``n^x``: there are poles only where an exponent below 1 may be meant."""
+    return Blocks(bits, poles=not all(number >= 1 for number in numbers))
+
+
+for _name, (_low, _high) in _RANGES.items():
+    _register(_name, lambda bits, *_, low=_low, high=_high: Grid.over(low, high, bits))
+for _name in (*_UNBOUNDED, *_WITH_POLES):
+    _register(_name, lambda bits, *_, poles=_name in _WITH_POLES: Blocks(bits, poles))
+for _name in _POWERS:
+    _register(_name, _power)
