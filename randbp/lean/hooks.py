@@ -1,10 +1,11 @@
-"""The saved-tensor hooks around a piece of code: the one place that asks PyTorch's internals about them."""
+"""Hooks, transforms and modes around a piece of code: the one place that asks PyTorch's internals about them."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, overrides
+from torch.overrides import TorchFunctionMode
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
@@ -36,3 +37,31 @@ def transforms_at_work() -> bool:
     functorch = getattr(torch._C, "_are_functorch_transforms_active", None)
     level: int = getattr(torch.autograd.forward_ad, "_current_level", -1)
     return (functorch is not None and functorch()) or level >= 0
+
+
+def take_from_stack(mode: TorchFunctionMode) -> None:
+    """Take a function mode from the stack of modes, wherever it lies, and leave the others as they are.
+
+    An interrupted forward pass leaves modes in any order, while ``__exit__`` takes whichever is the innermost one.
+    Where PyTorch does not show its stack (it has no public name), that is all that is done.
+
+    Example:
+        >>> lower, upper = TorchFunctionMode(), TorchFunctionMode()
+        >>> with upper:
+        ...     _ = lower.__enter__()
+        ...     take_from_stack(lower)
+        ...     take_from_stack(lower)  # no longer there
+    """
+    stack, pop, push = (
+        getattr(overrides, name, None) for name in ("_get_current_function_mode_stack", "_pop_mode", "_push_mode")
+    )
+    if stack is None or pop is None or push is None:
+        mode.__exit__(None, None, None)
+        return
+    above: list[Any] = []
+    if not any(one is mode for one in stack()):
+        return
+    while (top := pop()) is not mode:
+        above.append(top)
+    for top in reversed(above):
+        push(top)

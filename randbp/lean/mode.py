@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode
 
 from ..estimators.seeds import Integers, next_seed
-from .hooks import Hooks, hooks_in_force, transforms_at_work
+from .hooks import Hooks, hooks_in_force, take_from_stack, transforms_at_work
 from .rules import RULES, Call
 
 Level = Literal["exact", "rounded"] | None
@@ -60,7 +60,7 @@ class Session:
         running.forget_stopped()
         if not running.frames:
             running.mode.leave()  # which an interrupted pass did not
-            running.mode.__enter__()
+            running.mode.enter()
         running.frames.append(_Frame(level if module.training else None, hooks_in_force(), sys._getframe(1)))
 
     def leave(self, *_: Any) -> None:
@@ -128,6 +128,8 @@ def _is_running(frame: FrameType) -> bool:
 
 
 class _Mode(TorchFunctionMode):
+    _entered = False
+
     def __init__(self, session: Session) -> None:
         super().__init__()
         self._session = session
@@ -135,12 +137,13 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._session.call(func, args, kwargs or {})
 
+    def enter(self) -> None:
+        """Step in from now on."""
+        self.__enter__()
+        self._entered = True
+
     def leave(self) -> None:
-        """Take this mode from the stack of modes, wherever it is, and leave others as they are."""
-        above = []
-        if not any(mode is self for mode in _get_current_function_mode_stack()):
-            return
-        while (mode := _pop_mode()) is not self:
-            above.append(mode)
-        for mode in reversed(above):
-            _push_mode(mode)
+        """Step in no longer."""
+        if self._entered:
+            take_from_stack(self)
+        self._entered = False
