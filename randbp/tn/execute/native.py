@@ -52,15 +52,18 @@ def forward(patterns: tuple[IndexPattern, ...], groups: int) -> Kernel:
     conv = _FORWARD[len(patterns)]
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
     outputs = tuple(p.output_size for p in patterns)
+    positions = prod(outputs)
 
     def kernel(x: Tensor, w: Tensor) -> Tensor:
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
-        made = (len(x), len(w), *outputs)
-        together = parts.examples_at_once((x, w), max(prod(made), x.numel()))
+        elements = max(x.numel(), x.shape[0] * w.shape[0] * positions)
+        if elements * x.itemsize < parts.LARGE:  # asked first: it is the usual case
+            return conv(x, w, None, stride, padding, dilation, groups)
+        together = parts.examples_at_once((x, w), elements)
         if together >= len(x):
             return conv(x, w, None, stride, padding, dilation, groups)
-        result = x.new_empty(made)
+        result = x.new_empty((len(x), len(w), *outputs))
         for part, place in zip(x.split(together), result.split(together), strict=True):
             place.copy_(conv(part, w, None, stride, padding, dilation, groups))
         return result
@@ -87,8 +90,9 @@ def weight_gradient(
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
         w = x.new_empty(weight_shape) if held is None or type(x) is not Tensor else held  # only its shape is read
-        together = parts.examples_at_once((x, y), max(x.numel(), y.numel()))
-        if together >= len(x) or not sums:
+        large = sums and max(x.nbytes, y.nbytes) >= parts.LARGE  # asked first: it is the rare case
+        together = parts.examples_at_once((x, y), max(x.numel(), y.numel())) if large else 0
+        if not large or together >= len(x):
             return _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
         total = x.new_zeros(weight_shape)
         for part, met in zip(x.split(together), y.split(together), strict=True):
@@ -114,12 +118,14 @@ def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tup
     """``(w [G·D, C, *K], y [N, G·D, *O]) → x [N, G·C, *I]``, with ``leading = (N, G·C)``."""
     geometry = Geometry(patterns)
     shape = (*leading, *geometry.padded)
+    elements = prod(shape)
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
     none, mask = geometry.no_output_padding, [True, False, False]
 
     def kernel(w: Tensor, y: Tensor) -> Tensor:
-        together = parts.examples_at_once((y, w), max(prod(shape), y.numel()))
-        if together < len(y):
+        large = max(elements, y.numel()) * y.itemsize >= parts.LARGE
+        together = parts.examples_at_once((y, w), max(elements, y.numel())) if large else 0
+        if large and together < len(y):
             x = y.new_empty(shape)
             for part, place in zip(y.split(together), x.split(together), strict=True):
                 grads = _BACKWARD(part, place, w, None, stride, padding, dilation, False, none, groups, mask)
