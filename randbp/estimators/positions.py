@@ -57,6 +57,8 @@ def gather_rows(tensor: Tensor, positions: Tensor, less: Tensor | None = None) -
 
 def gather_classes(tensor: Tensor, classes: Sequence[Tensor], less: Tensor | None = None) -> list[Tensor]:
     """The same for several sets of positions; where channels lie outermost, the tensor is read once for all of them."""
+    if not classes:
+        return []
     batch, channels, size = flat_spatial(tensor).shape
     rows = memory_rows(tensor)
     if rows is not None:

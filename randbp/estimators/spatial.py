@@ -1,6 +1,6 @@
 """Spatial positions drawn without replacement, with the spatial mean kept exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -76,14 +76,11 @@ class Spatial(Estimator):
         if plan.examples < spec.batch_size:
             input = input.index_select(0, _examples(plan, spec, draw, input.device))
         mean = flat_spatial(input).mean(2) if plan.centred else None
-        kept = [
-            class_positions(positions, spec, "input", input.device)[local]
-            for positions, local, _ in self._drawn(plan, draw, input.device)
-        ]
-        if kept and rebuilding_pays(spec):
-            held = [gather_centred(input, torch.cat(kept, 1), mean)]
+        where = _where(self._drawn(plan, draw, input.device), spec, "input")
+        if where and rebuilding_pays(spec):
+            held = [gather_centred(input, torch.cat(where, 1), mean)]
         else:
-            held = gather_classes(input, kept, mean) if kept else []
+            held = gather_classes(input, where, mean)
         return tuple(held) if mean is None else (*held, mean)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -97,7 +94,7 @@ class Spatial(Estimator):
         drawn = list(self._drawn(plan, draw, device))
         mean = held[-1] if plan.centred else None
         if drawn and rebuilding_pays(spec):
-            where = torch.cat([class_positions(each, spec, "input", device)[local] for each, local, _ in drawn], 1)
+            where = torch.cat(_where(drawn, spec, "input"), 1)
             weights = [(local.shape[1], scale * weight) for _, local, weight in drawn]
             return rebuilt_weight_vjp(held[0], where, weights, mean, output_grad, spec)
         if mean is None:
@@ -115,8 +112,7 @@ class Spatial(Estimator):
         plan = _plan(self, spec, "output")
         mean = flat_spatial(output_grad).mean(2) if plan.centred else None
         drawn = list(self._drawn(plan, draw, output_grad.device))
-        where = [class_positions(each, spec, "output", output_grad.device)[local] for each, local, _ in drawn]
-        rows = gather_classes(output_grad, where, mean) if where else []
+        rows = gather_classes(output_grad, _where(drawn, spec, "output"), mean)
         kept = [(each, some, local, scale) for some, (each, local, scale) in zip(rows, drawn, strict=True)]
         result = input_vjp(kept, weight, spec)
         if mean is None:
@@ -165,6 +161,11 @@ def _plan(estimator: Spatial, spec: LayerSpec, side: Side) -> _Plan:
     budget = kept(size, estimator.keep)
     centred = estimator.center and 1 < budget < size
     return _Plan(split(spec, side, budget - centred), spec.batch_size, centred)
+
+
+def _where(drawn: Iterable[tuple[PositionClass, Tensor, float]], spec: LayerSpec, side: Side) -> list[Tensor]:
+    """Per class the flat positions of what is kept."""
+    return [class_positions(positions, spec, side, local.device)[local] for positions, local, _ in drawn]
 
 
 def _examples(plan: _Plan, spec: LayerSpec, draw: Draw, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..autograd import TransposedConvolution
 from ..estimators import Estimator, Exact, Spatial
 from ..tn import ConvTransposeSpec
-from .call import IntOrTuple, as_tuple, call
+from .call import IntOrTuple, as_tuple, call, check_tensors
 
 
 def conv_transpose(
@@ -56,6 +56,7 @@ def conv_transpose(
         >>> y.shape, weight.grad.shape
         (torch.Size([8, 4, 32, 32]), torch.Size([3, 4, 4, 4]))
     """
+    check_tensors(x, weight, bias)
     operation = conv_transpose_operation(stride, padding, output_padding, groups, dilation)
     return call(operation, x, weight, bias, weight_vjp, input_vjp, generator)
 

@@ -58,10 +58,8 @@ def forward(patterns: tuple[IndexPattern, ...], groups: int) -> Kernel:
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
         elements = max(x.numel(), x.shape[0] * w.shape[0] * positions)
-        if elements * x.itemsize < parts.LARGE:  # asked first: it is the usual case
-            return conv(x, w, None, stride, padding, dilation, groups)
         together = parts.examples_at_once((x, w), elements)
-        if together >= len(x):
+        if together >= x.shape[0]:
             return conv(x, w, None, stride, padding, dilation, groups)
         result = x.new_empty((len(x), len(w), *outputs))
         for part, place in zip(x.split(together), result.split(together), strict=True):
@@ -90,9 +88,8 @@ def weight_gradient(
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
         w = x.new_empty(weight_shape) if held is None or type(x) is not Tensor else held  # only its shape is read
-        large = sums and max(x.nbytes, y.nbytes) >= parts.LARGE  # asked first: it is the rare case
-        together = parts.examples_at_once((x, y), max(x.numel(), y.numel())) if large else 0
-        if not large or together >= len(x):
+        together = parts.examples_at_once((x, y), max(x.numel(), y.numel()))
+        if together >= x.shape[0] or not sums:
             return _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
         total = x.new_zeros(weight_shape)
         for part, met in zip(x.split(together), y.split(together), strict=True):
@@ -123,9 +120,8 @@ def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tup
     none, mask = geometry.no_output_padding, [True, False, False]
 
     def kernel(w: Tensor, y: Tensor) -> Tensor:
-        large = max(elements, y.numel()) * y.itemsize >= parts.LARGE
-        together = parts.examples_at_once((y, w), max(elements, y.numel())) if large else 0
-        if large and together < len(y):
+        together = parts.examples_at_once((y, w), max(elements, y.numel()))
+        if together < y.shape[0]:
             x = y.new_empty(shape)
             for part, place in zip(y.split(together), x.split(together), strict=True):
                 grads = _BACKWARD(part, place, w, None, stride, padding, dilation, False, none, groups, mask)

@@ -31,7 +31,7 @@ def examples_at_once(tensors: tuple[Tensor, ...], elements: int) -> int:
         >>> examples_at_once((x[:16],), 2**22), examples_at_once((x,), 2**24)
         (16, 8)
     """
-    examples, size = len(tensors[0]), elements * tensors[0].itemsize
+    examples, size = tensors[0].shape[0], elements * tensors[0].itemsize  # len() takes a microsecond
     if size < LARGE or not all(map(_is_plain, tensors)):
         return examples
     return max(torch.get_num_threads(), examples * PART // size)
