@@ -59,6 +59,31 @@ def _cell_of(grid: CoarseGrid, device: torch.device) -> Tensor:
     return cells.to(device, non_blocking=True)
 
 
+@lru_cache(maxsize=256)
+def _inverse_sizes(grid: CoarseGrid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One over the number of positions in each cell."""
+    return torch.bincount(_cell_of(grid, torch.device("cpu"))).double().reciprocal().to(device, dtype)
+
+
+def subtract_sample_means(means: Tensor, rows: Tensor, example: Tensor, where: Tensor, grid: CoarseGrid) -> None:
+    """Subtract from the mean of each cell the estimated mean of the deviations from it, in place.
+
+    See :func:`randbp.estimators.means.less_sample_means`, which does so for a single cell.
+
+    Args:
+        means: ``[N, C, cells]``.
+        rows: Kept deviations times their weights, ``[S, C]``.
+        example: Which example each is from, ``[S]``.
+        where: And from which flat position, ``[S]``.
+        grid: The cells.
+    """
+    cell = grid.cell_of(rows.device)[where]
+    inverse = _inverse_sizes(grid, rows.dtype, rows.device)[cell]
+    by_cell = means.new_zeros(len(means) * grid.cells, means.shape[1])
+    by_cell.index_add_(0, example * grid.cells + cell, rows * inverse.unsqueeze(1))
+    means -= by_cell.view(len(means), grid.cells, -1).transpose(1, 2)
+
+
 def affordable_grid(sizes: tuple[int, ...], block: int, budget: float) -> CoarseGrid | None:
     """The finest grid with cells of ``block`` or a power of two times that, of which there are at most ``budget``.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -10,7 +11,14 @@ from torch import Tensor
 from ..tn import LayerSpec, PositionClass
 from ..tn.layers import Side
 from .base import Estimator, kept
-from .coarse import CoarseGrid, affordable_grid, coarse_input_vjp, coarse_multiply_adds, coarse_weight_vjp
+from .coarse import (
+    CoarseGrid,
+    affordable_grid,
+    coarse_input_vjp,
+    coarse_multiply_adds,
+    coarse_weight_vjp,
+    subtract_sample_means,
+)
 from .description import Description
 from .draw import Draw
 from .positions import (
@@ -75,8 +83,13 @@ class LowResolution(Estimator):
         if plan is None:
             return self._raw.sketch(input, spec, draw)
         means = plan.coarse.means(seen)
-        rows = [each for _, each, _, _ in _deviations(seen, means, plan, positioned, "input", draw)]
-        return (*rows, means.flatten(1))
+        kept = list(_deviations(seen, means, plan, positioned, "input", draw))
+        if used_size(positioned, "input") == prod(positioned.input_size):
+            for positions, rows, local, weight in kept:
+                where = class_positions(positions, positioned, "input", rows.device)[local].flatten()
+                example = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
+                subtract_sample_means(means, weight * rows.flatten(0, 1), example, where, plan.coarse)
+        return (*(rows for _, rows, _, _ in kept), means.flatten(1))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the means."""

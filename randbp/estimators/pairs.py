@@ -12,7 +12,14 @@ from ..tn import LayerSpec, PositionClass
 from ..tn.layers import Side
 from .base import Estimator
 from .chunks import chunks
-from .coarse import CoarseGrid, affordable_grid, coarse_input_vjp, coarse_multiply_adds, coarse_weight_vjp
+from .coarse import (
+    CoarseGrid,
+    affordable_grid,
+    coarse_input_vjp,
+    coarse_multiply_adds,
+    coarse_weight_vjp,
+    subtract_sample_means,
+)
 from .description import Description
 from .draw import Draw
 from .pair_products import add_pairs_input_vjp, add_pairs_weight_vjp, rows_with_blank
@@ -62,10 +69,16 @@ class Pairs(Estimator):
         input, spec = examples_as_positions(input, spec)
         plan = self._input_plan(spec, input.dtype)
         means = None if plan.coarse is None else plan.coarse.means(input)
+        centring = self.unbiased and used_size(spec, "input") == prod(spec.input_size)
+        left = None if means is None or not centring else means.clone()
         held: list[Tensor] = []
         for positions, rows, index in self._kept(input, means, plan, spec, "input", draw):
             held += [rows.unsqueeze(0), index.to(index_dtype(positions.size * spec.batch_size))]
-        return tuple(held) if means is None else (*held, means.flatten(1))
+            if left is not None and plan.coarse is not None:
+                example, where = index // positions.size, class_positions(positions, spec, "input", index.device)
+                subtract_sample_means(left, rows, example, where[index % positions.size], plan.coarse)
+        left = means if left is None else left
+        return tuple(held) if left is None else (*held, left.flatten(1))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the means."""

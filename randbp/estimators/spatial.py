@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -13,6 +14,16 @@ from ..tn.layers import Side, replace_batch
 from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
+from .means import (
+    Grid,
+    example_means,
+    less_sample_means,
+    position_means,
+    position_means_weight_vjp,
+    products_per_entry,
+    sampled_grid,
+    subtract_position_means,
+)
 from .positions import (
     Part,
     add_weight_vjp,
@@ -30,6 +41,9 @@ from .positions import (
 )
 from .rebuilt import gather_centred, rebuilding_pays, rebuilt_weight_vjp
 
+SHARE = 8  # of the kept entries, one in so many at most goes to the mean over examples
+WIDE = 350  # multiply-adds per input entry from which on that mean's own VJP takes little of the time
+
 
 @dataclass(frozen=True)
 class Spatial(Estimator):
@@ -39,13 +53,20 @@ class Spatial(Estimator):
     ``o ∈ S``. With ``center=True`` only the deviation from the per-example, per-channel spatial mean is sampled and
     the mean's own VJP, ``Π·1`` contracted with the other factor, is added exactly (a control variate):
 
-    ``V_W ≈ Σ_n m[n c] (Σ_i Π) V_Y + I/|S| Σ_n Σ_{i∈S_n} (X[n c i] - m[n c]) Π V_Y``
+    ``V_W ≈ Σ_n (m - r_n)[c] (Σ_i Π) V_Y + I/|S| Σ_n Σ_{i∈S_n} (X[n c i] - m[n c]) Π V_Y``
+
+    with ``m`` the mean and ``r`` the mean of the kept deviations ``X - m``. As these add up to zero before they are
+    sampled, ``r`` takes the mean of ``Π V_Y`` out of the second sum, too: both factors are centred, at no cost.
 
     The variance of sampling without replacement is ``(1/p - 1)·I/(I-1)`` times the sum over examples of the spatial
     variance of each position's contribution (W. G. Cochran, Sampling Techniques, 1977, ch. 2 and 5). The examples of
     a batch keep disjoint stretches of one random permutation in turn, so that together they cover the positions evenly.
 
-    Only positions that some output uses are counted and sampled. The mean counts as one of the ``⌊p·I⌋`` kept
+    In large batches ``center=True`` keeps the mean over examples of each position as well: one more example, whose
+    exact VJP with ``Σ_n V_Y`` is added. It is done where that takes at most an eighth of the kept entries, and little
+    time (at least 350 multiply-adds of the exact weight VJP per input entry).
+
+    Only positions that some output uses are counted and sampled. The means count among the ``⌊p·I⌋`` kept
     entries; where fewer than two are left nothing is centred. Where ``p·I < 1`` the weight VJP keeps one position of
     ``⌊p·I·N⌋`` examples, drawn without replacement. A linear layer on vectors ``[N, C]`` has no positions but its
     examples: the weight VJP samples these, with their mean as the control variate; the input VJP is exact.
@@ -67,7 +88,7 @@ class Spatial(Estimator):
     center: bool = True
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """Kept entries of the input and its mean ``[N, C]`` if any.
+        """Kept entries of the input, its mean ``[N, C]`` if any, and that over examples ``[C, I]`` if any.
 
         One tensor ``[N, S, C]`` per position class, or a single one ``[N, C, S]`` where the input is rebuilt from it.
         """
@@ -75,13 +96,21 @@ class Spatial(Estimator):
         plan = _plan(self, spec, "input")
         if plan.examples < spec.batch_size:
             input = input.index_select(0, _examples(plan, spec, draw, input.device))
-        mean = flat_spatial(input).mean(2) if plan.centred else None
         where = _where(self._drawn(plan, draw, input.device), spec, "input")
-        if where and rebuilding_pays(spec):
-            held = [gather_centred(input, torch.cat(where, 1), mean)]
-        else:
-            held = gather_classes(input, where, mean)
-        return tuple(held) if mean is None else (*held, mean)
+        mean = example_means(input, plan.grid) if plan.centred else None
+        rebuilt = where and rebuilding_pays(spec)
+        held = [gather_centred(input, torch.cat(where, 1), mean)] if rebuilt else gather_classes(input, where, mean)
+        if mean is None:
+            return tuple(held)
+        shared = position_means(input, mean) if plan.shared else None
+        if shared is not None:
+            for rows, here in zip(held, where, strict=True):
+                subtract_position_means(rows, here, shared)
+        if plan.grid is not None:
+            sizes = [positions.size for positions, _ in plan.parts]
+            kept = held[0].split([count for _, count in plan.parts], 2) if rebuilt else held
+            mean = less_sample_means(mean, kept, sizes, 2 if rebuilt else 1)
+        return (*held, mean) if shared is None else (*held, mean, shared)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the mean."""
@@ -92,7 +121,8 @@ class Spatial(Estimator):
             output_grad = output_grad.index_select(0, _examples(plan, spec, draw, device))
             spec = replace_batch(spec, plan.examples)
         drawn = list(self._drawn(plan, draw, device))
-        mean = held[-1] if plan.centred else None
+        shared = held[-1] if plan.shared else None
+        mean = held[-2 if plan.shared else -1] if plan.centred else None
         if drawn and rebuilding_pays(spec):
             where = torch.cat(_where(drawn, spec, "input"), 1)
             weights = [(local.shape[1], scale * weight) for _, local, weight in drawn]
@@ -101,9 +131,11 @@ class Spatial(Estimator):
             result = output_grad.new_zeros(spec.weight_shape)
         else:
             result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
+        if shared is not None:
+            result += position_means_weight_vjp(shared, output_grad, spec)
         if len(drawn) > 1:
             output_grad = by_rows(output_grad)
-        for rows, (positions, local, weight) in zip(held, drawn, strict=False):  # the mean comes last
+        for rows, (positions, local, weight) in zip(held, drawn, strict=False):  # means come last
             add_weight_vjp(result, rows, local, output_grad, spec, positions, scale * weight)
         return result
 
@@ -123,15 +155,17 @@ class Spatial(Estimator):
         seen, per_kernel = sampled_spec(spec), spec.out_channels * spec.in_channels // spec.groups
         plan, outputs = _plan(self, seen, "input"), _plan(self, spec, "output")
         rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
+        rows += prod(seen.input_size) * plan.shared
         weight, input_ = (p.examples * products(p.parts) * per_kernel for p in (plan, outputs))
         if rebuilding_pays(seen):
             weight = replace_batch(seen, plan.examples).multiply_adds
         elif plan.centred:
             weight += tn.constant_input_weight_vjp(seen).plan().multiplications
+            weight += replace_batch(seen, 1).multiply_adds * plan.shared
         if outputs.centred:
             input_ += tn.constant_output_grad_input_vjp(spec).plan().multiplications
-        mean = " - mean" if plan.centred else ""
-        variance = f"(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖(X{mean})_i ⊗ V_i - mean‖², V_i the output gradients position i meets"
+        x, v = ("(X - means)_i", "(V_i - mean)" if plan.grid else "V_i") if plan.centred else ("X_i", "V_i")
+        variance = f"(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖{x} ⊗ {v} - mean‖², V_i the output gradients position i meets"
         return Description(rows * spec.in_channels * dtype.itemsize, weight, input_, None, variance)
 
     def _drawn(self, plan: "_Plan", draw: Draw, device: torch.device) -> Iterator[tuple[PositionClass, Tensor, float]]:
@@ -144,23 +178,36 @@ class Spatial(Estimator):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is kept of one side: how many positions of which classes, of how many examples, beside the mean or not."""
+    """What is kept of one side: how many positions of which classes, of how many examples, beside which means.
+
+    ``grid`` is where the positions sampled lie, if both factors can be centred; ``shared`` whether the mean over
+    examples is kept.
+    """
 
     parts: tuple[Part, ...]
     examples: int
-    centred: bool
+    centred: bool = False
+    grid: Grid | None = None
+    shared: bool = False
 
 
 @lru_cache(maxsize=512)
 def _plan(estimator: Spatial, spec: LayerSpec, side: Side) -> _Plan:
     size = used_size(spec, side)
     if not size:  # every kernel entry lies in the padding
-        return _Plan((), spec.batch_size, False)
+        return _Plan((), spec.batch_size)
     if side == "input" and estimator.keep * size < 1:  # not one position per example: drop examples, too
-        return _Plan(((tn.whole_class(spec, side), 1),), kept(spec.batch_size, estimator.keep * size), False)
+        return _Plan(((tn.whole_class(spec, side), 1),), kept(spec.batch_size, estimator.keep * size))
     budget = kept(size, estimator.keep)
-    centred = estimator.center and 1 < budget < size
-    return _Plan(split(spec, side, budget - centred), spec.batch_size, centred)
+    if not estimator.center or not 1 < budget < size:
+        return _Plan(split(spec, side, budget), spec.batch_size)
+    if side == "output":
+        return _Plan(split(spec, side, budget - 1), spec.batch_size, centred=True)
+    share = -(-prod(spec.input_size) // max(1, spec.batch_size))  # of each example in the mean over examples
+    shared = SHARE * share <= budget and products_per_entry(spec) >= WIDE and not rebuilding_pays(spec)
+    parts = split(spec, side, budget - 1 - share * shared)
+    grid = sampled_grid(parts)
+    return _Plan(parts, spec.batch_size, True, grid, shared and grid is not None)
 
 
 def _where(drawn: Iterable[tuple[PositionClass, Tensor, float]], spec: LayerSpec, side: Side) -> list[Tensor]:

@@ -1,0 +1,88 @@
+"""Means that a sample of positions deviates from. They are kept exactly, so only what they leave is estimated."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+
+from torch import Tensor
+
+from ..tn import LayerSpec
+from ..tn.execute.rows import pieces
+from ..tn.layers import replace_batch
+from .native import native_weight_vjp
+from .positions import Part, flat_spatial
+
+Grid = tuple[slice, ...]
+
+
+@lru_cache(maxsize=512)
+def sampled_grid(parts: tuple[Part, ...]) -> Grid | None:
+    """Per dimension the sampled positions as a slice, ``None`` where gaps of unequal width lie between them.
+
+    Example:
+        >>> from randbp import tn
+        >>> downsampling = tn.ConvSpec((1, 1, 9), out_channels=1, kernel_size=1, stride=2)
+        >>> sampled_grid(tuple((each, 1) for each in tn.position_classes(downsampling, "input")))
+        (slice(0, 9, 2),)
+    """
+    slices = []
+    for dim in range(len(parts[0][0].positions)):
+        found = sorted({place for positions, _ in parts for place in positions.positions[dim]})
+        step = found[1] - found[0] if len(found) > 1 else 1
+        if found != list(range(found[0], found[-1] + 1, step)):
+            return None
+        slices.append(slice(found[0], found[-1] + 1, step))
+    return tuple(slices)
+
+
+def example_means(tensor: Tensor, grid: Grid | None) -> Tensor:
+    """Mean ``[N, C]`` of ``[N, C, *P]`` over the positions of a grid, or over all without one."""
+    sizes = tensor.shape[2:]
+    if grid is None or all(range(size)[some] == range(size) for some, size in zip(grid, sizes, strict=True)):
+        return flat_spatial(tensor).mean(2)
+    return tensor[(slice(None), slice(None), *grid)].mean(tuple(range(2, tensor.dim())))
+
+
+def position_means(tensor: Tensor, means: Tensor) -> Tensor:
+    """Mean ``[C, P]`` of ``[N, C, *P]`` over examples, less that of the examples' means ``[N, C]``."""
+    return flat_spatial(tensor).mean(0).sub_(means.mean(0).unsqueeze(1))
+
+
+def subtract_position_means(rows: Tensor, where: Tensor, means: Tensor) -> None:
+    """Subtract means ``[C, P]`` from rows ``[N, S, C]`` kept at flat positions ``[N or 1, S]``, in place."""
+    table = means.t().contiguous()
+    if len(where) == 1:
+        rows -= table.index_select(0, where[0])
+        return
+    for part in pieces(len(rows), rows[0].numel(), rows.device):
+        rows[part] -= table.index_select(0, where[part].flatten()).view_as(rows[part])
+
+
+def position_means_weight_vjp(means: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
+    """Weight VJP of an input ``[C, P]`` that all examples share: one example's, with the sum of their gradients."""
+    shared = means.view(1, *spec.input_shape[1:])
+    return native_weight_vjp(shared, output_grad.sum(0, keepdim=True), replace_batch(spec, 1))
+
+
+def less_sample_means(means: Tensor, deviations: Sequence[Tensor], sizes: Sequence[int], dim: int) -> Tensor:
+    """Means less the estimated mean of the deviations from them, which is zero before sampling.
+
+    Where ``m`` is a mean over the very positions that are sampled, ``Σ_i (X - m) = 0``, so the other factor ``V`` of
+    each product may lose its own mean, too: ``Σ_i (X - m) V = Σ_i (X - m)(V - mean V)``, of which a sample has less
+    variance. What the kept deviations multiply ``mean V`` by is their mean, so taking that from ``m`` does it all.
+
+    Args:
+        means: ``m``, ``[N, C]``.
+        deviations: Kept ones of each class of positions, ``[N, S, C]`` or ``[N, C, S]``.
+        sizes: Positions of each class.
+        dim: Where ``S`` lies.
+    """
+    total = sum(sizes)
+    for kept, size in zip(deviations, sizes, strict=True):
+        means = means.sub(kept.mean(dim), alpha=size / total)
+    return means
+
+
+def products_per_entry(spec: LayerSpec) -> float:
+    """Multiply-adds of the exact weight VJP per entry of the input."""
+    return spec.multiply_adds / prod(spec.input_shape)

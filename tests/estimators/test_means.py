@@ -1,0 +1,141 @@
+"""Means that are kept exactly beside a sample: what they make exact, and that the estimate stays unbiased."""
+
+import math
+from collections.abc import Iterator
+from math import prod
+
+import pytest
+import torch
+from hypothesis import assume, given
+from torch import Tensor
+from torch.nn import functional as F
+
+from randbp import Estimator, LowResolution, NormSpatial, Rounding, Spatial
+from randbp.estimators import Draw, spatial
+from randbp.estimators.means import sampled_grid
+from randbp.estimators.native import native_weight_vjp
+from randbp.functional import conv_spec, conv_transpose_spec
+from randbp.tn import LayerSpec, linear_spec, position_classes
+from tests.cases import Case, cases
+
+CENTRED = [Spatial(0.4), Spatial(0.4, per_example=False), LowResolution(0.5, block=2), NormSpatial(0.4)]
+CENTRED += [NormSpatial(0.5, center=2), NormSpatial(0.4, top=0.3)]
+
+
+@pytest.fixture
+def shared_everywhere() -> Iterator[None]:
+    """Keep the mean over examples also in layers so small that it would not pay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spatial, "WIDE", 0)
+        patch.setattr(spatial, "SHARE", 2)
+        spatial._plan.cache_clear()
+        yield
+    spatial._plan.cache_clear()
+
+
+def estimate(estimator: Estimator, x: Tensor, output_grad: Tensor, spec: LayerSpec, seed: int) -> Tensor:
+    draw = Draw(seed)
+    return estimator.weight_vjp(estimator.sketch(x, spec, draw), output_grad, spec, draw)
+
+
+@given(case=cases(largest=6))
+def test_a_grid_is_the_positions_that_are_sampled(case: Case) -> None:
+    x, weight, _ = case.tensors()
+    classes = position_classes(conv_spec(x, weight, **case.geometry), "input")
+    assume(classes)
+    grid = sampled_grid(tuple((each, 1) for each in classes))
+    union = torch.zeros(x.shape[2:], dtype=torch.bool)
+    for each in classes:
+        union[torch.meshgrid(*(torch.tensor(list(some)) for some in each.positions), indexing="ij")] = True
+    if grid is None:  # three neighbours in a dimension are not evenly spaced
+        lines = [union.movedim(dim, 0).reshape(len(union.movedim(dim, 0)), -1).any(1) for dim in range(union.dim())]
+        assert max(line.nonzero().flatten().diff().unique().numel() for line in lines) > 1
+    else:
+        assert union.sum() == union[grid].sum() == union[grid].numel()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "stride"), [*((each, 1) for each in CENTRED), *((each, 2) for each in CENTRED[:2])], ids=str
+)
+def test_other_factors_that_are_constant_leave_no_error(estimator: Estimator, stride: int) -> None:
+    """``Σ_i (X - m) V`` vanishes for constant ``V``, and so does its estimate: both factors are centred."""
+    generator = torch.Generator().manual_seed(stride)
+    x = torch.randn(4, 9, 8, 7, generator=generator, dtype=torch.float64)
+    weight = torch.zeros(5, 9, 1, 1, dtype=torch.float64)
+    spec = conv_spec(x, weight, stride, 0, 1, 1)
+    output_grad = (
+        torch.randn(4, 5, 1, 1, generator=generator, dtype=torch.float64).expand(spec.output_shape).contiguous()
+    )
+    exact = native_weight_vjp(x, output_grad, spec)
+    torch.testing.assert_close(estimate(estimator, x, output_grad, spec, 0), exact, rtol=1e-10, atol=1e-10)
+    noisy = output_grad + torch.randn(spec.output_shape, generator=generator, dtype=torch.float64)
+    assert not torch.allclose(estimate(estimator, x, noisy, spec, 0), native_weight_vjp(x, noisy, spec), rtol=1e-3)
+
+
+def layer(kind: str) -> tuple[Tensor, LayerSpec]:
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    if kind == "linear":
+        x = normal(24, 8, 10)
+        return x, linear_spec((24, 10, 8), 3)
+    if kind == "transposed":
+        x = normal(24, 8, 4, 4)
+        return x, conv_transpose_spec(x, normal(8, 3, 3, 3), 2, 1, 0, 1, 1)
+    x = normal(24, 16 if kind == "grouped" else 8, 6, 5)
+    if kind == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    stride, groups = 2 if kind == "strided" else 1, 2 if kind == "grouped" else 1
+    return x, conv_spec(x, normal(4, 8, 3, 3), stride, 1, 1, groups)
+
+
+KINDS = ["plain", "channels last", "strided", "grouped", "transposed", "linear"]
+
+
+@pytest.mark.usefixtures("shared_everywhere")
+@pytest.mark.parametrize("per_example", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_input_that_examples_share_leaves_no_error(kind: str, per_example: bool) -> None:
+    x, spec = layer(kind)
+    generator = torch.Generator().manual_seed(2)
+    output_grad = torch.randn(spec.output_shape, generator=generator, dtype=torch.float64)
+    offsets = torch.randn(*x.shape[:2], *(1 for _ in x.shape[2:]), generator=generator, dtype=torch.float64)
+    shared = x[:1] + offsets
+    if kind == "channels last":
+        shared = shared.contiguous(memory_format=torch.channels_last)
+    found = estimate(Spatial(0.5, per_example), shared, output_grad, spec, 3)
+    torch.testing.assert_close(found, native_weight_vjp(shared, output_grad, spec), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("shared_everywhere")
+@pytest.mark.parametrize(
+    ("estimator", "kind"), [*((Spatial(0.5), kind) for kind in KINDS), (Rounding(2, Spatial(0.5)), "plain")], ids=str
+)
+def test_estimates_with_means_over_examples_are_unbiased(kind: str, estimator: Estimator) -> None:
+    """Two-sided z-tests of all entries and of the gradient's length, for gradients that follow the input. Error: 2e-6."""
+    x, spec = layer(kind)
+    weight = torch.randn(spec.weight_shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    if kind == "linear":
+        output_grad = F.linear(x.transpose(1, 2), weight[..., 0]).transpose(1, 2)
+    elif kind == "transposed":
+        output_grad = F.conv_transpose2d(x, weight, stride=2, padding=1)
+    else:
+        output_grad = F.conv2d(x, weight, stride=2 if kind == "strided" else 1, padding=1, groups=spec.groups)
+    exact = native_weight_vjp(x, output_grad, spec)
+    draws = torch.stack([estimate(estimator, x, output_grad, spec, seed) for seed in range(200)])
+    z = (draws.mean(0) - exact).abs() / (draws.std(0) / math.sqrt(len(draws)))
+    limit = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 1e-6 / exact.numel(), dtype=torch.float64)))
+    assert z.max() < limit
+    share = (draws * exact).flatten(1).sum(1) / exact.square().sum()
+    assert abs(share.mean() - 1) < 5 * share.std() / math.sqrt(len(draws)) < 0.04
+
+
+@pytest.mark.usefixtures("shared_everywhere")
+@pytest.mark.parametrize("kind", KINDS)
+def test_means_over_examples_count_among_the_kept_entries(kind: str) -> None:
+    x, spec = layer(kind)
+    held = Spatial(0.5).sketch(x, spec, Draw(0))
+    assert held[-1].shape == (spec.in_channels, prod(spec.input_size))
+    assert sum(tensor.nbytes for tensor in held) == Spatial(0.5).describe(spec, x.dtype).held_bytes <= x.nbytes / 2
