@@ -114,7 +114,7 @@ def test_an_input_that_examples_share_leaves_no_error(kind: str, per_example: bo
     ("estimator", "kind"), [*((Spatial(0.5), kind) for kind in KINDS), (Rounding(2, Spatial(0.5)), "plain")], ids=str
 )
 def test_estimates_with_means_over_examples_are_unbiased(kind: str, estimator: Estimator) -> None:
-    """Two-sided z-tests of all entries and of the gradient's length, for gradients that follow the input. Error: 2e-6."""
+    """Two-sided z-tests of all entries and of the gradient's length; gradients follow the input. Error: 2e-6."""
     x, spec = layer(kind)
     weight = torch.randn(spec.weight_shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     if kind == "linear":
