@@ -71,6 +71,7 @@ SERIES = (
     Series("channels", Channels, style="other"),
     Series("channels by norm", NormChannels, style="other"),
     Series("examples", Batch, style="other"),
+    Series("examples, centred", partial(Batch, center=True)),
     Series("axes", Axes, style="other"),
     Series("positions by norm, top-k (biased)", partial(BiasedTopK, center=True), style="biased"),
     Series("Spatial, one set per batch", partial(Spatial, per_example=False, center=False)),

@@ -25,6 +25,7 @@ def candidates(keep: float) -> dict[str, Estimator]:
         "shared positions": Spatial(keep, per_example=False),
         "axes": Axes(keep),
         "batch": Batch(keep),
+        "batch, centred": Batch(keep, center=True),
     }
 
 

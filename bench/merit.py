@@ -83,6 +83,7 @@ def contenders(rates: tuple[float, ...]) -> list[Contender]:
     kinds: dict[str, Callable[[float], Estimator]] = {
         "Spatial (default)": Spatial,
         "examples": Batch,
+        "examples, centred": partial(Batch, center=True),
         "channels": Channels,
         "axes, Bernoulli": partial(Axes, bernoulli=True),
         "projection, Gaussian": partial(Projection, kind="gaussian"),

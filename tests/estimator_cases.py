@@ -19,6 +19,7 @@ FIXED_SIZE = [
     Axes(0.25),
     Channels(0.25),
     Batch(0.25),
+    Batch(0.5, center=True),
     LowResolution(0.25),
     NormSpatial(0.25),
     NormSpatial(0.25, center=False, top=0.5),

@@ -12,7 +12,7 @@ def plain_estimator(estimator: Estimator) -> dict[str, Any]:
     Example:
         >>> from randbp import Batch, Rounding
         >>> plain_estimator(Rounding(bits=4, estimator=Batch(keep=0.5)))["estimator"]
-        {'class': 'Batch', 'keep': 0.5, 'bernoulli': False}
+        {'class': 'Batch', 'keep': 0.5, 'bernoulli': False, 'center': False}
     """
     values = {field.name: getattr(estimator, field.name) for field in fields(estimator)}
     nested = {name: plain_estimator(value) for name, value in values.items() if isinstance(value, Estimator)}

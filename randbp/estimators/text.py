@@ -22,7 +22,7 @@ def to_text(value: Any) -> str:
     Example:
         >>> from randbp import Batch
         >>> to_text(Batch(keep=0.25))
-        "('randbp.estimators.batch.Batch', {'keep': ['0x1.0000000000000p-2'], 'bernoulli': False})"
+        "('randbp.estimators.batch.Batch', {'keep': ['0x1.0000000000000p-2'], 'bernoulli': False, 'center': False})"
     """
     parts = []
     for field in fields(value):
@@ -42,7 +42,7 @@ def from_text(text: str) -> Any:
     Example:
         >>> from randbp import Batch, Rounding
         >>> from_text(to_text(Rounding(bits=4, estimator=Batch(keep=0.5))))
-        Rounding(bits=4, estimator=Batch(keep=0.5, bernoulli=False), block=256)
+        Rounding(bits=4, estimator=Batch(keep=0.5, bernoulli=False, center=False), block=256)
     """
     try:
         return _made(literal_eval(text))

@@ -23,7 +23,7 @@ CANDIDATES: dict[Objective, tuple[Estimator, ...]] = {
     "time": (
         *(Spatial(keep) for keep in RATES),
         *(Axes(keep) for keep in RATES),
-        *(Batch(keep) for keep in RATES),
+        *(Batch(keep, center=center) for keep in RATES for center in (False, True)),
     ),
 }
 """What is tried in every layer unless told otherwise."""

@@ -46,6 +46,7 @@ ESTIMATORS = {
     "channels bernoulli": lambda keep: Channels(keep, bernoulli=True),
     "batch": lambda keep: Batch(keep),
     "batch bernoulli": lambda keep: Batch(keep, bernoulli=True),
+    "batch centred": lambda keep: Batch(keep, center=True),
     "low resolution": lambda keep: LowResolution(keep, block=2),
     "norm spatial": lambda keep: NormSpatial(keep),
     "norm spatial raw": lambda keep: NormSpatial(keep, center=False),
