@@ -12,6 +12,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "channels": (ORANGE, "o", "-"),
     "channels by norm": (ORANGE, "P", "-"),
     "examples": (SKY, "X", "-"),
+    "examples, centred": (SKY, "s", "-"),
     "projection, Gaussian": (PINK, "D", "--"),
     "projection, Rademacher": (PINK, "D", "-"),
     "axes, Bernoulli": (BLUE, "s", "--"),

@@ -16,6 +16,7 @@ STYLES = {
     "Spatial (default)": (GREEN, "v", "-"),
     "Spatial, both VJPs": (GREEN, "^", "--"),
     "examples": (SKY, "s", "-"),
+    "examples, centred": (SKY, "o", "-"),
     "examples, and channels for the input VJP": (SKY, "D", "--"),
     "channels": (ORANGE, "o", "-"),
     "axes, Bernoulli": (BLUE, "s", "-"),

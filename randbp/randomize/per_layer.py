@@ -18,9 +18,9 @@ def check_estimators(vjp: Vjp, estimators: object) -> None:
 
     Example:
         >>> from randbp import Batch
-        >>> check_estimators("input_vjp", {"f.*": Batch(keep=0.5)})
+        >>> check_estimators("input_vjp", {"": Batch(keep=0.5)})
         Traceback (most recent call last):
-        ValueError: input_vjp=Batch(keep=0.5, bernoulli=False, center=False): Batch serves only weight_vjp (layers 'f.*')
+        ValueError: input_vjp=Batch(keep=0.5, bernoulli=False, center=False): Batch serves only weight_vjp (layers '')
     """
     if not isinstance(estimators, Mapping):
         check_estimator(vjp, estimators)
