@@ -2,8 +2,9 @@
 
 One mechanism serves modules and plain function calls alike. ``nn.ReLU`` calls ``F.relu``, and so do people; a
 :class:`torch.overrides.TorchFunctionMode` sees both and calls a lean version where there is one (:mod:`.piecewise`,
-:mod:`.pooling`, :mod:`.dropout`, :mod:`.smooth`, :mod:`.elementwise`, :mod:`.softmax`, :mod:`.norms`,
-:mod:`.products`). The mode is entered with the outermost module of the model that runs and left with it, by forward
+:mod:`.prelu`, :mod:`.pooling`, :mod:`.dropout`, :mod:`.selection`, :mod:`.smooth`, :mod:`.elementwise`,
+:mod:`.partials`, :mod:`.rowwise`, :mod:`.spread`, :mod:`.norms`, :mod:`.products`, :mod:`.attention`,
+:mod:`.composites`). The mode is entered with the outermost module of the model that runs and left with it, by forward
 hooks: so a part of the model called alone is lean as well (a LightningModule's ``training_step`` calls its network, not
 itself), and nothing outside the model is touched.
 
@@ -14,20 +15,41 @@ versions step in only under the saved-tensor hooks that were in force when the i
 ``torch.compile``, ``torch.func`` and forward-mode differentiation everything is PyTorch's, too.
 """
 
-from . import dropout, elementwise, norms, piecewise, pooling, products, smooth, softmax
+from . import (
+    attention,
+    composites,
+    dropout,
+    elementwise,
+    norms,
+    partials,
+    piecewise,
+    pooling,
+    prelu,
+    products,
+    rowwise,
+    selection,
+    smooth,
+    spread,
+)
 from .install import Lean, LeanHandle, check_lean, make_lean
 
 __all__ = [
     "Lean",
     "LeanHandle",
+    "attention",
     "check_lean",
+    "composites",
     "dropout",
     "elementwise",
     "make_lean",
     "norms",
+    "partials",
     "piecewise",
     "pooling",
+    "prelu",
     "products",
+    "rowwise",
+    "selection",
     "smooth",
-    "softmax",
+    "spread",
 ]

@@ -32,6 +32,19 @@ def unflatten(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor
     return flat.view([shape[dim] for dim in order]).permute(inverse)
 
 
+def unexpanded(tensor: Tensor) -> Tensor:
+    """A view without the repetitions of ``expand``: one entry stands for all that share its memory.
+
+    Example:
+        >>> unexpanded(torch.ones(3, 1).expand(3, 5)).shape
+        torch.Size([3, 1])
+    """
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:
     """Slices of ``0 … count - 1`` that fit a processor's cache; on an accelerator few and large ones.
 
