@@ -108,8 +108,8 @@ def _attention(
 ) -> Any:
     given = (query, key, value)
     alike = query.dim() > 2 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
-    learnt = attn_mask is not None and attn_mask.requires_grad
-    if not all(map(is_activation, given)) or not alike or enable_gqa or learnt:
+    unusual = enable_gqa or (attn_mask is not None and (attn_mask.requires_grad or is_causal))
+    if not all(map(is_activation, given)) or not alike or unusual:
         return NotImplemented
     q, k, v = map(cast_by_autocast, given)
     factor = scale if scale is not None else q.shape[-1] ** -0.5
@@ -155,7 +155,7 @@ def _step_by_step(
     call: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float, causal: bool, scale: float
 ) -> Any:
     """With dropout PyTorch's processor kernel holds all probabilities, and more than once."""
-    if q.device.type != "cpu" or (causal and mask is not None) or scale <= 0:
+    if q.device.type != "cpu" or scale <= 0:
         return NotImplemented
     root = scale**0.5
     with call.session.inside():

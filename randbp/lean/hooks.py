@@ -82,8 +82,10 @@ def written_out(function: Callable[..., Any]) -> Callable[..., Any] | None:
         ...     def __torch_function__(self, function, types, args=(), kwargs=None):
         ...         print(function.__name__)
         ...         return function(*args, **(kwargs or {}))
+        >>> x = torch.ones(3)
         >>> with Print():
-        ...     _ = written_out(torch.nn.functional.softmin)(torch.ones(3), dim=0)
+        ...     _ = written_out(torch.nn.functional.softmin)(x, dim=0)
+        neg
         softmax
     """
     if not isinstance(function, FunctionType) or not set(_QUESTIONS) & set(function.__code__.co_names):

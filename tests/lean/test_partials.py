@@ -1,4 +1,4 @@
-"""Functions of several tensors hold a few bits of each derivative, give PyTorch's values, and its gradients on average."""
+"""Functions of several tensors hold few bits of each derivative, give PyTorch's values, its gradients on average."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,8 @@ def sample(*shape: int, seed: int = 0, least: float | None = None) -> Tensor:
     return x.requires_grad_()
 
 
-X, Y, Z = sample(66, 64), sample(66, 64, seed=1, least=0.5), sample(66, 64, seed=2)
-ROW, COLUMN, NUMBER = sample(64, least=0.5), sample(66, 1, least=0.5), sample(1, least=0.5)
+X, Y, Z = sample(72, 64), sample(72, 64, seed=1, least=0.5), sample(72, 64, seed=2)
+ROW, COLUMN, NUMBER = sample(64, least=0.5), sample(72, 1, least=0.5), sample(1, least=0.5)
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], float]] = {
     # and bits held per entry at four bits, relative to PyTorch's entries
     "quotient": (lambda x, y: x / y, (X, Y), 8),
@@ -33,16 +33,16 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], float]] = 
     "by a number": (lambda x, y: x.div(y), (X, NUMBER), 4),
     "of a row": (lambda x, y: x / y, (ROW, Y), 8),
     "by a column that is repeated": (lambda x, y: x / y.expand_as(x), (X, COLUMN), 4),
-    "of a constant": (lambda x, y: x.detach() / y, (ROW, Y), 4),
+    "of a constant row": (lambda x, y: x.detach() / y, (ROW, Y), 4),
     "by a constant row": (lambda x, y: x / (y.detach() + 1), (X, ROW), 0),
     "in place": (lambda x, y: x.div_(y), (X, Y), 8),
-    "/=": (lambda x, y: x.__itruediv__(y), (X, COLUMN), 4),
+    "/= a column": (lambda x, y: x.__itruediv__(y), (X, COLUMN), 4),
     "by itself and more": (lambda x, y: x / (x.detach().abs() + 1) + x / y, (X, Y), 8),
     "addcdiv": (lambda x, y, z: torch.addcdiv(x, z, y, value=-0.7), (X, Y, Z), 8),
     "addcdiv of a row": (lambda x, y, z: x.addcdiv(z, y), (ROW, Y, Z), 8),
     "logaddexp": (torch.logaddexp, (X, Z), 8),
-    "glu": (F.glu, (X,), 4),
-    "glu of rows": (lambda x: nn.GLU(0)(x), (sample(130, 64),), 4),
+    "glu": (F.glu, (sample(72, 128),), 4),
+    "glu of rows": (lambda x: nn.GLU(0)(x), (sample(144, 64),), 4),
 }
 
 
@@ -62,9 +62,7 @@ def test_bytes_held(name: str) -> None:
     def held(level: Any) -> int:
         return memory_report(lean(lambda *x: function(*(y * 1 for y in x)), level, 4), *inputs).held_bytes
 
-    entries = X.numel() if "glu of" not in name else 130 * 64
-    if name == "glu":
-        assert held(False) == X.nbytes
+    entries = 144 * 64 if "glu" in name else X.numel()
     expected = entries * bits / 8 * (1 + 2 * 8 / 256) if bits else ROW.nbytes
     small = sum(x.nbytes for x in inputs if x.numel() < 4096)
     infinite = entries * bits / 4 / 8
@@ -95,7 +93,7 @@ def test_formats(name: str, format: str) -> None:
     assert len(ours) == len(exact)
     for number, (mine, other) in enumerate(zip(ours, exact, strict=True)):
         assert mine.dtype == other.dtype and mine.shape == other.shape
-        assert (mine - other).norm() <= (0 if number == 0 else 0.02) * other.norm()
+        assert (mine - other).norm() <= (0 if number == 0 else 0.04) * other.norm()
 
 
 def test_a_safe_quotient() -> None:
@@ -131,8 +129,8 @@ def test_small_tensors_constants_and_other_calls_are_pytorchs() -> None:
 
 
 def test_second_derivatives_are_refused() -> None:
-    for name, (function, inputs, bits) in FUNCTIONS.items():
-        if "constant" in name or not bits:
+    for function, inputs, bits in FUNCTIONS.values():
+        if not bits:
             continue
         given = [x * 1 for x in inputs]
         (first,) = torch.autograd.grad(lean(function, True)(*given).square().sum(), inputs[-1], create_graph=True)

@@ -13,7 +13,7 @@ from .same import assert_same, lean, values_and_grads
 from .test_exact import FORMATS, tensor
 from .test_rounded import is_unbiased
 
-SHAPE = (8, 5, 17, 16)
+SHAPE = (8, 5, 32, 16)
 SLOPES = {"one": torch.tensor([0.25]), "per channel": torch.linspace(-0.5, 1.5, 5)}
 
 
