@@ -24,7 +24,7 @@ _PRODUCTS = (
     *("addcmul", "lerp", "tensordot", "bilinear", "var", "std", "norm", "vector_norm"),
 )
 _QUOTIENTS = ("div", "div_", "__truediv__", "__itruediv__", "addcdiv", "logaddexp", "glu")
-_ROWS = ("softmax", "log_softmax", "normalize")
+_ROWS = ("softmax", "log_softmax", "normalize", "cross_entropy")
 _MASKS = ("where", "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "__setitem__")
 
 _FACTS = {

@@ -3,10 +3,10 @@
 One mechanism serves modules and plain function calls alike. ``nn.ReLU`` calls ``F.relu``, and so do people; a
 :class:`torch.overrides.TorchFunctionMode` sees both and calls a lean version where there is one (:mod:`.piecewise`,
 :mod:`.prelu`, :mod:`.pooling`, :mod:`.dropout`, :mod:`.selection`, :mod:`.smooth`, :mod:`.elementwise`,
-:mod:`.partials`, :mod:`.rowwise`, :mod:`.spread`, :mod:`.norms`, :mod:`.products`, :mod:`.attention`,
+:mod:`.partials`, :mod:`.rowwise`, :mod:`.spread`, :mod:`.norms`, :mod:`.products`, :mod:`.attention`, :mod:`.losses`,
 :mod:`.composites`). The mode is entered with the outermost module of the model that runs and left with it, by forward
-hooks: so a part of the model called alone is lean as well (a LightningModule's ``training_step`` calls its network, not
-itself), and nothing outside the model is touched.
+hooks: so a part of the model called alone is lean as well (a LightningModule's ``training_step`` calls its network,
+not itself), and nothing outside the model is touched.
 
 What is held goes through ``ctx.save_for_backward`` or on to the saved-tensor hooks around it, seeds included. So
 activation checkpoints, offloading and measurements see it, and a checkpoint that runs a module again finds the same
@@ -20,6 +20,7 @@ from . import (
     composites,
     dropout,
     elementwise,
+    losses,
     norms,
     partials,
     piecewise,
@@ -41,6 +42,7 @@ __all__ = [
     "composites",
     "dropout",
     "elementwise",
+    "losses",
     "make_lean",
     "norms",
     "partials",

@@ -106,6 +106,7 @@ def _are_factors(*values: Any) -> bool:
     """Whether all are tensors of numbers, and none of them large and alive anyway."""
     return all(
         type(value) in (Tensor, torch.nn.Parameter)
+        and value.layout is torch.strided
         and value.is_floating_point()
         and (is_activation(value) or unexpanded(value).numel() < SMALL)
         for value in values

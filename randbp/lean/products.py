@@ -48,13 +48,16 @@ def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
     ends_here = len(factors) == 1 and all(weight.is_leaf for weight in weights)
     known: Roundings | None = ROUNDED if ends_here else {} if len(tensors) < 3 else None
     storages = {id(factor.untyped_storage()) for factor in factors}
-    alive = {id(weight.untyped_storage()) for weight in weights}
+    alive = {id(weight.untyped_storage()) for weight in weights if weight.layout is torch.strided}
     sizes = {weight.numel() for weight in weights}
     # Not the call itself: autograd keeps these functions, and so would keep its arguments.
     session, rounds = call.session, call.rounds
 
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-        given, storage = id(tensor.untyped_storage()) in storages, id(tensor.untyped_storage())
+        if tensor.layout is not torch.strided:
+            return None
+        storage = id(tensor.untyped_storage())
+        given = storage in storages
         # PyTorch copies factors whose entries lie in another order than it needs, and saves the copies. Those of
         # weights are told by their size.
         copied = storage not in alive and tensor.numel() not in sizes and tensor.numel() >= SMALL

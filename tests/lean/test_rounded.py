@@ -278,6 +278,16 @@ def test_small_tensors_parameters_and_inputs_are_not_rounded() -> None:
     torch.testing.assert_close(input_grad, weight.detach().sum(0).expand_as(x))  # with the weight itself
 
 
+def test_sparse_factors_are_left_alone() -> None:
+    x = torch.randn(90, 64, generator=generator()).requires_grad_()
+    graph = (torch.rand(80, 90, generator=generator()) > 0.9).float().to_sparse()
+    for function in (lambda x: torch.mm(graph, x), lambda x: graph @ x):
+        for mine, other in zip(
+            values_and_grads(lean(function, True, 1), x), values_and_grads(function, x), strict=True
+        ):
+            assert torch.equal(mine, other)
+
+
 def test_second_derivatives_through_rounding_are_refused() -> None:
     x = torch.randn(4, 8, 16, 16).requires_grad_()
     for function in (F.gelu, lambda x: F.batch_norm(x, None, None, training=True), lambda x: F.layer_norm(x, (16, 16))):
