@@ -34,7 +34,7 @@ _CAST_BY_AUTOCAST = [
 @lean_version_of([*_PRODUCTS, *_CAST_BY_AUTOCAST], exact=True)
 def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
     given = [*args, *kwargs.values()]
-    if "out" in kwargs or not any(map(is_activation, given)):
+    if kwargs.get("out") is not None or not any(map(is_activation, given)):
         return NotImplemented
     if call.rounds and call.function in _CAST_BY_AUTOCAST:
         args, kwargs = tuple(map(cast_by_autocast, args)), {name: cast_by_autocast(v) for name, v in kwargs.items()}

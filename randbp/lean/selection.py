@@ -19,7 +19,7 @@ from .rules import Call, is_plain, lean_version_of
 def _selection(call: Call, *args: Any, **kwargs: Any) -> Any:
     given = [*args, *kwargs.values()]
     masked = any(isinstance(value, Tensor) and value.dtype == torch.bool for value in given)
-    if "out" in kwargs or not masked or not any(map(is_plain, given)):
+    if kwargs.get("out") is not None or not masked or not any(map(is_plain, given)):
         return NotImplemented
     with packing(packed_mask):
         return call.run()

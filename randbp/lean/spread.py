@@ -33,7 +33,7 @@ def _with_rounded_input(call: Call, x: Tensor) -> Any:
     exact=False,
 )
 def _variance(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    return NotImplemented if "out" in kwargs else _with_rounded_input(call, input)
+    return NotImplemented if kwargs.get("out") is not None else _with_rounded_input(call, input)
 
 
 @lean_version_of([torch.linalg.vector_norm], exact=False)
