@@ -19,7 +19,13 @@ _SMOOTH = (
     *("elu", "celu", "selu", "softplus", "logsigmoid"),
 )
 _LINEAR = (*(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in "123"), "linear")
-_PRODUCTS = ("mul", "mul_", "matmul", "bmm", "baddbmm", "addmm", "einsum")
+_PRODUCTS = (
+    *("mul", "mul_", "__mul__", "__rmul__", "matmul", "__matmul__", "mm", "bmm", "baddbmm", "addmm", "einsum"),
+    *("addcmul", "lerp", "tensordot", "bilinear", "var", "std", "norm", "vector_norm"),
+)
+_QUOTIENTS = ("div", "div_", "__truediv__", "__itruediv__", "addcdiv", "logaddexp", "glu")
+_ROWS = ("softmax", "log_softmax", "normalize", "cross_entropy")
+_MASKS = ("where", "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "__setitem__")
 
 _FACTS = {
     **dict.fromkeys(_KINKS, (1, "one bit per entry says on which side of the kink it was")),
@@ -33,7 +39,17 @@ _FACTS = {
         _SMOOTH, (4, "4 bits per entry of the derivative, stochastically rounded, give an unbiased gradient")
     ),
     **dict.fromkeys(_LINEAR, (None, "an estimator such as Spatial(keep=1/8) holds that share of the input")),
-    **dict.fromkeys(_PRODUCTS, (4, "4 bits per entry, stochastically rounded, give an unbiased gradient")),
+    **dict.fromkeys((*_PRODUCTS, *_ROWS), (4, "4 bits per entry, stochastically rounded, give an unbiased gradient")),
+    **dict.fromkeys(
+        _QUOTIENTS, (4, "4 bits per entry of each derivative, stochastically rounded, give an unbiased gradient")
+    ),
+    **dict.fromkeys(_MASKS, (1, "one bit per entry of the mask says which was chosen")),
+    "prelu": (5, "one bit per entry for its sign, and 4 for the slopes' gradient, rounded, unbiased"),
+    "scaled_dot_product_attention": (
+        None,
+        "rounding is unbiased only if probabilities are held, too, one per query and key: less where these are few",
+    ),
+    "multi_head_attention_forward": (None, "lean=True rounds what its linear layers, products and softmax hold"),
 }
 
 
@@ -58,7 +74,7 @@ def least_bytes(operation: str, held: list[tuple[torch.dtype, int]]) -> tuple[in
     for dtype, entries in held:
         if operation in _MAXIMA:
             total += entries if dtype == torch.int64 else 0
-        elif dtype.is_floating_point:
+        elif dtype.is_floating_point or (dtype == torch.bool and operation in _MASKS):
             total += min(entries * dtype.itemsize, ceil(entries * bits / 8))
         else:
             total += entries * dtype.itemsize

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, LinearSpec
-from ..tn.execute.native import placeholder
+from ..tn.execute.native import memory_format_of, placeholder
 
 LARGE = 2**21
 """Entries of a result from which on it is made in parts, to save memory."""
@@ -27,9 +27,7 @@ def native_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Te
     extra = _extra_padding(spec)
     if any(extra):
         input = F.pad(input, extra)
-    weight = input.new_empty(1).expand(spec.weight_shape)
-    if is_channels_last(input):
-        weight = output_grad.new_empty(spec.weight_shape).contiguous(memory_format=torch.channels_last)
+    weight = placeholder(input, spec.weight_shape, memory_format_of(input), dense=False)
     return _backward(output_grad, input, weight, spec, 1)
 
 
@@ -77,11 +75,6 @@ def _extra_padding(spec: LayerSpec) -> list[int]:
     if isinstance(spec, ConvTransposeSpec):
         return []
     return [side - min(pair) for pair in reversed(spec.padding) for side in pair]
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether a tensor of two spatial dimensions has its channels innermost in memory."""
-    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def _backward(output_grad: Tensor, input: Tensor, weight: Tensor, spec: LayerSpec, wanted: int) -> Tensor:

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from .. import tn
 from ..tn import LayerSpec, LinearSpec
+from ..tn.execute.native import memory_format_of
 from ..tn.layers import replace_batch
 from .draw import Draw
 from .exact import Exact
-from .native import is_channels_last, native_weight_vjp
+from .native import native_weight_vjp
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def planned_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> T
         output_grad: ``[N, D, *O]``.
         spec: The layer.
     """
-    if isinstance(spec, LinearSpec) or is_channels_last(input):
+    if isinstance(spec, LinearSpec) or memory_format_of(input) != torch.contiguous_format:
         return native_weight_vjp(input, output_grad, spec)
     return _network(spec, len(input)).contract({"input": input, "output_grad": output_grad})
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .rules import RULES, Call, is_activation, lean_version_of
 from .slopes import Blocks, Grid
-from .smooth import hold_slope
+from .smooth import SELU_SLOPES, hold_slope
 
 _RANGES: dict[str, tuple[float, float]] = {
     "abs": (-1, 1),
@@ -27,7 +27,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "erfc": (-1.12838, 0),
     "expit": (0, 0.25),
     "hardshrink": (0, 1),
-    "selu": (0, 1.7581),  # scale times alpha: 1.75810
+    "selu": SELU_SLOPES,
     "sigmoid": (0, 0.25),
     "sin": (-1, 1),
     "softshrink": (0, 1),

@@ -1,6 +1,7 @@
-"""Hooks, transforms and modes around a piece of code: the one place that asks PyTorch's internals about them."""
+"""Hooks, transforms and modes around a piece of code: the one place that knows PyTorch's internals about them."""
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -65,3 +66,31 @@ def take_from_stack(mode: TorchFunctionMode) -> None:
         above.append(top)
     for top in reversed(above):
         push(top)
+
+
+_QUESTIONS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+def written_out(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """One of PyTorch's functions written in Python, such that modes see what it calls in its place.
+
+    Such a function first asks whether a mode is there, and if so hands itself to it; inside, the mode is no longer
+    asked. This copy does not ask. ``None`` if the function is not written so.
+
+    Example:
+        >>> class Print(TorchFunctionMode):
+        ...     def __torch_function__(self, function, types, args=(), kwargs=None):
+        ...         print(function.__name__)
+        ...         return function(*args, **(kwargs or {}))
+        >>> x = torch.ones(3)
+        >>> with Print():
+        ...     _ = written_out(torch.nn.functional.softmin)(x, dim=0)
+        neg
+        softmax
+    """
+    if not isinstance(function, FunctionType) or not set(_QUESTIONS) & set(function.__code__.co_names):
+        return None
+    names = {**function.__globals__, **dict.fromkeys(_QUESTIONS, lambda *_: False)}
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy

@@ -1,7 +1,5 @@
 """Tensors in the order in which their entries lie in memory."""
 
-from math import prod
-
 import torch
 from torch import Tensor
 
@@ -32,6 +30,19 @@ def unflatten(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor
     return flat.view([shape[dim] for dim in order]).permute(inverse)
 
 
+def unexpanded(tensor: Tensor) -> Tensor:
+    """A view without the repetitions of ``expand``: one entry stands for all that share its memory.
+
+    Example:
+        >>> unexpanded(torch.ones(3, 1).expand(3, 5)).shape
+        torch.Size([3, 1])
+    """
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:
     """Slices of ``0 … count - 1`` that fit a processor's cache; on an accelerator few and large ones.
 
@@ -43,20 +54,3 @@ def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:
     size = 2**17 if device.type == "cpu" else 2**26
     size = max(multiple, size // multiple * multiple)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def placeholder(like: Tensor, shape: torch.Size, channels_last: bool) -> Tensor:
-    """Stands for an input of which a native kernel reads the shape and the memory format, but no entry."""
-    if channels_last:
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=formats[len(shape)])
-    return like.new_empty(1).expand(shape) if prod(shape) else like.new_empty(shape)
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether native kernels would take a tensor for channels-last."""
-    if tensor.is_contiguous():
-        return False
-    if tensor.dim() == 4:
-        return tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d)

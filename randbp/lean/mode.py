@@ -95,6 +95,10 @@ class Session:
         result = rule.version(call, *args, **kwargs)
         return call.run() if result is NotImplemented else result
 
+    def inside(self) -> TorchFunctionMode:
+        """A context in which lean versions step in again, for what a lean version itself calls."""
+        return self._running.mode
+
     def __getstate__(self) -> dict[str, Any]:
         return {"bits": self.bits, "clock": self.clock, "_place": self._place}
 

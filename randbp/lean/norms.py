@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
+from ..tn.execute.native import memory_format_of
 from .dithered import Dithered
-from .layout import is_channels_last, pieces
+from .layout import pieces
 from .recipes import Recipe, remember
 from .rules import Call, is_plain, lean_version_of
 
@@ -306,7 +307,8 @@ def _group_norm(
     x = _cast(input)
 
     def normalise() -> tuple[Tensor, Tensor, Tensor]:
-        plain = x if x.device.type == "cpu" and is_channels_last(x) else x.contiguous()
+        keeps_order = x.device.type == "cpu" and memory_format_of(x) != torch.contiguous_format
+        plain = x if keeps_order else x.contiguous()
         return torch.native_group_norm(plain, weight, bias, examples, channels, size, num_groups, eps)
 
     return _grouped(call, x, weight, bias, normalise, _Groups((examples, channels, size), num_groups, False))

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..estimators.bits import pack, unpack
-from .layout import is_channels_last, pieces, placeholder
+from ..tn.execute.native import memory_format_of, placeholder
+from .layout import pieces
 from .rules import Call, is_plain, lean_version_of
 
 aten = torch.ops.aten
@@ -133,7 +134,7 @@ class _MaxPool(torch.autograd.Function):
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(windows.encode(indices, x.shape))
-        ctx.windows, ctx.shape, ctx.channels_last = windows, x.shape, is_channels_last(x)
+        ctx.windows, ctx.shape, ctx.format = windows, x.shape, memory_format_of(x)
         return y, indices
 
     @staticmethod
@@ -142,7 +143,7 @@ class _MaxPool(torch.autograd.Function):
         if grad is None:
             return None, None
         indices = ctx.windows.decode(*ctx.saved_tensors, grad.shape, ctx.shape)
-        return ctx.windows.backward(grad, placeholder(grad, ctx.shape, ctx.channels_last), indices), None
+        return ctx.windows.backward(grad, placeholder(grad, ctx.shape, ctx.format, dense=False), indices), None
 
 
 def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], Any]) -> Any:
@@ -223,13 +224,13 @@ class _ShapeOnly(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], vjp: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        ctx.shape, ctx.channels_last, ctx.vjp = x.shape, is_channels_last(x), vjp
+        ctx.shape, ctx.format, ctx.vjp = x.shape, memory_format_of(x), vjp
         return run(x)
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
-        return ctx.vjp(grad, placeholder(grad, ctx.shape, ctx.channels_last)), None, None
+        return ctx.vjp(grad, placeholder(grad, ctx.shape, ctx.format, dense=False)), None, None
 
 
 def _register_avg_pool(dims: int) -> None:

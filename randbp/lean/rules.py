@@ -1,6 +1,7 @@
 """Which functions of PyTorch have a lean version: a register that the files beside this one fill."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,9 @@ class Session(Protocol):
 
     def seed(self) -> int:
         """A seed that was never given before."""
+
+    def inside(self) -> AbstractContextManager[Any]:
+        """Lean versions step in again, for what a version itself calls."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,10 @@ def is_plain(tensor: object) -> bool:
     )
 
 
-_SMALL = 2**12
+SMALL = 2**12
 """Tensors of fewer entries are not worth the time."""
 
 
 def is_activation(value: object) -> bool:
     """Whether a value is a plain tensor worth rounding: not small, and no leaf (parameters and inputs live anyway)."""
-    return isinstance(value, Tensor) and is_plain(value) and not value.is_leaf and value.numel() >= _SMALL
+    return isinstance(value, Tensor) and is_plain(value) and not value.is_leaf and value.numel() >= SMALL

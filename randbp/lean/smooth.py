@@ -98,6 +98,10 @@ def hold_slope(
     return y
 
 
+SELU_SLOPES = (0.0, 1.7581)
+"""The range of SELU's derivative: up to its scale times its alpha, 1.75810."""
+
+
 @lean_version_of([F.gelu], exact=False)
 def _gelu(call: Call, input: Tensor, approximate: str = "none") -> Any:
     return _apply(call, input, -0.13, 1.13)  # the extremes are at ±√2: 0.5 ± 0.6290 (with tanh 0.6291)
@@ -145,7 +149,7 @@ def _logsigmoid(call: Call, input: Tensor) -> Any:
 
 @lean_version_of([F.selu], exact=False)
 def _selu(call: Call, input: Tensor, inplace: bool = False) -> Any:
-    return _apply(call, input, 0.0, 1.7581, inplace)  # scale times alpha: 1.75810
+    return _apply(call, input, *SELU_SLOPES, inplace)
 
 
 @lean_version_of([F.celu, torch.celu], exact=False)

@@ -99,13 +99,39 @@ def weight_gradient(
     return kernel
 
 
-def placeholder(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Plain memory of which only the shape is read.
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """The memory format in which native kernels would take a tensor to be.
 
-    That of another tensor if it has enough: the system would clear the pages of a new one, and may have to do so at
-    every call. An expanded scalar would not do, for kernels copy what does not lie in one piece.
+    Example:
+        >>> memory_format_of(torch.empty(2, 3, 4, 4, memory_format=torch.channels_last))
+        torch.channels_last
+    """
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if channels_last is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=channels_last):
+        return torch.contiguous_format
+    return channels_last
+
+
+def placeholder(
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    memory_format: torch.memory_format = torch.contiguous_format,
+    dense: bool = True,
+) -> Tensor:
+    """Stands for a tensor of which a native kernel reads the shape and the memory format, but no entry.
+
+    Args:
+        tensor: Gives dtype and device, and its memory if it has enough: the system would clear the pages of a new one,
+            and may have to do so at every call.
+        shape: Of the result.
+        memory_format: Of the result.
+        dense: Whether the kernel wants plain memory in one piece, and would copy an expanded scalar.
     """
     count = prod(shape)
+    if memory_format != torch.contiguous_format:
+        return torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)
+    if not dense and count:
+        return tensor.new_empty(1).expand(shape)
     if type(tensor) is Tensor and tensor.is_contiguous() and tensor.numel() >= count:
         return tensor.detach().view(-1)[:count].view(shape)
     return tensor.new_empty(shape)

@@ -1,4 +1,4 @@
-"""Softmax and its logarithm hold a few bits, give PyTorch's values, and its gradients on average."""
+"""Softmax, its logarithm and unit vectors hold a few bits, give PyTorch's values, and its gradients on average."""
 
 from collections.abc import Callable
 
@@ -21,11 +21,14 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "log-softmax": lambda x: F.log_softmax(x, -1),
     "log-softmax over the first": lambda x: torch.log_softmax(x, dim=0),
     "log-softmax over the middle": lambda x: x.log_softmax(1),
+    "unit vectors": lambda x: F.normalize(x, dim=-1),
+    "unit vectors over the middle": F.normalize,
+    "some short vectors": lambda x: F.normalize(x, 2.0, -1, eps=float(x.detach().norm(dim=-1).median())),
 }
 
 
 def logits(*shape: int) -> Tensor:
-    return (2 * torch.randn(*shape, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    return (2 * torch.randn(*shape, generator=torch.Generator().manual_seed(3))).requires_grad_()
 
 
 @pytest.mark.parametrize("bits", [1, 4])
@@ -34,10 +37,11 @@ def test_gradients_are_unbiased(name: str, bits: int) -> None:
     is_unbiased(FUNCTIONS[name], (logits(20, 7, 33),), bits, draws=200)
 
 
-def test_softmax_is_unbiased_only_by_its_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["softmax", "unit vectors"])
+def test_gradients_are_unbiased_only_by_a_correction(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Blocks, "variances", lambda self, scales, count: torch.zeros(count))
     with pytest.raises(AssertionError, match="gradient 1: z"):
-        is_unbiased(FUNCTIONS["softmax"], (logits(20, 7, 33),), bits=1, draws=200)
+        is_unbiased(FUNCTIONS[name], (logits(20, 7, 33),), bits=1, draws=200)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -47,8 +51,10 @@ def test_bytes_held(name: str) -> None:
     def held(level: bool) -> float:
         return memory_report(lean(lambda x: FUNCTIONS[name](x * 1), level, 4), x).held_bytes / x.nbytes
 
-    assert held(False) == 1
-    assert 4 / 32 <= held(True) <= 4 / 32 + 8 / 1024 + 1 / (32 * 32) + 1e-3  # codes, scales, a bit per row, the seed
+    numbers = 1 / 32 if "vectors" in name else 0  # one per row
+    assert 1 <= held(False) <= 1 + 2 * numbers
+    # codes, scales, a bit per row, the seed
+    assert 4 / 32 <= held(True) <= 4 / 32 + 8 / 1024 + 1 / (32 * 32) + 1e-3 + numbers
 
 
 @pytest.mark.parametrize("format", ["channels_last", "transposed", "sliced", "bfloat16", "float64", "dtype", "large"])
@@ -66,6 +72,8 @@ def test_formats(name: str, format: str) -> None:
     elif format == "float64":
         x = x.double()
     elif format == "dtype":
+        if "vectors" in name:
+            return
         function = lambda x: (F.log_softmax if "log" in name else F.softmax)(x, 1, dtype=torch.float64)  # noqa: E731
     x.requires_grad_()
     exact, ours = values_and_grads(function, x), values_and_grads(lean(function, True, 8), x)

@@ -1,0 +1,33 @@
+"""PyTorch's functions that call others which have lean versions: these step in there, too.
+
+Attention layers of ``nn.MultiheadAttention`` and ``nn.Transformer`` are one such function, with linear layers,
+products, softmax and dropout inside.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .hooks import written_out
+from .rules import Call, lean_version_of
+
+_COMPOSITES = [
+    F.multi_head_attention_forward,
+    F.local_response_norm,
+    F.gumbel_softmax,
+    F.softmin,
+    torch.norm,
+    Tensor.norm,
+]
+
+
+@lean_version_of(_COMPOSITES, exact=True)
+def _composite(call: Call, *args: Any, **kwargs: Any) -> Any:
+    function = written_out(call.function)
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if function is None or not all(type(value) in (Tensor, torch.nn.Parameter) for value in given):
+        return NotImplemented
+    with call.session.inside():
+        return function(*args, **kwargs)

@@ -1,0 +1,213 @@
+"""What may stand in the place of a tensor that an operation of PyTorch saves, through saved-tensor hooks."""
+
+import weakref
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from .dithered import Dithered
+from .hooks import Hooks, hooks_in_force
+from .layout import flatten, memory_order, unexpanded, unflatten
+from .masks import pack_mask, unpack_mask
+from .recipes import Recipe, follow
+from .rules import SMALL, Session
+
+_ROW = 2**12
+
+
+class Packed(Protocol):
+    """What can make a saved tensor again."""
+
+    def tensor(self) -> Tensor:
+        """The tensor, or an unbiased estimate of it."""
+
+
+@contextmanager
+def packing(pack: Callable[[Tensor, Hooks | None], Packed | None]) -> Iterator[None]:
+    """Operations inside hold what a function makes of the tensors that they save.
+
+    Args:
+        pack: Gets the tensor, and the saved-tensor hooks around, to which what is held goes on. ``None`` for a tensor
+            that is held as ever.
+    """
+    outer = hooks_in_force()
+
+    def packed(tensor: Tensor) -> Any:
+        with torch.no_grad():
+            held = pack(tensor, outer)
+            return held or (tensor if outer is None else _Passed(tensor, outer))
+
+    with torch.autograd.graph.saved_tensors_hooks(packed, _unpacked):
+        yield
+
+
+def _unpacked(held: Any) -> Tensor:
+    with torch.no_grad():
+        tensor: Tensor = held if isinstance(held, Tensor) else held.tensor()
+        return tensor
+
+
+class _Passed:
+    """A tensor that went to the saved-tensor hooks around ours."""
+
+    def __init__(self, tensor: Tensor, outer: Hooks) -> None:
+        self._held, self._unpack = outer[0](tensor), outer[1]
+
+    def tensor(self) -> Tensor:
+        """What those hooks give back."""
+        return self._unpack(self._held)
+
+
+class _Entries:
+    """The entries of a tensor in the order of its memory, in the place of saved tensors of autograd.
+
+    Args:
+        source: The tensor.
+        held: What is held of its entries.
+        outer: Saved-tensor hooks that were in force, and that get what is held in the tensor's place.
+    """
+
+    def __init__(self, source: Tensor, held: tuple[Tensor, ...], outer: Hooks | None) -> None:
+        self.source, self._outer = weakref.ref(source.untyped_storage()), outer
+        self._held = held if outer is None else tuple(outer[0](part) for part in held)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self._held if self._outer is None else tuple(map(self._outer[1], self._held))
+
+
+class Rounded(_Entries):
+    """The entries in a few bits each.
+
+    Args:
+        flat: The entries as they lie in memory.
+        bits: Bits per entry.
+        seed: Of the noise.
+        outer: See :class:`_Entries`.
+    """
+
+    def __init__(self, flat: Tensor, bits: int, seed: int, outer: Hooks | None) -> None:
+        self._count, self._dtype, rows = flat.numel(), flat.dtype, flat
+        entries = min(self._count, _ROW)
+        if missing := -self._count % entries:
+            rows = torch.cat([flat, flat[-1:].expand(missing)])
+        self._layout = Dithered(bits, entries)
+        # The seed travels with the codes: a checkpoint packs both again when it runs the forward pass again.
+        held = (*self._layout.encode(rows.view(-1, entries), seed), torch.tensor(seed))
+        super().__init__(flat, held, outer)
+
+    def flat(self) -> Tensor:
+        """The entries, unbiased."""
+        codes, scales, seed = self._parts()
+        return self._layout.decode(codes, scales, int(seed)).view(-1)[: self._count].to(self._dtype)
+
+
+class _Bits(_Entries):
+    """The entries of a mask in one bit each, without repetitions."""
+
+    def __init__(self, mask: Tensor, outer: Hooks | None) -> None:
+        once = unexpanded(mask)
+        self._order, self._shape = memory_order(once), once.shape
+        super().__init__(mask, (pack_mask(flatten(once, self._order).clone()),), outer)
+
+    def once(self) -> Tensor:
+        """The entries."""
+        (bits,) = self._parts()
+        return unflatten(unpack_mask(bits, self._shape.numel()), self._shape, self._order)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One tensor that looks at rounded entries."""
+
+    entries: Rounded
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    def tensor(self) -> Tensor:
+        """It, unbiased."""
+        return self.entries.flat().as_strided(self.shape, self.stride)
+
+
+class Again:
+    """A tensor that is made again by its recipe; the recipe's base is held in its place."""
+
+    def __init__(self, recipe: Recipe, outer: Hooks | None) -> None:
+        self._steps, self._constants, self._outer = recipe.steps, recipe.constants, outer
+        self._held = recipe.base if outer is None else outer[0](recipe.base)
+        self._versions = self._now()
+
+    def tensor(self) -> Tensor:
+        """It, bit for bit."""
+        if self._now() != self._versions:
+            raise RuntimeError(
+                "lean: a tensor needed for backward was modified in place after its use; "
+                "avoid that, or set lean=False for the module that used it"
+            )
+        return follow(self._steps, self._held if self._outer is None else self._outer[1](self._held))
+
+    def _now(self) -> list[int]:
+        tensors = [self._held, *self._constants] if self._outer is None else self._constants
+        return [tensor._version for tensor in tensors]
+
+
+Roundings = MutableMapping[Any, Rounded]
+
+ROUNDED: WeakValueDictionary[Any, Rounded] = WeakValueDictionary()
+"""What is rounded already, for tensors that several layers save."""
+
+_MASKS: WeakValueDictionary[Any, _Bits] = WeakValueDictionary()
+"""Masks that are packed already."""
+
+
+def rounded(tensor: Tensor, session: Session, outer: Hooks | None, known: Roundings | None) -> Packed:
+    """A saved tensor in a few bits per entry, once for all that save it.
+
+    Args:
+        tensor: Any.
+        session: For bits and seeds.
+        outer: The hooks around.
+        known: Where to look for, and note, what is rounded already; ``None`` for noise of its own.
+    """
+    tensor = tensor.detach()
+    if not tensor.permute(memory_order(tensor)).is_contiguous():
+        tensor = tensor.contiguous()
+    known = {} if known is None else known
+    key = (*_place(tensor), session.bits, outer)
+    found = known.get(key)
+    if found is None or found.source() is not tensor.untyped_storage():
+        flat = tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+        known[key] = found = Rounded(flat, session.bits, session.seed(), outer)
+    return _View(found, tensor.shape, tensor.stride())
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Of the entries of a tensor without gaps."""
+    return id(tensor.untyped_storage()), tensor.storage_offset(), tensor.numel(), tensor.dtype, tensor._version
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """A mask that looks at bits, and may repeat them."""
+
+    bits: _Bits
+    shape: torch.Size
+
+    def tensor(self) -> Tensor:
+        """It."""
+        return self.bits.once().expand(self.shape)
+
+
+def packed_mask(tensor: Tensor, outer: Hooks | None) -> Packed | None:
+    """A saved ``bool`` tensor in one bit per entry, once for all that save it; ``None`` for others and small ones."""
+    if tensor.dtype != torch.bool or tensor.layout != torch.strided or unexpanded(tensor).numel() < SMALL:
+        return None
+    key = (*_place(tensor), tensor.shape, tensor.stride(), outer)
+    found = _MASKS.get(key)
+    if found is None or found.source() is not tensor.untyped_storage():
+        _MASKS[key] = found = _Bits(tensor, outer)
+    return _Mask(found, tensor.shape)

@@ -1,0 +1,151 @@
+r"""Functions of rows whose gradient needs their output alone: softmax, its logarithm and unit vectors.
+
+With ``v`` the output gradient, ``y`` the output and sums over a row, the input gradients are
+
+- softmax: ``x̄_i = y_i (v_i - Σ_j y_j v_j)``,
+- log-softmax, with ``p = exp(y)``: ``x̄_i = v_i - p_i Σ_j v_j``,
+- ``y = x / ‖x‖``: ``x̄_i = (v_i - y_i Σ_j y_j v_j) / ‖x‖``.
+
+The second is linear in ``p``, so an unbiased ``p̃`` in its place will do. The others are not: in ``ỹ_i Σ_j ỹ_j v_j`` the
+noise of entry ``i`` meets itself, which adds ``var(ỹ_i) v_i`` to its mean. Subtractive dither has a known variance
+(:mod:`.dithered`), so that is taken off again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..autograd.once import edge_of, not_differentiable
+from ..estimators.draw import Draw
+from ..estimators.noise import Noise
+from .layout import pieces
+from .masks import pack_mask, unpack_mask
+from .rules import Call, is_activation, lean_version_of
+from .slopes import Blocks
+
+
+def _times_own_product(y: Tensor, v: Tensor, variance: Tensor) -> Tensor:
+    """``y_i Σ_j y_j v_j``, unbiased."""
+    return torch.addcmul(y * torch.linalg.vecdot(y, v).unsqueeze(1), variance, v, value=-1)
+
+
+def _softmax_grad(y: Tensor, variance: Tensor, v: Tensor, _: Tensor | None) -> Tensor:
+    return y * v - _times_own_product(y, v, variance)
+
+
+def _log_softmax_grad(y: Tensor, variance: Tensor, v: Tensor, _: Tensor | None) -> Tensor:
+    return v - y * v.sum(1, keepdim=True)
+
+
+def _unit_grad(y: Tensor, variance: Tensor, v: Tensor, length: Tensor | None) -> Tensor:
+    assert length is not None
+    # A vector that is shorter than eps is divided by that, whatever its length.
+    tangential = (v - _times_own_product(y, v, variance)) / length
+    return torch.where(length < 0, v / -length, tangential)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One of the functions.
+
+    Attributes:
+        gradient: Of rows ``y``, their variance, output gradients ``v`` and one number per row.
+        held: What is rounded, of the output.
+        number: One number per row, of the input and the dimension.
+    """
+
+    gradient: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    held: Callable[[Tensor], Tensor] = Tensor.detach
+    number: Callable[[Tensor, int], Tensor] | None = None
+
+
+class _RowWise(torch.autograd.Function):
+    """Holds rounded rows, and which of them are NaN (one NaN makes all of its row so)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        edge: Tensor,
+        run: Callable[[], Tensor],
+        dim: int,
+        kind: _Kind,
+        bits: int,
+        seed: int,
+    ) -> Tensor:
+        y = run()
+        moved = y.movedim(dim, -1)
+        rows, layout, noise, codes = moved.reshape(-1, moved.shape[-1]), Blocks(bits), Noise(Draw(seed), y.device), []
+        wrong = rows[:, 0].isnan()
+        for part in _parts(rows):
+            values = kind.held(rows[part])
+            codes.append(layout.encode(values.masked_fill(wrong[part].unsqueeze(1), 0).flatten(), noise))
+        each = None if kind.number is None else kind.number(x, dim).movedim(dim, -1).reshape(-1, 1)
+        ctx.save_for_backward(torch.cat(codes), pack_mask(wrong), torch.tensor(seed), edge, each)
+        ctx.layout, ctx.dim, ctx.gradient, ctx.dtype = layout, dim, kind.gradient, x.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        (output_grad,) = output_grads
+        codes, mask, seed, edge, each = ctx.saved_tensors
+        with torch.no_grad():
+            moved = output_grad.movedim(ctx.dim, -1)
+            rows, noise, first = moved.reshape(-1, moved.shape[-1]), Noise(Draw(int(seed)), codes.device), 0
+            wrong = unpack_mask(mask, len(rows)).unsqueeze(1)
+            result = torch.empty(rows.shape, dtype=ctx.dtype, device=rows.device)
+            for part in _parts(rows):
+                v = rows[part].to(torch.promote_types(rows.dtype, torch.float32))
+                size = ctx.layout.nbytes(v.numel())
+                flat, scales = ctx.layout.decode_with_scales(codes[first : first + size], v.numel(), noise)
+                y, first = flat.view(v.shape).to(v.dtype), first + size
+                variance = ctx.layout.variances(scales, v.numel()).view(v.shape).to(v.dtype)
+                grad = ctx.gradient(y, variance, v, None if each is None else each[part].to(v.dtype))
+                result[part] = grad.masked_fill_(wrong[part], torch.nan)
+            input_grad = result.view(moved.shape).movedim(-1, ctx.dim)
+        return (*not_differentiable("lean softmax or normalisation", (input_grad,), (edge, output_grad)), *[None] * 6)
+
+
+def _parts(rows: Tensor) -> list[slice]:
+    """Some rows at a time."""
+    columns = rows.shape[1]
+    return [slice(p.start // columns, p.stop // columns) for p in pieces(rows.numel(), rows.device, columns)]
+
+
+def _apply(kind: _Kind, call: Call, x: Tensor, dim: Any) -> Any:
+    if not is_activation(x) or not isinstance(dim, int) or not -x.dim() <= dim < x.dim():
+        return NotImplemented
+    session = call.session
+    return _RowWise.apply(x, edge_of(x), call.run, dim, kind, session.bits, session.seed())
+
+
+def _register(name: str, kind: _Kind) -> None:
+    """A function of that name in all of PyTorch's name spaces: ``(input, dim, dtype)``, and in one a stack level."""
+
+    @lean_version_of([getattr(torch, name), getattr(Tensor, name), getattr(torch.special, name)], exact=False)
+    def version(call: Call, input: Tensor, dim: Any, dtype: Any = None, *, out: Any = None) -> Any:
+        return NotImplemented if out is not None else _apply(kind, call, input, dim)
+
+    @lean_version_of([getattr(F, name)], exact=False)
+    def functional(call: Call, input: Tensor, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+        return _apply(kind, call, input, dim)
+
+
+_register("softmax", _Kind(_softmax_grad))
+_register("log_softmax", _Kind(_log_softmax_grad, held=Tensor.exp))
+
+
+@lean_version_of([F.normalize], exact=False)
+def _normalize(call: Call, input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
+    if out is not None or p != 2:
+        return NotImplemented
+
+    def length_of(x: Tensor, dim: int) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+        return length.masked_fill(length < eps, -eps)
+
+    return _apply(_Kind(_unit_grad, number=length_of), call, input, dim)
