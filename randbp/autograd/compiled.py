@@ -42,7 +42,7 @@ def _(clock: Tensor, place: Tensor) -> Tensor:
 def _sketch(x: Tensor, seed: Tensor, weight_shape: Sequence[int], operation: str, estimator: str) -> list[Tensor]:
     made: Operation = from_text(operation)
     spec = made.spec(tuple(x.shape), tuple(weight_shape))
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         held = vjps.sketch(x, made, spec, from_text(estimator), int(seed))
     plain = [tensor.contiguous() for tensor in held]
     # An operator may not return its argument, which is what an exact VJP holds.

@@ -31,7 +31,10 @@ class _Estimated(torch.autograd.Function):
     ) -> Tensor:
         y = output(x, weight, bias, operation, spec)
         needs_input, needs_weight = ctx.needs_input_grad[:2]
-        held = sketch(x, operation, spec, weight_estimator, seed) if needs_weight else ()
+        held: tuple[Tensor, ...] = ()
+        if needs_weight:
+            with torch.autocast(x.device.type, enabled=False):  # held in the precision that the forward pass ran in
+                held = sketch(x, operation, spec, weight_estimator, seed)
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), weight if needs_input else None, edge, *held)
         ctx.operation, ctx.spec, ctx.shapes = operation, spec, (x.shape, weight.shape)

@@ -101,12 +101,17 @@ class Estimator(ABC):
             See :class:`Description`. An estimator that does not say more of itself is tried once on zeros of the
             input's size to count the bytes held; its multiply-adds and variance are then ``None``.
 
+        Raises:
+            ValueError: If ``spec`` is not a layer's.
+
         Example:
             >>> from randbp import Channels, tn
             >>> layer = tn.ConvSpec((8, 16, 32, 32), out_channels=16, kernel_size=3, padding=1)
             >>> Channels(keep=0.25).describe(layer).relative_variance
             3.0
         """
+        if not isinstance(spec, LayerSpec):
+            raise ValueError(f"spec={spec!r:.60}: expected a tn.ConvSpec, tn.ConvTransposeSpec or tn.linear_spec(…)")
         if self.exact or not spec.batch_size:
             size = spec.batch_size * spec.in_channels * prod(spec.input_size) * dtype.itemsize
             return Description(size, spec.multiply_adds, spec.multiply_adds, 0.0, "0")

@@ -13,8 +13,6 @@ from ..tn import IndexPattern, LayerSpec
 from ..tn.layers import Side, is_identity, role
 from .kernels import by_group, from_groups
 
-_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-
 
 @dataclass(frozen=True)
 class CoarseGrid:
@@ -44,7 +42,12 @@ class CoarseGrid:
         if self.cells == 1:
             return tensor.flatten(2).mean(2, keepdim=True) if self.sizes else tensor.unsqueeze(2)
         kernel = tuple(min(self.block, size) for size in self.sizes)
-        return _POOL[len(kernel)](tensor, kernel, kernel, ceil_mode=True).flatten(2)
+        if len(kernel) == 1:
+            return F.avg_pool1d(tensor, kernel, kernel, ceil_mode=True)
+        if len(kernel) == 3:  # avg_pool3d lacks reduced precision on a CPU; a cell's mean is the mean of its planes'
+            planes = F.avg_pool2d(tensor.flatten(1, 2), kernel[1:], kernel[1:], ceil_mode=True)
+            tensor, kernel = planes.reshape(*tensor.shape[:3], -1), (kernel[0], 1)
+        return F.avg_pool2d(tensor, kernel, kernel, ceil_mode=True).flatten(2)
 
     def cell_of(self, device: torch.device) -> Tensor:
         """Cell of each flat position, ``[prod(sizes)]``."""

@@ -68,9 +68,14 @@ def estimated_call(
     return estimated(x.unsqueeze(0), weight, bias, operation, weight_vjp, input_vjp, seed).squeeze(0)
 
 
+def may_be_estimated(x: Tensor, weight_vjp: Estimator, input_vjp: Estimator) -> bool:
+    """Whether :func:`is_estimated` depends on the weight; without it the layer is PyTorch's."""
+    return torch.is_grad_enabled() and not (weight_vjp.exact and input_vjp.exact) and x.numel() > 0
+
+
 def is_estimated(x: Tensor, weight: Tensor, weight_vjp: Estimator, input_vjp: Estimator) -> bool:
     """Whether backward would differ from PyTorch's in what it computes or holds."""
-    if not torch.is_grad_enabled() or (weight_vjp.exact and input_vjp.exact) or not x.numel():
+    if not may_be_estimated(x, weight_vjp, input_vjp):
         return False
     # With a frozen weight nothing of the input need be held, which PyTorch's own layer would.
     estimates_weight = not weight_vjp.exact and (weight.requires_grad or x.requires_grad)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..autograd import draw_seed
 from ..estimators import Estimator
 from ..estimators.seeds import Integers, next_seed
-from ..functional import estimated_call, is_estimated
+from ..functional import estimated_call, is_estimated, may_be_estimated
 from .modules import Prepare
 from .recomputation import Recomputation
 
@@ -59,14 +59,17 @@ class RandomizedLayer:
     def forward(self, input: Tensor, *arguments: Any, **named: Any) -> Tensor:
         """The layer, with estimated VJPs in training mode."""
         state, module, prepared = self._randbp, cast(Any, self), None
-        if module.training and is_estimated(input, module.weight, state.weight_vjp, state.input_vjp):
-            prepared = state.prepare(module, input, *arguments, **named)
+        if module.training and may_be_estimated(input, state.weight_vjp, state.input_vjp):
+            weight = module.weight  # read once: a parametrisation such as spectral norm goes a step on at each reading
+            prepared = state.prepare(module, weight, input, *arguments, **named)
         if prepared is None:
             output: Tensor = super().forward(input, *arguments, **named)  # type: ignore[misc]
             return output
-        operation, input = prepared
+        operation, padded = prepared
+        if not is_estimated(input, weight, state.weight_vjp, state.input_vjp):  # the weight is frozen
+            return operation.native(padded, weight, module.bias)
         return estimated_call(
-            operation, input, module.weight, module.bias, state.weight_vjp, state.input_vjp, state.next_seed()
+            operation, padded, weight, module.bias, state.weight_vjp, state.input_vjp, state.next_seed()
         )
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..autograd import Linear, Operation
@@ -17,7 +18,7 @@ Prepare = Callable[..., tuple[Operation, Tensor] | None]
 _OWN = ("forward", "_conv_forward", "_output_padding")
 
 
-def _convolution(module: Any, input: Tensor) -> tuple[Operation, Tensor] | None:
+def _convolution(module: Any, weight: Tensor, input: Tensor) -> tuple[Operation, Tensor] | None:
     padding = module.padding
     if module.padding_mode != "zeros" and padding != "valid":
         input = F.pad(input, _pad_widths(module), mode=module.padding_mode)
@@ -33,7 +34,9 @@ def _pad_widths(module: Any) -> list[int]:
     return [side for width in reversed(module.padding) for side in (width, width)]
 
 
-def _transposed(module: Any, input: Tensor, output_size: list[int] | None = None) -> tuple[Operation, Tensor] | None:
+def _transposed(
+    module: Any, weight: Tensor, input: Tensor, output_size: list[int] | None = None
+) -> tuple[Operation, Tensor] | None:
     extra: tuple[int, ...] = module.output_padding
     if output_size is not None:
         dims = len(module.kernel_size)
@@ -48,8 +51,8 @@ def _transposed(module: Any, input: Tensor, output_size: list[int] | None = None
     return conv_transpose_operation(module.stride, module.padding, extra, module.groups, module.dilation), input
 
 
-def _linear(module: Any, input: Tensor) -> tuple[Operation, Tensor] | None:
-    if not input.numel() or not module.weight.numel() or input.shape[-1] != module.weight.shape[1]:
+def _linear(module: Any, weight: Tensor, input: Tensor) -> tuple[Operation, Tensor] | None:
+    if not input.numel() or not weight.numel() or input.shape[-1] != weight.shape[1]:
         return None
     return Linear(), input
 
@@ -60,8 +63,8 @@ class Kind:
 
     Args:
         bases: The modules.
-        prepare: From a module and what it is called with to the operation and its input; ``None`` where PyTorch's own
-            forward pass should answer, because there is nothing to estimate or to raise its error.
+        prepare: From a module, its weight and what it is called with to the operation and its input; ``None`` where
+            PyTorch's own forward pass should answer, because there is nothing to estimate or to raise its error.
         convolution: Whether ``layers=None`` means these, too.
     """
 
@@ -89,7 +92,7 @@ def kind_of(module: nn.Module) -> Kind | None:
         base = next((c for c in kind.bases if isinstance(module, c)), None)
         if base is None:
             continue
-        if isinstance(module.weight, nn.parameter.UninitializedParameter):
+        if isinstance(module, LazyModuleMixin):
             return None
         own = all(getattr(type(module), name, None) is getattr(base, name, None) for name in _OWN)
         return kind if own else None

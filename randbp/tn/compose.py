@@ -12,6 +12,7 @@ from .nodes import Axis, Operand
 
 def outer(left: TensorNetwork, right: TensorNetwork, share: tuple[str, ...]) -> TensorNetwork:
     """The product of two networks with shared open legs; see `TensorNetwork.outer`."""
+    _check_network("outer", right)
     for leg in share:
         for side in (left, right):
             if leg not in side.open_legs:
@@ -40,6 +41,7 @@ def outer(left: TensorNetwork, right: TensorNetwork, share: tuple[str, ...]) -> 
 def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwork:
     """Plug a network into a slot of another; see `TensorNetwork.compose`."""
     target = only_operand(net, into, "compose")
+    _check_network("compose", other)
     if other.output_shape != target.shape:
         raise ValueError(
             f"compose: {other.name} gives {other.output_shape}, but slot {into!r} of {net.name} takes {target.shape}"
@@ -60,6 +62,11 @@ def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwor
         # operand.
         merged, pairs = _identify(merged, pairs, index)
     return pruned(merged)
+
+
+def _check_network(move: str, other: object) -> None:
+    if not isinstance(other, TensorNetwork):
+        raise ValueError(f"{move}: other={other!r:.60}, expected a TensorNetwork")
 
 
 def _identify(

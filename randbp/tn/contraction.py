@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .network import TensorNetwork, check_operand
 from .plan_cache import cache
+from .sampling import check_indices
 
 _CPU = torch.device("cpu")
 
@@ -22,7 +23,7 @@ def contract(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
         if not isinstance(tensor, Tensor) or tensor.shape != shape:
             raise _complaint(net, tensors)
         if is_index:
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() or tensor.dtype == torch.bool:
                 raise _complaint(net, tensors)
         elif dtype is None:
             dtype, device = tensor.dtype, tensor.device
@@ -31,7 +32,12 @@ def contract(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
         given.append(tensor)
     if len(tensors) != len(given):
         raise _complaint(net, tensors)
-    return cache.plan(net, dtype or torch.float32, device).program.run(given)
+    program = cache.plan(net, dtype or torch.float32, device).program
+    try:
+        return program.run(given)
+    except IndexError:
+        check_indices(net, tensors)
+        raise
 
 
 def _complaint(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> ValueError:

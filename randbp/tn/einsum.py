@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .network import TensorNetwork, check_operand
 from .nodes import Axis, Operand, Pattern, Selection, layout_legs
+from .sampling import check_indices
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -39,8 +40,11 @@ class NaiveEinsum:
         missing = [slot for slot in net.slots if slot not in tensors]
         if missing:
             raise ValueError(f"einsum: missing {', '.join(missing)}; {net.name} takes {', '.join(net.slots)}")
+        check_indices(net, tensors)
         data = [tensors[slot] for slot in net.slots if slot not in net.index_slots]
         dtype, device = (data[0].dtype, data[0].device) if data else (torch.float32, torch.device("cpu"))
+        if net.scale != 1 and not (dtype.is_floating_point or dtype.is_complex):
+            dtype = torch.get_default_dtype()  # as integers times a number in `contract`
         letters: dict[str, str] = {}
 
         def letter(leg: str) -> str:
@@ -58,7 +62,7 @@ class NaiveEinsum:
         for node in net.nodes:
             inputs.append(text(node.legs))
             if isinstance(node, Operand):
-                operands.append(_read(tensors[node.slot], node, net.sizes))
+                operands.append(_read(tensors[node.slot], node, net.sizes).to(dtype))
             elif isinstance(node, Pattern):
                 operands.append(node.pattern.dense(dtype, device))
             else:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from .integers import as_integer
 from .network import TensorNetwork, check_leg, check_slot
 from .nodes import Axis, Node, Operand, Pattern, Selection, layout_legs, volume
 
@@ -47,7 +48,10 @@ def with_leg(net: TensorNetwork, leg: str, size: int | None, slots: tuple[str, .
     if leg in net.open_legs:
         raise ValueError(f"with_leg: leg {leg!r} is open already; open legs are {' '.join(net.open_legs)}")
     if leg in net.sizes:
+        if size not in (None, net.sizes[leg]):
+            raise ValueError(f"with_leg: size={size!r}: leg {leg!r} of {net.name} has size {net.sizes[leg]}")
         return replace(net, output=(Axis.grouped((leg,), net.sizes), *net.output))
+    size = as_integer(size)
     if size is None or size < 1 or not slots:
         raise ValueError(
             f"with_leg: {leg!r} is no leg of {net.name} ({' '.join(net.sizes)}); "

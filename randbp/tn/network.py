@@ -396,5 +396,5 @@ def check_operand(net: TensorNetwork, slot: str, tensor: Tensor) -> None:
     if tuple(tensor.shape) != net.slots[slot]:
         axes = next((str(node) for node in net.nodes if not isinstance(node, Pattern) and node.slot == slot), slot)
         raise ValueError(f"{slot} of shape {tuple(tensor.shape)}: {net.name} needs {net.slots[slot]} for {axes}")
-    if slot in net.index_slots and tensor.is_floating_point():
+    if slot in net.index_slots and (tensor.is_floating_point() or tensor.dtype == torch.bool):
         raise ValueError(f"{slot} of dtype {tensor.dtype}: an index needs integers")

@@ -7,6 +7,7 @@ from time import perf_counter
 
 import torch
 
+from .integers import as_integer
 from .network import TensorNetwork
 from .plan import Plan, make_plan
 
@@ -66,8 +67,8 @@ class PlanCache:
     """
 
     def __init__(self, maxsize: int = 512) -> None:
-        if maxsize < 1:
-            raise ValueError(f"maxsize={maxsize}: expected a positive integer")
+        if (as_integer(maxsize) or 0) < 1:
+            raise ValueError(f"maxsize={maxsize!r}: expected a positive integer")
         self.maxsize = maxsize
         self._lock = Lock()
         self._plans: dict[Key, Entry] = {}

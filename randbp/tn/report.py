@@ -40,7 +40,7 @@ class PathReport:
     @property
     def spread(self) -> float:
         """Estimated time of the worst order over that of the best: near 1 the order does not matter."""
-        return self.time[2] / self.time[0]
+        return self.time[2] / self.time[0] if self.time[0] else 1.0  # nothing is computed: views, or an empty batch
 
     def __str__(self) -> str:
         scope = "all" if self.exhaustive else "a sample"

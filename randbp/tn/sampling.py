@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .integers import as_integer
 from .moves import pruned
 from .network import TensorNetwork, check_leg, check_slot
 from .nodes import Axis, Node, Operand, Pattern, Selection, volume
@@ -21,11 +22,19 @@ class Sample:
         size: Number of chosen values.
         per_example: Whether every example has its own choice; the index then has shape ``[N, size]``.
         weighted: Whether a slot ``"<legs> weights"`` of the index's shape multiplies the terms.
+
+    Raises:
+        ValueError: If the size is not a number of values.
     """
 
     size: int
     per_example: bool = False
     weighted: bool = False
+
+    def __post_init__(self) -> None:
+        size = as_integer(self.size)
+        if size is None or size < 0:
+            raise ValueError(f"Sample: size={self.size!r}, expected an integer >= 0")
 
 
 def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str, ...] = ()) -> TensorNetwork:
@@ -90,6 +99,18 @@ def _check_index(net: TensorNetwork, key: str, index: Tensor) -> None:
             f"subsample: index of leg {key!r} reaches from {int(index.min())} to {int(index.max())}; "
             f"allowed is 0 to {size - 1}"
         )
+
+
+def check_indices(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless all indices are within the legs that they choose from."""
+    for node in net.nodes:
+        if isinstance(node, Selection) and (index := tensors[node.slot]).numel():
+            size = volume(node.targets, net.sizes)
+            least, most = int(index.min()), int(index.max())
+            if not 0 <= least <= most < size:
+                raise ValueError(
+                    f"{node.slot} of {net.name} reaches from {least} to {most}; allowed is 0 to {size - 1}"
+                )
 
 
 def _legs(net: TensorNetwork, key: str) -> tuple[str, ...]:

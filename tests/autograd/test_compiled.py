@@ -317,6 +317,36 @@ def test_autocast(dtype: torch.dtype) -> None:
     assert all(grad.dtype is torch.float32 for grad in eager)
 
 
+@dataclass(frozen=True)
+class WithoutAutocast(Estimator):
+    """Fails where autocast would run the functions of a sketch in another precision."""
+
+    keep: float = 0.5
+    serves = frozenset({"weight_vjp"})
+
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
+        assert not torch.is_autocast_enabled("cpu")
+        return (input.clone(),)
+
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
+        return Exact().weight_vjp(held, output_grad, spec, draw)
+
+
+@pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
+def test_a_sketch_is_made_without_autocast(backend: str | None) -> None:
+    model, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6)
+    randomize(model, WithoutAutocast())
+
+    def cast(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output: Tensor = model(x)
+        return output
+
+    call = cast if backend is None else torch.compile(cast, fullgraph=True, backend=backend)
+    call(x).sum().backward()
+    assert model.weight.grad is not None
+
+
 def test_channels_last() -> None:
     torch.manual_seed(0)
     layers = nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, stride=2)

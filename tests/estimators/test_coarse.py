@@ -1,5 +1,6 @@
 """The control variate's own VJPs against autograd on an input that is constant on cells."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,15 @@ def test_means_are_those_of_each_cell(case: Case, block: int) -> None:
     cells = grid.cell_of(x.device)
     expected = torch.stack([x.flatten(2)[:, :, cells == c].mean(2) for c in range(grid.cells)], 2)
     torch.testing.assert_close(grid.means(x), expected)
+
+
+@pytest.mark.parametrize("sizes", [(9,), (7, 4), (5, 3, 4)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_means_in_reduced_precision(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    """PyTorch's avg_pool3d takes neither on a CPU."""
+    x, grid = torch.randn(2, 3, *sizes).to(dtype), CoarseGrid(sizes, 2)
+    assert grid.cells > 1 and grid.means(x).dtype is dtype
+    torch.testing.assert_close(grid.means(x).float(), grid.means(x.float()), rtol=0.02, atol=0.02)
 
 
 @given(case=LAYERS, block=st.integers(1, 9))

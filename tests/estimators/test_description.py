@@ -145,3 +145,8 @@ def test_what_is_biased_says_so() -> None:
     for estimator in (BiasedTopK(0.5), Rounding(4, BiasedTopK(0.5))):
         assert not estimator.unbiased and not estimator.describe(spec).unbiased
     assert Rounding(4, Spatial(0.5)).unbiased
+
+
+def test_a_spec_that_is_none_ends_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"spec=\(2, 4, 8, 8\): expected a tn\.ConvSpec"):
+        Spatial(0.5).describe((2, 4, 8, 8))  # type: ignore[arg-type]

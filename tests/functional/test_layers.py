@@ -279,6 +279,19 @@ def test_autocast_gives_gradients_in_the_parameters_precision(
 
 
 @pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_autocast_does_not_reach_what_is_held(dims: int, estimator: Estimator) -> None:
+    """Autocast would run some functions, such as `avg_pool3d`, in float32: what is held would grow and not fit."""
+    x, weight = torch.randn(4, 8, *[5] * dims), torch.randn(4, 8, *[3] * dims, requires_grad=True)
+    half = weight.detach().bfloat16().requires_grad_()
+    _, expected = held_by(lambda: conv(x.bfloat16(), half, weight_vjp=estimator), apart_from=(half,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, held = held_by(lambda: conv(x, weight, weight_vjp=estimator), apart_from=(weight,))
+    y.sum().backward()
+    assert held == expected and weight.grad is not None
+
+
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 def test_memory_order_does_not_change_the_estimate(estimator: Estimator) -> None:
     for name in LAYERS:
         estimated, native, x, weight = layer(name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import randbp
-from randbp import Axes, Batch, Estimator, Exact, Spatial
+from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
 from tests.estimator_cases import FIXED_SIZE
 from tests.randomize.test_randomize import grads, same
 
@@ -142,6 +142,19 @@ def test_layers_that_do_not_run_their_own_forward_pass_are_left_out() -> None:
         assert "self_attn.in_proj_weight" not in names and "self_attn.out_proj.weight" not in names
     with pytest.raises(ValueError, match=r"none of the linear layers 'block\.linear1', 'block\.linear2', 'named'"):
         randbp.randomize(model, layers="block.self_attn.out_proj")
+
+
+@pytest.mark.parametrize("estimators", [(Spatial(0.5), Exact()), (Spatial(1.0), Exact()), (Exact(), Channels(0.5))])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(3, 4, 3), nn.Linear(8, 5)], ids=repr)
+def test_a_parametrised_weight_is_computed_once(layer: nn.Module, frozen: bool, estimators: Any) -> None:
+    """Spectral norm goes a step of its power iteration on whenever its weight is read in training mode."""
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(copy.deepcopy(layer))).requires_grad_(not frozen)
+    twin, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8)
+    with randbp.randomize(model, *estimators, layers="*"):
+        for _ in range(2):
+            assert torch.equal(model(x), twin(x))
+    assert all(map(torch.equal, model.buffers(), twin.buffers()))
 
 
 def test_copies_draw_the_same_samples() -> None:

@@ -154,6 +154,16 @@ def test_simplify_removes_simple_patterns(spec, left):
         assert simple.output_shape == net.output_shape
 
 
+@pytest.mark.parametrize("operation", [tn.kfac_expand, tn.kfac_reduce_output_grad, tn.weight_vjp])
+def test_integers_times_a_number_are_floating_point_as_in_pytorch(operation):
+    net = operation(SPEC)
+    operands = random_operands(net, dtype=torch.int64)
+    expected = net.contract({slot: tensor.double() for slot, tensor in operands.items()})
+    for result in (net.contract(operands), net.einsum()(**operands)):
+        assert result.dtype == (torch.int64 if net.scale == 1 else torch.float32)
+        torch.testing.assert_close(result.double(), expected)
+
+
 def test_networks_are_values():
     assert tn.conv(SPEC) == tn.conv(SPEC).rename(legs={"c": "x"}).rename(legs={"x": "c"})
     assert hash(tn.conv(SPEC)) == hash(tn.conv(SPEC).named("other"))
@@ -215,12 +225,20 @@ def test_contract_errors(slots, message):
         (lambda net: net.sum("c"), "leg 'c' is summed already"),
         (lambda net: net.with_leg("n"), "leg 'n' is open already"),
         (lambda net: net.with_leg("v"), "a new leg needs a positive size and slots"),
+        (lambda net: net.with_leg("v", 2.5, "input"), "a new leg needs a positive size and slots"),
+        (lambda net: net.with_leg("v", "input"), "a new leg needs a positive size and slots"),
+        (lambda net: net.with_leg("c", 7), "with_leg: size=7: leg 'c' of conv has size 2"),
         (lambda net: net.with_leg("v", 2, "foo"), "with_leg: unknown slot 'foo'"),
         (lambda net: net.rename(legs={"z": "y"}), "rename: unknown leg 'z'"),
         (lambda net: net.rename(legs={"c": "d"}), "two legs of conv the same name"),
         (lambda net: net.group(("n",)), "must hold each open leg once"),
         (lambda net: net.compose(net, into="weight"), r"conv gives \(2, 6, 3, 5\), but slot 'weight'"),
         (lambda net: net.outer(net, share=("c",)), "share='c' is no open leg"),
+        (lambda net: net.outer(3), "outer: other=3, expected a TensorNetwork"),
+        (lambda net: net.compose("conv", into="input"), "compose: other='conv', expected a TensorNetwork"),
+        (lambda net: tn.ggn_diagonal(SPEC, columns=0), "columns=0: expected a positive integer"),
+        (lambda net: tn.ggn_diagonal(SPEC, columns=2.0), "columns=2.0: expected a positive integer"),
+        (lambda net: tn.PlanCache(maxsize=2.5), "maxsize=2.5: expected a positive integer"),
         (lambda net: net.einsum(input=X), "einsum: missing weight"),
         (lambda net: net.plan(dtype="float32"), "dtype='float32': expected a torch.dtype such as torch.float32"),
         (lambda net: net.einsum(input=Y), "input of shape"),

@@ -119,6 +119,22 @@ def test_path_report():
         tn.conv(SPEC).path_report(samples=0)
 
 
+@pytest.mark.parametrize(
+    "net",
+    [
+        tn.unfold(tn.ConvSpec((2, 3), 4, ())),
+        tn.unfolded_kernel(tn.ConvSpec((2, 3), 4, ())),
+        tn.gradient_gram(tn.ConvSpec((0, 3, 5), 4, 2)),
+    ],
+    ids=lambda net: net.name,
+)
+def test_path_report_where_nothing_is_computed(net):
+    """Without arithmetic (a view, an empty batch) every order is as good as the next."""
+    report = net.path_report()
+    assert report.time == (0, 0, 0) and report.spread == 1
+    assert "the order hardly matters" in str(report)
+
+
 def test_cache_counts_and_is_bounded():
     cache = tn.PlanCache(maxsize=2)
     nets = [tn.conv(tn.ConvSpec((1, 1, size), 1, 2)) for size in (4, 5, 6)]

@@ -163,6 +163,24 @@ def test_more_errors():
         net.subsample(i1=index, stored=("weight",))
     with pytest.raises(ValueError, match="'i1' is restricted already"):
         net.subsample(i1=index).subsample(i1=index)
+    with pytest.raises(ValueError, match="Sample: size=-2"):
+        tn.Sample(-2)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([0, 9], "i1 index of weight_vjp reaches from 0 to 9; allowed is 0 to 4"),
+        ([-7, 0], "i1 index of weight_vjp reaches from -7 to 0; allowed is 0 to 4"),
+        ([True, False], "i1 index of dtype torch.bool: an index needs integers"),
+    ],
+)
+def test_indices_that_come_with_the_operands_are_checked(index, message):
+    net = tn.sampled(tn.weight_vjp(tn.ConvSpec((2, 2, 5), 3, 2)), {"i1": tn.Sample(2)})
+    operands = random_operands(net) | {"i1 index": torch.tensor(index)}
+    for evaluate in (net.contract, net.einsum):
+        with pytest.raises(ValueError, match=message):
+            evaluate(operands)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 64])

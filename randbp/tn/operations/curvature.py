@@ -4,6 +4,7 @@ matrix."""
 from functools import lru_cache
 from math import prod
 
+from ..integers import as_integer
 from ..network import TensorNetwork, network
 from ..spec import ConvSpec
 from .convolution import leg_sizes, operand, per_example_weight_vjp, singles, spatial, unfold
@@ -162,6 +163,9 @@ def ggn_diagonal(spec: ConvSpec, columns: int | None = None) -> TensorNetwork:
         spec: The convolution.
         columns: Number of factor columns ``V``.
 
+    Raises:
+        ValueError: If ``columns`` is not a positive integer.
+
     Example:
         >>> from randbp import tn
         >>> tn.ggn_diagonal(tn.ConvSpec((5, 3, 8, 8), 4, 3), columns=10).slots
@@ -170,6 +174,8 @@ def ggn_diagonal(spec: ConvSpec, columns: int | None = None) -> TensorNetwork:
     gradient = per_example_weight_vjp(spec)
     summed = ["n"]
     if columns is not None:
+        if (as_integer(columns) or 0) < 1:
+            raise ValueError(f"columns={columns!r}: expected a positive integer, or None for one gradient per example")
         gradient = gradient.with_leg("v", columns, "output_grad")
         summed.append("v")
     share = (*summed, "g", "d", "c", *spatial("k", spec))
