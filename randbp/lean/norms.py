@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
+from ..autograd.transforms import refuses_vectorised
 from .dithered import Dithered
 from .layout import is_channels_last, pieces
 from .recipes import Recipe, remember
@@ -104,6 +105,7 @@ class _ChannelNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
@@ -175,6 +177,7 @@ class _RowNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         seed, codes, scales, rstd, weight, edge = ctx.saved_tensors

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..autograd.hooks import Hooks, hooks_in_force
 from .dithered import Dithered
-from .hooks import Hooks, hooks_in_force
 from .layout import memory_order
 from .recipes import Recipe, follow, recipe_of
 from .rules import Call, Session, is_activation, lean_version_of
