@@ -1,5 +1,6 @@
 """A layer with an exact forward pass and estimated VJPs."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 from ..estimators import Estimator
 from ..tn import LayerSpec
 from .compiled import compiled
+from .hooks import transformed
 from .once import edge_of, not_differentiable
 from .operations import Operation
+from .transforms import is_transformed, not_transformed, refuses_vectorised
 from .vjps import bias_vjp, input_vjp, memory_format_of, output, sketch, weight_vjp
 
 
@@ -43,13 +46,18 @@ class _Estimated(torch.autograd.Function):
         return y
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        raise not_transformed()
+
+    @staticmethod
+    @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         seed, weight, edge, *held = ctx.saved_tensors
         operation, spec, (input_shape, weight_shape), seed = ctx.operation, ctx.spec, ctx.shapes, int(seed)
         input_format, weight_format = ctx.memory_formats
         input_grad = weight_grad = bias_grad = None
-        with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(output_grad):
             grad = operation.channels_second(output_grad)
             if ctx.needs_input_grad[1]:  # first: its scratch memory is gone before the input's gradient is there
                 weight_grad = weight_vjp(
@@ -86,9 +94,10 @@ def estimated(
         seed: Determines the sample; while ``torch.compile`` traces, a tensor.
 
     Raises:
-        RuntimeError: While a CUDA graph is captured.
+        RuntimeError: While a CUDA graph is captured, or within a transform of ``torch.func``.
     """
-    if torch.is_autocast_enabled(x.device.type):  # cast outside, so that the casts are differentiated, too
+    # Cast outside, so that the casts are differentiated, too. (Tensors without data are on no device that autocasts.)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = _cast(x, dtype), _cast(weight, dtype)
         bias = None if bias is None else _cast(bias, dtype)
@@ -101,8 +110,15 @@ def estimated(
             f"{operation.title}: a captured CUDA graph would repeat one sample for ever; "
             'use torch.compile(model, mode="reduce-overhead"), which captures around the draws'
         )
+    if transformed():
+        raise not_transformed()
     spec = operation.spec(x.shape, weight.shape)
-    y: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, spec, weight_vjp, input_vjp, seed)
+    try:
+        y: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, spec, weight_vjp, input_vjp, seed)
+    except RuntimeError as error:
+        if not any(map(is_transformed, (x, weight))):
+            raise
+        raise not_transformed() from error
     return y
 
 
@@ -117,6 +133,11 @@ def _apart(
     seed: Tensor,
 ) -> Tensor:
     return estimated(x, weight, bias, operation, weight_vjp, input_vjp, int(seed))
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off on the tensor's device."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

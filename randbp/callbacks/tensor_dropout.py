@@ -14,6 +14,7 @@ from ..lean import Lean, check_lean
 from ..randomize import Estimators, RandomizedHandle, randomize
 from ..randomize.per_layer import check_estimators
 from ..randomize.selection import checked_layers
+from .predicate import predicate_name
 
 
 class TensorDropout(Callback):
@@ -60,6 +61,8 @@ class TensorDropout(Callback):
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
         self.lean, self.bits = lean, bits
         self.layers, self.seed = checked_layers(layers), checked_seed(seed)
+        # Once and for all, for what a predicate reads may change.
+        self._layers_name = predicate_name(self.layers) if callable(self.layers) else self.layers
         self.handle: RandomizedHandle | None = None
         self._batches = 0
 
@@ -92,7 +95,7 @@ class TensorDropout(Callback):
     @property
     def state_key(self) -> str:
         """Name of this callback's state in a checkpoint: several callbacks are told apart by their layers."""
-        chosen = {"layers": _named(self.layers)}
+        chosen = {"layers": self._layers_name}
         for name, vjp in (("weight_vjp", self.weight_vjp), ("input_vjp", self.input_vjp)):
             chosen[name] = list(vjp) if isinstance(vjp, Mapping) else None
         given = {name: value for name, value in chosen.items() if value is not None}
@@ -115,7 +118,7 @@ class TensorDropout(Callback):
         return {
             "weight_vjp": _plain(self.weight_vjp),
             "input_vjp": _plain(self.input_vjp),
-            "layers": _named(self.layers),
+            "layers": self._layers_name,
             "seed": self.seed,
             "lean": dict(self.lean) if isinstance(self.lean, Mapping) else self.lean,
             "bits": self.bits,
@@ -125,14 +128,6 @@ class TensorDropout(Callback):
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
-
-
-def _named(layers: Any) -> Any:
-    """Names and globs as they are, a predicate by a name that it has in every process."""
-    if not callable(layers):
-        return layers
-    named = layers if hasattr(layers, "__qualname__") else type(layers)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _plain(estimators: Estimators) -> dict[str, Any]:

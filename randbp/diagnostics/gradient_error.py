@@ -58,8 +58,10 @@ def gradient_error(
     Args:
         model: Plain, then the estimators below are applied for the measurement; or randomised already, then its own
             are measured. It is put into training mode if it is not.
-        batch: A pair ``(inputs, targets)``, or inputs alone.
-        loss: ``loss(output, targets)`` for a pair, else ``loss(output)``. By default the cross-entropy.
+        batch: A pair ``(inputs, targets)``, or inputs alone. Inputs that are a dictionary are given to the model as
+            keywords.
+        loss: ``loss(output, targets)`` for a pair, else ``loss(output)``, such as ``lambda output: output.loss``. By
+            default the cross-entropy of a pair.
         weight_vjp: Estimator of the weights' gradients as in :func:`randbp.randomize`; ``Spatial(keep=0.25)`` for a
             plain model.
         input_vjp: Estimator of the inputs' gradients; exact for a plain model.

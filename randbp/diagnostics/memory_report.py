@@ -21,7 +21,9 @@ from .report import MemoryReport, Row
 _FUNCTION_NAMES = {value: name for name, value in vars(F).items() if callable(value) and not name.startswith("_")}
 
 
-def memory_report(model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None) -> MemoryReport:
+def memory_report(
+    model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None, **keywords: Any
+) -> MemoryReport:
     """Run one forward and backward pass and report what was held in between, by whom, and whether it had to be.
 
     Counted is every storage that the forward pass allocated and that is still alive at its end while the program
@@ -36,6 +38,8 @@ def memory_report(model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] 
         model: Any module.
         inputs: Its positional arguments.
         loss: Function of the output that returns a scalar; by default the sum of all that is differentiable.
+        keywords: Its keyword arguments, of any name but ``model`` and ``loss``; a batch that is a dictionary of them
+            is given as ``memory_report(model, **batch)``.
 
     Returns:
         See :class:`MemoryReport`.
@@ -57,10 +61,10 @@ def memory_report(model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] 
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")
     if loss is not None and not callable(loss):
         raise ValueError(f"loss={loss!r}: expected a function of the output, or None")
-    device = next((t.device for t in [*model.parameters(), *_tensors(inputs)]), torch.device("cpu"))
+    device = next((t.device for t in [*model.parameters(), *_tensors((inputs, keywords))]), torch.device("cpu"))
     watch = _Watch(model)
     with _restored(model, device), StepPeak(device, model.parameters()) as peak, watch:
-        value = _loss(model(*inputs), loss)
+        value = _loss(model(*inputs, **keywords), loss)
         if not (isinstance(value, Tensor) and value.requires_grad):
             raise ValueError("model: no output requires a gradient, so nothing is held for a backward pass")
         if value.numel() != 1:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ..autograd import Linear, Operation, draw_seed, estimated
+from ..autograd.hooks import hooks_in_force
+from ..autograd.recomputation import Recomputation
 from ..estimators import Estimator
 from ..estimators.base import Vjp
 from ..estimators.draw import seed_from
@@ -38,12 +40,17 @@ def call(
     return estimated_call(operation, x, weight, bias, weight_vjp, input_vjp, _seed(generator))
 
 
+_recomputation = Recomputation()
+"""Of all calls, whatever their generators."""
+
+
 def _seed(generator: torch.Generator | None) -> int | Tensor:
+    if not torch.compiler.is_compiling():
+        new = default_stream.next if generator is None else lambda: seed_from(generator)
+        return _recomputation.seed(new, hooks_in_force())
     if generator is not None:
-        return _seed_from(generator) if torch.compiler.is_compiling() else seed_from(generator)
-    if torch.compiler.is_compiling():
-        return draw_seed(default_stream.clock.tensor, default_stream.place.tensor)
-    return default_stream.next()
+        return _seed_from(generator)
+    return draw_seed(default_stream.clock.tensor, default_stream.place.tensor)
 
 
 @torch.compiler.disable

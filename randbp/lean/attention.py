@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
+from ..autograd.transforms import refuses_vectorised
 from ..estimators.draw import Draw
 from ..estimators.noise import Noise
 from .layout import flatten, memory_order, unflatten
@@ -59,6 +60,7 @@ class _Attention(torch.autograd.Function):
         return y
 
     @staticmethod
+    @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         seed, codes, *held = ctx.saved_tensors

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .hooks import written_out
+from ..autograd.hooks import written_out
 from .rules import Call, lean_version_of
 
 _COMPOSITES = [

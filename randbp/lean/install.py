@@ -70,10 +70,13 @@ def make_lean(
     check_lean(lean, bits)
     level_of = _levels(model, lean)
     session, hooks = Session(bits, clock), []
-    for name, module in model.named_modules():
+    names: dict[nn.Module, set[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, set()).add(name)
+    for module in names:
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        level = level_of(name)
+        level = level_of(names[module])
         if level is not None and any(module is other for other in apart):
             level = "exact"
         hooks.append(module.register_forward_pre_hook(partial(session.enter, level)))
@@ -81,22 +84,22 @@ def make_lean(
     return LeanHandle(session, hooks)
 
 
-def _levels(model: nn.Module, lean: Lean) -> Callable[[str], Level]:
-    """The level of a module by its name."""
+def _levels(model: nn.Module, lean: Lean) -> Callable[[set[str]], Level]:
+    """The level of a module by its names."""
     if not isinstance(lean, Mapping):
-        return lambda name: _LEVELS[lean]
-    names = [name for name, _ in model.named_modules()]
+        return lambda names: _LEVELS[lean]
+    known = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in lean:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(fnmatchcase(name, pattern) for name in known):
             raise ValueError(f"lean={pattern!r}: matches no module of {type(model).__name__}")
 
-    def level(name: str) -> Level:
+    def level(names: set[str]) -> Level:
         while True:
-            found = [value for pattern, value in lean.items() if fnmatchcase(name, pattern)]
+            found = [value for pattern, value in lean.items() if any(fnmatchcase(name, pattern) for name in names)]
             if found:
                 return _LEVELS[found[-1]]
-            if not name:
+            if names == {""}:
                 return "rounded"
-            name = name.rpartition(".")[0]
+            names = {name.rpartition(".")[0] for name in names if name}
 
     return level

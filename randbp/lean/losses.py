@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..autograd.hooks import Hooks
 from ..tn.execute.native import placeholder
-from .hooks import Hooks
 from .packed import Packed, packing
 from .rules import Call, is_activation, lean_version_of
 

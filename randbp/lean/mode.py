@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..autograd.hooks import Hooks, hooks_in_force, take_from_stack, transforms_at_work
+from ..autograd.recomputation import Recomputation
 from ..estimators.seeds import Integers, next_seed
-from .hooks import Hooks, hooks_in_force, take_from_stack, transforms_at_work
 from .rules import RULES, Call
 
 Level = Literal["exact", "rounded"] | None
@@ -46,11 +47,14 @@ class Session:
     def __init__(self, bits: int, clock: Integers) -> None:
         self.bits, self.clock = bits, clock
         self._place = [_KEY, 0, 0]
+        self._recomputation = Recomputation()
         self._running = _Running(self)
 
     def seed(self) -> int:
-        """A new seed: hashed from the clock and the number of seeds since it was set."""
-        return next_seed(self.clock.values, self._place)
+        """A new seed: hashed from the clock and the number of seeds since it was set; the same in a recomputation."""
+        frame = self._running.innermost()  # within hooks of lean mode's own, too, those around the module count
+        hooks = None if frame is None else frame.hooks
+        return self._recomputation.seed(lambda: next_seed(self.clock.values, self._place), hooks)
 
     def enter(self, level: Level, module: nn.Module, args: Any) -> None:
         """A module's forward pass begins (a forward pre-hook)."""
@@ -100,7 +104,7 @@ class Session:
         return self._running.mode
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"bits": self.bits, "clock": self.clock, "_place": self._place}
+        return {name: value for name, value in vars(self).items() if name != "_running"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

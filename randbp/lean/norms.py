@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
+from ..autograd.transforms import refuses_vectorised
 from ..tn.execute.native import memory_format_of
 from .dithered import Dithered
 from .layout import pieces
@@ -105,6 +106,7 @@ class _ChannelNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
@@ -176,6 +178,7 @@ class _RowNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         seed, codes, scales, rstd, weight, edge = ctx.saved_tensors

@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ..autograd.hooks import Hooks, hooks_in_force
 from .dithered import Dithered
-from .hooks import Hooks, hooks_in_force
 from .layout import flatten, memory_order, unexpanded, unflatten
 from .masks import pack_mask, unpack_mask
 from .recipes import Recipe, follow

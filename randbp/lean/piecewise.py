@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .hooks import transforms_at_work
+from ..autograd.hooks import in_memory
 from .layout import flatten, memory_order, unflatten
 from .masks import pack_where, unpacked
 from .recipes import recipe_of, remember
@@ -37,7 +37,7 @@ class _Piecewise(torch.autograd.Function):
         (grad,) = output_grads
         (bits,) = ctx.saved_tensors
         flat = flatten(grad, ctx.order)
-        if torch.is_grad_enabled() or transforms_at_work():
+        if torch.is_grad_enabled() or not in_memory(grad):
             result = torch.cat([_scaled(flat[part], kept, ctx.slopes) for part, kept in unpacked(bits, len(flat))])
         else:  # a copy that came of another memory order is nobody else's
             result = torch.empty_like(flat) if flat.data_ptr() == grad.data_ptr() else flat

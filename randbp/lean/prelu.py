@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
+from ..autograd.transforms import refuses_vectorised
 from ..estimators.draw import Draw
 from ..estimators.noise import Noise
 from .layout import flatten, memory_order, unflatten
@@ -35,6 +36,7 @@ class _PReLU(torch.autograd.Function):
         return y
 
     @staticmethod
+    @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
         bits, weight, negative, seed, edge = ctx.saved_tensors

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
+from ..autograd.transforms import refuses_vectorised
 from ..estimators.draw import Draw
 from ..estimators.noise import Noise
 from .layout import flatten, memory_order, pieces, unflatten
@@ -48,6 +49,7 @@ class _Smooth(torch.autograd.Function):
         return x if inplace else unflatten(output, x.shape, order)
 
     @staticmethod
+    @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         codes, edge, seed = ctx.saved_tensors

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hooks import Hooks
+from ..autograd.hooks import Hooks
 from .packed import Packed, packing, rounded
 from .rules import Call, is_activation, lean_version_of
 

@@ -1,7 +1,6 @@
 """Give the layers of an existing model estimated VJPs, in place, and take them back."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from types import TracebackType
 
 from torch import nn
@@ -13,14 +12,14 @@ from ..tn.integers import as_integer
 from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
 from .modules import is_convolution, kind_of
 from .per_layer import Estimators, check_estimators, estimators_by_layer
-from .selection import Layers, select
+from .selection import Layers, all_names, matching, select
 
 
 class RandomizedHandle:
     """What :func:`randomize` did to a model, and the way back. Also a context manager that removes at its end.
 
     Attributes:
-        layers: Names of the randomised layers, in the order of ``model.named_modules()``.
+        layers: Names of the randomised layers, in the order of ``model.named_modules()``; of a shared one the first.
         weight_vjp: Estimator of the weights' gradients, or one per layer, as given.
         input_vjp: Estimator of the inputs' gradients, or one per layer, as given.
     """
@@ -97,12 +96,12 @@ def randomize(
         model: Any module.
         weight_vjp: Estimator of the weights' gradients; or several, by name or glob of the layers that each is for. Of
             several keys that match a layer the first counts; layers that none matches are exact. With ``layers=None``
-            the keys say which layers.
+            the keys say which layers. Each name of a module that is shared under several means it.
         input_vjp: Estimator of the inputs' gradients, or several by name or glob.
         layers: Which layers: ``None`` for all convolutions, transposed ones (``nn.ConvTranspose1d/2d/3d``) included,
             but no linear layers; a name or glob of ``model.named_modules()`` or several of them; or a predicate
             ``(name, module) -> bool``. Names, globs and predicates select ``nn.Linear`` like any other layer:
-            ``layers="*"`` means all convolutions and linear layers.
+            ``layers="*"`` means all convolutions and linear layers. A predicate is asked for each name of a module.
         seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
         lean: Whether all other operations of the model, too, hold the least that still gives their gradient. ``True``:
             what an activation's kink, a maximum's place or a dropout mask needs in bits, gradients as before; and
@@ -115,8 +114,8 @@ def randomize(
         A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.
 
     Raises:
-        ValueError: If a pattern matches no convolution or linear layer, an estimator cannot serve its VJP, or a layer
-            is already randomised. The model is then unchanged.
+        ValueError: If a pattern matches no convolution or linear layer, an estimator cannot serve its VJP, keys give
+            two names of one layer different estimators, or a layer is already randomised. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
@@ -136,8 +135,10 @@ def randomize(
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
-    weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, modules)
-    input_vjps = estimators_by_layer("input_vjp", input_vjp, modules)
+    names = all_names(model)
+    names = {name: names[name] for name in modules}
+    weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, names)
+    input_vjps = estimators_by_layer("input_vjp", input_vjp, names)
     clock = Clock(seed)
     leaner = make_lean(model, lean, bits, clock.state, apart=modules.values()) if lean else None
     for name, module in modules.items():
@@ -164,6 +165,6 @@ def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators, optional: bool)
         return select(model, layers)
     everywhere = any(not isinstance(vjp, Mapping) and not vjp.exact for vjp in vjps)
     usual = select(model, None) if everywhere else {}
-    possible = select(model, "*")
-    named = {name: m for name, m in possible.items() if name in usual or any(fnmatchcase(name, key) for key in keys)}
+    possible, names = select(model, "*"), all_names(model)
+    named = {name: m for name, m in possible.items() if name in usual or any(matching(names[name], k) for k in keys)}
     return named or possible

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..autograd import draw_seed
+from ..autograd.hooks import hooks_in_force
+from ..autograd.recomputation import Recomputation
 from ..estimators import Estimator
 from ..estimators.seeds import Integers, next_seed
 from ..functional import estimated_call, is_estimated, may_be_estimated
 from .modules import Prepare
-from .recomputation import Recomputation
 
 
 class Clock:
@@ -48,7 +49,7 @@ class LayerState:
         """Seed of the next forward pass: hashed from seed, layer, step, micro-batch, rank and call within these."""
         if torch.compiler.is_compiling():
             return draw_seed(self.clock.state.tensor, self.place.tensor)
-        return self.recomputation.seed(lambda: next_seed(self.clock.state.values, self.place.values))
+        return self.recomputation.seed(lambda: next_seed(self.clock.state.values, self.place.values), hooks_in_force())
 
 
 class RandomizedLayer:

@@ -1,11 +1,11 @@
 """One estimator for all layers, or one for each: what a name or glob of a mapping means."""
 
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 
 from ..estimators import Estimator, Exact
 from ..estimators.base import Vjp
 from ..functional import check_estimator
+from .selection import matching
 
 Estimators = Estimator | Mapping[str, Estimator]
 
@@ -36,28 +36,47 @@ def check_estimators(vjp: Vjp, estimators: object) -> None:
             raise ValueError(f"{error} (layers {pattern!r})") from None
 
 
-def estimators_by_layer(vjp: Vjp, estimators: Estimators, names: Iterable[str]) -> dict[str, Estimator]:
-    """The estimator of each layer: of several keys that match its name the first counts, without one it is exact.
+def estimators_by_layer(vjp: Vjp, estimators: Estimators, layers: Mapping[str, Sequence[str]]) -> dict[str, Estimator]:
+    """The estimator of each layer: of several keys that match it the first counts, without one it is exact.
+
+    Args:
+        vjp: For messages.
+        estimators: One for all, or by name or glob; any name of a shared layer will do.
+        layers: All names of each layer, by the first one.
 
     Raises:
-        ValueError: If a key matches none of the layers.
+        ValueError: If a key matches none of the layers, or different keys give different names of a shared layer
+            different estimators.
 
     Example:
         >>> from randbp import Spatial
         >>> chosen = {"head": Spatial(keep=0.5), "body.*": Spatial(keep=0.25)}
-        >>> [str(e) for e in estimators_by_layer("weight_vjp", chosen, ["stem", "body.0", "head"]).values()]
+        >>> layers = {"stem": ["stem"], "trunk": ["trunk", "body.0"], "head": ["head"]}
+        >>> [str(e) for e in estimators_by_layer("weight_vjp", chosen, layers).values()]
         ['Exact()', 'Spatial(keep=0.25)', 'Spatial(keep=0.5)']
     """
-    names = list(names)
     if not isinstance(estimators, Mapping):
-        return dict.fromkeys(names, estimators)
+        return dict.fromkeys(layers, estimators)
     for pattern in estimators:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"{vjp}: key {pattern!r} matches none of the layers {_listed(names)}")
-    return {
-        name: next((estimator for pattern, estimator in estimators.items() if fnmatchcase(name, pattern)), Exact())
-        for name in names
-    }
+        if not any(matching(names, pattern) for names in layers.values()):
+            raise ValueError(f"{vjp}: key {pattern!r} matches none of the layers {_listed(list(layers))}")
+    return {name: _first(vjp, estimators, names) for name, names in layers.items()}
+
+
+def _first(vjp: Vjp, estimators: Mapping[str, Estimator], names: Sequence[str]) -> Estimator:
+    """The estimator of the first key that matches a layer, unless a key for another name of it says otherwise."""
+    keys = [(pattern, matching(names, pattern)) for pattern in estimators]
+    keys = [(pattern, meant) for pattern, meant in keys if meant]
+    if not keys:
+        return Exact()
+    first, meant = keys[0]
+    for other, also_meant in keys:
+        if estimators[other] != estimators[first] and not also_meant & meant:
+            raise ValueError(
+                f"{vjp}: keys {first!r} and {other!r} give one layer, shared as {' and '.join(map(repr, names))}, "
+                "different estimators"
+            )
+    return estimators[first]
 
 
 def _listed(names: list[str]) -> str:

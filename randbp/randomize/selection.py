@@ -15,11 +15,13 @@ Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 def select(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     """The layers that ``layers`` means, by name, in the order of ``model.named_modules()``.
 
+    A module that is shared under several names is listed under its first one, and each of them selects it.
+
     Raises:
         ValueError: If a pattern, or the predicate, matches none.
     """
-    modules = {_uncompiled(name): module for name, module in model.named_modules()}
-    candidates = {name: m for name, m in modules.items() if is_randomized(m) or kind_of(m) is not None}
+    candidates = {_uncompiled(n): m for n, m in model.named_modules() if is_randomized(m) or kind_of(m) is not None}
+    names = all_names(model)
     convolutions = {name: module for name, module in candidates.items() if is_convolution(module)}
     if layers is None:
         if not convolutions:
@@ -30,17 +32,38 @@ def select(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
         return convolutions
     layers = checked_layers(layers)
     if callable(layers):
-        chosen = {name: module for name, module in candidates.items() if layers(name, module)}
+        chosen = {name: m for name, m in candidates.items() if any(layers(each, m) for each in names[name])}
         if not chosen:
             raise ValueError(f"layers={layers!r}: true for none of the {_listed(candidates)}")
         return chosen
     patterns = [layers] if isinstance(layers, str) else list(layers or ())
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in candidates):
+        if not any(matching(names[name], pattern) for name in candidates):
             raise ValueError(f"layers={pattern!r}: matches none of the {_listed(candidates)}")
     return {
-        name: module for name, module in candidates.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
+        name: module
+        for name, module in candidates.items()
+        if any(matching(names[name], pattern) for pattern in patterns)
     }
+
+
+def all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """All names of each module, by its first one.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> all_names(nn.ModuleDict({"first": layer, "second": layer}))
+        {'': ('',), 'first': ('first', 'second')}
+    """
+    found: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(module, []).append(_uncompiled(name))
+    return {names[0]: tuple(names) for names in found.values()}
+
+
+def matching(names: Iterable[str], pattern: str) -> set[str]:
+    """Those of several names that a name or glob means."""
+    return {name for name in names if fnmatchcase(name, pattern)}
 
 
 def checked_layers(layers: Layers) -> str | list[str] | Callable[[str, nn.Module], bool] | None:

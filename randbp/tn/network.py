@@ -52,6 +52,10 @@ class TensorNetwork:
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> Any:
+        # Without what is cached: a hash of text is another one in another process.
+        return TensorNetwork, (self.nodes, self.leg_sizes, self.output, self.scale, self.name, self.bound)
+
     @cached_property
     def _hash(self) -> int:
         return hash((self.nodes, self.leg_sizes, self.output, self.scale))

@@ -54,10 +54,12 @@ def autotune(
 
     Args:
         model: A plain model, left as it was found (see :func:`randbp.diagnostics.gradient_error`).
-        sample_batch: A pair ``(inputs, targets)`` or inputs alone, of the size used in training.
+        sample_batch: A pair ``(inputs, targets)`` or inputs alone, of the size used in training. Inputs that are a
+            dictionary are given to the model as keywords.
         budget: Share, in ``(0, 1]``, of what the weight VJPs of these layers cost when they are exact.
         objective: Whether cost is the bytes held for backward (``"memory"``) or seconds (``"time"``).
-        loss: ``loss(output, targets)`` for a pair, else ``loss(output)``. By default the cross-entropy.
+        loss: ``loss(output, targets)`` for a pair, else ``loss(output)``, such as ``lambda output: output.loss``. By
+            default the cross-entropy of a pair.
         candidates: Estimators to choose from, beside leaving a layer exact. By default, for memory: ``Spatial`` at keep
             rates 1/2 to 1/16, 2 to 8 bits of everything, and 4 bits of such samples; for time: ``Spatial``,
             ``Axes`` and ``Batch``.

@@ -1,5 +1,6 @@
 """Measured errors against formulas, planted biases, and a model that is left as it was found."""
 
+from collections import UserDict
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, NamedTuple
@@ -392,3 +393,48 @@ def test_t_tests() -> None:
     assert t_test(values, one_sided=True) == pytest.approx(one_sided)
     assert t_test(torch.zeros(4)) == 1 and t_test(torch.ones(4)) == 0
     assert t_test(torch.full((4,), 1e-7), rounding=1e-5) > 0.9
+
+
+# --- dictionaries of inputs
+
+
+class Output(dict[str, Any]):
+    """In the manner of Hugging Face, whose outputs are dictionaries with attributes."""
+
+    @property
+    def loss(self) -> Tensor:
+        loss: Tensor = self["loss"]
+        return loss
+
+
+class Keywords(nn.Module):
+    """A model of keywords only, with the targets among them or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, *, pixel_values: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Any:
+        logits = self.net(pixel_values if mask is None else pixel_values * mask)
+        return logits if labels is None else Output(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_inputs_in_a_dictionary_are_keywords(kind: type) -> None:
+    (x, labels), model = batch(), Keywords()
+    inputs = {"pixel_values": x, "mask": torch.ones(16, 1, 1, 1, dtype=torch.float64)}
+    plain = gradient_error(model.net, (x, labels), draws=4)
+    paired = gradient_error(model, (kind(inputs), labels), draws=4)
+    own = gradient_error(model, kind({**inputs, "labels": labels}), loss=lambda output: output.loss, draws=4)
+    for found in (paired, own):
+        assert [row.name for row in found.rows] == ["net.0", "net.2"]
+        for row, expected in zip(found.rows, plain.rows, strict=True):
+            assert row.norm == pytest.approx(expected.norm) and row.noise is not None and expected.noise is not None
+            assert row.noise.estimate == pytest.approx(expected.noise.estimate)
+    tuned = [
+        randbp.autotune(model, kind({**inputs, "labels": labels}), 0.5, loss=lambda output: output.loss, rounds=0),
+        randbp.autotune(model, (kind(inputs), labels), 0.5, rounds=0),
+    ]
+    assert list(tuned[0]) == ["net.0", "net.2"] and dict(tuned[0]) == dict(tuned[1])
+    with pytest.raises(ValueError, match="loss=None: the batch has no targets"):
+        gradient_error(model, kind({**inputs, "labels": labels}))

@@ -278,3 +278,18 @@ def test_plots_show_every_row() -> None:
     widths = [patch.get_width() for patch in ax.patches]
     assert sum(widths) == pytest.approx(sum(row.bytes for row in before.rows) / 2**10)
     assert len(before.compare(after).plot().patches) == 2 * 4
+
+
+def test_keyword_inputs() -> None:
+    """A model in the manner of Hugging Face: keywords in, a dictionary out."""
+
+    def forward(*, input_ids: Tensor, attention_mask: Tensor, inputs: float = 1.0) -> dict[str, Any]:
+        return {"loss": ((input_ids + attention_mask) * inputs).exp().sum(), "logits": None}
+
+    model, batch = Call(lambda: None), {"input_ids": leaf(), "attention_mask": torch.ones(N)}
+    model.forward = forward  # type: ignore[method-assign, assignment]
+    report = memory_report(model, **batch, inputs=2.0, loss=lambda output: output["loss"])
+    assert report.held_bytes == 4 * N and [row.operation for row in report.rows] == ["exp"]
+    assert memory_report(model, **batch).held_bytes == 4 * N
+    with pytest.raises(TypeError, match="attention_mask"):
+        memory_report(model, input_ids=leaf())

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from randbp.autograd.hooks import written_out
 from randbp.diagnostics import memory_report
-from randbp.lean.hooks import written_out
 
 from .same import assert_same, lean, values_and_grads
 from .test_rounded import is_unbiased

@@ -6,13 +6,18 @@ from typing import Any
 from torch import Tensor
 
 Kernel = Callable[..., Tensor]
+Origin = tuple[Callable[..., Kernel], tuple[Any, ...]]
+"""What makes a kernel: its factory, and the factory's arguments."""
+Call = tuple[tuple[int, ...], int, tuple[int, ...]]
+"""The registers that a kernel reads, the one that it fills, and those that die."""
 
 
 class Program:
     """Instructions in order, each ``register = kernel(*registers)``.
 
     Kernels are made by factories with static arguments (shapes, dimensions), so an instruction that repeats
-    an earlier one (the two halves of a Gram matrix) is found and shares its register.
+    an earlier one (the two halves of a Gram matrix) is found and shares its register. Kernels are closures, so copies
+    and pickles of a program make them again, with empty caches.
     """
 
     def __init__(self, inputs: int) -> None:
@@ -20,9 +25,8 @@ class Program:
         self.count = inputs
         self.result = 0
         self._known: dict[tuple[Any, ...], int] = {}
-        self._code: list[tuple[Kernel, tuple[int, ...], int]] = []
-        self._compiled: list[tuple[Kernel, tuple[int, ...], int, tuple[int, ...]]] = []
-        self._alone: tuple[Kernel, tuple[int, ...]] | None = None
+        self._code: list[tuple[Origin, tuple[int, ...], int]] = []
+        self._set_up([], [])
 
     def emit(self, factory: Callable[..., Kernel], registers: tuple[int, ...], *static: Any) -> int:
         """Append ``factory(*static)`` applied to registers; returns the register of the result."""
@@ -31,7 +35,7 @@ class Program:
         if register is None:
             register = self._known[key] = self.count
             self.count += 1
-            self._code.append((factory(*static), registers, register))
+            self._code.append(((factory, static), registers, register))
         return register
 
     def finish(self, result: int) -> None:
@@ -44,14 +48,28 @@ class Program:
                 needed.update(entry[1])
                 kept.append(entry)
         seen = {result}
-        compiled = []
-        for kernel, registers, target in kept:
+        origins: list[Origin] = []
+        calls: list[Call] = []
+        for origin, registers, target in kept:
             dead = tuple(set(registers) - seen)
             seen.update(registers)
-            compiled.append((kernel, registers, target, dead))
-        self._compiled = compiled[::-1]
-        self._alone = compiled[0][:2] if len(compiled) == 1 else None
+            origins.append(origin)
+            calls.append((registers, target, dead))
         self._code, self._known = [], {}
+        self._set_up(origins[::-1], calls[::-1])
+
+    def _set_up(self, origins: list[Origin], calls: list[Call]) -> None:
+        self._origins, self._calls = origins, calls
+        kernels = [factory(*static) for factory, static in origins]
+        self._compiled = [(kernel, *call) for kernel, call in zip(kernels, calls, strict=True)]
+        self._alone = self._compiled[0][:2] if len(calls) == 1 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_compiled", "_alone")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._set_up(self._origins, self._calls)
 
     def __len__(self) -> int:
         return len(self._compiled)

@@ -33,11 +33,52 @@ def hooks_in_force() -> Hooks | None:
     return found
 
 
+def in_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has a place in memory; one that stands for a whole batch, in a vectorised Jacobian, has none.
+
+    Example:
+        >>> found = []
+        >>> _ = torch.vmap(lambda x: found.append(in_memory(x)) or x)(torch.ones(2))
+        >>> found, in_memory(torch.ones(2))
+        ([False], True)
+    """
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` transforms the code.
+
+    Example:
+        >>> found = []
+        >>> _ = torch.vmap(lambda x: found.append(transformed()) or x)(torch.ones(2))
+        >>> found, transformed()
+        ([True], False)
+    """
+    functorch = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return functorch is not None and bool(functorch())
+
+
 def transforms_at_work() -> bool:
     """Whether ``torch.func`` transforms the code, or forward-mode differentiation runs."""
-    functorch = getattr(torch._C, "_are_functorch_transforms_active", None)
     level: int = getattr(torch.autograd.forward_ad, "_current_level", -1)
-    return (functorch is not None and functorch()) or level >= 0
+    return transformed() or level >= 0
+
+
+def current_backward() -> int:
+    """Number of the backward pass that is under way in this thread, -1 outside of any.
+
+    PyTorch has no public name for it; checkpointing itself asks the same. Where it does not tell, the answer is -1.
+
+    Example:
+        >>> current_backward()
+        -1
+    """
+    current = getattr(torch._C, "_current_graph_task_id", None)
+    return -1 if current is None else int(current())
 
 
 def take_from_stack(mode: TorchFunctionMode) -> None:

@@ -1,0 +1,85 @@
+"""One sample per call, also where activation checkpointing computes the call a second time."""
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .hooks import Hooks, current_backward
+
+SEGMENTS = 64  # between a forward pass and the backward pass that computes them again
+CALLS = 4096  # in one segment; hooks that stay in force for a whole training look like one
+
+
+class Recomputation:
+    """Seeds of the calls in the last checkpointed segments, given again when a backward pass computes these again.
+
+    The calls of one segment are those under the same hooks for saved tensors, by which checkpointing without reentry
+    works: each segment has its own in forward, and others when it is computed again. A backward pass starts with the
+    last segment, and within a segment calls come in the order of the forward pass.
+
+    Segments that come in another order, or lie in one another, may get each other's seeds. Their samples are then other
+    ones, but what is held and what is used belong together all the same. Copies and pickles start empty.
+
+    Example:
+        >>> from itertools import count
+        >>> import torch
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> from randbp.autograd.hooks import hooks_in_force
+        >>> numbers, seen, recomputation = count(), [], Recomputation()
+        >>> def segment(x):
+        ...     seen.extend(recomputation.seed(lambda: next(numbers), hooks_in_force()) for _ in range(2))
+        ...     return x.sin()
+        >>> x = torch.ones(3, requires_grad=True)
+        >>> y = checkpoint(segment, checkpoint(segment, x, use_reentrant=False), use_reentrant=False)
+        >>> y.sum().backward()
+        >>> seen
+        [0, 1, 2, 3, 2, 3, 0, 1]
+    """
+
+    def __init__(self) -> None:
+        self._segments: deque[deque[int]] = deque(maxlen=SEGMENTS)
+        self._noted: Callable[[], Any] = _nobody
+        self._repeated: Callable[[], Any] = _nobody
+        self._backward, self._place = -1, 0
+        self._seeds: Iterator[int] = iter(())
+
+    def seed(self, new: Callable[[], int], hooks: Hooks | None) -> int:
+        """A new seed in a forward pass; the noted one where a backward pass repeats the call.
+
+        Args:
+            new: Draws one.
+            hooks: Those around the call, usually :func:`hooks_in_force`.
+        """
+        if hooks is None:  # no checkpoint, or one that ran forward without gradients and drew nothing
+            return new()
+        backward, owner = current_backward(), hooks[1]
+        if backward < 0:
+            if self._noted() is not owner:
+                self._noted = _reference(owner)
+                self._segments.append(deque(maxlen=CALLS))
+            self._segments[-1].append(new())
+            return self._segments[-1][-1]
+        if backward != self._backward:
+            self._backward, self._place, self._repeated = backward, 0, _nobody
+        if self._repeated() is not owner:
+            self._repeated = _reference(owner)
+            self._place += 1
+            self._seeds = iter(self._segments[-self._place] if self._place <= len(self._segments) else ())
+        noted = next(self._seeds, None)
+        return new() if noted is None else noted
+
+    def __reduce__(self) -> Any:
+        return Recomputation, ()
+
+
+def _nobody() -> None:
+    """Stands for a reference to hooks that are gone."""
+
+
+def _reference(owner: Any) -> Callable[[], Any]:
+    """A weak reference, for hooks of a checkpoint hold its inputs; none to methods written in C, which take none."""
+    try:
+        return weakref.ref(owner)
+    except TypeError:
+        return _nobody
