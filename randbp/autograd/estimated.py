@@ -36,7 +36,7 @@ class _Estimated(torch.autograd.Function):
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         held: tuple[Tensor, ...] = ()
         if needs_weight:
-            with torch.autocast(x.device.type, enabled=False):  # held in the precision that the forward pass ran in
+            with _without_autocast(x):  # held in the precision that the forward pass ran in
                 held = sketch(x, operation, spec, weight_estimator, seed)
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), weight if needs_input else None, edge, *held)
