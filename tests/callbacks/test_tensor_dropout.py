@@ -178,7 +178,7 @@ def test_an_estimator_within_another_is_named_in_the_checkpoint(tmp_path: Path) 
     save = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
     fit(tmp_path, TensorDropout(Rounding(4, Batch(0.5))), save, enable_checkpointing=True, max_epochs=1)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["TensorDropout"]
-    inner = {"class": "Batch", "keep": 0.5, "bernoulli": False}
+    inner = {"class": "Batch", "keep": 0.5, "bernoulli": False, "center": False}
     assert state["settings"]["weight_vjp"] | {"estimator": inner} == state["settings"]["weight_vjp"]
     estimators = describe_estimators(trainer(tmp_path, TensorDropout(Rounding(4, Batch(0.5)))))
     assert estimators is not None and estimators["weight_vjp"]["name"] == "Rounding"
