@@ -48,9 +48,10 @@ class LowResolution(Estimator):
     ``V_W ≈ Σ L Π V_Y + I/|S| Σ_n Σ_{i∈S_n} (X - L)[n c i] Π V_Y``
 
     The first term is exact and cheap: box sums of the output gradient, then ``1/block²`` of the exact VJP's
-    multiply-adds. :class:`Spatial` is the case of one cell. The means take bytes that samples could have, which pays
-    for smooth inputs (images, early layers) and large keep rates: the variance is :class:`Spatial`'s with ``X - L``
-    in place of ``X`` less its mean, and fewer samples.
+    multiply-adds. :class:`Spatial` is the case of one cell; as there, the mean of a cell's kept deviations is taken
+    from ``L``, which centres the other factor in each cell as well. The means take bytes that samples could have, which
+    pays for smooth inputs (images, early layers) and large keep rates: the variance is :class:`Spatial`'s with
+    deviations from cells in place of those from one mean, and fewer samples.
 
     The kept entries, means included, are at most ``p`` of the input; cells are doubled until the means take at most
     half of that. Where fewer than two positions are left, this is ``Spatial(keep, center=False)``.
@@ -131,7 +132,9 @@ class LowResolution(Estimator):
         if plan := _plan(self.keep, self.block, spec, "output"):
             input_ = products(plan.parts) * spec.batch_size * per_kernel
             input_ += coarse_multiply_adds(plan.coarse, spec, "output")
-        variance = "(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖(X-L)_i ⊗ V_i - mean‖², V_i the output gradients position i meets"
+        variance = (
+            "(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖(X-L)_i ⊗ (V - L_V)_i - mean‖², V_i the output gradients position i meets"
+        )
         return Description(held, weight, input_, None, variance)
 
 

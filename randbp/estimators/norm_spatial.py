@@ -23,7 +23,8 @@ class NormSpatial(Pairs):
     spread evenly over examples and positions. Input positions for a weight VJP, output positions for an input VJP.
 
     The variance is at most ``Σ_s (1/π_s - 1) ‖x_s‖² ‖V_s‖²`` plus the joint terms of the systematic draw, with
-    ``V_s`` the output gradients that pair ``s`` meets. Each kept pair holds its entries and an index of 2 or 4 bytes,
+    ``V_s`` the output gradients that pair ``s`` meets, less their mean if ``center``: as in :class:`Spatial`, what the
+    kept deviations add up to is taken from the means. Each kept pair holds its entries and an index of 2 or 4 bytes,
     all within ``p`` of the input's bytes (but at least one pair).
 
     Source: Adelman et al., Faster neural network training with approximate tensor operations, NeurIPS 2021

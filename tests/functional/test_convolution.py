@@ -327,7 +327,10 @@ def test_bad_keep_rates_are_named(make: Any, keep: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"input_vjp": Batch(0.5)}, r"input_vjp=Batch\(keep=0.5, bernoulli=False, center=False\): Batch serves only weight_vjp"),
+        (
+            {"input_vjp": Batch(0.5)},
+            r"input_vjp=Batch\(keep=0.5, bernoulli=False, center=False\): Batch serves only weight_vjp",
+        ),
         ({"input_vjp": Rounding(4)}, r"input_vjp=Rounding\(bits=4, .*: Rounding serves only weight_vjp"),
         ({"weight_vjp": "spatial"}, r"weight_vjp='spatial': expected an estimator such as"),
         ({"groups": 2}, r"input channels=3: expected a positive multiple of groups=2"),
