@@ -11,7 +11,7 @@ from ..tn import LayerSpec
 from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
-from .planned import planned_weight_vjp
+from .planned import planned_weight_vjp, shared_weight_vjp
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Batch(Estimator):
         result = planned_weight_vjp(held[0], output_grad.index_select(0, examples), spec)
         result.mul_(1 / self.keep if self.bernoulli else spec.batch_size / len(examples))
         if len(held) > 1:
-            result += planned_weight_vjp(held[1], output_grad.sum(0, keepdim=True), spec)
+            result += shared_weight_vjp(held[1], output_grad, spec)
         return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -99,5 +99,5 @@ class Batch(Estimator):
         variance = "(1/p - 1) Σ_n ‖g_n‖²" if self.bernoulli else "(1/p - 1) N/(N-1) Σ_n ‖g_n - ḡ‖²"
         if self._centred(spec.batch_size):
             variance += " with g_n the gradient of X_n - mean and V_n - mean"
-        work = count * spec.multiply_adds / max(1, spec.batch_size)
+        work = count * spec.multiply_adds / spec.batch_size
         return Description(round(count * example), round(work), None, None, variance)

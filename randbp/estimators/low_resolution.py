@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 
 import torch
 from torch import Tensor
@@ -34,6 +33,7 @@ from .positions import (
     side_size,
     split,
     used_size,
+    uses_every_position,
     windows,
 )
 from .spatial import Spatial
@@ -85,7 +85,7 @@ class LowResolution(Estimator):
             return self._raw.sketch(input, spec, draw)
         means = plan.coarse.means(seen)
         kept = list(_deviations(seen, means, plan, positioned, "input", draw))
-        if used_size(positioned, "input") == prod(positioned.input_size):
+        if uses_every_position(positioned):
             for positions, rows, local, weight in kept:
                 where = class_positions(positions, positioned, "input", rows.device)[local].flatten()
                 example = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])

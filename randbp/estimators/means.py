@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ..tn import LayerSpec
 from ..tn.execute.rows import pieces
-from ..tn.layers import replace_batch
-from .native import native_weight_vjp
 from .positions import Part, flat_spatial
 
 Grid = tuple[slice, ...]
@@ -56,12 +54,6 @@ def subtract_position_means(rows: Tensor, where: Tensor, means: Tensor) -> None:
         return
     for part in pieces(len(rows), rows[0].numel(), rows.device):
         rows[part] -= table.index_select(0, where[part].flatten()).view_as(rows[part])
-
-
-def position_means_weight_vjp(means: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
-    """Weight VJP of an input ``[C, P]`` that all examples share: one example's, with the sum of their gradients."""
-    shared = means.view(1, *spec.input_shape[1:])
-    return native_weight_vjp(shared, output_grad.sum(0, keepdim=True), replace_batch(spec, 1))
 
 
 def less_sample_means(means: Tensor, deviations: Sequence[Tensor], sizes: Sequence[int], dim: int) -> Tensor:

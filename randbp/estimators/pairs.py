@@ -33,6 +33,7 @@ from .positions import (
     side_size,
     split,
     used_size,
+    uses_every_position,
 )
 
 
@@ -69,16 +70,15 @@ class Pairs(Estimator):
         input, spec = examples_as_positions(input, spec)
         plan = self._input_plan(spec, input.dtype)
         means = None if plan.coarse is None else plan.coarse.means(input)
-        centring = self.unbiased and used_size(spec, "input") == prod(spec.input_size)
-        left = None if means is None or not centring else means.clone()
+        kept = list(self._kept(input, means, plan, spec, "input", draw))
+        if means is not None and plan.coarse is not None and self.unbiased and uses_every_position(spec):
+            for positions, rows, index in kept:
+                where = class_positions(positions, spec, "input", index.device)[index % positions.size]
+                subtract_sample_means(means, rows, index // positions.size, where, plan.coarse)
         held: list[Tensor] = []
-        for positions, rows, index in self._kept(input, means, plan, spec, "input", draw):
+        for positions, rows, index in kept:
             held += [rows.unsqueeze(0), index.to(index_dtype(positions.size * spec.batch_size))]
-            if left is not None and plan.coarse is not None:
-                example, where = index // positions.size, class_positions(positions, spec, "input", index.device)
-                subtract_sample_means(left, rows, example, where[index % positions.size], plan.coarse)
-        left = means if left is None else left
-        return tuple(held) if left is None else (*held, left.flatten(1))
+        return tuple(held) if means is None else (*held, means.flatten(1))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the means."""

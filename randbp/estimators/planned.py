@@ -42,6 +42,17 @@ def planned_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> T
     return _network(spec, len(input)).contract({"input": input, "output_grad": output_grad})
 
 
+def shared_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
+    """The weight VJP of an input ``[1, C, *I]`` that all examples share: one's, with the sum of their gradients.
+
+    Args:
+        input: ``[1, C, *I]``.
+        output_grad: ``[N, D, *O]``.
+        spec: The layer.
+    """
+    return planned_weight_vjp(input, output_grad.sum(0, keepdim=True), spec)
+
+
 @lru_cache(maxsize=512)
 def _network(spec: LayerSpec, examples: int) -> tn.TensorNetwork:
     layer = replace_batch(spec, examples)

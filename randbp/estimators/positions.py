@@ -150,6 +150,11 @@ def used_size(spec: LayerSpec, side: Side) -> int:
     return sum(each.size for each in tn.position_classes(spec, side))
 
 
+def uses_every_position(spec: LayerSpec) -> bool:
+    """Whether some output uses each input position, so that means over all are means over those that are sampled."""
+    return used_size(spec, "input") == prod(spec.input_size)
+
+
 def products(parts: Iterable[Part]) -> int:
     """Products of rows with kernel entries that one example's kept positions take part in."""
     return sum(count * prod(map(len, each.kernels)) for each, count in parts)

@@ -19,11 +19,11 @@ from .means import (
     example_means,
     less_sample_means,
     position_means,
-    position_means_weight_vjp,
     products_per_entry,
     sampled_grid,
     subtract_position_means,
 )
+from .planned import shared_weight_vjp
 from .positions import (
     Part,
     add_weight_vjp,
@@ -132,7 +132,7 @@ class Spatial(Estimator):
         else:
             result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
         if shared is not None:
-            result += position_means_weight_vjp(shared, output_grad, spec)
+            result += shared_weight_vjp(shared.view(1, *spec.input_shape[1:]), output_grad, spec)
         if len(drawn) > 1:
             output_grad = by_rows(output_grad)
         for rows, (positions, local, weight) in zip(held, drawn, strict=False):  # means come last

@@ -54,15 +54,10 @@ class _PReLU(torch.autograd.Function):
         return (*not_differentiable("lean PReLU", grads, (edge, weight, grad)), None, None)
 
 
-@lean_version_of([F.prelu], exact=True)
+@lean_version_of([F.prelu, Tensor.prelu], exact=True)
 def _prelu(call: Call, input: Tensor, weight: Tensor) -> Any:
     if not is_activation(input) or input.dim() < 2 or type(weight) not in (Tensor, torch.nn.Parameter):
         return NotImplemented
     if weight.requires_grad and not call.rounds:
         return NotImplemented
     return _PReLU.apply(input, weight, edge_of(input), call)
-
-
-@lean_version_of([Tensor.prelu], exact=True)
-def _method(call: Call, input: Tensor, weight: Tensor) -> Any:
-    return _prelu(call, input, weight)

@@ -17,6 +17,7 @@ from randbp.estimators.native import native_weight_vjp
 from randbp.functional import conv_spec, conv_transpose_spec
 from randbp.tn import LayerSpec, linear_spec, position_classes
 from tests.cases import Case, cases
+from tests.estimators.test_unbiased import assert_unbiased
 
 CENTRED = [Spatial(0.4), Spatial(0.4, per_example=False), LowResolution(0.5, block=2), NormSpatial(0.4)]
 CENTRED += [NormSpatial(0.5, center=2), NormSpatial(0.4, top=0.3)]
@@ -125,9 +126,7 @@ def test_estimates_with_means_over_examples_are_unbiased(kind: str, estimator: E
         output_grad = F.conv2d(x, weight, stride=2 if kind == "strided" else 1, padding=1, groups=spec.groups)
     exact = native_weight_vjp(x, output_grad, spec)
     draws = torch.stack([estimate(estimator, x, output_grad, spec, seed) for seed in range(200)])
-    z = (draws.mean(0) - exact).abs() / (draws.std(0) / math.sqrt(len(draws)))
-    limit = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 1e-6 / exact.numel(), dtype=torch.float64)))
-    assert z.max() < limit
+    assert_unbiased(draws, exact)
     share = (draws * exact).flatten(1).sum(1) / exact.square().sum()
     assert abs(share.mean() - 1) < 5 * share.std() / math.sqrt(len(draws)) < 0.04
 
@@ -165,8 +164,7 @@ def test_centred_batches_are_unbiased(kind: str) -> None:
     output_grad += x.mean((1, *range(2, x.dim()))).view(-1, *(1 for _ in spec.output_shape[1:]))
     exact = native_weight_vjp(x, output_grad, spec)
     draws = torch.stack([estimate(Batch(0.25, center=True), x, output_grad, spec, seed) for seed in range(400)])
-    z = (draws.mean(0) - exact).abs() / (draws.std(0) / math.sqrt(len(draws)))
-    assert z.max() < math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 1e-6 / exact.numel(), dtype=torch.float64)))
+    assert_unbiased(draws, exact)
     share = (draws * exact).flatten(1).sum(1) / exact.square().sum()
     assert abs(share.mean() - 1) < 5 * share.std() / math.sqrt(len(draws)) < 0.3
 
