@@ -1,8 +1,6 @@
 """A module with estimated VJPs: the same object, with another class for as long as it is randomised."""
 
-import copyreg
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, cast
 from zlib import crc32
 
@@ -15,6 +13,7 @@ from ..autograd.recomputation import Recomputation
 from ..estimators import Estimator
 from ..estimators.seeds import Integers, next_seed
 from ..functional import estimated_call, is_estimated, may_be_estimated
+from ..reclass import Reclassed, reclass, restore
 from .modules import Prepare
 
 
@@ -52,9 +51,10 @@ class LayerState:
         return self.recomputation.seed(lambda: next_seed(self.clock.state.values, self.place.values), hooks_in_force())
 
 
-class RandomizedLayer:
+class RandomizedLayer(Reclassed):
     """Mixed in before a layer's class while it is randomised; the state lies in the module's ``__dict__``."""
 
+    prefix = "Randomized"
     _randbp: LayerState
 
     def forward(self, input: Tensor, *arguments: Any, **named: Any) -> Tensor:
@@ -78,24 +78,6 @@ class RandomizedLayer:
         described: str = super().extra_repr()  # type: ignore[misc]
         return f"{described}, weight_vjp={self._randbp.weight_vjp}, input_vjp={self._randbp.input_vjp}"
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class was made at run time, so copies and pickles say how to make it again.
-        reduced: Any = super().__reduce_ex__(protocol)
-        made, arguments, *rest = reduced
-        if made is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return (_new, (type(self).__mro__[2], *arguments[1:]), *rest)
-        return reduced
-
-
-@cache
-def _randomized_class(base: type) -> type:
-    return type(f"Randomized{base.__name__}", (RandomizedLayer, base), {"__module__": base.__module__})
-
-
-def _new(base: type, *arguments: Any) -> Any:
-    made = _randomized_class(base)
-    return made.__new__(made, *arguments)
-
 
 def is_randomized(module: nn.Module) -> bool:
     """Whether a module is randomised at present."""
@@ -111,17 +93,12 @@ def layer_state(module: nn.Module) -> LayerState:
 def randomize_layer(module: nn.Module, state: LayerState) -> None:
     """Give a module estimated VJPs, in place."""
     module.__dict__["_randbp"] = state
-    base: Any = type(module)
-    module.__class__ = _randomized_class(base)
+    reclass(module, RandomizedLayer)
 
 
 def derandomize_layer(module: nn.Module) -> None:
     """Undo :func:`randomize_layer`; a module that is not randomised is left alone."""
     if not is_randomized(module):
         return
-    if type(module).__mro__[1] is not RandomizedLayer:
-        raise RuntimeError(
-            f"{type(module).__name__}: its class was changed after randomize(); undo that change before remove()"
-        )
-    module.__class__ = type(module).__mro__[2]
+    restore(module)
     del module.__dict__["_randbp"]
