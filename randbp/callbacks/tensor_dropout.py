@@ -36,6 +36,8 @@ class TensorDropout(Callback):
         lean: Whether all other operations hold the least for backward, too: ``True``, ``"exact"`` or a mapping from
             module names or globs; see :func:`randbp.randomize`.
         bits: Bits per entry of what lean mode rounds.
+        parts: Into how many parts of the batch lean mode splits the widest stretch of layers of an ``nn.Sequential``;
+            see :func:`randbp.randomize`.
 
     Raises:
         ValueError: At construction if an argument is out of range or an estimator cannot serve its VJP; when fitting
@@ -54,12 +56,13 @@ class TensorDropout(Callback):
         seed: int = 0,
         lean: Lean = False,
         bits: int = 4,
+        parts: int = 4,
     ) -> None:
         check_estimators("weight_vjp", weight_vjp)
         check_estimators("input_vjp", input_vjp)
-        check_lean(lean, bits)
+        check_lean(lean, bits, parts)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
-        self.lean, self.bits = lean, bits
+        self.lean, self.bits, self.parts = lean, bits, parts
         self.layers, self.seed = checked_layers(layers), checked_seed(seed)
         # Once and for all, for what a predicate reads may change.
         self._layers_name = predicate_name(self.layers) if callable(self.layers) else self.layers
@@ -69,7 +72,11 @@ class TensorDropout(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Randomise the layers."""
         self.handle = randomize(
-            pl_module, self.weight_vjp, self.input_vjp, self.layers, self.seed, lean=self.lean, bits=self.bits
+            pl_module,
+            *(self.weight_vjp, self.input_vjp, self.layers, self.seed),
+            lean=self.lean,
+            bits=self.bits,
+            parts=self.parts,
         )
 
     def on_train_batch_start(
@@ -122,6 +129,7 @@ class TensorDropout(Callback):
             "seed": self.seed,
             "lean": dict(self.lean) if isinstance(self.lean, Mapping) else self.lean,
             "bits": self.bits,
+            "parts": self.parts,
         }
 
     def _remove(self) -> None:

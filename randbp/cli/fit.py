@@ -41,6 +41,7 @@ def tensor_dropout(
     seed: int | None = None,
     lean: bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]] = False,
     bits: int = 4,
+    parts: int = 4,
 ) -> TensorDropout:
     """The callback as the command line configures it: exact unless told otherwise.
 
@@ -53,6 +54,7 @@ def tensor_dropout(
         lean: Whether all other operations hold the least for backward, too: ``true``, ``exact`` or, in a file, one of
             these or ``false`` for each name or glob of modules.
         bits: Bits per entry of what lean mode rounds.
+        parts: Into how many parts of the batch lean mode splits the widest stretch of layers of a container.
 
     Example:
         >>> tensor_dropout().weight_vjp
@@ -60,7 +62,7 @@ def tensor_dropout(
     """
     if seed is None:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-    return TensorDropout(weight_vjp, input_vjp, layers, seed, lean, bits)
+    return TensorDropout(weight_vjp, input_vjp, layers, seed, lean, bits, parts)
 
 
 def last_checkpoint() -> ModelCheckpoint:

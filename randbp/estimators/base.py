@@ -74,6 +74,11 @@ class Estimator(ABC):
         """Whether the sizes of what is held depend on shapes only, never on the draw."""
         return True
 
+    @property
+    def draws_examples(self) -> bool:
+        """Whether the estimate drops examples of the batch, of which it should then see as many as there are."""
+        return False
+
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> "Estimator":
         """The estimator that serves a VJP of a layer: this one, unless a class decides layer by layer."""
         return self

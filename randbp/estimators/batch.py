@@ -59,6 +59,11 @@ class Batch(Estimator):
         """Unless draws are Bernoulli."""
         return not self.bernoulli
 
+    @property
+    def draws_examples(self) -> bool:
+        """Always."""
+        return True
+
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The kept examples ``[S, C, *I]``; if centred, their deviations from the mean, and that ``[1, C, *I]``."""
         rows = input.index_select(0, self._examples(input, draw))

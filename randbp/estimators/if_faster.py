@@ -83,6 +83,11 @@ class IfFaster(Estimator):
         """Whether that of the estimator within is."""
         return self.estimator.fixed_size
 
+    @property
+    def draws_examples(self) -> bool:
+        """Whether the estimator within does."""
+        return self.estimator.draws_examples
+
     def check_serves(self, vjp: Vjp) -> None:
         """Raise ``ValueError`` if the estimator within cannot stand in for a VJP."""
         self.estimator.check_serves(vjp)

@@ -89,6 +89,11 @@ class Rounding(Estimator):
         """Whether that of the estimator within is."""
         return self.estimator.fixed_size
 
+    @property
+    def draws_examples(self) -> bool:
+        """Whether the estimator within does."""
+        return self.estimator.draws_examples
+
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""
         inner = (input,) if self.estimator.exact else self.estimator.sketch(input, spec, draw)

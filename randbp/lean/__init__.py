@@ -11,8 +11,11 @@ not itself), and nothing outside the model is touched.
 What is held goes through ``ctx.save_for_backward`` or on to the saved-tensor hooks around it, seeds included. So
 activation checkpoints, offloading and measurements see it, and a checkpoint that runs a module again finds the same
 tensors. Lines that a checkpoint runs outside any module call (a lambda) run PyTorch's operations both times: lean
-versions step in only under the saved-tensor hooks that were in force when the innermost module was entered. Inside
-``torch.compile``, ``torch.func`` and forward-mode differentiation everything is PyTorch's, too.
+versions step in only under the saved-tensor hooks that were in force when the innermost module was entered.
+
+Tensors on their way count as well as those held: :mod:`.parts` runs the widest layers of a container on a part of the
+batch at a time, so that a step's peak falls, too. Inside ``torch.compile``, ``torch.func`` and forward-mode
+differentiation everything is PyTorch's, too.
 """
 
 from . import (

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..estimators.seeds import Integers
 from .mode import Level, Session
+from .parts import join_chain, split_chains
 
 Lean = bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]]
 """What ``lean=`` takes; see :func:`randbp.randomize`."""
@@ -17,7 +18,7 @@ Lean = bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]]
 _LEVELS: dict[Any, Level] = {True: "rounded", "exact": "exact", False: None}
 
 
-def check_lean(lean: object, bits: object) -> None:
+def check_lean(lean: object, bits: object, parts: object = 1) -> None:
     """Raise ``ValueError`` unless these are settings of lean mode.
 
     Example:
@@ -27,6 +28,8 @@ def check_lean(lean: object, bits: object) -> None:
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
         raise ValueError(f"bits={bits!r}: expected an integer from 1 to 8")
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise ValueError(f"parts={parts!r}: expected an integer >= 1")
     values = list(lean.values()) if isinstance(lean, Mapping) else [lean]
     keys = list(lean) if isinstance(lean, Mapping) else []
     if not all(value is True or value is False or value == "exact" for value in values) or not all(
@@ -40,19 +43,27 @@ def check_lean(lean: object, bits: object) -> None:
 class LeanHandle:
     """What :func:`make_lean` did to a model, and the way back."""
 
-    def __init__(self, session: Session, hooks: list[Any]) -> None:
-        self._session, self._hooks = session, hooks
+    def __init__(self, session: Session, hooks: list[Any], chains: list[nn.Module]) -> None:
+        self._session, self._hooks, self._chains = session, hooks, chains
 
     def remove(self) -> None:
         """Restore the very same model. Doing so twice is harmless."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        for chain in self._chains:
+            join_chain(chain)
+        self._hooks, self._chains = [], []
         self._session.close()
 
 
 def make_lean(
-    model: nn.Module, lean: Lean, bits: int, clock: Integers, apart: Collection[nn.Module] = ()
+    model: nn.Module,
+    lean: Lean,
+    bits: int,
+    clock: Integers,
+    apart: Collection[nn.Module] = (),
+    parts: int = 1,
+    whole: Collection[nn.Module] = (),
 ) -> LeanHandle:
     """Let every operation of a model store the least that still gives its gradient, in training mode.
 
@@ -63,11 +74,13 @@ def make_lean(
         bits: Bits per entry where a version rounds.
         clock: Seed, training step and how often it was set.
         apart: Modules that an estimator serves, and inside which therefore nothing else is rounded.
+        parts: Into how many parts of the batch the wide stretches of chains are split, where lean versions may round.
+        whole: Modules that need the whole batch at once.
 
     Raises:
         ValueError: If a setting is none, or a name or glob matches no module.
     """
-    check_lean(lean, bits)
+    check_lean(lean, bits, parts)
     level_of = _levels(model, lean)
     session, hooks = Session(bits, clock), []
     names: dict[nn.Module, set[str]] = {}
@@ -81,7 +94,11 @@ def make_lean(
             level = "exact"
         hooks.append(module.register_forward_pre_hook(partial(session.enter, level)))
         hooks.append(module.register_forward_hook(session.leave, always_call=True))
-    return LeanHandle(session, hooks)
+
+    def free(module: nn.Module) -> bool:
+        return level_of(names[module]) == "rounded" and not any(module is other for other in whole)
+
+    return LeanHandle(session, hooks, split_chains(model, parts, free))
 
 
 def _levels(model: nn.Module, lean: Lean) -> Callable[[set[str]], Level]:

@@ -86,6 +86,7 @@ def randomize(
     *,
     lean: Lean = False,
     bits: int = 4,
+    parts: int = 4,
 ) -> RandomizedHandle:
     """Estimate the VJPs of a model's layers from now on, in training mode only.
 
@@ -109,6 +110,9 @@ def randomize(
             only the former. A mapping from names or globs of modules to ``True``, ``"exact"`` or ``False`` says so
             for some of them (the last match holds); the others are lean. See :mod:`randbp.lean`.
         bits: Bits per entry of what lean mode rounds, 1 to 8.
+        parts: Where ``lean`` is true: into how many parts of the batch to split the widest stretch of layers of an
+            ``nn.Sequential``, so that a step's peak falls, too; 1 for none. Only layers that treat examples one by one
+            are split, only where tensors of many megabytes (16 MiB) are, and hooks of theirs see each part.
 
     Returns:
         A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.
@@ -130,7 +134,7 @@ def randomize(
     check_estimators("weight_vjp", weight_vjp)
     check_estimators("input_vjp", input_vjp)
     seed = checked_seed(seed)
-    check_lean(lean, bits)
+    check_lean(lean, bits, parts)
     modules = _chosen(model, layers, weight_vjp, input_vjp, optional=bool(lean))
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
@@ -140,7 +144,10 @@ def randomize(
     weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, names)
     input_vjps = estimators_by_layer("input_vjp", input_vjp, names)
     clock = Clock(seed)
-    leaner = make_lean(model, lean, bits, clock.state, apart=modules.values()) if lean else None
+    leaner = None
+    if lean:
+        whole = [modules[name] for name, vjp in weight_vjps.items() if vjp.draws_examples]
+        leaner = make_lean(model, lean, bits, clock.state, modules.values(), parts, whole)
     for name, module in modules.items():
         kind = kind_of(module)
         assert kind is not None

@@ -1,0 +1,229 @@
+"""Run the wide stretch of a chain on one part of the batch at a time, so that its tensors are never all alive.
+
+What layers hold for backward adds up to the same, but a step's peak is also made of tensors on their way: a layer's
+input and output in the forward pass, their gradients in the backward pass. Where layers treat examples one by one, the
+widest of them need not be there for the whole batch at once. Autograd works the parts off one after the other, too, and
+adds their weight gradients up. (Unlike micro-batches of a whole step this leaves batch normalisation, the loss and
+everything else outside the stretch as it is.)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..autograd.hooks import transforms_at_work
+from ..reclass import Reclassed, own_class, reclass, restore
+
+WORTHWHILE = 2**24
+"""Bytes of input and output of a chain's widest layer, for the whole batch, below which the batch stays whole."""
+
+SHAPES = 64
+"""Shapes of inputs whose sizes a container remembers."""
+
+
+def _by_dims(*names: str) -> dict[type[nn.Module], int]:
+    """Dimensions of a batch for the layers of one, two and three spatial dimensions."""
+    return {getattr(nn, f"{name}{dims}d"): dims + 2 for name in names for dims in (1, 2, 3)}
+
+
+_LAYERS: Mapping[type[nn.Module], int] = {
+    **_by_dims("Conv", "ConvTranspose", "MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "InstanceNorm"),
+    nn.GroupNorm: 3,
+    nn.Upsample: 3,
+}
+"""Layers that treat examples one by one, and how many dimensions a batch has at least."""
+
+_ELEMENTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+    *(nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Identity),
+)
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+"""In parts these would draw other masks than PyTorch's from the same state of its generator."""
+
+
+def _treats_examples_apart(layer: nn.Module, input: Tensor) -> bool:
+    kind = own_class(layer)
+    if isinstance(layer, nn.Sequential) and kind is nn.Sequential:
+        return all(_treats_examples_apart(inner, input) for inner in layer)
+    if kind in _ELEMENTWISE or (kind in _DROPOUTS and not cast(nn.Dropout, layer).p):
+        return True
+    if getattr(layer, "return_indices", False) or getattr(layer, "track_running_stats", False):
+        return False
+    least = _LAYERS.get(kind)
+    return least is not None and input.dim() >= least
+
+
+def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:
+    """Which layers of a chain to run in parts: from the first to the last of the wide ones, if that lowers the peak.
+
+    A layer is wide if its input and output are more than one part of the widest layer's. What enters the stretch, and
+    what leaves it, is there for the whole batch, the latter twice while its parts are joined.
+
+    Args:
+        sizes: Entries per example of the chain's input and of each layer's output.
+        parts: How many.
+
+    Returns:
+        The first layer and the one after the last; equal if there is none.
+
+    Example:
+        >>> wide_stretch([3, 96, 96, 96, 24, 24, 6], parts=4)  # the last layers are narrow
+        (0, 4)
+        >>> wide_stretch([96, 96, 96], parts=4)  # what enters and leaves is as wide
+        (0, 0)
+    """
+    pairs = [before + after for before, after in pairwise(sizes)]
+    widest = max(pairs, default=0)
+    wide = [number for number, pair in enumerate(pairs) if pair * parts > widest]
+    if not wide or parts < 2:
+        return 0, 0
+    start, stop = wide[0], wide[-1] + 1
+    lower = sizes[start] + 2 * sizes[stop] + widest / parts < widest
+    return (start, stop) if lower else (0, 0)
+
+
+@dataclass
+class _Chain:
+    """What a container beside its layers knows.
+
+    Attributes:
+        parts: How many there are at most.
+        free: Of each layer, whether it may be run in parts if it treats examples one by one.
+        sizes: Entries per example of the input and of each layer's output, as far as layers treat examples one by one,
+            by layers and shape of the input.
+    """
+
+    parts: int
+    free: tuple[bool, ...]
+    sizes: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
+
+    def sizes_from(self, first: int, layers: Sequence[nn.Module], input: Tensor) -> list[int]:
+        """As ``sizes``, from a layer on."""
+        key = (*map(id, layers), input.shape[1:])
+        if key not in self.sizes:
+            if len(self.sizes) >= SHAPES:
+                self.sizes.clear()
+            self.sizes[key] = list(self._measured(first, layers, input))
+        return self.sizes[key]
+
+    def _measured(self, first: int, layers: Sequence[nn.Module], input: Tensor) -> Iterator[int]:
+        example = input.detach()[:0]  # an empty batch goes through at no cost and tells the shapes
+        yield prod(example.shape[1:])
+        for layer, free in zip(layers, self.free[first:], strict=True):
+            if not free or not _treats_examples_apart(layer, example):
+                return
+            with torch.no_grad():
+                example = _past_hooks(layer, example)
+            yield prod(example.shape[1:])
+
+
+class PartwiseChain(Reclassed):
+    """Mixed in before ``nn.Sequential``; the state lies in the container's ``__dict__``."""
+
+    prefix = "Partwise"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layers one after the other, in training mode the widest of them for a part of the batch at a time."""
+        container, chain = cast(nn.Sequential, self), self.__dict__.get(_STATE)  # slices of a container have no state
+        if chain is None or not _may_be_split(container, chain, input):
+            output: Tensor = super().forward(input)  # type: ignore[misc]
+            return output
+        layers, value = list(container), input
+        while layers:
+            sizes = chain.sizes_from(len(container) - len(layers), layers, value)
+            count = max(1, len(sizes) - 1)  # a layer that needs the whole batch runs alone
+            start, stop = _stretch(layers, sizes, value, chain.parts)
+            value = _run(layers[:start], value)
+            value = _run_in_parts(layers[start:stop], value, chain.parts)
+            value = _run(layers[stop:count], value)
+            layers = layers[count:]
+        return value
+
+
+_STATE = "_randbp_chain"
+_IN_PARTS = ContextVar("in parts", default=False)
+"""Whether a chain around the present one runs in parts."""
+
+
+def _may_be_split(container: nn.Sequential, chain: _Chain, input: object) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and container.training
+        and torch.is_grad_enabled()
+        and isinstance(input, Tensor)
+        and input.dim() > 1
+        and len(input) > 1
+        and len(chain.free) == len(container)
+        and not _IN_PARTS.get()
+        and not transforms_at_work()
+    )
+
+
+def _stretch(layers: Sequence[nn.Module], sizes: Sequence[int], input: Tensor, parts: int) -> tuple[int, int]:
+    """:func:`wide_stretch` where it is worth it."""
+    widest = max((before + after for before, after in pairwise(sizes)), default=0)
+    if widest * len(input) * input.element_size() < WORTHWHILE:
+        return 0, 0
+    start, stop = wide_stretch(sizes, min(parts, len(input)))
+    while start < stop and getattr(layers[start], "inplace", False):
+        start += 1  # a part of a tensor cannot be overwritten
+    return start, stop
+
+
+def _past_hooks(layer: nn.Module, value: Tensor) -> Tensor:
+    if not isinstance(layer, nn.Sequential):
+        output: Tensor = layer.forward(value)
+        return output
+    for inner in layer:
+        value = _past_hooks(inner, value)
+    return value
+
+
+def _run(layers: Sequence[nn.Module], value: Tensor) -> Tensor:
+    for layer in layers:
+        value = layer(value)
+    return value
+
+
+def _run_in_parts(layers: Sequence[nn.Module], input: Tensor, parts: int) -> Tensor:
+    if not layers:
+        return input
+    outer = _IN_PARTS.set(True)
+    try:
+        return torch.cat([_run(layers, part) for part in input.split(-(-len(input) // parts))])
+    finally:
+        _IN_PARTS.reset(outer)
+
+
+def split_chains(model: nn.Module, parts: int, free: Callable[[nn.Module], bool]) -> list[nn.Module]:
+    """Let the plain ``nn.Sequential`` containers of a model run wide stretches in parts, in training mode.
+
+    Args:
+        model: Any module.
+        parts: How many parts of the batch.
+        free: Whether a container or one of its layers may.
+
+    Returns:
+        The containers; :func:`join_chain` takes it back.
+    """
+    chains: list[nn.Module] = []
+    for module in model.modules():
+        if parts > 1 and type(module) is nn.Sequential and free(module):
+            module.__dict__[_STATE] = _Chain(parts, tuple(all(map(free, layer.modules())) for layer in module))
+            reclass(module, PartwiseChain)
+            chains.append(module)
+    return chains
+
+
+def join_chain(container: nn.Module) -> None:
+    """Let a container run the whole batch again."""
+    if _STATE in container.__dict__:
+        restore(container)
+        del container.__dict__[_STATE]
