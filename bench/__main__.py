@@ -36,7 +36,11 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=3.0, help="seconds per layer for the timed rounds")
     parser.add_argument("--no-times", action="store_true", help="lean: bytes and errors alone, for a busy machine")
     parser.add_argument(
-        "--settings", nargs="+", default=[""], metavar="TEXT", help="lean: those that contain one of these, and exact"
+        *("--settings", "--estimators"),
+        nargs="+",
+        default=[""],
+        metavar="TEXT",
+        help="lean, estimators: those whose name contains one of these, and exact",
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--width", type=float, help="error, merit, training: multiplies the channels of All-CNN-C")
@@ -53,7 +57,7 @@ def main() -> None:
         if name == "overhead":
             overhead.run()
         elif name == "estimators":
-            estimators.run(pattern, budget)
+            estimators.run(pattern, budget, arguments.settings)
         elif name == "lean":
             lean.run(arguments.layers, 0 if arguments.no_times else 20 * budget, arguments.quick, arguments.settings)
         elif name == "convnext-first-layer":

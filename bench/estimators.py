@@ -1,5 +1,6 @@
 """Estimated weight VJPs, drawing and storing included, over exact ones, for the layers of five networks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ def candidates(keep: float) -> dict[str, Estimator]:
     }
 
 
-def measure(layer: Layer, budget: float) -> dict[str, Any]:
-    """Seconds and noise of the exact weight VJP and of each estimator at each rate."""
+def measure(layer: Layer, budget: float, names: Sequence[str]) -> dict[str, Any]:
+    """Seconds and noise of the exact weight VJP and of some estimators at each rate."""
     spec = layer.spec
     x, v = torch.randn(spec.input_shape), torch.randn(spec.output_shape)
     seeds = iter(range(10**9))
@@ -41,7 +42,8 @@ def measure(layer: Layer, budget: float) -> dict[str, Any]:
 
     contenders: dict[str, Any] = {"exact": lambda: native_weight_vjp(x, v, spec)}
     for keep in RATES:
-        for name, estimator in candidates(keep).items():
+        for name in names:
+            estimator = candidates(keep)[name]
             contenders[f"{name} {keep:g}"] = lambda estimator=estimator: run(estimator)
     timings = interleave(contenders, budget)
     row: dict[str, Any] = {"layer": layer.name, "network": layer.network}
@@ -50,22 +52,27 @@ def measure(layer: Layer, budget: float) -> dict[str, Any]:
     return row
 
 
-def run(pattern: str, budget: float) -> dict[str, Any]:
-    """Time all layers: prints a table per rate, writes the JSON, returns the summary."""
+def run(pattern: str, budget: float, settings: Sequence[str] = ("",)) -> dict[str, Any]:
+    """Time layers: prints a table per rate, writes the JSON, returns the summary.
+
+    Args:
+        pattern: Networks or layers, separated by commas; empty for all.
+        budget: Seconds per layer for the timed rounds.
+        settings: Parts of estimators' names.
+    """
     torch.manual_seed(0)
+    names = [name for name in candidates(1 / 2) if any(part in name for part in settings)]
     rows = []
     for layer in layers(pattern):
-        rows.append(measure(layer, budget))
-        ratios = [
-            f"{rows[-1][f'{name} {keep:g}'] / rows[-1]['exact']:.2f}" for keep in RATES for name in candidates(keep)
-        ]
+        rows.append(measure(layer, budget, names))
+        ratios = [f"{rows[-1][f'{name} {keep:g}'] / rows[-1]['exact']:.2f}" for keep in RATES for name in names]
         print(
             layer.name, f"{1e3 * rows[-1]['exact']:.2f} ms", *ratios, f"noise {rows[-1]['exact noise']:.0%}", flush=True
         )
     summary: dict[str, Any] = {}
     table = []
     for keep in RATES:
-        for name in candidates(keep):
+        for name in names:
             ratios = [row[f"{name} {keep:g}"] / row["exact"] for row in rows]
             mean, worst = geometric_mean(ratios), max(ratios)
             summary[f"{name} {keep:g}"] = {"geometric_mean": mean, "worst": worst}

@@ -1,6 +1,7 @@
 """An estimator where it is faster than the exact VJP, by measurement, and the exact VJP elsewhere."""
 
 from dataclasses import dataclass, field
+from statistics import median
 from threading import Lock
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -17,11 +18,17 @@ from .exact import Exact
 from .planned import Planned
 
 ROUNDS = (3, 15)  # least and most readings of each
+GAIN = 0.95  # of the exact VJP's time, at most which is worth a change
 SECONDS = 0.1  # for all readings of a layer, unless the least number takes longer
 
 
 class Race(NamedTuple):
-    """Least seconds of one VJP of one layer, drawing and storing included: other work on the machine only adds."""
+    """Seconds of one VJP of one layer, drawing and storing included.
+
+    Of the exact one it is the least reading, for other work on the machine only adds. The time of some kernels differs
+    from call to call, though; what shall take their place must be faster in the least and in the middle readings, so
+    the worse of both ratios counts.
+    """
 
     exact: float
     planned: float
@@ -29,9 +36,10 @@ class Race(NamedTuple):
 
     @property
     def first(self) -> Literal["exact", "planned", "estimated"]:
-        """The fastest; of equals the most exact one."""
-        names: tuple[Literal["exact", "planned", "estimated"], ...] = ("exact", "planned", "estimated")
-        return min(names, key=lambda name: getattr(self, name))
+        """The fastest, if it is worth a change; of equals the most exact one."""
+        if min(self.planned, self.estimated) > GAIN * self.exact:
+            return "exact"
+        return "planned" if self.planned <= self.estimated else "estimated"
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,13 @@ class IfFaster(Estimator):
     """An estimator in the layers where it is faster than the exact VJP, and the exact VJP in all others.
 
     Whether sampling saves time depends on the layer and the machine: products of many channels shrink with the keep
-    rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or a
-    contraction of :mod:`randbp.tn` (equal up to rounding, and several times as fast for some layers). Each VJP of each
-    layer is timed when it runs for the first time: all ways in turn, on tensors of the layer's sizes, for about a tenth
-    of a second, in which memory for one more input and output is taken. The fastest one then serves all layers of these
-    sizes, data type and device until the process ends. As times vary, another process may decide otherwise; for a
-    fixed choice give layers their estimators by name, e.g. with :func:`randbp.autotune`.
+    rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or
+    a contraction of :mod:`randbp.tn` (equal up to rounding, and several times as fast for some layers). Each VJP of
+    each layer is timed when it runs for the first time: all ways in turn, on tensors of the layer's sizes, for
+    about a tenth of a second, in which memory for one more input and output is taken. The fastest one then serves
+    all layers of these sizes, data type and device until the process ends; what gains less than a twentieth of the
+    time stays exact. As times vary, another process may decide otherwise; for a fixed choice give layers their
+    estimators by name, e.g. with :func:`randbp.autotune`.
 
     A layer that stays exact holds its whole input. :meth:`describe` speaks of the estimator.
 
@@ -154,4 +163,6 @@ def _race(estimator: Estimator, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, d
             started = perf_counter()
             run(contender, Draw(len(times)))
             times.append(perf_counter() - started)
-    return Race(*map(min, readings))
+    least, middle = [min(times) for times in readings], [median(times) for times in readings]
+    worse = [max(low / least[0], mid / middle[0]) for low, mid in zip(least[1:], middle[1:], strict=True)]
+    return Race(least[0], *(least[0] * ratio for ratio in worse))
