@@ -22,7 +22,7 @@ demo: $(READY)  ## Train a small CNN on handwritten digits at four keep rates; p
 	$(BIN)/python -m experiments demo
 
 test: $(READY)  ## Run the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(READY)  ## Check formatting, lint rules and types
 	$(BIN)/ruff format --check .

@@ -11,14 +11,15 @@ from randbp.diagnostics import ProcessorWait, contention
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's scheduler statistics")
 def test_two_processes_on_one_processor_wait_for_each_other() -> None:
     code = (
-        "import os, sys, time; from randbp.diagnostics import ProcessorWait\n"
+        "import os, runpy, sys, time\n"
+        "ProcessorWait = runpy.run_path(sys.argv[2])['ProcessorWait']\n"  # by itself, without importing PyTorch
         "os.sched_setaffinity(0, {int(sys.argv[1])}); print('ready', flush=True); sys.stdin.readline()\n"
         "wait, end = ProcessorWait(), time.perf_counter() + 1\n"
         "while time.perf_counter() < end: pass\n"
         "print(wait.threads)"
     )
     one = str(min(os.sched_getaffinity(0)))
-    command = [sys.executable, "-c", code, one]
+    command = [sys.executable, "-c", code, one, contention.__file__]
     both = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(2)]
     for process in both:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"

@@ -30,13 +30,13 @@ def lean(function: Callable[..., Any], level: Any = "exact", bits: int = 4, seed
 
 def values_and_grads(function: Callable[..., Any], *inputs: Tensor, seed: int = 0) -> list[Tensor]:
     """Outputs, and the gradients of an uneven sum of them with respect to the inputs that want one."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack trace for each absent accelerator
     leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_(x.requires_grad) for x in inputs]
     # One operation in between, so that functions may work in place.
     given = [leaf * 1 if leaf.requires_grad else leaf for leaf in leaves]
     result = function(*given)
     outputs = [y for y in (result if isinstance(result, tuple) else (result,)) if isinstance(y, Tensor)]
-    torch.manual_seed(seed + 1)
+    torch.default_generator.manual_seed(seed + 1)
     total = sum((y * torch.randn_like(y)).sum() for y in outputs if y.requires_grad)
     total.backward()
     return [y.detach() for y in outputs] + [leaf.grad for leaf in leaves if leaf.grad is not None]

@@ -134,7 +134,7 @@ class Layer(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.needs = options.pop("needs", True)
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         self.attention = nn.MultiheadAttention(48, 2, batch_first=True, **options)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 
 def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     y = model(x)
     return [
         y.detach(),
@@ -185,7 +185,7 @@ def test_a_layer_is_lean_inside(name: str) -> None:
 
 
 def test_a_transformer_layer() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
     x = sample(8, 50, 64)
     before = memory_report(model, x)

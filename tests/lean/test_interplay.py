@@ -49,7 +49,7 @@ def data(batch: int = 8) -> Tensor:
 
 def grads(model: nn.Module, run: Callable[[], Tensor], seed: int = 0) -> dict[str, Tensor]:
     model.zero_grad()
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     run().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -69,7 +69,7 @@ def agrees(level: Any, ours: dict[str, Tensor], exact: dict[str, Tensor], tolera
 
 @pytest.fixture
 def model() -> Net:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return Net()
 
 
@@ -387,7 +387,7 @@ class Blocks(nn.Module):
 
 @pytest.mark.parametrize("layers", [None, "*", ["projections", "wide"]])
 def test_linear_and_transposed_layers(layers: Any) -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model, x = Blocks(), torch.randn(16, 4, 32)
 
     def loss() -> Tensor:
@@ -410,7 +410,7 @@ def test_linear_and_transposed_layers(layers: Any) -> None:
 
 
 def test_a_model_without_convolutions() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(64, 128), nn.LayerNorm(128), nn.ReLU(), nn.Linear(128, 8)), torch.randn(64, 64)
     exact = grads(model, lambda: model(x).square().sum())
     before = memory_report(model, x).held_bytes
@@ -424,7 +424,7 @@ def test_a_model_without_convolutions() -> None:
 
 
 def test_linear_layers_of_a_lean_network_are_unbiased() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 8)).double()
     x = torch.randn(6, 40, 16, dtype=torch.float64)
 

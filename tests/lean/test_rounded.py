@@ -300,13 +300,15 @@ def test_second_derivatives_through_rounding_are_refused() -> None:
 @pytest.mark.parametrize("entries", [1, 7, 256, 300])
 def test_dither_has_the_known_mean_and_variance(bits: int, entries: int) -> None:
     x = torch.randn(3, entries, generator=generator())
-    layout = Dithered(bits, entries, min(256, entries))
+    layout, together = Dithered(bits, entries, min(256, entries)), 40
     errors = []
-    for seed in range(800):
-        codes, scales = layout.encode(x, seed)
-        errors.append(layout.decode(codes, scales, seed) - x)
-    assert codes.nbytes + scales.nbytes == layout.nbytes(3)
-    stack, variance = torch.stack(errors).double(), layout.variances(scales).double()
+    for seed in range(800 // together):  # copies of the rows have noise of their own: as many draws
+        codes, scales = layout.encode(x.repeat(together, 1), seed)
+        assert codes.nbytes + scales.nbytes == layout.nbytes(3 * together)
+        errors.append(layout.decode(codes, scales, seed).unflatten(0, (together, 3)) - x)
+        assert torch.equal(scales, scales[:3].repeat(together, 1, 1))
+    scales = scales[:3]
+    stack, variance = torch.cat(errors).double(), layout.variances(scales).double()
     assert (stack.abs().amax(0) <= scales[..., 1].amax() / 2 * 1.001 + 1e-7).all()
     z = stack.mean(0).abs() / (variance / 800).sqrt().clamp_min(1e-7)
     assert z.max() < 5
