@@ -15,7 +15,7 @@ from torch import Tensor
 from ..autograd.hooks import Hooks
 from ..estimators.bits import pack, unpack
 from .indexing import with_indices
-from .layout import flatten, memory_order, pieces, unflatten
+from .layout import broadcast, flatten, memory_order, pieces, unflatten
 from .packed import Constant, Entries, Packed, packing
 from .rules import Call, is_activation, lean_version_of
 
@@ -85,8 +85,8 @@ def _are_compared(*values: Any) -> bool:
         for value in values
     ):
         return False
-    shape = torch.broadcast_shapes(*(value.shape for value in values))
-    return shape.numel() // 4 < sum(value.nbytes for value in values if is_activation(value))
+    shape = broadcast(values)
+    return shape is not None and shape.numel() // 4 < sum(value.nbytes for value in values if is_activation(value))
 
 
 def _order(x: Tensor, y: Tensor) -> Tensor:
@@ -105,10 +105,19 @@ def _smaller(x: Tensor, y: Tensor) -> Tensor:
 
 def _run(call: Call, pack: Callable[..., Packed], *operands: Any) -> Any:
     """The function, with what ``pack`` makes of a saved tensor, the hooks around, and the operands."""
-    lent = list(operands)
-    with packing(lambda tensor, outer: pack(tensor, outer, *lent)):
+    lent: list[Any] = list(operands)
+    made: dict[Any, Packed] = {}
+
+    def once(tensor: Tensor, outer: Hooks | None) -> Packed:
+        place = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if place not in made:
+            made[place] = pack(tensor, outer, *lent)
+        return made[place]
+
+    with packing(once):
         y = call.run()
     lent.clear()  # autograd keeps the hooks, and would keep the operands with them
+    made.clear()
     return y
 
 

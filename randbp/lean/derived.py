@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import elementwise  # noqa: F401, whose versions for numbers these extend
+from .layout import broadcast
 from .partials import apply_partials
 from .rules import RULES, Call, Rule, is_activation, lean_version_of
 
@@ -66,9 +67,9 @@ def hold_derivatives(call: Call, rows: Any = None, expand: bool = False, poles: 
     shape = None
     if expand:
         given = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
-        if len({place.tensor.dtype for place in places}) > 1:
+        shape = broadcast(given)
+        if shape is None or len({place.tensor.dtype for place in places}) > 1:
             return NotImplemented
-        shape = torch.broadcast_shapes(*(value.shape for value in given))
     y, slopes = _with_derivatives(call, places, shape)
     whole = slopes[0].shape
     if y.dim() and rows is not None:

@@ -41,7 +41,7 @@ def _variance(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     return NotImplemented if kwargs.get("out") is not None else _with_rounded_input(call, input)
 
 
-@lean_version_of([torch.linalg.vector_norm], exact=False)
+@lean_version_of([torch.linalg.vector_norm], exact=True)
 def _vector_norm(
     call: Call, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, out: Any = None
 ) -> Any:
@@ -49,9 +49,11 @@ def _vector_norm(
         return NotImplemented
     if ord == 1 and dtype is None:
         return hold_signs(call, x)
+    if not call.rounds:
+        return NotImplemented
     if ord == 2:
         return _with_rounded_input(call, x)
-    return hold_derivatives(call, rows=dim or ()) if ord not in (0, inf, -inf) else NotImplemented
+    return hold_derivatives(call, rows=() if dim is None else dim) if ord not in (0, inf, -inf) else NotImplemented
 
 
 @lean_version_of([torch.linalg.norm], exact=False)
