@@ -8,6 +8,7 @@ is a single ``y``.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,17 +72,18 @@ def hold_derivatives(call: Call, rows: Any = None, expand: bool = False, poles: 
         if shape is None or len({place.tensor.dtype for place in places}) > 1:
             return NotImplemented
     y, slopes = _with_derivatives(call, places, shape)
-    whole = slopes[0].shape
+    reduced = None
     if y.dim() and rows is not None:
+        whole = slopes[0].shape
         dims = {dim % len(whole) for dim in ((rows,) if isinstance(rows, int) else rows or range(len(whole)))}
-        result = y.view([1 if dim in dims else size for dim, size in enumerate(whole)])
-    else:
-        result = y
-    if result.dim() and any(slope.shape != (whole if rows is not None else y.shape) for slope in slopes):
+        reduced = torch.Size(1 if dim in dims else size for dim, size in enumerate(whole))
+        if reduced.numel() != y.numel():
+            return NotImplemented
+    elif y.dim() and any(slope.shape != y.shape for slope in slopes):
         return NotImplemented
-    partials: list[Callable[[], Tensor] | None] = [lambda slope=slope: slope for slope in slopes]  # type: ignore[misc]
-    known = replace(call, function=lambda: result, args=(), kwargs={})
-    return apply_partials(known, [place.tensor for place in places], partials, poles=poles).view(y.shape)
+    known = replace(call, function=lambda: y, args=(), kwargs={})
+    partials: list[Callable[[], Tensor] | None] = [partial(lambda slope: slope, slope) for slope in slopes]
+    return apply_partials(known, [place.tensor for place in places], partials, poles, reduced=reduced)
 
 
 _ELEMENTWISE = (
@@ -90,22 +92,16 @@ _ELEMENTWISE = (
 )
 
 
-def _register(name: str) -> None:
-    """Of several tensors; :mod:`.elementwise` has some of them with numbers."""
-    for space in (torch, Tensor, torch.special):
-        if (function := getattr(space, name, None)) is None:
-            continue
-        other = RULES.get(function)
-
-        @lean_version_of([function], exact=False)
-        def version(call: Call, *args: Any, other: Rule | None = other, **kwargs: Any) -> Any:
-            if sum(isinstance(value, Tensor) for value in (*args, *kwargs.values())) > 1:
-                return hold_derivatives(call, expand=True)
-            return NotImplemented if other is None else other.version(call, *args, **kwargs)
+def _of_several(of_one: Rule | None, call: Call, *args: Any, **kwargs: Any) -> Any:
+    """Of several tensors; :mod:`.elementwise` has some of these functions with numbers."""
+    if sum(isinstance(value, Tensor) for value in (*args, *kwargs.values())) > 1:
+        return hold_derivatives(call, expand=True)
+    return NotImplemented if of_one is None else of_one.version(call, *args, **kwargs)
 
 
 for _name in _ELEMENTWISE:
-    _register(_name)
+    for _function in {getattr(space, _name, None) for space in (torch, Tensor, torch.special)} - {None}:
+        lean_version_of([_function], exact=False)(partial(_of_several, RULES.get(_function)))
 
 
 @lean_version_of([torch.logsumexp, Tensor.logsumexp, torch.special.logsumexp], exact=False)
@@ -141,14 +137,12 @@ _ROWS_OF_LOSSES = {
 """Losses, and the dimension that they reduce in any case."""
 
 
-def _register_loss(function: Any, rows: int | None) -> None:
-    @lean_version_of([function], exact=False)
-    def version(call: Call, *args: Any, **kwargs: Any) -> Any:
-        return hold_derivatives(call, rows=rows, poles=False)
+def _loss(rows: int | None, call: Call, *args: Any, **kwargs: Any) -> Any:
+    return hold_derivatives(call, rows, poles=False)
 
 
 for _function, _rows in _ROWS_OF_LOSSES.items():
-    _register_loss(_function, _rows)
+    lean_version_of([_function], exact=False)(partial(_loss, _rows))
 
 
 @lean_version_of([F.kl_div], exact=False)
