@@ -31,7 +31,7 @@ class _Place:
 
 def _places(call: Call) -> list[_Place] | None:
     """Arguments that want gradients, if rounding their derivatives is worth it."""
-    given = [*enumerate(call.args), *call.kwargs.items()]
+    given: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     tensors = [(key, value) for key, value in given if isinstance(value, Tensor)]
     if call.kwargs.get("out") is not None or not any(is_activation(value) for _, value in tensors):
         return None
@@ -110,7 +110,9 @@ def _logsumexp(call: Call, input: Tensor, dim: Any, keepdim: bool = False, *, ou
 
 
 @lean_version_of([torch.prod, Tensor.prod], exact=False)
-def _prod(call: Call, input: Tensor, dim: Any = (), keepdim: bool = False, *, dtype: Any = None, out: Any = None) -> Any:
+def _prod(
+    call: Call, input: Tensor, dim: Any = (), keepdim: bool = False, *, dtype: Any = None, out: Any = None
+) -> Any:
     return hold_derivatives(call, rows=dim)
 
 

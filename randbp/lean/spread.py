@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..autograd.hooks import Hooks
 from .comparisons import hold_signs
 from .derived import hold_derivatives
-from .packed import Packed, packing, rounded
+from .packed import Packed, Roundings, packing, rounded
 from .rules import Call, is_activation, lean_version_of
 
 
@@ -22,7 +22,8 @@ def _with_rounded_input(call: Call, *inputs: Tensor) -> Any:
     sources = {id(x.untyped_storage()) for x in inputs if is_activation(x)}
     if not sources:
         return NotImplemented
-    session, known = call.session, {}
+    session = call.session
+    known: Roundings = {}
 
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         return rounded(tensor, session, outer, known) if id(tensor.untyped_storage()) in sources else None

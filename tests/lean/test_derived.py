@@ -88,6 +88,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], float]] = 
     ),
 }
 
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradients_are_unbiased(name: str) -> None:
     function, inputs, _ = FUNCTIONS[name]
@@ -177,3 +178,23 @@ def test_second_derivatives_are_refused() -> None:
         (first,) = torch.autograd.grad(lean(function, True)(*given).square().sum(), inputs[0], create_graph=True)
         with pytest.raises(RuntimeError, match="double backward"):
             first.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.gelu,
+        lambda x: F.gelu(x.mT),
+        lambda x: F.instance_norm(x.view(8, 9, 8, 8)),
+        lambda x: x.logsumexp(1),
+        lambda x: F.cosine_similarity(x, x + 1),
+        lambda x: F.mse_loss(x, 2 * x, reduction="none"),
+        lambda x: x.abs() ** x,
+        lambda x: torch.maximum(x, x.flip(0)),
+    ],
+)
+def test_results_may_be_changed_in_place(function: Callable[[Tensor], Tensor]) -> None:
+    (value, grad), (twice, twofold) = (
+        values_and_grads(lean(lambda x, f=f: f(function(x)), True), X) for f in (lambda y: y * 2, lambda y: y.mul_(2))
+    )
+    assert torch.equal(value, twice) and torch.equal(grad, twofold)

@@ -1,4 +1,4 @@
-"""Functions that move entries hold indices and masks, and no entries; values and gradients are PyTorch's bit for bit."""
+"""Functions that move entries hold indices and masks, no entries; values and gradients are PyTorch's bit for bit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +54,11 @@ MOVES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], float]] = {  # an
     "reflect signals": (lambda x: F.pad(x[0], (1, 2), mode="reflect"), (IMAGES,), 0),
     "replicate": (lambda x: F.pad(x, (1, 2, 3, 4), "replicate"), (IMAGES,), 0),
     "replicate volumes": (lambda x: F.pad(x[None], (1, 2, 3, 4, 0, 1), "replicate"), (IMAGES,), 0),
-    "grid_sample": (lambda x: F.grid_sample(x, GRID.to(x) + 0, align_corners=False), (IMAGES,), 32 * GRID.numel() / 8704),
+    "grid_sample": (
+        lambda x: F.grid_sample(x, GRID.to(x) + 0, align_corners=False),
+        (IMAGES,),
+        32 * GRID.numel() / 8704,
+    ),
     "grid_sample nearest": (
         lambda x: F.grid_sample(x, GRID.to(x) + 0, "nearest", "border", True),
         (IMAGES,),
@@ -136,7 +140,6 @@ def test_second_derivatives() -> None:
         assert torch.equal(second(function, "exact"), second(function, False))
 
 
-
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_a_grid_that_learns_rounds_the_input(mode: str) -> None:
     grid = GRID.detach().requires_grad_()
@@ -145,7 +148,9 @@ def test_a_grid_that_learns_rounds_the_input(mode: str) -> None:
         return F.grid_sample(x, grid, mode, align_corners=False)
 
     is_unbiased(function, (IMAGES, grid), bits=2, draws=100)
-    held = [memory_report(lean(lambda x, g: function(x * 1, g), level), IMAGES, grid).held_bytes for level in (False, True)]
+    held = [
+        memory_report(lean(lambda x, g: function(x * 1, g), level), IMAGES, grid).held_bytes for level in (False, True)
+    ]
     assert held[0] >= IMAGES.nbytes and held[1] < 0.14 * IMAGES.nbytes + GRID.nbytes
     assert_same(values_and_grads(lean(function), IMAGES, grid), values_and_grads(function, IMAGES, grid))
 
