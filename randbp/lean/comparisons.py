@@ -117,7 +117,6 @@ def _run(call: Call, pack: Callable[..., Packed], *operands: Any) -> Any:
     with packing(once):
         y = call.run()
     lent.clear()  # autograd keeps the hooks, and would keep the operands with them
-    made.clear()
     return y
 
 

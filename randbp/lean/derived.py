@@ -1,7 +1,7 @@
 """Functions of which every input entry enters one output entry: PyTorch's own derivatives, in a few bits.
 
-If ``x_i`` enters ``y_j`` alone, its gradient is ``v_j ∂y_j/∂x_i``: linear in the derivative, so any unbiased rounding of
-that will do. It need not be written down: differentiating ``Σ_j y_j`` gives all of them at once, in the forward pass.
+If ``x_i`` enters ``y_j`` alone, its gradient is ``v_j ∂y_j/∂x_i``: linear in the derivative, so any unbiased rounding
+of that will do. It need not be written down: differentiating ``Σ_j y_j`` gives all at once, in the forward pass.
 Of that kind are elementwise functions of tensors of one shape, reductions of rows, and every loss, whose mean or sum
 is a single ``y``.
 """

@@ -1,6 +1,7 @@
-"""Cross-entropy within a model: rounded probabilities, where PyTorch holds the logarithms of all classes.
+"""Losses within a model: of cross-entropy rounded probabilities, where PyTorch holds the logarithms of all classes.
 
-A language model's loss is over its whole vocabulary, which makes this its largest tensor.
+A language model's loss is over its whole vocabulary, which makes this its largest tensor. Absolute errors need signs
+alone; other losses are in :mod:`.derived`.
 """
 
 from typing import Any

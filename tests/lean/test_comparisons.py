@@ -1,4 +1,4 @@
-"""What a comparison decides takes a bit or two; values and gradients are PyTorch's bit for bit, ties and NaN included."""
+"""What a comparison decides takes a bit or two; values and gradients are bit for bit PyTorch's, even of ties, NaN."""
 
 import gc
 import weakref

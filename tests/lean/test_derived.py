@@ -1,4 +1,4 @@
-"""Functions held by their derivatives give PyTorch's values, few bits of each derivative, and its gradients on average."""
+"""Functions held by their derivatives give PyTorch's values, and its gradients on average, of few bits."""
 
 from collections.abc import Callable
 from typing import Any
