@@ -18,13 +18,18 @@ _COMPOSITES = [
     F.local_response_norm,
     F.gumbel_softmax,
     F.softmin,
+    F.lp_pool1d,
+    F.lp_pool2d,
+    F.lp_pool3d,
+    F.triplet_margin_with_distance_loss,
     torch.norm,
     Tensor.norm,
 ]
 
 
 @lean_version_of(_COMPOSITES, exact=True)
-def _composite(call: Call, *args: Any, **kwargs: Any) -> Any:
+def lean_inside(call: Call, *args: Any, **kwargs: Any) -> Any:
+    """The function, with the lean versions of those that it calls."""
     function = written_out(call.function)
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if function is None or not all(type(value) in (Tensor, torch.nn.Parameter) for value in given):

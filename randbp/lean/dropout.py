@@ -1,14 +1,18 @@
 """Dropout: one bit per entry instead of a tensor of factors."""
 
+from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..autograd.hooks import Hooks
+from .comparisons import StandIns
 from .layout import flatten, memory_order, unflatten
 from .masks import pack_mask, unpack_mask
-from .rules import Call, is_plain, lean_version_of
+from .packed import Packed, packing
+from .rules import Call, is_activation, is_plain, lean_version_of
 
 
 class _Dropout(torch.autograd.Function):
@@ -61,3 +65,22 @@ def _torch_dropout(call: Call, input: Tensor, p: float, train: bool) -> Any:
 @lean_version_of([torch.dropout_], exact=True)
 def _torch_dropout_(call: Call, input: Tensor, p: float, train: bool) -> Any:
     return _dropout(call, input, p, train, inplace=True)
+
+
+_LEAST = 1.7580993408473766  # minus SELU's lower limit, to all the digits that PyTorch writes
+
+
+@lean_version_of([F.alpha_dropout], exact=True)
+def _alpha_dropout(call: Call, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Any:
+    """Its factors are 0 and one other number."""
+    if not training or not 0 < p < 1 or not is_activation(input):
+        return NotImplemented
+    count, factor = input.numel(), 1 / sqrt((_LEAST**2 * p + 1) * (1 - p))
+
+    def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
+        if tensor.numel() != count:
+            return None
+        return StandIns(tensor, (tensor != 0).view(torch.uint8), (0.0, factor), outer)
+
+    with packing(pack):
+        return call.run()

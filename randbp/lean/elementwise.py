@@ -16,8 +16,6 @@ from .slopes import Blocks, Grid
 from .smooth import SELU_SLOPES, hold_slope
 
 _RANGES: dict[str, tuple[float, float]] = {
-    "abs": (-1, 1),
-    "absolute": (-1, 1),
     "asinh": (0, 1),
     "arcsinh": (0, 1),
     "atan": (0, 1),
@@ -27,22 +25,28 @@ _RANGES: dict[str, tuple[float, float]] = {
     "erfc": (-1.12838, 0),
     "expit": (0, 0.25),
     "hardshrink": (0, 1),
+    "ndtr": (0, 0.39895),  # 1 / √(2π) = 0.398942
     "selu": SELU_SLOPES,
     "sigmoid": (0, 0.25),
     "sin": (-1, 1),
+    "sinc": (-1.3705, 1.3705),  # π · 0.436182 = 1.370306
     "softshrink": (0, 1),
     "tanh": (0, 1),
 }
 """Functions whose derivative is bounded, and its range."""
 
-_UNBOUNDED = ["cosh", "exp", "exp2", "expm1", "sinh", "square", "__rpow__"]
+_UNBOUNDED = [
+    *("cosh", "exp", "exp2", "expm1", "sinh", "square", "__rpow__"),
+    *("erfcx", "i0", "i0e", "i1", "i1e", "log_ndtr"),
+]
 
 _WITH_POLES = [
     *("acos", "acosh", "arccos", "arccosh", "arcsin", "arctanh", "asin", "atanh", "digamma", "erfinv", "lgamma"),
     *("log", "log10", "log1p", "log2", "logit", "reciprocal", "rsqrt", "sqrt", "tan", "__rdiv__", "__rtruediv__"),
+    *("entr", "gammaln", "multigammaln", "mvlgamma", "ndtri", "psi"),
 ]
 
-_POWERS = ["pow", "__pow__", "__ipow__"]
+_POWERS = ["pow", "__pow__", "__ipow__", "float_power"]
 
 
 def _register(name: str, kind_of: Callable[..., Grid | Blocks]) -> None:

@@ -1,5 +1,7 @@
 """Tensors in the order in which their entries lie in memory."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,19 @@ def unexpanded(tensor: Tensor) -> Tensor:
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)
     return tensor
+
+
+def broadcast(tensors: Iterable[Tensor]) -> torch.Size | None:
+    """The shape that tensors have together, if there is one.
+
+    Example:
+        >>> broadcast([torch.ones(3, 1), torch.ones(5)]), broadcast([torch.ones(3), torch.ones(5)])
+        (torch.Size([3, 5]), None)
+    """
+    try:
+        return torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    except RuntimeError:
+        return None
 
 
 def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:

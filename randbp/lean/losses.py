@@ -1,9 +1,9 @@
-"""Cross-entropy within a model: rounded probabilities, where PyTorch holds the logarithms of all classes.
+"""Losses within a model: of cross-entropy rounded probabilities, where PyTorch holds the logarithms of all classes.
 
-A language model's loss is over its whole vocabulary, which makes this its largest tensor.
+A language model's loss is over its whole vocabulary, which makes this its largest tensor. Absolute errors need signs
+alone; other losses are in :mod:`.derived`.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,22 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.hooks import Hooks
-from ..tn.execute.native import placeholder
-from .packed import Packed, packing
+from .derived import hold_derivatives
+from .packed import Constant, Packed, packing
 from .rules import Call, is_activation, lean_version_of
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """Stands for a tensor of which the kernel reads the shape alone."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-    def tensor(self) -> Tensor:
-        """Memory that nobody reads; kernels make a gradient in the same order."""
-        return placeholder(torch.empty(0, dtype=self.dtype, device=self.device), self.shape)
 
 
 @lean_version_of([F.nll_loss], exact=True)
@@ -37,7 +24,7 @@ def _nll_loss(call: Call, input: Tensor, target: Tensor, *args: Any, **kwargs: A
     source = id(input.untyped_storage())
 
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-        return _Shape(tensor.shape, tensor.dtype, tensor.device) if id(tensor.untyped_storage()) == source else None
+        return Constant.like(tensor) if id(tensor.untyped_storage()) == source else None
 
     with packing(pack):
         return call.run()
@@ -55,12 +42,32 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Any:
-    """Of classes by their numbers, in the two steps that PyTorch takes, too."""
-    old = size_average is not None or reduce is not None
-    if not is_activation(input) or target.is_floating_point() or label_smoothing != 0 or old or input.dim() < 2:
+    """Of classes by their numbers, in the two steps that PyTorch takes, too; else its derivatives are held."""
+    if not is_activation(input) or input.dim() < 2:
         return NotImplemented
+    if target.is_floating_point() or label_smoothing != 0 or size_average is not None or reduce is not None:
+        return hold_derivatives(call, rows=1, poles=False)
     if torch.is_autocast_enabled(input.device.type):
         input = input.to(torch.promote_types(input.dtype, torch.float32))
     with call.session.inside():
         logarithms = F.log_softmax(input, 1)
         return F.nll_loss(logarithms, target, weight, ignore_index=ignore_index, reduction=reduction)
+
+
+@lean_version_of([F.l1_loss], exact=True)
+def _l1_loss(
+    call: Call,
+    input: Tensor,
+    target: Tensor,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    weight: Any = None,
+) -> Any:
+    """In the steps that PyTorch takes, of which the second needs signs alone."""
+    old = size_average is not None or reduce is not None
+    if old or weight is not None or input.shape != target.shape or reduction not in ("mean", "sum", "none"):
+        return NotImplemented
+    with call.session.inside():
+        each = (input - target).abs()
+        return each if reduction == "none" else getattr(each, reduction)()

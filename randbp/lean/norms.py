@@ -103,7 +103,7 @@ class _ChannelNorm(torch.autograd.Function):
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
         ctx.layout, ctx.groups, ctx.shape, ctx.dtype = layout, groups, x.shape, x.dtype
-        return y
+        return y.detach()  # no view, which nobody could change in place
 
     @staticmethod
     @refuses_vectorised

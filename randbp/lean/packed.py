@@ -63,7 +63,7 @@ class _Passed:
         return self._unpack(self._held)
 
 
-class _Entries:
+class Entries:
     """The entries of a tensor in the order of its memory, in the place of saved tensors of autograd.
 
     Args:
@@ -80,14 +80,14 @@ class _Entries:
         return self._held if self._outer is None else tuple(map(self._outer[1], self._held))
 
 
-class Rounded(_Entries):
+class Rounded(Entries):
     """The entries in a few bits each.
 
     Args:
         flat: The entries as they lie in memory.
         bits: Bits per entry.
         seed: Of the noise.
-        outer: See :class:`_Entries`.
+        outer: See :class:`Entries`.
     """
 
     def __init__(self, flat: Tensor, bits: int, seed: int, outer: Hooks | None) -> None:
@@ -106,7 +106,26 @@ class Rounded(_Entries):
         return self._layout.decode(codes, scales, int(seed)).view(-1)[: self._count].to(self._dtype)
 
 
-class _Bits(_Entries):
+@dataclass(frozen=True)
+class Constant:
+    """Stands for a tensor of which a backward pass reads the shape, or compares its entries with a stand-in's."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    value: float = 0
+
+    @staticmethod
+    def like(tensor: Tensor, value: float = 0) -> "Constant":
+        """In the place of a tensor."""
+        return Constant(tensor.shape, tensor.dtype, tensor.device, value)
+
+    def tensor(self) -> Tensor:
+        """One number, repeated."""
+        return torch.tensor(self.value, dtype=self.dtype, device=self.device).expand(self.shape)
+
+
+class _Bits(Entries):
     """The entries of a mask in one bit each, without repetitions."""
 
     def __init__(self, mask: Tensor, outer: Hooks | None) -> None:

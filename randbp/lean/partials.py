@@ -45,13 +45,15 @@ class _Elementwise(torch.autograd.Function):
         call: Call,
         partials: list[Callable[[], Tensor] | None],
         edges: list[Tensor | None],
+        kind: Blocks,
         inplace: bool,
+        reduced: torch.Size | None,
         *tensors: Tensor,
     ) -> Tensor:
-        kind, seed = Blocks(call.session.bits, poles=True), call.session.seed()
+        seed = call.session.seed()
         noise, held = Noise(Draw(seed), tensors[0].device), []
         ctx.places = []
-        for partial, wanted in zip(partials, ctx.needs_input_grad[4:], strict=True):
+        for partial, wanted in zip(partials, ctx.needs_input_grad[6:], strict=True):
             slope = partial() if partial is not None and wanted else None
             if slope is None:
                 ctx.places.append(None)
@@ -65,6 +67,7 @@ class _Elementwise(torch.autograd.Function):
         # The seed travels with the codes: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), *edges, *held)
         ctx.kind, ctx.dtypes, ctx.shapes = kind, [x.dtype for x in tensors], [x.shape for x in tensors]
+        ctx.reduced = reduced
         return y
 
     @staticmethod
@@ -76,16 +79,17 @@ class _Elementwise(torch.autograd.Function):
         edges, held = saved[:count], iter(saved[count:])
         grads: list[Tensor | None] = []
         with torch.no_grad():
-            noise = Noise(Draw(int(seed)), output_grad.device)
+            noise, v = Noise(Draw(int(seed)), output_grad.device), output_grad
+            v = v if ctx.reduced is None else v.reshape(ctx.reduced)
             for place, wanted, dtype, shape in zip(
-                ctx.places, ctx.needs_input_grad[4:], ctx.dtypes, ctx.shapes, strict=True
+                ctx.places, ctx.needs_input_grad[6:], ctx.dtypes, ctx.shapes, strict=True
             ):
-                grad = output_grad if wanted else None
+                grad = v if wanted else None
                 if place is not None:
-                    grad = output_grad * _slope(ctx.kind, place, next(held), noise).to(output_grad.dtype)
+                    grad = v * _slope(ctx.kind, place, next(held), noise).to(v.dtype)
                 grads.append(None if grad is None else grad.sum_to_size(shape).to(dtype))
         guarded = not_differentiable("lean function of several tensors", tuple(grads), (*edges, output_grad))
-        return None, None, None, None, *guarded
+        return *[None] * 6, *guarded
 
 
 def _slope(kind: Blocks, place: _Place, held: Tensor, noise: Noise) -> Tensor:
@@ -99,9 +103,30 @@ def _apply(call: Call, *arguments: _Argument, inplace: bool = False) -> Any:
     tensors = [argument.tensor for argument in arguments]
     if not any(map(is_activation, tensors)) or (inplace and not is_plain(tensors[0])):
         return NotImplemented
-    return _Elementwise.apply(
-        call, [argument.partial for argument in arguments], [edge_of(x) for x in tensors], inplace, *tensors
-    )
+    return apply_partials(call, tensors, [argument.partial for argument in arguments], inplace=inplace)
+
+
+def apply_partials(
+    call: Call,
+    tensors: list[Tensor],
+    partials: list[Callable[[], Tensor] | None],
+    poles: bool = True,
+    inplace: bool = False,
+    reduced: torch.Size | None = None,
+) -> Tensor:
+    """The function's value, holding its rounded partial derivatives.
+
+    Args:
+        call: What gives the value.
+        tensors: Its arguments.
+        partials: What makes the derivative with respect to each (``None``: 1 all over).
+        poles: Whether derivatives may be infinite.
+        inplace: Whether the function overwrites the first argument.
+        reduced: The output's shape with ones where dimensions are missing that the derivatives have.
+    """
+    kind, edges = Blocks(call.session.bits, poles), [edge_of(x) for x in tensors]
+    y: Tensor = _Elementwise.apply(call, partials, edges, kind, inplace, reduced, *tensors)
+    return y
 
 
 def _are_factors(*values: Any) -> bool:

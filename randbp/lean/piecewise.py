@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.hooks import in_memory
+from .comparisons import clamp_between
 from .layout import flatten, memory_order, unflatten
 from .masks import pack_where, unpacked
 from .recipes import recipe_of, remember
@@ -114,16 +115,25 @@ def _hardsigmoid(call: Call, input: Tensor, inplace: bool = False) -> Any:
 
 
 @lean_version_of([torch.clamp, Tensor.clamp, Tensor.clip, torch.clip], exact=True)
-def _clamp(call: Call, input: Tensor, min: Any = None, max: Any = None, *, out: Any = None) -> Any:
-    if out is not None or isinstance(min, Tensor) or isinstance(max, Tensor) or min is max is None:
+def _clamp(
+    call: Call, input: Tensor, min: Any = None, max: Any = None, *, out: Any = None, inplace: bool = False
+) -> Any:
+    if out is not None or min is max is None:
         return NotImplemented
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        return NotImplemented if inplace else clamp_between(call, input, min, max)
 
     def inside(x: Tensor) -> Tensor:
         if min is None:
             return x <= max
         return x >= min if max is None else (x >= min).logical_and_(x <= max)
 
-    return _apply(call, input, inside)
+    return _apply(call, input, inside, inplace=inplace)
+
+
+@lean_version_of([torch.clamp_, Tensor.clamp_, torch.clip_, Tensor.clip_], exact=True)
+def _clamp_(call: Call, input: Tensor, min: Any = None, max: Any = None) -> Any:
+    return _clamp(call, input, min, max, inplace=True)
 
 
 @lean_version_of([torch.clamp_min, Tensor.clamp_min], exact=True)
@@ -134,3 +144,13 @@ def _clamp_min(call: Call, input: Tensor, min: Any) -> Any:
 @lean_version_of([torch.clamp_max, Tensor.clamp_max], exact=True)
 def _clamp_max(call: Call, input: Tensor, max: Any) -> Any:
     return _clamp(call, input, None, max)
+
+
+@lean_version_of([torch.clamp_min_, Tensor.clamp_min_], exact=True)
+def _clamp_min_(call: Call, input: Tensor, min: Any) -> Any:
+    return _clamp(call, input, min, inplace=True)
+
+
+@lean_version_of([torch.clamp_max_, Tensor.clamp_max_], exact=True)
+def _clamp_max_(call: Call, input: Tensor, max: Any) -> Any:
+    return _clamp(call, input, None, max, inplace=True)

@@ -23,10 +23,14 @@ _PRODUCTS = [
     *(torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__),
     *(Tensor.mul_, Tensor.multiply_, Tensor.__imul__, torch.tensordot),
     *(torch.addcmul, Tensor.addcmul, Tensor.addcmul_, torch.lerp, Tensor.lerp, Tensor.lerp_, F.bilinear),
+    *(torch.kron, Tensor.kron, torch.linalg.vecdot, torch.linalg.cross, torch.cross, Tensor.cross),
 ]
 _CAST_BY_AUTOCAST = [
     *(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm),
-    *(torch.baddbmm, Tensor.baddbmm, torch.addmm, Tensor.addmm, torch.einsum),
+    *(torch.baddbmm, Tensor.baddbmm, torch.addmm, Tensor.addmm, torch.addbmm, Tensor.addbmm, torch.einsum),
+    *(torch.mv, Tensor.mv, torch.addmv, Tensor.addmv, torch.addr, Tensor.addr, torch.outer, Tensor.outer),
+    *(torch.dot, Tensor.dot, torch.vdot, Tensor.vdot, torch.inner, Tensor.inner),
+    *(torch.linalg.matmul, Tensor.__rmatmul__),
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
 ]
 

@@ -23,6 +23,7 @@ from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
 from ..estimators.draw import Draw
 from ..estimators.noise import Noise
+from .composites import lean_inside
 from .layout import pieces
 from .masks import pack_mask, unpack_mask
 from .rules import Call, is_activation, lean_version_of
@@ -143,8 +144,10 @@ _register("log_softmax", _Kind(_log_softmax_grad, held=Tensor.exp))
 
 @lean_version_of([F.normalize], exact=False)
 def _normalize(call: Call, input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
-    if out is not None or p != 2:
+    if out is not None:
         return NotImplemented
+    if p != 2:
+        return lean_inside(call, *call.args, **call.kwargs)
 
     def length_of(x: Tensor, dim: int) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)

@@ -46,7 +46,9 @@ class _Smooth(torch.autograd.Function):
         # The seed travels with the codes: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.cat(codes), edge, torch.tensor(seed) if kind.dithered else None)
         ctx.kind, ctx.order, ctx.shape, ctx.dtype = kind, order, x.shape, x.dtype
-        return x if inplace else unflatten(output, x.shape, order)
+        return (
+            x if inplace else unflatten(output, x.shape, order).detach()
+        )  # no view, which nobody could change in place
 
     @staticmethod
     @refuses_vectorised

@@ -4,23 +4,29 @@ With ``n`` entries, ``σ²`` their variance and ``s`` their norm, the input grad
 ``v (x - mean(x)) / ((n - 1) σ)`` and ``v x / s``: linear in ``x``. The result is small, and held as it is.
 """
 
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..autograd.hooks import Hooks
-from .packed import Packed, packing, rounded
+from .comparisons import hold_signs
+from .derived import hold_derivatives
+from .packed import Packed, Roundings, packing, rounded
 from .rules import Call, is_activation, lean_version_of
 
 
-def _with_rounded_input(call: Call, x: Tensor) -> Any:
-    if not is_activation(x):
+def _with_rounded_input(call: Call, *inputs: Tensor) -> Any:
+    sources = {id(x.untyped_storage()) for x in inputs if is_activation(x)}
+    if not sources:
         return NotImplemented
-    source, session = id(x.untyped_storage()), call.session
+    session = call.session
+    known: Roundings = {}
 
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-        return rounded(tensor, session, outer, None) if id(tensor.untyped_storage()) == source else None
+        return rounded(tensor, session, outer, known) if id(tensor.untyped_storage()) in sources else None
 
     with packing(pack):
         return call.run()
@@ -36,11 +42,19 @@ def _variance(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     return NotImplemented if kwargs.get("out") is not None else _with_rounded_input(call, input)
 
 
-@lean_version_of([torch.linalg.vector_norm], exact=False)
+@lean_version_of([torch.linalg.vector_norm], exact=True)
 def _vector_norm(
     call: Call, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, out: Any = None
 ) -> Any:
-    return NotImplemented if out is not None or ord != 2 else _with_rounded_input(call, x)
+    if out is not None:
+        return NotImplemented
+    if ord == 1 and dtype is None:
+        return hold_signs(call, x)
+    if not call.rounds:
+        return NotImplemented
+    if ord == 2:
+        return _with_rounded_input(call, x)
+    return hold_derivatives(call, rows=() if dim is None else dim) if ord not in (0, inf, -inf) else NotImplemented
 
 
 @lean_version_of([torch.linalg.norm], exact=False)
@@ -58,3 +72,17 @@ def _linalg_norm(
     if out is not None or not (ord is None or (ord == 2 and (of_vectors or (dim is None and A.dim() == 1)))):
         return NotImplemented
     return _with_rounded_input(call, A)
+
+
+@lean_version_of([torch.cdist], exact=False)
+def _cdist(call: Call, x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Any:
+    """Of ``d_ij = ‖x_i - y_j‖`` the gradients ``Σ_j v_ij (x_i - y_j) / d_ij`` are linear in both, as ``d`` is held."""
+    return _with_rounded_input(call, x1, x2) if p == 2 else NotImplemented
+
+
+@lean_version_of([F.pairwise_distance], exact=False)
+def _pairwise_distance(
+    call: Call, x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Any:
+    with call.session.inside():
+        return torch.linalg.vector_norm(x1 - x2 + eps, p, -1, keepdim)

@@ -48,6 +48,11 @@ KINKS = {
     "clamp min": lambda x: torch.clamp(x, min=0),
     "clamp max": lambda x: torch.clamp(x, max=0.5),
     "clamp_min": lambda x: x.clamp_min(-1),
+    "clamp_": lambda x: x.clamp_(-1, 0.5),
+    "clamp_, a statement": lambda x: (x.clamp_(-1, 0.5), x)[1],
+    "clip_": lambda x: torch.clip_(x, max=2.0),
+    "clamp_min_": lambda x: x.clamp_min_(-1),
+    "clamp_max_": lambda x: torch.clamp_max_(x, 2.0),
     "clamp_max": lambda x: torch.clamp_max(x, 2.0),
     "clip": lambda x: x.clip(0, 1),
 }

@@ -74,6 +74,7 @@ NORMS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "rms": (lambda x, w: F.rms_norm(x, (6, 7), w), (IMAGE, parameter(6, 7))),
 }
 OTHER = torch.randn(80, 64, generator=generator(3)).requires_grad_()
+THIRDS = torch.randn(72, 64, generator=generator(4)).requires_grad_()
 PRODUCTS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "mul": (lambda x, y: x * y, (OTHER, OTHER.flip(0).detach().requires_grad_())),
     "mul with a row": (lambda x, y: y * x, (OTHER, parameter(64))),
@@ -93,6 +94,18 @@ PRODUCTS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "lerp": (lambda x, y: torch.lerp(x, y, x * y), (OTHER, OTHER.flip(0).detach().requires_grad_())),
     "mul in place": (lambda x, y: x.mul_(y), (OTHER, OTHER.flip(0).detach().requires_grad_())),
     "tensordot": (lambda x, y: torch.tensordot(x, y, ([0], [0])), (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "kron": (lambda x, y: torch.kron(x, y[:2, :3].contiguous()), (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "vecdot": (torch.linalg.vecdot, (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "cross": (
+        lambda x, y: torch.linalg.cross(x.view(4, 3, -1)[:, :3], y.view(4, 3, -1), dim=1),
+        (THIRDS, THIRDS.flip(0).detach().requires_grad_()),
+    ),
+    "dot": (lambda x, y: torch.dot(x.flatten(), y.flatten()), (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "inner": (torch.inner, (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "outer": (lambda x, y: torch.outer(x.flatten(), y[0, :9]), (OTHER, OTHER.flip(0).detach().requires_grad_())),
+    "mv": (lambda x, y: torch.mv(x, y), (OTHER, parameter(64))),
+    "addmv": (lambda x, y: torch.addmv(x[:, 0], x, y, alpha=0.5), (OTHER, parameter(64))),
+    "addbmm": (lambda x: torch.addbmm(x[:20, :20], x.view(4, 20, 64), x.view(4, 64, 20)), (OTHER,)),
     "matmul of copies": (
         lambda x, y: x.view(16, 5, 2, 32).transpose(1, 2) @ y.view(16, 5, 2, 32).permute(0, 2, 3, 1),
         (OTHER, OTHER.flip(0).detach().requires_grad_()),
@@ -249,8 +262,17 @@ def test_bytes_held(bits: int) -> None:
         (lambda x: torch.lerp(x, 2 * x, 3 * x), 3),
         (lambda x: x.mul_(2 * x), 2),
         (lambda x: torch.tensordot(x, 2 * x, ([0, 1], [0, 1])), 2),
+        (lambda x: torch.linalg.vecdot(x, 2 * x), 2),
+        (lambda x: torch.linalg.cross(x.view(-1, 4, 64)[:, :3], 2 * x.view(-1, 4, 64)[:, 1:], dim=1), 1.5),
+        (lambda x: torch.inner(x, 2 * x), 2),
+        (lambda x: torch.dot(x.flatten(), 2 * x.flatten()), 2),
+        (lambda x: torch.outer(x.flatten(), WEIGHT.flatten()[:3]), 1),
+        (lambda x: torch.mv(x.view(-1, 128), WEIGHT.flatten()[:128]), 1),
     ],
-    ids=["heads", "linear", "matmul", "einsum", "addcmul", "lerp", "mul_", "tensordot"],
+    ids=[
+        *("heads", "linear", "matmul", "einsum", "addcmul", "lerp", "mul_", "tensordot"),
+        *("vecdot", "cross", "inner", "dot", "outer", "mv"),
+    ],
 )
 def test_copies_of_factors_are_rounded_too(function: Callable[[Tensor], Tensor], factors: int) -> None:
     x = torch.randn(8, 32, 128, generator=generator()).requires_grad_()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from randbp.diagnostics import memory_report
 
@@ -24,6 +25,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
     "norm by number": lambda x: x.norm(2, (1, 2)),
     "vector_norm": lambda x: torch.linalg.vector_norm(x, dim=(0, 2)),
     "linalg.norm": lambda x: torch.linalg.norm(x, dim=1),
+    "distances by pairs": (lambda x: F.pairwise_distance(x, x.flip(0).detach(), keepdim=True)),
     "linalg.norm by number": lambda x: torch.linalg.norm(x, 2, 1),
 }
 
@@ -63,7 +65,7 @@ def test_formats(name: str) -> None:
     [
         lambda x: x.norm(1),
         lambda x: x.norm(torch.inf, 1),
-        lambda x: torch.linalg.vector_norm(x, 3),
+        lambda x: torch.cdist(x, x.flip(1), p=1.0),
         lambda x: torch.linalg.norm(x[0], 2),  # the greatest singular value
         lambda x: torch.linalg.norm(x[0], "nuc"),
         lambda x: x.norm("nuc", (0, 1)),
@@ -73,3 +75,23 @@ def test_other_norms_are_not_linear(function: Callable[[Tensor], Tensor]) -> Non
     x = sample(2, 80, 81)
     (_, exact), (_, ours) = values_and_grads(function, x), values_and_grads(lean(function, True, 1), x)
     assert torch.equal(ours, exact)
+
+
+DISTANCES: dict[str, Callable[..., Tensor]] = {
+    "products": torch.cdist,
+    "no products": lambda x, y: torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist"),
+    "of rows to themselves": lambda x, y: torch.cdist(x, x) + y[:, :1],
+}
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_all_distances(name: str) -> None:
+    x, y = sample(90, 91), sample(91, 92)[1:, 1:].detach().requires_grad_()
+    is_unbiased(DISTANCES[name], (x, y), bits=2, draws=200)
+
+    def held(level: Any) -> int:
+        return memory_report(lean(lambda x, y: DISTANCES[name](x * 1, y * 1), level, 4), x, y).held_bytes
+
+    factors, result = 1 if "themselves" in name else 2, 90 * 90 * 4
+    assert held(False) == held("exact") >= factors * x.nbytes + result
+    assert 0 <= held(True) - factors * x.numel() * (4 / 8 + 8 / 256) - result <= 512 + factors * 8

@@ -1,0 +1,250 @@
+"""Functions whose gradient asks how numbers compare: one or two bits per entry.
+
+Whether ``x`` or ``y`` was larger, where a row has its maximum, which sign a number has: that is all that the backward
+pass of ``maximum``, ``amax`` or ``abs`` finds out from the tensors that PyTorch holds for it. They are given stand-ins
+that compare alike, ``-1``, ``0``, ``1`` and NaN, so PyTorch's own backward pass does the rest: ties and NaN are shared
+out as ever, and gradients can be differentiated again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..autograd.hooks import Hooks
+from ..estimators.bits import pack, unpack
+from .indexing import with_indices
+from .layout import broadcast, flatten, memory_order, pieces, unflatten
+from .packed import Constant, Entries, Packed, packing
+from .rules import Call, is_activation, lean_version_of
+
+_ABS = ("abs", "abs_", "absolute", "absolute_", "__abs__")
+
+_ORDER = (-1.0, 1.0, 0.0, torch.nan)
+"""Less, more, equal, and none of these; a function that tells two cases takes one bit."""
+
+
+class StandIns(Entries):
+    """One of a few numbers per entry, packed.
+
+    Args:
+        source: The tensor that they stand for.
+        codes: Numbers of the stand-ins, ``uint8``, of any shape.
+        values: The stand-ins: two, or up to four.
+        outer: See :class:`.packed.Entries`.
+    """
+
+    def __init__(self, source: Tensor, codes: Tensor, values: tuple[float, ...], outer: Hooks | None) -> None:
+        self._shape, self._order, self._values = codes.shape, memory_order(codes), values
+        self._dtype, self._bits = source.dtype, 1 if len(values) <= 2 else 2
+        flat = flatten(codes, self._order).view(1, -1)
+        if missing := -flat.shape[1] % 8:
+            flat = torch.cat([flat, flat.new_zeros(1, missing)], 1)
+        super().__init__(source, (pack(flat, self._bits),), outer)
+
+    def tensor(self) -> Tensor:
+        """The stand-ins."""
+        (packed,) = self._parts()
+        codes, count = unpack(packed, self._bits).view(-1), self._shape.numel()
+        values = torch.tensor(self._values, dtype=self._dtype).to(codes.device, non_blocking=True)
+        flat = torch.empty(count, dtype=self._dtype, device=codes.device)
+        for part in pieces(count, codes.device):
+            torch.index_select(values, 0, codes[part].int(), out=flat[part])
+        return unflatten(flat, self._shape, self._order)
+
+
+class _Later:
+    """What is known only when the function has run."""
+
+    made: Packed
+
+    def tensor(self) -> Tensor:
+        """It."""
+        return self.made.tensor()
+
+
+def _is(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one and the same view."""
+    return (
+        tensor.untyped_storage() is other.untyped_storage()
+        and tensor.data_ptr() == other.data_ptr()
+        and tensor.shape == other.shape
+        and tensor.stride() == other.stride()
+    )
+
+
+def _are_compared(*values: Any) -> bool:
+    """Whether these are tensors of one kind, of which PyTorch would hold more than their comparison takes."""
+    first = values[0]
+    if not all(
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.layout is torch.strided
+        and value.dtype == first.dtype
+        and value.device == first.device
+        for value in values
+    ):
+        return False
+    shape = broadcast(values)
+    return shape is not None and shape.numel() // 4 < sum(value.nbytes for value in values if is_activation(value))
+
+
+def _order(x: Tensor, y: Tensor) -> Tensor:
+    """Places in :data:`_ORDER`."""
+    codes = torch.add((x > y).to(torch.uint8), x == y, alpha=2)
+    return codes.add_((x != x).logical_or(y != y), alpha=3)
+
+
+def _larger(x: Tensor, y: Tensor) -> Tensor:
+    return (x >= y).logical_or(y.isnan()).to(torch.uint8)
+
+
+def _smaller(x: Tensor, y: Tensor) -> Tensor:
+    return (x <= y).logical_or(y.isnan()).to(torch.uint8)
+
+
+def _run(call: Call, pack: Callable[..., Packed], *operands: Any) -> Any:
+    """The function, with what ``pack`` makes of a saved tensor, the hooks around, and the operands."""
+    lent: list[Any] = list(operands)
+    made: dict[Any, Packed] = {}
+
+    def once(tensor: Tensor, outer: Hooks | None) -> Packed:
+        place = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if place not in made:
+            made[place] = pack(tensor, outer, *lent)
+        return made[place]
+
+    with packing(once):
+        y = call.run()
+    lent.clear()  # autograd keeps the hooks, and would keep the operands with them
+    return y
+
+
+def _choose(
+    call: Call, x: Any, y: Any, compare: Callable[[Tensor, Tensor], Tensor], values: tuple[float, ...] = _ORDER
+) -> Any:
+    """One of two tensors, entry by entry; the second's stand-in is 0."""
+    if not _are_compared(x, y):
+        return NotImplemented
+
+    def pack(tensor: Tensor, outer: Hooks | None, x: Tensor, y: Tensor) -> Packed:
+        return StandIns(x, compare(x, y), values, outer) if _is(tensor, x) else Constant.like(tensor)
+
+    return _run(call, pack, x, y)
+
+
+def _register(name: str, compare: Callable[[Tensor, Tensor], Tensor], values: tuple[float, ...] = _ORDER) -> None:
+    @lean_version_of([getattr(torch, name), getattr(Tensor, name)], exact=True)
+    def version(call: Call, input: Any, other: Any, *, out: Any = None) -> Any:
+        return NotImplemented if out is not None else _choose(call, input, other, compare, values)
+
+
+for _name in ("maximum", "minimum"):
+    _register(_name, _order)
+_register("fmax", _larger, (-1.0, 1.0))
+_register("fmin", _smaller, (1.0, -1.0))
+
+
+def clamp_between(call: Call, x: Tensor, low: Tensor | None, high: Tensor | None) -> Any:
+    """``clamp`` by tensors, whose stand-ins are -1/2 and 1/2."""
+    bounds = [bound for bound in (low, high) if bound is not None]
+    if not _are_compared(x, *bounds):
+        return NotImplemented
+
+    def pack(tensor: Tensor, outer: Hooks | None, x: Tensor, low: Tensor | None, high: Tensor | None) -> Packed:
+        if _is(tensor, x):
+            return StandIns(x, _sides(x, low, high), _ORDER, outer)
+        return Constant.like(tensor, -0.5 if low is not None and _is(tensor, low) else 0.5)
+
+    return _run(call, pack, x, low, high)
+
+
+def _sides(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+    """Places in :data:`_ORDER` of entries below, above and within the bounds."""
+    no = torch.zeros((), dtype=torch.bool, device=x.device)
+    below, above = no if low is None else x < low, no if high is None else x > high
+    if low is not None and high is not None:
+        above = above.logical_or(high < low)  # then PyTorch takes the upper bound
+    wrong = (x != x).logical_or(no if low is None else low != low).logical_or(no if high is None else high != high)
+    within = wrong.logical_or(below).logical_or(above).logical_not_()
+    codes = torch.add(within.to(torch.uint8), within).masked_fill_(wrong, 3)
+    return codes.masked_fill_(below.logical_and(wrong.logical_not_()), 0).masked_fill_(above, 1)
+
+
+def _extreme(call: Call, x: Any, dim: Any = ()) -> Any:
+    """An entry of each row: stand-ins are 1 where it was found and 0 elsewhere, and 1 is the result's."""
+    if not is_activation(x):
+        return NotImplemented
+    later, nan_too = _Later(), call.function not in _OF_ROWS
+    dims = {d % x.dim() for d in ((dim,) if isinstance(dim, int) else dim or range(x.dim()))}
+
+    def pack(tensor: Tensor, outer: Hooks | None, x: Tensor) -> Packed:
+        if _is(tensor, x):
+            return later
+        result = tensor.view([1 if d in dims else size for d, size in enumerate(x.shape)])
+        found = x == result
+        if nan_too:
+            found.logical_or_((x != x).logical_and_(result != result))
+        later.made = StandIns(x, found.view(torch.uint8), (0.0, 1.0), outer)
+        return Constant.like(tensor, 1)
+
+    return _run(call, pack, x)
+
+
+_OF_ROWS = (torch.amax, torch.amin, Tensor.amax, Tensor.amin)
+
+
+@lean_version_of(_OF_ROWS, exact=True)
+def _extreme_of_rows(call: Call, input: Tensor, dim: Any = (), keepdim: bool = False, *, out: Any = None) -> Any:
+    return NotImplemented if out is not None else _extreme(call, input, dim)
+
+
+@lean_version_of([torch.max, torch.min, Tensor.max, Tensor.min], exact=True)
+def _extreme_or_choice(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+    """``max(x)``, ``max(x, y)`` or ``max(x, dim)``."""
+    if not args and not options:
+        return _extreme(call, input)
+    other = options.get("other", args[0] if args else None)
+    if isinstance(other, Tensor):
+        return NotImplemented if options.get("out") is not None else _choose(call, input, other, _order)
+    return with_indices(call, input, *args, **options)
+
+
+@lean_version_of([torch.median, torch.nanmedian, Tensor.median, Tensor.nanmedian], exact=True)
+def _median(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+    return with_indices(call, input, *args, **options) if args or options else _extreme(call, input)
+
+
+def _hold_codes(call: Call, x: Any, code: Callable[[Tensor], Tensor], values: tuple[float, ...]) -> Any:
+    """A function of one tensor."""
+    if not is_activation(x) or call.kwargs.get("out") is not None:
+        return NotImplemented
+    count, dtype = x.numel(), x.dtype
+
+    def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
+        if tensor.numel() != count or tensor.dtype != dtype:
+            return None
+        return StandIns(tensor, code(tensor), values, outer)
+
+    with packing(pack):
+        return call.run()
+
+
+def hold_signs(call: Call, x: Any) -> Any:
+    """A function whose gradient needs the signs of a tensor."""
+    return _hold_codes(call, x, lambda tensor: _order(tensor, tensor.new_zeros(())), _ORDER)
+
+
+@lean_version_of([torch.abs, torch.abs_, torch.absolute, *(getattr(Tensor, name) for name in _ABS)], exact=True)
+def _abs(call: Call, input: Tensor, *, out: Any = None) -> Any:
+    return hold_signs(call, input)
+
+
+@lean_version_of([torch.nansum, torch.nanmean, Tensor.nansum, Tensor.nanmean], exact=True)
+def _nansum(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+    return _hold_codes(call, input, lambda tensor: tensor.isnan().view(torch.uint8), (0.0, torch.nan))
+
+
+@lean_version_of([torch.nan_to_num, Tensor.nan_to_num], exact=True)
+def _nan_to_num(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+    return _hold_codes(call, input, lambda tensor: tensor.isfinite().view(torch.uint8), (torch.nan, 0.0))

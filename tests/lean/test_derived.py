@@ -1,0 +1,200 @@
+"""Functions held by their derivatives give PyTorch's values, and its gradients on average, of few bits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from randbp.diagnostics import memory_report
+
+from .same import assert_same, lean, values_and_grads
+from .test_partials import sample
+from .test_rounded import is_unbiased
+
+X, Y, Z = sample(72, 64), sample(72, 64, seed=1), sample(72, 64, seed=2)
+P, Q = sample(72, 64, seed=3, least=0.2), sample(72, 64, seed=4, least=0.3)
+ROW, COLUMN = sample(64, seed=5, least=0.2), sample(72, 1, seed=6, least=0.3)
+CLASSES = torch.randint(0, 64, (72,), generator=torch.Generator().manual_seed(7))
+SIGNS = torch.where(CLASSES % 2 == 0, 1.0, -1.0)
+T = sample(72, 64, seed=8, least=-0.5).detach()
+SHARES = torch.softmax(T, 1)
+SPEECH = sample(30, 4, 36)
+WORDS, LENGTHS = torch.arange(1, 41).view(4, 10) % 35 + 1, torch.tensor([30, 28, 30, 25])
+
+
+def spoken(x: Tensor) -> Tensor:
+    return F.ctc_loss(x, WORDS, LENGTHS, torch.full((4,), 10))
+
+
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], float]] = {
+    # and bits held at four bits per entry, relative to the first argument's entries
+    "power": (lambda x, y: x**y, (P, Q), 10),
+    "power by a row": (torch.pow, (P, ROW), 10),
+    "power by a number": (lambda x: x.pow(torch.tensor(2.5)), (P,), 5),
+    "of a number": (lambda x: torch.tensor(2.0) ** x, (X,), 5),
+    "float_power": (lambda x, y: torch.float_power(x, y).float(), (P, Q), 10),
+    "float_power by a number": (lambda x: torch.float_power(x, 3).float(), (X,), 4),
+    "atan2": (torch.atan2, (X, P), 10),
+    "arctan2": (lambda x, y: x.arctan2(other=y), (X, Y), 10),
+    "hypot": (torch.hypot, (X, COLUMN), 10),
+    "logaddexp2": (Tensor.logaddexp2, (X, Y), 10),
+    "xlogy": (torch.special.xlogy, (P, Q), 10),
+    "xlog1py": (torch.special.xlog1py, (X, Q), 10),
+    "remainder": (lambda x, y: x % y, (X, P), 10),
+    "logsumexp": (lambda x: x.logsumexp(0), (X,), 5),
+    "logsumexp of all": (lambda x: torch.logsumexp(x, (0, 1)), (X,), 5),
+    "logsumexp, kept": (lambda x: torch.logsumexp(x.view(8, 9, 64), dim=(0, -1), keepdim=True), (X,), 5),
+    "prod": (lambda x: x[:, :8].prod(1), (sample(576, 8, seed=9, least=0.5),), 5),
+    "prod of all": (lambda x: torch.prod(1 + x / 50), (X,), 5),
+    "cubic norm": (lambda x: torch.linalg.vector_norm(x, 3, dim=0), (X,), 5),
+    "cubic norm of all": (lambda x: x.norm(p=3), (X,), 5),
+    "dist": (torch.dist, (X, Y), 10),
+    "cosine": (lambda x, y: F.cosine_similarity(x, y, -1), (X, Y), 8),
+    "cosine with a row": (lambda x, y: torch.cosine_similarity(x, y, dim=1), (X, ROW), 8),
+    "cosine of all pairs": (lambda x, y: F.cosine_similarity(x[:, None], y[None, :20], dim=2), (X, Y), 160),
+    "cosine of channels": (lambda x, y: torch.nn.CosineSimilarity()(x[None], y[None]), (X, Y), 8),
+    "mse": (lambda x: F.mse_loss(x, T), (X,), 4),
+    "mse, both": (lambda x, y: F.mse_loss(x, y, reduction="sum"), (X, Y), 8),
+    "mse, each": (lambda x: F.mse_loss(x, target=T, reduction="none"), (X,), 4),
+    "smooth l1": (lambda x: torch.nn.SmoothL1Loss(beta=0.7)(x, T), (X,), 4),
+    "huber": (lambda x: F.huber_loss(x, T, reduction="none", delta=0.5), (X,), 4),
+    "bce": (lambda x: F.binary_cross_entropy(x - 0.2, SHARES), (P,), 4),
+    "bce with logits": (lambda x: F.binary_cross_entropy_with_logits(x, SHARES, pos_weight=Q[0].detach()), (X,), 4),
+    "poisson": (lambda x: F.poisson_nll_loss(x, Q.detach(), full=True), (X,), 4),
+    "gaussian": (lambda x, y: F.gaussian_nll_loss(x, T, y), (X, P), 8),
+    "gaussian of a column": (lambda x, y: F.gaussian_nll_loss(x, T, y.expand(72, 64)), (X, COLUMN), 8),
+    "soft margin": (lambda x: F.soft_margin_loss(x, T.sign()), (X,), 4),
+    "hinge embedding": (lambda x: F.hinge_embedding_loss(x, T.sign(), reduction="none"), (X,), 4),
+    "multi-margin": (lambda x: F.multi_margin_loss(x, CLASSES, p=2), (X,), 4),
+    "multi-margin, each": (lambda x: F.multi_margin_loss(x, CLASSES, reduction="none"), (X,), 4),
+    "multilabel": (lambda x: F.multilabel_soft_margin_loss(x, SHARES), (X,), 4),
+    "multilabel, each": (lambda x: F.multilabel_soft_margin_loss(x, SHARES, reduction="none"), (X,), 4),
+    "cosine embedding": (lambda x, y: F.cosine_embedding_loss(x, y, SIGNS, margin=-0.2), (X, Y), 8),
+    "cosine embedding, each": (lambda x, y: F.cosine_embedding_loss(x, y, SIGNS, reduction="none"), (X, Y), 8),
+    "triplets": (lambda x, y, z: F.triplet_margin_loss(x, y, z, swap=True), (X, Y, Z), 12),
+    "triplets, each": (lambda x, y, z: F.triplet_margin_loss(x, y, z, reduction="none"), (X, Y, Z), 12),
+    "divergence": (lambda x, y: F.kl_div(x, y, reduction="batchmean"), (X, P), 8),
+    "divergence of a target": (lambda x, y: F.kl_div(x.detach(), y, reduction="sum", log_target=True), (X, Y), 4),
+    "ctc": (spoken, (SPEECH,), 5),
+    "cross-entropy of shares": (lambda x: F.cross_entropy(x, SHARES), (X,), 4),
+    "smoothed cross-entropy": (lambda x: F.cross_entropy(x, CLASSES, label_smoothing=0.1, reduction="none"), (X,), 4),
+    "cross-entropy of images": (
+        lambda x: F.cross_entropy(x.view(2, 64, 4, 9), SHARES.view(2, 64, 4, 9), reduction="none"),
+        (X,),
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_are_unbiased(name: str) -> None:
+    function, inputs, _ = FUNCTIONS[name]
+    is_unbiased(function, inputs, bits=2, draws=100)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_bytes_held_and_values(name: str) -> None:
+    function, inputs, bits = FUNCTIONS[name]
+
+    def held(level: Any) -> int:
+        return memory_report(lean(lambda *x: function(*(y * 1 for y in x)), level, 4), *inputs).held_bytes
+
+    count = inputs[0].numel()
+    assert bits * count / 8 <= held(True) <= bits * count / 8 * (1 + 2 * 8 / 256) + 48
+    assert held("exact") == held(False) and held(True) < 0.7 * held(False)
+    (value, *_), (exact, *_) = values_and_grads(lean(function, True), *inputs), values_and_grads(function, *inputs)
+    assert torch.equal(value, exact)
+
+
+@pytest.mark.parametrize("format", ["transposed", "sliced", "bfloat16", "float64"])
+@pytest.mark.parametrize("name", ["power", "hypot", "logsumexp", "cubic norm", "cosine", "huber", "triplets, each"])
+def test_formats(name: str, format: str) -> None:
+    function, inputs, _ = FUNCTIONS[name]
+
+    def formatted(x: Tensor) -> Tensor:
+        x = x.detach()
+        if format == "transposed":
+            x = x.t().contiguous().t()
+        elif format == "sliced":
+            x = x.repeat_interleave(2, -1)[..., ::2]
+        return (x.bfloat16() if format == "bfloat16" else x.double() if format == "float64" else x).requires_grad_()
+
+    def cast(*x: Tensor) -> Tensor:
+        return function(*x) if name != "huber" else F.huber_loss(x[0], T.to(x[0]), reduction="none")
+
+    given = [formatted(x) for x in inputs]
+    exact, ours = values_and_grads(cast, *given), values_and_grads(lean(cast, True, 8), *given)
+    for number, (mine, other) in enumerate(zip(ours, exact, strict=True)):
+        assert mine.dtype == other.dtype and mine.shape == other.shape
+        assert (mine - other).norm() <= (0 if number == 0 else 0.04) * other.norm()
+
+
+def test_a_row_that_is_masked_altogether_leaves_others_alone() -> None:
+    hidden = torch.zeros(72, 64, dtype=torch.bool)
+    hidden[5], hidden[:, ::3] = True, True
+
+    def pooled(x: Tensor) -> Tensor:
+        return x.masked_fill(hidden, -torch.inf).logsumexp(1)
+
+    (_, exact), (_, ours) = values_and_grads(pooled, X), values_and_grads(lean(pooled, True, 8), X)
+    assert torch.equal(ours.isfinite(), exact.isfinite())
+    others = exact.isfinite()
+    assert (ours - exact)[others].norm() < 0.05 * exact[others].norm()
+
+
+def test_other_calls_are_pytorchs() -> None:
+    calls: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x[:2].exp() ** x[:2],
+        lambda x: x[:0].logsumexp(1).sum() + x.sum(),
+        lambda x: x[0, 0].logsumexp(0) + x[0, 0].prod(),
+        lambda x: F.kl_div(x, SHARES, reduction="sum"),
+        lambda x: torch.linalg.vector_norm(x, torch.inf, 1),
+        lambda x: (x * x).pow_(2 * Q.detach()),
+        lambda x: F.ctc_loss(x.view(32, 4, 36), WORDS, torch.full((4,), 32), torch.full((4,), 10), reduction="none"),
+    ]
+    for call in calls[:-2]:
+        assert_same(values_and_grads(lean(call, True), X), values_and_grads(call, X))
+    for call in calls[-2:]:
+        assert type(lean(call, "exact")(X * 1).grad_fn) is type(lean(call, True)(X * 1).grad_fn)
+    with torch.no_grad():
+        out = torch.empty(72)
+        lean(lambda x: torch.logsumexp(x * 1, 1, out=out), True)(X)
+        assert torch.equal(out, X.logsumexp(1))
+    for wrong in (lambda x: x ** x[:3], lambda x: x.logsumexp(3), lambda x: F.cosine_similarity(x, x[:3])):
+        with pytest.raises((RuntimeError, IndexError)) as ours:
+            lean(wrong, True)(X * 1)
+        with pytest.raises((RuntimeError, IndexError)) as theirs:
+            wrong(X * 1)
+        assert str(ours.value) == str(theirs.value)
+
+
+def test_second_derivatives_are_refused() -> None:
+    for name in ("power", "logsumexp", "cosine", "mse", "triplets, each"):
+        function, inputs, _ = FUNCTIONS[name]
+        given = [x * 1 for x in inputs]
+        (first,) = torch.autograd.grad(lean(function, True)(*given).square().sum(), inputs[0], create_graph=True)
+        with pytest.raises(RuntimeError, match="double backward"):
+            first.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.gelu,
+        lambda x: F.gelu(x.mT),
+        lambda x: F.instance_norm(x.view(8, 9, 8, 8)),
+        lambda x: x.logsumexp(1),
+        lambda x: F.cosine_similarity(x, x + 1),
+        lambda x: F.mse_loss(x, 2 * x, reduction="none"),
+        lambda x: x.abs() ** x,
+        lambda x: torch.maximum(x, x.flip(0)),
+    ],
+)
+def test_results_may_be_changed_in_place(function: Callable[[Tensor], Tensor]) -> None:
+    (value, grad), (twice, twofold) = (
+        values_and_grads(lean(lambda x, f=f: f(function(x)), True), X) for f in (lambda y: y * 2, lambda y: y.mul_(2))
+    )
+    assert torch.equal(value, twice) and torch.equal(grad, twofold)
