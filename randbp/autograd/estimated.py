@@ -13,6 +13,7 @@ from .hooks import transformed
 from .once import edge_of, not_differentiable
 from .operations import Operation
 from .transforms import is_transformed, not_transformed, refuses_vectorised
+from .uncompiled import uncompiled
 from .vjps import bias_vjp, input_vjp, memory_format_of, output, sketch, weight_vjp
 
 
@@ -122,7 +123,7 @@ def estimated(
     return y
 
 
-@torch.compiler.disable(reason="randbp: an estimator that holds a random number of entries is not compiled")
+@uncompiled("randbp: an estimator that holds a random number of entries is not compiled")
 def _apart(
     x: Tensor,
     weight: Tensor,

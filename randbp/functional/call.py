@@ -8,6 +8,7 @@ from torch import Tensor
 from ..autograd import Linear, Operation, draw_seed, estimated
 from ..autograd.hooks import hooks_in_force
 from ..autograd.recomputation import Recomputation
+from ..autograd.uncompiled import uncompiled
 from ..estimators import Estimator
 from ..estimators.base import Vjp
 from ..estimators.draw import seed_from
@@ -53,7 +54,7 @@ def _seed(generator: torch.Generator | None) -> int | Tensor:
     return draw_seed(default_stream.clock.tensor, default_stream.place.tensor)
 
 
-@torch.compiler.disable
+@uncompiled("randbp: a generator has no graph")
 def _seed_from(generator: torch.Generator) -> Tensor:
     return torch.tensor(seed_from(generator))
 

@@ -1,0 +1,40 @@
+"""Functions that ``torch.compile`` leaves to Python."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def uncompiled(reason: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """``torch.compiler.disable``, once there is something to compile.
+
+    Used as a decorator that one imports all of Dynamo, which takes longer than everything else that randbp imports.
+
+    Args:
+        reason: Why, for PyTorch's message where the graph must not break.
+
+    Example:
+        >>> uncompiled("it has no graph")(abs)(-1)
+        1
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        made: list[Any] = []
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            if not torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            if not made:
+                made.append(torch.compiler.disable(function, reason=reason))
+            result: T = made[0](*args, **kwargs)
+            return result
+
+        return call
+
+    return decorate
