@@ -7,7 +7,7 @@ SCRIPT = """
 import sys
 import torch, opt_einsum
 before = set(sys.modules)
-import randbp, randbp.tn, randbp.estimators, randbp.curvature, randbp.diagnostics
+import randbp, randbp.tn, randbp.estimators, randbp.diagnostics
 new = set(sys.modules) - before
 others = {name.partition(".")[0] for name in new} - set(sys.stdlib_module_names)
 print(*sorted(others))
