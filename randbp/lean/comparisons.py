@@ -15,7 +15,7 @@ from torch import Tensor
 from ..autograd.hooks import Hooks
 from ..estimators.bits import pack, unpack
 from .indexing import with_indices
-from .layout import broadcast, flatten, memory_order, pieces, unflatten
+from .layout import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten
 from .packed import Constant, Entries, Packed, packing
 from .rules import Call, is_activation, lean_version_of
 
@@ -166,6 +166,8 @@ def _sides(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
     if low is not None and high is not None:
         above = above.logical_or(high < low)  # then PyTorch takes the upper bound
     wrong = (x != x).logical_or(no if low is None else low != low).logical_or(no if high is None else high != high)
+    if low is not None and high is not None:
+        wrong = wrong.logical_or(below.logical_and(low == high))  # nothing has a gradient below bounds that meet
     within = wrong.logical_or(below).logical_or(above).logical_not_()
     codes = torch.add(within.to(torch.uint8), within).masked_fill_(wrong, 3)
     return codes.masked_fill_(below.logical_and(wrong.logical_not_()), 0).masked_fill_(above, 1)
@@ -176,12 +178,11 @@ def _extreme(call: Call, x: Any, dim: Any = ()) -> Any:
     if not is_activation(x):
         return NotImplemented
     later, nan_too = _Later(), call.function not in _OF_ROWS
-    dims = {d % x.dim() for d in ((dim,) if isinstance(dim, int) else dim or range(x.dim()))}
 
     def pack(tensor: Tensor, outer: Hooks | None, x: Tensor) -> Packed:
         if _is(tensor, x):
             return later
-        result = tensor.view([1 if d in dims else size for d, size in enumerate(x.shape)])
+        result = tensor.view(reduced_shape(x.shape, dim))
         found = x == result
         if nan_too:
             found.logical_or_((x != x).logical_and_(result != result))

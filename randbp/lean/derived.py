@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import elementwise  # noqa: F401, whose versions for numbers these extend
-from .layout import broadcast
+from .layout import broadcast, reduced_shape
 from .partials import apply_partials
 from .rules import RULES, Call, Rule, is_activation, lean_version_of
 
@@ -40,8 +40,13 @@ def _places(call: Call) -> list[_Place] | None:
     return [_Place(key, value) for key, value in tensors if value.requires_grad]
 
 
-def _with_derivatives(call: Call, places: list[_Place], shape: torch.Size | None) -> tuple[Tensor, list[Tensor]]:
-    """The function's value and the derivatives of its sum, with arguments expanded to a shape if there is one."""
+def _with_derivatives(
+    call: Call, places: list[_Place], shape: torch.Size | None
+) -> tuple[Tensor, list[tuple[_Place, Tensor]]]:
+    """The function's value, and the derivatives of its sum with respect to arguments that enter it.
+
+    Arguments are expanded to a shape if there is one.
+    """
     # Hooks of whoever called this (a checkpoint, say) are for what is held, and nothing of this small graph is.
     plain = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
     with torch.enable_grad(), plain:
@@ -49,8 +54,9 @@ def _with_derivatives(call: Call, places: list[_Place], shape: torch.Size | None
         new = {place.key: leaf for place, leaf in zip(places, leaves, strict=True)}
         args = [new.get(key, value) for key, value in enumerate(call.args)]
         y = call.function(*args, **{key: new.get(key, value) for key, value in call.kwargs.items()})
-        slopes = torch.autograd.grad(y, leaves, torch.ones_like(y))
-    return y.detach(), [slope.detach() for slope in slopes]
+        slopes = torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
+    known = zip(places, slopes, strict=True)
+    return y.detach(), [(place, slope.detach()) for place, slope in known if slope is not None]
 
 
 def hold_derivatives(call: Call, rows: Any = None, expand: bool = False, poles: bool = True) -> Any:
@@ -71,19 +77,24 @@ def hold_derivatives(call: Call, rows: Any = None, expand: bool = False, poles: 
         shape = broadcast(given)
         if shape is None or len({place.tensor.dtype for place in places}) > 1:
             return NotImplemented
-    y, slopes = _with_derivatives(call, places, shape)
+    y, known = _with_derivatives(call, places, shape)
+    if not known:
+        return NotImplemented
+    slopes = [slope for _, slope in known]
+    if any(place.tensor.shape != shape for place in places) and expand:
+        with torch.no_grad():
+            y = call.run()  # PyTorch rounds otherwise where an expanded tensor takes another of its loops
     reduced = None
     if y.dim() and rows is not None:
         whole = slopes[0].shape
-        dims = {dim % len(whole) for dim in ((rows,) if isinstance(rows, int) else rows or range(len(whole)))}
-        reduced = torch.Size(1 if dim in dims else size for dim, size in enumerate(whole))
-        if reduced.numel() != y.numel():
+        reduced = reduced_shape(whole, rows)
+        if reduced.numel() != y.numel() or any(slope.shape != whole for slope in slopes):
             return NotImplemented
     elif y.dim() and any(slope.shape != y.shape for slope in slopes):
         return NotImplemented
-    known = replace(call, function=lambda: y, args=(), kwargs={})
+    value = replace(call, function=lambda: y, args=(), kwargs={})
     partials: list[Callable[[], Tensor] | None] = [partial(lambda slope: slope, slope) for slope in slopes]
-    return apply_partials(known, [place.tensor for place in places], partials, poles, reduced=reduced)
+    return apply_partials(value, [place.tensor for place, _ in known], partials, poles, reduced=reduced)
 
 
 _ELEMENTWISE = (

@@ -27,11 +27,11 @@ class _Indices(Entries):
         return small.long()
 
 
-def with_indices(call: Call, x: Any, *args: Any, **options: Any) -> Any:
+def with_indices(call: Call, input: Any, *args: Any, **options: Any) -> Any:
     """A function that returns entries of rows and their indices along a dimension."""
-    if options.get("out") is not None or not is_activation(x):
+    if options.get("out") is not None or not is_activation(input):
         return NotImplemented
-    limit, source = max(x.shape, default=1), id(x.untyped_storage())
+    limit, source = max(input.shape, default=1), id(input.untyped_storage())
 
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         if id(tensor.untyped_storage()) == source:

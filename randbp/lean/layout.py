@@ -1,6 +1,8 @@
 """Tensors in the order in which their entries lie in memory."""
 
 from collections.abc import Iterable
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +58,18 @@ def broadcast(tensors: Iterable[Tensor]) -> torch.Size | None:
         return torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
     except RuntimeError:
         return None
+
+
+def reduced_shape(shape: torch.Size, dim: Any) -> torch.Size:
+    """A shape with ones for the dimensions that a reduction names: one, several, or all if none.
+
+    Example:
+        >>> reduced_shape(torch.Size([2, 3, 5]), (0, -1)), reduced_shape(torch.Size([2, 3]), 1)
+        (torch.Size([1, 3, 1]), torch.Size([2, 1]))
+    """
+    several = dim if isinstance(dim, (tuple, list)) else range(len(shape)) if dim is None else (dim,)
+    dims = {index(each) % len(shape) for each in several or range(len(shape))}
+    return torch.Size(1 if each in dims else size for each, size in enumerate(shape))
 
 
 def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:

@@ -93,7 +93,7 @@ class Session:
             return function(*args, **kwargs)
         # Hooks that the module's own code set up, such as those of a checkpoint of a few lines, must see the same
         # operations when those lines run again, outside any module: PyTorch's.
-        if hooks_in_force() != frame.hooks:
+        if hooks_in_force() != frame.hooks or not rule.takes(args, kwargs):
             return function(*args, **kwargs)
         call = Call(function, args, kwargs, self, rounds=frame.level == "rounded")
         result = rule.version(call, *args, **kwargs)

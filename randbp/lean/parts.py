@@ -10,7 +10,7 @@ everything else outside the stretch as it is.)
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise, takewhile
 from math import prod
 from typing import Any, cast
 
@@ -48,16 +48,18 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 """In parts these would draw other masks than PyTorch's from the same state of its generator."""
 
 
-def _treats_examples_apart(layer: nn.Module, input: Tensor) -> bool:
+def _treats_examples_apart(layer: nn.Module, dims: int) -> bool:
     kind = own_class(layer)
+    if "forward" in vars(layer):  # not its class's
+        return False
     if isinstance(layer, nn.Sequential) and kind is nn.Sequential:
-        return all(_treats_examples_apart(inner, input) for inner in layer)
+        return all(_treats_examples_apart(inner, dims) for inner in layer)
     if kind in _ELEMENTWISE or (kind in _DROPOUTS and not cast(nn.Dropout, layer).p):
         return True
-    if getattr(layer, "return_indices", False) or getattr(layer, "track_running_stats", False):
-        return False
+    if getattr(layer, "return_indices", False) or any(True for _ in layer.buffers()):
+        return False  # buffers are a state, such as running statistics or the vectors of spectral normalisation
     least = _LAYERS.get(kind)
-    return least is not None and input.dim() >= least
+    return least is not None and dims >= least
 
 
 def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:
@@ -96,32 +98,35 @@ class _Chain:
     Attributes:
         parts: How many there are at most.
         free: Of each layer, whether it may be run in parts if it treats examples one by one.
-        sizes: Entries per example of the input and of each layer's output, as far as layers treat examples one by one,
-            by layers and shape of the input.
+        shapes: Of one example, for the input and each layer's output, as far as layers treat examples one by one, by
+            layers and shape of the input.
     """
 
     parts: int
     free: tuple[bool, ...]
-    sizes: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
+    shapes: dict[tuple[Any, ...], list[torch.Size]] = field(default_factory=dict)
 
     def sizes_from(self, first: int, layers: Sequence[nn.Module], input: Tensor) -> list[int]:
-        """As ``sizes``, from a layer on."""
+        """Entries per example, as ``shapes``, from a layer on."""
         key = (*map(id, layers), input.shape[1:])
-        if key not in self.sizes:
-            if len(self.sizes) >= SHAPES:
-                self.sizes.clear()
-            self.sizes[key] = list(self._measured(first, layers, input))
-        return self.sizes[key]
+        if key not in self.shapes:
+            if len(self.shapes) >= SHAPES:
+                self.shapes.clear()
+            self.shapes[key] = list(self._measured(first, layers, input))
+        shapes = self.shapes[key]
+        # Asked each time, for layers may have other settings by now, or others may be where they were in memory.
+        apart = (_treats_examples_apart(layer, 1 + len(shape)) for layer, shape in zip(layers, shapes, strict=False))
+        return [prod(shape) for shape, _ in zip(shapes, chain([True], takewhile(bool, apart)), strict=False)]
 
-    def _measured(self, first: int, layers: Sequence[nn.Module], input: Tensor) -> Iterator[int]:
+    def _measured(self, first: int, layers: Sequence[nn.Module], input: Tensor) -> Iterator[torch.Size]:
         example = input.detach()[:0]  # an empty batch goes through at no cost and tells the shapes
-        yield prod(example.shape[1:])
+        yield example.shape[1:]
         for layer, free in zip(layers, self.free[first:], strict=True):
-            if not free or not _treats_examples_apart(layer, example):
+            if not free or not _treats_examples_apart(layer, example.dim()):
                 return
             with torch.no_grad():
                 example = _past_hooks(layer, example)
-            yield prod(example.shape[1:])
+            yield example.shape[1:]
 
 
 class PartwiseChain(Reclassed):

@@ -1,8 +1,10 @@
 """Which functions of PyTorch have a lean version: a register that the files beside this one fill."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -65,6 +67,16 @@ class Rule:
     version: Version
     exact: bool
 
+    def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the version knows all arguments; PyTorch's functions know some by NumPy's names, too."""
+        try:
+            _signature(self.version).bind(None, *args, **kwargs)
+        except TypeError:
+            return False
+        return True
+
+
+_signature = cache(inspect.signature)
 
 RULES: dict[Any, Rule] = {}
 

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +17,38 @@ from randbp.diagnostics import memory_report
 from randbp.lean import rules
 
 from .same import assert_same, lean, values_and_grads
+
+
+def test_bounds_that_meet_have_pytorchs_gradients() -> None:
+    x, low = torch.randn(64, 100).requires_grad_(), torch.randn(100).requires_grad_()
+    high = torch.where(torch.arange(100) % 3 == 0, low.detach(), low.detach() + 0.5).requires_grad_()
+    assert_same(values_and_grads(lean(torch.clamp), x, low, high), values_and_grads(torch.clamp, x, low, high))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.amax(x, axis=1, keepdims=True),
+        lambda x: torch.sort(input=x, dim=1)[0],
+        lambda x: torch.abs(a=x),
+        lambda x: x.max(axis=0)[0],
+        lambda x: torch.softmax(input=x, axis=1),
+        lambda x: x.amin(torch.tensor(1)),
+        lambda x: torch.amax(x, (np.int64(0), -1)),
+        lambda x: x.prod(np.int64(1)),
+        lambda x: x.logsumexp(np.int64(1)),
+    ],
+)
+@pytest.mark.parametrize("level", ["exact", True])
+def test_names_and_numbers_of_numpy_are_taken_as_pytorch_takes_them(
+    function: Callable[[Tensor], Tensor], level: Any
+) -> None:
+    x = torch.rand(64, 100, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours, theirs = values_and_grads(lean(function, level, bits=8), x), values_and_grads(function, x)
+    if level == "exact":
+        assert_same(ours, theirs)
+    assert torch.equal(ours[0], theirs[0]) and ours[1].shape == theirs[1].shape
+
 
 ONE: dict[str, tuple[Callable[..., Tensor], float]] = {  # and bits held per entry
     "abs": (torch.abs, 2),

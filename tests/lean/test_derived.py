@@ -198,3 +198,29 @@ def test_results_may_be_changed_in_place(function: Callable[[Tensor], Tensor]) -
         values_and_grads(lean(lambda x, f=f: f(function(x)), True), X) for f in (lambda y: y * 2, lambda y: y.mul_(2))
     )
     assert torch.equal(value, twice) and torch.equal(grad, twofold)
+
+
+def test_a_loss_that_broadcasts_and_reduces_nothing_has_the_gradient_of_each_example() -> None:
+    def loss(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        return F.triplet_margin_loss(anchor, positive, negative, reduction="none")
+
+    positive = sample(1, 64, seed=1)
+    for ours, theirs in zip(
+        values_and_grads(lean(loss, True, bits=8), X, positive, Z), values_and_grads(loss, X, positive, Z), strict=True
+    ):
+        assert (ours - theirs).norm() < 0.05 * theirs.norm()
+
+
+def test_an_argument_that_does_not_enter_the_derivative_has_none() -> None:
+    def loss(x: Tensor, target: Tensor) -> Tensor:
+        return F.hinge_embedding_loss(x, target)
+
+    target = SIGNS.view(-1, 1).expand(72, 64).clone().requires_grad_()
+    ours, theirs = values_and_grads(lean(loss, True), X, target), values_and_grads(loss, X, target)
+    assert torch.equal(ours[0], theirs[0]) and len(ours) == len(theirs)
+
+
+@pytest.mark.parametrize("function", [torch.float_power, torch.ldexp])
+def test_values_of_broadcast_arguments_are_pytorchs_bit_for_bit(function: Callable[..., Tensor]) -> None:
+    assert_same(values_and_grads(lean(function, True), P, COLUMN)[:1], values_and_grads(function, P, COLUMN)[:1])
+    assert_same(values_and_grads(lean(function, True), P, ROW)[:1], values_and_grads(function, P, ROW)[:1])

@@ -247,7 +247,7 @@ def test_no_more_than_some_shapes_are_remembered() -> None:
     with randbp.randomize(model, Exact(), lean=True):
         for size in range(1, 2 * module.SHAPES):
             model(torch.ones(2, 3, 1, size))
-        assert 0 < len(vars(model)["_randbp_chain"].sizes) <= module.SHAPES
+        assert 0 < len(vars(model)["_randbp_chain"].shapes) <= module.SHAPES
 
 
 def test_a_layer_put_in_later_is_seen_for_what_it_is() -> None:
@@ -260,6 +260,37 @@ def test_a_layer_put_in_later_is_seen_for_what_it_is() -> None:
         model.append(nn.ReLU())
         assert model(images()).shape == (8, 4, 4, 4)
     assert type(model) is nn.Sequential
+
+
+def test_layers_with_new_settings_or_at_the_same_place_in_memory_are_seen_for_what_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(*list(wide())[:4], nn.Dropout(0.0), nn.MaxPool2d(4))
+    seen = [Seen(model[0]), Seen(model[4])]
+    monkeypatch.setattr(module, "id", lambda layer: 0, raising=False)
+    with randbp.randomize(model, Exact(), lean=True, parts=2):
+        model(images())
+        model[4].p = 0.5
+        model(images())
+        assert seen[1].sizes == [4, 4, 8]
+        model[1] = nn.BatchNorm2d(16)
+        model(images())
+        assert int(model[1].num_batches_tracked) == 1
+
+
+def test_layers_with_a_state_or_a_forward_pass_of_their_own_see_the_batch_whole() -> None:
+    normed = wide()
+    nn.utils.spectral_norm(normed[2])
+    patched = wide()
+    patched[2].forward = lambda x: x - x.mean(0)
+    for model in (normed, patched):
+        other = wide()
+        if model is normed:
+            nn.utils.spectral_norm(other[2]).load_state_dict(normed[2].state_dict())
+        else:
+            other[2].forward = patched[2].forward
+        with randbp.randomize(model, Exact(), lean=True):
+            torch.testing.assert_close(model(images()), other(images()))
 
 
 def test_copies_pickles_and_slices() -> None:
