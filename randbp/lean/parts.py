@@ -50,7 +50,7 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 def _treats_examples_apart(layer: nn.Module, dims: int) -> bool:
     kind = own_class(layer)
-    if "forward" in vars(layer):  # not its class's
+    if "forward" in vars(layer) or _is_observed(layer):  # not its class's; somebody wants the whole output
         return False
     if isinstance(layer, nn.Sequential) and kind is nn.Sequential:
         return all(_treats_examples_apart(inner, dims) for inner in layer)
@@ -60,6 +60,12 @@ def _treats_examples_apart(layer: nn.Module, dims: int) -> bool:
         return False  # buffers are a state, such as running statistics or the vectors of spectral normalisation
     least = _LAYERS.get(kind)
     return least is not None and dims >= least
+
+
+def _is_observed(layer: nn.Module) -> bool:
+    """Whether a layer has forward hooks beside those that only keep count, and are therefore always called."""
+    hooks, always = getattr(layer, "_forward_hooks", {}), getattr(layer, "_forward_hooks_always_called", {})
+    return any(number not in always for number in hooks)
 
 
 def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:

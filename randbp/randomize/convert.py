@@ -112,7 +112,8 @@ def randomize(
         bits: Bits per entry of what lean mode rounds, 1 to 8.
         parts: Where ``lean`` is true: into how many parts of the batch to split the widest stretch of layers of an
             ``nn.Sequential``, so that a step's peak falls, too; 1 for none. Only layers that treat examples one by one
-            are split, only where tensors of many megabytes (16 MiB) are, and hooks of theirs see each part.
+            are split, only where their tensors take 16 MiB and more, and none with forward hooks (other than those
+            registered with ``always_call=True``).
 
     Returns:
         A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.

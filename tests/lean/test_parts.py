@@ -31,7 +31,7 @@ class Seen:
 
     def __init__(self, layer: nn.Module) -> None:
         self.sizes: list[int] = []
-        layer.register_forward_hook(lambda layer, args, output: self.sizes.append(len(output)))
+        layer.register_forward_hook(lambda layer, args, output: self.sizes.append(len(output)), always_call=True)
 
 
 def wide(*, inplace: bool = False) -> nn.Sequential:
@@ -318,6 +318,16 @@ def test_a_chain_in_a_chain_in_parts_is_not_split_again() -> None:
         block(torch.randn(8, 16, 16, 16))
         assert seen[2].sizes == [2] * 8
     assert whole(model, images(), lean={"": True, "1.1": "exact"}) and type(block) is nn.Sequential
+
+
+def test_layers_whose_output_somebody_wants_run_whole() -> None:
+    model, outputs = wide(), []
+    for layer in (model[0], model[3]):
+        hook = layer.register_forward_hook(lambda layer, args, output: outputs.append(output))
+        assert whole(model, images()) and len(outputs.pop()) == 8
+        outputs.clear()
+        hook.remove()
+        assert not whole(model, images()) and not outputs
 
 
 def test_two_handles_and_failures_leave_nothing_behind() -> None:
