@@ -16,6 +16,7 @@ from .description import Description
 from .draw import Draw
 from .exact import Exact
 from .planned import Planned
+from .wrapping import Wrapping
 
 ROUNDS = (3, 15)  # least and most readings of each
 GAIN = 0.95  # of the exact VJP's time, at most which is worth a change
@@ -43,7 +44,7 @@ class Race(NamedTuple):
 
 
 @dataclass(frozen=True)
-class IfFaster(Estimator):
+class IfFaster(Wrapping, Estimator):
     """An estimator in the layers where it is faster than the exact VJP, and the exact VJP in all others.
 
     Whether sampling saves time depends on the layer and the machine: products of many channels shrink with the keep
@@ -81,21 +82,6 @@ class IfFaster(Estimator):
     def exact(self) -> bool:
         """Whether the estimator within is."""
         return self.estimator.exact
-
-    @property
-    def unbiased(self) -> bool:
-        """Whether the estimator within is."""
-        return self.estimator.unbiased
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether that of the estimator within is."""
-        return self.estimator.fixed_size
-
-    @property
-    def draws_examples(self) -> bool:
-        """Whether the estimator within does."""
-        return self.estimator.draws_examples
 
     def check_serves(self, vjp: Vjp) -> None:
         """Raise ``ValueError`` if the estimator within cannot stand in for a VJP."""

@@ -15,12 +15,13 @@ from .description import Description
 from .draw import Draw
 from .exact import Exact
 from .rounded import RoundedLayout
+from .wrapping import Wrapping
 
 _NOISE = -2  # key of the draws that round, apart from those of the estimator within
 
 
 @dataclass(frozen=True)
-class Rounding(Estimator):
+class Rounding(Wrapping, Estimator):
     """Hold the input, or what another estimator keeps of it, in 1 to 8 bits per entry.
 
     Each block of entries gets an offset ``a`` (its least entry) and a step ``h = range / (2^b - 1)``; an entry is held
@@ -78,21 +79,6 @@ class Rounding(Estimator):
     def exact(self) -> bool:
         """Never: rounding always loses something."""
         return False
-
-    @property
-    def unbiased(self) -> bool:
-        """Whether the estimator within is."""
-        return self.estimator.unbiased
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether that of the estimator within is."""
-        return self.estimator.fixed_size
-
-    @property
-    def draws_examples(self) -> bool:
-        """Whether the estimator within does."""
-        return self.estimator.draws_examples
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""

@@ -17,7 +17,7 @@ from ..estimators.bits import pack, unpack
 from .indexing import with_indices
 from .layout import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten
 from .packed import Constant, Entries, Packed, packing
-from .rules import Call, is_activation, lean_version_of
+from .rules import Call, is_activation, is_unadorned, lean_version_of
 
 _ABS = ("abs", "abs_", "absolute", "absolute_", "__abs__")
 
@@ -78,7 +78,7 @@ def _are_compared(*values: Any) -> bool:
     """Whether these are tensors of one kind, of which PyTorch would hold more than their comparison takes."""
     first = values[0]
     if not all(
-        type(value) in (Tensor, torch.nn.Parameter)
+        is_unadorned(value)
         and value.layout is torch.strided
         and value.dtype == first.dtype
         and value.device == first.device

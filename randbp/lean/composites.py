@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.hooks import written_out
-from .rules import Call, lean_version_of
+from .rules import Call, is_unadorned, lean_version_of
 
 _COMPOSITES = [
     F.multi_head_attention_forward,
@@ -32,7 +32,7 @@ def lean_inside(call: Call, *args: Any, **kwargs: Any) -> Any:
     """The function, with the lean versions of those that it calls."""
     function = written_out(call.function)
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    if function is None or not all(type(value) in (Tensor, torch.nn.Parameter) for value in given):
+    if function is None or not all(map(is_unadorned, given)):
         return NotImplemented
     with call.session.inside():
         return function(*args, **kwargs)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from . import elementwise  # noqa: F401, whose versions for numbers these extend
 from .layout import broadcast, reduced_shape
 from .partials import apply_partials
-from .rules import RULES, Call, Rule, is_activation, lean_version_of
+from .rules import RULES, Call, Rule, is_activation, is_unadorned, lean_version_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def _places(call: Call) -> list[_Place] | None:
     tensors = [(key, value) for key, value in given if isinstance(value, Tensor)]
     if call.kwargs.get("out") is not None or not any(is_activation(value) for _, value in tensors):
         return None
-    if not all(type(value) in (Tensor, torch.nn.Parameter) and not value.is_complex() for _, value in tensors):
+    if not all(is_unadorned(value) and not value.is_complex() for _, value in tensors):
         return None
     return [_Place(key, value) for key, value in tensors if value.requires_grad]
 

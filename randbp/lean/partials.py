@@ -17,7 +17,7 @@ from ..autograd.transforms import refuses_vectorised
 from ..estimators.draw import Draw
 from ..estimators.noise import Noise
 from .layout import flatten, memory_order, unexpanded, unflatten
-from .rules import SMALL, Call, is_activation, is_plain, lean_version_of
+from .rules import SMALL, Call, is_activation, is_plain, is_unadorned, lean_version_of
 from .slopes import Blocks
 
 
@@ -132,7 +132,7 @@ def apply_partials(
 def _are_factors(*values: Any) -> bool:
     """Whether all are tensors of numbers, and none of them large and alive anyway."""
     return all(
-        type(value) in (Tensor, torch.nn.Parameter)
+        is_unadorned(value)
         and value.layout is torch.strided
         and value.is_floating_point()
         and (is_activation(value) or unexpanded(value).numel() < SMALL)

@@ -10,7 +10,7 @@ everything else outside the stretch as it is.)
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import chain, pairwise, takewhile
+from itertools import pairwise, takewhile
 from math import prod
 from typing import Any, cast
 
@@ -121,8 +121,10 @@ class _Chain:
             self.shapes[key] = list(self._measured(first, layers, input))
         shapes = self.shapes[key]
         # Asked each time, for layers may have other settings by now, or others may be where they were in memory.
-        apart = (_treats_examples_apart(layer, 1 + len(shape)) for layer, shape in zip(layers, shapes, strict=False))
-        return [prod(shape) for shape, _ in zip(shapes, chain([True], takewhile(bool, apart)), strict=False)]
+        apart = takewhile(
+            lambda pair: _treats_examples_apart(pair[0], 1 + len(pair[1])), zip(layers, shapes, strict=False)
+        )
+        return [prod(shape) for shape in shapes[: 1 + len(list(apart))]]
 
     def _measured(self, first: int, layers: Sequence[nn.Module], input: Tensor) -> Iterator[torch.Size]:
         example = input.detach()[:0]  # an empty batch goes through at no cost and tells the shapes

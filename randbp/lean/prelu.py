@@ -12,7 +12,7 @@ from ..estimators.draw import Draw
 from ..estimators.noise import Noise
 from .layout import flatten, memory_order, unflatten
 from .masks import pack_where, unpacked
-from .rules import Call, is_activation, lean_version_of
+from .rules import Call, is_activation, is_unadorned, lean_version_of
 from .slopes import Blocks
 
 
@@ -56,7 +56,7 @@ class _PReLU(torch.autograd.Function):
 
 @lean_version_of([F.prelu, Tensor.prelu], exact=True)
 def _prelu(call: Call, input: Tensor, weight: Tensor) -> Any:
-    if not is_activation(input) or input.dim() < 2 or type(weight) not in (Tensor, torch.nn.Parameter):
+    if not is_activation(input) or input.dim() < 2 or not is_unadorned(weight):
         return NotImplemented
     if weight.requires_grad and not call.rounds:
         return NotImplemented

@@ -92,6 +92,11 @@ def lean_version_of(functions: Iterable[Any], exact: bool) -> Callable[[Version]
     return register
 
 
+def is_unadorned(value: object) -> bool:
+    """Whether a value is a tensor of PyTorch's own classes, for whose subclasses functions may mean something else."""
+    return type(value) in (Tensor, torch.nn.Parameter)
+
+
 def is_plain(tensor: object) -> bool:
     """Whether a tensor is one of numbers in memory that autograd follows."""
     return (
