@@ -7,7 +7,6 @@ from math import prod
 from torch import Tensor
 
 from ..tn import LayerSpec
-from ..tn.execute.rows import pieces
 from .positions import Part, flat_spatial
 
 Grid = tuple[slice, ...]
@@ -39,21 +38,6 @@ def example_means(tensor: Tensor, grid: Grid | None) -> Tensor:
     if grid is None or all(range(size)[some] == range(size) for some, size in zip(grid, sizes, strict=True)):
         return flat_spatial(tensor).mean(2)
     return tensor[(slice(None), slice(None), *grid)].mean(tuple(range(2, tensor.dim())))
-
-
-def position_means(tensor: Tensor, means: Tensor) -> Tensor:
-    """Mean ``[C, P]`` of ``[N, C, *P]`` over examples, less that of the examples' means ``[N, C]``."""
-    return flat_spatial(tensor).mean(0).sub_(means.mean(0).unsqueeze(1))
-
-
-def subtract_position_means(rows: Tensor, where: Tensor, means: Tensor) -> None:
-    """Subtract means ``[C, P]`` from rows ``[N, S, C]`` kept at flat positions ``[N or 1, S]``, in place."""
-    table = means.t().contiguous()
-    if len(where) == 1:
-        rows -= table.index_select(0, where[0])
-        return
-    for part in pieces(len(rows), rows[0].numel(), rows.device):
-        rows[part] -= table.index_select(0, where[part].flatten()).view_as(rows[part])
 
 
 def less_sample_means(means: Tensor, deviations: Sequence[Tensor], sizes: Sequence[int], dim: int) -> Tensor:

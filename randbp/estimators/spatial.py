@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 
 import torch
 from torch import Tensor
@@ -14,16 +13,8 @@ from ..tn.layers import Side, replace_batch
 from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
-from .means import (
-    Grid,
-    example_means,
-    less_sample_means,
-    position_means,
-    products_per_entry,
-    sampled_grid,
-    subtract_position_means,
-)
-from .planned import shared_weight_vjp
+from .low_rank import add_low_rank_vjp
+from .means import Grid, example_means, less_sample_means, sampled_grid
 from .positions import (
     Part,
     add_weight_vjp,
@@ -39,10 +30,8 @@ from .positions import (
     used_size,
     windows,
 )
+from .ranks import Ranks, affordable_ranks, keep_parts, kept_parts
 from .rebuilt import gather_centred, rebuilding_pays, rebuilt_weight_vjp
-
-SHARE = 8  # of the kept entries, one in so many at most goes to the mean over examples
-WIDE = 350  # multiply-adds per input entry from which on that mean's own VJP takes little of the time
 
 
 @dataclass(frozen=True)
@@ -102,15 +91,15 @@ class Spatial(Estimator):
         held = [gather_centred(input, torch.cat(where, 1), mean)] if rebuilt else gather_classes(input, where, mean)
         if mean is None:
             return tuple(held)
-        shared = position_means(input, mean) if plan.shared else None
-        if shared is not None:
+        parts, kept_of_parts = keep_parts(plan.ranks, input, mean, spec, draw.child(-2))
+        for part in parts:
             for rows, here in zip(held, where, strict=True):
-                subtract_position_means(rows, here, shared)
+                part.subtract_from(rows, here)
         if plan.grid is not None:
             sizes = [positions.size for positions, _ in plan.parts]
             kept = held[0].split([count for _, count in plan.parts], 2) if rebuilt else held
             mean = less_sample_means(mean, kept, sizes, 2 if rebuilt else 1)
-        return (*held, mean) if shared is None else (*held, mean, shared)
+        return (*held, mean, *kept_of_parts)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the mean."""
@@ -121,9 +110,10 @@ class Spatial(Estimator):
             output_grad = output_grad.index_select(0, _examples(plan, spec, draw, device))
             spec = replace_batch(spec, plan.examples)
         drawn = list(self._drawn(plan, draw, device))
-        shared = held[-1] if plan.shared else None
-        mean = held[-2 if plan.shared else -1] if plan.centred else None
-        if drawn and rebuilding_pays(spec):
+        rebuilt = drawn and rebuilding_pays(spec)
+        means = held[1 if rebuilt else len(drawn) :]
+        mean = means[0] if means else None
+        if rebuilt:
             where = torch.cat(_where(drawn, spec, "input"), 1)
             weights = [(local.shape[1], scale * weight) for _, local, weight in drawn]
             return rebuilt_weight_vjp(held[0], where, weights, mean, output_grad, spec)
@@ -131,11 +121,10 @@ class Spatial(Estimator):
             result = output_grad.new_zeros(spec.weight_shape)
         else:
             result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
-        if shared is not None:
-            result += shared_weight_vjp(shared.view(1, *spec.input_shape[1:]), output_grad, spec)
+        add_low_rank_vjp(result, kept_parts(plan.ranks, means[1:], spec), output_grad, spec)
         if len(drawn) > 1:
             output_grad = by_rows(output_grad)
-        for rows, (positions, local, weight) in zip(held, drawn, strict=False):  # means come last
+        for rows, (positions, local, weight) in zip(held, drawn, strict=False):
             add_weight_vjp(result, rows, local, output_grad, spec, positions, scale * weight)
         return result
 
@@ -155,18 +144,18 @@ class Spatial(Estimator):
         seen, per_kernel = sampled_spec(spec), spec.out_channels * spec.in_channels // spec.groups
         plan, outputs = _plan(self, seen, "input"), _plan(self, spec, "output")
         rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
-        rows += prod(seen.input_size) * plan.shared
+        entries = rows * spec.in_channels + plan.ranks.entries(seen)
         weight, input_ = (p.examples * products(p.parts) * per_kernel for p in (plan, outputs))
         if rebuilding_pays(seen):
             weight = replace_batch(seen, plan.examples).multiply_adds
         elif plan.centred:
             weight += tn.constant_input_weight_vjp(seen).plan().multiplications
-            weight += replace_batch(seen, 1).multiply_adds * plan.shared
+            weight += plan.ranks.multiply_adds(seen)
         if outputs.centred:
             input_ += tn.constant_output_grad_input_vjp(spec).plan().multiplications
         x, v = ("(X - means)_i", "(V_i - mean)" if plan.grid else "V_i") if plan.centred else ("X_i", "V_i")
         variance = f"(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖{x} ⊗ {v} - mean‖², V_i the output gradients position i meets"
-        return Description(rows * spec.in_channels * dtype.itemsize, weight, input_, None, variance)
+        return Description(entries * dtype.itemsize, weight, input_, None, variance)
 
     def _drawn(self, plan: "_Plan", draw: Draw, device: torch.device) -> Iterator[tuple[PositionClass, Tensor, float]]:
         """Per class its kept positions ``[N or 1, S]``, stretches of one permutation (or one for all), and a weight."""
@@ -180,15 +169,15 @@ class Spatial(Estimator):
 class _Plan:
     """What is kept of one side: how many positions of which classes, of how many examples, beside which means.
 
-    ``grid`` is where the positions sampled lie, if both factors can be centred; ``shared`` whether the mean over
-    examples is kept.
+    ``grid`` is where the positions sampled lie, if both factors can be centred; ``ranks`` are those of the low-rank
+    parts beside the means.
     """
 
     parts: tuple[Part, ...]
     examples: int
     centred: bool = False
     grid: Grid | None = None
-    shared: bool = False
+    ranks: Ranks = Ranks(0)  # noqa: RUF009 -- a frozen value
 
 
 @lru_cache(maxsize=512)
@@ -203,11 +192,9 @@ def _plan(estimator: Spatial, spec: LayerSpec, side: Side) -> _Plan:
         return _Plan(split(spec, side, budget), spec.batch_size)
     if side == "output":
         return _Plan(split(spec, side, budget - 1), spec.batch_size, centred=True)
-    share = -(-prod(spec.input_size) // max(1, spec.batch_size))  # of each example in the mean over examples
-    shared = SHARE * share <= budget and products_per_entry(spec) >= WIDE and not rebuilding_pays(spec)
-    parts = split(spec, side, budget - 1 - share * shared)
-    grid = sampled_grid(parts)
-    return _Plan(parts, spec.batch_size, True, grid, shared and grid is not None)
+    ranks = affordable_ranks(spec, budget - 1)
+    parts = split(spec, side, ranks.left)
+    return _Plan(parts, spec.batch_size, True, sampled_grid(parts), ranks)
 
 
 def _where(drawn: Iterable[tuple[PositionClass, Tensor, float]], spec: LayerSpec, side: Side) -> list[Tensor]:

@@ -1,0 +1,149 @@
+"""Parts of a tensor that few directions of its channels span: their weight VJP is that of a layer with few channels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from ..tn import LayerSpec
+from ..tn.layers import replace_channels
+from .draw import Draw
+from .kernels import by_group
+from .planned import planned_weight_vjp, shared_weight_vjp
+from .positions import flat_spatial, gather_rows, memory_rows
+
+COLUMNS = 4  # positions per channel that directions are found from
+FEWEST = 16  # examples that a mean over examples is taken of, if a quarter of the batch is fewer
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A tensor ``[N, C, P]`` with the entries ``Σ_r directions[c r] coefficients[n r i]``, group by group.
+
+    Args:
+        groups: ``G``, consecutive channels that have directions of their own.
+        directions: ``[C, R]``, orthonormal within each group.
+        coefficients: ``[N, G·R, P]``, or ``[G·R, P]`` of what all examples share.
+
+    Example:
+        >>> part = LowRank(1, torch.eye(3)[:, :1], torch.ones(2, 1, 4))
+        >>> rows = torch.zeros(2, 1, 3)
+        >>> part.subtract_from(rows, torch.tensor([[0]]))
+        >>> rows.flatten(1)
+        tensor([[-1.,  0.,  0.],
+                [-1.,  0.,  0.]])
+    """
+
+    groups: int
+    directions: Tensor
+    coefficients: Tensor
+
+    @property
+    def grouped(self) -> Tensor:
+        """Directions ``[G, C / G, R]``."""
+        return self.directions.unflatten(0, (self.groups, -1))
+
+    def subtract_from(self, rows: Tensor, where: Tensor) -> None:
+        """Subtract the entries at flat positions ``[N or 1, S]`` from rows ``[N, S, C]``, in place."""
+        if self.coefficients.dim() == 3:
+            here = gather_rows(self.coefficients, where)
+        else:
+            here = self.coefficients.t()[where].expand(len(rows), -1, -1)
+        if self.groups == 1:
+            rows.flatten(0, 1).addmm_(here.flatten(0, 1), self.directions.t(), alpha=-1)
+        else:
+            rows -= torch.einsum("nsgr,gcr->nsgc", here.unflatten(2, (self.groups, -1)), self.grouped).flatten(2)
+
+    def thin_vjp(self, output_grad: Tensor, spec: LayerSpec) -> Tensor:
+        """Exact weight VJP of the coefficients: ``[G, D / G·K, R]``."""
+        thin = replace_channels(spec, self.groups, self.directions.shape[1], spec.out_channels // self.groups)
+        coefficients = self.coefficients.unflatten(-1, spec.input_size) if spec.dims else self.coefficients.squeeze(-1)
+        if self.coefficients.dim() == 3:
+            grad = planned_weight_vjp(coefficients, output_grad, thin)
+        else:
+            grad = shared_weight_vjp(coefficients.unsqueeze(0), output_grad, thin)
+        return by_group(grad, thin).flatten(3).transpose(2, 3).flatten(1, 2)
+
+
+def add_low_rank_vjp(result: Tensor, parts: Sequence[LowRank], output_grad: Tensor, spec: LayerSpec) -> None:
+    """Add the exact weight VJP of some parts to the weight's gradient: that of their coefficients times directions."""
+    if not parts:
+        return
+    thin = torch.cat([part.thin_vjp(output_grad, spec) for part in parts], 2)
+    directions = torch.cat([part.grouped for part in parts], 2)
+    wide = (thin @ directions.mT).unflatten(1, (spec.out_channels // spec.groups, -1)).transpose(2, 3)
+    by_group(result, spec).flatten(3).add_(wide) if spec.dims else by_group(result, spec).add_(wide.squeeze(3))
+
+
+def leading_directions(columns: Tensor, rank: int, draw: Draw) -> Tensor:
+    """Orthonormal directions ``[G, C, rank]`` that hold almost as much of columns ``[G, C, M]`` as any others.
+
+    Two steps of subspace iteration from a random start (N. Halko, P.-G. Martinsson, J. Tropp, Finding structure with
+    randomness, SIAM Review 53, 2011, algorithm 4.4), in single precision at least.
+
+    Example:
+        >>> left, right = torch.randn(1, 6, 2), torch.randn(1, 2, 50)
+        >>> found = leading_directions(left @ right, 2, Draw(0))
+        >>> bool(torch.allclose(found @ (found.mT @ left), left, atol=1e-4))
+        True
+    """
+    columns = columns.to(torch.promote_types(columns.dtype, torch.float32))
+    start = torch.randn(
+        columns.shape[1], rank, generator=draw.generator(columns.device), device=columns.device, dtype=columns.dtype
+    )
+    found = start.expand(len(columns), -1, -1)
+    for _ in range(2):
+        found = torch.linalg.qr(columns @ (found.mT @ columns).mT).Q
+    return found
+
+
+def low_rank(tensor: Tensor, mean: Tensor, shared: LowRank | None, groups: int, rank: int, draw: Draw) -> LowRank:
+    """What ``rank`` directions span of ``[N, C, *P]`` less its means ``[N, C]`` and a part that examples share.
+
+    The directions depend on the tensor only, not on which positions are drawn: they are those of a few columns.
+    """
+    flat = flat_spatial(tensor)
+    examples, places = _spread(*flat.shape)
+    columns = flat[examples, :, places] - mean[examples].unsqueeze(2)
+    if shared is not None:
+        here = shared.coefficients[:, places].unflatten(0, (groups, -1))
+        columns -= (shared.grouped @ here).flatten(0, 1)
+    grouped = columns.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
+    directions = leading_directions(grouped, rank, draw).to(tensor.dtype)
+    coefficients = _project(directions, tensor)
+    coefficients -= _project(directions, mean.unsqueeze(2))
+    if shared is not None:
+        both = directions.mT @ shared.grouped
+        coefficients -= (both @ shared.coefficients.unflatten(0, (groups, -1))).flatten(0, 1)
+    return LowRank(groups, directions.flatten(0, 1), coefficients)
+
+
+def shared_low_rank(tensor: Tensor, mean: Tensor, groups: int, rank: int, draw: Draw) -> LowRank:
+    """What ``rank`` directions span of the mean over some examples of ``[N, C, *P]`` less their means ``[N, C]``."""
+    every = max(1, len(tensor) // max(FEWEST, len(tensor) // 4))
+    image = flat_spatial(tensor)[::every].mean(0).sub_(mean[::every].mean(0).unsqueeze(1))
+    grouped = image.unflatten(0, (groups, -1))
+    directions = leading_directions(grouped, rank, draw).to(tensor.dtype)
+    return LowRank(groups, directions.flatten(0, 1), (directions.mT @ grouped).flatten(0, 1))
+
+
+def _project(directions: Tensor, tensor: Tensor) -> Tensor:
+    """Coefficients ``[N, G·R, P]`` of ``[N, C, *P]`` along directions ``[G, C / G, R]``; in the same memory order."""
+    rows = memory_rows(tensor) if len(directions) == 1 else None
+    if rows is not None:
+        return (rows @ directions[0]).view(len(tensor), -1, directions.shape[2]).transpose(1, 2)
+    flat = flat_spatial(tensor).unflatten(1, (len(directions), -1))
+    return torch.matmul(directions.mT, flat).flatten(1, 2)
+
+
+def _spread(batch: int, channels: int, size: int) -> tuple[slice, slice]:
+    """Examples and positions, evenly spread, that together make about ``COLUMNS`` columns for each channel."""
+    count = COLUMNS * channels
+    examples = min(batch, max(8, -(-count // size)))
+    step = max(1, size * examples // count)
+    while gcd(step, size) > 1:  # else all may lie in few columns of the image
+        step -= 1
+    every = batch // examples
+    return slice(0, every * examples, every), slice(0, size, step)

@@ -1,0 +1,125 @@
+"""How many directions of the channels are kept beside a sample of positions, and in which tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..tn import LayerSpec
+from ..tn.layers import replace_batch, replace_channels
+from .coarse import CoarseGrid
+from .draw import Draw
+from .low_rank import FEWEST, LowRank, low_rank, shared_low_rank
+from .means import products_per_entry
+from .rebuilt import rebuilding_pays
+
+WIDE = 200  # multiply-adds per input entry from which on low-rank parts take little of the time
+LARGE = 2**29  # multiply-adds of the layer below which finding directions takes long beside the rest
+SPENT = 3 / 8  # of what there is, the share that goes to directions of the channels
+SHARED, SHARE = 8, 8  # directions of the mean over examples, which take one kept entry in so many at most
+EVEN = 8  # kernels are fastest with a multiple of so many channels, and with fewer take as long
+BLOCK = 2  # side of the cells at whose resolution these are kept
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Directions that are kept at every position, in cells of positions, and of the mean over examples.
+
+    ``left`` is how many positions of each example can be kept beside them.
+    """
+
+    left: int
+    fine: int = 0
+    coarse: int = 0
+    shared: int = 0
+
+    def entries(self, spec: LayerSpec) -> int:
+        """Entries of the directions and of their coefficients."""
+        each = spec.batch_size * (self.fine * prod(spec.input_size) + self.coarse * cells(spec).cells)
+        directions = (self.fine + self.coarse + self.shared) * spec.in_channels
+        return directions + spec.groups * (each + self.shared * prod(spec.input_size))
+
+    def multiply_adds(self, spec: LayerSpec) -> int:
+        """Of finding the coefficients, of their weight VJPs, and of taking these to the channels."""
+        outer, total = spec.out_channels // spec.groups, 0
+        for rank, batch in ((self.fine + self.coarse, spec.batch_size), (self.shared, 1)):
+            if rank:
+                layer = replace_batch(spec, batch)
+                total += rank * (prod(layer.input_shape) + prod(spec.weight_shape))
+                total += replace_channels(layer, spec.groups, rank, outer).multiply_adds
+        return total
+
+
+def cells(spec: LayerSpec) -> CoarseGrid:
+    """Where coefficients at the lower resolution lie."""
+    return CoarseGrid(spec.input_size, BLOCK)
+
+
+def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
+    """How to spend the entries of ``budget`` positions of each example.
+
+    Example:
+        >>> from randbp import tn
+        >>> affordable_ranks(tn.ConvSpec((128, 192, 16, 16), 192, 3, padding=1), 63)
+        Ranks(left=40, fine=16, coarse=0, shared=8)
+    """
+    size, batch, channels = prod(spec.input_size), spec.batch_size, spec.in_channels // spec.groups
+    if products_per_entry(spec) < WIDE or spec.multiply_adds < LARGE or rebuilding_pays(spec):
+        return Ranks(budget)
+    shared_price = (size / channels + 1) / batch  # of a direction, in positions
+    shared = min(SHARED, channels // 2, int(budget / SHARE / shared_price)) if batch >= FEWEST else 0
+    left = budget - shared * shared_price
+    high, low = size / channels + 1 / batch, cells(spec).cells / channels + 1 / batch
+    fine, coarse = min(int(SPENT * left / high), channels // 2), 0
+    if fine > EVEN:
+        fine -= fine % EVEN
+    else:
+        few, spent = min(2 * fine, EVEN, channels // 2), left - max(1, round((1 - SPENT) * left))
+        fine = max(0, min(few, int((spent - few * low) / (high - low))))
+        coarse = max(0, min(few - fine, int((spent - fine * high) / low)))
+    return Ranks(int(left - fine * high - coarse * low), fine, coarse, shared)
+
+
+def keep_parts(
+    ranks: Ranks, input: Tensor, mean: Tensor, spec: LayerSpec, draw: Draw
+) -> tuple[list[LowRank], list[Tensor]]:
+    """The low-rank parts of an input less its means, and the tensors that they can be read from again."""
+    parts, held = [], []
+    if ranks.shared:
+        parts.append(shared_low_rank(input, mean, spec.groups, ranks.shared, draw.child(0)))
+        held += [parts[0].directions, parts[0].coefficients]
+    if ranks.fine + ranks.coarse:
+        shared = parts[0] if parts else None
+        found = low_rank(input, mean, shared, spec.groups, ranks.fine + ranks.coarse, draw.child(1))
+        held.append(found.directions)
+        if not ranks.coarse:
+            held.append(found.coefficients)
+            return [*parts, found], held
+        by_group = found.coefficients.unflatten(1, (spec.groups, -1))
+        if ranks.fine:
+            held.append(by_group[:, :, : ranks.fine].flatten(1, 2).contiguous())
+        held.append(cells(spec).means(by_group[:, :, ranks.fine :].flatten(1, 2).unflatten(2, spec.input_size)))
+        parts += kept_parts(ranks, held, spec)[len(parts) :]
+    return parts, held
+
+
+def kept_parts(ranks: Ranks, held: Sequence[Tensor], spec: LayerSpec) -> list[LowRank]:
+    """The low-rank parts that were kept."""
+    tensors, parts = iter(held), []
+    if ranks.shared:
+        parts.append(LowRank(spec.groups, next(tensors), next(tensors)))
+    if ranks.fine + ranks.coarse:
+        directions, coefficients = next(tensors), []
+        if ranks.fine:
+            coefficients.append(next(tensors))
+        if ranks.coarse:
+            coarse = next(tensors)
+            coefficients.append(coarse.index_select(2, cells(spec).cell_of(coarse.device)))
+        if len(coefficients) > 1:
+            joined = torch.cat([each.unflatten(1, (spec.groups, -1)) for each in coefficients], 2).flatten(1, 2)
+        else:
+            joined = coefficients[0]
+        parts.append(LowRank(spec.groups, directions, joined))
+    return parts
