@@ -90,10 +90,8 @@ def leading_directions(columns: Tensor, rank: int, draw: Draw) -> Tensor:
         True
     """
     columns = columns.to(torch.promote_types(columns.dtype, torch.float32))
-    start = torch.randn(
-        columns.shape[1], rank, generator=draw.generator(columns.device), device=columns.device, dtype=columns.dtype
-    )
-    found = start.expand(len(columns), -1, -1)
+    start = torch.randn(columns.shape[1], rank, generator=draw.generator(columns.device), device=columns.device)
+    found = start.to(columns.dtype).expand(len(columns), -1, -1)
     for _ in range(2):
         found = torch.linalg.qr(columns @ (found.mT @ columns).mT).Q
     return found

@@ -58,7 +58,7 @@ def cells(spec: LayerSpec) -> CoarseGrid:
 
 
 def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
-    """How to spend the entries of ``budget`` positions of each example.
+    """How to spend the entries of ``budget`` positions of each example, by measurements of All-CNN-C's layers.
 
     Example:
         >>> from randbp import tn
@@ -69,13 +69,13 @@ def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
     if products_per_entry(spec) < WIDE or spec.multiply_adds < LARGE or rebuilding_pays(spec):
         return Ranks(budget)
     shared_price = (size / channels + 1) / batch  # of a direction, in positions
-    shared = min(SHARED, channels // 2, int(budget / SHARE / shared_price)) if batch >= FEWEST else 0
+    shared = min(SHARED, channels // 2, int(budget / SHARE / shared_price)) if batch >= FEWEST and budget > 1 else 0
     left = budget - shared * shared_price
     high, low = size / channels + 1 / batch, cells(spec).cells / channels + 1 / batch
-    fine, coarse = min(int(SPENT * left / high), channels // 2), 0
+    fine, coarse = min(int(SPENT * left / high), channels // 2) if high > low else 0, 0
     if fine > EVEN:
         fine -= fine % EVEN
-    else:
+    elif fine:
         few, spent = min(2 * fine, EVEN, channels // 2), left - max(1, round((1 - SPENT) * left))
         fine = max(0, min(few, int((spent - few * low) / (high - low))))
         coarse = max(0, min(few - fine, int((spent - fine * high) / low)))

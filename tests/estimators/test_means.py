@@ -1,17 +1,14 @@
 """Means that are kept exactly beside a sample: what they make exact, and that the estimate stays unbiased."""
 
 import math
-from collections.abc import Iterator
-from math import prod
 
 import pytest
 import torch
 from hypothesis import assume, given
 from torch import Tensor
-from torch.nn import functional as F
 
-from randbp import Batch, Estimator, LowResolution, NormSpatial, Rounding, Spatial
-from randbp.estimators import Draw, spatial
+from randbp import Batch, Estimator, LowResolution, NormSpatial, Spatial
+from randbp.estimators import Draw
 from randbp.estimators.means import sampled_grid
 from randbp.estimators.native import native_weight_vjp
 from randbp.functional import conv_spec, conv_transpose_spec
@@ -21,17 +18,6 @@ from tests.estimators.test_unbiased import assert_unbiased
 
 CENTRED = [Spatial(0.4), Spatial(0.4, per_example=False), LowResolution(0.5, block=2), NormSpatial(0.4)]
 CENTRED += [NormSpatial(0.5, center=2), NormSpatial(0.4, top=0.3)]
-
-
-@pytest.fixture
-def shared_everywhere() -> Iterator[None]:
-    """Keep the mean over examples also in layers so small that it would not pay."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spatial, "WIDE", 0)
-        patch.setattr(spatial, "SHARE", 2)
-        spatial._plan.cache_clear()
-        yield
-    spatial._plan.cache_clear()
 
 
 def estimate(estimator: Estimator, x: Tensor, output_grad: Tensor, spec: LayerSpec, seed: int) -> Tensor:
@@ -93,51 +79,6 @@ def layer(kind: str) -> tuple[Tensor, LayerSpec]:
 
 
 KINDS = ["plain", "channels last", "strided", "grouped", "transposed", "linear"]
-
-
-@pytest.mark.usefixtures("shared_everywhere")
-@pytest.mark.parametrize("per_example", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_input_that_examples_share_leaves_no_error(kind: str, per_example: bool) -> None:
-    x, spec = layer(kind)
-    generator = torch.Generator().manual_seed(2)
-    output_grad = torch.randn(spec.output_shape, generator=generator, dtype=torch.float64)
-    offsets = torch.randn(*x.shape[:2], *(1 for _ in x.shape[2:]), generator=generator, dtype=torch.float64)
-    shared = x[:1] + offsets
-    if kind == "channels last":
-        shared = shared.contiguous(memory_format=torch.channels_last)
-    found = estimate(Spatial(0.5, per_example), shared, output_grad, spec, 3)
-    torch.testing.assert_close(found, native_weight_vjp(shared, output_grad, spec), rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.usefixtures("shared_everywhere")
-@pytest.mark.parametrize(
-    ("estimator", "kind"), [*((Spatial(0.5), kind) for kind in KINDS), (Rounding(2, Spatial(0.5)), "plain")], ids=str
-)
-def test_estimates_with_means_over_examples_are_unbiased(kind: str, estimator: Estimator) -> None:
-    """Two-sided z-tests of all entries and of the gradient's length; gradients follow the input. Error: 2e-6."""
-    x, spec = layer(kind)
-    weight = torch.randn(spec.weight_shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    if kind == "linear":
-        output_grad = F.linear(x.transpose(1, 2), weight[..., 0]).transpose(1, 2)
-    elif kind == "transposed":
-        output_grad = F.conv_transpose2d(x, weight, stride=2, padding=1)
-    else:
-        output_grad = F.conv2d(x, weight, stride=2 if kind == "strided" else 1, padding=1, groups=spec.groups)
-    exact = native_weight_vjp(x, output_grad, spec)
-    draws = torch.stack([estimate(estimator, x, output_grad, spec, seed) for seed in range(200)])
-    assert_unbiased(draws, exact)
-    share = (draws * exact).flatten(1).sum(1) / exact.square().sum()
-    assert abs(share.mean() - 1) < 5 * share.std() / math.sqrt(len(draws)) < 0.04
-
-
-@pytest.mark.usefixtures("shared_everywhere")
-@pytest.mark.parametrize("kind", KINDS)
-def test_means_over_examples_count_among_the_kept_entries(kind: str) -> None:
-    x, spec = layer(kind)
-    held = Spatial(0.5).sketch(x, spec, Draw(0))
-    assert held[-1].shape == (spec.in_channels, prod(spec.input_size))
-    assert sum(tensor.nbytes for tensor in held) == Spatial(0.5).describe(spec, x.dtype).held_bytes <= x.nbytes / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
