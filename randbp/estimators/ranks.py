@@ -63,7 +63,7 @@ def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
     Example:
         >>> from randbp import tn
         >>> affordable_ranks(tn.ConvSpec((128, 192, 16, 16), 192, 3, padding=1), 63)
-        Ranks(left=40, fine=16, coarse=0, shared=8)
+        Ranks(left=41, fine=16, coarse=0, shared=8)
     """
     size, batch, channels = prod(spec.input_size), spec.batch_size, spec.in_channels // spec.groups
     if products_per_entry(spec) < WIDE or spec.multiply_adds < LARGE or rebuilding_pays(spec):
