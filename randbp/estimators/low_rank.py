@@ -94,7 +94,7 @@ def leading_directions(columns: Tensor, rank: int, draw: Draw) -> Tensor:
     found = start.to(columns.dtype).expand(len(columns), -1, -1)
     for _ in range(2):
         found = torch.linalg.qr(columns @ (found.mT @ columns).mT).Q
-    return found
+    return found.contiguous()
 
 
 def low_rank(tensor: Tensor, mean: Tensor, shared: LowRank | None, groups: int, rank: int, draw: Draw) -> LowRank:

@@ -55,7 +55,7 @@ class RoundedLayout:
         codes = torch.empty(count, size, dtype=torch.uint8, device=tensor.device)
         scales = torch.empty(count, self.blocks, 2, dtype=self.scale_dtype, device=tensor.device)
         for part in chunks(count):
-            flat = tensor[part].reshape(part.stop - part.start, -1).to(self.scale_dtype)
+            flat = tensor[part].reshape(part.stop - part.start, -1).to(self.scale_dtype).contiguous()
             if (missing := self.blocks * self.block - self.entries) > 0:  # repeated entries leave the range alone
                 flat = torch.cat([flat, flat[:, -1:].expand(-1, missing)], 1)
             values = flat.unflatten(1, (self.blocks, self.block))

@@ -276,6 +276,10 @@ def test_networks_whose_channels_are_alike_gain() -> None:
     output_grad = torch.randn(spec.output_shape, generator=torch.Generator().manual_seed(2))
     exact = native_weight_vjp(x, output_grad, spec)
     assert affordable_ranks(spec, 31).fine
+    for estimator in (Spatial(0.125), Spatial(0.5), Rounding(4, Spatial(0.125))):
+        described = estimator.describe(spec, x.dtype).held_bytes
+        assert sum(tensor.nbytes for tensor in estimator.sketch(x, spec, Draw(0))) == described
+        assert described <= x.nbytes * estimator.keep * (1 if isinstance(estimator, Spatial) else 1.4)  # with scales
     with_parts = (estimate(Spatial(0.125), x, output_grad, spec, 0) - exact).norm()
     with pytest.MonkeyPatch.context() as patch:
         fix(patch, Ranks(31))

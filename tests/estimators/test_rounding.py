@@ -58,6 +58,13 @@ def test_values_on_the_grid_are_exact() -> None:
     assert torch.equal(layout.decode(*layout.encode(x, Draw(0))).view_as(x), x)
 
 
+def test_the_order_of_memory_does_not_matter() -> None:
+    x = torch.rand(16, 24)
+    layout = RoundedLayout(4, 24, 24, x.dtype)
+    for expected, found in zip(layout.encode(x, Draw(0)), layout.encode(x.t().contiguous().t(), Draw(0)), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_constant_blocks_are_exact() -> None:
     x = torch.full((2, 3, 5), 0.1)
     layout = RoundedLayout(1, 15, 8, x.dtype)
