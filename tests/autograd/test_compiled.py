@@ -33,9 +33,10 @@ from randbp import (
 from randbp.autograd import Convolution, Linear, Operation, TransposedConvolution
 from randbp.callbacks import TensorDropout
 from randbp.estimators import Draw
+from randbp.estimators.ranks import affordable_ranks
 from randbp.estimators.seeds import Integers
 from randbp.estimators.text import to_text
-from randbp.functional import conv
+from randbp.functional import conv, conv_spec
 from randbp.tn import LayerSpec
 from tests.estimator_cases import FIXED_SIZE
 from tests.functional.observe import held_by
@@ -359,6 +360,18 @@ def test_channels_last() -> None:
     assert_same(grads, gradients(model, model, x, handle, 1))
     for found in ((compiled_model(x), *grads), (model(x), *gradients(model, model, x))):
         assert [tensor.stride() for tensor in found] == [tensor.stride() for tensor in native]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("estimator", [Spatial(0.25), Rounding(4, Spatial(0.25))], ids=str)
+def test_layers_with_low_rank_parts(estimator: Estimator, memory_format: torch.memory_format) -> None:
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Softplus())
+    x = torch.randn(64, 64, 16, 16).to(memory_format=memory_format).requires_grad_()
+    assert affordable_ranks(conv_spec(x, model[0].weight, 1, 1, 1, 1), 63).fine
+    with randbp.randomize(model, weight_vjp=estimator) as handle:
+        eager = gradients(model, model, x, handle)
+        assert_same(gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), model, x, handle), eager)
+        assert differ(gradients(model, model, x, handle, step=1), eager)
 
 
 def test_activation_checkpointing_uses_one_sample() -> None:
