@@ -59,7 +59,7 @@ class LowRank:
     def thin_vjp(self, output_grad: Tensor, spec: LayerSpec) -> Tensor:
         """Exact weight VJP of the coefficients: ``[G, D / G·K, R]``."""
         thin = replace_channels(spec, self.groups, self.directions.shape[1], spec.out_channels // self.groups)
-        coefficients = self.coefficients.unflatten(-1, spec.input_size) if spec.dims else self.coefficients.squeeze(-1)
+        coefficients = self.coefficients.unflatten(-1, spec.input_size)
         if self.coefficients.dim() == 3:
             grad = planned_weight_vjp(coefficients, output_grad, thin)
         else:
@@ -73,8 +73,8 @@ def add_low_rank_vjp(result: Tensor, parts: Sequence[LowRank], output_grad: Tens
         return
     thin = torch.cat([part.thin_vjp(output_grad, spec) for part in parts], 2)
     directions = torch.cat([part.grouped for part in parts], 2)
-    wide = (thin @ directions.mT).unflatten(1, (spec.out_channels // spec.groups, -1)).transpose(2, 3)
-    by_group(result, spec).flatten(3).add_(wide) if spec.dims else by_group(result, spec).add_(wide.squeeze(3))
+    wide = (thin @ directions.mT).unflatten(1, (-1, *spec.kernel_size))  # [G, D / G, *K, C / G]
+    by_group(result, spec).add_(wide.movedim(-1, 2))
 
 
 def leading_directions(columns: Tensor, rank: int, draw: Draw) -> Tensor:

@@ -13,6 +13,7 @@ from .coarse import CoarseGrid
 from .draw import Draw
 from .low_rank import FEWEST, LowRank, low_rank, shared_low_rank
 from .means import products_per_entry
+from .positions import uses_every_position
 from .rebuilt import rebuilding_pays
 
 WIDE = 200  # multiply-adds per input entry from which on low-rank parts take little of the time
@@ -79,6 +80,8 @@ def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
         few, spent = min(2 * fine, EVEN, channels // 2), left - max(1, round((1 - SPENT) * left))
         fine = max(0, min(few, int((spent - few * low) / (high - low))))
         coarse = max(0, min(few - fine, int((spent - fine * high) / low)))
+        if not uses_every_position(spec):  # cells would reach beyond the positions that the mean is taken of
+            coarse = 0
     return Ranks(int(left - fine * high - coarse * low), fine, coarse, shared)
 
 

@@ -21,7 +21,7 @@ from randbp.tn import ConvSpec, LayerSpec, LinearSpec, linear_spec
 from tests.cases import Case, cases, transposed_cases
 from tests.estimators.test_unbiased import assert_unbiased
 
-KINDS = ["plain", "channels last", "strided", "grouped", "transposed", "linear", "volume"]
+KINDS = ["plain", "channels last", "strided", "unused", "grouped", "transposed", "linear", "volume"]
 # Positions left, directions at every position, in cells, and of the mean over examples.
 RANKS = [Ranks(6, 2, 0, 0), Ranks(6, 0, 3, 0), Ranks(5, 1, 2, 0), Ranks(6, 0, 0, 2), Ranks(5, 2, 1, 2)]
 
@@ -37,6 +37,8 @@ def layer(kind: str) -> LayerSpec:
         return conv_transpose_spec(normal(24, 8, 4, 5), normal(8, 3, 3, 3), 2, 1, 0, 1, 1)
     if kind == "volume":
         return conv_spec(normal(20, 8, 3, 3, 4), normal(3, 8, 2, 2, 2), 1, 1, 1, 1)
+    if kind == "unused":
+        return conv_spec(normal(24, 8, 6, 7), normal(4, 8, 2, 1), 2, 0, 1, 1)
     groups = 2 if kind == "grouped" else 1
     return conv_spec(normal(24, 8 * groups, 6, 5), normal(4, 8, 3, 3), 2 if kind == "strided" else 1, 1, 1, groups)
 
@@ -168,8 +170,10 @@ def test_inputs_of_means_and_parts_leave_no_error(
 def test_estimates_beside_parts_are_unbiased(kind: str, estimator: Estimator, keep_ranks: pytest.MonkeyPatch) -> None:
     """Two-sided z-tests of all entries and of the gradient's length; gradients follow the input. Error: 2e-6."""
     spec = layer(kind)
-    fix(keep_ranks, RANKS[-1])
+    fix(keep_ranks, Ranks(5, 3, 0, 2) if kind == "unused" else RANKS[-1])
     x, weight = normal(*spec.input_shape, seed=10), normal(*spec.weight_shape, seed=11)
+    if kind == "unused":
+        x[..., 1::2] += 5
     if kind == "linear":
         output_grad = F.linear(x.transpose(1, 2), weight[..., 0]).transpose(1, 2)
     elif kind == "transposed":
@@ -177,7 +181,8 @@ def test_estimates_beside_parts_are_unbiased(kind: str, estimator: Estimator, ke
     elif kind == "volume":
         output_grad = F.conv3d(x, weight, padding=1)
     else:
-        output_grad = F.conv2d(x, weight, stride=2 if kind == "strided" else 1, padding=1, groups=spec.groups)
+        stride, padding = 2 if kind in ("strided", "unused") else 1, int(kind != "unused")
+        output_grad = F.conv2d(x, weight, stride=stride, padding=padding, groups=spec.groups)
     if kind == "channels last":
         x = x.contiguous(memory_format=torch.channels_last)
     exact = native_weight_vjp(x, output_grad, spec)
@@ -226,6 +231,14 @@ def test_ranks_stay_within_the_budget(
     assert found.left >= 1
     assert min(found.fine, found.coarse, found.shared) >= 0
     assert found.left * batch * spec.in_channels + found.entries(spec) <= budget * batch * spec.in_channels
+
+
+def test_cells_are_left_out_where_some_positions_are_unused() -> None:
+    """The mean is one of the used positions only, which means of cells would not respect."""
+    every, unused = ConvSpec((128, 192, 17, 17), 192, 3, stride=2), ConvSpec((128, 192, 18, 18), 192, 3, stride=2)
+    assert affordable_ranks(every, 17).coarse
+    assert affordable_ranks(unused, 17).fine
+    assert not affordable_ranks(unused, 17).coarse
 
 
 def test_layers_with_little_arithmetic_have_no_parts() -> None:
