@@ -60,8 +60,9 @@ class Spatial(Estimator):
     steps of subspace iteration on some of the columns (:func:`~randbp.estimators.low_rank.leading_directions`); where
     that is few, further coefficients are held at half the resolution. From 16 examples on, eight directions of the
     mean over examples are kept before. That is done where it takes little time: from 2^29 multiply-adds of the layer
-    and 200 for each input entry on. Channels of a trained network are so alike that it divides the variance by 3 to 15;
-    where they are not (noise, a new network with batch normalisation) it multiplies it by 8/5 at most.
+    and 200 for each input entry on. Channels of a trained network are so alike that it divides the variance by 2 to 15;
+    where they are not (noise, a new network with batch normalisation) it multiplies it by 5/3 at small keep rates, and
+    by 2 at 1/2.
 
     Only positions that some output uses are counted and sampled. All that is held counts among the ``⌊p·I⌋`` kept
     entries; where fewer than two are left nothing is centred. Where ``p·I < 1`` the weight VJP keeps one position of
