@@ -87,7 +87,7 @@ def test_other_layers_are_unbiased_on_the_gpu(estimator: Estimator, kind: str) -
 def test_nothing_waits_for_the_device_and_global_state_stays(estimator: Estimator, wide: bool) -> None:
     """A wide layer has low-rank parts beside its sample."""
     model = nn.Conv2d(64, 64, 3, padding=1).cuda() if wide else network()
-    x = torch.randn(64, 64, 16, 16, device="cuda") if wide else torch.randn(16, 8, 16, 16, device="cuda")
+    x = torch.randn(128, 64, 16, 16, device="cuda") if wide else torch.randn(16, 8, 16, 16, device="cuda")
     with randbp.randomize(model, **both(estimator), layers="*"):
         model(x).square().sum().backward()  # index tables are built once per layer geometry
         before = torch.cuda.get_rng_state()

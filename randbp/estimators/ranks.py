@@ -17,7 +17,7 @@ from .positions import uses_every_position
 from .rebuilt import rebuilding_pays
 
 WIDE = 200  # multiply-adds per input entry from which on low-rank parts take little of the time
-LARGE = 2**29  # multiply-adds of the layer below which finding directions takes long beside the rest
+LARGE = 2**30  # multiply-adds of the layer below which finding directions takes long beside the rest
 SPENT = 3 / 8  # of what there is, the share that goes to directions of the channels
 SHARED, SHARE = 8, 8  # directions of the mean over examples, which take one kept entry in so many at most
 EVEN = 8  # kernels are fastest with a multiple of so many channels, and with fewer take as long

@@ -59,7 +59,7 @@ class Spatial(Estimator):
     as many input channels as there are directions, and exact. Three eighths of the kept entries go there, found by two
     steps of subspace iteration on some of the columns (:func:`~randbp.estimators.low_rank.leading_directions`); where
     that is few, further coefficients are held at half the resolution. From 16 examples on, eight directions of the
-    mean over examples are kept before. That is done where it takes little time: from 2^29 multiply-adds of the layer
+    mean over examples are kept before. That is done where it takes little time: from 2^30 multiply-adds of the layer
     and 200 for each input entry on. Channels of a trained network are so alike that it divides the variance by 2 to 15;
     where they are not (noise, a new network with batch normalisation) it multiplies it by 5/3 at small keep rates, and
     by 2 at 1/2.

@@ -366,7 +366,7 @@ def test_channels_last() -> None:
 @pytest.mark.parametrize("estimator", [Spatial(0.25), Rounding(4, Spatial(0.25))], ids=str)
 def test_layers_with_low_rank_parts(estimator: Estimator, memory_format: torch.memory_format) -> None:
     model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Softplus())
-    x = torch.randn(64, 64, 16, 16).to(memory_format=memory_format).requires_grad_()
+    x = torch.randn(128, 64, 16, 16).to(memory_format=memory_format).requires_grad_()
     assert affordable_ranks(conv_spec(x, model[0].weight, 1, 1, 1, 1), 63).fine
     with randbp.randomize(model, weight_vjp=estimator) as handle:
         eager = gradients(model, model, x, handle)
