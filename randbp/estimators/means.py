@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import prod
 
 from torch import Tensor
 
-from ..tn import LayerSpec
 from .positions import Part, flat_spatial
 
 Grid = tuple[slice, ...]
@@ -57,8 +55,3 @@ def less_sample_means(means: Tensor, deviations: Sequence[Tensor], sizes: Sequen
     for kept, size in zip(deviations, sizes, strict=True):
         means = means.sub(kept.mean(dim), alpha=size / total)
     return means
-
-
-def products_per_entry(spec: LayerSpec) -> float:
-    """Multiply-adds of the exact weight VJP per entry of the input."""
-    return spec.multiply_adds / prod(spec.input_shape)

@@ -12,7 +12,6 @@ from ..tn.layers import replace_batch, replace_channels
 from .coarse import CoarseGrid
 from .draw import Draw
 from .low_rank import FEWEST, LowRank, low_rank, shared_low_rank
-from .means import products_per_entry
 from .positions import uses_every_position
 from .rebuilt import rebuilding_pays
 
@@ -58,6 +57,11 @@ def cells(spec: LayerSpec) -> CoarseGrid:
     return CoarseGrid(spec.input_size, BLOCK)
 
 
+def _products_per_entry(spec: LayerSpec) -> float:
+    """Multiply-adds of the exact weight VJP per entry of the input."""
+    return spec.multiply_adds / prod(spec.input_shape)
+
+
 def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
     """How to spend the entries of ``budget`` positions of each example, by measurements of All-CNN-C's layers.
 
@@ -67,7 +71,7 @@ def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
         Ranks(left=41, fine=16, coarse=0, shared=8)
     """
     size, batch, channels = prod(spec.input_size), spec.batch_size, spec.in_channels // spec.groups
-    if products_per_entry(spec) < WIDE or spec.multiply_adds < LARGE or rebuilding_pays(spec):
+    if _products_per_entry(spec) < WIDE or spec.multiply_adds < LARGE or rebuilding_pays(spec):
         return Ranks(budget)
     shared_price = (size / channels + 1) / batch  # of a direction, in positions
     shared = min(SHARED, channels // 2, int(budget / SHARE / shared_price)) if batch >= FEWEST and budget > 1 else 0
@@ -79,9 +83,8 @@ def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
     elif fine:
         few, spent = min(2 * fine, EVEN, channels // 2), left - max(1, round((1 - SPENT) * left))
         fine = max(0, min(few, int((spent - few * low) / (high - low))))
-        coarse = max(0, min(few - fine, int((spent - fine * high) / low)))
-        if not uses_every_position(spec):  # cells would reach beyond the positions that the mean is taken of
-            coarse = 0
+        if uses_every_position(spec):  # else cells would reach beyond the positions that the mean is taken of
+            coarse = max(0, min(few - fine, int((spent - fine * high) / low)))
     return Ranks(int(left - fine * high - coarse * low), fine, coarse, shared)
 
 
@@ -89,23 +92,21 @@ def keep_parts(
     ranks: Ranks, input: Tensor, mean: Tensor, spec: LayerSpec, draw: Draw
 ) -> tuple[list[LowRank], list[Tensor]]:
     """The low-rank parts of an input less its means, and the tensors that they can be read from again."""
-    parts, held = [], []
+    shared, held = None, []
     if ranks.shared:
-        parts.append(shared_low_rank(input, mean, spec.groups, ranks.shared, draw.child(0)))
-        held += [parts[0].directions, parts[0].coefficients]
+        shared = shared_low_rank(input, mean, spec.groups, ranks.shared, draw.child(0))
+        held += [shared.directions, shared.coefficients]
     if ranks.fine + ranks.coarse:
-        shared = parts[0] if parts else None
         found = low_rank(input, mean, shared, spec.groups, ranks.fine + ranks.coarse, draw.child(1))
         held.append(found.directions)
         if not ranks.coarse:
             held.append(found.coefficients)
-            return [*parts, found], held
-        by_group = found.coefficients.unflatten(1, (spec.groups, -1))
-        if ranks.fine:
-            held.append(by_group[:, :, : ranks.fine].flatten(1, 2).contiguous())
-        held.append(cells(spec).means(by_group[:, :, ranks.fine :].flatten(1, 2).unflatten(2, spec.input_size)))
-        parts += kept_parts(ranks, held, spec)[len(parts) :]
-    return parts, held
+        else:
+            fine, coarse = found.coefficients.unflatten(1, (spec.groups, -1)).split([ranks.fine, ranks.coarse], 2)
+            if ranks.fine:
+                held.append(fine.flatten(1, 2).contiguous())  # a view would hold the others as well
+            held.append(cells(spec).means(coarse.flatten(1, 2).unflatten(2, spec.input_size)))
+    return kept_parts(ranks, held, spec), held
 
 
 def kept_parts(ranks: Ranks, held: Sequence[Tensor], spec: LayerSpec) -> list[LowRank]:

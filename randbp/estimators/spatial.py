@@ -102,8 +102,7 @@ class Spatial(Estimator):
             return tuple(held)
         parts, kept_of_parts = keep_parts(plan.ranks, input, mean, spec, draw.child(-2))
         for part in parts:
-            for rows, here in zip(held, where, strict=True):
-                part.subtract_from(rows, here)
+            part.subtract_from(held, where)
         if plan.grid is not None:
             sizes = [positions.size for positions, _ in plan.parts]
             kept = held[0].split([count for _, count in plan.parts], 2) if rebuilt else held
@@ -162,11 +161,8 @@ class Spatial(Estimator):
             weight += plan.ranks.multiply_adds(seen)
         if outputs.centred:
             input_ += tn.constant_output_grad_input_vjp(spec).plan().multiplications
-        x, v = (
-            ("(X - means - low-rank parts)_i", "(V_i - mean)" if plan.grid else "V_i")
-            if plan.centred
-            else ("X_i", "V_i")
-        )
+        x = "(X - means - low-rank parts)_i" if plan.centred else "X_i"
+        v = "(V_i - mean)" if plan.grid else "V_i"
         variance = f"(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖{x} ⊗ {v} - mean‖², V_i the output gradients position i meets"
         return Description(entries * dtype.itemsize, weight, input_, None, variance)
 

@@ -19,6 +19,7 @@ from randbp.estimators.ranks import Ranks, affordable_ranks, keep_parts, kept_pa
 from randbp.functional import conv, conv_spec, conv_transpose_spec
 from randbp.tn import ConvSpec, LayerSpec, LinearSpec, linear_spec
 from tests.cases import Case, cases, transposed_cases
+from tests.estimators.test_means import estimate
 from tests.estimators.test_unbiased import assert_unbiased
 
 KINDS = ["plain", "channels last", "strided", "unused", "grouped", "transposed", "linear", "volume"]
@@ -65,10 +66,8 @@ def input_of(parts: list[LowRank], spec: LayerSpec, kind: str) -> Tensor:
 def random_parts(found: Ranks, spec: LayerSpec) -> list[LowRank]:
     """Parts that these ranks hold without loss: those in cells are constant there."""
     batch, channels, size = spec.batch_size, spec.in_channels, prod(spec.input_size)
-    directions = [torch.linalg.qr(normal(spec.groups, channels // spec.groups, 5, seed=3)).Q]
-    split = directions[0].split(
-        [found.fine, found.coarse, found.shared, 5 - found.fine - found.coarse - found.shared], 2
-    )
+    directions = torch.linalg.qr(normal(spec.groups, channels // spec.groups, 5, seed=3)).Q
+    split = directions.split([found.fine, found.coarse, found.shared, 5 - found.fine - found.coarse - found.shared], 2)
     fine = normal(batch, spec.groups * found.fine, size, seed=4)
     cells = ranks.cells(spec)
     coarse = normal(batch, spec.groups * found.coarse, cells.cells, seed=5)[:, :, cells.cell_of(fine.device)]
@@ -91,11 +90,6 @@ def keep_ranks() -> Iterator[pytest.MonkeyPatch]:
 
 def fix(patch: pytest.MonkeyPatch, found: Ranks) -> None:
     patch.setattr(spatial, "affordable_ranks", lambda spec, budget: found)
-
-
-def estimate(estimator: Estimator, x: Tensor, output_grad: Tensor, spec: LayerSpec, seed: int) -> Tensor:
-    draw = Draw(seed)
-    return estimator.weight_vjp(estimator.sketch(x, spec, draw), output_grad, spec, draw)
 
 
 @given(rank=st.integers(1, 4), groups=st.integers(1, 2), width=st.integers(5, 12), seed=st.integers(0, 1000))
