@@ -109,6 +109,12 @@ class Builder:
         have, want = (tuple(leg for leg in order if self.sizes[leg] > 1) for order in (value.legs, legs))
         return len(_runs(have, want))
 
+    def unmoved(self, value: Value, legs: tuple[str, ...]) -> int:
+        """How many neighbours in memory stay neighbours when the value's legs get into another order."""
+        have, want = (tuple(leg for leg in order if self.sizes[leg] > 1) for order in (value.legs, legs))
+        runs = _runs(have, want)
+        return self.volume(runs[-1]) if runs and runs[-1][-1] == want[-1] else 1
+
     def _repeat(self, value: Value, extra: tuple[str, ...]) -> Value:
         axes = (*((leg,) for leg in extra), *value.axes)
         shape = self.shape(axes)

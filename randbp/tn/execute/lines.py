@@ -7,21 +7,24 @@ a stretch of all examples is one matrix, and
     W[d, c, k1 k2] = Σ_{o1} Y[o1, stretch]ᵀ X[i1, stretch'],    i1 = s·o1 + d·k1 - p,
 
 needs neither an unfolded input nor a multiplication by the padding's zeros. Where the matrices are wide, these
-products run at the processor's speed, which native weight gradients do not reach.
+products run at the processor's speed, which native weight gradients do not reach; with AVX-512 they nearly do, except
+where maps are small.
 """
 
 from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..pattern import IndexPattern
 
 Kernel = Callable[..., Tensor]
 
-WIDE, WIDEST = 256, 512  # channels on either side, and on one, from which products are faster (two cores, AVX2)
+WIDE, WIDEST = 256, 512  # channels on either side, and on one, from which products are faster (two cores)
 LONG = 128  # positions times examples of a line
+SMALL = 8  # outputs of a line up to which they are also faster where native kernels use AVX-512
 
 
 class Stretch(NamedTuple):
@@ -38,7 +41,9 @@ def pay(patterns: tuple[IndexPattern, ...], examples: int, channels: tuple[int, 
     """Whether the products are faster than a native kernel."""
     wide = min(channels) >= WIDE and max(channels) >= WIDEST
     several = any(p.kernel_size > 1 for p in patterns)
-    return wide and several and examples * patterns[-1].output_size >= LONG
+    outputs = patterns[-1].output_size
+    slow = outputs <= SMALL or torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return wide and several and slow and examples * outputs >= LONG
 
 
 def line_products(patterns: tuple[IndexPattern, ...]) -> Kernel:

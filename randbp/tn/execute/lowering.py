@@ -116,7 +116,7 @@ class Lowering:
         static = tuple(p.pattern for p in relation.patterns), source + target, self.builder.volume(value.legs)
         register = self.program.emit(banded.banded, (value.register,), *static, self.dtype, self.device)
         reached = tuple(getattr(p, target) for p in relation.patterns)
-        return Lowered(Value(register, (rest[:1], reached, rest[1:])), "box sums" if target == "k" else "banded sums")
+        return Lowered(Value(register, (rest[:1], rest[1:], reached)), "box sums" if target == "k" else "banded sums")
 
     def windows(self, value: Value, patterns: tuple[Pattern, ...]) -> Value:
         """Strided views: each leg ``i`` that the value holds becomes ``o`` and ``k``."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from . import grams, kernels
 from .layout import Axes, Builder, Value
 
+LINE = 8  # neighbours in memory that stay neighbours, from which on a copy moves them together
 FEW = 64  # columns of a matrix up to which its products run below the processor's speed
 
 
@@ -171,10 +172,15 @@ def _matrix(
     """The value as ``[batch, first, second]``, or transposed if it lies that way in memory."""
     lead: Axes = (batch,) if builder.volume(batch) > 1 else ()
     lies = _lies(builder, value, batch, first, second)
-    straight, flipped = (builder.pieces(value, (*batch, *legs)) for legs in ((*first, *second), (*second, *first)))
-    if lies or (lies is None and flipped < straight):  # a copy of fewer pieces is faster
+    straight, flipped = (_copying(builder, value, (*batch, *legs)) for legs in ((*first, *second), (*second, *first)))
+    if lies or (lies is None and flipped < straight):
         return builder.convert(value, (*lead, second, first)), True
     return builder.convert(value, (*lead, first, second)), False
+
+
+def _copying(builder: Builder, value: Value, legs: tuple[str, ...]) -> tuple[bool, int]:
+    """What makes copying a value into another order slow: torn lines of memory, then the number of pieces."""
+    return builder.unmoved(value, legs) < LINE, builder.pieces(value, legs)
 
 
 def _lies(
