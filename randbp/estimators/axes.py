@@ -16,7 +16,6 @@ from .description import Description
 from .draw import Draw
 from .positions import (
     add_weight_vjp,
-    by_rows,
     class_positions,
     examples_as_positions,
     gather_rows,
@@ -64,12 +63,9 @@ class Axes(Estimator):
         """Kept rows times the output rows they meet."""
         output_grad, spec = examples_as_positions(output_grad, spec)
         result = output_grad.new_zeros(spec.weight_shape)
-        if len(held) > 1:
-            output_grad = by_rows(output_grad)
-        for rows, (positions, local, weight) in zip(
-            held, self._sample(spec, "input", draw, output_grad.device), strict=True
-        ):
-            add_weight_vjp(result, rows, local, output_grad, spec, positions, weight)
+        sample = self._sample(spec, "input", draw, output_grad.device)
+        kept = [(rows, local, each, weight) for rows, (each, local, weight) in zip(held, sample, strict=True)]
+        add_weight_vjp(result, kept, output_grad, spec)
         return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:

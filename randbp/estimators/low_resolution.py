@@ -23,7 +23,6 @@ from .draw import Draw
 from .positions import (
     Part,
     add_weight_vjp,
-    by_rows,
     class_positions,
     examples_as_positions,
     gather_rows,
@@ -100,11 +99,11 @@ class LowResolution(Estimator):
             return self._raw.weight_vjp(held, output_grad, spec, draw)
         means = held[-1].unflatten(1, (spec.in_channels, -1))
         result = coarse_weight_vjp(means, seen, plan.coarse, positioned)
-        if len(plan.parts) > 1:
-            seen = by_rows(seen)
+        kept = []
         for number, (positions, count) in enumerate(plan.parts):
             local = windows(draw.child(number), positions.size, count, positioned.batch_size, seen.device)
-            add_weight_vjp(result, held[number], local, seen, positioned, positions, positions.size / count)
+            kept.append((held[number], local, positions, positions.size / count))
+        add_weight_vjp(result, kept, seen, positioned)
         return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:

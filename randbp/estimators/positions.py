@@ -1,6 +1,7 @@
 """Kept positions: reading them from a tensor, and the sub-sampled networks that contract them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 
@@ -105,13 +106,6 @@ def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device)
     return stretches.repeat(-(-batch // different), 1)[:batch]
 
 
-def by_rows(tensor: Tensor) -> Tensor:
-    """The same tensor with channels innermost in memory: what several networks read row by row is transposed once."""
-    if tensor.dim() == 2:
-        return tensor
-    return tensor.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).unflatten(2, tensor.shape[2:])
-
-
 @lru_cache(maxsize=512)
 def grid_positions(grid: tuple[range, ...], sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """Row-major flat positions of a grid of coordinates within an image of the given sizes."""
@@ -180,34 +174,66 @@ def split(spec: LayerSpec, side: Side, count: int, examples: int = 1) -> tuple[P
     return tuple(zip(classes, counts, strict=True))
 
 
-def add_weight_vjp(
-    result: Tensor,
-    rows: Tensor,
-    local: Tensor,
-    output_grad: Tensor,
-    spec: LayerSpec,
-    positions: PositionClass,
-    weight: float,
-) -> None:
-    """Add the weight VJP of kept rows of one class to the weight's gradient.
+Kept = tuple[Tensor, Tensor, PositionClass, float]
+"""Of one class: rows ``[N, S, C]``, which positions of the class they are ``[N or 1, S]``, the class, their weight."""
+
+
+def add_weight_vjp(result: Tensor, kept: Sequence[Kept], output_grad: Tensor, spec: LayerSpec) -> None:
+    """Add the weight VJP of kept rows to the weight's gradient.
 
     Args:
         result: In the shape of the layer's weight.
-        rows: Kept input entries ``[N, S, C]``.
-        local: Which positions of the class they are, ``[N or 1, S]``.
+        kept: What is kept of each class.
         output_grad: ``[N, D, *O]``.
-        spec: The layer, with as many examples as ``rows``.
-        positions: The class.
-        weight: The weight of every kept entry.
+        spec: The layer, with as many examples as there are rows.
     """
-    if _is_pointwise(positions):
-        grad = _pointwise_weight_vjp(rows, local, output_grad, spec.groups)
-        at_entry(by_group(result, spec), _first_entry(positions)).add_(grad, alpha=weight)
-        return
-    net = _weight_vjp(spec, positions, local.shape[1], len(local) > 1)
-    index = local if len(local) > 1 else local[0]
-    grad = net.contract({"input": rows.transpose(1, 2), "output_grad": output_grad, _index_slot("i", spec): index})
-    result[_entries(positions)].add_(grad, alpha=weight)
+    margins = _margins(tuple(positions for _, _, positions, _ in kept))
+    if margins:  # what several networks read row by row is transposed once
+        output_grad = _rows_within(output_grad, margins)
+    for rows, local, positions, weight in kept:
+        if not margins and _is_pointwise(positions):
+            grad = _pointwise_weight_vjp(rows, local, output_grad, spec.groups)
+            at_entry(by_group(result, spec), _first_entry(positions)).add_(grad, alpha=weight)
+            continue
+        reached = _widened(positions, margins) if margins else positions
+        net = _weight_vjp(spec, reached, local.shape[1], len(local) > 1, bool(margins))
+        index = local if len(local) > 1 else local[0]
+        grad = net.contract({"input": rows.transpose(1, 2), "output_grad": output_grad, _index_slot("i", spec): index})
+        result[_entries(positions)].add_(grad, alpha=weight)
+
+
+@lru_cache(maxsize=512)
+def _margins(classes: tuple[PositionClass, ...]) -> tuple[tuple[int, int], ...]:
+    """How far beyond the output, per dimension, the kernel entries of several classes reach; empty for one class."""
+    if len(classes) < 2 or all(map(_is_pointwise, classes)):
+        return ()
+    reached = []
+    for patterns in zip(*(each.patterns for each in classes), strict=True):
+        before = max(p.dilation * (p.kernel_size - 1) - p.padding for p in patterns)
+        after = max(p.input_size + p.padding - p.output_size for p in patterns)
+        reached.append((max(0, before), max(0, after)))
+    return tuple(reached)
+
+
+def _widened(positions: PositionClass, margins: tuple[tuple[int, int], ...]) -> PositionClass:
+    """A class beside an output with margins, so that every position meets something through each kernel entry."""
+    patterns = tuple(
+        replace(p, output_size=before + p.output_size + after, padding=p.padding + before)
+        for p, (before, after) in zip(positions.patterns, margins, strict=True)
+    )
+    return replace(positions, patterns=patterns)
+
+
+def _rows_within(tensor: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor:
+    """A copy ``[N, *P, C]`` of ``[N, C, *P]`` with zeros around."""
+    sizes = [before + size + after for size, (before, after) in zip(tensor.shape[2:], margins, strict=True)]
+    rows = inside = tensor.new_empty(len(tensor), *sizes, tensor.shape[1])
+    for dim, (before, after) in enumerate(margins, 1):
+        rows.narrow(dim, 0, before).zero_()
+        rows.narrow(dim, sizes[dim - 1] - after, after).zero_()
+        inside = inside.narrow(dim, before, tensor.shape[dim + 1])
+    inside.copy_(tensor.movedim(1, -1))
+    return rows
 
 
 def _pointwise_weight_vjp(rows: Tensor, local: Tensor, output_grad: Tensor, groups: int) -> Tensor:
@@ -280,9 +306,11 @@ def _entries(positions: PositionClass) -> tuple[slice, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _weight_vjp(spec: LayerSpec, positions: PositionClass, count: int, per_example: bool) -> tn.TensorNetwork:
+def _weight_vjp(
+    spec: LayerSpec, positions: PositionClass, count: int, per_example: bool, channels_last: bool
+) -> tn.TensorNetwork:
     sample = {_legs("i", spec): tn.Sample(count, per_example)}
-    return tn.sampled(tn.weight_vjp_of_positions(spec, positions), sample, stored=("input",))
+    return tn.sampled(tn.weight_vjp_of_positions(spec, positions, channels_last), sample, stored=("input",))
 
 
 @lru_cache(maxsize=1024)

@@ -18,7 +18,6 @@ from .means import Grid, example_means, less_sample_means, sampled_grid
 from .positions import (
     Part,
     add_weight_vjp,
-    by_rows,
     class_positions,
     examples_as_positions,
     flat_spatial,
@@ -128,12 +127,10 @@ class Spatial(Estimator):
         if mean is None:
             result = output_grad.new_zeros(spec.weight_shape)
         else:
-            result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
+            result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad).contiguous()
         add_low_rank_vjp(result, kept_parts(plan.ranks, means[1:], spec), output_grad, spec)
-        if len(drawn) > 1:
-            output_grad = by_rows(output_grad)
-        for rows, (positions, local, weight) in zip(held, drawn, strict=False):
-            add_weight_vjp(result, rows, local, output_grad, spec, positions, scale * weight)
+        kept = [(rows, local, each, scale * weight) for rows, (each, local, weight) in zip(held, drawn, strict=False)]
+        add_weight_vjp(result, kept, output_grad, spec)
         return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:

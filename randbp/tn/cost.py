@@ -54,6 +54,8 @@ class CostModel:
         self._sizes = list(problem.sizes.values())
         self._volumes: dict[int, int] = {0: 1}
         self._roles: dict[int, tuple[int, int, int, int, int]] = {}
+        innermost = {self.encode(each.legs): self.encode(each.axes[-1].legs) for each in problem.tensors if each.axes}
+        self._innermost = innermost  # legs of the operands' last dimensions
 
     def encode(self, legs: Iterable[str]) -> int:
         """The bit set of some legs."""
@@ -173,7 +175,10 @@ class CostModel:
         whole = tensor if kind == "gather" else out
         passed = self.volume(whole & ~positions | passing)  # rows read or written through the index
         multiplications = self.volume((left | right | passing) & ~positions)
-        return Cost(multiplications, 2 * self.volume(tensor) + self.volume(rows) + 2 * passed + size, size)
+        moved = self.volume(rows) + 2 * passed + size
+        if self._innermost.get(tensor, positions) & positions:  # else its rows are read where they lie
+            moved += 2 * self.volume(tensor)
+        return Cost(multiplications, moved, size)
 
     def lookup_form(self, left: int, relation: Lookup, right: int, out: int) -> tuple[str, bool] | None:
         """``"gather"`` or ``"scatter"``, and whether the left tensor is the one that holds the chosen rows."""

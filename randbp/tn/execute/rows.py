@@ -6,6 +6,8 @@ never held for all values at once.
 """
 
 from collections.abc import Callable
+from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
@@ -45,32 +47,34 @@ def gathered_product(
         batch, channels, positions = x.shape
         count, width = rows.shape[1:]
         entries = table(index.device)
-        out = x.new_empty(groups, channels // groups, width // groups, len(entries))
+        shape = groups, len(entries), channels // groups, width // groups
         if not batch * count:
-            return out.zero_()
+            return x.new_zeros(shape).permute(0, 2, 3, 1)
+        out = x.new_empty(shape)
         index = _aligned(index, batch)
         depthwise = channels == width == groups
         together = len(entries) if depthwise else min(len(entries), max(1, WIDTH // channels))
-        totals: list[Tensor | None] = [None] * -(-len(entries) // together)
+        places = [place.flatten(1, 2) for place in out.split(together, 1)]
+        at_once = max(1, (WEIGHTED if depthwise else GATHERED) // (channels * together))
+        empty = True
         for part in pieces(batch, (positions + 1) * channels, x.device):
-            blank = _with_blank(x[part])
+            source, step = (_rows(x[part]), positions) if table.complete else (_with_blank(x[part]), positions + 1)
             flat = rows[part].flatten(0, 1)
             local = index if len(index) == 1 else index[part]
-            offsets = _offsets(part.stop - part.start, positions + 1, index.device)
-            for number, some in enumerate(entries.split(together)):
-                partners = (some.t()[local] + offsets.unsqueeze(2)).flatten(0, 1)  # [R·S, F]
-                at_once = max(1, (WEIGHTED if depthwise else GATHERED) // (channels * len(some)))
+            offsets = _offsets(part.stop - part.start, step, index.device).unsqueeze(2)
+            for place, some in zip(places, entries.split(together), strict=True):
+                partners = (some.t()[local] + offsets).flatten(0, 1)  # [R·S, F]
+                first = empty
                 for chosen, kept in zip(partners.split(at_once), flat.split(at_once), strict=True):
-                    met = blank.index_select(0, chosen.flatten()).view(len(kept), len(some), -1)
+                    met = source.index_select(0, chosen.flatten()).view(len(kept), len(some), -1)
                     if depthwise:
-                        totals[number] = _weighted(met, kept, totals[number])
+                        _add_weighted(place, met, kept, first)
                     else:
                         met = met.unflatten(2, (groups, -1)).transpose(1, 2).flatten(1)  # [rows, G·(F·A)]
-                        totals[number] = rows_by_rows(met, kept, groups, totals[number])
-        for total, place in zip(totals, out.split(together, 3), strict=True):
-            if total is not None:
-                place.copy_(total.unflatten(1, (place.shape[3], -1)).permute(0, 2, 3, 1))
-        return out
+                        add_rows_by_rows(place, met, kept, first)
+                    first = False
+            empty = False
+        return out.permute(0, 2, 3, 1)
 
     return kernel
 
@@ -91,10 +95,15 @@ def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
     return [slice(start, min(start + size, batch)) for start in range(0, batch, max(1, size))]
 
 
-def _weighted(met: Tensor, kept: Tensor, total: Tensor | None) -> Tensor:
-    """``[R, F, C]``, which it overwrites, times ``[R, C]``, summed over the rows and added to a total ``[C, F, 1]``."""
+def _add_weighted(place: Tensor, met: Tensor, kept: Tensor, first: bool) -> None:
+    """``[R, F, C]``, which it overwrites, times ``[R, C]``, summed over the rows, added to ``[C, F, 1]``."""
     sums = met.mul_(kept.unsqueeze(1)).sum(0).t().unsqueeze(2)
-    return sums if total is None else total.add_(sums)
+    place.copy_(sums) if first else place.add_(sums)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``[R, C, P]`` as rows ``[R·P, C]``; a view if they lie in memory so."""
+    return x.transpose(1, 2).reshape(-1, x.shape[1])
 
 
 def _with_blank(x: Tensor) -> Tensor:
@@ -118,9 +127,7 @@ def scattered_product(
     ``[R, P, G·B]``. Arguments as in `gathered_product`.
     """
     table = PartnerTable(target_sizes, via, determined_sizes)
-    positions = 1
-    for size in determined_sizes:
-        positions *= size
+    positions = prod(determined_sizes)
 
     def kernel(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         batch = rows.shape[0]
@@ -136,7 +143,7 @@ def scattered_product(
 
 
 class PartnerTable:
-    """Partners of all positions, ``[F, grid]``, computed at the first call on a device."""
+    """Partners of all positions, ``[F, grid]``, computed at the first call."""
 
     def __init__(
         self,
@@ -145,17 +152,24 @@ class PartnerTable:
         determined_sizes: tuple[int, ...],
     ) -> None:
         self._kernel = indexed.table(target_sizes, via, determined_sizes)
-        self._grid = 1
-        for size in target_sizes:
-            self._grid *= size
+        self._grid, self._none = prod(target_sizes), prod(determined_sizes)
         self._made: dict[torch.device, Tensor] = {}
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """On the host, so that no other device has to be waited for."""
+        return self._kernel(torch.arange(self._grid)).reshape(self._grid, -1).t().contiguous()
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every position has a partner through every entry."""
+        return not bool((self._table == self._none).any())
 
     def __call__(self, device: torch.device) -> Tensor:
         """The table ``[F, grid]`` on a device; the number of positions stands for no partner."""
         made = self._made.get(device)
         if made is None:
-            every = self._kernel(torch.arange(self._grid, device=device))
-            made = self._made[device] = every.reshape(self._grid, -1).t().contiguous()
+            made = self._made[device] = self._table.to(device, non_blocking=True)
         return made
 
 
@@ -171,20 +185,29 @@ def _offsets(batch: int, length: int, device: torch.device) -> Tensor:
 
 def rows_by_rows(left: Tensor, right: Tensor, groups: int, total: Tensor | None = None) -> Tensor:
     """``[R, G·A]`` and ``[R, G·B]`` to ``[G, A, B]``: the product over rows within each group, added to a total."""
-    if groups == 1:
-        if right.shape[1] < NARROW:  # three times faster with the wide side's rows as they lie in memory
-            product = (right.t() @ left).t().unsqueeze(0)
-            return product if total is None else total.add_(product)
-        if total is None:
-            return (left.t() @ right).unsqueeze(0)
-        total[0].addmm_(left.t(), right)
-        return total
-    left, right = left.unflatten(1, (groups, -1)), right.unflatten(1, (groups, -1))
-    if min(left.shape[2], right.shape[2]) == 1:  # depthwise: a weighted sum over rows, no matrix product
-        product = (left.unsqueeze(3) * right.unsqueeze(2)).sum(0)
+    first = total is None
+    if total is None:
+        total = left.new_empty(groups, left.shape[1] // groups, right.shape[1] // groups)
+    add_rows_by_rows(total, left, right, first)
+    return total
+
+
+def add_rows_by_rows(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """The same into ``[G, A, B]`` that is there, as its value (``first``) or added to it."""
+    groups = len(total)
+    if groups == 1 and right.shape[1] >= NARROW:
+        (place,) = total
+        torch.mm(left.t(), right, out=place) if first else place.addmm_(left.t(), right)
+        return
+    if groups == 1:  # three times faster with the wide side's rows as they lie in memory
+        product = (right.t() @ left).t().unsqueeze(0)
     else:
-        product = torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1))
-    return product if total is None else total.add_(product)
+        left, right = left.unflatten(1, (groups, -1)), right.unflatten(1, (groups, -1))
+        if min(left.shape[2], right.shape[2]) == 1:  # depthwise: a weighted sum over rows, no matrix product
+            product = (left.unsqueeze(3) * right.unsqueeze(2)).sum(0)
+        else:
+            product = torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1))
+    total.copy_(product) if first else total.add_(product)
 
 
 def rows_by_matrices(rows: Tensor, matrices: Tensor) -> Tensor:

@@ -92,11 +92,12 @@ def whole_class(spec: LayerSpec, side: Side) -> PositionClass:
 
 
 @lru_cache(maxsize=1024)
-def weight_vjp_of_positions(spec: LayerSpec, positions: PositionClass) -> TensorNetwork:
+def weight_vjp_of_positions(spec: LayerSpec, positions: PositionClass, channels_last: bool = False) -> TensorNetwork:
     """A class's share of the weight VJP: ``Σ_{n i o} X Π V_Y`` over its input positions, for its kernel entries.
 
-    Slots: ``input`` ``[N, C, *positions of the class]``, ``output_grad`` ``[N, D, *O]``. Result: as the weight, with
-    the kernel entries of the class; summed over `position_classes`, at their kernel entries, this is the weight VJP.
+    Slots: ``input`` ``[N, C, *positions of the class]``, ``output_grad`` ``[N, D, *O]``, or ``[N, *O, D]`` with
+    ``channels_last``. Result: as the weight, with the kernel entries of the class; summed over `position_classes`, at
+    their kernel entries, this is the weight VJP.
 
     Example:
         >>> from randbp import tn
@@ -108,7 +109,9 @@ def weight_vjp_of_positions(spec: LayerSpec, positions: PositionClass) -> Tensor
     nodes: tuple[Node, ...] = (
         legs.operand("input", legs.input),
         *legs.patterns,
-        legs.operand("output_grad", legs.output),
+        legs.operand(
+            "output_grad", (legs.output[0], *legs.output[2:], legs.output[1]) if channels_last else legs.output
+        ),
     )
     return network("weight_vjp", nodes, legs.sizes, legs.weight)
 
