@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randbp import tn
-from randbp.tn.execute import kernels, lines
+from randbp.tn.execute import kernels, lines, narrow
 from randbp.tn.plan import make_plan
 
 from .strategies import random_operands, specs
@@ -32,6 +32,13 @@ def check(net: tn.TensorNetwork, expected: str | None = None) -> None:
 @given(spec=specs((1, 3)))
 def test_products_per_line_equal_the_dense_einsum(spec):
     with mock.patch.object(lines, "pay", lambda *_: True):
+        for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
+            check(operation(spec))
+
+
+@given(spec=specs((1, 3)), chunk=st.sampled_from([1, 500, 2**21]))
+def test_window_products_equal_the_dense_einsum(spec, chunk):
+    with mock.patch.object(narrow, "pay", lambda *_: True), mock.patch.object(narrow, "CHUNK", chunk):
         for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
             check(operation(spec))
 
@@ -88,6 +95,8 @@ def test_products_per_image_equal_the_dense_einsum(batch, channels, outputs, siz
         (tn.ConvSpec((32, 960, 7, 7), 320, 1), "convolution_backward (weight)"),  # products larger than the images
         (tn.ConvSpec((32, 256, 32, 32), 512, 2, stride=2), "matmul"),  # blocks
         (tn.ConvSpec((32, 512, 7, 7), 512, 3, padding=1), "line products"),
+        (tn.ConvSpec((32, 4, 56, 56), 64, 3, padding=1), "window products"),
+        (tn.ConvSpec((32, 3, 56, 56), 64, 3, padding=1), "convolution_backward (weight)"),  # native kernels for images
         (tn.ConvSpec((32, 64, 56, 56), 64, 3, padding=1), "convolution_backward (weight)"),
         (tn.ConvSpec((32, 1024, 7, 7), 1024, 3, padding=1, groups=2), "convolution_backward (weight)"),
         (tn.ConvSpec((2, 512, 7, 7), 512, 3, padding=1), "convolution_backward (weight)"),  # lines too short

@@ -8,7 +8,7 @@ import torch
 from ..nodes import Pattern
 from ..pattern import IndexPattern
 from ..relations import Lookup, Windows
-from . import banded, diagonals, indexed, kernels, lines, native
+from . import banded, diagonals, indexed, kernels, lines, narrow, native
 from . import rows as indexed_rows
 from .layout import Axes, Builder, Value, Windowed
 from .products import product
@@ -292,6 +292,9 @@ class Lowering:
             if here and lines.pay(geometry, self.builder.volume(n), channels):
                 register = self.program.emit(lines.line_products, registers, geometry)
                 return Lowered(Value(register, axes), "line products")
+            if here and narrow.pay(geometry, channels):
+                register = self.program.emit(narrow.window_products, registers, geometry)
+                return Lowered(Value(register, axes), "window products")
             shape = (
                 self.builder.volume(groups + d),
                 self.builder.volume(c),

@@ -17,11 +17,11 @@ from . import indexed
 
 Kernel = Callable[..., Tensor]
 
-WIDTH = 256  # channels gathered for one matrix product: narrower ones run far below the processor's speed
-PIECE = 2**20  # elements of the examples worked on together
+WIDTH = 4096  # channels gathered for one matrix product, at most: narrow ones run far below the processor's speed
+PIECE = 2**21  # elements of the examples worked on together
 WEIGHTED = 2**18  # elements gathered at a time where they are not multiplied as matrices
 NARROW = 8  # columns of a matrix below which matrix products are slow
-GATHERED = 2**19  # elements gathered at a time: they are multiplied before they leave the processor's cache
+GATHERED = 2**20  # elements gathered at a time: they are multiplied before they leave the processor's cache
 
 
 def gathered_product(
@@ -53,7 +53,7 @@ def gathered_product(
         out = x.new_empty(shape)
         index = _aligned(index, batch)
         depthwise = channels == width == groups
-        together = len(entries) if depthwise else min(len(entries), max(1, WIDTH // channels))
+        together = len(entries) if depthwise else _evenly(len(entries), max(1, WIDTH // channels))
         places = [place.flatten(1, 2) for place in out.split(together, 1)]
         at_once = max(1, (WEIGHTED if depthwise else GATHERED) // (channels * together))
         empty = True
@@ -79,6 +79,11 @@ def gathered_product(
     return kernel
 
 
+def _evenly(count: int, most: int) -> int:
+    """The size of as few groups as possible, of at most so many, that are as equal as possible."""
+    return -(-count // -(-count // most))
+
+
 def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
     """Slices of a batch that is worked on piece by piece, so that what a piece needs stays in a processor's cache.
 
@@ -88,7 +93,7 @@ def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
         device: Only processors have such a cache; on other devices the batch is one piece.
 
     Example:
-        >>> pieces(5, 2**19, torch.device("cpu"))
+        >>> pieces(5, 2**20, torch.device("cpu"))
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     size = batch if device.type != "cpu" else max(1, PIECE // max(1, elements))
