@@ -56,8 +56,18 @@ def gather_rows(tensor: Tensor, positions: Tensor, less: Tensor | None = None) -
     return gather_classes(tensor, [positions], less)[0]
 
 
-def gather_classes(tensor: Tensor, classes: Sequence[Tensor], less: Tensor | None = None) -> list[Tensor]:
-    """The same for several sets of positions; where channels lie outermost, the tensor is read once for all of them."""
+def gather_classes(
+    tensor: Tensor, classes: Sequence[Tensor], less: Tensor | None = None, turned: bool = True
+) -> list[Tensor]:
+    """The same for several sets of positions; where channels lie outermost, the tensor is read once for all of them.
+
+    Args:
+        tensor: ``[N, C, *P]``.
+        classes: Flat positions ``[N or 1, S]``.
+        less: ``[N, C]``, subtracted.
+        turned: Whether rows shall lie one behind the other in memory. If not, channels stay outermost, which saves a
+            transposition.
+    """
     if not classes:
         return []
     batch, channels, size = flat_spatial(tensor).shape
@@ -67,7 +77,10 @@ def gather_classes(tensor: Tensor, classes: Sequence[Tensor], less: Tensor | Non
         return kept if less is None else [each.sub_(less.unsqueeze(1)) for each in kept]
     flat, counts = flat_spatial(tensor), [each.shape[1] for each in classes]
     positions = torch.cat(list(classes), 1) if len(classes) > 1 else classes[0]
-    kept = [flat.new_empty(batch, count, channels) for count in counts]
+    if turned:
+        kept = [flat.new_empty(batch, count, channels) for count in counts]
+    else:
+        kept = [flat.new_empty(batch, channels, count).transpose(1, 2) for count in counts]
     for part in pieces(batch, channels * sum(counts), flat.device):
         met = gather_columns(flat[part], positions if len(positions) == 1 else positions[part]).transpose(1, 2)
         for target, some in zip(kept, met.split(counts, 1), strict=True):
@@ -191,7 +204,7 @@ def add_weight_vjp(result: Tensor, kept: Sequence[Kept], output_grad: Tensor, sp
     if margins:  # what several networks read row by row is transposed once
         output_grad = _rows_within(output_grad, margins)
     for rows, local, positions, weight in kept:
-        if not margins and _is_pointwise(positions):
+        if not margins and is_pointwise(positions):
             grad = _pointwise_weight_vjp(rows, local, output_grad, spec.groups)
             at_entry(by_group(result, spec), _first_entry(positions)).add_(grad, alpha=weight)
             continue
@@ -205,7 +218,7 @@ def add_weight_vjp(result: Tensor, kept: Sequence[Kept], output_grad: Tensor, sp
 @lru_cache(maxsize=512)
 def _margins(classes: tuple[PositionClass, ...]) -> tuple[tuple[int, int], ...]:
     """How far beyond the output, per dimension, the kernel entries of several classes reach; empty for one class."""
-    if len(classes) < 2 or all(map(_is_pointwise, classes)):
+    if len(classes) < 2 or all(map(is_pointwise, classes)):
         return ()
     reached = []
     for patterns in zip(*(each.patterns for each in classes), strict=True):
@@ -242,7 +255,7 @@ def _pointwise_weight_vjp(rows: Tensor, local: Tensor, output_grad: Tensor, grou
         return rows_by_rows(gather_rows(output_grad, local).flatten(0, 1), rows.flatten(0, 1), groups)
     flat = flat_spatial(output_grad)
     (batch, wide, _), (_, count, narrow) = flat.shape, rows.shape
-    by_example = groups == 1 and wide * narrow <= count * (wide + narrow)  # the products are no larger than the rows
+    by_example = groups == 1 and _small_products(narrow, wide, count)
     total: Tensor | None = None
     for part in pieces(batch, count * wide, flat.device):
         met = gather_columns(flat[part], local if len(local) == 1 else local[part])
@@ -252,6 +265,16 @@ def _pointwise_weight_vjp(rows: Tensor, local: Tensor, output_grad: Tensor, grou
         else:
             total = rows_by_rows(met.transpose(1, 2).flatten(0, 1), rows[part].flatten(0, 1), groups, total)
     return rows.new_zeros(groups, wide // groups, narrow // groups) if total is None else total
+
+
+def multiplied_by_example(positions: PositionClass, count: int, spec: LayerSpec) -> bool:
+    """Whether so many kept entries of each example are multiplied as a matrix of their own, in any order of memory."""
+    return is_pointwise(positions) and spec.groups == 1 and _small_products(spec.in_channels, spec.out_channels, count)
+
+
+def _small_products(inner: int, outer: int, count: int) -> bool:
+    """Whether the products of each example are no larger than its rows."""
+    return inner * outer <= count * (inner + outer)
 
 
 def input_vjp(kept: Iterable[tuple[PositionClass, Tensor, Tensor, float]], weight: Tensor, spec: LayerSpec) -> Tensor:
@@ -273,7 +296,7 @@ def input_vjp(kept: Iterable[tuple[PositionClass, Tensor, Tensor, float]], weigh
 def _input_vjp_of_class(
     rows: Tensor, local: Tensor, weight: Tensor, scale: float, spec: LayerSpec, positions: PositionClass
 ) -> Tensor:
-    if _is_pointwise(positions):
+    if is_pointwise(positions):
         size = prod(spec.input_size)
         matrices = at_entry(by_group(weight, spec), _first_entry(positions)) * scale
         result = rows.new_zeros(spec.batch_size, size, spec.in_channels)
@@ -286,7 +309,7 @@ def _input_vjp_of_class(
     return net.contract({"output_grad": rows.transpose(1, 2), "weight": scaled, _index_slot("o", spec): index})
 
 
-def _is_pointwise(positions: PositionClass) -> bool:
+def is_pointwise(positions: PositionClass) -> bool:
     """Whether each position meets the one of the same number on the other side, and no other."""
     return all(map(is_identity, positions.patterns))
 

@@ -35,11 +35,15 @@ class Ranks:
     coarse: int = 0
     shared: int = 0
 
+    @property
+    def directions(self) -> int:
+        """Of a group, in all."""
+        return self.fine + self.coarse + self.shared
+
     def entries(self, spec: LayerSpec) -> int:
         """Entries of the directions and of their coefficients."""
         each = spec.batch_size * (self.fine * prod(spec.input_size) + self.coarse * cells(spec).cells)
-        directions = (self.fine + self.coarse + self.shared) * spec.in_channels
-        return directions + spec.groups * (each + self.shared * prod(spec.input_size))
+        return self.directions * spec.in_channels + spec.groups * (each + self.shared * prod(spec.input_size))
 
     def multiply_adds(self, spec: LayerSpec) -> int:
         """Of finding the coefficients, of their weight VJPs, and of taking these to the channels."""
@@ -71,7 +75,7 @@ def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
         Ranks(left=41, fine=16, coarse=0, shared=8)
     """
     size, batch, channels = prod(spec.input_size), spec.batch_size, spec.in_channels // spec.groups
-    if _products_per_entry(spec) < WIDE or spec.multiply_adds < LARGE or rebuilding_pays(spec):
+    if _products_per_entry(spec) < WIDE or spec.multiply_adds < LARGE or rebuilding_pays(spec, 1):
         return Ranks(budget)
     shared_price = (size / channels + 1) / batch  # of a direction, in positions
     shared = min(SHARED, channels // 2, int(budget / SHARE / shared_price)) if batch >= FEWEST and budget > 1 else 0

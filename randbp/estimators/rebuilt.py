@@ -8,29 +8,38 @@ from torch import Tensor
 
 from ..tn import LayerSpec
 from ..tn.execute.rows import pieces
+from ..tn.layers import replace_batch, replace_channels
 from .chunks import chunked_weight_vjp, chunks
+from .planned import planned_weight_vjp
 from .positions import flat_spatial, gather_columns, gather_rows, memory_rows
 
 NARROW = 8  # channels per group below which gathering output rows costs more than the products it saves
 SMALL_KERNEL = 9  # entries up to which PyTorch's depthwise kernels are fast
+MANY = 1 / 4  # keep rate from which the matrix products of larger depthwise kernels are faster than sums over a sample
 
 
-def rebuilding_pays(spec: LayerSpec) -> bool:
+def rebuilding_pays(spec: LayerSpec, keep: float) -> bool:
     """Whether the exact weight VJP is so cheap that no sum over kept positions is cheaper.
 
     Each kept position with few channels meets output rows with many, so these layers (the first of a network, and
-    depthwise ones with small kernels) are bound by memory. They then take the exact kernel's time and a little more,
-    while what is held from forward to backward stays as small.
+    depthwise ones with small kernels or large keep rates) are bound by memory. They then take the exact kernel's time
+    and a little more, while what is held from forward to backward stays as small.
 
     Example:
         >>> from randbp import tn
-        >>> rebuilding_pays(tn.ConvSpec((8, 3, 32, 32), 64, 3)), rebuilding_pays(tn.ConvSpec((8, 64, 32, 32), 64, 3))
-        (True, False)
+        >>> [rebuilding_pays(tn.ConvSpec((8, channels, 32, 32), 64, 3), keep=0.5) for channels in (3, 64)]
+        [True, False]
     """
     entries = prod(spec.kernel_size)
     if entries == 1 or spec.in_channels // spec.groups >= NARROW:
         return False
-    return spec.groups == 1 or entries <= SMALL_KERNEL
+    return spec.groups == 1 or entries <= SMALL_KERNEL or (keep >= MANY and _has_products(spec))
+
+
+def _has_products(spec: LayerSpec) -> bool:
+    """Whether a plan computes the exact weight VJP by matrix products over examples, channel by channel."""
+    depthwise = spec.in_channels == spec.out_channels == spec.groups > 1
+    return depthwise and prod(spec.kernel_size) > SMALL_KERNEL
 
 
 def gather_centred(input: Tensor, where: Tensor, mean: Tensor | None) -> Tensor:
@@ -61,20 +70,27 @@ def rebuilt_weight_vjp(
     """
     examples, channels, _ = kept.shape
     size = prod(spec.input_size)
-    on_cpu = kept.device.type == "cpu"
-    parts = pieces(examples, channels * size, kept.device) if on_cpu else chunks(examples)
-    everywhere = where.unsqueeze(1).expand(examples, channels, -1)
     middle = kept.new_zeros(1, 1, 1).expand(examples, channels, 1) if mean is None else mean.unsqueeze(2)
+    everywhere = where.unsqueeze(1).expand(examples, channels, -1)
     counts = [count for count, _ in weights]
-    space = kept.new_empty(len(kept[parts[0]]), channels, size)
 
-    def rebuild(_: int, part: slice) -> Tensor:
-        flat, here = space[: part.stop - part.start], kept[part]
-        values = torch.empty_like(here)
+    def rebuild(part: tuple[slice, slice], space: Tensor) -> Tensor:
+        here = kept[part]
+        flat, values = space[: here.shape[0], : here.shape[1]], torch.empty_like(here)
         for target, entries, (_, weight) in zip(values.split(counts, 2), here.split(counts, 2), weights, strict=True):
             torch.add(middle[part], entries, alpha=weight, out=target)
-        return (
-            flat.copy_(middle[part].expand_as(flat)).scatter_(2, everywhere[part], values).unflatten(2, spec.input_size)
-        )
+        flat.copy_(middle[part].expand_as(flat)).scatter_(2, everywhere[part], values)
+        return flat.unflatten(2, spec.input_size)
 
-    return chunked_weight_vjp(rebuild, parts, output_grad, spec)
+    if _has_products(spec):
+        parts = chunks(channels)
+        space, grads = kept.new_empty(examples, parts[0].stop, size), []
+        for part in parts:
+            input = rebuild((slice(None), part), space).to(output_grad.dtype)
+            thin = replace_channels(replace_batch(spec, examples), part.stop - part.start, 1, 1)
+            grads.append(planned_weight_vjp(input, output_grad[:, part], thin))
+        return torch.cat(grads)
+    on_cpu = kept.device.type == "cpu"
+    parts = pieces(examples, channels * size, kept.device) if on_cpu else chunks(examples)
+    space = kept.new_empty(parts[0].stop, channels, size)
+    return chunked_weight_vjp(lambda _, part: rebuild((part, slice(None)), space), parts, output_grad, spec)

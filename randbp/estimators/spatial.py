@@ -23,6 +23,7 @@ from .positions import (
     flat_spatial,
     gather_classes,
     input_vjp,
+    multiplied_by_example,
     products,
     sampled_spec,
     split,
@@ -95,8 +96,11 @@ class Spatial(Estimator):
             input = input.index_select(0, _examples(plan, spec, draw, input.device))
         where = _where(self._drawn(plan, draw, input.device), spec, "input")
         mean = example_means(input, plan.grid) if plan.centred else None
-        rebuilt = where and rebuilding_pays(spec)
-        held = [gather_centred(input, torch.cat(where, 1), mean)] if rebuilt else gather_classes(input, where, mean)
+        rebuilt = where and rebuilding_pays(spec, self.keep)
+        if rebuilt:
+            held = [gather_centred(input, torch.cat(where, 1), mean)]
+        else:
+            held = gather_classes(input, where, mean, turned=not _in_any_order(plan, spec))
         if mean is None:
             return tuple(held)
         parts, kept_of_parts = keep_parts(plan.ranks, input, mean, spec, draw.child(-2))
@@ -117,7 +121,7 @@ class Spatial(Estimator):
             output_grad = output_grad.index_select(0, _examples(plan, spec, draw, device))
             spec = replace_batch(spec, plan.examples)
         drawn = list(self._drawn(plan, draw, device))
-        rebuilt = drawn and rebuilding_pays(spec)
+        rebuilt = drawn and rebuilding_pays(spec, self.keep)
         means = held[1 if rebuilt else len(drawn) :]
         mean = means[0] if means else None
         if rebuilt:
@@ -127,8 +131,9 @@ class Spatial(Estimator):
         if mean is None:
             result = output_grad.new_zeros(spec.weight_shape)
         else:
-            result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad).contiguous()
+            result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
         add_low_rank_vjp(result, kept_parts(plan.ranks, means[1:], spec), output_grad, spec)
+        result = result.contiguous()  # up to here input channels are innermost in memory
         kept = [(rows, local, each, scale * weight) for rows, (each, local, weight) in zip(held, drawn, strict=False)]
         add_weight_vjp(result, kept, output_grad, spec)
         return result
@@ -151,7 +156,7 @@ class Spatial(Estimator):
         rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
         entries = rows * spec.in_channels + plan.ranks.entries(seen)
         weight, input_ = (p.examples * products(p.parts) * per_kernel for p in (plan, outputs))
-        if rebuilding_pays(seen):
+        if rebuilding_pays(seen, self.keep):
             weight = replace_batch(seen, plan.examples).multiply_adds
         elif plan.centred:
             weight += tn.constant_input_weight_vjp(seen).plan().multiplications
@@ -201,6 +206,11 @@ def _plan(estimator: Spatial, spec: LayerSpec, side: Side) -> _Plan:
     ranks = affordable_ranks(spec, budget - 1)
     parts = split(spec, side, ranks.left)
     return _Plan(parts, spec.batch_size, True, sampled_grid(parts), ranks)
+
+
+def _in_any_order(plan: _Plan, spec: LayerSpec) -> bool:
+    """Whether kept rows need not lie one behind the other."""
+    return not plan.ranks.directions and all(multiplied_by_example(*part, spec) for part in plan.parts)
 
 
 def _where(drawn: Iterable[tuple[PositionClass, Tensor, float]], spec: LayerSpec, side: Side) -> list[Tensor]:

@@ -220,7 +220,7 @@ def test_ranks_stay_within_the_budget(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "WIDE", 0)
         patch.setattr(ranks, "LARGE", 0)
-        patch.setattr(ranks, "rebuilding_pays", lambda spec: False)
+        patch.setattr(ranks, "rebuilding_pays", lambda spec, keep: False)
         found = affordable_ranks(spec, budget)
     assert found.left >= 1
     assert min(found.fine, found.coarse, found.shared) >= 0

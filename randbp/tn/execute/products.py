@@ -44,6 +44,8 @@ def product(
     images = _image_by_image(builder, left, right, out, rank) if precise and builder.volume(batch) == 1 else None
     if images is not None:
         return images, "summed matmul"
+    if min(_ranks(columns, rank)) < min(_ranks(rows, rank)):  # the result then lies in the network's order, or nearly
+        left, right, rows, columns = right, left, columns, rows
     batch_legs = tuple(leg for leg in larger if leg in batch)
     summed_legs = tuple(leg for leg in larger if leg in summed)
     result = builder.volume((*batch_legs, *rows, *columns))
@@ -155,6 +157,10 @@ def _around(legs: tuple[str, ...], middle: tuple[str, ...]) -> tuple[tuple[str, 
     last = first + len(middle)
     found = legs[:first], legs[last:]
     return found if legs[first:last] == middle and all(found) else None
+
+
+def _ranks(legs: tuple[str, ...], rank: Mapping[str, int]) -> list[int]:
+    return [rank.get(leg, len(rank)) for leg in legs] or [len(rank)]
 
 
 def _ranked(legs: tuple[str, ...], rank: Mapping[str, int]) -> tuple[str, ...]:

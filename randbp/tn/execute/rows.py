@@ -50,9 +50,10 @@ def gathered_product(
         shape = groups, len(entries), channels // groups, width // groups
         if not batch * count:
             return x.new_zeros(shape).permute(0, 2, 3, 1)
-        out = x.new_empty(shape)
-        index = _aligned(index, batch)
         depthwise = channels == width == groups
+        # Sums over rows of all channels have the channels innermost.
+        out = x.new_empty(len(entries), groups).t()[..., None, None] if depthwise else x.new_empty(shape)
+        index = _aligned(index, batch)
         together = len(entries) if depthwise else _evenly(len(entries), max(1, WIDTH // channels))
         places = [place.flatten(1, 2) for place in out.split(together, 1)]
         at_once = max(1, (WEIGHTED if depthwise else GATHERED) // (channels * together))

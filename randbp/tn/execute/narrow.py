@@ -1,0 +1,60 @@
+"""Weight gradients of layers with few input channels: windows of the input beside outputs, a product per image.
+
+    W[d, c k] = Σ_n Y_n[d, o] U_n[c k, o],    U_n[c k, o] = X_n[c, s·o + d·k - p].
+
+With few channels the unfolded input ``U`` is no larger than the output gradient, so laying it out for some examples at
+a time takes little. Native weight gradients work on blocks of 16 channels, filled up with zeros, and copy the output
+gradient into an order of their own.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as pad_zeros
+
+from ..pattern import IndexPattern
+from .kernels import window
+
+Kernel = Callable[..., Tensor]
+
+CHUNK = 2**21  # elements of the windows that are laid out at a time
+FEWEST, MOST = 4, 12  # input channels for which products are faster (two cores); native kernels for images have three
+WIDE = 64  # output channels from which on
+
+
+def pay(patterns: tuple[IndexPattern, ...], channels: tuple[int, int]) -> bool:
+    """Whether the products are faster than a native kernel, for so many input and output channels."""
+    several = any(p.kernel_size > 1 for p in patterns)
+    return several and FEWEST <= channels[0] <= MOST and channels[1] >= WIDE
+
+
+def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
+    """``(x [N, C, *I], y [N, D, *O]) → w [D, C, *K]``."""
+    dims = len(patterns)
+    margins: list[int] = []
+    for p in reversed(patterns):
+        reach = p.stride * (p.output_size - 1) + p.dilation * (p.kernel_size - 1) + 1
+        margins += (p.padding, max(0, reach - p.padding - p.input_size))
+    views = [window(2 + dim, p) for dim, p in enumerate(patterns)]
+    order = (0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
+    sizes = [p.kernel_size for p in patterns]
+    entries, outputs = prod(sizes), prod(p.output_size for p in patterns)
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        channels = x.shape[1]
+        together = max(1, min(CHUNK, y.numel()) // (channels * entries * outputs))
+        total: Tensor | None = None
+        for part, met in zip(x.split(together), y.split(together), strict=True):
+            windows = pad_zeros(part, margins) if any(margins) else part
+            for view in views:
+                windows = view(windows)
+            windows = windows.permute(order).reshape(len(part), channels * entries, outputs)
+            product = torch.bmm(met.flatten(2), windows.transpose(1, 2)).sum(0)
+            total = product if total is None else total.add_(product)
+        if total is None:
+            return x.new_zeros(y.shape[1], channels, *sizes)
+        return total.view(-1, channels, *sizes)
+
+    return kernel
