@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from statistics import median, quantiles
 from typing import Any
 
@@ -28,7 +29,8 @@ class Timing:
 def interleave(
     contenders: dict[str, Callable[[], Any]], budget: float = 3.0, rounds: tuple[int, int] = (3, 30)
 ) -> dict[str, Timing]:
-    """Time contenders in turn, after one warm-up call each, in a new order every round.
+    """Time contenders in turn, after one warm-up call each, in a new random order every round: what runs before a
+    contender decides what it finds in the cache.
 
     Fast contenders are called several times per round so that a reading is no shorter than about a
     millisecond.
@@ -49,10 +51,10 @@ def interleave(
         total += seconds * repeats[name]
     count = max(rounds[0], min(rounds[1], int(budget / max(total, 1e-9))))
     readings: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for turn in range(count):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+    names, order = list(contenders), Random(0)
+    for _ in range(count):
+        order.shuffle(names)
+        for name in names:
             run, times = contenders[name], repeats[name]
             start = time.perf_counter()
             for _ in range(times):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .execute import diagonals
 from .execute.grams import multiplications, prefers_lags
+from .execute.native import is_fast
 from .relations import Lookup, Problem, Relation, Windows
 
 # A multiply-add in a matrix product is far cheaper than moving an element through memory. The weights count
@@ -123,14 +124,18 @@ class CostModel:
         roles = self.convolution_roles(left, relation, right, out)
         if roles is None:
             return None
-        i, _, _, free, nonzeros = self._masks(relation)
+        i, o, k, free, nonzeros = self._masks(relation)
         rest = (left | right) & ~(i | free)
         size = self.volume(out)
         moved = self.volume(left) + self.volume(right) + size
         if "i" not in roles:
             moved = int(REORDER * moved)
         elif "k" not in roles and _are_blocks(relation):
-            moved += int((BLOCKS - 1) * self.volume(rest) * nonzeros / STREAM)
+            x, y = (left, right) if roles[0] == "i" else (right, left)
+            rows, columns = self.volume(x & ~(y | i) | k), self.volume(y & ~(x | o))
+            small = 2 * rows * columns <= self.volume(o) * (rows + columns)  # products of each image
+            if small or not is_fast():
+                moved += int((BLOCKS - 1) * self.volume(rest) * nonzeros / STREAM)
         method = None if "k" in roles else self._depthwise(left, relation, right, out)
         if method is not None:
             return Cost(self.volume(rest) * method.multiplications, moved, size)

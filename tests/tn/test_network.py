@@ -1,11 +1,15 @@
 """Graphical moves and their errors."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randbp import tn
+from randbp.tn.execute import banded, rows
+from randbp.tn.plan import make_plan
 
 from .strategies import assert_matches_einsum, random_operands, specs
 
@@ -188,6 +192,23 @@ def test_contraction_is_differentiable():
             lambda *tensors, net=net, slots=slots: net.contract(dict(zip(slots, tensors, strict=True))),
             tuple(operands.values()),
         )
+
+
+@pytest.mark.parametrize("width", [1, 4096])
+def test_contractions_piece_by_piece_are_differentiable(width: int) -> None:
+    spec = tn.ConvSpec((2, 2, 11, 9), 2, 3, padding=1)
+    index = torch.tensor([[3, 7, 50], [98, 0, 60]])
+    sampled = tn.sampled(tn.weight_vjp(spec), {"i1 i2": tn.Sample(3, per_example=True)}, stored=("input",))
+    with mock.patch.multiple(banded, JOINT=0, SMALL=0), mock.patch.multiple(rows, PIECE=1, WIDTH=width, GATHERED=4):
+        for net, bound in ((tn.kfac_reduce(spec), {}), (sampled, {"i1 i2 index": index})):
+            operands = {slot: t for slot, t in random_operands(net).items() if slot not in bound}
+            plan = make_plan(net, torch.float64, torch.device("cpu"))
+
+            def run(*tensors, plan=plan, operands=operands, bound=bound):
+                given = dict(zip(operands, tensors, strict=True)) | bound
+                return plan.run([given[slot] for slot in plan.slots])
+
+            assert torch.autograd.gradcheck(run, tuple(t.requires_grad_() for t in operands.values()))
 
 
 X, Y = torch.zeros(2, 4, 5, 4), torch.zeros(2, 6, 3, 5)

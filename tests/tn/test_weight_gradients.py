@@ -93,7 +93,6 @@ def test_products_per_image_equal_the_dense_einsum(batch, channels, outputs, siz
         (tn.ConvSpec((32, 64, 56, 56), 128, 1, stride=2), "summed matmul"),
         (tn.ConvSpec((32, 3, 64, 64), 96, 4, stride=4), "summed matmul"),  # blocks: a patch embedding
         (tn.ConvSpec((32, 960, 7, 7), 320, 1), "convolution_backward (weight)"),  # products larger than the images
-        (tn.ConvSpec((32, 256, 32, 32), 512, 2, stride=2), "matmul"),  # blocks
         (tn.ConvSpec((32, 512, 7, 7), 512, 3, padding=1), "line products"),
         (tn.ConvSpec((32, 4, 56, 56), 64, 3, padding=1), "window products"),
         (tn.ConvSpec((32, 3, 56, 56), 64, 3, padding=1), "convolution_backward (weight)"),  # native kernels for images
@@ -105,6 +104,20 @@ def test_products_per_image_equal_the_dense_einsum(batch, channels, outputs, siz
 )
 def test_what_computes_a_weight_gradient(spec, expected):
     assert kernels_of(spec) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("spec", "on_older"),
+    [
+        (tn.ConvSpec((32, 256, 32, 32), 512, 2, stride=2), "matmul"),  # blocks
+        (tn.ConvSpec((32, 512, 28, 28), 512, 3, padding=1), "line products"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("processor", ["AVX2", "AVX512"])
+def test_native_kernels_serve_many_channels_where_they_are_fast(spec, on_older, processor):
+    with mock.patch.object(torch.backends.cpu, "get_cpu_capability", lambda: processor):
+        assert kernels_of(spec) == [on_older if processor == "AVX2" else "convolution_backward (weight)"]
 
 
 def test_reduced_precision_is_not_rounded_between_images():

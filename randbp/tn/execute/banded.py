@@ -55,9 +55,10 @@ def banded(
     def kernel(x: Tensor) -> Tensor:
         size = max(1, int(max(PARTIAL[0], PARTIAL[1] * x.numel()) / max(1.0, share * x[0].numel())))
         result = x.new_empty(*x.shape[:2], targets)
-        for part, out in zip(x.split(size), result.split(size), strict=True):
-            sums = _shortened(part, runs) @ inner
-            torch.mm(sums.view(-1, len(rest)), rest, out=out.view(-1, targets))
+        for start in range(0, len(x), size):
+            some = slice(start, start + size)
+            sums = _shortened(x[some], runs) @ inner
+            result[some].view(-1, targets).addmm_(sums.view(-1, len(rest)), rest, beta=0)
         return result
 
     return kernel

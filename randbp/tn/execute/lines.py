@@ -15,10 +15,10 @@ from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..pattern import IndexPattern
+from . import native
 
 Kernel = Callable[..., Tensor]
 
@@ -42,8 +42,8 @@ def pay(patterns: tuple[IndexPattern, ...], examples: int, channels: tuple[int, 
     wide = min(channels) >= WIDE and max(channels) >= WIDEST
     several = any(p.kernel_size > 1 for p in patterns)
     outputs = patterns[-1].output_size
-    slow = outputs <= SMALL or torch.backends.cpu.get_cpu_capability() != "AVX512"
-    return wide and several and slow and examples * outputs >= LONG
+    slower = outputs <= SMALL or not native.is_fast()  # of native kernels
+    return wide and several and slower and examples * outputs >= LONG
 
 
 def line_products(patterns: tuple[IndexPattern, ...]) -> Kernel:

@@ -55,7 +55,6 @@ def gathered_product(
         out = x.new_empty(len(entries), groups).t()[..., None, None] if depthwise else x.new_empty(shape)
         index = _aligned(index, batch)
         together = len(entries) if depthwise else _evenly(len(entries), max(1, WIDTH // channels))
-        places = [place.flatten(1, 2) for place in out.split(together, 1)]
         at_once = max(1, (WEIGHTED if depthwise else GATHERED) // (channels * together))
         empty = True
         for part in pieces(batch, (positions + 1) * channels, x.device):
@@ -63,7 +62,8 @@ def gathered_product(
             flat = rows[part].flatten(0, 1)
             local = index if len(index) == 1 else index[part]
             offsets = _offsets(part.stop - part.start, step, index.device).unsqueeze(2)
-            for place, some in zip(places, entries.split(together), strict=True):
+            for start, some in zip(range(0, len(entries), together), entries.split(together), strict=True):
+                place = out[:, start : start + together].flatten(1, 2)
                 partners = (some.t()[local] + offsets).flatten(0, 1)  # [R·S, F]
                 first = empty
                 for chosen, kept in zip(partners.split(at_once), flat.split(at_once), strict=True):
@@ -202,8 +202,7 @@ def add_rows_by_rows(total: Tensor, left: Tensor, right: Tensor, first: bool) ->
     """The same into ``[G, A, B]`` that is there, as its value (``first``) or added to it."""
     groups = len(total)
     if groups == 1 and right.shape[1] >= NARROW:
-        (place,) = total
-        torch.mm(left.t(), right, out=place) if first else place.addmm_(left.t(), right)
+        total[0].addmm_(left.t(), right, beta=0 if first else 1)
         return
     if groups == 1:  # three times faster with the wide side's rows as they lie in memory
         product = (right.t() @ left).t().unsqueeze(0)

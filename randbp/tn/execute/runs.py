@@ -68,7 +68,7 @@ def segments(x: Tensor, runs: Runs, out: Tensor) -> Tensor:
     if below:
         out[:, :below] = x[:, runs.first : runs.low]
     core = x[:, runs.low : runs.high].unflatten(1, (block // runs.step, runs.step))
-    torch.sum(core.flatten(2), 1, dtype=x.dtype, out=out[:, below : below + runs.step].flatten(1))
+    out[:, below : below + runs.step] = core.sum(1, dtype=x.dtype)
     if runs.stop > runs.high:
         out[:, below + runs.step :] = x[:, runs.high : runs.stop]
     return out
