@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..pattern import IndexPattern
+from .kernels import add_product
 from .runs import Runs, find_runs, segments
 
 Kernel = Callable[..., Tensor]
@@ -58,7 +59,7 @@ def banded(
         for start in range(0, len(x), size):
             some = slice(start, start + size)
             sums = _shortened(x[some], runs) @ inner
-            result[some].view(-1, targets).addmm_(sums.view(-1, len(rest)), rest, beta=0)
+            add_product(result[some].view(-1, targets), sums.view(-1, len(rest)), rest, first=True)
         return result
 
     return kernel

@@ -194,6 +194,15 @@ def summed_matmul() -> Kernel:
     return kernel
 
 
+def add_product(place: Tensor, left: Tensor, right: Tensor, first: bool = False) -> None:
+    """Add a matrix product to a matrix, or write it there; counted by ``torch.utils.flop_counter``, unlike ``addmm_``."""
+    beta = 0 if first else 1
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (place, left, right)):
+        place.addmm_(left, right, beta=beta)
+    else:
+        torch.addmm(place, left, right, beta=beta, out=place)
+
+
 def multiply() -> Kernel:
     """The broadcast elementwise product."""
     return lambda a, b: a * b

@@ -44,7 +44,7 @@ def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         channels = x.shape[1]
-        together = max(1, min(CHUNK, y.numel()) // (channels * entries * outputs))
+        together = max(1, min(CHUNK, max(CHUNK // 16, y.numel() // 4)) // (channels * entries * outputs))
         total: Tensor | None = None
         for part, met in zip(x.split(together), y.split(together), strict=True):
             windows = pad_zeros(part, margins) if any(margins) else part

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..pattern import IndexPattern
 from . import indexed
+from .kernels import add_product
 
 Kernel = Callable[..., Tensor]
 
@@ -88,6 +89,8 @@ def _evenly(count: int, most: int) -> int:
 def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
     """Slices of a batch that is worked on piece by piece, so that what a piece needs stays in a processor's cache.
 
+    No large batch is one piece: what is made on the way would double its memory.
+
     Args:
         batch: Number of examples.
         elements: Of one example's share of the largest tensor made on the way.
@@ -97,7 +100,8 @@ def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
         >>> pieces(5, 2**20, torch.device("cpu"))
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    size = batch if device.type != "cpu" else max(1, PIECE // max(1, elements))
+    together = min(PIECE, max(PIECE // 4, batch * elements // 2))
+    size = batch if device.type != "cpu" else max(1, together // max(1, elements))
     return [slice(start, min(start + size, batch)) for start in range(0, batch, max(1, size))]
 
 
@@ -202,7 +206,7 @@ def add_rows_by_rows(total: Tensor, left: Tensor, right: Tensor, first: bool) ->
     """The same into ``[G, A, B]`` that is there, as its value (``first``) or added to it."""
     groups = len(total)
     if groups == 1 and right.shape[1] >= NARROW:
-        total[0].addmm_(left.t(), right, beta=0 if first else 1)
+        add_product(total[0], left.t(), right, first)
         return
     if groups == 1:  # three times faster with the wide side's rows as they lie in memory
         product = (right.t() @ left).t().unsqueeze(0)
