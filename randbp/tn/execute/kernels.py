@@ -195,7 +195,7 @@ def summed_matmul() -> Kernel:
 
 
 def add_product(place: Tensor, left: Tensor, right: Tensor, first: bool = False) -> None:
-    """Add a matrix product to a matrix, or write it there; counted by ``torch.utils.flop_counter``, unlike ``addmm_``."""
+    """Add a matrix product to a matrix, or write it there; unlike ``addmm_``, PyTorch's flop counter sees it."""
     beta = 0 if first else 1
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (place, left, right)):
         place.addmm_(left, right, beta=beta)
