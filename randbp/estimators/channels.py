@@ -12,8 +12,7 @@ from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
 from .kernels import by_group, from_groups
-from .native import native_input_vjp
-from .planned import planned_weight_vjp
+from .planned import planned_input_vjp, planned_weight_vjp
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Channels(Estimator):
         return grad.mul_(self._weight(spec.in_channels, channels))
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """The native input VJP of the kept output channels, scaled."""
+        """The exact input VJP of the kept output channels, scaled."""
         size = spec.out_channels // spec.groups
         groups, channels = self._sample(spec.groups, size, draw, output_grad.device)
         kernels = by_group(weight, spec)[groups.unsqueeze(1), channels]
@@ -106,7 +105,7 @@ class Channels(Estimator):
 def weight_vjp_of_channels(
     input: Tensor, output_grad: Tensor, groups: Tensor, channels: Tensor, spec: LayerSpec
 ) -> Tensor:
-    """Native weight VJP of some input channels ``[N, S, *I]``, zero for the others.
+    """Exact weight VJP of some input channels ``[N, S, *I]``, zero for the others.
 
     Args:
         input: The kept channels.
@@ -131,7 +130,7 @@ def weight_vjp_of_channels(
 def input_vjp_of_channels(
     kernels: Tensor, output_grad: Tensor, groups: Tensor, channels: Tensor, spec: LayerSpec
 ) -> Tensor:
-    """Native input VJP of some output channels.
+    """Exact input VJP of some output channels.
 
     Args:
         kernels: Of the kept output channels, ``[G', S / G', C / G, *K]``.
@@ -145,7 +144,7 @@ def input_vjp_of_channels(
         return output_grad.new_zeros(spec.input_shape)
     kept_grad = output_grad.index_select(1, flat_channels(groups, channels, size))
     small = replace_channels(spec, len(groups), inner, channels.shape[1])
-    grad = native_input_vjp(kept_grad, from_groups(kernels, small), small)
+    grad = planned_input_vjp(kept_grad, from_groups(kernels, small), small)
     if len(groups) == spec.groups:
         return grad
     every = torch.arange(inner, device=groups.device).expand(len(groups), -1)

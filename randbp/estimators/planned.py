@@ -1,4 +1,4 @@
-"""The exact weight VJP by the kernels that a contraction plan finds fastest, not bit for bit PyTorch's."""
+"""The exact VJPs by the kernels that a contraction plan finds fastest, not bit for bit PyTorch's."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,12 +12,12 @@ from ..tn.execute.native import memory_format_of
 from ..tn.layers import replace_batch
 from .draw import Draw
 from .exact import Exact
-from .native import native_weight_vjp
+from .native import native_input_vjp, native_weight_vjp
 
 
 @dataclass(frozen=True)
 class Planned(Exact):
-    """The exact VJPs, that of the weight by the kernels of a contraction plan: PyTorch's up to rounding.
+    """The exact VJPs by the kernels of contraction plans: PyTorch's up to rounding.
 
     Example:
         >>> Planned().exact
@@ -28,6 +28,10 @@ class Planned(Exact):
         """``V_W = Σ_{n i o} X Π V_Y``."""
         return planned_weight_vjp(held[0], output_grad, spec)
 
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
+        """``V_X = Σ_{d o k} W Π V_Y``."""
+        return planned_input_vjp(output_grad, weight, spec)
+
 
 def planned_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
     """``V_W = Σ_{n i o} X Π V_Y``, for estimators that sum everything of a changed or smaller input.
@@ -37,9 +41,22 @@ def planned_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> T
         output_grad: ``[N, D, *O]``.
         spec: The layer.
     """
-    if isinstance(spec, LinearSpec) or memory_format_of(input) != torch.contiguous_format:
+    if not _is_plain(spec, input):
         return native_weight_vjp(input, output_grad, spec)
-    return _network(spec, len(input)).contract({"input": input, "output_grad": output_grad})
+    return _weight_vjp(spec, len(input)).contract({"input": input, "output_grad": output_grad})
+
+
+def planned_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+    """``V_X = Σ_{d o k} W Π V_Y``, for estimators that sum everything of a smaller output gradient.
+
+    Args:
+        output_grad: ``[N, D, *O]``; ``N`` need not be the spec's.
+        weight: The layer's.
+        spec: The layer.
+    """
+    if not _is_plain(spec, output_grad, weight):
+        return native_input_vjp(output_grad, weight, spec)
+    return _input_vjp(spec, len(output_grad)).contract({"output_grad": output_grad, "weight": weight})
 
 
 def shared_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
@@ -53,7 +70,18 @@ def shared_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Te
     return planned_weight_vjp(input, output_grad.sum(0, keepdim=True), spec)
 
 
+def _is_plain(spec: LayerSpec, *tensors: Tensor) -> bool:
+    """Whether the layer is a convolution of tensors in PyTorch's default memory format."""
+    return not isinstance(spec, LinearSpec) and all(memory_format_of(t) == torch.contiguous_format for t in tensors)
+
+
 @lru_cache(maxsize=512)
-def _network(spec: LayerSpec, examples: int) -> tn.TensorNetwork:
+def _weight_vjp(spec: LayerSpec, examples: int) -> tn.TensorNetwork:
     layer = replace_batch(spec, examples)
     return tn.weight_vjp_of_positions(layer, tn.whole_class(layer, "input"))
+
+
+@lru_cache(maxsize=512)
+def _input_vjp(spec: LayerSpec, examples: int) -> tn.TensorNetwork:
+    layer = replace_batch(spec, examples)
+    return tn.input_vjp_of_positions(layer, tn.whole_class(layer, "output"))

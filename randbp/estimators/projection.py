@@ -15,8 +15,7 @@ from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .draw import Draw
 from .kernels import by_group, from_groups
-from .native import native_input_vjp
-from .planned import planned_weight_vjp
+from .planned import planned_input_vjp, planned_weight_vjp
 from .positions import examples_as_positions, flat_spatial, sampled_spec, used_positions
 
 _MOST_RANDOM = 1 << 22  # entries of the projection matrices that exist at once
@@ -123,7 +122,7 @@ class Projection(Estimator):
         small = replace_channels(spec, spec.groups, spec.in_channels // spec.groups, count)
         combined = matrix @ flat_spatial(output_grad).unflatten(1, (spec.groups, outer))
         kernels = torch.bmm(matrix, by_group(weight, spec).flatten(2)).unflatten(2, (-1, *spec.kernel_size))
-        return native_input_vjp(combined.reshape(small.output_shape), from_groups(kernels, small), small)
+        return planned_input_vjp(combined.reshape(small.output_shape), from_groups(kernels, small), small)
 
     def _matrices(self, draw: Draw, examples: int, like: Tensor) -> Callable[[int, int], Tensor]:
         """A function that draws the next matrices ``[examples, size, count]`` of entries with variance ``1/count``."""

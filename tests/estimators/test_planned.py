@@ -1,11 +1,11 @@
-"""The exact weight VJP of a plan against PyTorch's, over all kinds of layers."""
+"""The exact VJPs of plans against PyTorch's, over all kinds of layers."""
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randbp.estimators.native import native_weight_vjp
-from randbp.estimators.planned import planned_weight_vjp
+from randbp.estimators.native import native_input_vjp, native_weight_vjp
+from randbp.estimators.planned import planned_input_vjp, planned_weight_vjp
 from randbp.functional import conv_spec
 from tests.cases import Case, cases, linear_cases, transposed_cases
 
@@ -18,6 +18,10 @@ def test_it_equals_pytorchs(case: Case, examples: int) -> None:
     output_grad = torch.randn(spec.output_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     arguments = x[:examples], output_grad[:examples], spec
     torch.testing.assert_close(planned_weight_vjp(*arguments), native_weight_vjp(*arguments), rtol=1e-10, atol=1e-10)
+    weight = torch.randn(spec.weight_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = planned_input_vjp(output_grad[:examples], weight, spec)
+    expected = native_input_vjp(output_grad, weight, spec)[:examples]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_channels_innermost_in_memory() -> None:
@@ -26,3 +30,8 @@ def test_channels_innermost_in_memory() -> None:
     output_grad = torch.randn(spec.output_shape).to(memory_format=torch.channels_last)
     expected = native_weight_vjp(x.contiguous(), output_grad.contiguous(), spec)
     torch.testing.assert_close(planned_weight_vjp(x, output_grad, spec), expected, rtol=1e-4, atol=1e-4)
+    weight = torch.randn(weight.shape).to(memory_format=torch.channels_last)
+    expected = native_input_vjp(output_grad.contiguous(), weight.contiguous(), spec)
+    found = planned_input_vjp(output_grad, weight, spec)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
