@@ -64,7 +64,7 @@ class Axes(Estimator):
         output_grad, spec = examples_as_positions(output_grad, spec)
         result = output_grad.new_zeros(spec.weight_shape)
         sample = self._sample(spec, "input", draw, output_grad.device)
-        kept = [(rows, local, each, weight) for rows, (each, local, weight) in zip(held, sample, strict=True)]
+        kept = [(each, rows, local, weight) for rows, (each, local, weight) in zip(held, sample, strict=True)]
         add_weight_vjp(result, kept, output_grad, spec)
         return result
 

@@ -102,7 +102,7 @@ class LowResolution(Estimator):
         kept = []
         for number, (positions, count) in enumerate(plan.parts):
             local = windows(draw.child(number), positions.size, count, positioned.batch_size, seen.device)
-            kept.append((held[number], local, positions, positions.size / count))
+            kept.append((positions, held[number], local, positions.size / count))
         add_weight_vjp(result, kept, seen, positioned)
         return result
 

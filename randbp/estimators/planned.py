@@ -54,7 +54,7 @@ def planned_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> T
         weight: The layer's.
         spec: The layer.
     """
-    if not _is_plain(spec, output_grad, weight):
+    if not _is_plain(spec, output_grad, weight) or _is_native(spec, len(output_grad)):
         return native_input_vjp(output_grad, weight, spec)
     return _input_vjp(spec, len(output_grad)).contract({"output_grad": output_grad, "weight": weight})
 
@@ -79,6 +79,12 @@ def _is_plain(spec: LayerSpec, *tensors: Tensor) -> bool:
 def _weight_vjp(spec: LayerSpec, examples: int) -> tn.TensorNetwork:
     layer = replace_batch(spec, examples)
     return tn.weight_vjp_of_positions(layer, tn.whole_class(layer, "input"))
+
+
+@lru_cache(maxsize=512)
+def _is_native(spec: LayerSpec, examples: int) -> bool:
+    """Whether the plan is PyTorch's own kernel, which :func:`native_input_vjp` runs with less scratch memory."""
+    return any(step.kernel.startswith("convolution_backward") for step in _input_vjp(spec, examples).plan().steps)
 
 
 @lru_cache(maxsize=512)

@@ -187,11 +187,11 @@ def split(spec: LayerSpec, side: Side, count: int, examples: int = 1) -> tuple[P
     return tuple(zip(classes, counts, strict=True))
 
 
-Kept = tuple[Tensor, Tensor, PositionClass, float]
-"""Of one class: rows ``[N, S, C]``, which positions of the class they are ``[N or 1, S]``, the class, their weight."""
+KeptRows = tuple[PositionClass, Tensor, Tensor, float]
+"""Of a class its rows ``[N, S, C]``, which positions of the class they are ``[N or 1, S]``, and their weight."""
 
 
-def add_weight_vjp(result: Tensor, kept: Sequence[Kept], output_grad: Tensor, spec: LayerSpec) -> None:
+def add_weight_vjp(result: Tensor, kept: Sequence[KeptRows], output_grad: Tensor, spec: LayerSpec) -> None:
     """Add the weight VJP of kept rows to the weight's gradient.
 
     Args:
@@ -200,10 +200,10 @@ def add_weight_vjp(result: Tensor, kept: Sequence[Kept], output_grad: Tensor, sp
         output_grad: ``[N, D, *O]``.
         spec: The layer, with as many examples as there are rows.
     """
-    margins = _margins(tuple(positions for _, _, positions, _ in kept))
+    margins = _margins(tuple(positions for positions, *_ in kept))
     if margins:  # what several networks read row by row is transposed once
         output_grad = _rows_within(output_grad, margins)
-    for rows, local, positions, weight in kept:
+    for positions, rows, local, weight in kept:
         if not margins and is_pointwise(positions):
             grad = _pointwise_weight_vjp(rows, local, output_grad, spec.groups)
             at_entry(by_group(result, spec), _first_entry(positions)).add_(grad, alpha=weight)
@@ -217,7 +217,10 @@ def add_weight_vjp(result: Tensor, kept: Sequence[Kept], output_grad: Tensor, sp
 
 @lru_cache(maxsize=512)
 def _margins(classes: tuple[PositionClass, ...]) -> tuple[tuple[int, int], ...]:
-    """How far beyond the output, per dimension, the kernel entries of several classes reach; empty for one class."""
+    """How far beyond the output, per dimension, the kernel entries of several classes reach.
+
+    Empty for one class, and where the margins would be larger than the output.
+    """
     if len(classes) < 2 or all(map(is_pointwise, classes)):
         return ()
     reached = []
@@ -225,7 +228,9 @@ def _margins(classes: tuple[PositionClass, ...]) -> tuple[tuple[int, int], ...]:
         before = max(p.dilation * (p.kernel_size - 1) - p.padding for p in patterns)
         after = max(p.input_size + p.padding - p.output_size for p in patterns)
         reached.append((max(0, before), max(0, after)))
-    return tuple(reached)
+    outputs = [p.output_size for p in classes[0].patterns]
+    within = prod(size + sum(margin) for size, margin in zip(outputs, reached, strict=True))
+    return tuple(reached) if within <= 2 * prod(outputs) else ()
 
 
 def _widened(positions: PositionClass, margins: tuple[tuple[int, int], ...]) -> PositionClass:
@@ -238,7 +243,9 @@ def _widened(positions: PositionClass, margins: tuple[tuple[int, int], ...]) -> 
 
 
 def _rows_within(tensor: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor:
-    """A copy ``[N, *P, C]`` of ``[N, C, *P]`` with zeros around."""
+    """``[N, *P, C]`` of ``[N, C, *P]`` with zeros around; a view if there are none and it lies in memory so."""
+    if not any(map(any, margins)) and memory_rows(tensor) is not None:
+        return tensor.movedim(1, -1)
     sizes = [before + size + after for size, (before, after) in zip(tensor.shape[2:], margins, strict=True)]
     rows = inside = tensor.new_empty(len(tensor), *sizes, tensor.shape[1])
     for dim, (before, after) in enumerate(margins, 1):
@@ -277,7 +284,7 @@ def _small_products(inner: int, outer: int, count: int) -> bool:
     return inner * outer <= count * (inner + outer)
 
 
-def input_vjp(kept: Iterable[tuple[PositionClass, Tensor, Tensor, float]], weight: Tensor, spec: LayerSpec) -> Tensor:
+def input_vjp(kept: Iterable[KeptRows], weight: Tensor, spec: LayerSpec) -> Tensor:
     """The input VJP ``[N, C, *I]`` of kept rows of the output gradient.
 
     Args:

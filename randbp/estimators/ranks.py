@@ -75,7 +75,7 @@ def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
         Ranks(left=41, fine=16, coarse=0, shared=8)
     """
     size, batch, channels = prod(spec.input_size), spec.batch_size, spec.in_channels // spec.groups
-    if _products_per_entry(spec) < WIDE or spec.multiply_adds < LARGE or rebuilding_pays(spec, 1):
+    if _products_per_entry(spec) < WIDE or spec.multiply_adds < LARGE or rebuilding_pays(spec, 1, torch.float32):
         return Ranks(budget)
     shared_price = (size / channels + 1) / batch  # of a direction, in positions
     shared = min(SHARED, channels // 2, int(budget / SHARE / shared_price)) if batch >= FEWEST and budget > 1 else 0
@@ -89,7 +89,8 @@ def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
         fine = max(0, min(few, int((spent - few * low) / (high - low))))
         if uses_every_position(spec):  # else cells would reach beyond the positions that the mean is taken of
             coarse = max(0, min(few - fine, int((spent - fine * high) / low)))
-    return Ranks(int(left - fine * high - coarse * low), fine, coarse, shared)
+    rest = int(left - fine * high - coarse * low)
+    return Ranks(rest, fine, coarse, shared) if rest else Ranks(budget)  # some positions must be sampled
 
 
 def keep_parts(

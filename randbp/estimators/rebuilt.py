@@ -16,9 +16,10 @@ from .positions import flat_spatial, gather_columns, gather_rows, memory_rows
 NARROW = 8  # channels per group below which gathering output rows costs more than the products it saves
 SMALL_KERNEL = 9  # entries up to which PyTorch's depthwise kernels are fast
 MANY = 1 / 4  # keep rate from which the matrix products of larger depthwise kernels are faster than sums over a sample
+LARGE = 2**21  # entries of the input from which on
 
 
-def rebuilding_pays(spec: LayerSpec, keep: float) -> bool:
+def rebuilding_pays(spec: LayerSpec, keep: float, dtype: torch.dtype) -> bool:
     """Whether the exact weight VJP is so cheap that no sum over kept positions is cheaper.
 
     Each kept position with few channels meets output rows with many, so these layers (the first of a network, and
@@ -27,17 +28,22 @@ def rebuilding_pays(spec: LayerSpec, keep: float) -> bool:
 
     Example:
         >>> from randbp import tn
-        >>> [rebuilding_pays(tn.ConvSpec((8, channels, 32, 32), 64, 3), keep=0.5) for channels in (3, 64)]
+        >>> layers = [tn.ConvSpec((8, channels, 32, 32), 64, 3) for channels in (3, 64)]
+        >>> [rebuilding_pays(layer, keep=0.5, dtype=torch.float32) for layer in layers]
         [True, False]
     """
     entries = prod(spec.kernel_size)
     if entries == 1 or spec.in_channels // spec.groups >= NARROW:
         return False
-    return spec.groups == 1 or entries <= SMALL_KERNEL or (keep >= MANY and _has_products(spec))
+    if spec.groups == 1 or entries <= SMALL_KERNEL:
+        return True
+    # Plans have matrix products for these types only; layouts must not depend on the device, which may be none.
+    has_products = _is_large_depthwise(spec) and dtype in (torch.float32, torch.float64)
+    return has_products and keep >= MANY and prod(spec.input_shape) >= LARGE
 
 
-def _has_products(spec: LayerSpec) -> bool:
-    """Whether a plan computes the exact weight VJP by matrix products over examples, channel by channel."""
+def _is_large_depthwise(spec: LayerSpec) -> bool:
+    """Whether a plan computes the exact weight VJP channel by channel, of all examples at once."""
     depthwise = spec.in_channels == spec.out_channels == spec.groups > 1
     return depthwise and prod(spec.kernel_size) > SMALL_KERNEL
 
@@ -82,7 +88,7 @@ def rebuilt_weight_vjp(
         flat.copy_(middle[part].expand_as(flat)).scatter_(2, everywhere[part], values)
         return flat.unflatten(2, spec.input_size)
 
-    if _has_products(spec):
+    if _is_large_depthwise(spec):
         parts = chunks(channels)
         space, grads = kept.new_empty(examples, parts[0].stop, size), []
         for part in parts:

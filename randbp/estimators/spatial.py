@@ -96,7 +96,7 @@ class Spatial(Estimator):
             input = input.index_select(0, _examples(plan, spec, draw, input.device))
         where = _where(self._drawn(plan, draw, input.device), spec, "input")
         mean = example_means(input, plan.grid) if plan.centred else None
-        rebuilt = where and rebuilding_pays(spec, self.keep)
+        rebuilt = where and rebuilding_pays(spec, self.keep, input.dtype)
         if rebuilt:
             held = [gather_centred(input, torch.cat(where, 1), mean)]
         else:
@@ -121,7 +121,7 @@ class Spatial(Estimator):
             output_grad = output_grad.index_select(0, _examples(plan, spec, draw, device))
             spec = replace_batch(spec, plan.examples)
         drawn = list(self._drawn(plan, draw, device))
-        rebuilt = drawn and rebuilding_pays(spec, self.keep)
+        rebuilt = drawn and rebuilding_pays(spec, self.keep, output_grad.dtype)
         means = held[1 if rebuilt else len(drawn) :]
         mean = means[0] if means else None
         if rebuilt:
@@ -132,9 +132,11 @@ class Spatial(Estimator):
             result = output_grad.new_zeros(spec.weight_shape)
         else:
             result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
+            if 0 in result.stride():  # one output meets all kernel entries alike
+                result = result.contiguous()
         add_low_rank_vjp(result, kept_parts(plan.ranks, means[1:], spec), output_grad, spec)
-        result = result.contiguous()  # up to here input channels are innermost in memory
-        kept = [(rows, local, each, scale * weight) for rows, (each, local, weight) in zip(held, drawn, strict=False)]
+        result = result.contiguous()  # up to here input channels are innermost in memory, as in what was added
+        kept = [(each, rows, local, scale * weight) for rows, (each, local, weight) in zip(held, drawn, strict=False)]
         add_weight_vjp(result, kept, output_grad, spec)
         return result
 
@@ -156,7 +158,7 @@ class Spatial(Estimator):
         rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
         entries = rows * spec.in_channels + plan.ranks.entries(seen)
         weight, input_ = (p.examples * products(p.parts) * per_kernel for p in (plan, outputs))
-        if rebuilding_pays(seen, self.keep):
+        if rebuilding_pays(seen, self.keep, dtype):
             weight = replace_batch(seen, plan.examples).multiply_adds
         elif plan.centred:
             weight += tn.constant_input_weight_vjp(seen).plan().multiplications

@@ -34,6 +34,9 @@ def contract(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
         raise _complaint(net, tensors)
     program = cache.plan(net, dtype or torch.float32, device).program
     try:
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):  # kernels would disagree about data types
+            with torch.autocast(device.type, enabled=False):
+                return program.run(given)
         return program.run(given)
     except IndexError:
         check_indices(net, tensors)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .execute import diagonals
 from .execute.grams import multiplications, prefers_lags
-from .execute.native import is_fast
+from .execute.native import has_avx512
 from .relations import Lookup, Problem, Relation, Windows
 
 # A multiply-add in a matrix product is far cheaper than moving an element through memory. The weights count
@@ -55,8 +55,8 @@ class CostModel:
         self._sizes = list(problem.sizes.values())
         self._volumes: dict[int, int] = {0: 1}
         self._roles: dict[int, tuple[int, int, int, int, int]] = {}
-        innermost = {self.encode(each.legs): self.encode(each.axes[-1].legs) for each in problem.tensors if each.axes}
-        self._innermost = innermost  # legs of the operands' last dimensions
+        # Legs of the operands' last dimensions, by the operands' legs.
+        self._innermost = {self.encode(t.legs): self.encode(t.axes[-1].legs) for t in problem.tensors if t.axes}
 
     def encode(self, legs: Iterable[str]) -> int:
         """The bit set of some legs."""
@@ -134,7 +134,7 @@ class CostModel:
             x, y = (left, right) if roles[0] == "i" else (right, left)
             rows, columns = self.volume(x & ~(y | i) | k), self.volume(y & ~(x | o))
             small = 2 * rows * columns <= self.volume(o) * (rows + columns)  # products of each image
-            if small or not is_fast():
+            if small or not (self.diagonal and has_avx512()):
                 moved += int((BLOCKS - 1) * self.volume(rest) * nonzeros / STREAM)
         method = None if "k" in roles else self._depthwise(left, relation, right, out)
         if method is not None:

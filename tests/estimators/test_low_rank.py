@@ -22,7 +22,7 @@ from tests.cases import Case, cases, transposed_cases
 from tests.estimators.test_means import estimate
 from tests.estimators.test_unbiased import assert_unbiased
 
-KINDS = ["plain", "channels last", "strided", "unused", "grouped", "transposed", "linear", "volume"]
+KINDS = ["plain", "channels last", "strided", "unused", "grouped", "transposed", "linear", "volume", "whole"]
 # Positions left, directions at every position, in cells, and of the mean over examples.
 RANKS = [Ranks(6, 2, 0, 0), Ranks(6, 0, 3, 0), Ranks(5, 1, 2, 0), Ranks(6, 0, 0, 2), Ranks(5, 2, 1, 2)]
 
@@ -38,6 +38,8 @@ def layer(kind: str) -> LayerSpec:
         return conv_transpose_spec(normal(24, 8, 4, 5), normal(8, 3, 3, 3), 2, 1, 0, 1, 1)
     if kind == "volume":
         return conv_spec(normal(20, 8, 3, 3, 4), normal(3, 8, 2, 2, 2), 1, 1, 1, 1)
+    if kind == "whole":  # one output that meets everything
+        return conv_spec(normal(24, 8, 6, 5), normal(4, 8, 6, 5), 1, 0, 1, 1)
     if kind == "unused":
         return conv_spec(normal(24, 8, 6, 7), normal(4, 8, 2, 1), 2, 0, 1, 1)
     groups = 2 if kind == "grouped" else 1
@@ -166,6 +168,8 @@ def test_estimates_beside_parts_are_unbiased(kind: str, estimator: Estimator, ke
     spec = layer(kind)
     fix(keep_ranks, Ranks(5, 3, 0, 2) if kind == "unused" else RANKS[-1])
     x, weight = normal(*spec.input_shape, seed=10), normal(*spec.weight_shape, seed=11)
+    if kind == "whole":  # one output that meets everything
+        return conv_spec(normal(24, 8, 6, 5), normal(4, 8, 6, 5), 1, 0, 1, 1)
     if kind == "unused":
         x[..., 1::2] += 5
     if kind == "linear":
@@ -220,7 +224,7 @@ def test_ranks_stay_within_the_budget(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "WIDE", 0)
         patch.setattr(ranks, "LARGE", 0)
-        patch.setattr(ranks, "rebuilding_pays", lambda spec, keep: False)
+        patch.setattr(ranks, "rebuilding_pays", lambda *_: False)
         found = affordable_ranks(spec, budget)
     assert found.left >= 1
     assert min(found.fine, found.coarse, found.shared) >= 0

@@ -74,5 +74,5 @@ def test_rebuilt_and_gathered_positions_give_the_same(case: Case, keep: float, c
             gathered = run()
         with patch.multiple(rebuilt, NARROW=1 << 20, SMALL_KERNEL=1 << 20):
             torch.testing.assert_close(run(), gathered)
-        with patch.multiple(rebuilt, SMALL_KERNEL=0, MANY=0):  # depthwise ones channel by channel
+        with patch.multiple(rebuilt, SMALL_KERNEL=0, MANY=0, LARGE=0):  # depthwise ones channel by channel
             torch.testing.assert_close(run(), gathered)

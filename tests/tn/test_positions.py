@@ -1,12 +1,18 @@
 """VJPs class by class: their sum over the position classes is the whole VJP, in every layer."""
 
+from unittest import mock
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from randbp import tn
+from randbp.tn.execute import banded
+from randbp.tn.plan import make_plan
 from tests.cases import Case, cases, transposed_cases
+from tests.tn.strategies import random_operands
 
 LAYERS = st.one_of(cases(), transposed_cases())
 
@@ -73,3 +79,15 @@ def test_kept_positions_meet_gathers_and_products_only(case: Case) -> None:
             net = tn.sampled(make(spec, each), {legs: tn.Sample(max(1, each.size // 4), True)}, stored=(stored,))
             kernels = [step.kernel for step in net.plan().steps]
             assert not any("convolution" in kernel or kernel == "scatter" for kernel in kernels), kernels
+
+
+@pytest.mark.parametrize(("size", "kernel"), [((40, 36), 7), ((12, 14, 40), 5), ((60,), 3)])
+def test_constants_of_large_images_take_no_large_matrix(size: tuple[int, ...], kernel: int) -> None:
+    spec = tn.ConvSpec((2, 3, *size), 4, kernel, padding=kernel // 2)
+    for net in (tn.constant_output_grad_input_vjp(spec), tn.constant_input_weight_vjp(spec)):
+        plan, operands = make_plan(net, torch.float64, torch.device("cpu")), random_operands(net)
+        with mock.patch.multiple(banded, SMALL=0):
+            made = make_plan(net, torch.float64, torch.device("cpu"))
+        for each in (plan, made):
+            result = each.run([operands[slot] for slot in each.slots])
+            torch.testing.assert_close(result, torch.einsum(*net.einsum(operands)), rtol=1e-10, atol=1e-10)

@@ -125,6 +125,33 @@ def test_reduced_precision_is_not_rounded_between_images():
     assert kernels_of(spec, torch.bfloat16) == ["convolution_backward (weight)"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_entries_that_meet_padding_alone_are_zero(dtype):
+    spec = tn.ConvSpec((5, 8, 1), 12, 3, stride=4, padding=2, groups=4)
+    for _ in range(20):
+        junk = torch.full((12, 2, 3), torch.finfo(dtype).max, dtype=dtype)
+        x, y = torch.randn(spec.input_shape, dtype=dtype), torch.randn(spec.output_shape, dtype=dtype)
+        del junk
+        grad = tn.weight_vjp(spec).contract(input=x, output_grad=y)
+        assert not grad[..., :2].any() and grad[..., 2].any()
+
+
+def test_autocast_leaves_contractions_alone():
+    x, y = torch.randn(4, 16, 64, 64), torch.randn(4, 64, 64, 64)
+    spec = tn.ConvSpec(x.shape, 64, 5, padding=2)
+    thin, pointwise = tn.ConvSpec((4, 4, 64, 64), 64, 3, padding=1), tn.ConvSpec(x.shape, 64, 1)
+    for net, operands in (
+        (tn.kfac_reduce(spec), {"input": x}),
+        (tn.constant_input_weight_vjp(spec), {"mean": x.mean((2, 3)), "output_grad": y}),
+        (tn.weight_vjp(thin), {"input": x[:, :4].contiguous(), "output_grad": y}),
+        (tn.weight_vjp(pointwise), {"input": x, "output_grad": y}),
+    ):
+        expected = net.contract(operands)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = net.contract(operands)
+        assert torch.equal(found, expected)
+
+
 def test_few_columns_are_not_multiplied_image_by_image():
     assert kernels_of(tn.ConvSpec((32, 96, 28, 28), 32, 1), operation=tn.input_vjp) == ["batched matmul"]
     assert kernels_of(tn.ConvSpec((32, 960, 7, 7), 320, 1), operation=tn.input_vjp) != ["batched matmul"]

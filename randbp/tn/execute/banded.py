@@ -51,7 +51,12 @@ def banded(
     share = prod(matrix.shape[1] for matrix in short) / prod(matrix.shape[1] for matrix in outer)
     targets = prod(map(len, bands))
     inner = last.t().to(device, dtype).contiguous()
-    rest = reduce(torch.kron, [*short, torch.eye(len(last))]).t().to(device, dtype).contiguous()
+    others = reduce(torch.kron, short, torch.ones(1, 1))
+    small = others.numel() * len(last) ** 2 <= JOINT  # then its zeros cost less than many small products
+    if small:
+        rest = torch.kron(others, torch.eye(len(last))).t().to(device, dtype).contiguous()
+    else:
+        rest = others.to(device, dtype)
 
     def kernel(x: Tensor) -> Tensor:
         size = max(1, int(max(PARTIAL[0], PARTIAL[1] * x.numel()) / max(1.0, share * x[0].numel())))
@@ -59,7 +64,10 @@ def banded(
         for start in range(0, len(x), size):
             some = slice(start, start + size)
             sums = _shortened(x[some], runs) @ inner
-            add_product(result[some].view(-1, targets), sums.view(-1, len(rest)), rest, first=True)
+            if small:
+                add_product(result[some].view(-1, targets), sums.view(-1, len(rest)), rest, first=True)
+            else:
+                result[some] = (rest @ sums.view(-1, rest.shape[1], len(last))).view(-1, x.shape[1], targets)
         return result
 
     return kernel

@@ -195,12 +195,15 @@ def summed_matmul() -> Kernel:
 
 
 def add_product(place: Tensor, left: Tensor, right: Tensor, first: bool = False) -> None:
-    """Add a matrix product to a matrix, or write it there; unlike ``addmm_``, PyTorch's flop counter sees it."""
+    """Add a matrix product to a matrix, or write it there."""
     beta = 0 if first else 1
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (place, left, right)):
-        place.addmm_(left, right, beta=beta)
-    else:
-        torch.addmm(place, left, right, beta=beta, out=place)
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in (place, left, right)):
+        try:
+            torch.addmm(place, left, right, beta=beta, out=place)  # which PyTorch's flop counter sees
+            return
+        except NotImplementedError:  # in forward mode
+            pass
+    place.addmm_(left, right, beta=beta)
 
 
 def multiply() -> Kernel:

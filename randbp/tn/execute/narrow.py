@@ -2,9 +2,9 @@
 
     W[d, c k] = Σ_n Y_n[d, o] U_n[c k, o],    U_n[c k, o] = X_n[c, s·o + d·k - p].
 
-With few channels the unfolded input ``U`` is no larger than the output gradient, so laying it out for some examples at
-a time takes little. Native weight gradients work on blocks of 16 channels, filled up with zeros, and copy the output
-gradient into an order of their own.
+With few channels the unfolded input ``U`` is not much larger than the output gradient, so laying it out for some
+examples at a time takes little. Native weight gradients work on blocks of 16 channels, filled up with zeros, and copy
+the output gradient into an order of their own.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,12 @@ WIDE = 64  # output channels from which on
 
 def pay(patterns: tuple[IndexPattern, ...], channels: tuple[int, int]) -> bool:
     """Whether the products are faster than a native kernel, for so many input and output channels."""
-    several = any(p.kernel_size > 1 for p in patterns)
-    return several and FEWEST <= channels[0] <= MOST and channels[1] >= WIDE
+    narrow, wide = channels
+    if not (FEWEST <= narrow <= MOST and wide >= WIDE) or all(p.kernel_size == 1 for p in patterns):
+        return False
+    rows, outputs = narrow * prod(p.kernel_size for p in patterns), prod(p.output_size for p in patterns)
+    # Neither windows nor products of an image may be much larger than the image.
+    return rows <= 2 * wide and rows * outputs <= CHUNK and rows * wide <= outputs * (rows + wide)
 
 
 def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
@@ -44,7 +48,8 @@ def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         channels = x.shape[1]
-        together = max(1, min(CHUNK, max(CHUNK // 16, y.numel() // 4)) // (channels * entries * outputs))
+        at_once = min(CHUNK, max(CHUNK // 16, y.numel() // 4))
+        together = max(1, at_once // (channels * entries * max(outputs, y.shape[1])))
         total: Tensor | None = None
         for part, met in zip(x.split(together), y.split(together), strict=True):
             windows = pad_zeros(part, margins) if any(margins) else part

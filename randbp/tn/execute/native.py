@@ -18,8 +18,8 @@ PLACEHOLDER = 2**14  # elements of a weight up to which a plan holds a placehold
 _BACKWARD = torch.ops.aten.convolution_backward.default
 
 
-def is_fast() -> bool:
-    """Whether native weight gradients of many channels nearly reach the speed of matrix products: with AVX-512."""
+def has_avx512() -> bool:
+    """Whether native weight gradients of many channels nearly reach the speed of matrix products."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -88,6 +88,7 @@ def weight_gradient(
     small = prod(weight_shape) <= PLACEHOLDER
     held = torch.empty(weight_shape, dtype=dtype, device=device) if small else None
     sums = dtype in (torch.float32, torch.float64)  # other types would round every part
+    unmet = [] if sums else _unmet(patterns)
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         if geometry.explicit:
@@ -95,13 +96,25 @@ def weight_gradient(
         w = x.new_empty(weight_shape) if held is None or type(x) is not Tensor else held  # only its shape is read
         together = parts.examples_at_once((x, y), max(x.numel(), y.numel()))
         if together >= x.shape[0] or not sums:
-            return _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
+            grad: Tensor = _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
+            for dim, entry in unmet:
+                grad.select(dim, entry).zero_()
+            return grad
         total = x.new_zeros(weight_shape)
         for part, met in zip(x.split(together), y.split(together), strict=True):
             total += _BACKWARD(met, part, w, None, stride, padding, dilation, False, none, groups, mask)[1]
         return total
 
     return kernel
+
+
+def _unmet(patterns: tuple[IndexPattern, ...]) -> list[tuple[int, int]]:
+    """Dimensions and numbers of kernel entries that meet padding alone.
+
+    PyTorch's kernels for 16-bit types leave their gradients unwritten on processors with AMX (2.13).
+    """
+    entries = ((dim, p, k) for dim, p in enumerate(patterns, 2) for k in range(p.kernel_size))
+    return [(dim, k) for dim, p, k in entries if not p.inputs_at(torch.arange(p.output_size), k)[1].any()]
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:

@@ -160,6 +160,7 @@ def _around(legs: tuple[str, ...], middle: tuple[str, ...]) -> tuple[tuple[str, 
 
 
 def _ranks(legs: tuple[str, ...], rank: Mapping[str, int]) -> list[int]:
+    """Places of legs in the network's result; behind it if there are none."""
     return [rank.get(leg, len(rank)) for leg in legs] or [len(rank)]
 
 

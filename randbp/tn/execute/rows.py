@@ -203,7 +203,7 @@ def rows_by_rows(left: Tensor, right: Tensor, groups: int, total: Tensor | None 
 
 
 def add_rows_by_rows(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """The same into ``[G, A, B]`` that is there, as its value (``first``) or added to it."""
+    """Write the product over rows within each group to ``[G, A, B]`` (``first``), or add it there."""
     groups = len(total)
     if groups == 1 and right.shape[1] >= NARROW:
         add_product(total[0], left.t(), right, first)
