@@ -1,7 +1,9 @@
 """Positions that an output uses, how they are drawn, and pieces of a batch that are worked on one by one."""
 
+from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,3 +78,35 @@ def test_rebuilt_and_gathered_positions_give_the_same(case: Case, keep: float, c
             torch.testing.assert_close(run(), gathered)
         with patch.multiple(rebuilt, SMALL_KERNEL=0, MANY=0, LARGE=0):  # depthwise ones channel by channel
             torch.testing.assert_close(run(), gathered)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "geometry"),
+    [
+        ((17, 14), (3, 3), {"stride": 2, "padding": 1}),
+        ((16, 18), (2, 2), {"stride": 2}),  # no margins
+        ((13, 20), (5, 3), {"stride": (3, 2), "padding": (2, 0)}),
+        ((15, 16), (3, 3), {"stride": 2, "dilation": 3, "padding": 3}),
+        ((40,), (4,), {"stride": 3, "padding": 2}),
+        ((9, 8, 10), (3, 3, 3), {"stride": 2, "padding": 1}),
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_classes_of_positions_share_one_output_gradient(
+    size: tuple[int, ...], kernel: tuple[int, ...], geometry: dict[str, Any], channels_last: bool
+) -> None:
+    """Strided layers large enough to have several classes, against the exact kernel on what is kept."""
+    case = Case(
+        3, 2, 4, 3, size, kernel, seed=1, **({"stride": 1, "padding": 0, "dilation": 1, "bias": False} | geometry)
+    )
+    x, weight, _ = case.tensors()
+    grad, spec = case.native(x, weight, None).detach(), case.spec()
+    if channels_last:
+        grad = grad.movedim(1, -1).contiguous().movedim(-1, 1)
+    for estimator in (Spatial(0.5), Spatial(0.3, per_example=False, center=False)):
+        found = []
+        for narrow in (0, 1 << 20):
+            with patch.multiple(rebuilt, NARROW=narrow, SMALL_KERNEL=1 << 20):
+                held = estimator.sketch(x.detach(), spec, Draw(5))
+                found.append(estimator.weight_vjp(held, grad, spec, Draw(5)))
+        torch.testing.assert_close(*found)
