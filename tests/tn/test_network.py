@@ -199,7 +199,10 @@ def test_contractions_piece_by_piece_are_differentiable(width: int) -> None:
     spec = tn.ConvSpec((2, 2, 11, 9), 2, 3, padding=1)
     index = torch.tensor([[3, 7, 50], [98, 0, 60]])
     sampled = tn.sampled(tn.weight_vjp(spec), {"i1 i2": tn.Sample(3, per_example=True)}, stored=("input",))
-    with mock.patch.multiple(banded, JOINT=0, SMALL=0), mock.patch.multiple(rows, PIECE=1, WIDTH=width, GATHERED=4):
+    with (
+        mock.patch.multiple(banded, JOINT=0, SMALL=0),
+        mock.patch.multiple(rows, PIECE=1, WIDTH=width, GATHERED=4, NARROW=0),
+    ):
         for net, bound in ((tn.kfac_reduce(spec), {}), (sampled, {"i1 i2 index": index})):
             operands = {slot: t for slot, t in random_operands(net).items() if slot not in bound}
             plan = make_plan(net, torch.float64, torch.device("cpu"))
