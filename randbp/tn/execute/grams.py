@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..pattern import IndexPattern
-from .kernels import window
+from .kernels import windows
 
 Kernel = Callable[..., Tensor]
 
@@ -57,10 +57,7 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
     above the diagonal is computed, and mirrored in the end.
     """
     kernels = tuple(p.kernel_size for p in patterns)
-    margins: list[int] = []
-    for p in reversed(patterns):
-        margins += (p.padding, max(0, _length(p) - p.padding - p.input_size))
-    views = [window(3 + dim, p) for dim, p in enumerate(patterns)]
+    unfold = windows(patterns, 3)
     size = max(1, POSITIONS // prod(p.output_size for p in patterns))
     dims = len(patterns)
     order = (1, 2, *range(3 + dims, 3 + 2 * dims), 0, *range(3, 3 + dims))
@@ -71,11 +68,7 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
         gram = x.new_zeros(groups, rows, rows)
         step = -(-rows // BLOCKS) if rows >= ROWS and groups == 1 else rows
         for part in x.split(size):
-            if any(margins):
-                part = torch.nn.functional.pad(part, margins)
-            for view in views:
-                part = view(part)
-            part = part.permute(order).reshape(groups, rows, -1)
+            part = unfold(part).permute(order).reshape(groups, rows, -1)
             for row in range(0, rows, step):
                 block = part[:, row : row + step]
                 gram[:, row : row + step, row:].baddbmm_(block, part[:, row:].transpose(1, 2))

@@ -107,6 +107,24 @@ def window(dim: int, pattern: IndexPattern) -> Kernel:
     return kernel
 
 
+def windows(patterns: tuple[IndexPattern, ...], first: int) -> Kernel:
+    """A view of the dimensions from ``first`` on, padded with zeros, as ``o…`` (in their place) and ``k…`` (last)."""
+    margins: list[int] = []
+    for p in reversed(patterns):
+        length = p.stride * (p.output_size - 1) + p.dilation * (p.kernel_size - 1) + 1
+        margins += (p.padding, max(0, length - p.padding - p.input_size))
+    views = [window(first + dim, p) for dim, p in enumerate(patterns)]
+
+    def kernel(x: Tensor) -> Tensor:
+        if any(margins):
+            x = pad_zeros(x, margins)
+        for view in views:
+            x = view(x)
+        return x
+
+    return kernel
+
+
 def diagonal(first: int, second: int) -> Kernel:
     """A view of the diagonal of two dimensions, as the last dimension."""
     return lambda x: x.diagonal(0, first, second)

@@ -12,10 +12,9 @@ from math import prod
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad as pad_zeros
 
 from ..pattern import IndexPattern
-from .kernels import window
+from .kernels import windows
 
 Kernel = Callable[..., Tensor]
 
@@ -37,11 +36,7 @@ def pay(patterns: tuple[IndexPattern, ...], channels: tuple[int, int]) -> bool:
 def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
     """``(x [N, C, *I], y [N, D, *O]) → w [D, C, *K]``."""
     dims = len(patterns)
-    margins: list[int] = []
-    for p in reversed(patterns):
-        reach = p.stride * (p.output_size - 1) + p.dilation * (p.kernel_size - 1) + 1
-        margins += (p.padding, max(0, reach - p.padding - p.input_size))
-    views = [window(2 + dim, p) for dim, p in enumerate(patterns)]
+    unfold = windows(patterns, 2)
     order = (0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
     sizes = [p.kernel_size for p in patterns]
     entries, outputs = prod(sizes), prod(p.output_size for p in patterns)
@@ -52,11 +47,8 @@ def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
         together = max(1, at_once // (channels * entries * max(outputs, y.shape[1])))
         total: Tensor | None = None
         for part, met in zip(x.split(together), y.split(together), strict=True):
-            windows = pad_zeros(part, margins) if any(margins) else part
-            for view in views:
-                windows = view(windows)
-            windows = windows.permute(order).reshape(len(part), channels * entries, outputs)
-            product = torch.bmm(met.flatten(2), windows.transpose(1, 2)).sum(0)
+            unfolded = unfold(part).permute(order).reshape(len(part), channels * entries, outputs)
+            product = torch.bmm(met.flatten(2), unfolded.transpose(1, 2)).sum(0)
             total = product if total is None else total.add_(product)
         if total is None:
             return x.new_zeros(y.shape[1], channels, *sizes)

@@ -19,7 +19,7 @@ _BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 def has_avx512() -> bool:
-    """Whether native weight gradients of many channels nearly reach the speed of matrix products."""
+    """Whether the processor has AVX-512: native weight gradients then nearly reach the speed of matrix products."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
