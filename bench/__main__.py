@@ -11,6 +11,7 @@ import torch
 
 from . import contractions, estimators, lean, overhead
 from .layers import NETWORKS
+from .place import Place
 
 LONG = ("error", "training")
 EXPERIMENTS = ("step", "merit", *LONG)
@@ -43,6 +44,14 @@ def main() -> None:
         help="lean, estimators: those whose name contains one of these, and exact",
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="contractions, estimators, step: cpu or cuda, where products may use TensorFloat-32 as convolutions do",
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="contractions, estimators"
+    )
     parser.add_argument("--width", type=float, help="error, merit, training: multiplies the channels of All-CNN-C")
     parser.add_argument("--draws", type=int, help="error: models and batches (default: 10)")
     parser.add_argument("--steps", type=int, help="training: of each run (default: 300)")
@@ -51,24 +60,27 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown benchmark {sorted(unknown)}; choose from {', '.join([*names, *LONG])}")
     torch.set_num_threads(arguments.threads)
+    place = Place(arguments.device, getattr(torch, arguments.dtype))
+    if place.device != "cpu":
+        torch.set_float32_matmul_precision("high")
     pattern = arguments.layers or (QUICK if arguments.quick else "")
     budget = 0.5 if arguments.quick else arguments.budget
     for name in arguments.names or names:
         if name == "overhead":
             overhead.run()
         elif name == "estimators":
-            estimators.run(pattern, budget, arguments.settings)
+            estimators.run(pattern, budget, place, arguments.settings)
         elif name == "lean":
             lean.run(arguments.layers, 0 if arguments.no_times else 20 * budget, arguments.quick, arguments.settings)
         elif name == "convnext-first-layer":
-            contractions.first_layer_of_convnext(budget)
+            contractions.first_layer_of_convnext(budget, place)
         elif name in EXPERIMENTS:
-            _experiment(name, arguments)
+            _experiment(name, arguments, place)
         else:
-            contractions.run(name, pattern, budget)
+            contractions.run(name, pattern, budget, place)
 
 
-def _experiment(name: str, arguments: argparse.Namespace) -> None:
+def _experiment(name: str, arguments: argparse.Namespace, place: Place) -> None:
     """The benchmarks on whole networks; imported here, as they bring Lightning and matplotlib."""
     quick = arguments.quick
     width = {} if arguments.width is None else {"width": arguments.width}
@@ -76,7 +88,7 @@ def _experiment(name: str, arguments: argparse.Namespace) -> None:
         from . import step
 
         pattern = arguments.layers or ("all-cnn-c" if quick else "")
-        step.run(pattern, 5.0 if quick else 15 * arguments.budget)
+        step.run(pattern, 5.0 if quick else 15 * arguments.budget, place)
     elif name == "merit":
         from . import merit
 

@@ -13,6 +13,7 @@ from randbp import tn
 from .harness import geometric_mean, interleave, save, show
 from .layers import Layer, layers
 from .memory import peak_bytes
+from .place import Place
 
 Contender = Callable[[], Tensor]
 
@@ -123,9 +124,10 @@ BENCHMARKS: dict[str, tuple[Callable[[tn.ConvSpec], dict[str, Contender]], list[
 }
 
 
-def measure(name: str, layer: Layer, budget: float, check: bool = True) -> dict[str, Any]:
+def measure(name: str, layer: Layer, budget: float, place: Place, check: bool = True) -> dict[str, Any]:
     """One benchmark on one layer: seconds and noise per contender, and extra memory of ours."""
-    contenders = BENCHMARKS[name][0](layer.spec)
+    with place.tensors():
+        contenders = BENCHMARKS[name][0](layer.spec)
     if check:
         reference = contenders["randbp"]()
         for peer, other in contenders.items():
@@ -137,10 +139,12 @@ def measure(name: str, layer: Layer, budget: float, check: bool = True) -> dict[
     for peer, timing in timings.items():
         row[peer] = timing.seconds
         row[f"{peer}_noise"] = timing.noise
+        if timing.device is not None:
+            row[f"{peer}_device"] = timing.device
     row["rounds"] = timings["randbp"].rounds
     result = contenders["randbp"]()
     extra = peak_bytes(contenders["randbp"]) - result.numel() * result.element_size()
-    row["extra_memory"] = extra / (4 * layer.spec.batch_size * layer.spec.in_channels * _volume(layer.spec.input_size))
+    row["extra_memory"] = extra / (result.element_size() * _volume(layer.spec.input_shape))
     return row
 
 
@@ -151,14 +155,14 @@ def _volume(sizes: tuple[int, ...]) -> int:
     return product
 
 
-def run(name: str, pattern: str, budget: float) -> dict[str, Any]:
+def run(name: str, pattern: str, budget: float, place: Place) -> dict[str, Any]:
     """One benchmark over layers: prints the table, writes the JSON, returns the summary."""
     rows, table = [], []
     targets = BENCHMARKS[name][1]
     peers = [target.peer for target in targets]
     torch.manual_seed(0)
     for layer in layers(pattern):
-        row = measure(name, layer, budget)
+        row = measure(name, layer, budget, place)
         rows.append(row)
         known = [peer for peer in peers if peer in row]
         best = min((row[peer] for peer in known), default=row["randbp"])
@@ -168,13 +172,23 @@ def run(name: str, pattern: str, budget: float) -> dict[str, Any]:
             + [f"{row[peer] / row['randbp']:.2f}x" for peer in known]
             + [f"{row['randbp'] / best:.2f}", f"{100 * row['extra_memory']:.1f} %", f"{100 * noise:.0f} %"]
         )
-        print(" | ".join(table[-1]), flush=True)
+        shares = [
+            f"{row[f'{p}_device'] / row['randbp_device']:.2f}x on the device" for p in known if f"{p}_device" in row
+        ]
+        print(" | ".join([*table[-1], *shares]), flush=True)
     summary: dict[str, Any] = {}
     for target in targets:
         ratios = [row[target.peer] / row["randbp"] for row in rows if target.peer in row]
         if ratios:
             mean = geometric_mean(ratios)
             summary[target.peer] = {"geometric_mean": mean, "worst": min(ratios), "held_to": target.least}
+            if "randbp_device" in rows[0]:
+                shares = [row[f"{target.peer}_device"] / row["randbp_device"] for row in rows if target.peer in row]
+                summary[target.peer] |= {"device_geometric_mean": geometric_mean(shares), "device_worst": min(shares)}
+                print(
+                    f"time of {target.peer} over randbp's on the device alone: geometric mean "
+                    f"{geometric_mean(shares):.2f}, worst {min(shares):.2f}"
+                )
             table.append(
                 [
                     f"geometric mean against {target.peer}",
@@ -203,16 +217,16 @@ def run(name: str, pattern: str, budget: float) -> dict[str, Any]:
         ["layer", "randbp ms", *peers, "/best", "extra memory", "noise"],
         table,
     )
-    path = save(name, rows, summary)
+    path = save(f"{name}{place.suffix}", rows, summary)
     print(f"written to {path}")
     return summary
 
 
-def first_layer_of_convnext(budget: float) -> dict[str, Any]:
+def first_layer_of_convnext(budget: float, place: Place) -> dict[str, Any]:
     """KFAC-reduce of ConvNeXt-Base's first layer on (32, 3, 256, 256), for which literature has 3.7x over
     unfold on a GPU."""
     layer = layers("convnext-base.0")[0]
-    row = measure("kfac-reduce", layer, budget)
+    row = measure("kfac-reduce", layer, budget, place)
     ratio = row["unfold"] / row["randbp"]
     print(
         f"{layer.name}: KFAC-reduce {ratio:.1f}x faster than unfold (literature: 3.7x on a GPU), "
@@ -220,5 +234,5 @@ def first_layer_of_convnext(budget: float) -> dict[str, Any]:
         f"noise {100 * row['randbp_noise']:.0f} %"
     )
     summary = {"over_unfold": ratio, "extra_memory": row["extra_memory"], "literature_gpu": 3.7}
-    print(f"written to {save('convnext-first-layer', [row], summary)}")
+    print(f"written to {save(f'convnext-first-layer{place.suffix}', [row], summary)}")
     return summary

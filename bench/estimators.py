@@ -11,6 +11,7 @@ from randbp.estimators.native import native_weight_vjp
 
 from .harness import geometric_mean, interleave, save, show
 from .layers import Layer, layers
+from .place import Place
 
 RATES = (1 / 2, 1 / 4, 1 / 8)
 # Held to: time of the default Spatial, and of the fastest spatial or batch estimator, over the exact time.
@@ -30,10 +31,11 @@ def candidates(keep: float) -> dict[str, Estimator]:
     }
 
 
-def measure(layer: Layer, budget: float, names: Sequence[str]) -> dict[str, Any]:
+def measure(layer: Layer, budget: float, names: Sequence[str], place: Place) -> dict[str, Any]:
     """Seconds and noise of the exact weight VJP and of some estimators at each rate."""
     spec = layer.spec
-    x, v = torch.randn(spec.input_shape), torch.randn(spec.output_shape)
+    with place.tensors():
+        x, v = torch.randn(spec.input_shape), torch.randn(spec.output_shape)
     seeds = iter(range(10**9))
 
     def run(estimator: Estimator) -> torch.Tensor:
@@ -49,35 +51,48 @@ def measure(layer: Layer, budget: float, names: Sequence[str]) -> dict[str, Any]
     row: dict[str, Any] = {"layer": layer.name, "network": layer.network}
     for name, timing in timings.items():
         row[name], row[f"{name} noise"] = timing.seconds, timing.noise
+        if timing.device is not None:
+            row[f"{name} device"] = timing.device
     return row
 
 
-def run(pattern: str, budget: float, settings: Sequence[str] = ("",)) -> dict[str, Any]:
+def run(pattern: str, budget: float, place: Place, settings: Sequence[str] = ("",)) -> dict[str, Any]:
     """Time layers: prints a table per rate, writes the JSON, returns the summary.
 
     Args:
         pattern: Networks or layers, separated by commas; empty for all.
         budget: Seconds per layer for the timed rounds.
+        place: Where.
         settings: Parts of estimators' names.
     """
     torch.manual_seed(0)
     names = [name for name in candidates(1 / 2) if any(part in name for part in settings)]
     rows = []
     for layer in layers(pattern):
-        rows.append(measure(layer, budget, names))
-        ratios = [f"{rows[-1][f'{name} {keep:g}'] / rows[-1]['exact']:.2f}" for keep in RATES for name in names]
-        print(
-            layer.name, f"{1e3 * rows[-1]['exact']:.2f} ms", *ratios, f"noise {rows[-1]['exact noise']:.0%}", flush=True
-        )
+        row = measure(layer, budget, names, place)
+        rows.append(row)
+        cells = [f"{1e3 * row['exact']:.2f} ms", *_ratios(row, names, ""), f"noise {row['exact noise']:.0%}"]
+        if "exact device" in row:
+            cells += [f"on the device {1e3 * row['exact device']:.3f} ms", *_ratios(row, names, " device")]
+        print(layer.name, *cells, flush=True)
     summary: dict[str, Any] = {}
     table = []
+    shares = ["", " device"] if "exact device" in rows[0] else [""]
     for keep in RATES:
         for name in names:
-            ratios = [row[f"{name} {keep:g}"] / row["exact"] for row in rows]
-            mean, worst = geometric_mean(ratios), max(ratios)
-            summary[f"{name} {keep:g}"] = {"geometric_mean": mean, "worst": worst}
             held_to = TARGETS[keep][0 if name == "spatial" else 1]
-            table.append([f"{name}, p = {keep:g}", f"{mean:.2f}", f"{held_to:.2f}", f"{worst:.2f}"])
-    show("estimated over exact weight VJP", ["estimator", "geometric mean", "held to", "worst"], table)
-    print(f"written to {save('estimators', rows, summary)}")
+            cells = [f"{name}, p = {keep:g}", f"{held_to:.2f}"]
+            for share in shares:
+                ratios = [row[f"{name} {keep:g}{share}"] / row[f"exact{share}"] for row in rows]
+                mean, worst = geometric_mean(ratios), max(ratios)
+                summary[f"{name} {keep:g}{share}"] = {"geometric_mean": mean, "worst": worst}
+                cells += [f"{mean:.2f}", f"{worst:.2f}"]
+            table.append(cells)
+    columns = ["geometric mean", "worst", "on the device", "worst"][: 2 * len(shares)]
+    show("estimated over exact weight VJP", ["estimator", "held to", *columns], table)
+    print(f"written to {save(f'estimators{place.suffix}', rows, summary)}")
     return summary
+
+
+def _ratios(row: dict[str, Any], names: Sequence[str], share: str) -> list[str]:
+    return [f"{row[f'{name} {keep:g}{share}'] / row[f'exact{share}']:.2f}" for keep in RATES for name in names]

@@ -1,4 +1,9 @@
-"""Interleaved timing: contenders run in turn, so that the machine's drift meets all of them alike."""
+"""Interleaved timing: contenders run in turn, so that the machine's drift meets all of them alike.
+
+On a GPU each contender has two times: that of calls one behind the other, the host's share included (what a small
+layer costs in a loop), and that of the device alone, which is what remains where the host runs ahead or a graph is
+replayed.
+"""
 
 import json
 import math
@@ -16,14 +21,19 @@ import torch
 RUNS = Path("runs/bench")
 
 
+BALLAST = 2**27  # elements that a GPU is made to pass over while the host queues what is timed
+FILLING = 4e-4  # seconds that takes, at least
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds per call of one contender: median over rounds, and the spread between quartiles over the
-    median."""
+    median; ``device`` is the GPU's own share, where one is timed."""
 
     seconds: float
     noise: float
     rounds: int
+    device: float | None = None
 
 
 def interleave(
@@ -41,26 +51,62 @@ def interleave(
             fit.
         rounds: Least and most rounds.
     """
+    device = DeviceClock() if on_gpu() else None
     repeats, total = {}, 0.0
     for name, run in contenders.items():
         run()
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
+        seconds = _seconds(run, 1)
         repeats[name] = max(1, min(1000, int(2e-3 / max(seconds, 1e-7))))
         total += seconds * repeats[name]
     count = max(rounds[0], min(rounds[1], int(budget / max(total, 1e-9))))
     readings: dict[str, list[float]] = {name: [] for name in contenders}
+    shares: dict[str, list[float]] = {name: [] for name in contenders}
     names, order = list(contenders), Random(0)
     for _ in range(count):
         order.shuffle(names)
         for name in names:
-            run, times = contenders[name], repeats[name]
-            start = time.perf_counter()
-            for _ in range(times):
-                run()
-            readings[name].append((time.perf_counter() - start) / times)
-    return {name: Timing(median(values), _noise(values), len(values)) for name, values in readings.items()}
+            readings[name].append(_seconds(contenders[name], repeats[name]))
+            if device is not None:
+                shares[name].append(device.seconds(contenders[name], readings[name][-1]))
+    return {
+        name: Timing(median(values), _noise(values), len(values), median(shares[name]) if device else None)
+        for name, values in readings.items()
+    }
+
+
+def on_gpu() -> bool:
+    """Whether anything of this process has touched a GPU, so that it has to be waited for."""
+    return torch.cuda.is_initialized()
+
+
+def _seconds(run: Callable[[], Any], times: int) -> float:
+    """Seconds per call of several calls, until the device has finished them."""
+    if on_gpu():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    if on_gpu():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
+class DeviceClock:
+    """Seconds that a GPU works on a call whose kernels all wait in its queue."""
+
+    def __init__(self) -> None:
+        self.ballast = torch.zeros(BALLAST, device="cuda")
+        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def seconds(self, run: Callable[[], Any], host: float) -> float:
+        """Seconds on the device; meanwhile the host needs up to ``host`` to queue the kernels."""
+        for _ in range(1 + int(1.5 * host / FILLING)):
+            self.ballast.add_(1)
+        self.start.record()
+        run()
+        self.end.record()
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1e3
 
 
 def _noise(values: Sequence[float]) -> float:
@@ -80,9 +126,10 @@ def machine() -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "float32_products": torch.get_float32_matmul_precision(),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu() else "cpu",
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
 

@@ -24,6 +24,7 @@ from randbp.functional import conv_spec
 from randbp.tn import ConvSpec
 
 from .harness import Timing, interleave, save, show
+from .place import Place
 
 KEEP = 1 / 4
 HELD_TO = 0.70
@@ -67,11 +68,12 @@ def convolutions(model: nn.Module, images: Tensor) -> dict[str, ConvSpec]:
     return specs
 
 
-def layer_seconds(specs: dict[str, ConvSpec], budget: float) -> dict[str, Seconds]:
+def layer_seconds(specs: dict[str, ConvSpec], budget: float, place: Place) -> dict[str, Seconds]:
     """Seconds of every candidate for each VJP of each layer; layers of one shape are timed once."""
     times: dict[ConvSpec, Seconds] = {}
     for spec in dict.fromkeys(specs.values()):
-        x, v, w = torch.randn(spec.input_shape), torch.randn(spec.output_shape), torch.randn(spec.weight_shape)
+        with place.tensors():
+            x, v, w = torch.randn(spec.input_shape), torch.randn(spec.output_shape), torch.randn(spec.weight_shape)
         draw = Draw(0)
 
         def weight(e: Estimator, x: Tensor = x, v: Tensor = v, spec: ConvSpec = spec, draw: Draw = draw) -> Tensor:
@@ -94,15 +96,20 @@ def fastest(seconds: dict[str, Seconds], vjp: str) -> dict[str, str]:
 
 
 def measure(
-    network: str, budget: float, schemes: Sequence[str] = (*SCHEMES, FASTEST), rounds: tuple[int, int] = (3, 15)
+    network: str,
+    budget: float,
+    place: Place = Place(),  # noqa: B008 -- a frozen value
+    schemes: Sequence[str] = (*SCHEMES, FASTEST),
+    rounds: tuple[int, int] = (3, 15),
 ) -> tuple[dict[str, Timing], dict[str, Seconds]]:
     """Timings of the exact step, the forward pass and the schemes, and of the layers for "fastest"."""
     make, size, batch = NETWORKS[network]
     torch.manual_seed(0)
-    model = make().train()
-    images = torch.randn(batch, 3, size, size)
     classes = 100 if network == "all-cnn-c" else 1000
-    labels = torch.randint(classes, (batch,))
+    with place.tensors():
+        model = make().train()
+        images = torch.randn(batch, 3, size, size)
+        labels = torch.randint(classes, (batch,))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -125,7 +132,7 @@ def measure(
     contenders |= {name: estimated(*SCHEMES[name]) for name in schemes if name != FASTEST}
     seconds: dict[str, Seconds] = {}
     if FASTEST in schemes:
-        seconds = layer_seconds(convolutions(model, images), budget / 40)
+        seconds = layer_seconds(convolutions(model, images), budget / 40, place)
         picks = [
             {name: candidates[pick] for name, pick in fastest(seconds, vjp).items()}
             for vjp, candidates in CANDIDATES.items()
@@ -134,18 +141,18 @@ def measure(
     return interleave(contenders, budget, rounds), seconds
 
 
-def run(pattern: str, budget: float) -> dict[str, Any]:
+def run(pattern: str, budget: float, place: Place) -> dict[str, Any]:
     """Time the networks whose names start with the pattern's parts: a table and a JSON file each."""
     prefixes = [part.strip() for part in pattern.split(",") if part.strip()]
     summary: dict[str, Any] = {}
     for network in NETWORKS:
         if prefixes and not any(network.startswith(prefix) for prefix in prefixes):
             continue
-        summary[network] = report(network, *measure(network, budget))
+        summary[network] = report(network, *measure(network, budget, place), place)
     return summary
 
 
-def report(network: str, timings: dict[str, Timing], seconds: dict[str, Seconds]) -> dict[str, Any]:
+def report(network: str, timings: dict[str, Timing], seconds: dict[str, Seconds], place: Place) -> dict[str, Any]:
     """Print the table, write the JSON, return the summary."""
     exact = timings[EXACT].seconds
     rows: list[dict[str, Any]] = [
@@ -162,7 +169,7 @@ def report(network: str, timings: dict[str, Timing], seconds: dict[str, Seconds]
     summary = {"best": best["contender"], "ratio": best["ratio"], "held_to": HELD_TO, "layers": seconds}
     if seconds:
         _show_layers(seconds)
-    print(f"written to {save(f'step-{network}', rows, summary)}")
+    print(f"written to {save(f'step-{network}{place.suffix}', rows, summary)}")
     return summary
 
 

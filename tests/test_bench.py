@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from bench import error, lean, merit, step, training
 from bench.journal import Journal
+from bench.place import Place
 from experiments.data import Digits
 from experiments.gradient_error.images import RealImages
 from experiments.gradient_error.protocol import record, untrained_model
@@ -118,7 +119,7 @@ def test_steps_are_timed_and_leave_the_model_as_it_was(monkeypatch):
         return made[-1]
 
     monkeypatch.setitem(step.NETWORKS, "all-cnn-c", (make, 32, 4))
-    summary = step.run("all-cnn-c", 0.01)["all-cnn-c"]
+    summary = step.run("all-cnn-c", 0.01, Place())["all-cnn-c"]
     assert summary["best"] in (*step.SCHEMES, step.FASTEST) and summary["ratio"] > 0
     rows = json.loads((error.RUNS / "step-all-cnn-c.json").read_text())["rows"]
     assert [row["contender"] for row in rows] == [step.EXACT, step.FORWARD, *step.SCHEMES, step.FASTEST]

@@ -181,7 +181,7 @@ def _lowered(
         move = search.join(state, positions)
         before = program.count
         if net.scale != 1 and not scaled and len(state) == len(positions) and dtype in NATIVE_TYPES:
-            joined, scaled = _scale_smallest(joined, lowering, net.scale, move.cost.size)
+            joined, scaled = _scale_operand(joined, lowering, net.scale, move.cost.size)
         out = frozenset(leg for bit, leg in names.items() if bit & move.legs)
         tensors = [value for value, _, _ in joined if value is not None]
         relations = [relation for _, relation, _ in joined if relation is not None]
@@ -225,16 +225,27 @@ def _lowered(
     return Plan(str(net), slots, path, tuple(steps), program), lowering.builder.copied
 
 
-def _scale_smallest(joined: list[Item], lowering: Lowering, factor: float, size: int) -> tuple[list[Item], bool]:
-    """Multiply the smallest tensor of the last step by the network's scale, if it is smaller than the result."""
-    values = [(index, value) for index, (value, _, _) in enumerate(joined) if value is not None]
+def _scale_operand(joined: list[Item], lowering: Lowering, factor: float, size: int) -> tuple[list[Item], bool]:
+    """Multiply a tensor of the last step by the network's scale: one whose kernel does that for nothing, else the
+    smallest, if it is smaller than the result."""
+    values = [(index, value) for index, (value, _, _) in enumerate(joined) if value is not None and not value.windows]
+    if len(values) < sum(value is not None for value, _, _ in joined):
+        return joined, False
     if len({value.register for _, value in values}) == 1 < len(values) and factor > 0:
-        chosen, factor = values, sqrt(factor)  # a tensor times itself, which stays one tensor
+        every, factor = [values], sqrt(factor)  # a tensor times itself, which stays one tensor
     else:
-        chosen = [min(values, key=lambda pair: lowering.builder.volume(pair[1].legs))]
-    for index, value in chosen:
-        if lowering.builder.volume(value.legs) >= size or value.windows is not None:
+        every = [[pair] for pair in sorted(values, key=lambda pair: lowering.builder.volume(pair[1].legs))]
+    for chosen in every:
+        registers = [lowering.program.scaled(value.register, factor) for _, value in chosen]
+        if None not in registers:
+            break
+    else:
+        chosen = every[0]
+        if any(lowering.builder.volume(value.legs) >= size for _, value in chosen):
             return joined, False
-        register = lowering.program.emit(kernels.scale, (value.register,), factor)
-        joined = [*joined[:index], (Value(register, value.axes), None, joined[index][2]), *joined[index + 1 :]]
+        registers = [lowering.program.emit(kernels.scale, (value.register,), factor) for _, value in chosen]
+    joined = list(joined)
+    for (index, value), register in zip(chosen, registers, strict=True):
+        assert register is not None
+        joined[index] = (Value(register, value.axes), None, joined[index][2])
     return joined, True

@@ -13,24 +13,31 @@ from torch import Tensor
 
 from ..pattern import IndexPattern
 from .kernels import add_product
-from .runs import Runs, find_runs, segments
 
 Kernel = Callable[..., Tensor]
 
 JOINT = 10_000  # entries of the joint band up to which one product with it beats one dimension after the other
 SMALL = 2_000_000  # multiplications of that product that cost less than starting several kernels
-SHORTER = 3  # a dimension is worth adding up in segments if that makes it so much shorter
-PARTIAL = 2**18, 0.01  # elements, and share of the input, that partial sums may take
+NARROW = 16  # columns below which a product runs no faster
+SHORTER = 2  # a dimension is worth a product of its own if that makes it so much shorter
+PRECISE = torch.float32, torch.float64  # types whose products add up what they sum as exactly as a plain sum does
+PARTIAL = 2**19, 0.02  # elements, and share of the input, that partial sums may take
 
 
 def banded(
-    patterns: tuple[IndexPattern, ...], ends: str, volume: int, dtype: torch.dtype, device: torch.device
+    patterns: tuple[IndexPattern, ...],
+    ends: str,
+    volume: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    factor: float = 1.0,
 ) -> Kernel:
     """``x [N, R, *source] → [N, R, target1·target2·…]``: contract each pattern with ones on its third leg.
 
-    A band that is a single row of ones takes a plain sum. Small grids, and small tensors, take one matrix product with
-    the Kronecker product of the bands. In large ones all dimensions but the last are first made short (see `runs`), a
-    few examples at a time; then the last one takes a product with its band, and the others with theirs.
+    Sums of everything, and those of small grids and small tensors, take one matrix product with the Kronecker product
+    of the bands. In large ones all dimensions but the last are first made short by a product of
+    their band with each image, which reads the tensor as it lies, a few examples at a time; then the last one takes a
+    product with its band, and what could not be made short with the bands that are left.
 
     Args:
         patterns: One per dimension.
@@ -38,53 +45,62 @@ def banded(
         volume: Elements of ``x``.
         dtype: Of ``x``.
         device: Of ``x``.
+        factor: What the result is multiplied by.
     """
-    bands = [band(pattern, *ends) for pattern in patterns]
-    if all(len(matrix) == 1 and bool((matrix == 1).all()) for matrix in bands):
-        return lambda x: x.flatten(2).sum(2, dtype=x.dtype).unsqueeze(2)
-    if prod(matrix.numel() for matrix in bands) <= JOINT or volume * prod(map(len, bands)) <= SMALL:
+    bands = [band(pattern, *ends).double() for pattern in patterns]
+    sources, targets = prod(matrix.shape[1] for matrix in bands), prod(map(len, bands))
+    if targets == 1 and dtype not in PRECISE and all(bool((matrix == 1).all()) for matrix in bands):
+        return lambda x: x.flatten(2).sum(2, dtype=x.dtype).unsqueeze(2) * (1 if factor == 1 else factor)
+    bands[-1] = bands[-1] * factor
+    if targets == 1 or sources * max(NARROW, targets) <= JOINT or volume * targets <= SMALL:
         joint = reduce(torch.kron, bands).t().to(device, dtype).contiguous()
         return lambda x: x.flatten(2) @ joint
     *outer, last = bands
-    runs = [_worthwhile(find_runs(matrix), matrix) for matrix in outer]
-    short = [matrix if found is None else found.combine(matrix) for matrix, found in zip(outer, runs, strict=True)]
-    share = prod(matrix.shape[1] for matrix in short) / prod(matrix.shape[1] for matrix in outer)
-    targets = prod(map(len, bands))
+    shorter = [SHORTER * len(matrix) <= matrix.shape[1] for matrix in outer]
+    first = [matrix.to(device, dtype) if pays else None for matrix, pays in zip(outer, shorter, strict=True)]
+    later = [
+        torch.eye(len(matrix), dtype=torch.double) if pays else matrix
+        for matrix, pays in zip(outer, shorter, strict=True)
+    ]
+    share = prod(matrix.shape[1] for matrix in later) / prod(matrix.shape[1] for matrix in outer)
     inner = last.t().to(device, dtype).contiguous()
-    others = reduce(torch.kron, short, torch.ones(1, 1))
+    others = reduce(torch.kron, later, torch.ones(1, 1, dtype=torch.double))
+    done = all(shorter)
     small = others.numel() * len(last) ** 2 <= JOINT  # then its zeros cost less than many small products
-    if small:
-        rest = torch.kron(others, torch.eye(len(last))).t().to(device, dtype).contiguous()
-    else:
-        rest = others.to(device, dtype)
+    rest = (
+        (torch.kron(others, torch.eye(len(last), dtype=torch.double)).t() if small else others)
+        .to(device, dtype)
+        .contiguous()
+    )
 
     def kernel(x: Tensor) -> Tensor:
         size = max(1, int(max(PARTIAL[0], PARTIAL[1] * x.numel()) / max(1.0, share * x[0].numel())))
         result = x.new_empty(*x.shape[:2], targets)
         for start in range(0, len(x), size):
             some = slice(start, start + size)
-            sums = _shortened(x[some], runs) @ inner
-            if small:
-                add_product(result[some].view(-1, targets), sums.view(-1, len(rest)), rest, first=True)
+            sums, place = _shortened(x[some], first), result[some]
+            if done:
+                add_product(place.view(-1, len(last)), sums, inner, first=True)
+            elif small:
+                add_product(place.view(-1, targets), (sums @ inner).view(-1, len(rest)), rest, first=True)
             else:
-                result[some] = (rest @ sums.view(-1, rest.shape[1], len(last))).view(-1, x.shape[1], targets)
+                place.copy_((rest @ (sums @ inner).view(-1, rest.shape[1], len(last))).view(place.shape))
         return result
 
     return kernel
 
 
-def _worthwhile(runs: Runs | None, matrix: Tensor) -> Runs | None:
-    return runs if runs is not None and SHORTER * runs.count <= matrix.shape[1] else None
+banded.takes_factor = True  # type: ignore[attr-defined]
 
 
-def _shortened(x: Tensor, runs: list[Runs | None]) -> Tensor:
-    """A few examples ``[n, R, *source]``, all dimensions but the last as segments: ``[n·R·segments, last source]``."""
+def _shortened(x: Tensor, bands: list[Tensor | None]) -> Tensor:
+    """A few examples ``[n, R, *source]`` times bands on all dimensions but the last: ``[n·R·targets, last source]``."""
     count = x.shape[0] * x.shape[1]
     sizes = x.shape[2:]
-    for found, size in zip(runs, sizes, strict=False):
+    for matrix, size in zip(bands, sizes, strict=False):
         x = x.reshape(count, size, -1)
-        if found is not None:
-            x = segments(x, found, x.new_empty(count, found.count, x.shape[2]))
+        if matrix is not None:
+            x = torch.bmm(matrix.expand(count, -1, -1), x)
         count *= x.shape[1]
     return x.reshape(count, sizes[-1])
 

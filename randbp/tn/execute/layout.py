@@ -37,12 +37,16 @@ class Value:
 
 
 class Builder:
-    """Emits layout conversions into a program, and counts the elements that they copy (``copied``)."""
+    """Emits layout conversions into a program, and counts the elements that they copy (``copied``).
+
+    Sums of entries that lie apart in memory count, too: they read what lies between as well.
+    """
 
     def __init__(self, program: Program, sizes: Mapping[str, int]) -> None:
         self.program = program
         self.sizes = sizes
         self.copied = 0
+        self._apart: dict[int, int] = {}
 
     def volume(self, legs: Iterable[str]) -> int:
         """Number of index tuples of some legs."""
@@ -56,7 +60,10 @@ class Builder:
         """The operand in a register, read through its axes."""
         if all(axis.is_plain(self.sizes) for axis in operand.axes):
             return Value(register, tuple(axis.legs for axis in operand.axes))
-        register = self.program.emit(kernels.sliced, (register,), self._affine(operand.axes))
+        affine = self._affine(operand.axes)
+        register = self.program.emit(kernels.sliced, (register,), affine)
+        steps = [step for _, terms in affine[-1:] for _, step in terms[-1:]]
+        self._apart[register] = max(steps, default=1)
         return Value(register, tuple((leg,) for leg in operand.legs))
 
     def store(self, value: Value, axes: tuple[Axis, ...]) -> int:
@@ -133,6 +140,8 @@ class Builder:
             value = Value(self.program.emit(kernels.scale, (value.register,), missing), value.axes)
         if len(keep) == len(value.legs) or all(self.sizes[leg] == 1 for leg in gone & set(value.legs)):
             return Value(self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep))
+        if self._apart.get(value.register, 1) > 1:
+            self.copied += self.volume(value.legs) * self._apart[value.register]
         # One dimension per leg: merging them would copy a strided slice.
         value = self.convert(value, tuple((leg,) for leg in value.legs))
         dims = tuple(index for index, leg in enumerate(value.legs) if leg in gone)

@@ -114,7 +114,7 @@ class Lowering:
         rest = tuple(leg for leg in value.legs if leg not in held)
         value = self.builder.convert(value, (rest[:1], rest[1:], *((leg,) for leg in held)))
         static = tuple(p.pattern for p in relation.patterns), source + target, self.builder.volume(value.legs)
-        register = self.program.emit(banded.banded, (value.register,), *static, self.dtype, self.device)
+        register = self.program.emit(banded.banded, (value.register,), *static, self.dtype, self.device, 1.0)
         reached = tuple(getattr(p, target) for p in relation.patterns)
         return Lowered(Value(register, (rest[:1], rest[1:], reached)), "box sums" if target == "k" else "banded sums")
 

@@ -38,6 +38,17 @@ class Program:
             self._code.append(((factory, static), registers, register))
         return register
 
+    def scaled(self, register: int, factor: float) -> int | None:
+        """The register of the same result times a number, if the kernel that makes it can do that for nothing.
+
+        Such kernels are named by a ``takes_factor`` of their factory, whose last argument is the factor.
+        """
+        made = next((entry for entry in self._code if entry[2] == register), None)
+        if made is None or not getattr(made[0][0], "takes_factor", False):
+            return None
+        (factory, static), registers, _ = made
+        return self.emit(factory, registers, *static[:-1], static[-1] * factor)
+
     def finish(self, result: int) -> None:
         """Fix the result, drop instructions that nothing needs, and note where each register dies."""
         self.result = result
