@@ -74,9 +74,12 @@ def add_low_rank_vjp(result: Tensor, parts: Sequence[LowRank], output_grad: Tens
     if not parts:
         return
     thin = torch.cat([part.thin_vjp(output_grad, spec) for part in parts], 2)
-    directions = torch.cat([part.grouped for part in parts], 2)
-    wide = (thin @ directions.mT).unflatten(1, (-1, *spec.kernel_size))  # [G, D / G, *K, C / G]
-    by_group(result, spec).add_(wide.movedim(-1, 2))
+    directions = torch.cat([part.grouped for part in parts], 2).mT
+    place = by_group(result, spec).movedim(2, -1)  # [G, D / G, *K, C / G]
+    if place.is_contiguous():
+        place.flatten(1, -2).baddbmm_(thin, directions)
+    else:
+        place.add_((thin @ directions).view(place.shape))
 
 
 def leading_directions(columns: Tensor, rank: int, draw: Draw) -> Tensor:

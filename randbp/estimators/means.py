@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
+from ..tn.execute.kernels import PRECISE
 from .positions import Part, flat_spatial
 
 Grid = tuple[slice, ...]
@@ -30,11 +32,24 @@ def sampled_grid(parts: tuple[Part, ...]) -> Grid | None:
     return tuple(slices)
 
 
+def position_means(tensor: Tensor) -> Tensor:
+    """Mean ``[N, C]`` of ``[N, C, *P]`` over all positions; as a product, which reads short lines twice as fast.
+
+    Example:
+        >>> position_means(torch.arange(6.0).view(1, 2, 3))
+        tensor([[1., 4.]])
+    """
+    flat = flat_spatial(tensor)
+    if flat.dtype not in PRECISE or not flat.shape[2]:
+        return flat.mean(2)
+    return torch.matmul(flat, flat.new_full((flat.shape[2],), 1 / flat.shape[2]))
+
+
 def example_means(tensor: Tensor, grid: Grid | None) -> Tensor:
     """Mean ``[N, C]`` of ``[N, C, *P]`` over the positions of a grid, or over all without one."""
     sizes = tensor.shape[2:]
     if grid is None or all(range(size)[some] == range(size) for some, size in zip(grid, sizes, strict=True)):
-        return flat_spatial(tensor).mean(2)
+        return position_means(tensor)
     return tensor[(slice(None), slice(None), *grid)].mean(tuple(range(2, tensor.dim())))
 
 

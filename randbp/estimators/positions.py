@@ -76,6 +76,9 @@ def gather_classes(
         kept = [rows.index_select(0, _flat_index(each, batch, size)).view(batch, -1, channels) for each in classes]
         return kept if less is None else [each.sub_(less.unsqueeze(1)) for each in kept]
     flat, counts = flat_spatial(tensor), [each.shape[1] for each in classes]
+    if not turned and len(classes) == 1:
+        met = gather_columns(flat, classes[0])
+        return [(met if less is None else met.sub_(less.unsqueeze(2))).transpose(1, 2)]
     positions = torch.cat(list(classes), 1) if len(classes) > 1 else classes[0]
     if turned:
         kept = [flat.new_empty(batch, count, channels) for count in counts]

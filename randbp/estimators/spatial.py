@@ -14,13 +14,12 @@ from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
 from .low_rank import add_low_rank_vjp
-from .means import Grid, example_means, less_sample_means, sampled_grid
+from .means import Grid, example_means, less_sample_means, position_means, sampled_grid
 from .positions import (
     Part,
     add_weight_vjp,
     class_positions,
     examples_as_positions,
-    flat_spatial,
     gather_classes,
     input_vjp,
     multiplied_by_example,
@@ -135,15 +134,14 @@ class Spatial(Estimator):
             if 0 in result.stride():  # one output meets all kernel entries alike
                 result = result.contiguous()
         add_low_rank_vjp(result, kept_parts(plan.ranks, means[1:], spec), output_grad, spec)
-        result = result.contiguous()  # up to here input channels are innermost in memory, as in what was added
         kept = [(each, rows, local, scale * weight) for rows, (each, local, weight) in zip(held, drawn, strict=False)]
         add_weight_vjp(result, kept, output_grad, spec)
-        return result
+        return result.contiguous()  # up to here input channels are innermost in memory, as in what was added
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept output rows times the kernel, added where they land, plus the exact VJP of the mean."""
         plan = _plan(self, spec, "output")
-        mean = flat_spatial(output_grad).mean(2) if plan.centred else None
+        mean = position_means(output_grad) if plan.centred else None
         drawn = list(self._drawn(plan, draw, output_grad.device))
         rows = gather_classes(output_grad, _where(drawn, spec, "output"), mean)
         kept = [(each, some, local, scale) for some, (each, local, scale) in zip(rows, drawn, strict=True)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..pattern import IndexPattern
-from .kernels import add_product
+from .kernels import PRECISE, add_product
 
 Kernel = Callable[..., Tensor]
 
@@ -20,7 +20,6 @@ JOINT = 10_000  # entries of the joint band up to which one product with it beat
 SMALL = 2_000_000  # multiplications of that product that cost less than starting several kernels
 NARROW = 16  # columns below which a product runs no faster
 SHORTER = 2  # a dimension is worth a product of its own if that makes it so much shorter
-PRECISE = torch.float32, torch.float64  # types whose products add up what they sum as exactly as a plain sum does
 PARTIAL = 2**19, 0.02  # elements, and share of the input, that partial sums may take
 
 

@@ -11,6 +11,7 @@ from ..pattern import IndexPattern
 
 Kernel = Callable[..., Tensor]
 
+PRECISE = torch.float32, torch.float64  # types in which a product with ones adds up as exactly as a sum does
 PRODUCTS = 2**18  # elements of the products that are held before they are summed
 
 
@@ -43,8 +44,16 @@ def expand(shape: tuple[int, ...]) -> Kernel:
 
 
 def reduce_sum(dims: tuple[int, ...]) -> Kernel:
-    """Sum over dimensions, in the tensor's own data type."""
-    return lambda x: x.sum(dims, dtype=x.dtype)
+    """Sum over dimensions, in the tensor's own data type; over the last ones as a product with ones, if it can be."""
+
+    def kernel(x: Tensor) -> Tensor:
+        first = x.ndim - len(dims)
+        if dims[0] != first or x.dtype not in PRECISE or not x.is_contiguous():
+            return x.sum(dims, dtype=x.dtype)
+        flat = x.flatten(first)
+        return torch.matmul(flat, flat.new_ones(flat.shape[-1]))
+
+    return kernel
 
 
 def scale(factor: float) -> Kernel:
