@@ -1,0 +1,57 @@
+"""Second moments: sums of outer products, held as the rows that they are made of for as long as that is less."""
+
+import torch
+from torch import Tensor
+
+
+class Moment:
+    """``Σ_n r_n r_nᵀ`` per group, from rows ``[G, N, R]`` or from such sums ``[G, R, R]``.
+
+    Rows become a matrix when they enter a running average, in the product that adds them to it: a large layer's matrix
+    is touched once instead of once for each of summing, scaling and averaging.
+
+    Example:
+        >>> moment = Moment()
+        >>> moment.add_rows(torch.tensor([[[1.0, 2.0]]]))
+        >>> moment.add_rows(torch.tensor([[[0.0, 1.0]]]))
+        >>> moment.averaged(None, 1.0, 0.5)
+        tensor([[[0.5000, 1.0000],
+                 [1.0000, 2.5000]]])
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._matrix: Tensor | None = None
+
+    def add_rows(self, rows: Tensor) -> None:
+        """Add the outer products of rows ``[G, N, R]``."""
+        self._rows.append(rows)
+
+    def add_matrix(self, matrix: Tensor) -> None:
+        """Add a sum of outer products ``[G, R, R]``."""
+        self._matrix = matrix if self._matrix is None else self._matrix + matrix
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of its entries' sizes, which is finite if they are."""
+        parts = [*self._rows, *([] if self._matrix is None else [self._matrix])]
+        return torch.stack([part.abs().sum() for part in parts]).sum()
+
+    def matrix(self) -> Tensor:
+        """``Σ_n r_n r_nᵀ`` ``[G, R, R]``, of which the rows are no longer held."""
+        if self._rows:
+            rows = torch.cat(self._rows, 1)
+            self.add_matrix(rows.mT @ rows)
+            self._rows = []
+        assert self._matrix is not None
+        return self._matrix
+
+    def averaged(self, known: Tensor | None, weight: float, scale: float) -> Tensor:
+        """``(1 - weight) known + weight scale Σ_n r_n r_nᵀ`` in the memory of ``known``, or without it."""
+        if self._rows and self._matrix is None:
+            rows = torch.cat(self._rows, 1)
+            if known is None:
+                return (rows.mT * scale) @ rows
+            return known.baddbmm_(rows.mT, rows, beta=1 - weight, alpha=weight * scale)
+        matrix = self.matrix()
+        return matrix * scale if known is None else known.mul_(1 - weight).add_(matrix, alpha=weight * scale)

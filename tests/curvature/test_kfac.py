@@ -1,0 +1,431 @@
+"""The optimiser against dense matrices, and in all the ways a training loop uses it."""
+
+import copy
+import math
+import pickle
+from functools import partial
+
+import lightning
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from randbp import Spatial, randomize
+from randbp.curvature import KFAC
+from randbp.curvature.layers import LAYERS, as_matrices, from_matrices
+
+
+def network(seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(6, 6, 3, padding=1, groups=3, bias=False),
+        nn.GroupNorm(2, 6),
+        nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    ).to(dtype)
+
+
+def batch(count=8, seed=1, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 2, 6, 6, generator=generator, dtype=dtype)
+    return x, torch.arange(count) % 3
+
+
+def loss_of(model, x, y, reduction="mean"):
+    return cross_entropy(model(x), y, reduction=reduction)
+
+
+def parameters(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def per_example(model, x, y):
+    """Per layer ``(X of the call, gradient of each example's own loss with respect to its output)``."""
+    seen, handles = {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS):
+            handles.append(module.register_forward_hook(lambda m, a, o, name=name: seen.__setitem__(name, (a[0], o))))
+    loss = loss_of(model, x, y, "sum")
+    grads = torch.autograd.grad(loss, [output for _, output in seen.values()])
+    for handle in handles:
+        handle.remove()
+    return {name: (seen[name][0].detach(), grad) for name, grad in zip(seen, grads, strict=True)}
+
+
+@pytest.mark.parametrize("approximation", ["reduce", "expand"])
+def test_direction_solves_the_dense_system(approximation):
+    """``vec(direction) = ((Γ + …) ⊗ (A + …))⁻¹ vec(gradient)`` for every group of every layer."""
+    from randbp.curvature import input_factor, output_grad_factor
+    from randbp.curvature.layers import channels_second, layer_input
+
+    damping, lr = 0.03, 0.7
+    model, (x, y) = network(), batch()
+    factors = {}
+    for name, (given, grad) in per_example(model, x, y).items():
+        module = model.get_submodule(name)
+        spec, seen = layer_input(module, given, module(given))
+        a = input_factor(spec, seen, approximation, module.bias is not None)
+        factors[name] = a, output_grad_factor(spec, channels_second(module, grad), approximation)
+    optimizer = KFAC(model, lr, momentum=0, damping=damping, approximation=approximation, kl_clip=None)
+    before = copy.deepcopy(model)
+    loss_of(model, x, y).backward()
+    optimizer.step()
+    assert set(optimizer.layers) == set(factors) == {"0", "2", "4", "8"}
+    for name, (a, gamma) in factors.items():
+        module, old = model.get_submodule(name), before.get_submodule(name)
+        bias = None if module.bias is None else module.bias.grad
+        grad = as_matrices(module, module.weight.grad, bias)
+        moved = as_matrices(module, old.weight - module.weight, None if module.bias is None else old.bias - module.bias)
+        for g in range(len(grad)):
+            size = [float(factor[g].diagonal().mean()) for factor in (a, gamma)]
+            pi = math.sqrt(size[0] / size[1])
+            left = a[g] + pi * damping**0.5 * torch.eye(len(a[g]), dtype=a.dtype)
+            right = gamma[g] + damping**0.5 / pi * torch.eye(len(gamma[g]), dtype=a.dtype)
+            expected = torch.linalg.solve(torch.kron(right, left), grad[g].flatten()).view(grad[g].shape)
+            torch.testing.assert_close(moved[g] / lr, expected, rtol=1e-8, atol=1e-10)
+    norm = model[3]
+    torch.testing.assert_close(before[3].weight - norm.weight, lr * norm.weight.grad)  # plain SGD
+
+
+def stepped(model, optimizer, losses):
+    for loss in losses:
+        loss(model).backward()
+    optimizer.step()
+    return parameters(model)
+
+
+def test_sums_means_and_micro_batches_see_the_same_curvature():
+    x, y = batch()
+    halves = [(x[:3], y[:3]), (x[3:], y[3:])]  # of unequal size, each with its share of the mean
+    results = []
+    for losses, options in (
+        ([lambda m: loss_of(m, x, y)], {}),
+        ([lambda m: loss_of(m, x, y, "sum")], {"reduction": "sum", "lr": 0.1 / 8}),
+        ([partial(lambda p, m: loss_of(m, *p) * len(p[0]) / 8, pair) for pair in halves], {}),
+    ):
+        model = network()
+        optimizer = KFAC(model, **{"lr": 0.1, "kl_clip": None, "momentum": 0.5, **options})
+        results.append(stepped(model, optimizer, losses))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-9, atol=1e-11)
+
+
+def test_steps_are_shortened_to_the_bound():
+    (x, y), lengths = batch(), []
+    for clip in (None, 1e-4):
+        model = network()
+        old = copy.deepcopy(model)
+        optimizer = KFAC(model, lr=0.5, momentum=0, kl_clip=clip, layers=["0", "8"])
+        loss_of(model, x, y).backward()
+        optimizer.step()
+        moved = sum(
+            float(((old.get_parameter(name) - p) * p.grad).sum().detach())
+            for name, p in model.named_parameters()
+            if name.split(".")[0] in ("0", "8")
+        )
+        lengths.append(0.5 * moved)  # lr² ⟨direction, gradient⟩
+    assert lengths[0] > 1e-3
+    # Shortened by ν, lr² ν ⟨direction, gradient⟩ is the geometric mean of the bound and what it was.
+    assert lengths[1] == pytest.approx(math.sqrt(1e-4 * lengths[0]), rel=1e-6)
+
+
+def run(model, optimizer, count, first=0):
+    for step in range(first, first + count):
+        optimizer.zero_grad()
+        loss_of(model, *batch(seed=step)).backward()
+        optimizer.step()
+
+
+def test_a_resumed_run_goes_on_bit_for_bit():
+    options = {"lr": 0.1, "factor_every": 2, "inverse_every": 3, "weight_decay": 0.01}
+    model = network()
+    optimizer = KFAC(model, **options)
+    run(model, optimizer, 5)
+    saved = pickle.loads(pickle.dumps((model.state_dict(), optimizer.state_dict())))
+    run(model, optimizer, 5, first=5)
+    other = network(seed=9)
+    resumed = KFAC(other, **options)
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    run(other, resumed, 5, first=5)
+    assert resumed.steps == 10
+    assert torch.equal(parameters(model), parameters(other))
+
+
+def test_factors_are_averaged_and_inverted_when_due():
+    model = network()
+    optimizer = KFAC(model, factor_every=3, inverse_every=6, decay=0.8, layers="8")
+    state, seen = optimizer.state[model[8].weight], []
+    for step in range(19):
+        optimizer.zero_grad()
+        x, y = batch(seed=step)
+        with torch.no_grad():
+            hidden = torch.cat([model[:8](x), torch.ones(8, 1, dtype=x.dtype)], 1)
+        if step % 3 == 0 or step in (1, 2):
+            seen.append(hidden.T @ hidden / 8)
+        before = state.get("input_inverse")
+        loss_of(model, x, y).backward()
+        optimizer.step()
+        assert (state["input_inverse"] is before) == (step % 6 != 0 and step not in (1, 2, 4))
+    average = seen[0]
+    for count, factor in enumerate(seen[1:], 2):
+        average = average.lerp(factor, max(0.2, 1 / count))
+    torch.testing.assert_close(state["input_factor"][0], average)
+    assert state["updates"] == len(seen) == 9
+
+
+def test_what_does_not_count():
+    """Passes without gradients, repeated ones, evaluation, copies of the model, and what is removed."""
+    x, y = batch()
+    model = network()
+    optimizer = KFAC(model)
+    twin = copy.deepcopy(model)
+    loss_of(twin, x, y).backward()
+    with torch.no_grad():
+        model(x)
+    model(x)  # no backward pass
+    model.eval()
+    loss_of(model, x, y).backward()
+    model.train()
+    assert not optimizer._statistics.seen
+    for reentrant in (False, True):
+        cross_entropy(checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant), y).backward()
+        assert {found.examples for found in optimizer._statistics.take().values()} == {8}
+    optimizer.remove()
+    loss_of(model, x, y).backward()
+    assert not optimizer._statistics.seen
+    optimizer.step()  # plain SGD
+
+
+def test_what_is_not_finite_is_left_out():
+    model, (x, y) = network(), batch()
+    optimizer = KFAC(model, lr=0.1, factor_every=1, inverse_every=1)
+    loss_of(model, x, y).backward()
+    optimizer.step()
+    state = optimizer.state[model[0].weight]
+    before = {key: state[key].clone() for key in ("input_factor", "output_grad_factor")}
+    optimizer.zero_grad()
+    x[0, 0, 0, 0] = math.inf
+    loss_of(model, x, y).backward()
+    optimizer.zero_grad()  # as where a step is given up
+    optimizer.step()
+    assert all(torch.equal(state[key], value) for key, value in before.items()) and state["updates"] == 1
+    assert parameters(model).isfinite().all()
+
+
+def test_layers_that_are_left_to_sgd():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.frozen, self.large = (nn.Linear(3, 3) for _ in range(4))
+            self.second.weight = self.first.weight
+            self.frozen.weight.requires_grad_(False)
+            self.last = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.last(self.large(self.frozen(self.second(self.first(x)))))
+
+    model = Tied()
+    assert set(KFAC(model).layers) == {"large", "last"}
+    assert set(KFAC(model, layers="la*t").layers) == {"last"}
+    assert set(KFAC(model, params=model.last.parameters()).layers) == {"last"}
+    model.last = nn.Linear(3, 30)
+    assert set(KFAC(model, largest=20).layers) == {"large"}
+    optimizer = KFAC(model, layers="last")
+    model(torch.randn(4, 3)).square().mean().backward()
+    optimizer.step()
+    copy_of_state = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(copy_of_state)
+
+
+def test_groups_have_their_own_numbers():
+    model, (x, y) = network(), batch()
+    old = copy.deepcopy(model)
+    last = list(model[8].parameters())
+    others = [p for p in model.parameters() if all(p is not q for q in last)]
+    optimizer = KFAC(model, params=[{"params": others, "lr": 0.0}, {"params": last}], lr=0.1, weight_decay=0.1)
+    loss_of(model, x, y).backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, old.get_parameter(name)) == (not name.startswith("8."))
+    with pytest.raises(ValueError, match="momentum=1: expected a number from 0 and below 1"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "momentum": 1})
+
+
+def test_a_closure_and_a_schedule():
+    model, (x, y) = network(), batch()
+    optimizer = KFAC(model, lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, x, y)
+        loss.backward()
+        return loss
+
+    losses = []
+    for _ in range(5):
+        losses.append(float(optimizer.step(closure).detach()))
+        schedule.step()
+    assert losses[-1] < losses[0] and optimizer.param_groups[0]["lr"] == 0.1 * 0.5**5
+
+
+def test_beside_randomised_layers_and_autocast():
+    """Estimators leave inputs and outputs as they are, so the last layers' factors are the same."""
+    (x, y), factors = batch(dtype=torch.float32), []
+    for estimated in (False, True):
+        model = network(dtype=torch.float32)
+        optimizer = KFAC(model)
+        if estimated:
+            randomize(model, Spatial(0.5))
+        loss_of(model, x, y).backward()
+        optimizer.step()
+        factors.append([optimizer.state[model[i].weight][f"{key}_factor"] for i in (0, 8) for key in ("input",)])
+    assert all(torch.equal(a, b) for a, b in zip(*factors, strict=True))
+    model = network(dtype=torch.float32)
+    optimizer = KFAC(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model, x, y)
+    loss.backward()
+    optimizer.step()
+    half = [optimizer.state[model[i].weight]["input_factor"] for i in (0, 8)]
+    for exact, rounded in zip(factors[0], half, strict=True):
+        assert rounded.dtype == torch.float32
+        assert (exact - rounded).norm() < 0.03 * exact.norm()
+
+
+def digits():
+    x, y = load_digits(return_X_y=True)
+    x = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    return x, torch.tensor(y)
+
+
+def digits_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
+def trained(make, steps):
+    x, y = digits()
+    model, generator = digits_network(), torch.Generator().manual_seed(0)
+    optimizer = make(model)
+    for _ in range(steps):
+        index = torch.randint(len(x), (128,), generator=generator)
+        optimizer.zero_grad()
+        loss_of(model, x[index], y[index]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return float(loss_of(model, x, y))
+
+
+def test_needs_fewer_steps_than_the_best_sgd():
+    """Thirty steps on handwritten digits, against SGD with the best of many learning rates."""
+    rates = [0.01 * 2**power for power in range(9)]
+    sgd = min(
+        loss for rate in rates if (loss := trained(lambda m, r=rate: torch.optim.SGD(m.parameters(), r, 0.9), 30)) > 0
+    )
+    for approximation in ("reduce", "expand"):
+        kfac = trained(lambda m, a=approximation: KFAC(m, lr=0.1, kl_clip=1e-2, approximation=a), 30)
+        assert kfac < 0.7 * sgd, (approximation, kfac, sgd)
+
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.network = digits_network().double()
+
+    def training_step(self, batch, _):
+        x, y = (part[self.trainer.global_rank :: self.trainer.world_size] for part in batch)
+        return cross_entropy(self.network(x), y)
+
+    def configure_optimizers(self):
+        return KFAC(self.network, lr=0.1, factor_every=2, inverse_every=4)
+
+
+def trainer(folder, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return lightning.Trainer(accelerator="cpu", default_root_dir=folder, **quiet, **options)
+
+
+def loader(size):
+    x, y = digits()
+    return DataLoader(TensorDataset(x[:256].double(), y[:256]), batch_size=size)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_trains_and_resumes(tmp_path):
+    whole, first, second = Module(), Module(), Module()
+    trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(whole, loader(32))
+    half = trainer(tmp_path, max_epochs=1)
+    half.fit(first, loader(32))
+    half.save_checkpoint(tmp_path / "one.ckpt")
+    trainer(tmp_path, max_epochs=2).fit(second, loader(32), ckpt_path=tmp_path / "one.ckpt", weights_only=False)
+    assert torch.equal(parameters(whole), parameters(second))
+    assert not torch.equal(parameters(whole), parameters(first))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_see_the_whole_batch(tmp_path):
+    alone, both = Module(), Module()
+    trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(alone, loader(64))
+    processes = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False}
+    trainer(tmp_path, max_epochs=1, enable_checkpointing=False, **processes).fit(both, loader(64))
+    torch.testing.assert_close(parameters(both), parameters(alone), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1}, r"lr=-1: expected a number from 0"),
+        ({"lr": "fast"}, r"lr='fast': expected a number from 0"),
+        ({"momentum": 1.0}, r"momentum=1.0: expected a number from 0 and below 1"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0.1: expected a number from 0"),
+        ({"damping": 0}, r"damping=0: expected a number above 0"),
+        ({"damping": float("inf")}, r"damping=inf: expected a number above 0"),
+        ({"decay": True}, r"decay=True: expected a number from 0 and below 1"),
+        ({"kl_clip": 0}, r"kl_clip=0: expected a number above 0"),
+        ({"approximation": "kfc"}, r"approximation='kfc': expected 'reduce' or 'expand'"),
+        ({"reduction": "none"}, r"reduction='none': expected 'mean' or 'sum'"),
+        ({"factor_every": 0}, r"factor_every=0: expected a positive integer"),
+        ({"inverse_every": 2.5}, r"inverse_every=2.5: expected a positive integer"),
+        ({"largest": 0}, r"largest=0: expected a positive integer"),
+        ({"layers": "conv*"}, r"layers='conv\*': matches none of the layers '0', '2', '4', '8'"),
+        ({"layers": [3]}, r"layers=3: matches none of the layers"),
+        ({"largest": 1}, r"model: Sequential has no convolution or linear layer with at most largest=1 rows"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        KFAC(network(), **options)
+
+
+def test_wrong_models():
+    with pytest.raises(ValueError, match=r"model=3: expected an nn\.Module"):
+        KFAC(3)
+    with pytest.raises(ValueError, match="model: BatchNorm2d has no convolution or linear layer"):
+        KFAC(nn.BatchNorm2d(3))
+
+
+def test_matrices_of_modules_without_bias_come_back():
+    module = nn.Conv2d(4, 6, 3, groups=2, bias=False)
+    weight, bias = from_matrices(module, as_matrices(module, module.weight, None))
+    assert torch.equal(weight, module.weight) and bias is None
