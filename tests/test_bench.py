@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import error, lean, merit, step, training
+from bench import error, lean, merit, second_order, step, training
 from bench.journal import Journal
 from bench.place import Place
 from experiments.data import Digits
@@ -124,6 +124,31 @@ def test_steps_are_timed_and_leave_the_model_as_it_was(monkeypatch):
     rows = json.loads((error.RUNS / "step-all-cnn-c.json").read_text())["rows"]
     assert [row["contender"] for row in rows] == [step.EXACT, step.FORWARD, *step.SCHEMES, step.FASTEST]
     assert len(summary["layers"]) == 9 and "_randbp" not in vars(made[0].features[1])
+
+
+def test_steps_of_kfac_are_what_they_are_called(monkeypatch):
+    """Factors, or factors and inverses, are new after a step, or nothing is; all precondition."""
+    small = (lambda: AllCNNC(width=0.04, dropout=False), 32, 4, 100)
+    monkeypatch.setattr(second_order, "NETWORKS", {"all-cnn-c": small})
+    summary = second_order.run("", 0.01)["all-cnn-c"]
+    assert len(summary) == 8 and all(ratio > 0 for ratio in summary.values())
+    assert len(json.loads((error.RUNS / "second-order.json").read_text())["rows"]) == 7
+
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    for kind, (factors, inverses) in second_order.KINDS.items():
+        made = []
+
+        def optimizer(model, made=made, factors=factors, inverses=inverses):
+            made.append(second_order.KFAC(model, 1e-4, factor_every=factors, inverse_every=inverses))
+            return made[0]
+
+        step = second_order.contender(small[0], images, labels, optimizer)
+        step()
+        state = max(made[0].state.values(), key=lambda state: state.get("updates", 0))
+        updates, inverse = state["updates"], state["input_inverse"]
+        step()
+        assert (state["updates"] > updates) == (kind != "preconditions")
+        assert (state["input_inverse"] is not inverse) == kind.endswith("inverts them")
 
 
 def test_training_runs_once_and_reports(monkeypatch):

@@ -25,6 +25,16 @@ def example() -> Any:
     return namespace["SignedSums"]
 
 
+def test_second_order_example_takes_a_step() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"## Second-order training.*?```python\n(.*?)```", readme, re.DOTALL)
+    assert code is not None
+    namespace: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(code[1], namespace)
+    assert namespace["optimizer"].steps == 1 and set(namespace["optimizer"].layers) == {"0", "4"}
+
+
 def test_it_is_unbiased(example: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(6, 2, 5, 4, generator=generator, dtype=torch.float64)

@@ -1,8 +1,9 @@
 """The two Kronecker factors of one layer's Fisher (or generalised Gauss-Newton) matrix."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,9 +40,15 @@ def input_factor(spec: LayerSpec, input: Tensor, approximation: Approximation = 
         >>> input_factor(layer, torch.ones(layer.input_shape), bias=True).shape
         torch.Size([1, 28, 28])
     """
-    if check_approximation(approximation) == "reduce":
-        rows = input_rows(spec, input, bias)
-        return rows.mT @ rows / len(input)
+    reduced = check_approximation(approximation) == "reduce"
+    with _without_autocast(input):
+        if reduced:
+            rows = input_rows(spec, input, bias)
+            return rows.mT @ rows / len(input)
+        return _expanded(spec, input, bias)
+
+
+def _expanded(spec: LayerSpec, input: Tensor, bias: bool) -> Tensor:
     net = tn.kfac_expand_transpose(spec.adjoint) if isinstance(spec, ConvTransposeSpec) else tn.kfac_expand(spec)
     factor = net.contract(input=input)
     if not bias:
@@ -67,18 +74,26 @@ def output_grad_factor(spec: LayerSpec, output_grad: Tensor, approximation: Appr
         approximation: ``"reduce"`` or ``"expand"``.
 
     Raises:
-        ValueError: If the approximation is neither.
+        ValueError: If the approximation is neither, or the gradient has not the layer's shape.
 
     Example:
         >>> layer = tn.ConvSpec((8, 3, 5, 5), out_channels=4, kernel_size=3)
         >>> output_grad_factor(layer, torch.ones(layer.output_shape))[0, 0, 0]
         tensor(81.)
     """
-    if check_approximation(approximation) == "reduce":
-        rows = output_grad_rows(spec, output_grad)
-        return rows.mT @ rows / len(output_grad)
-    # Products of channels at the same position are what a layer with kernels of one entry has as its input factor.
-    return tn.kfac_expand(_pointwise(spec)).contract(input=output_grad) / prod(spec.output_size)
+    reduced = check_approximation(approximation) == "reduce"
+    if tuple(output_grad.shape) != spec.output_shape:
+        raise ValueError(f"output_grad: shape {tuple(output_grad.shape)}, expected {spec.output_shape}")
+    with _without_autocast(output_grad):
+        if reduced:
+            rows = output_grad_rows(spec, output_grad)
+            return rows.mT @ rows / len(output_grad)
+        # Products of channels at the same position are what a layer with kernels of one entry has as its input factor.
+        return tn.kfac_expand(_pointwise(spec)).contract(input=output_grad) / prod(spec.output_size)
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def input_rows(spec: LayerSpec, input: Tensor, bias: bool) -> Tensor:

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import UninitializedParameter
 
 from ..tn.integers import as_integer
 from .factors import Approximation, check_approximation
 from .inverse import damped_inverses
-from .layers import LAYERS, as_matrices, from_matrices
-from .moments import Moment
+from .layers import LAYERS, as_matrices, from_matrices, trained_bias
 from .statistics import Seen, Statistics
 
 NAMES = ("input", "output_grad")
@@ -38,9 +39,11 @@ class KFAC(torch.optim.Optimizer):
     examples. Under ``torch.distributed`` they are averaged over the processes, as gradients are.
 
     The model is not changed but for forward hooks; :meth:`remove` takes them off. Layers in ``eval()`` mode, with a
-    frozen weight, or whose weight other layers share, are not preconditioned; nor are those with more than ``largest``
-    rows in a factor. A layer that is called several times in a forward pass sees each call as more examples. A loss
-    that is scaled on its way back (``GradScaler``) scales the curvature as well: use ``bfloat16``.
+    frozen, complex, parametrised or shared weight are not preconditioned; nor are those with more than ``largest`` rows
+    in a factor, and parameters that are added later. Every backward pass through a layer counts, also those that
+    gradients of other things than the loss come from. A layer that is called several times in a forward pass sees each
+    call as more examples. A loss that is scaled on its way back (``GradScaler``) scales the curvature as well: use
+    ``bfloat16``.
 
     Args:
         model: The network.
@@ -112,20 +115,25 @@ class KFAC(torch.optim.Optimizer):
         super().__init__(given, defaults)
         held = {parameter for group in self.param_groups for parameter in group["params"]}
         self.layers = {name: module for name, module in self.layers.items() if module.weight in held}
+        if not self.layers:
+            raise ValueError("params: hold the weight of no layer to precondition; expected at least one")
         self._statistics = Statistics(self.layers, approximation)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, as in PyTorch's optimisers.
+        """Add parameters, as in PyTorch's optimisers; these take steps of SGD.
 
         Raises:
             ValueError: If one of the group's numbers is out of its range.
         """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        group = {**self.defaults, **param_group}
         _check_number("lr", group["lr"], 0)
         _check_number("momentum", group["momentum"], 0, 1)
         _check_number("weight_decay", group["weight_decay"], 0)
         _check_number("damping", group["damping"], 0, exclude_low=True)
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> Any:
+        raise TypeError("KFAC: copies and pickles would lose the hooks on the model; save state_dict() instead")
 
     def remove(self) -> None:
         """Take the hooks off the model; what was gathered so far stays in use."""
@@ -160,7 +168,7 @@ class KFAC(torch.optim.Optimizer):
             if parameter.grad is None:
                 continue
             direction = directions.get(parameter)
-            update = parameter.grad if direction is None else direction * length
+            update = parameter.grad if direction is None else (direction * length).to(parameter.dtype)
             if group["weight_decay"]:
                 update = update.add(parameter, alpha=group["weight_decay"])
             if group["momentum"]:
@@ -177,25 +185,72 @@ class KFAC(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where another optimiser of the same model was."""
         super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():  # of another optimiser's
+                group.setdefault(key, value)
+        # PyTorch rounds what it loads to the parameters' data type, which may be of 16 bits.
+        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+        here = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(saved, here, strict=True):
+            for key, value in state_dict["state"].get(number, {}).items():
+                if key.endswith(("_factor", "_inverse")):
+                    self.state[parameter][key] = value.to(parameter.device, copy=True)
         self._statistics.active = _due(self.steps, self.factor_every)
 
     def _average(self, taken: dict[str, Seen]) -> None:
-        """Take what the last backward passes saw into the running averages, unless it is not finite."""
-        moments = [moment for seen in taken.values() for moment in (seen.input, seen.output_grad)]
-        if not moments:
+        """Take the factors that the last backward passes saw into the running averages, unless they are not finite."""
+        if _processes() > 1:
+            if not self._statistics.active:
+                return
+            taken = self._over_processes(taken)
+        if not taken:
             return
-        _average_over_processes(moments)
-        finite = torch.stack([moment.total for moment in moments]).isfinite().tolist()
+        bounds = [
+            moment.bound * scale
+            for seen in taken.values()
+            for moment, scale in zip((seen.input, seen.output_grad), self._scales(seen), strict=True)
+        ]
+        finite = [bool(bound) for bound in torch.stack([bound.cpu() for bound in bounds]).isfinite()]
         for number, (name, seen) in enumerate(taken.items()):
             if not (finite[2 * number] and finite[2 * number + 1]):
                 continue
             state = self.state[self.layers[name].weight]
             count = state["updates"] = state.get("updates", 0) + 1
             weight = max(1 - self.decay, 1 / count)  # early averages weigh all that was seen alike
-            # Gradients of a mean over examples are an example's own over their number.
-            scales = 1 / seen.examples, seen.examples if self.reduction == "mean" else 1 / seen.examples
-            for key, moment, scale in zip(NAMES, (seen.input, seen.output_grad), scales, strict=True):
-                state[f"{key}_factor"] = moment.averaged(state.get(f"{key}_factor"), weight, scale)
+            moments = zip(NAMES, (seen.input, seen.output_grad), self._scales(seen), strict=True)
+            for key, moment, scale in moments:
+                known = state.get(f"{key}_factor")
+                if known is not None and known.shape[1] != moment.rows:  # the bias was frozen, or is no longer
+                    known = None
+                state[f"{key}_factor"] = moment.averaged(known, weight, scale)
+
+    def _scales(self, seen: Seen) -> tuple[float, float]:
+        """What the sums are to be multiplied by: a gradient of a mean is an example's own over their number."""
+        return 1 / seen.examples, seen.examples if self.reduction == "mean" else 1 / seen.examples
+
+    def _over_processes(self, taken: dict[str, Seen]) -> dict[str, Seen]:
+        """The means of the factors over the processes that saw any, in all of which this must be called."""
+        parts, counts = [], []
+        for name, module in self.layers.items():
+            seen = taken.get(name)
+            counts.append(float(seen is not None))
+            if seen is None:
+                groups, outer, inner = as_matrices(module, module.weight, trained_bias(module)).shape
+                dtype = torch.promote_types(module.weight.dtype, torch.float32)
+                parts += [module.weight.new_zeros(groups, rows, rows, dtype=dtype) for rows in (inner, outer)]
+            else:
+                for moment, scale in zip((seen.input, seen.output_grad), self._scales(seen), strict=True):
+                    parts.append(moment.matrix() * scale)
+        flat = torch.cat([*(part.flatten() for part in parts), parts[0].new_tensor(counts)])
+        torch.distributed.all_reduce(flat)
+        *sums, numbers = flat.split([*(part.numel() for part in parts), len(counts)])
+        means = {}
+        for index, (name, count) in enumerate(zip(self.layers, numbers.tolist(), strict=True)):
+            if count:
+                means[name] = Seen(examples=1)
+                for moment, at in ((means[name].input, 2 * index), (means[name].output_grad, 2 * index + 1)):
+                    moment.add_matrix(sums[at].view(parts[at].shape) / count)
+        return means
 
     def _invert(self, groups: dict[Tensor, dict[str, Any]]) -> None:
         for module in self.layers.values():
@@ -203,28 +258,32 @@ class KFAC(torch.optim.Optimizer):
             if "input_factor" in state:
                 left, right = (state[f"{key}_factor"] for key in NAMES)
                 inverses = damped_inverses(left, right, groups[module.weight]["damping"])
-                for key, inverse in zip(NAMES, inverses, strict=True):
-                    state[f"{key}_inverse"] = inverse
+                if all(bool(inverse.isfinite().all()) for inverse in inverses):
+                    state |= {f"{key}_inverse": inverse for key, inverse in zip(NAMES, inverses, strict=True)}
 
     def _directions(self, groups: dict[Tensor, dict[str, Any]]) -> tuple[dict[Tensor, Tensor], Tensor | float]:
         """Preconditioned gradients by parameter, and what they are to be multiplied by."""
         directions: dict[Tensor, Tensor] = {}
         moved: list[Tensor] = []
         for module in self.layers.values():
-            weight, bias = module.weight, module.bias
+            weight, bias = module.weight, trained_bias(module)
             state = self.state.get(weight, {})
             if weight.grad is None or "input_inverse" not in state or (bias is not None and bias.grad is None):
                 continue
             grad = as_matrices(module, weight.grad, None if bias is None else bias.grad)
             inverse = state["input_inverse"]
-            direction = state["output_grad_inverse"] @ grad.to(inverse.dtype) @ inverse
+            if inverse.shape[1] != grad.shape[2]:  # the bias was frozen, or is no longer, since they were inverted
+                continue
+            grad = grad.to(inverse.dtype)
+            direction = state["output_grad_inverse"] @ grad @ inverse
             moved.append((direction * grad).sum() * groups[weight]["lr"] ** 2)
-            for parameter, part in zip((weight, bias), from_matrices(module, direction), strict=True):
+            for parameter, part in zip((weight, bias), from_matrices(module, direction, bias is not None), strict=True):
                 if parameter is not None and part is not None:
-                    directions[parameter] = part.to(parameter.dtype)
+                    directions[parameter] = part
         if self.kl_clip is None or not moved:
             return directions, 1.0
-        return directions, (self.kl_clip / torch.stack(moved).sum().clamp_min(1e-30)).sqrt().clamp_max(1)
+        total = torch.stack([each.to(moved[0].device) for each in moved]).sum()
+        return directions, (self.kl_clip / total.clamp_min(1e-30)).sqrt().clamp_max(1)
 
 
 def _chosen(model: nn.Module, layers: str | Iterable[str] | None, largest: int) -> dict[str, Any]:
@@ -233,15 +292,19 @@ def _chosen(model: nn.Module, layers: str | Iterable[str] | None, largest: int) 
     Raises:
         ValueError: If a pattern matches none, or there is none.
     """
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
     holders: dict[Tensor, int] = {}
-    for module in modules.values():
-        holders[module.weight] = holders.get(module.weight, 0) + 1
-    found = {
-        name: module
-        for name, module in modules.items()
-        if module.weight.requires_grad and holders[module.weight] == 1 and _rows(module) <= largest
-    }
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[parameter] = holders.get(parameter, 0) + 1
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        # The output projection of attention is a linear layer that is never called.
+        if not isinstance(module, LAYERS) or isinstance(module, NonDynamicallyQuantizableLinear):
+            continue
+        weight = module.weight  # read once: a parametrisation makes another one each time
+        own = holders.get(weight, 0) == 1 and weight.requires_grad and weight.is_floating_point()
+        if own and not isinstance(weight, UninitializedParameter) and weight.numel() and _rows(module) <= largest:
+            found[name] = module
     if layers is not None:
         patterns = [layers] if isinstance(layers, str) else list(layers)
         for pattern in patterns:
@@ -262,16 +325,10 @@ def _rows(module: Any) -> int:
     return max(outer, inner)
 
 
-def _average_over_processes(moments: list[Moment]) -> None:
-    """Replace sums by their means over the processes of ``torch.distributed``, if there are several."""
+def _processes() -> int:
+    """Number of processes that train together."""
     distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return
-    sums = [moment.matrix() for moment in moments]
-    flat = torch.cat([each.flatten() for each in sums])
-    distributed.all_reduce(flat)
-    for each, part in zip(sums, flat.div_(distributed.get_world_size()).split([s.numel() for s in sums]), strict=True):
-        each.copy_(part.view(each.shape))
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def _due(steps: int, every: int) -> bool:

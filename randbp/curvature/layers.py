@@ -73,10 +73,15 @@ def as_matrices(module: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
     return matrices if bias is None else torch.cat([matrices, bias.view(*matrices.shape[:2], 1)], 2)
 
 
-def from_matrices(module: Any, matrices: Tensor) -> tuple[Tensor, Tensor | None]:
+def trained_bias(module: Any) -> Tensor | None:
+    """The bias, if there is one and it is not frozen."""
+    return module.bias if module.bias is not None and module.bias.requires_grad else None
+
+
+def from_matrices(module: Any, matrices: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
     """Inverse of :func:`as_matrices`."""
     weight, bias = matrices, None
-    if module.bias is not None:
+    if with_bias:
         weight, bias = matrices[..., :-1], matrices[..., -1].reshape(-1)
     grouped = weight.reshape(_grouped(module, module.weight).shape)
     if isinstance(module, TRANSPOSED):

@@ -26,16 +26,25 @@ class Moment:
     def add_rows(self, rows: Tensor) -> None:
         """Add the outer products of rows ``[G, N, R]``."""
         self._rows.append(rows)
+        if len(self._rows) > 1 and sum(each.shape[1] for each in self._rows) > rows.shape[2]:
+            self.matrix()
 
     def add_matrix(self, matrix: Tensor) -> None:
         """Add a sum of outer products ``[G, R, R]``."""
         self._matrix = matrix if self._matrix is None else self._matrix + matrix
 
     @property
-    def total(self) -> Tensor:
-        """The sum of its entries' sizes, which is finite if they are."""
-        parts = [*self._rows, *([] if self._matrix is None else [self._matrix])]
-        return torch.stack([part.abs().sum() for part in parts]).sum()
+    def rows(self) -> int:
+        """``R``."""
+        return (self._rows[0] if self._matrix is None else self._matrix).shape[2]
+
+    @property
+    def bound(self) -> Tensor:
+        """At least the largest entry of the sum: where it is finite, so is the sum."""
+        parts = [rows.square().sum() for rows in self._rows]
+        if self._matrix is not None:
+            parts.append(self._matrix.abs().sum())
+        return torch.stack(parts).sum()
 
     def matrix(self) -> Tensor:
         """``Σ_n r_n r_nᵀ`` ``[G, R, R]``, of which the rows are no longer held."""

@@ -1,7 +1,7 @@
 """Gathering the factors of a network's layers while its loss runs forward and backward."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .factors import Approximation, input_factor, input_rows, output_grad_factor, output_grad_rows
-from .layers import channels_second, layer_input
+from .layers import channels_second, layer_input, trained_bias
 from .moments import Moment
 
 
@@ -37,9 +37,8 @@ class Statistics:
         self.active = True
         self.approximation: Approximation = approximation
         self.seen: dict[str, Seen] = {}
-        reference = weakref.ref(self)  # a copy of the model must not copy what watches it
         self._handles = [
-            module.register_forward_hook(_forward_hook(reference, name, weakref.ref(module)))
+            module.register_forward_hook(_Watch(self, name, module), with_kwargs=True)
             for name, module in modules.items()
         ]
 
@@ -54,16 +53,27 @@ class Statistics:
         return taken
 
 
-def _forward_hook(statistics: "weakref.ref[Statistics]", name: str, owner: "weakref.ref[nn.Module]") -> Any:
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        watch = statistics()
-        if watch is None or not watch.active or module is not owner() or not module.training:
+class _Watch:
+    """A forward hook. Copies and pickles of the model have one in its place that does nothing."""
+
+    def __init__(self, statistics: Statistics, name: str, module: nn.Module) -> None:
+        self._statistics, self._module, self._name = weakref.ref(statistics), weakref.ref(module), name
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        watch = self._statistics()
+        input = arguments[0] if arguments else named.get("input")
+        if watch is None or not watch.active or module is not self._module() or not module.training or input is None:
             return
-        if not torch.is_grad_enabled() or not output.requires_grad or not arguments:
+        if not (torch.is_grad_enabled() and output.requires_grad and input.numel() and output.numel()):
             return
-        reduced, bias = watch.approximation == "reduce", module.bias is not None
+        if not _in_memory(output):
+            return
+        reduced, bias = watch.approximation == "reduce", trained_bias(module) is not None
         with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-            spec, input = layer_input(module, arguments[0].detach(), output)
+            spec, input = layer_input(module, input.detach(), output)
             input = _precise(input)
             if reduced:
                 made = input_rows(spec, input, bias)
@@ -71,11 +81,11 @@ def _forward_hook(statistics: "weakref.ref[Statistics]", name: str, owner: "weak
                 made = input_factor(spec, input, "expand", bias).mul_(spec.batch_size)
 
         def note(output_grad: Tensor) -> None:
-            if (watch := statistics()) is None:
+            if (watch := self._statistics()) is None:
                 return
             with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
                 grad = _precise(channels_second(module, output_grad))
-                seen = watch.seen.setdefault(name, Seen())
+                seen = watch.seen.setdefault(self._name, Seen())
                 seen.examples += spec.batch_size
                 if reduced:
                     seen.input.add_rows(made)
@@ -86,7 +96,22 @@ def _forward_hook(statistics: "weakref.ref[Statistics]", name: str, owner: "weak
 
         output.register_hook(note)
 
-    return hook
+
+def _nothing() -> Callable[..., None]:
+    return _ignore
+
+
+def _ignore(*_: Any) -> None:
+    """What is left of a hook in a copy of the model."""
+
+
+def _in_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has a place in memory; one that ``torch.func`` vectorises over has none."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _precise(tensor: Tensor) -> Tensor:

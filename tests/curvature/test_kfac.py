@@ -427,5 +427,124 @@ def test_wrong_models():
 
 def test_matrices_of_modules_without_bias_come_back():
     module = nn.Conv2d(4, 6, 3, groups=2, bias=False)
-    weight, bias = from_matrices(module, as_matrices(module, module.weight, None))
+    weight, bias = from_matrices(module, as_matrices(module, module.weight, None), False)
     assert torch.equal(weight, module.weight) and bias is None
+
+
+def test_sixteen_bits_resume_with_all_bits_of_the_factors():
+    model, other = network(dtype=torch.bfloat16), network(dtype=torch.bfloat16)
+    optimizer, resumed = KFAC(model, lr=0.1), KFAC(other, lr=0.1)
+    pairs = [(model, optimizer), (other, resumed)]
+    x, y = batch(dtype=torch.bfloat16)
+    for _ in range(2):
+        loss_of(model, x, y).backward()
+        optimizer.step()
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, its in pairs:
+        its.zero_grad()
+        loss_of(each, x, y).backward()
+        its.step()
+    state, restored = (its.state[each[0].weight] for each, its in pairs)
+    assert state["input_factor"].dtype == restored["input_factor"].dtype == torch.float32
+    assert all(torch.equal(state[key], restored[key]) for key in state if key.endswith(("_factor", "_inverse")))
+    assert torch.equal(parameters(model), parameters(other))
+
+
+def test_a_state_of_sgd_is_a_beginning():
+    model = network()
+    optimizer = KFAC(model)
+    optimizer.load_state_dict(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9).state_dict())
+    run(model, optimizer, 1)
+    assert optimizer.steps == 1 and "input_inverse" in optimizer.state[model[0].weight]
+
+
+def test_products_that_overflow_are_left_out():
+    model = nn.Linear(3, 2)
+    optimizer = KFAC(model, lr=1e-2, reduction="sum", factor_every=1, inverse_every=1)
+    for step in range(4):
+        optimizer.zero_grad()
+        (model(torch.ones(4, 3)) * (1e20 if step == 2 else 1)).sum().backward()
+        for parameter in model.parameters():
+            parameter.grad.clamp_(-1, 1)
+        optimizer.step()
+    state = optimizer.state[model.weight]
+    assert all(state[key].isfinite().all() for key in state if key != "updates") and state["updates"] == 3
+    assert parameters(model).isfinite().all()
+
+
+def test_empty_calls_named_inputs_and_repeated_calls():
+    first, second = nn.Linear(3, 2), nn.Linear(3, 2)
+    optimizer = KFAC(nn.ModuleList([first, second]))
+    x = torch.randn(4, 3)
+    (first(input=x).sum() + second(x[:0]).sum()).backward()
+    assert {name: seen.examples for name, seen in optimizer._statistics.seen.items()} == {"0": 4}
+    for _ in range(50):
+        first(torch.randn(10, 3)).sum().backward()
+    seen = optimizer._statistics.seen["0"]
+    assert seen.examples == 504 and sum(rows.numel() for rows in seen.input._rows) <= 16 * 10
+    optimizer.step()
+
+
+def test_a_frozen_bias_leaves_the_weight_its_curvature():
+    steps = []
+    for frozen in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3, bias=not frozen).double()
+        if not frozen:
+            model.bias.requires_grad_(False)
+            model.bias.zero_()
+        optimizer = KFAC(model, lr=0.1, kl_clip=None)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            x = torch.randn(8, 4, generator=generator, dtype=torch.float64)
+            cross_entropy(model(x), torch.arange(8) % 3).backward()
+            optimizer.step()
+        steps.append(model.weight.detach().clone())
+        model.requires_grad_(True)  # thawed or frozen later: a new beginning
+        cross_entropy(model(x), torch.arange(8) % 3).backward()
+        optimizer.step()
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-10, atol=1e-12)
+
+
+def test_modules_that_are_no_plain_layers():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+            self.attention = nn.MultiheadAttention(4, 2)
+            self.table, self.head = nn.Embedding(7, 5), nn.Linear(5, 7)
+            self.head.weight = self.table.weight
+            self.complex, self.lazy = nn.Linear(3, 3, dtype=torch.complex64), nn.LazyLinear(3)
+            self.empty, self.plain = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.empty.weight = nn.Parameter(torch.zeros(0, 3))
+
+    model = Odd()
+    assert set(KFAC(model, params=model.plain.parameters()).layers) == {"plain"}
+    with pytest.raises(ValueError, match="params: hold the weight of no layer"):
+        KFAC(model, params=model.table.parameters())
+
+
+def test_copies_of_the_optimizer_are_refused_and_of_the_model_are_free():
+    model = network()
+    optimizer = KFAC(model)
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="KFAC: copies and pickles would lose the hooks"):
+            copied(optimizer)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        loss_of(twin, *batch()).backward()
+        assert not optimizer._statistics.seen
+
+
+def test_vectorised_gradients_do_not_count():
+    model, (x, y) = network(), batch()
+    optimizer = KFAC(model)
+    given = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(given, x, y):
+        return cross_entropy(torch.func.functional_call(model, given, x[None]), y[None])
+
+    torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(given, x, y)
+    assert not optimizer._statistics.seen
+    run(model, optimizer, 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..pattern import IndexPattern
-from .kernels import PRECISE, add_product
+from .kernels import add_product, sums_by_products
 
 Kernel = Callable[..., Tensor]
 
@@ -34,9 +34,9 @@ def banded(
     """``x [N, R, *source] → [N, R, target1·target2·…]``: contract each pattern with ones on its third leg.
 
     Sums of everything, and those of small grids and small tensors, take one matrix product with the Kronecker product
-    of the bands. In large ones all dimensions but the last are first made short by a product of
-    their band with each image, which reads the tensor as it lies, a few examples at a time; then the last one takes a
-    product with its band, and what could not be made short with the bands that are left.
+    of the bands. In large ones all dimensions but the last are first made short by a product of their band with each
+    image, which reads the tensor as it lies, a few examples at a time; then the last one takes a product with its band,
+    and what could not be made short with the bands that are left.
 
     Args:
         patterns: One per dimension.
@@ -48,10 +48,12 @@ def banded(
     """
     bands = [band(pattern, *ends).double() for pattern in patterns]
     sources, targets = prod(matrix.shape[1] for matrix in bands), prod(map(len, bands))
-    if targets == 1 and dtype not in PRECISE and all(bool((matrix == 1).all()) for matrix in bands):
-        return lambda x: x.flatten(2).sum(2, dtype=x.dtype).unsqueeze(2) * (1 if factor == 1 else factor)
+    products = sums_by_products(dtype, device)
+    if targets == 1 and not products and all(bool((matrix == 1).all()) for matrix in bands):
+        number = 1 if factor == 1 else factor  # an integer leaves integers what they are
+        return lambda x: x.flatten(2).sum(2, dtype=x.dtype).unsqueeze(2) * number
     bands[-1] = bands[-1] * factor
-    if targets == 1 or sources * max(NARROW, targets) <= JOINT or volume * targets <= SMALL:
+    if (targets == 1 and products) or sources * max(NARROW, targets) <= JOINT or volume * targets <= SMALL:
         joint = reduce(torch.kron, bands).t().to(device, dtype).contiguous()
         return lambda x: x.flatten(2) @ joint
     *outer, last = bands

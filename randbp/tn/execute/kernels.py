@@ -11,7 +11,6 @@ from ..pattern import IndexPattern
 
 Kernel = Callable[..., Tensor]
 
-PRECISE = torch.float32, torch.float64  # types in which a product with ones adds up as exactly as a sum does
 PRODUCTS = 2**18  # elements of the products that are held before they are summed
 
 
@@ -48,12 +47,20 @@ def reduce_sum(dims: tuple[int, ...]) -> Kernel:
 
     def kernel(x: Tensor) -> Tensor:
         first = x.ndim - len(dims)
-        if dims[0] != first or x.dtype not in PRECISE or not x.is_contiguous():
+        if dims[0] != first or not sums_by_products(x.dtype, x.device) or not x.is_contiguous():
             return x.sum(dims, dtype=x.dtype)
         flat = x.flatten(first)
         return torch.matmul(flat, flat.new_ones(flat.shape[-1]))
 
     return kernel
+
+
+def sums_by_products(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether sums over lines of memory may be products with ones, which processors read short lines faster for.
+
+    Other types, and other devices if they are set so, round what they multiply.
+    """
+    return device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
 def scale(factor: float) -> Kernel:
