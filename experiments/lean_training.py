@@ -8,7 +8,6 @@ the same weights and see the same images. The default, a quarter of the channels
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import randbp
 from experiments.data.fashion_mnist import FashionMNIST
 from experiments.models import ResNet18
+from experiments.short_training import Row, accuracy, prepared, trained, written
 from randbp import Rounding, Spatial
 
 EIGHTH = Spatial(keep=1 / 8)
@@ -34,7 +33,6 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     "Rounding(4), lean": {"weight_vjp": Rounding(4), "lean": True},
 }
 DEFAULT = tuple(SETTINGS)[:3]
-Row = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/lean_training.jsonl"), help="one line per run")
     options = vars(parser.parse_args(argv))
     seeds, settings, output = (options.pop(name) for name in ("seeds", "settings", "output"))
-    rows = [row for row in _written(output) if row["options"] == options and row["seed"] < seeds]
+    rows = [row for row in written(output) if row["options"] == options and row["seed"] < seeds]
     done = {(row["setting"], row["seed"]) for row in rows}
     train, test = (prepared(images.images, images.labels) for images in FashionMNIST().load())
     for seed in range(seeds):
@@ -87,15 +85,6 @@ def summary(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _written(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def prepared(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Images of zero mean and unit variance over the data set."""
-    return (images.float() / 255 - FashionMNIST.mean[0]) / FashionMNIST.std[0], labels
-
-
 def run(
     arguments: dict[str, Any] | None,
     seed: int,
@@ -110,22 +99,7 @@ def run(
     """One training: SGD with momentum, the learning rate falling linearly to zero."""
     torch.manual_seed(seed)
     model = ResNet18(10, in_channels=1, stem="cifar", width=width)
-    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    start, losses = time.perf_counter(), []
     with nullcontext() if arguments is None else randbp.randomize(model, seed=seed, **arguments):
-        for _ in range(steps):
-            index = torch.randint(len(train[1]), (batch,), generator=generator)
-            loss = F.cross_entropy(model(train[0][index]), train[1][index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-    seconds = time.perf_counter() - start
-    model.eval()
-    with torch.no_grad():
-        images, labels = (part[:test_images] for part in test)
-        right = torch.cat([model(part).argmax(1) for part in images.split(100)]) == labels
-    return {"accuracy": right.float().mean().item(), "seconds": seconds, "loss": mean(losses[-20:])}
+        row = trained(model, optimizer, seed, train, steps, batch)
+    return row | {"accuracy": accuracy(model, *(part[:test_images] for part in test), 100)}

@@ -8,7 +8,6 @@ minutes on two cores.
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,14 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from experiments.data.fashion_mnist import FashionMNIST
-from experiments.lean_training import prepared
 from experiments.models import AllCNNC
+from experiments.short_training import Row, accuracy, prepared, trained, written
 from randbp.curvature import KFAC
 
-Row = dict[str, Any]
 DECAY = 5e-4
 
 
@@ -54,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/second_order.jsonl"), help="one line per run")
     options = vars(parser.parse_args(argv))
     seeds, output = options.pop("seeds"), options.pop("output")
-    written = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
-    rows = [row for row in written if row["options"] == options and row["seed"] < seeds]
+    rows = [row for row in written(output) if row["options"] == options and row["seed"] < seeds]
     done = {(row["setting"], row["seed"]) for row in rows}
     train, test = (prepared(images.images, images.labels) for images in FashionMNIST().load())
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -90,23 +86,8 @@ def run(
     batch: int,
     test_images: int,
 ) -> Row:
-    """One training, the learning rate falling linearly to zero; ``loss`` is the mean of the last 20 steps."""
+    """One training."""
     torch.manual_seed(seed)
     model = AllCNNC(10, in_channels=1, width=width, dropout=False)
-    generator, optimizer = torch.Generator().manual_seed(seed), make(model)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    start, losses = time.perf_counter(), []
-    for _ in range(steps):
-        index = torch.randint(len(train[1]), (batch,), generator=generator)
-        loss = F.cross_entropy(model(train[0][index]), train[1][index])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    seconds = time.perf_counter() - start
-    model.eval()
-    with torch.no_grad():
-        images, labels = (part[:test_images] for part in test)
-        right = torch.cat([model(part).argmax(1) for part in images.split(500)]) == labels
-    return {"accuracy": right.float().mean().item(), "seconds": seconds, "loss": mean(losses[-20:])}
+    row = trained(model, make(model), seed, train, steps, batch)
+    return row | {"accuracy": accuracy(model, *(part[:test_images] for part in test), 500)}

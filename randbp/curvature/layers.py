@@ -41,13 +41,18 @@ def layer_input(module: Any, input: Tensor, output: Tensor) -> tuple[LayerSpec, 
         return _transposed_spec(*arguments), input
     padding = module.padding
     if module.padding_mode != "zeros" and padding != "valid":
-        input, padding = F.pad(input, _pad_widths(module), mode=module.padding_mode), 0
+        input, padding = F.pad(input, pad_widths(module), mode=module.padding_mode), 0
     spec = _conv_spec(tuple(input.shape), module.out_channels, kernel, stride, padding, dilation, module.groups)
     return spec, input
 
 
-def _pad_widths(module: Any) -> list[int]:
-    """Widths for ``F.pad``, last dimension first, of a module that does not pad with zeros."""
+def pad_widths(module: Any) -> list[int]:
+    """Widths for ``F.pad``, last dimension first, of a convolution that does not pad with zeros.
+
+    Example:
+        >>> pad_widths(nn.Conv2d(2, 2, (3, 2), padding="same", padding_mode="circular"))
+        [0, 1, 1, 1]
+    """
     if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]

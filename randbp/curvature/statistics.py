@@ -38,8 +38,7 @@ class Statistics:
         self.approximation: Approximation = approximation
         self.seen: dict[str, Seen] = {}
         self._handles = [
-            module.register_forward_hook(_Watch(self, name, module), with_kwargs=True)
-            for name, module in modules.items()
+            module.register_forward_hook(_Watch(self, name), with_kwargs=True) for name, module in modules.items()
         ]
 
     def remove(self) -> None:
@@ -56,8 +55,8 @@ class Statistics:
 class _Watch:
     """A forward hook. Copies and pickles of the model have one in its place that does nothing."""
 
-    def __init__(self, statistics: Statistics, name: str, module: nn.Module) -> None:
-        self._statistics, self._module, self._name = weakref.ref(statistics), weakref.ref(module), name
+    def __init__(self, statistics: Statistics, name: str) -> None:
+        self._statistics, self._name = weakref.ref(statistics), name
 
     def __reduce__(self) -> Any:
         return _nothing, ()
@@ -65,7 +64,7 @@ class _Watch:
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
         watch = self._statistics()
         input = arguments[0] if arguments else named.get("input")
-        if watch is None or not watch.active or module is not self._module() or not module.training or input is None:
+        if watch is None or not watch.active or not module.training or input is None:
             return
         if not (torch.is_grad_enabled() and output.requires_grad and input.numel() and output.numel()):
             return

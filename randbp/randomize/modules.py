@@ -10,6 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..autograd import Linear, Operation
+from ..curvature.layers import pad_widths
 from ..functional import conv_operation, conv_transpose_operation
 
 Prepare = Callable[..., tuple[Operation, Tensor] | None]
@@ -21,17 +22,9 @@ _OWN = ("forward", "_conv_forward", "_output_padding")
 def _convolution(module: Any, weight: Tensor, input: Tensor) -> tuple[Operation, Tensor] | None:
     padding = module.padding
     if module.padding_mode != "zeros" and padding != "valid":
-        input = F.pad(input, _pad_widths(module), mode=module.padding_mode)
+        input = F.pad(input, pad_widths(module), mode=module.padding_mode)
         padding = (0,) * len(module.kernel_size)
     return conv_operation(module.stride, padding, module.dilation, module.groups), input
-
-
-def _pad_widths(module: Any) -> list[int]:
-    """Widths for ``F.pad``, last dimension first, of a module whose padding mode is not zeros."""
-    if module.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
-    return [side for width in reversed(module.padding) for side in (width, width)]
 
 
 def _transposed(
