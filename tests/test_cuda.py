@@ -1,10 +1,14 @@
 """On a GPU: the same promises, and no waiting for the device."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import randbp
+from bench import contractions, estimators
+from bench.place import Place
 from randbp import (
     Axes,
     Batch,
@@ -15,6 +19,7 @@ from randbp import (
     Rounding,
     Spatial,
 )
+from randbp.curvature import KFAC, Approximation
 from randbp.functional import conv, conv_transpose, linear
 from tests.estimator_cases import FIXED_SIZE
 
@@ -120,6 +125,30 @@ def test_compiled_steps_draw_afresh_and_equal_eager_ones(estimator: Estimator, m
         for left, right in zip(drawn[-1], weight_grads(model, step), strict=True):
             assert (left - right).norm() < 1e-2 * right.norm()
     assert not torch.allclose(drawn[3][0], drawn[4][0], rtol=1e-2)
+
+
+@pytest.mark.parametrize("approximation", ["reduce", "expand"])
+def test_second_order_steps_are_those_of_the_processor(approximation: Approximation) -> None:
+    ends = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = network().double().to(device)
+        optimizer = KFAC(model, lr=0.1, approximation=approximation, largest=10_000)
+        x = torch.randn(16, 8, 16, 16, dtype=torch.float64).to(device)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), (torch.arange(16) % 4).to(device)).backward()
+            optimizer.step()
+        ends.append(torch.cat([parameter.detach().cpu().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-6, atol=1e-9)
+
+
+def test_benchmarks_time_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    summary = contractions.run("kfac-reduce", "all-cnn-c.7", 0.01, Place("cuda"))
+    assert summary["unfold"]["device_geometric_mean"] > 0
+    found = estimators.run("all-cnn-c.7", 0.01, Place("cuda", torch.bfloat16), ["batch"])
+    assert found["batch 0.5 device"]["geometric_mean"] > 0
 
 
 def test_capturing_a_cuda_graph_says_why_it_cannot_be() -> None:

@@ -210,7 +210,7 @@ class KFAC(torch.optim.Optimizer):
             for seen in taken.values()
             for moment, scale in zip((seen.input, seen.output_grad), self._scales(seen), strict=True)
         ]
-        finite = [bool(bound) for bound in torch.stack([bound.cpu() for bound in bounds]).isfinite()]
+        finite = torch.stack([bound.to(bounds[0].device) for bound in bounds]).isfinite().tolist()
         for number, (name, seen) in enumerate(taken.items()):
             if not (finite[2 * number] and finite[2 * number + 1]):
                 continue
