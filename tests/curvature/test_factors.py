@@ -142,3 +142,19 @@ def test_names_of_approximations_are_checked():
     ):
         with pytest.raises(ValueError, match="approximation='kfc': expected 'reduce' or 'expand'"):
             call()
+
+
+@pytest.mark.parametrize("approximation", ["reduce", "expand"])
+def test_autocast_does_not_round_factors_and_shapes_are_checked(approximation):
+    module, x, y = drawn(nn.Conv2d(3, 4, 3), (2, 3, 5, 6))
+    spec, seen = layer_input(module, x, y)
+    seen, grad = seen.float(), y.float()
+
+    def both():
+        return input_factor(spec, seen, approximation, True), output_grad_factor(spec, grad, approximation)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        under = both()
+    assert all(map(torch.equal, under, both()))
+    with pytest.raises(ValueError, match=r"output_grad: shape \(1, 4, 3, 4\), expected \(2, 4, 3, 4\)"):
+        output_grad_factor(spec, grad[:1], approximation)

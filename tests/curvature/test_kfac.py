@@ -8,6 +8,7 @@ from functools import partial
 import lightning
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -390,6 +391,41 @@ def test_two_processes_see_the_whole_batch(tmp_path):
     processes = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False}
     trainer(tmp_path, max_epochs=1, enable_checkpointing=False, **processes).fit(both, loader(64))
     torch.testing.assert_close(parameters(both), parameters(alone), rtol=1e-8, atol=1e-10)
+
+
+class Uneven(Module):
+    """One process sees forty examples of each batch, the other the rest, and one layer only there."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.extra = folder, nn.Linear(10, 10).double()
+
+    def training_step(self, batch, _):
+        first = self.trainer.global_rank == 0
+        x, y = (part[:40] if first else part[40:] for part in batch)
+        found = self.network(x)
+        return cross_entropy(found + 0 * self.extra.weight.sum() if first else self.extra(found), y)
+
+    def configure_optimizers(self):
+        return KFAC(self, lr=0.1, factor_every=1, inverse_every=1)
+
+    def on_train_end(self):
+        state = self.optimizers().optimizer.state
+        layers = self.network[0], self.network[8], self.extra
+        factors = [state[layer.weight][f"{key}_factor"] for layer in layers for key in ("input", "output_grad")]
+        torch.save((parameters(self), factors), self.folder / f"{self.trainer.global_rank}.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_processes_with_unequal_shares_agree(tmp_path):
+    strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True)
+    processes = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False}
+    torch.manual_seed(0)
+    trainer(tmp_path, max_epochs=1, enable_checkpointing=False, **processes).fit(Uneven(tmp_path), loader(64))
+    (weights, factors), (others, theirs) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert torch.equal(weights, others) and all(map(torch.equal, factors, theirs))
+    for a in factors[::2]:  # the bias sees ones
+        torch.testing.assert_close(a[0, -1, -1], torch.ones((), dtype=a.dtype))
 
 
 @pytest.mark.parametrize(
