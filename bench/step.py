@@ -98,7 +98,7 @@ def fastest(seconds: dict[str, Seconds], vjp: str) -> dict[str, str]:
 def measure(
     network: str,
     budget: float,
-    place: Place = Place(),  # noqa: B008 -- a frozen value
+    place: Place,
     schemes: Sequence[str] = (*SCHEMES, FASTEST),
     rounds: tuple[int, int] = (3, 15),
 ) -> tuple[dict[str, Timing], dict[str, Seconds]]:

@@ -6,11 +6,8 @@ the same weights and see the same images. The default, a quarter of the channels
 20 minutes on one core; ``--width 1 --steps 2000`` is the real thing on a larger machine.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -18,9 +15,8 @@ import torch
 from torch import Tensor
 
 import randbp
-from experiments.data.fashion_mnist import FashionMNIST
 from experiments.models import ResNet18
-from experiments.short_training import Row, accuracy, prepared, trained, written
+from experiments.short_training import Row, accuracy, all_runs, options_parser, trained
 from randbp import Rounding, Spatial
 
 EIGHTH = Spatial(keep=1 / 8)
@@ -37,35 +33,21 @@ DEFAULT = tuple(SETTINGS)[:3]
 
 def main(argv: Sequence[str]) -> int:
     """Do the runs that are missing, then report all with these options."""
-    parser = argparse.ArgumentParser(prog="python -m experiments lean-training", description=__doc__)
-    parser.add_argument("--width", type=float, default=0.25, help="multiplies the channels (default: 0.25)")
-    parser.add_argument("--steps", type=int, default=300, help="of each run (default: 300)")
-    parser.add_argument("--batch", type=int, default=32, help="images per step (default: 32)")
-    parser.add_argument("--test-images", type=int, default=5000, help="of 10000 (default: 5000)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per setting (default: 3)")
+    parser = options_parser("lean-training", __doc__, steps=300, batch=32)
     parser.add_argument(
         "--settings", nargs="+", choices=SETTINGS, default=DEFAULT, metavar="SETTING", help=f"of {', '.join(SETTINGS)}"
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/lean_training.jsonl"), help="one line per run")
     options = vars(parser.parse_args(argv))
     seeds, settings, output = (options.pop(name) for name in ("seeds", "settings", "output"))
-    rows = [row for row in written(output) if row["options"] == options and row["seed"] < seeds]
-    done = {(row["setting"], row["seed"]) for row in rows}
-    train, test = (prepared(images.images, images.labels) for images in FashionMNIST().load())
-    for seed in range(seeds):
-        for setting in settings:
-            if (setting, seed) in done:
-                continue
-            row = {"setting": setting, "seed": seed, "options": options}
-            row |= run(SETTINGS[setting], seed, train, test, **options)
-            rows.append(row)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{setting:20} seed {seed}: accuracy {row['accuracy']:.4f}, {row['seconds']:.0f} s", flush=True)
+    chosen = {setting: SETTINGS[setting] for setting in settings}
+    rows = all_runs(chosen, seeds, output, options, run, _figures)
     for line in summary(rows):
         print(line)
     return 0
+
+
+def _figures(row: Row) -> str:
+    return f"accuracy {row['accuracy']:.4f}, {row['seconds']:.0f} s"
 
 
 def summary(rows: list[Row]) -> list[str]:

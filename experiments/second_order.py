@@ -6,20 +6,16 @@ the same weights and see the same images. The default, a quarter of the channels
 minutes on two cores.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiments.data.fashion_mnist import FashionMNIST
 from experiments.models import AllCNNC
-from experiments.short_training import Row, accuracy, prepared, trained, written
+from experiments.short_training import Row, accuracy, all_runs, options_parser, trained
 from randbp.curvature import KFAC
 
 DECAY = 5e-4
@@ -42,31 +38,11 @@ SETTINGS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Do the runs that are missing, then report all with these options."""
-    parser = argparse.ArgumentParser(prog="python -m experiments second-order", description=__doc__)
-    parser.add_argument("--width", type=float, default=0.25, help="multiplies the channels (default: 0.25)")
-    parser.add_argument("--steps", type=int, default=150, help="of each run (default: 150)")
-    parser.add_argument("--batch", type=int, default=128, help="images per step (default: 128)")
-    parser.add_argument("--test-images", type=int, default=5000, help="of 10000 (default: 5000)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per setting (default: 3)")
-    parser.add_argument("--output", type=Path, default=Path("runs/second_order.jsonl"), help="one line per run")
-    options = vars(parser.parse_args(argv))
+    options = vars(options_parser("second-order", __doc__, steps=150, batch=128).parse_args(argv))
     seeds, output = options.pop("seeds"), options.pop("output")
-    rows = [row for row in written(output) if row["options"] == options and row["seed"] < seeds]
-    done = {(row["setting"], row["seed"]) for row in rows}
-    train, test = (prepared(images.images, images.labels) for images in FashionMNIST().load())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        for setting, make in SETTINGS.items():
-            if (setting, seed) in done:
-                continue
-            row = {"setting": setting, "seed": seed, "options": options}
-            row |= run(make, seed, train, test, **options)
-            rows.append(row)
-            with output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{setting:14} seed {seed}: {_figures([row])}", flush=True)
+    rows = all_runs(SETTINGS, seeds, output, options, run, lambda row: _figures([row]))
     for setting in SETTINGS:
-        print(f"{setting:14} mean:   {_figures([row for row in rows if row['setting'] == setting])}")
+        print(f"{setting:20} mean:   {_figures([row for row in rows if row['setting'] == setting])}")
     return 0
 
 

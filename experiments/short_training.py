@@ -1,7 +1,9 @@
-"""A training of a fixed number of steps, and the runs of it that are written down already."""
+"""Trainings on Fashion-MNIST of a fixed number of steps, of which each is done once and written down."""
 
+import argparse
 import json
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -51,6 +53,49 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int) -> fl
     return right.float().mean().item()
 
 
-def written(path: Path) -> list[Row]:
-    """The rows of a file with one JSON object per line; none if there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def options_parser(command: str, text: str | None, steps: int, batch: int) -> argparse.ArgumentParser:
+    """The options that all such trainings take; the output's name is the command's."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments {command}", description=text)
+    output = Path("runs") / f"{command.replace('-', '_')}.jsonl"
+    parser.add_argument("--width", type=float, default=0.25, help="multiplies the channels (default: 0.25)")
+    parser.add_argument("--steps", type=int, default=steps, help=f"of each run (default: {steps})")
+    parser.add_argument("--batch", type=int, default=batch, help=f"images per step (default: {batch})")
+    parser.add_argument("--test-images", type=int, default=5000, help="of 10000 (default: 5000)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per setting (default: 3)")
+    parser.add_argument("--output", type=Path, default=output, help="one line per run")
+    return parser
+
+
+def all_runs(
+    settings: Mapping[str, Any],
+    seeds: int,
+    output: Path,
+    options: dict[str, Any],
+    run: Callable[..., Row],
+    told: Callable[[Row], str],
+) -> list[Row]:
+    """The rows of all runs with these options: those that are written already, and the others, which are done now.
+
+    Args:
+        settings: What differs, by name.
+        seeds: Runs of each.
+        output: One JSON object per line and run.
+        options: Passed to ``run``; rows with others are left alone.
+        run: From a setting, a seed, training and test images to a row.
+        told: What is printed of a run that is done.
+    """
+    written = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    rows = [row for row in written if row["options"] == options and row["seed"] < seeds]
+    done = {(row["setting"], row["seed"]) for row in rows}
+    train, test = (prepared(images.images, images.labels) for images in FashionMNIST().load())
+    for seed in range(seeds):
+        for name, setting in settings.items():
+            if (name, seed) in done:
+                continue
+            row = {"setting": name, "seed": seed, "options": options} | run(setting, seed, train, test, **options)
+            rows.append(row)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{name:20} seed {seed}: {told(row)}", flush=True)
+    return rows

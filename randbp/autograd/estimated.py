@@ -1,12 +1,12 @@
 """A layer with an exact forward pass and estimated VJPs."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..estimators import Estimator
+from ..modes import without_autocast
 from ..tn import LayerSpec
 from .compiled import compiled
 from .hooks import transformed
@@ -37,7 +37,7 @@ class _Estimated(torch.autograd.Function):
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         held: tuple[Tensor, ...] = ()
         if needs_weight:
-            with _without_autocast(x):  # held in the precision that the forward pass ran in
+            with without_autocast(x):  # held in the precision that the forward pass ran in
                 held = sketch(x, operation, spec, weight_estimator, seed)
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), weight if needs_input else None, edge, *held)
@@ -58,7 +58,7 @@ class _Estimated(torch.autograd.Function):
         operation, spec, (input_shape, weight_shape), seed = ctx.operation, ctx.spec, ctx.shapes, int(seed)
         input_format, weight_format = ctx.memory_formats
         input_grad = weight_grad = bias_grad = None
-        with torch.no_grad(), _without_autocast(output_grad):
+        with torch.no_grad(), without_autocast(output_grad):
             grad = operation.channels_second(output_grad)
             if ctx.needs_input_grad[1]:  # first: its scratch memory is gone before the input's gradient is there
                 weight_grad = weight_vjp(
@@ -134,11 +134,6 @@ def _apart(
     seed: Tensor,
 ) -> Tensor:
     return estimated(x, weight, bias, operation, weight_vjp, input_vjp, int(seed))
-
-
-def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off on the tensor's device."""
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

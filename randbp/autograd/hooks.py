@@ -33,22 +33,6 @@ def hooks_in_force() -> Hooks | None:
     return found
 
 
-def in_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has a place in memory; one that stands for a whole batch, in a vectorised Jacobian, has none.
-
-    Example:
-        >>> found = []
-        >>> _ = torch.vmap(lambda x: found.append(in_memory(x)) or x)(torch.ones(2))
-        >>> found, in_memory(torch.ones(2))
-        ([False], True)
-    """
-    try:
-        tensor.data_ptr()
-    except RuntimeError:
-        return False
-    return True
-
-
 def transformed() -> bool:
     """Whether ``torch.func`` transforms the code.
 

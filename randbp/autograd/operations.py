@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 
 from ..estimators.text import register
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, linear_spec, transposed_spec
+from ..tn.layers import as_sequence
 
 _CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -132,9 +132,7 @@ class Linear(Operation):
 
     def channels_second(self, tensor: Tensor) -> Tensor:
         """``[C]``, ``[N, C]`` or ``[N, *sequence, C]`` as ``[N, C, T]``."""
-        examples = tensor if tensor.dim() > 1 else tensor.unsqueeze(0)
-        length = prod(examples.shape[1:-1])
-        return examples.reshape(examples.shape[0], length, examples.shape[-1]).transpose(1, 2)
+        return as_sequence(tensor)
 
     def channels_back(self, tensor: Tensor, like: Shape) -> Tensor:
         """``[N, C, T]`` as the input or output that it came from."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .hooks import in_memory
+from ..modes import in_memory
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
 

@@ -1,14 +1,14 @@
 """The two Kronecker factors of one layer's Fisher (or generalised Gauss-Newton) matrix."""
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .. import tn
+from ..modes import without_autocast
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec
 
 Approximation = Literal["reduce", "expand"]
@@ -41,7 +41,7 @@ def input_factor(spec: LayerSpec, input: Tensor, approximation: Approximation = 
         torch.Size([1, 28, 28])
     """
     reduced = check_approximation(approximation) == "reduce"
-    with _without_autocast(input):
+    with without_autocast(input):
         if reduced:
             rows = input_rows(spec, input, bias)
             return rows.mT @ rows / len(input)
@@ -84,16 +84,12 @@ def output_grad_factor(spec: LayerSpec, output_grad: Tensor, approximation: Appr
     reduced = check_approximation(approximation) == "reduce"
     if tuple(output_grad.shape) != spec.output_shape:
         raise ValueError(f"output_grad: shape {tuple(output_grad.shape)}, expected {spec.output_shape}")
-    with _without_autocast(output_grad):
+    with without_autocast(output_grad):
         if reduced:
             rows = output_grad_rows(spec, output_grad)
             return rows.mT @ rows / len(output_grad)
         # Products of channels at the same position are what a layer with kernels of one entry has as its input factor.
         return tn.kfac_expand(_pointwise(spec)).contract(input=output_grad) / prod(spec.output_size)
-
-
-def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def input_rows(spec: LayerSpec, input: Tensor, bias: bool) -> Tensor:
@@ -119,12 +115,8 @@ def check_approximation(approximation: object) -> str:
 @lru_cache(maxsize=1024)
 def _position_sums(spec: LayerSpec) -> tn.TensorNetwork:
     """``Σ_o U[n, (c k), o]`` as ``[N, G, C / G·ΠK]``."""
-    made, net = (
-        (spec.adjoint, tn.unfold_transpose(spec.adjoint))
-        if isinstance(spec, ConvTransposeSpec)
-        else (spec, tn.unfold(spec))
-    )
-    dims = range(1, made.dims + 1)
+    net = tn.unfold_transpose(spec.adjoint) if isinstance(spec, ConvTransposeSpec) else tn.unfold(spec)
+    dims = range(1, spec.dims + 1)
     if dims:
         net = net.sum(*(f"o{dim}" for dim in dims))
     return net.group(("n",), ("g",), ("c", *(f"k{dim}" for dim in dims)))

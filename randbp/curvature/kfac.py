@@ -277,7 +277,7 @@ class KFAC(torch.optim.Optimizer):
             grad = grad.to(inverse.dtype)
             direction = state["output_grad_inverse"] @ grad @ inverse
             moved.append((direction * grad).sum() * groups[weight]["lr"] ** 2)
-            for parameter, part in zip((weight, bias), from_matrices(module, direction, bias is not None), strict=True):
+            for parameter, part in zip((weight, bias), from_matrices(module, direction), strict=True):
                 if parameter is not None and part is not None:
                     directions[parameter] = part
         if self.kl_clip is None or not moved:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, linear_spec, transposed_spec
+from ..tn.layers import as_sequence
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -63,9 +64,7 @@ def channels_second(module: nn.Module, tensor: Tensor) -> Tensor:
     """A module's input or output as ``[N, C, *positions]``; a call without a batch is a batch of one."""
     if not isinstance(module, nn.Linear):
         return tensor if tensor.dim() == module.weight.dim() else tensor.unsqueeze(0)  # type: ignore[operator]
-    examples = tensor if tensor.dim() > 1 else tensor.unsqueeze(0)
-    rows = examples.reshape(len(examples), prod(examples.shape[1:-1]), examples.shape[-1])
-    return rows.transpose(1, 2)
+    return as_sequence(tensor)
 
 
 def as_matrices(module: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,15 +82,14 @@ def trained_bias(module: Any) -> Tensor | None:
     return module.bias if module.bias is not None and module.bias.requires_grad else None
 
 
-def from_matrices(module: Any, matrices: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+def from_matrices(module: Any, matrices: Tensor) -> tuple[Tensor, Tensor | None]:
     """Inverse of :func:`as_matrices`."""
-    weight, bias = matrices, None
-    if with_bias:
-        weight, bias = matrices[..., :-1], matrices[..., -1].reshape(-1)
-    grouped = weight.reshape(_grouped(module, module.weight).shape)
+    shape = _grouped(module, module.weight).shape
+    weight, bias = matrices.tensor_split([prod(shape[2:])], dim=2)
+    grouped = weight.reshape(shape)
     if isinstance(module, TRANSPOSED):
         grouped = grouped.transpose(1, 2)
-    return grouped.reshape(module.weight.shape), bias
+    return grouped.reshape(module.weight.shape), bias.reshape(-1) if bias.shape[2] else None
 
 
 def _grouped(module: Any, weight: Tensor) -> Tensor:

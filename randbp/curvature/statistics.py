@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modes import in_memory, without_autocast
 from .factors import Approximation, input_factor, input_rows, output_grad_factor, output_grad_rows
 from .layers import channels_second, layer_input, trained_bias
 from .moments import Moment
@@ -68,10 +69,10 @@ class _Watch:
             return
         if not (torch.is_grad_enabled() and output.requires_grad and input.numel() and output.numel()):
             return
-        if not _in_memory(output):
+        if not in_memory(output):
             return
         reduced, bias = watch.approximation == "reduce", trained_bias(module) is not None
-        with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(output):
             spec, input = layer_input(module, input.detach(), output)
             input = _precise(input)
             if reduced:
@@ -82,7 +83,7 @@ class _Watch:
         def note(output_grad: Tensor) -> None:
             if (watch := self._statistics()) is None:
                 return
-            with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
+            with torch.no_grad(), without_autocast(output_grad):
                 grad = _precise(channels_second(module, output_grad))
                 seen = watch.seen.setdefault(self._name, Seen())
                 seen.examples += spec.batch_size
@@ -102,15 +103,6 @@ def _nothing() -> Callable[..., None]:
 
 def _ignore(*_: Any) -> None:
     """What is left of a hook in a copy of the model."""
-
-
-def _in_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has a place in memory; one that ``torch.func`` vectorises over has none."""
-    try:
-        tensor.data_ptr()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _precise(tensor: Tensor) -> Tensor:

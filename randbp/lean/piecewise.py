@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.hooks import in_memory
+from ..modes import in_memory
 from .comparisons import clamp_between
 from .layout import flatten, memory_order, unflatten
 from .masks import pack_where, unpacked

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from torch import Tensor
+
 from .integers import as_integers
 from .pattern import IndexPattern
 from .spec import ConvSpec
@@ -130,6 +132,22 @@ def linear_spec(input_shape: tuple[int, ...], out_features: int) -> LinearSpec:
     if not shape or min(shape) < 1:
         raise ValueError(f"input_shape={input_shape!r}: expected (C,), (N, C) or (N, *sequence, C) with positive sizes")
     return LinearSpec((shape[0] if len(shape) > 1 else 1, shape[-1], prod(shape[1:-1])), out_features, 1)
+
+
+def as_sequence(tensor: Tensor) -> Tensor:
+    """A linear layer's input or output ``[C]``, ``[N, C]`` or ``[N, *sequence, C]`` as :func:`linear_spec` sees it.
+
+    Returns:
+        ``[N, C, T]``, without a copy where the sequence is contiguous.
+
+    Example:
+        >>> import torch
+        >>> as_sequence(torch.zeros(8, 5, 2, 3)).shape, as_sequence(torch.zeros(3)).shape
+        (torch.Size([8, 3, 10]), torch.Size([1, 3, 1]))
+    """
+    examples = tensor if tensor.dim() > 1 else tensor.unsqueeze(0)
+    length = prod(examples.shape[1:-1])
+    return examples.reshape(examples.shape[0], length, examples.shape[-1]).transpose(1, 2)
 
 
 def role(spec: LayerSpec, side: Side) -> Literal["i", "o"]:

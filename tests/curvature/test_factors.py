@@ -91,7 +91,7 @@ def test_matrices_are_what_the_factors_stand_beside(module, shape):
     v = channels_second(module, grad).flatten(2).unflatten(1, (u.shape[1], -1))
     matrices = as_matrices(module, grads[0], grads[1] if len(grads) > 1 else None)
     torch.testing.assert_close(matrices, torch.einsum("ngdo,ngro->gdr", v, u))
-    for back, grad in zip(from_matrices(module, matrices, len(grads) > 1), (*grads, None), strict=False):
+    for back, grad in zip(from_matrices(module, matrices), (*grads, None), strict=False):
         assert (back is None) == (grad is None)
         if grad is not None:
             torch.testing.assert_close(back, grad, rtol=0, atol=0)

@@ -463,7 +463,7 @@ def test_wrong_models():
 
 def test_matrices_of_modules_without_bias_come_back():
     module = nn.Conv2d(4, 6, 3, groups=2, bias=False)
-    weight, bias = from_matrices(module, as_matrices(module, module.weight, None), False)
+    weight, bias = from_matrices(module, as_matrices(module, module.weight, None))
     assert torch.equal(weight, module.weight) and bias is None
 
 

@@ -1,0 +1,35 @@
+"""Questions to tensors about the modes around them, and a way out of one."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off on the tensor's device; tensors without data are on none that autocasts.
+
+    Example:
+        >>> x = torch.ones(2, 2)
+        >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(x):
+        ...     (x @ x).dtype
+        torch.float32
+    """
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+
+
+def in_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has a place in memory; one that stands for a whole batch, in a vectorised Jacobian, has none.
+
+    Example:
+        >>> found = []
+        >>> _ = torch.vmap(lambda x: found.append(in_memory(x)) or x)(torch.ones(2))
+        >>> found, in_memory(torch.ones(2))
+        ([False], True)
+    """
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
