@@ -15,8 +15,9 @@ from .base import Estimator
 from .description import Description
 from .draw import Draw
 from .positions import (
+    KeptRows,
     add_weight_vjp,
-    class_positions,
+    at_positions,
     examples_as_positions,
     gather_rows,
     input_vjp,
@@ -24,6 +25,7 @@ from .positions import (
     shares,
     side_size,
 )
+from .runs import Runs
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,14 @@ class Axes(Estimator):
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """Kept entries of the input, one tensor ``[N, S, C]`` per position class."""
         input, spec = examples_as_positions(input, spec)
-        return tuple(rows for _, rows, _, _ in self._kept(input, spec, "input", draw))
+        return tuple(each.rows for each in self._kept(input, spec, "input", draw))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet."""
         output_grad, spec = examples_as_positions(output_grad, spec)
         result = output_grad.new_zeros(spec.weight_shape)
         sample = self._sample(spec, "input", draw, output_grad.device)
-        kept = [(each, rows, local, weight) for rows, (each, local, weight) in zip(held, sample, strict=True)]
+        kept = [KeptRows(each, rows, local, weight) for rows, (each, local, weight) in zip(held, sample, strict=True)]
         add_weight_vjp(result, kept, output_grad, spec)
         return result
 
@@ -72,18 +74,15 @@ class Axes(Estimator):
         """Kept output rows times the kernel, added where they land."""
         return input_vjp(self._kept(output_grad, spec, "output", draw), weight, spec)
 
-    def _kept(
-        self, tensor: Tensor, spec: LayerSpec, side: Side, draw: Draw
-    ) -> Iterator[tuple[PositionClass, Tensor, Tensor, float]]:
+    def _kept(self, tensor: Tensor, spec: LayerSpec, side: Side, draw: Draw) -> Iterator[KeptRows]:
         """Per class with anything kept of it: rows, which positions of the class they are, and their weight."""
         for positions, local, weight in self._sample(spec, side, draw, tensor.device):
-            index = class_positions(positions, spec, side, tensor.device)[local]
-            yield positions, gather_rows(tensor, index), local, weight
+            yield KeptRows(positions, gather_rows(tensor, at_positions(positions, local, spec, side)), local, weight)
 
     def _sample(
         self, spec: LayerSpec, side: Side, draw: Draw, device: torch.device
-    ) -> Iterator[tuple[PositionClass, Tensor, float]]:
-        """Per class with anything kept of it: which positions of the class, ``[1, S]``, and their weight."""
+    ) -> Iterator[tuple[PositionClass, Runs, float]]:
+        """Per class with anything kept of it: which positions of the class, for all examples, and their weight."""
         for positions, counts in _plan(self.keep, spec, side):
             axes = [
                 self._choose(len(coordinates), m, draw.child(j, coordinates.start), spec.dims)
@@ -91,7 +90,8 @@ class Axes(Estimator):
             ]
             if all(axis for axis, _ in axes):
                 sizes = tuple(map(len, positions.positions))
-                yield positions, _flat([axis for axis, _ in axes], sizes, device), prod(weight for _, weight in axes)
+                local = _flat([axis for axis, _ in axes], sizes, device)
+                yield positions, Runs(local), prod(weight for _, weight in axes)
 
     def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         held, weight = self._rows(sampled_spec(spec), "input")

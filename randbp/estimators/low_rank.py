@@ -13,6 +13,7 @@ from .draw import Draw
 from .kernels import by_group
 from .planned import planned_weight_vjp, shared_weight_vjp
 from .positions import flat_spatial, gather_classes, memory_rows
+from .runs import Runs
 
 COLUMNS = 4  # positions per channel that directions are found from
 FEWEST = 16  # examples that a mean over examples is taken of, if a quarter of the batch is fewer
@@ -30,7 +31,7 @@ class LowRank:
     Example:
         >>> part = LowRank(1, torch.eye(3)[:, :1], torch.ones(2, 1, 4))
         >>> rows = torch.zeros(2, 1, 3)
-        >>> part.subtract_from([rows], [torch.tensor([[0]])])
+        >>> part.subtract_from([rows], [Runs(torch.tensor([[0]]))])
         >>> rows.flatten(1)
         tensor([[-1.,  0.,  0.],
                 [-1.,  0.,  0.]])
@@ -45,13 +46,13 @@ class LowRank:
         """Directions ``[G, C / G, R]``."""
         return self.directions.unflatten(0, (self.groups, -1))
 
-    def subtract_from(self, classes: Sequence[Tensor], where: Sequence[Tensor]) -> None:
-        """Subtract the entries at several sets of flat positions ``[N or 1, S]`` from rows ``[N, S, C]``, in place."""
+    def subtract_from(self, classes: Sequence[Tensor], where: Sequence[Runs]) -> None:
+        """Subtract the entries at several sets of flat positions from rows ``[N, S, C]``, in place."""
         if self.coefficients.dim() == 3:
             kept = gather_classes(self.coefficients, where)
         else:
             table = self.coefficients.t()
-            kept = [table[each].expand(len(rows), -1, -1) for rows, each in zip(classes, where, strict=True)]
+            kept = [table[each.positions].expand(len(rows), -1, -1) for rows, each in zip(classes, where, strict=True)]
         for rows, here in zip(classes, kept, strict=True):
             if self.groups == 1:
                 rows.flatten(0, 1).addmm_(here.flatten(0, 1), self.directions.t(), alpha=-1)

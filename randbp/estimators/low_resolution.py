@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..tn import LayerSpec, PositionClass
+from ..tn import LayerSpec
 from ..tn.layers import Side
 from .base import Estimator, kept
 from .coarse import (
@@ -21,9 +21,10 @@ from .coarse import (
 from .description import Description
 from .draw import Draw
 from .positions import (
+    KeptRows,
     Part,
     add_weight_vjp,
-    class_positions,
+    at_positions,
     examples_as_positions,
     gather_rows,
     input_vjp,
@@ -35,6 +36,7 @@ from .positions import (
     uses_every_position,
     windows,
 )
+from .runs import Runs
 from .spatial import Spatial
 
 
@@ -86,10 +88,10 @@ class LowResolution(Estimator):
         kept = list(_deviations(seen, means, plan, positioned, "input", draw))
         if uses_every_position(positioned):
             for positions, rows, local, weight in kept:
-                where = class_positions(positions, positioned, "input", rows.device)[local].flatten()
+                where = at_positions(positions, local, positioned, "input").positions.flatten()
                 example = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
                 subtract_sample_means(means, weight * rows.flatten(0, 1), example, where, plan.coarse)
-        return (*(rows for _, rows, _, _ in kept), means.flatten(1))
+        return (*(each.rows for each in kept), means.flatten(1))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJP of the means."""
@@ -102,7 +104,7 @@ class LowResolution(Estimator):
         kept = []
         for number, (positions, count) in enumerate(plan.parts):
             local = windows(draw.child(number), positions.size, count, positioned.batch_size, seen.device)
-            kept.append((positions, held[number], local, positions.size / count))
+            kept.append(KeptRows(positions, held[number], local, positions.size / count))
         add_weight_vjp(result, kept, seen, positioned)
         return result
 
@@ -157,11 +159,11 @@ def _plan(keep: float, block: int, spec: LayerSpec, side: Side) -> _Plan | None:
 
 def _deviations(
     tensor: Tensor, means: Tensor, plan: _Plan, spec: LayerSpec, side: Side, draw: Draw
-) -> Iterator[tuple[PositionClass, Tensor, Tensor, float]]:
+) -> Iterator[KeptRows]:
     """Per class: kept rows less the mean of their cell, which positions of the class they are, and their weight."""
     cells = plan.coarse.cell_of(tensor.device)
     for number, (positions, count) in enumerate(plan.parts):
         local = windows(draw.child(number), positions.size, count, spec.batch_size, tensor.device)
-        index = class_positions(positions, spec, side, tensor.device)[local]
-        rows = gather_rows(tensor, index).sub_(gather_rows(means, cells[index]))
-        yield positions, rows, local, positions.size / count
+        where = at_positions(positions, local, spec, side)
+        rows = gather_rows(tensor, where).sub_(gather_rows(means, Runs(cells[where.positions])))
+        yield KeptRows(positions, rows, local, positions.size / count)

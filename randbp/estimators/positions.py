@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import prod
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from torch import Tensor
 from .. import tn
 from ..tn import LayerSpec, LinearSpec, PositionClass
 from ..tn.execute.rows import pieces, rows_by_matrices, rows_by_rows
-from ..tn.layers import Side, is_identity
+from ..tn.layers import Side
 from .draw import Draw
 from .kernels import at_entry, by_group
+from .runs import Runs, gather_runs, joined, steps
 
 Part = tuple[PositionClass, int]
 
@@ -51,41 +53,51 @@ def memory_rows(tensor: Tensor) -> Tensor | None:
     return rows.reshape(-1, tensor.shape[1]) if rows.is_contiguous() else None
 
 
-def gather_rows(tensor: Tensor, positions: Tensor, less: Tensor | None = None) -> Tensor:
-    """Rows ``[N, S, C]`` of ``[N, C, *P]`` at flat positions ``[N or 1, S]``, less a vector ``[N, C]`` per example."""
-    return gather_classes(tensor, [positions], less)[0]
+def gather_rows(tensor: Tensor, runs: Runs, less: Tensor | None = None) -> Tensor:
+    """Rows ``[N, S, C]`` of ``[N, C, *P]`` at flat positions, less a vector ``[N, C]`` per example."""
+    return gather_classes(tensor, [runs], less)[0]
+
+
+Order = Literal["rows", "examples", "channels"]
+"""Of what is kept in memory: rows one behind the other, or positions innermost with examples or channels outermost."""
 
 
 def gather_classes(
-    tensor: Tensor, classes: Sequence[Tensor], less: Tensor | None = None, turned: bool = True
+    tensor: Tensor, classes: Sequence[Runs], less: Tensor | None = None, order: Order = "rows"
 ) -> list[Tensor]:
     """The same for several sets of positions; where channels lie outermost, the tensor is read once for all of them.
 
     Args:
         tensor: ``[N, C, *P]``.
-        classes: Flat positions ``[N or 1, S]``.
+        classes: Flat positions.
         less: ``[N, C]``, subtracted.
-        turned: Whether rows shall lie one behind the other in memory. If not, channels stay outermost, which saves a
-            transposition.
+        order: How rows shall lie in memory where channels are not innermost already; others than ``"rows"`` save a
+            transposition. ``"channels"`` is for a lone class of runs.
     """
     if not classes:
         return []
-    batch, channels, size = flat_spatial(tensor).shape
     rows = memory_rows(tensor)
     if rows is not None:
+        batch, channels, size = flat_spatial(tensor).shape
         kept = [rows.index_select(0, _flat_index(each, batch, size)).view(batch, -1, channels) for each in classes]
         return kept if less is None else [each.sub_(less.unsqueeze(1)) for each in kept]
-    flat, counts = flat_spatial(tensor), [each.shape[1] for each in classes]
-    if not turned and len(classes) == 1:
-        met = gather_columns(flat, classes[0])
+    flat = flat_spatial(tensor)
+    if len(classes) == 1 and (order == "examples" or (order == "channels" and _in_runs(flat, classes[0]))):
+        met = gather_columns(flat, classes[0], order == "channels")
         return [(met if less is None else met.sub_(less.unsqueeze(2))).transpose(1, 2)]
-    positions = torch.cat(list(classes), 1) if len(classes) > 1 else classes[0]
+    return _gather_piecewise(flat, classes, less, turned=order != "examples")
+
+
+def _gather_piecewise(flat: Tensor, classes: Sequence[Runs], less: Tensor | None, turned: bool) -> list[Tensor]:
+    batch, channels, _ = flat.shape
+    counts = [each.count for each in classes]
+    runs = joined(classes)
     if turned:
         kept = [flat.new_empty(batch, count, channels) for count in counts]
     else:
         kept = [flat.new_empty(batch, channels, count).transpose(1, 2) for count in counts]
     for part in pieces(batch, channels * sum(counts), flat.device):
-        met = gather_columns(flat[part], positions if len(positions) == 1 else positions[part]).transpose(1, 2)
+        met = gather_columns(flat[part], runs.of(part)).transpose(1, 2)
         for target, some in zip(kept, met.split(counts, 1), strict=True):
             if less is None:
                 target[part].copy_(some)
@@ -94,32 +106,55 @@ def gather_classes(
     return kept
 
 
-def gather_columns(flat: Tensor, positions: Tensor) -> Tensor:
-    """Columns ``[N, C, S]`` of ``[N, C, P]`` at positions ``[N or 1, S]``."""
-    return flat.gather(2, positions.unsqueeze(1).expand(len(flat), flat.shape[1], -1))
+def gather_columns(flat: Tensor, runs: Runs, channels_first: bool = False) -> Tensor:
+    """Columns ``[N, C, S]`` of ``[N, C, P]``; where they come in runs, channels may be outermost in memory."""
+    if _in_runs(flat, runs):
+        return gather_runs(flat, runs, channels_first)
+    return flat.gather(2, runs.positions.unsqueeze(1).expand(len(flat), flat.shape[1], -1))
 
 
-def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
-    """Kept positions ``[N, S]``, ascending: disjoint stretches of one random permutation, in turn.
+def _in_runs(flat: Tensor, runs: Runs) -> bool:
+    return runs.length > 1 and flat.is_contiguous()
+
+
+def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device, run: int = 1) -> Runs:
+    """Positions to keep of each example, ascending: disjoint stretches of one random permutation, in turn.
 
     Together the examples cover the positions as evenly as whole stretches can. Where more than half of the positions
     are kept, those left out are such stretches.
 
+    Args:
+        draw: Where the permutation comes from.
+        size: How many positions there are.
+        count: How many to keep.
+        batch: How many examples.
+        device: Where.
+        run: How many neighbours to keep together; it divides both numbers.
+
     Example:
-        >>> windows(Draw(0), 6, 3, 2, torch.device("cpu")).flatten().sort().values
+        >>> windows(Draw(0), 6, 3, 2, torch.device("cpu")).positions.flatten().sort().values
         tensor([0, 1, 2, 3, 4, 5])
     """
+    size, count = size // run, count // run
     left_out = size - count
     if not left_out:
-        return torch.arange(size, device=device).expand(batch, size)
+        return Runs(steps(size, 1, device).expand(batch, size), run)
     length = min(count, left_out)
     different = min(batch, size // length)
     stretches = draw.permutation(size, device)[: different * length].view(different, length).sort(1).values
     if count > left_out:  # the s-th position kept is s plus the number left out before it
-        before = stretches - torch.arange(length, device=device)
-        kept = torch.arange(count, device=device).expand(different, count).contiguous()
+        before = stretches - steps(length, 1, device)
+        kept = steps(count, 1, device).expand(different, count).contiguous()
         stretches = kept + torch.searchsorted(before, kept, right=True)
-    return stretches.repeat(-(-batch // different), 1)[:batch]
+    if different < batch:
+        stretches = stretches.index_select(0, _in_turn(batch, different, device))
+    return Runs(stretches, run)
+
+
+@lru_cache(maxsize=512)
+def _in_turn(batch: int, different: int, device: torch.device) -> Tensor:
+    """For each example which of so many samples it takes."""
+    return torch.arange(batch, device=device) % different
 
 
 @lru_cache(maxsize=512)
@@ -134,6 +169,13 @@ def grid_positions(grid: tuple[range, ...], sizes: tuple[int, ...], device: torc
 def class_positions(positions: PositionClass, spec: LayerSpec, side: Side, device: torch.device) -> Tensor:
     """Flat positions of a class, in its own order."""
     return grid_positions(positions.positions, side_size(spec, side), device)
+
+
+def at_positions(positions: PositionClass, local: Runs, spec: LayerSpec, side: Side) -> Runs:
+    """Flat positions of some of a class; runs stay runs where the class is all positions."""
+    if positions.positions == tuple(map(range, side_size(spec, side))):
+        return local
+    return Runs(class_positions(positions, spec, side, local.numbers.device)[local.positions])
 
 
 def side_size(spec: LayerSpec, side: Side) -> tuple[int, ...]:
@@ -190,8 +232,15 @@ def split(spec: LayerSpec, side: Side, count: int, examples: int = 1) -> tuple[P
     return tuple(zip(classes, counts, strict=True))
 
 
-KeptRows = tuple[PositionClass, Tensor, Tensor, float]
-"""Of a class its rows ``[N, S, C]``, which positions of the class they are ``[N or 1, S]``, and their weight."""
+class KeptRows(NamedTuple):
+    """What is kept of a class of positions."""
+
+    positions: PositionClass
+    rows: Tensor
+    """``[N, S, C]``."""
+    local: Runs
+    """Which positions of the class they are."""
+    weight: float
 
 
 def add_weight_vjp(result: Tensor, kept: Sequence[KeptRows], output_grad: Tensor, spec: LayerSpec) -> None:
@@ -203,17 +252,17 @@ def add_weight_vjp(result: Tensor, kept: Sequence[KeptRows], output_grad: Tensor
         output_grad: ``[N, D, *O]``.
         spec: The layer, with as many examples as there are rows.
     """
-    margins = _margins(tuple(positions for positions, *_ in kept))
+    margins = _margins(tuple(each.positions for each in kept))
     if margins:  # what several networks read row by row is transposed once
         output_grad = _rows_within(output_grad, margins)
     for positions, rows, local, weight in kept:
-        if not margins and is_pointwise(positions):
+        if not margins and positions.is_pointwise:
             grad = _pointwise_weight_vjp(rows, local, output_grad, spec.groups)
             at_entry(by_group(result, spec), _first_entry(positions)).add_(grad, alpha=weight)
             continue
         reached = _widened(positions, margins) if margins else positions
-        net = _weight_vjp(spec, reached, local.shape[1], len(local) > 1, bool(margins))
-        index = local if len(local) > 1 else local[0]
+        net = _weight_vjp(spec, reached, local.count, local.examples > 1, bool(margins))
+        index = _index(local)
         grad = net.contract({"input": rows.transpose(1, 2), "output_grad": output_grad, _index_slot("i", spec): index})
         result[_entries(positions)].add_(grad, alpha=weight)
 
@@ -224,7 +273,7 @@ def _margins(classes: tuple[PositionClass, ...]) -> tuple[tuple[int, int], ...]:
 
     Empty for one class, and where the margins would be larger than the output.
     """
-    if len(classes) < 2 or all(map(is_pointwise, classes)):
+    if len(classes) < 2 or all(each.is_pointwise for each in classes):
         return ()
     reached = []
     for patterns in zip(*(each.patterns for each in classes), strict=True):
@@ -259,7 +308,7 @@ def _rows_within(tensor: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor
     return rows
 
 
-def _pointwise_weight_vjp(rows: Tensor, local: Tensor, output_grad: Tensor, groups: int) -> Tensor:
+def _pointwise_weight_vjp(rows: Tensor, local: Runs, output_grad: Tensor, groups: int) -> Tensor:
     """``[G, D / G, C / G]`` from rows ``[N, S, C]`` that each meet the output row of the same position."""
     if memory_rows(output_grad) is not None:
         return rows_by_rows(gather_rows(output_grad, local).flatten(0, 1), rows.flatten(0, 1), groups)
@@ -268,7 +317,7 @@ def _pointwise_weight_vjp(rows: Tensor, local: Tensor, output_grad: Tensor, grou
     by_example = groups == 1 and _small_products(narrow, wide, count)
     total: Tensor | None = None
     for part in pieces(batch, count * wide, flat.device):
-        met = gather_columns(flat[part], local if len(local) == 1 else local[part])
+        met = gather_columns(flat[part], local.of(part), not by_example)
         if by_example:
             product = torch.bmm(met, rows[part]).sum(0, keepdim=True)
             total = product if total is None else total.add_(product)
@@ -279,7 +328,7 @@ def _pointwise_weight_vjp(rows: Tensor, local: Tensor, output_grad: Tensor, grou
 
 def multiplied_by_example(positions: PositionClass, count: int, spec: LayerSpec) -> bool:
     """Whether so many kept entries of each example are multiplied as a matrix of their own, in any order of memory."""
-    return is_pointwise(positions) and spec.groups == 1 and _small_products(spec.in_channels, spec.out_channels, count)
+    return positions.is_pointwise and spec.groups == 1 and _small_products(spec.in_channels, spec.out_channels, count)
 
 
 def _small_products(inner: int, outer: int, count: int) -> bool:
@@ -304,29 +353,29 @@ def input_vjp(kept: Iterable[KeptRows], weight: Tensor, spec: LayerSpec) -> Tens
 
 
 def _input_vjp_of_class(
-    rows: Tensor, local: Tensor, weight: Tensor, scale: float, spec: LayerSpec, positions: PositionClass
+    rows: Tensor, local: Runs, weight: Tensor, scale: float, spec: LayerSpec, positions: PositionClass
 ) -> Tensor:
-    if is_pointwise(positions):
+    if positions.is_pointwise:
         size = prod(spec.input_size)
         matrices = at_entry(by_group(weight, spec), _first_entry(positions)) * scale
         result = rows.new_zeros(spec.batch_size, size, spec.in_channels)
         products = rows_by_matrices(rows.flatten(0, 1), matrices)
         result.flatten(0, 1).index_add_(0, _flat_index(local, spec.batch_size, size), products)
         return result.transpose(1, 2).reshape(spec.input_shape)
-    net = _input_vjp(spec, positions, local.shape[1], len(local) > 1)
-    index = local if len(local) > 1 else local[0]
+    net = _input_vjp(spec, positions, local.count, local.examples > 1)
+    index = _index(local)
     scaled = weight[_entries(positions)] * scale
     return net.contract({"output_grad": rows.transpose(1, 2), "weight": scaled, _index_slot("o", spec): index})
 
 
-def is_pointwise(positions: PositionClass) -> bool:
-    """Whether each position meets the one of the same number on the other side, and no other."""
-    return all(map(is_identity, positions.patterns))
+def _flat_index(runs: Runs, batch: int, size: int) -> Tensor:
+    """Rows of ``[N·P, C]`` at some positions of each example, flattened."""
+    return (runs.positions + steps(batch, size, runs.numbers.device).unsqueeze(1)).flatten()
 
 
-def _flat_index(positions: Tensor, batch: int, size: int) -> Tensor:
-    """Rows of ``[N·P, C]`` at positions ``[N or 1, S]`` of each example, flattened."""
-    return (positions + torch.arange(0, batch * size, size, device=positions.device).unsqueeze(1)).flatten()
+def _index(runs: Runs) -> Tensor:
+    """The index of a sub-sampled network: ``[N, S]``, or ``[S]`` if all examples share it."""
+    return runs.positions if runs.examples > 1 else runs.positions[0]
 
 
 def _first_entry(positions: PositionClass) -> tuple[int, ...]:

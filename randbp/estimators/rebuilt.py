@@ -12,6 +12,7 @@ from ..tn.layers import replace_batch, replace_channels
 from .chunks import chunked_weight_vjp, chunks
 from .planned import planned_weight_vjp
 from .positions import flat_spatial, gather_columns, gather_rows, memory_rows
+from .runs import Runs
 
 NARROW = 8  # channels per group below which gathering output rows costs more than the products it saves
 SMALL_KERNEL = 9  # entries up to which PyTorch's depthwise kernels are fast
@@ -48,8 +49,8 @@ def _is_large_depthwise(spec: LayerSpec) -> bool:
     return depthwise and prod(spec.kernel_size) > SMALL_KERNEL
 
 
-def gather_centred(input: Tensor, where: Tensor, mean: Tensor | None) -> Tensor:
-    """Kept entries ``[N, C, S]`` of ``[N, C, *I]`` at flat positions ``[N or 1, S]``, less their mean ``[N, C]``."""
+def gather_centred(input: Tensor, where: Runs, mean: Tensor | None) -> Tensor:
+    """Kept entries ``[N, C, S]`` of ``[N, C, *I]`` at flat positions, less their mean ``[N, C]``."""
     if memory_rows(input) is not None:
         return gather_rows(input, where, mean).transpose(1, 2)
     kept = gather_columns(flat_spatial(input), where)
@@ -58,7 +59,7 @@ def gather_centred(input: Tensor, where: Tensor, mean: Tensor | None) -> Tensor:
 
 def rebuilt_weight_vjp(
     kept: Tensor,
-    where: Tensor,
+    where: Runs,
     weights: Sequence[tuple[int, float]],
     mean: Tensor | None,
     output_grad: Tensor,
@@ -68,7 +69,7 @@ def rebuilt_weight_vjp(
 
     Args:
         kept: Kept entries less their mean, ``[N, C, S]``.
-        where: Their flat positions, ``[N or 1, S]``.
+        where: Their flat positions.
         weights: How many neighbouring entries have which weight, first to last.
         mean: What they are deviations from, ``[N, C]``; zero if ``None``.
         output_grad: ``[N, D, *O]``.
@@ -77,7 +78,7 @@ def rebuilt_weight_vjp(
     examples, channels, _ = kept.shape
     size = prod(spec.input_size)
     middle = kept.new_zeros(1, 1, 1).expand(examples, channels, 1) if mean is None else mean.unsqueeze(2)
-    everywhere = where.unsqueeze(1).expand(examples, channels, -1)
+    everywhere = where.positions.unsqueeze(1).expand(examples, channels, -1)
     counts = [count for count, _ in weights]
 
     def rebuild(part: tuple[slice, slice], space: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,11 @@ from .draw import Draw
 from .low_rank import add_low_rank_vjp
 from .means import Grid, example_means, less_sample_means, position_means, sampled_grid
 from .positions import (
+    KeptRows,
+    Order,
     Part,
     add_weight_vjp,
-    class_positions,
+    at_positions,
     examples_as_positions,
     gather_classes,
     input_vjp,
@@ -31,6 +34,7 @@ from .positions import (
 )
 from .ranks import Ranks, affordable_ranks, keep_parts, kept_parts
 from .rebuilt import gather_centred, rebuilding_pays, rebuilt_weight_vjp
+from .runs import Runs, joined, run_length
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,9 @@ class Spatial(Estimator):
         mean = example_means(input, plan.grid) if plan.centred else None
         rebuilt = where and rebuilding_pays(spec, self.keep, input.dtype)
         if rebuilt:
-            held = [gather_centred(input, torch.cat(where, 1), mean)]
+            held = [gather_centred(input, joined(where), mean)]
         else:
-            held = gather_classes(input, where, mean, turned=not _in_any_order(plan, spec))
+            held = gather_classes(input, where, mean, _order(plan, spec))
         if mean is None:
             return tuple(held)
         parts, kept_of_parts = keep_parts(plan.ranks, input, mean, spec, draw.child(-2))
@@ -124,8 +128,8 @@ class Spatial(Estimator):
         means = held[1 if rebuilt else len(drawn) :]
         mean = means[0] if means else None
         if rebuilt:
-            where = torch.cat(_where(drawn, spec, "input"), 1)
-            weights = [(local.shape[1], scale * weight) for _, local, weight in drawn]
+            where = joined(_where(drawn, spec, "input"))
+            weights = [(each.local.count, scale * each.weight) for each in drawn]
             return rebuilt_weight_vjp(held[0], where, weights, mean, output_grad, spec)
         if mean is None:
             result = output_grad.new_zeros(spec.weight_shape)
@@ -134,7 +138,10 @@ class Spatial(Estimator):
             if 0 in result.stride():  # one output meets all kernel entries alike
                 result = result.contiguous()
         add_low_rank_vjp(result, kept_parts(plan.ranks, means[1:], spec), output_grad, spec)
-        kept = [(each, rows, local, scale * weight) for rows, (each, local, weight) in zip(held, drawn, strict=False)]
+        kept = [
+            KeptRows(each.positions, rows, each.local, scale * each.weight)
+            for rows, each in zip(held, drawn, strict=False)
+        ]
         add_weight_vjp(result, kept, output_grad, spec)
         return result.contiguous()  # up to here input channels are innermost in memory, as in what was added
 
@@ -144,7 +151,7 @@ class Spatial(Estimator):
         mean = position_means(output_grad) if plan.centred else None
         drawn = list(self._drawn(plan, draw, output_grad.device))
         rows = gather_classes(output_grad, _where(drawn, spec, "output"), mean)
-        kept = [(each, some, local, scale) for some, (each, local, scale) in zip(rows, drawn, strict=True)]
+        kept = [KeptRows(each.positions, some, each.local, each.weight) for some, each in zip(rows, drawn, strict=True)]
         result = input_vjp(kept, weight, spec)
         if mean is None:
             return result
@@ -168,23 +175,32 @@ class Spatial(Estimator):
         variance = f"(I/|S| - 1) I/(I-1) Σ_n Σ_i ‖{x} ⊗ {v} - mean‖², V_i the output gradients position i meets"
         return Description(entries * dtype.itemsize, weight, input_, None, variance)
 
-    def _drawn(self, plan: "_Plan", draw: Draw, device: torch.device) -> Iterator[tuple[PositionClass, Tensor, float]]:
-        """Per class its kept positions ``[N or 1, S]``, stretches of one permutation (or one for all), and a weight."""
-        for number, (positions, count) in enumerate(plan.parts):
+    def _drawn(self, plan: "_Plan", draw: Draw, device: torch.device) -> Iterator["_Drawn"]:
+        """The positions of each class that are kept: stretches of one permutation, or one for all."""
+        for number, ((positions, count), run) in enumerate(zip(plan.parts, plan.runs, strict=True)):
             examples = plan.examples if self.per_example else 1
-            local = windows(draw.child(number), positions.size, count, examples, device)
-            yield positions, local, positions.size / count
+            local = windows(draw.child(number), positions.size, count, examples, device, run)
+            yield _Drawn(positions, local, positions.size / count)
+
+
+class _Drawn(NamedTuple):
+    """Which positions of a class are kept, and their weight."""
+
+    positions: PositionClass
+    local: Runs
+    weight: float
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What is kept of one side: how many positions of which classes, of how many examples, beside which means.
 
-    ``grid`` is where the positions sampled lie, if both factors can be centred; ``ranks`` are those of the low-rank
-    parts beside the means.
+    ``runs`` tells for each class how many neighbouring positions are kept together; ``grid`` is where the positions
+    sampled lie, if both factors can be centred; ``ranks`` are those of the low-rank parts beside the means.
     """
 
     parts: tuple[Part, ...]
+    runs: tuple[int, ...]
     examples: int
     centred: bool = False
     grid: Grid | None = None
@@ -195,27 +211,37 @@ class _Plan:
 def _plan(estimator: Spatial, spec: LayerSpec, side: Side) -> _Plan:
     size = used_size(spec, side)
     if not size:  # every kernel entry lies in the padding
-        return _Plan((), spec.batch_size)
+        return _Plan((), (), spec.batch_size)
     if side == "input" and estimator.keep * size < 1:  # not one position per example: drop examples, too
-        return _Plan(((tn.whole_class(spec, side), 1),), kept(spec.batch_size, estimator.keep * size))
+        return _Plan(((tn.whole_class(spec, side), 1),), (1,), kept(spec.batch_size, estimator.keep * size))
     budget = kept(size, estimator.keep)
     if not estimator.center or not 1 < budget < size:
-        return _Plan(split(spec, side, budget), spec.batch_size)
+        return _Plan(*_split(spec, side, budget), spec.batch_size)
     if side == "output":
-        return _Plan(split(spec, side, budget - 1), spec.batch_size, centred=True)
+        return _Plan(*_split(spec, side, budget - 1), spec.batch_size, centred=True)
     ranks = affordable_ranks(spec, budget - 1)
-    parts = split(spec, side, ranks.left)
-    return _Plan(parts, spec.batch_size, True, sampled_grid(parts), ranks)
+    parts, runs = _split(spec, side, ranks.left)
+    return _Plan(parts, runs, spec.batch_size, True, sampled_grid(parts), ranks)
 
 
-def _in_any_order(plan: _Plan, spec: LayerSpec) -> bool:
-    """Whether kept rows need not lie one behind the other."""
-    return not plan.ranks.directions and all(multiplied_by_example(*part, spec) for part in plan.parts)
+def _split(spec: LayerSpec, side: Side, count: int) -> tuple[tuple[Part, ...], tuple[int, ...]]:
+    """How many positions of each class to keep, in whole runs, and how long these are."""
+    parts = split(spec, side, count)
+    runs = tuple(run_length(spec, *part) if side == "input" else 1 for part in parts)
+    whole = tuple((positions, kept - kept % run) for (positions, kept), run in zip(parts, runs, strict=True))
+    return whole, runs
 
 
-def _where(drawn: Iterable[tuple[PositionClass, Tensor, float]], spec: LayerSpec, side: Side) -> list[Tensor]:
+def _order(plan: _Plan, spec: LayerSpec) -> Order:
+    """How kept rows shall lie in memory."""
+    if not plan.ranks.directions and all(multiplied_by_example(*part, spec) for part in plan.parts):
+        return "examples"
+    return "rows" if spec.groups == spec.in_channels > 1 else "channels"  # depthwise sums read row by row
+
+
+def _where(drawn: Iterable[_Drawn], spec: LayerSpec, side: Side) -> list[Runs]:
     """Per class the flat positions of what is kept."""
-    return [class_positions(positions, spec, side, local.device)[local] for positions, local, _ in drawn]
+    return [at_positions(each.positions, each.local, spec, side) for each in drawn]
 
 
 def _examples(plan: _Plan, spec: LayerSpec, draw: Draw, device: torch.device) -> Tensor:

@@ -30,7 +30,7 @@ def test_every_position_that_an_output_uses_is_named_once(case: Case) -> None:
 @given(size=st.integers(1, 40), share=st.floats(0, 1), batch=st.integers(1, 9), seed=st.integers(0, 99))
 def test_examples_keep_disjoint_stretches_in_turn(size: int, share: float, batch: int, seed: int) -> None:
     count = max(1, round(share * size))
-    kept = windows(Draw(seed), size, count, batch, torch.device("cpu"))
+    kept = windows(Draw(seed), size, count, batch, torch.device("cpu")).positions
     assert kept.shape == (batch, count) and bool((kept.diff(dim=1) > 0).all())
     assert int(kept.min()) >= 0 and int(kept.max()) < size
     different = min(batch, size // min(count, size - count) if count < size else 1)
@@ -40,7 +40,7 @@ def test_examples_keep_disjoint_stretches_in_turn(size: int, share: float, batch
 
 def test_positions_are_equally_likely_for_each_example() -> None:
     """Each of 7 positions is kept by 4 in 7 draws: 5 examples, 4000 draws, error rate below 1e-6 for all together."""
-    draws = torch.stack([windows(Draw(seed), 7, 4, 5, torch.device("cpu")) for seed in range(4000)])
+    draws = torch.stack([windows(Draw(seed), 7, 4, 5, torch.device("cpu")).positions for seed in range(4000)])
     rates = torch.nn.functional.one_hot(draws, 7).sum(2).double().mean(0)
     assert bool(((rates - 4 / 7).abs() < 5.5 * (4 / 7 * 3 / 7 / 4000) ** 0.5).all())
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import product
 from math import gcd, prod
 
-from ..layers import ConvTransposeSpec, LayerSpec, Side, role
+from ..layers import ConvTransposeSpec, LayerSpec, Side, is_identity, role
 from ..network import TensorNetwork, network
 from ..nodes import Axis, Node, Operand, Pattern
 from ..pattern import IndexPattern
@@ -42,6 +42,11 @@ class PositionClass:
     def size(self) -> int:
         """Number of positions."""
         return prod(map(len, self.positions))
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each position meets the one of the same number on the other side, and no other."""
+        return all(map(is_identity, self.patterns))
 
 
 @lru_cache(maxsize=1024)
