@@ -14,13 +14,11 @@ from ..tn.layers import Side
 from .base import Estimator
 from .description import Description
 from .draw import Draw
+from .kept_vjps import KeptRows, add_weight_vjp, input_vjp
 from .positions import (
-    KeptRows,
-    add_weight_vjp,
     at_positions,
     examples_as_positions,
     gather_rows,
-    input_vjp,
     sampled_spec,
     shares,
     side_size,

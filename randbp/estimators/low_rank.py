@@ -54,8 +54,10 @@ class LowRank:
             table = self.coefficients.t()
             kept = [table[each.positions].expand(len(rows), -1, -1) for rows, each in zip(classes, where, strict=True)]
         for rows, here in zip(classes, kept, strict=True):
-            if self.groups == 1:
+            if self.groups == 1 and rows.stride(0) == rows.stride(1) * rows.shape[1]:
                 rows.flatten(0, 1).addmm_(here.flatten(0, 1), self.directions.t(), alpha=-1)
+            elif self.groups == 1:
+                rows.baddbmm_(here, self.directions.t().expand(len(rows), -1, -1), alpha=-1)
             else:
                 rows -= torch.einsum("nsgr,gcr->nsgc", here.unflatten(2, (self.groups, -1)), self.grouped).flatten(2)
 

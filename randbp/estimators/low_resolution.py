@@ -20,14 +20,12 @@ from .coarse import (
 )
 from .description import Description
 from .draw import Draw
+from .kept_vjps import KeptRows, add_weight_vjp, input_vjp
 from .positions import (
-    KeptRows,
     Part,
-    add_weight_vjp,
     at_positions,
     examples_as_positions,
     gather_rows,
-    input_vjp,
     products,
     sampled_spec,
     side_size,

@@ -7,39 +7,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..tn import LayerSpec, LinearSpec, PositionClass
-
-LONGEST = 16  # positions: of four bytes each, they fill a cache line
-SHORTEST = 4  # below it, indices cost more than they save
-LOST = 1 / 10  # of the positions that could be kept, the share that may be lost to whole runs
-
-
-@lru_cache(maxsize=1024)
-def run_length(spec: LayerSpec, positions: PositionClass, count: int) -> int:
-    """How many neighbouring positions of a class of inputs to keep together, if so many are to be kept; 1 for none.
-
-    That is the longest of 4 to 16 that divides the class, leaves at least two runs, and loses little of the count. In
-    classes that neither are all positions nor meet one output each, nothing that is read would lie side by side.
-
-    Example:
-        >>> from randbp import tn
-        >>> layer = tn.ConvSpec((1, 1, 14, 14), 1, kernel_size=3, padding=1)
-        >>> everywhere, = tn.position_classes(layer, "input")
-        >>> [run_length(layer, everywhere, count) for count in (98, 48, 11)]
-        [14, 4, 1]
-    """
-    if isinstance(spec, LinearSpec) or not (is_whole(positions, spec) or positions.is_pointwise):
-        return 1  # channels, not positions, of a sequence lie side by side
-    for length in range(min(LONGEST, count // 2), SHORTEST - 1, -1):
-        if positions.size % length == 0 and count % length <= LOST * count:
-            return length
-    return 1
-
-
-def is_whole(positions: PositionClass, spec: LayerSpec) -> bool:
-    """Whether a class of inputs is all of them."""
-    return positions.positions == tuple(map(range, spec.input_size))
-
 
 @dataclass(frozen=True)
 class Runs:
@@ -110,3 +77,8 @@ def gather_runs(flat: Tensor, runs: Runs, channels_first: bool) -> Tensor:
     index = channel.unsqueeze(2) + here if channels_first else channel + here.unsqueeze(1)
     kept = flat.view(-1, runs.length).index_select(0, index.flatten())
     return kept.view(channels, batch, -1).transpose(0, 1) if channels_first else kept.view(batch, channels, -1)
+
+
+def flat_rows(runs: Runs, batch: int, size: int) -> Tensor:
+    """Rows of ``[N·P, C]`` at some positions of each example, flattened."""
+    return (runs.positions + steps(batch, size, runs.numbers.device).unsqueeze(1)).flatten()

@@ -14,18 +14,15 @@ from ..tn.layers import Side, replace_batch
 from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
+from .kept_vjps import KeptRows, add_weight_vjp, input_vjp, multiplied_by_example, products_in_runs
 from .low_rank import add_low_rank_vjp
 from .means import Grid, example_means, less_sample_means, position_means, sampled_grid
 from .positions import (
-    KeptRows,
     Order,
     Part,
-    add_weight_vjp,
     at_positions,
     examples_as_positions,
     gather_classes,
-    input_vjp,
-    multiplied_by_example,
     products,
     sampled_spec,
     split,
@@ -34,7 +31,8 @@ from .positions import (
 )
 from .ranks import Ranks, affordable_ranks, keep_parts, kept_parts
 from .rebuilt import gather_centred, rebuilding_pays, rebuilt_weight_vjp
-from .runs import Runs, joined, run_length
+from .run_length import run_length
+from .runs import Runs, joined
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,8 @@ class Spatial(Estimator):
         plan, outputs = _plan(self, seen, "input"), _plan(self, spec, "output")
         rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
         entries = rows * spec.in_channels + plan.ranks.entries(seen)
-        weight, input_ = (p.examples * products(p.parts) * per_kernel for p in (plan, outputs))
+        weight = plan.examples * products_in_runs(plan.parts, plan.runs, seen) * per_kernel
+        input_ = outputs.examples * products(outputs.parts) * per_kernel
         if rebuilding_pays(seen, self.keep, dtype):
             weight = replace_batch(seen, plan.examples).multiply_adds
         elif plan.centred:
@@ -236,7 +235,9 @@ def _order(plan: _Plan, spec: LayerSpec) -> Order:
     """How kept rows shall lie in memory."""
     if not plan.ranks.directions and all(multiplied_by_example(*part, spec) for part in plan.parts):
         return "examples"
-    return "rows" if spec.groups == spec.in_channels > 1 else "channels"  # depthwise sums read row by row
+    if min(plan.runs) == 1:
+        return "rows"
+    return "channels" if len(plan.runs) == 1 else "examples"
 
 
 def _where(drawn: Iterable[_Drawn], spec: LayerSpec, side: Side) -> list[Runs]:
