@@ -68,5 +68,13 @@ def less_sample_means(means: Tensor, deviations: Sequence[Tensor], sizes: Sequen
     """
     total = sum(sizes)
     for kept, size in zip(deviations, sizes, strict=True):
-        means = means.sub(kept.mean(dim), alpha=size / total)
+        means = means.sub(_means(kept if dim == 2 else kept.transpose(1, 2)), alpha=size / total)
     return means
+
+
+def _means(columns: Tensor) -> Tensor:
+    """Mean ``[N, C]`` of ``[N, C, S]``, in whatever order of memory."""
+    channels_first = columns.transpose(0, 1)
+    if channels_first.is_contiguous():
+        return position_means(channels_first).t()
+    return position_means(columns) if columns.is_contiguous() else columns.mean(2)

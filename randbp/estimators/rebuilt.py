@@ -18,13 +18,14 @@ NARROW = 8  # channels per group below which gathering output rows costs more th
 SMALL_KERNEL = 9  # entries up to which PyTorch's depthwise kernels are fast
 MANY = 1 / 4  # keep rate from which the matrix products of larger depthwise kernels are faster than sums over a sample
 LARGE = 2**21  # entries of the input from which on
+FEW, VAST = 1 / 6, 2**23  # keep rate below which, and entries from which on, runs beat PyTorch's depthwise kernels
 
 
 def rebuilding_pays(spec: LayerSpec, keep: float, dtype: torch.dtype) -> bool:
     """Whether the exact weight VJP is so cheap that no sum over kept positions is cheaper.
 
     Each kept position with few channels meets output rows with many, so these layers (the first of a network, and
-    depthwise ones with small kernels or large keep rates) are bound by memory. They then take the exact kernel's time
+    depthwise ones but for small keep rates) are bound by memory. They then take the exact kernel's time
     and a little more, while what is held from forward to backward stays as small.
 
     Example:
@@ -36,8 +37,12 @@ def rebuilding_pays(spec: LayerSpec, keep: float, dtype: torch.dtype) -> bool:
     entries = prod(spec.kernel_size)
     if entries == 1 or spec.in_channels // spec.groups >= NARROW:
         return False
-    if spec.groups == 1 or entries <= SMALL_KERNEL:
+    if spec.groups == 1:
         return True
+    if spec.groups < spec.in_channels:  # PyTorch's kernels are slow with few channels in each of many groups
+        return False
+    if entries <= SMALL_KERNEL:
+        return keep >= FEW or prod(spec.input_shape) < VAST
     # Plans have matrix products for these types only; layouts must not depend on the device, which may be none.
     has_products = _is_large_depthwise(spec) and dtype in (torch.float32, torch.float64)
     return has_products and keep >= MANY and prod(spec.input_shape) >= LARGE
