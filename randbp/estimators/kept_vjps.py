@@ -117,7 +117,7 @@ def _pointwise_weight_vjp(rows: Tensor, local: Runs, output_grad: Tensor, groups
 
 
 def products_in_runs(parts: Sequence[Part], runs: Sequence[int], spec: LayerSpec) -> int:
-    """As :func:`~randbp.estimators.positions.products`, of positions kept in runs: their stretches meet a little more."""
+    """As :func:`~randbp.estimators.positions.products`, of positions in runs, whose stretches meet a little more."""
     if not all(each.is_pointwise or serves(spec, each, run) for (each, _), run in zip(parts, runs, strict=True)):
         return products(parts)
     total = 0

@@ -12,7 +12,7 @@ from ..tn.layers import replace_batch, replace_channels
 from .chunks import chunked_weight_vjp, chunks
 from .planned import planned_weight_vjp
 from .positions import flat_spatial, gather_columns, gather_rows, memory_rows
-from .runs import Runs
+from .runs import Runs, steps
 
 NARROW = 8  # channels per group below which gathering output rows costs more than the products it saves
 SMALL_KERNEL = 9  # entries up to which PyTorch's depthwise kernels are fast
@@ -83,16 +83,16 @@ def rebuilt_weight_vjp(
     examples, channels, _ = kept.shape
     size = prod(spec.input_size)
     middle = kept.new_zeros(1, 1, 1).expand(examples, channels, 1) if mean is None else mean.unsqueeze(2)
-    everywhere = where.positions.unsqueeze(1).expand(examples, channels, -1)
     counts = [count for count, _ in weights]
+    fill = _fill_runs if where.length > 1 else _fill_positions
 
     def rebuild(part: tuple[slice, slice], space: Tensor) -> Tensor:
         here = kept[part]
-        flat, values = space[: here.shape[0], : here.shape[1]], torch.empty_like(here)
+        values = torch.empty_like(here)
         for target, entries, (_, weight) in zip(values.split(counts, 2), here.split(counts, 2), weights, strict=True):
             torch.add(middle[part], entries, alpha=weight, out=target)
-        flat.copy_(middle[part].expand_as(flat)).scatter_(2, everywhere[part], values)
-        return flat.unflatten(2, spec.input_size)
+        flat = space[: here.shape[0], : here.shape[1]]
+        return fill(flat, where.of(part[0]), values, middle[part]).unflatten(2, spec.input_size)
 
     if _is_large_depthwise(spec):
         parts = chunks(channels)
@@ -106,3 +106,24 @@ def rebuilt_weight_vjp(
     parts = pieces(examples, channels * size, kept.device) if on_cpu else chunks(examples)
     space = kept.new_empty(parts[0].stop, channels, size)
     return chunked_weight_vjp(lambda _, part: rebuild((part, slice(None)), space), parts, output_grad, spec)
+
+
+def _fill_positions(space: Tensor, where: Runs, values: Tensor, middle: Tensor) -> Tensor:
+    """Fill ``[N, C, P]`` with values ``[N, C, S]`` at some positions and one value ``[N, C, 1]`` everywhere else."""
+    everywhere = where.positions.unsqueeze(1).expand(len(values), values.shape[1], -1)
+    return space.copy_(middle.expand_as(space)).scatter_(2, everywhere, values)
+
+
+def _fill_runs(space: Tensor, where: Runs, values: Tensor, middle: Tensor) -> Tensor:
+    """The same run by run, written once from front to back: each is one that was kept, or the one for elsewhere."""
+    (batch, channels, size), length, device = space.shape, where.length, values.device
+    count, total = where.numbers.shape[1], size // length
+    table = values.new_empty(batch, channels, count + 1, length)
+    table[:, :, :count].copy_(values.unflatten(2, (count, length)))
+    table[:, :, count:].copy_(middle.unsqueeze(3).expand(-1, -1, 1, length))
+    taken = steps(1, 1, device).new_full((where.examples, total), count)
+    taken.scatter_(1, where.numbers, steps(count, 1, device).expand_as(where.numbers))
+    first = steps(batch * channels, count + 1, device).view(batch, channels, 1)
+    index = (first + taken.unsqueeze(1)).flatten()
+    torch.index_select(table.view(-1, length), 0, index, out=space.view(-1, length))
+    return space

@@ -1,12 +1,15 @@
 """How many neighbouring positions are kept together: longer runs are read and multiplied faster."""
 
+from collections.abc import Callable
 from functools import lru_cache
+from math import prod
 
 from ..tn import LayerSpec, LinearSpec, PositionClass
 from .run_products import serves
 
-LONGEST, LONGEST_DEPTHWISE = 16, 32  # positions; with one channel per group, reading them is all the work
-SHORTEST = 4  # below it, indices cost more than they save
+LONGEST = 16  # positions
+LONGEST_WHERE_BOUND = 32  # where reading them is all the work: in depthwise layers, and rebuilt ones
+SHORTEST, SHORTEST_REBUILT = 4, 7  # below it, indices cost more than they save
 LOST = 1 / 10  # of the positions that could be kept, the share that may be lost to whole runs
 
 
@@ -26,10 +29,29 @@ def run_length(spec: LayerSpec, positions: PositionClass, count: int) -> int:
     """
     if isinstance(spec, LinearSpec) or not spec.dims:
         return 1  # channels, not positions, of a sequence lie side by side
-    longest = LONGEST_DEPTHWISE if spec.groups == spec.in_channels > 1 else LONGEST
-    row = positions.size if positions.is_pointwise else len(positions.positions[-1])
+    if positions.is_pointwise:
+        return _longest(positions.size, count, LONGEST)
+    longest = LONGEST_WHERE_BOUND if spec.groups == spec.in_channels > 1 else LONGEST
+    row = len(positions.positions[-1])
+    return _longest(row, count, longest, lambda length: serves(spec, positions, length))
+
+
+@lru_cache(maxsize=1024)
+def rebuilt_run_length(spec: LayerSpec, count: int) -> int:
+    """The same where the input is rebuilt from all positions that are kept, so that runs need not be parts of rows.
+
+    Example:
+        >>> from randbp import tn
+        >>> rebuilt_run_length(tn.ConvSpec((1, 3, 28, 28), 8, kernel_size=3, stride=2), 196)
+        28
+    """
+    if isinstance(spec, LinearSpec):
+        return 1
+    return _longest(prod(spec.input_size), count, LONGEST_WHERE_BOUND, lambda length: length >= SHORTEST_REBUILT)
+
+
+def _longest(size: int, count: int, longest: int, suits: Callable[[int], bool] = lambda length: True) -> int:
     for length in range(min(longest, count // 2), SHORTEST - 1, -1):
-        divides = row % length == 0 and count % length <= LOST * count
-        if divides and (positions.is_pointwise or serves(spec, positions, length)):
+        if size % length == 0 and count % length <= LOST * count and suits(length):
             return length
     return 1

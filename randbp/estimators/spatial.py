@@ -27,11 +27,12 @@ from .positions import (
     sampled_spec,
     split,
     used_size,
+    uses_every_position,
     windows,
 )
 from .ranks import Ranks, affordable_ranks, keep_parts, kept_parts
 from .rebuilt import gather_centred, rebuilding_pays, rebuilt_weight_vjp
-from .run_length import run_length
+from .run_length import rebuilt_run_length, run_length
 from .runs import Runs, joined
 
 
@@ -215,18 +216,25 @@ def _plan(estimator: Spatial, spec: LayerSpec, side: Side) -> _Plan:
         return _Plan(((tn.whole_class(spec, side), 1),), (1,), kept(spec.batch_size, estimator.keep * size))
     budget = kept(size, estimator.keep)
     if not estimator.center or not 1 < budget < size:
-        return _Plan(*_split(spec, side, budget), spec.batch_size)
+        return _Plan(*_split(estimator, spec, side, budget), spec.batch_size)
     if side == "output":
-        return _Plan(*_split(spec, side, budget - 1), spec.batch_size, centred=True)
+        return _Plan(*_split(estimator, spec, side, budget - 1), spec.batch_size, centred=True)
     ranks = affordable_ranks(spec, budget - 1)
-    parts, runs = _split(spec, side, ranks.left)
+    parts, runs = _split(estimator, spec, side, ranks.left)
     return _Plan(parts, runs, spec.batch_size, True, sampled_grid(parts), ranks)
 
 
-def _split(spec: LayerSpec, side: Side, count: int) -> tuple[tuple[Part, ...], tuple[int, ...]]:
+def _split(estimator: Spatial, spec: LayerSpec, side: Side, count: int) -> tuple[tuple[Part, ...], tuple[int, ...]]:
     """How many positions of each class to keep, in whole runs, and how long these are."""
+    if side == "output":
+        parts = split(spec, side, count)
+        return parts, (1,) * len(parts)
+    if rebuilding_pays(spec, estimator.keep, torch.float32) and uses_every_position(spec):
+        run = rebuilt_run_length(spec, count)
+        if run > 1:  # kernel entries need not be told apart, so all positions are one class
+            return ((tn.whole_class(spec, side), count - count % run),), (run,)
     parts = split(spec, side, count)
-    runs = tuple(run_length(spec, *part) if side == "input" else 1 for part in parts)
+    runs = tuple(run_length(spec, *part) for part in parts)
     whole = tuple((positions, kept - kept % run) for (positions, kept), run in zip(parts, runs, strict=True))
     return whole, runs
 
