@@ -12,7 +12,7 @@ from ..tn.layers import replace_channels
 from .draw import Draw
 from .kernels import by_group
 from .planned import planned_weight_vjp, shared_weight_vjp
-from .positions import flat_spatial, gather_classes, memory_rows
+from .positions import Order, flat_spatial, gather_classes, memory_rows
 from .runs import Runs
 
 COLUMNS = 4  # positions per channel that directions are found from
@@ -48,18 +48,20 @@ class LowRank:
 
     def subtract_from(self, classes: Sequence[Tensor], where: Sequence[Runs]) -> None:
         """Subtract the entries at several sets of flat positions from rows ``[N, S, C]``, in place."""
+        order = _order(classes[0]) if classes else "rows"
         if self.coefficients.dim() == 3:
-            kept = gather_classes(self.coefficients, where)
+            kept = gather_classes(self.coefficients, where, order=order)
         else:
             table = self.coefficients.t()
             kept = [table[each.positions].expand(len(rows), -1, -1) for rows, each in zip(classes, where, strict=True)]
         for rows, here in zip(classes, kept, strict=True):
-            if self.groups == 1 and rows.stride(0) == rows.stride(1) * rows.shape[1]:
-                rows.flatten(0, 1).addmm_(here.flatten(0, 1), self.directions.t(), alpha=-1)
-            elif self.groups == 1:
-                rows.baddbmm_(here, self.directions.t().expand(len(rows), -1, -1), alpha=-1)
-            else:
+            if self.groups > 1:
                 rows -= torch.einsum("nsgr,gcr->nsgc", here.unflatten(2, (self.groups, -1)), self.grouped).flatten(2)
+            elif order == "examples":
+                directions = self.directions.expand(len(rows), -1, -1)
+                rows.transpose(1, 2).baddbmm_(directions, here.transpose(1, 2), alpha=-1)
+            else:
+                rows.flatten(0, 1).addmm_(here.flatten(0, 1), self.directions.t(), alpha=-1)
 
     def thin_vjp(self, output_grad: Tensor, spec: LayerSpec) -> Tensor:
         """Exact weight VJP of the coefficients: ``[G, D / G·K, R]``."""
@@ -70,6 +72,13 @@ class LowRank:
         else:
             grad = shared_weight_vjp(coefficients.unsqueeze(0), output_grad, thin)
         return by_group(grad, thin).flatten(3).transpose(2, 3).flatten(1, 2)
+
+
+def _order(rows: Tensor) -> Order:
+    """How rows ``[N, S, C]`` lie in memory."""
+    if rows.is_contiguous():
+        return "rows"
+    return "examples" if rows.transpose(1, 2).is_contiguous() else "channels"
 
 
 def add_low_rank_vjp(result: Tensor, parts: Sequence[LowRank], output_grad: Tensor, spec: LayerSpec) -> None:
