@@ -1,0 +1,210 @@
+"""Runs of neighbouring positions: drawing, reading and multiplying them gives what position by position gives."""
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from randbp import Rounding, Spatial, tn
+from randbp.estimators import Draw, Estimator, kept_vjps, rebuilt, run_products, spatial
+from randbp.estimators import run_length as run_length_of
+from randbp.estimators.positions import class_positions, gather_columns, windows
+from randbp.estimators.runs import Runs, gather_runs, joined
+from tests.cases import Case, cases
+from tests.estimators.test_unbiased import assert_unbiased
+
+CPU = torch.device("cpu")
+
+
+@st.composite
+def wide_cases(draw: st.DrawFn) -> Case:
+    """Layers whose rows of inputs can be several runs long."""
+    case = draw(cases(largest=7))
+    row = draw(st.sampled_from([8, 12, 15, 16]))
+    size = (*case.input_size[:-1], row)
+    wide = Case(**{**vars(case), "input_size": size})
+    x, weight, _ = wide.tensors()
+    try:
+        wide.native(x, weight, None)
+    except RuntimeError:
+        assume(False)
+    return wide
+
+
+def exact(case: Case, x: Tensor, weight: Tensor, output_grad: Tensor) -> Tensor:
+    return torch.autograd.grad(case.native(x, weight, None), weight, output_grad)[0]
+
+
+@given(case=wide_cases(), length=st.integers(2, 6), shared=st.booleans(), whole=st.booleans(), data=st.data())
+def test_products_of_runs_are_the_weight_vjp_of_an_input_that_is_zero_elsewhere(
+    case: Case, length: int, shared: bool, whole: bool, data: st.DataObject
+) -> None:
+    """Class by class, against autograd."""
+    x, weight, _ = case.tensors()
+    spec, output_grad = case.spec(), case.output_grad(case.native(x, weight, None))
+    with patch.object(run_products, "REACH", 100):
+        classes = [c for c in tn.position_classes(spec, "input") if run_products.serves(spec, c, length)]
+    assume(classes)
+    positions = data.draw(st.sampled_from(classes))
+    examples, total = 1 if shared else case.batch, positions.size // length
+    order = [data.draw(st.permutations(range(total))) for _ in range(examples)]
+    runs = Runs(torch.tensor(order)[:, : data.draw(st.integers(0, total))], length)
+    kept = x.detach().new_zeros(case.input_shape).flatten(2)
+    where = class_positions(positions, spec, "input", CPU)[runs.positions].unsqueeze(1)
+    where = where.expand(len(kept), kept.shape[1], -1)
+    rows = x.detach().flatten(2).gather(2, where)
+    kept.scatter_(2, where, rows)
+    expected = exact(case, kept.view(case.input_shape), weight, output_grad)
+    with patch.object(run_products, "PIECE", run_products.PIECE if whole else 1):
+        found = run_products.run_products(rows.transpose(1, 2), runs, output_grad, positions, case.groups)
+    met = expected.new_zeros(expected.shape)
+    met[(slice(None), slice(None), *(slice(k.start, k.stop, k.step) for k in positions.kernels))] = found.flatten(0, 1)
+    torch.testing.assert_close(met, expected, rtol=1e-10, atol=1e-12)
+
+
+LAYERS: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] = {
+    "3x3": ((3, 9, 8, 16), 5, (3, 3), {"padding": 1}),
+    "3x3, no padding": ((2, 8, 7, 12), 4, (3, 3), {}),
+    "3x3, stride 2": ((3, 8, 8, 16), 4, (3, 3), {"stride": 2, "padding": 1}),
+    "3x3, dilation 2": ((2, 8, 6, 32), 4, (3, 3), {"padding": 2, "dilation": 2}),
+    "2x2, stride 2": ((2, 8, 8, 16), 4, (2, 2), {"stride": 2}),
+    "1x1": ((3, 9, 6, 8), 4, (1, 1), {}),
+    "1x1, stride 2": ((3, 9, 8, 16), 4, (1, 1), {"stride": 2}),
+    "1x1, groups": ((2, 16, 6, 8), 6, (1, 1), {"groups": 2}),
+    "3x3, groups": ((2, 8, 8, 16), 4, (3, 3), {"padding": 1, "groups": 4}),
+    "1x3, groups": ((2, 8, 6, 16), 4, (1, 3), {"padding": (0, 1), "groups": 2}),
+    "length 5": ((3, 9, 48), 4, (5,), {"padding": 2}),
+    "2x3x3": ((2, 8, 3, 4, 16), 3, (2, 3, 3), {"padding": 1}),
+    "few channels": ((2, 3, 8, 16), 4, (3, 3), {"padding": 1}),
+    "few channels, stride 2": ((2, 3, 8, 16), 4, (3, 3), {"stride": 2, "padding": 1}),
+    "depthwise": ((2, 6, 8, 16), 6, (3, 3), {"padding": 1, "groups": 6}),
+    "depthwise, stride 2": ((2, 6, 8, 16), 6, (3, 3), {"stride": 2, "padding": 1, "groups": 6}),
+}
+
+
+def layer(name: str) -> tuple[Case, tn.LayerSpec, Tensor, Tensor, Tensor]:
+    """A layer, its input, its output gradient and its exact weight VJP, all in double precision."""
+    shape, outputs, kernel, geometry = LAYERS[name]
+    groups = geometry.get("groups", 1)
+    settings = {"stride": 1, "padding": 0, "dilation": 1, "bias": False} | geometry
+    sizes = shape[0], groups, shape[1] // groups, max(1, outputs // groups), shape[2:], kernel
+    case = Case(*sizes, seed=3, **{key: value for key, value in settings.items() if key != "groups"})
+    x, weight, _ = case.tensors()
+    output_grad = case.output_grad(case.native(x, weight, None))
+    return case, case.spec(), x.detach(), output_grad, exact(case, x, weight, output_grad)
+
+
+def estimate(estimator: Estimator, x: Tensor, output_grad: Tensor, spec: tn.LayerSpec, seed: int) -> Tensor:
+    draw = Draw(seed)
+    return estimator.weight_vjp(estimator.sketch(x, spec, draw), output_grad, spec, draw)
+
+
+@pytest.fixture
+def always_runs() -> Iterator[None]:
+    """Layers as small as these keep runs, too, whatever is lost by it."""
+
+    def forget() -> None:
+        for cached in (spatial._plan, run_length_of.run_length, run_length_of.rebuilt_run_length):
+            cached.cache_clear()
+
+    forget()
+    with patch.object(run_length_of, "LOST", 0.45), patch.object(run_products, "REACH", 3):
+        yield
+    forget()
+
+
+@pytest.mark.usefixtures("always_runs")
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("estimator", [Spatial(0.5), Spatial(0.5, False), Spatial(0.4, center=False)], ids=str)
+def test_samples_of_runs_are_unbiased(name: str, estimator: Spatial) -> None:
+    """A z-test of all entries at once, error rate 1e-6 for each layer."""
+    _, spec, x, output_grad, expected = layer(name)
+    assert max(spatial._plan(estimator, spec, "input").runs) > 1
+    draws = torch.stack([estimate(estimator, x, output_grad, spec, seed) for seed in range(400)])
+    assert_unbiased(draws, expected)
+    assert float((draws - expected).norm()) > 0.01 * float(expected.norm())
+
+
+@pytest.mark.usefixtures("always_runs")
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("estimator", [Spatial(0.5), Spatial(0.3, False), Spatial(0.4, center=False)], ids=str)
+def test_orders_of_memory_and_contractions_do_not_change_an_estimate(name: str, estimator: Spatial) -> None:
+    """Channels innermost, networks instead of products of runs, and an input rebuilt position by position."""
+    _, spec, x, output_grad, _ = layer(name)
+    found = estimate(estimator, x, output_grad, spec, 5)
+    last_x, last_grad = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, output_grad))
+    for some_x, some_grad in product((x, last_x), (output_grad, last_grad)):
+        torch.testing.assert_close(estimate(estimator, some_x, some_grad, spec, 5), found)
+    with (
+        patch.object(kept_vjps, "serves", lambda *_: False),
+        patch.object(rebuilt, "_fill_runs", rebuilt._fill_positions),
+    ):
+        torch.testing.assert_close(estimate(estimator, x, output_grad, spec, 5), found)
+
+
+@pytest.mark.usefixtures("always_runs")
+@pytest.mark.parametrize("name", ["3x3", "1x1", "3x3, stride 2", "few channels"])
+def test_runs_can_be_rounded(name: str) -> None:
+    _, spec, x, output_grad, expected = layer(name)
+    estimator = Rounding(8, Spatial(0.5))
+    draws = torch.stack([estimate(estimator, x, output_grad, spec, seed) for seed in range(200)])
+    assert_unbiased(draws, expected)
+
+
+@given(
+    size=st.integers(2, 12),
+    length=st.integers(2, 5),
+    share=st.floats(0, 1),
+    batch=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_runs_are_drawn_as_positions_are(size: int, length: int, share: float, batch: int, seed: int) -> None:
+    count = max(1, round(share * size))
+    runs = windows(Draw(seed), size * length, count * length, batch, CPU, length)
+    assert runs.length == length and runs.count == count * length and runs.examples == batch
+    assert torch.equal(runs.numbers, windows(Draw(seed), size, count, batch, CPU).numbers)
+    positions = runs.positions
+    assert positions.shape == (batch, runs.count) and bool((positions.diff(dim=1) > 0).all())
+    assert torch.equal(positions[:, ::length], runs.numbers * length)
+    assert torch.equal(joined([runs, runs]).positions, torch.cat([positions, positions], 1))
+
+
+@given(batch=st.integers(1, 3), channels=st.integers(1, 4), total=st.integers(1, 5), length=st.integers(2, 4))
+def test_runs_are_read_as_their_positions_are(batch: int, channels: int, total: int, length: int) -> None:
+    flat = torch.arange(float(batch * channels * total * length)).view(batch, channels, -1)
+    for examples in {1, batch}:
+        runs = Runs(
+            torch.stack([torch.randperm(total, generator=torch.manual_seed(n)) for n in range(examples)]), length
+        )
+        expected = gather_columns(flat, Runs(runs.positions))
+        for channels_first in (True, False):
+            found = gather_runs(flat, runs, channels_first)
+            assert torch.equal(found, expected)
+            assert (found.transpose(0, 1) if channels_first else found).is_contiguous()
+
+
+@given(case=wide_cases(), share=st.floats(0.05, 0.95))
+def test_whole_runs_lose_little_and_fit_their_rows(case: Case, share: float) -> None:
+    spec = case.spec()
+    for positions in tn.position_classes(spec, "input"):
+        count = max(1, int(share * positions.size))
+        length = run_length_of.run_length(spec, positions, count)
+        assert length == 1 or (length >= 4 and count // length >= 2 and count % length <= count / 10)
+        row = positions.size if positions.is_pointwise else len(positions.positions[-1])
+        assert row % length == 0
+    size = math.prod(case.input_size)
+    assert size % run_length_of.rebuilt_run_length(spec, max(1, int(share * size))) == 0
+
+
+def test_sequences_keep_positions_one_by_one() -> None:
+    """Their channels lie side by side in memory, so runs would cost error and save no time."""
+    spec = tn.linear_spec((4, 64, 8), 5)
+    (everywhere,) = tn.position_classes(spec, "input")
+    assert run_length_of.run_length(spec, everywhere, 32) == run_length_of.rebuilt_run_length(spec, 32) == 1
