@@ -24,7 +24,7 @@ from .positions import flat_spatial
 from .runs import Runs, steps
 
 PIECE = 2**20  # elements of one side worked on together on a processor: they stay in its cache
-PIECE_ELSEWHERE = 2**26  # and on other devices: enough to keep them busy
+SMALL_PIECE = 2**16  # and in any layer; between them, half as many as the class has
 REACH = 1.3  # outputs that a run meets in a row, over its positions, up to which they are read together
 
 
@@ -60,16 +60,18 @@ def run_products(rows: Tensor, runs: Runs, output_grad: Tensor, positions: Posit
     """
     where = _meetings(positions, runs.length)
     flat = flat_spatial(output_grad).contiguous()
-    (batch, wide, _), narrow, device = flat.shape, rows.shape[2], rows.device
+    (batch, wide, _), narrow = flat.shape, rows.shape[2]
     reach = stretch(positions, runs.length)
     kernel, count = [p.kernel_size for p in positions.patterns], runs.numbers.shape[1]
     outer, inner = prod(kernel[:-1]), kernel[-1]
     out = flat.new_empty(groups, wide // groups * outer, inner * narrow // groups)
-    if not batch * count * out.numel():
+    empty = not batch * count * out.numel()
+    if empty:
         out.zero_()
-    most = PIECE if device.type == "cpu" else PIECE_ELSEWHERE
+    elements = max(SMALL_PIECE, batch * narrow * positions.size // 2)
+    most = min(PIECE, elements) if rows.device.type == "cpu" else elements
     together = max(1, most // max(1, max(wide * outer, narrow * inner) * count * reach))
-    for start in range(0, batch if count * out.numel() else 0, together):
+    for start in range(0, 0 if empty else batch, together):
         part = slice(start, min(start + together, batch))
         numbers = runs.of(part).numbers
         met = where.outputs(flat[part], numbers)
@@ -89,7 +91,7 @@ class _Meetings:
     """For each run of a class the outputs that it meets, as offsets that indices of one draw are looked up in."""
 
     def __init__(self, positions: PositionClass, length: int) -> None:
-        self._positions, self._length, self._reach = positions, length, stretch(positions, length)
+        self._length, self._reach = length, stretch(positions, length)
         *self._others, self._row = positions.patterns
         self._made: dict[torch.device, tuple[Tensor, Tensor, Tensor | None]] = {}
 

@@ -62,7 +62,8 @@ def test_products_of_runs_are_the_weight_vjp_of_an_input_that_is_zero_elsewhere(
     rows = x.detach().flatten(2).gather(2, where)
     kept.scatter_(2, where, rows)
     expected = exact(case, kept.view(case.input_shape), weight, output_grad)
-    with patch.object(run_products, "PIECE", run_products.PIECE if whole else 1):
+    most = run_products.SMALL_PIECE if whole else 1
+    with patch.multiple(run_products, PIECE=most, SMALL_PIECE=most):
         found = run_products.run_products(rows.transpose(1, 2), runs, output_grad, positions, case.groups)
     met = expected.new_zeros(expected.shape)
     met[(slice(None), slice(None), *(slice(k.start, k.stop, k.step) for k in positions.kernels))] = found.flatten(0, 1)
