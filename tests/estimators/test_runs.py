@@ -16,7 +16,9 @@ from randbp import Exact, Rounding, Spatial, tn
 from randbp.estimators import Draw, Estimator, kept_vjps, rebuilt, run_products, spatial
 from randbp.estimators import run_length as run_length_of
 from randbp.estimators.positions import class_positions, gather_columns, windows
+from randbp.estimators.ranks import Ranks, affordable_ranks
 from randbp.estimators.runs import Runs, gather_runs, joined
+from randbp.tn.execute import rows
 from tests.cases import Case, cases
 from tests.estimators.test_unbiased import assert_unbiased
 
@@ -59,12 +61,12 @@ def test_products_of_runs_are_the_weight_vjp_of_an_input_that_is_zero_elsewhere(
     kept = x.detach().new_zeros(case.input_shape).flatten(2)
     where = class_positions(positions, spec, "input", CPU)[runs.positions].unsqueeze(1)
     where = where.expand(len(kept), kept.shape[1], -1)
-    rows = x.detach().flatten(2).gather(2, where)
-    kept.scatter_(2, where, rows)
+    chosen = x.detach().flatten(2).gather(2, where)
+    kept.scatter_(2, where, chosen)
     expected = exact(case, kept.view(case.input_shape), weight, output_grad)
     most = run_products.SMALL_PIECE if whole else 1
     with patch.multiple(run_products, PIECE=most, SMALL_PIECE=most):
-        found = run_products.run_products(rows.transpose(1, 2), runs, output_grad, positions, case.groups)
+        found = run_products.run_products(chosen.transpose(1, 2), runs, output_grad, positions, case.groups)
     met = expected.new_zeros(expected.shape)
     met[(slice(None), slice(None), *(slice(k.start, k.stop, k.step) for k in positions.kernels))] = found.flatten(0, 1)
     torch.testing.assert_close(met, expected, rtol=1e-10, atol=1e-12)
@@ -121,7 +123,18 @@ def always_runs() -> Iterator[None]:
     forget()
 
 
-@pytest.mark.usefixtures("always_runs")
+@pytest.fixture(params=[False, True], ids=["", "low-rank parts"])
+def with_parts(request: pytest.FixtureRequest, always_runs: None) -> Iterator[bool]:
+    """Without and with low-rank parts, which only layers larger than these have."""
+
+    def ranks(spec: tn.LayerSpec, budget: int) -> Ranks:
+        return Ranks(budget) if rebuilt.rebuilding_pays(spec, 1, torch.float32) else Ranks(3 * budget // 4, 1, 0, 1)
+
+    with patch.object(spatial, "affordable_ranks", ranks if request.param else affordable_ranks):
+        yield request.param
+
+
+@pytest.mark.usefixtures("with_parts")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("estimator", [Spatial(0.5), Spatial(0.5, False), Spatial(0.4, center=False)], ids=str)
 def test_samples_of_runs_are_unbiased(name: str, estimator: Spatial) -> None:
@@ -156,16 +169,18 @@ def test_the_variance_is_that_of_whole_runs(name: str) -> None:
     assert math.isclose(float((draws - parts.sum(0)).square().sum()) / 4000, stated, rel_tol=0.05)
 
 
-@pytest.mark.usefixtures("always_runs")
+@pytest.mark.usefixtures("with_parts")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("estimator", [Spatial(0.5), Spatial(0.3, False), Spatial(0.4, center=False)], ids=str)
 def test_orders_of_memory_and_contractions_do_not_change_an_estimate(name: str, estimator: Spatial) -> None:
-    """Channels innermost, networks instead of products of runs, and an input rebuilt position by position."""
+    """Channels innermost, pieces, networks instead of products of runs, and an input rebuilt position by position."""
     _, spec, x, output_grad, _ = layer(name)
     found = estimate(estimator, x, output_grad, spec, 5)
     last_x, last_grad = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, output_grad))
     for some_x, some_grad in product((x, last_x), (output_grad, last_grad)):
         torch.testing.assert_close(estimate(estimator, some_x, some_grad, spec, 5), found)
+    with patch.multiple(run_products, PIECE=1, SMALL_PIECE=1), patch.multiple(rows, PIECE=1):
+        torch.testing.assert_close(estimate(estimator, x, output_grad, spec, 5), found)
     with (
         patch.object(kept_vjps, "serves", lambda *_: False),
         patch.object(rebuilt, "_fill_runs", rebuilt._fill_positions),
