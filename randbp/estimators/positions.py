@@ -145,14 +145,8 @@ def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device,
         kept = steps(count, 1, device).expand(different, count).contiguous()
         stretches = kept + torch.searchsorted(before, kept, right=True)
     if different < batch:
-        stretches = stretches.index_select(0, _in_turn(batch, different, device))
+        stretches = stretches.index_select(0, steps(batch, 1, device) % different)
     return Runs(stretches, run)
-
-
-@lru_cache(maxsize=512)
-def _in_turn(batch: int, different: int, device: torch.device) -> Tensor:
-    """For each example which of so many samples it takes."""
-    return torch.arange(batch, device=device) % different
 
 
 @lru_cache(maxsize=512)

@@ -52,10 +52,17 @@ def joined(several: Sequence[Runs]) -> Runs:
     return several[0] if len(several) == 1 else Runs(torch.cat([each.positions for each in several], 1))
 
 
-@lru_cache(maxsize=512)
 def steps(count: int, step: int, device: torch.device) -> Tensor:
-    """``0, step, 2 step …``: so many numbers, not to be written to."""
-    return torch.arange(0, count * step, step, device=device)
+    """``0, step, 2 step …``: so many numbers, not to be written to.
+
+    Only in the host's memory are they kept for the next call: a CUDA graph that is captured owns what is made meanwhile.
+    """
+    return _kept_steps(count, step) if device.type == "cpu" else torch.arange(0, count * step, step, device=device)
+
+
+@lru_cache(maxsize=512)
+def _kept_steps(count: int, step: int) -> Tensor:
+    return torch.arange(0, count * step, step)
 
 
 def gather_runs(flat: Tensor, runs: Runs, channels_first: bool) -> Tensor:
