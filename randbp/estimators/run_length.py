@@ -27,7 +27,7 @@ def run_length(spec: LayerSpec, positions: PositionClass, count: int) -> int:
         >>> [run_length(layer, everywhere, count) for count in (392, 98, 22, 11)]
         [14, 14, 7, 1]
     """
-    if isinstance(spec, LinearSpec) or not spec.dims:
+    if isinstance(spec, LinearSpec):
         return 1  # channels, not positions, of a sequence lie side by side
     if positions.is_pointwise:
         return _longest(positions.size, count, LONGEST)
