@@ -55,7 +55,7 @@ def joined(several: Sequence[Runs]) -> Runs:
 def steps(count: int, step: int, device: torch.device) -> Tensor:
     """``0, step, 2 step …``: so many numbers, not to be written to.
 
-    They are kept for the next call in the host's memory only: a CUDA graph that is captured owns what is made meanwhile.
+    Kept for the next call in the host's memory only: a CUDA graph that is captured owns what is made meanwhile.
     """
     return _kept_steps(count, step) if device.type == "cpu" else torch.arange(0, count * step, step, device=device)
 

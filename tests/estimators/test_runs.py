@@ -173,11 +173,14 @@ def test_the_variance_is_that_of_whole_runs(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("estimator", [Spatial(0.5), Spatial(0.3, False), Spatial(0.4, center=False)], ids=str)
 def test_orders_of_memory_and_contractions_do_not_change_an_estimate(name: str, estimator: Spatial) -> None:
-    """Channels innermost, pieces, networks instead of products of runs, and an input rebuilt position by position."""
+    """Channels innermost or outermost, pieces, networks instead of products of runs, and an input rebuilt position by position."""
     _, spec, x, output_grad, _ = layer(name)
     found = estimate(estimator, x, output_grad, spec, 5)
-    last_x, last_grad = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, output_grad))
-    for some_x, some_grad in product((x, last_x), (output_grad, last_grad)):
+    inputs, grads = (
+        (t, t.movedim(1, -1).contiguous().movedim(-1, 1), t.transpose(0, 1).contiguous().transpose(0, 1))
+        for t in (x, output_grad)
+    )
+    for some_x, some_grad in product(inputs, grads):
         torch.testing.assert_close(estimate(estimator, some_x, some_grad, spec, 5), found)
     with patch.multiple(run_products, PIECE=1, SMALL_PIECE=1), patch.multiple(rows, PIECE=1):
         torch.testing.assert_close(estimate(estimator, x, output_grad, spec, 5), found)
