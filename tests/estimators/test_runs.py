@@ -173,7 +173,7 @@ def test_the_variance_is_that_of_whole_runs(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("estimator", [Spatial(0.5), Spatial(0.3, False), Spatial(0.4, center=False)], ids=str)
 def test_orders_of_memory_and_contractions_do_not_change_an_estimate(name: str, estimator: Spatial) -> None:
-    """Channels innermost or outermost, pieces, networks instead of products of runs, and an input rebuilt position by position."""
+    """Nor do pieces, networks instead of products of runs, and an input that is rebuilt position by position."""
     _, spec, x, output_grad, _ = layer(name)
     found = estimate(estimator, x, output_grad, spec, 5)
     inputs, grads = (
