@@ -141,8 +141,8 @@ def input_vjp(kept: Iterable[KeptRows], weight: Tensor, spec: LayerSpec) -> Tens
     """The input VJP ``[N, C, *I]`` of kept rows of the output gradient.
 
     Args:
-        kept: Per class its rows ``[N, S, D]``, which positions of the class they are ``[N or 1, S]``, and the weight
-            of every kept entry.
+        kept: Per class its rows ``[N, S, D]``, which positions of the class they are, and the weight of
+            every kept entry.
         weight: The layer's weight.
         spec: The layer.
     """

@@ -61,7 +61,8 @@ class LowRank:
                 directions = self.directions.expand(len(rows), -1, -1)
                 rows.transpose(1, 2).baddbmm_(directions, here.transpose(1, 2), alpha=-1)
             else:
-                rows.flatten(0, 1).addmm_(here.flatten(0, 1), self.directions.t(), alpha=-1)
+                in_place = rows.view(-1, rows.shape[2])  # an error, not a copy, where rows of another order come along
+                in_place.addmm_(here.flatten(0, 1), self.directions.t(), alpha=-1)
 
     def thin_vjp(self, output_grad: Tensor, spec: LayerSpec) -> Tensor:
         """Exact weight VJP of the coefficients: ``[G, D / G·K, R]``."""

@@ -1,4 +1,4 @@
-"""Kept positions: reading them from a tensor, and the sub-sampled networks that contract them."""
+"""Kept positions: which there are, how they are drawn, and reading them from a tensor."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache

@@ -109,7 +109,8 @@ def keep_parts(
         else:
             fine, coarse = found.coefficients.unflatten(1, (spec.groups, -1)).split([ranks.fine, ranks.coarse], 2)
             if ranks.fine:
-                held.append(fine.flatten(1, 2).contiguous())  # a view would hold the others as well
+                fine = fine.flatten(1, 2).clone(memory_format=torch.contiguous_format)
+                held.append(fine)  # a view would hold the others as well
             held.append(cells(spec).means(coarse.flatten(1, 2).unflatten(2, spec.input_size)))
     return kept_parts(ranks, held, spec), held
 

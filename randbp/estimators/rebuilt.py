@@ -25,8 +25,8 @@ def rebuilding_pays(spec: LayerSpec, keep: float, dtype: torch.dtype) -> bool:
     """Whether the exact weight VJP is so cheap that no sum over kept positions is cheaper.
 
     Each kept position with few channels meets output rows with many, so these layers (the first of a network, and
-    depthwise ones but for small keep rates) are bound by memory. They then take the exact kernel's time
-    and a little more, while what is held from forward to backward stays as small.
+    depthwise ones but for small keep rates) are bound by memory. They then take the exact kernel's time and a little
+    more, while what is held from forward to backward stays as small.
 
     Example:
         >>> from randbp import tn

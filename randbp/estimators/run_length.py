@@ -17,15 +17,17 @@ LOST = 1 / 10  # of the positions that could be kept, the share that may be lost
 def run_length(spec: LayerSpec, positions: PositionClass, count: int) -> int:
     """How many neighbouring inputs of a class to keep together, if so many are to be kept; 1 for none.
 
-    That is the longest of 4 to 16 (in depthwise layers 32) that divides each row of the class, leaves two runs at least
-    and loses little of the count. Where each position meets one output, runs may go on in the next row.
+    That is the longest of 4 to 16 (in depthwise layers 32) that divides each row of the class, leaves two runs at
+    least, loses little of the count, and meets few more outputs than it has positions
+    (:func:`~randbp.estimators.run_products.serves`). Where each position meets one output, runs may go on in the next
+    row.
 
     Example:
         >>> from randbp import tn
         >>> layer = tn.ConvSpec((1, 1, 28, 28), 1, kernel_size=3, padding=1)
         >>> everywhere, = tn.position_classes(layer, "input")
-        >>> [run_length(layer, everywhere, count) for count in (392, 98, 22, 11)]
-        [14, 14, 7, 1]
+        >>> [run_length(layer, everywhere, count) for count in (392, 98, 22)]
+        [14, 14, 1]
     """
     if isinstance(spec, LinearSpec):
         return 1  # channels, not positions, of a sequence lie side by side

@@ -10,7 +10,8 @@ with ``m`` the runs, ``j`` the outputs of a stretch and ``a`` the kernel entries
 transposed, and an output is read ``(1 + d(K - 1)/L)`` times for each ``a`` where gathered rows read it for each entry.
 """
 
-from functools import cached_property, lru_cache
+from collections.abc import Iterator
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -24,8 +25,8 @@ from .positions import flat_spatial
 from .runs import Runs, steps
 
 PIECE = 2**20  # elements of one side worked on together on a processor: they stay in its cache
-SMALL_PIECE = 2**16  # and in any layer; between them, half as many as the class has
-REACH = 1.3  # outputs that a run meets in a row, over its positions, up to which they are read together
+SMALL_PIECE = 2**18  # and in any layer; between them, half as many as the inputs of the class
+REACH = 1.25  # outputs that a run meets in a row, over its positions, up to which they are read together
 
 
 def stretch(positions: PositionClass, length: int) -> int:
@@ -70,16 +71,16 @@ def run_products(rows: Tensor, runs: Runs, output_grad: Tensor, positions: Posit
         out.zero_()
     elements = max(SMALL_PIECE, batch * narrow * positions.size // 2)
     most = min(PIECE, elements) if rows.device.type == "cpu" else elements
-    together = max(1, most // max(1, max(wide * outer, narrow * inner) * count * reach))
-    for start in range(0, 0 if empty else batch, together):
-        part = slice(start, min(start + together, batch))
-        numbers = runs.of(part).numbers
+    at_once = max(1, most // max(1, max(wide * outer, narrow * inner) * reach))  # runs
+    for part, some in [] if empty else _pieces(batch, count, at_once):
+        numbers = runs.of(part).numbers[:, some]
         met = where.outputs(flat[part], numbers)
-        kept = where.inputs(rows[part], numbers, groups)
+        kept = where.inputs(rows[part, some.start * runs.length : some.stop * runs.length], numbers, groups)
         met, kept = met.view(groups, out.shape[1], -1), kept.view(groups, out.shape[2], -1)
+        first = part.start == some.start == 0
         if groups == 1:
-            add_product(out[0], met[0], kept[0].t(), start == 0)
-        elif start == 0:
+            add_product(out[0], met[0], kept[0].t(), first)
+        elif first:
             torch.bmm(met, kept.mT, out=out)
         else:
             out.baddbmm_(met, kept.mT)
@@ -87,41 +88,52 @@ def run_products(rows: Tensor, runs: Runs, output_grad: Tensor, positions: Posit
     return out.view(shape).movedim(-1, 2)
 
 
+def _pieces(batch: int, count: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of the batch and of each example's runs, with about so many runs: several examples, or a part of one."""
+    together = max(1, at_once // count)
+    for start in range(0, batch, together):
+        for first in range(0, count, min(count, at_once)):
+            yield slice(start, min(start + together, batch)), slice(first, min(first + at_once, count))
+
+
 class _Meetings:
-    """For each run of a class the outputs that it meets, as offsets that indices of one draw are looked up in."""
+    """For each run of a class the outputs that it meets, as tables that the numbers of drawn runs are looked up in."""
 
     def __init__(self, positions: PositionClass, length: int) -> None:
-        self._length, self._reach = length, stretch(positions, length)
-        *self._others, self._row = positions.patterns
+        *self._others, row = positions.patterns
+        self._row, self._length, self._reach = row, length, stretch(positions, length)
+        first = range(0, row.input_size, length)
+        # The least output that a run meets, if the row had it, and where its stretch begins within the row.
+        wanted = [i + row.padding - row.dilation * (row.kernel_size - 1) for i in first]
+        self._begin = [min(max(0, o), row.output_size - self._reach) for o in wanted]
+        self._shift = [o - i - row.padding for o, i in zip(self._begin, first, strict=True)]
+        most = max(self._shift) + row.dilation * (row.kernel_size - 1)
+        self._margins = max(0, -min(self._shift)), max(0, most + self._reach - length)
         self._made: dict[torch.device, tuple[Tensor, Tensor, Tensor | None]] = {}
 
-    @cached_property
-    def _on_host(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
         """Per kernel entry of the other dimensions and run, where its outputs begin; per run, where they lie beside the
         run; and whether there are any, if not always."""
-        row, others = self._row, self._others
-        sizes = tuple(p.input_size for p in others)
-        first = torch.arange(0, row.input_size, self._length)
-        wanted = first + row.padding - row.dilation * (row.kernel_size - 1)  # the least output that a run meets
-        begin = wanted.clamp(0, row.output_size - self._reach)
-        shift = (begin - first - row.padding).repeat(prod(sizes))
-        if not others:
-            return begin.unsqueeze(0), shift, None
-        table = indexed.table(sizes, tuple(("i", p) for p in others), tuple(p.output_size for p in others))
-        met = table(torch.arange(prod(sizes))).reshape(prod(sizes), -1).t()  # [entries, rows]
-        there = met < prod(p.output_size for p in others)
-        begins = (met * there).unsqueeze(2) * row.output_size + begin
-        exists = None if bool(there.all()) else there.repeat_interleave(len(first), 1)
-        return begins.flatten(1), shift, exists
-
-    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
         made = self._made.get(device)
         if made is None:
-            begins, shift, exists = self._on_host
+            begins, shift, exists = self._on_host()  # so that no other device has to be waited for
             there = None if exists is None else exists.to(device, non_blocking=True)
             made = begins.to(device, non_blocking=True), shift.to(device, non_blocking=True), there
-            self._made[device] = made
+            if type(begins) is Tensor:  # not one without data, of a mode that is on just now
+                self._made[device] = made
         return made
+
+    def _on_host(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        begin, shift = torch.tensor(self._begin, device="cpu"), torch.tensor(self._shift, device="cpu")
+        if not self._others:
+            return begin.unsqueeze(0), shift, None
+        sizes, outputs = (tuple(getattr(p, side) for p in self._others) for side in ("input_size", "output_size"))
+        table = indexed.table(sizes, tuple(("i", p) for p in self._others), outputs)
+        met = table(torch.arange(prod(sizes), device="cpu")).reshape(prod(sizes), -1).t()  # [entries, rows]
+        there = met < prod(outputs)
+        begins = ((met * there).unsqueeze(2) * self._row.output_size + begin).flatten(1)
+        exists = None if bool(there.all()) else there.repeat_interleave(len(begin), 1)
+        return begins, shift.repeat(prod(sizes)), exists
 
     def outputs(self, flat: Tensor, numbers: Tensor) -> Tensor:
         """Outputs ``[D, A, N·R·J]`` of ``[N, D, O]`` that runs ``[N or 1, R]`` meet, zeros where there are none."""
@@ -150,13 +162,6 @@ class _Meetings:
         entry = steps(self._row.kernel_size, self._row.dilation, rows.device).view(-1, 1, 1, 1)
         index = channel + (entry + here)
         return _stretches(padded, self._reach).index_select(0, index.flatten())
-
-    @cached_property
-    def _margins(self) -> tuple[int, int]:
-        """How far stretches reach beyond a run, before and after."""
-        _, shift, _ = self._on_host
-        least, most = int(shift.min()), int(shift.max()) + self._row.dilation * (self._row.kernel_size - 1)
-        return max(0, -least), max(0, most + self._reach - self._length)
 
 
 def _stretches(tensor: Tensor, length: int) -> Tensor:

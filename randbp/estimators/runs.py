@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Runs:
     """Positions ``[N or 1, R·L]``: the runs with certain numbers, each of ``L`` positions side by side.
 
@@ -53,16 +52,8 @@ def joined(several: Sequence[Runs]) -> Runs:
 
 
 def steps(count: int, step: int, device: torch.device) -> Tensor:
-    """``0, step, 2 step …``: so many numbers, not to be written to.
-
-    Kept for the next call in the host's memory only: a CUDA graph that is captured owns what is made meanwhile.
-    """
-    return _kept_steps(count, step) if device.type == "cpu" else torch.arange(0, count * step, step, device=device)
-
-
-@lru_cache(maxsize=512)
-def _kept_steps(count: int, step: int) -> Tensor:
-    return torch.arange(0, count * step, step)
+    """``0, step, 2 step …``: so many numbers."""
+    return torch.arange(0, count * step, step, device=device)
 
 
 def gather_runs(flat: Tensor, runs: Runs, channels_first: bool) -> Tensor:

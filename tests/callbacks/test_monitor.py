@@ -127,7 +127,13 @@ def test_estimators_are_named_and_shrink_what_is_held(tmp_path: Path) -> None:
     make_trainer(tmp_path, dropout, CostMonitor(), logger=False).fit(Net(), Digits())
     summary = read(tmp_path / "summary.json")
     estimators = summary["estimators"]
-    assert estimators["weight_vjp"] == {"name": "Spatial", "keep": 0.25, "per_example": True, "center": True}
+    assert estimators["weight_vjp"] == {
+        "name": "Spatial",
+        "keep": 0.25,
+        "per_example": True,
+        "center": True,
+        "runs": True,
+    }
     assert estimators["input_vjp"] == {"name": "Exact", "keep": 1.0}
     assert estimators["layers"] == "model.0"
     images = 4 * BATCH * 64

@@ -147,7 +147,13 @@ def test_settings_and_counter_are_in_the_checkpoint(tmp_path: Path) -> None:
     key = TensorDropout(layers="net.3").state_key
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"][key]
     assert state["batches"] == 6
-    assert state["settings"]["weight_vjp"] == {"class": "Spatial", "keep": 0.25, "per_example": True, "center": True}
+    assert state["settings"]["weight_vjp"] == {
+        "class": "Spatial",
+        "keep": 0.25,
+        "per_example": True,
+        "center": True,
+        "runs": True,
+    }
     assert state["settings"]["layers"] == "net.3" and state["settings"]["seed"] == 0
     with pytest.warns(UserWarning, match="the checkpoint was written with"):
         fit(tmp_path, TensorDropout(Spatial(0.5), layers="net.3"), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)

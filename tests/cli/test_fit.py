@@ -158,6 +158,7 @@ def test_keep_rate_1_is_exact_and_less_is_not(randbp):
         "keep": 0.5,
         "per_example": True,
         "center": True,
+        "runs": True,
     }
 
 

@@ -38,7 +38,7 @@ def write_run(folder: Path, keep: float | None = 1.0, seed: int = 0, **changes: 
         "start_bytes": 490 * MIB,
         "peak_source": "peak resident set of the process, libraries included",
     }
-    estimator = {"name": "Spatial", "keep": share, "per_example": True, "center": True}
+    estimator = {"name": "Spatial", "keep": share, "per_example": True, "center": True, "runs": True}
     summary: dict[str, Any] = {
         "format": 1,
         "status": "finished",
@@ -299,8 +299,8 @@ def test_estimators_within_others_are_named(tmp_path: Path) -> None:
         "IfFaster",
         "PerLayer",
         "Rounding(estimator=Axes(bernoulli=False))",
-        "Rounding(estimator=Spatial(per_example=True, center=True))",
-        "Rounding(estimator=Spatial(per_example=True, center=True))",
+        "Rounding(estimator=Spatial(per_example=True, center=True, runs=True))",
+        "Rounding(estimator=Spatial(per_example=True, center=True, runs=True))",
     ]
 
 

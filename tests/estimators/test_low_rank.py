@@ -296,3 +296,11 @@ def test_networks_whose_channels_are_alike_gain() -> None:
         without = (estimate(Spatial(0.125), x, output_grad, spec, 0) - exact).norm()
     spatial._plan.cache_clear()
     assert with_parts < 0.5 * without
+
+
+def test_coefficients_of_one_example_own_their_memory(keep_ranks: pytest.MonkeyPatch) -> None:
+    """Those at every position are a view of all of them there, unless they are copied."""
+    spec = conv_spec(normal(1, 8, 6, 6), normal(4, 8, 3, 3), 1, 1, 1, 1)
+    fix(keep_ranks, Ranks(5, 1, 2, 0))
+    held = Spatial(0.5).sketch(normal(*spec.input_shape), spec, Draw(0))
+    assert sum(t.untyped_storage().nbytes() for t in held) == Spatial(0.5).describe(spec, torch.float64).held_bytes

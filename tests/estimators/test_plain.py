@@ -16,7 +16,7 @@ def test_class_and_fields_of_one_that_holds_no_other(estimator: Estimator) -> No
 
 def test_the_class_is_named_at_every_level() -> None:
     plain = plain_estimator(Rounding(4, Spatial(0.25, center=False)))
-    inner = {"class": "Spatial", "keep": 0.25, "per_example": True, "center": False}
+    inner = {"class": "Spatial", "keep": 0.25, "per_example": True, "center": False, "runs": True}
     assert plain == {"class": "Rounding", "keep": 0.25 / 8, "bits": 4, "estimator": inner, "block": 256}
     assert json.loads(json.dumps(plain)) == plain
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from randbp import Exact, Rounding, Spatial, tn
 from randbp.estimators import Draw, Estimator, kept_vjps, rebuilt, run_products, spatial
@@ -140,7 +141,7 @@ def with_parts(request: pytest.FixtureRequest, always_runs: None) -> Iterator[bo
 def test_samples_of_runs_are_unbiased(name: str, estimator: Spatial) -> None:
     """A z-test of all entries at once, error rate 1e-6 for each layer."""
     _, spec, x, output_grad, expected = layer(name)
-    assert max(spatial._plan(estimator, spec, "input").runs) > 1
+    assert max(spatial._plan(estimator, spec, "input", x.dtype).runs) > 1
     draws = torch.stack([estimate(estimator, x, output_grad, spec, seed) for seed in range(400)])
     assert_unbiased(draws, expected)
     assert float((draws - expected).norm()) > 0.01 * float(expected.norm())
@@ -153,7 +154,7 @@ def test_the_variance_is_that_of_whole_runs(name: str) -> None:
     _, full, all_x, all_grads, _ = layer(name)
     spec, x, output_grad = tn.layers.replace_batch(full, 1), all_x[:1], all_grads[:1]
     estimator = Spatial(0.4, center=False)
-    plan = spatial._plan(estimator, spec, "input")
+    plan = spatial._plan(estimator, spec, "input", x.dtype)
     ((_, count),), (length,) = plan.parts, plan.runs
     size = math.prod(spec.input_size)
     total, runs = size // length, []
@@ -250,3 +251,60 @@ def test_sequences_keep_positions_one_by_one() -> None:
     spec = tn.linear_spec((4, 64, 8), 5)
     (everywhere,) = tn.position_classes(spec, "input")
     assert run_length_of.run_length(spec, everywhere, 32) == run_length_of.rebuilt_run_length(spec, 32) == 1
+
+
+def test_runs_can_be_left_out() -> None:
+    spec = tn.ConvSpec((2, 8, 8, 32), 4, 3, padding=1)
+    assert spatial._plan(Spatial(0.5), spec, "input", torch.float32).runs == (8,)
+    assert spatial._plan(Spatial(0.5, runs=False), spec, "input", torch.float32).runs == (1,)
+
+
+def test_classes_have_runs_all_or_none() -> None:
+    """Here rows of 14 and of 13, of which only the former can be divided."""
+    spec = tn.ConvSpec((8, 64, 27, 28), 64, 3, padding=1, stride=2)
+    found = {spatial._plan(Spatial(keep), spec, "input", torch.float32).runs for keep in (0.1, 0.2, 0.3, 0.5)}
+    assert all(min(runs) > 1 or max(runs) == 1 for runs in found)
+
+
+def test_classes_suit_the_data_type() -> None:
+    """Of large depthwise kernels, single precision rebuilds the input, half precision reads class by class."""
+    spec = tn.ConvSpec((32, 96, 56, 56), 96, 7, padding=3, stride=2, groups=96)
+    single, half = (spatial._plan(Spatial(0.5), spec, "input", dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert len(single.parts) == 1 and len(half.parts) == 4
+
+
+def test_tensors_without_data_leave_nothing_behind() -> None:
+    """Neither a fake tensor nor a default device, though tables are kept from one call to the next."""
+    spec, estimator = tn.ConvSpec((5, 8, 48), 4, 3, padding=1), Spatial(0.5)
+    x, output_grad = torch.ones(spec.input_shape), torch.ones(spec.output_shape)
+    estimate(estimator, x, output_grad, spec, 0)  # plans are made with data
+    run_products._meetings.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = estimate(estimator, torch.empty(spec.input_shape), torch.empty(spec.output_shape), spec, 0)
+    assert isinstance(fake, FakeTensor)
+    with torch.device("meta"):
+        by_default = run_products._meetings(tn.position_classes(spec, "input")[0], 8)._tables(CPU)
+    assert all(table.device == CPU for table in by_default if table is not None)
+    assert type(estimate(estimator, x, output_grad, spec, 0)) is Tensor
+
+
+@pytest.mark.parametrize("name", ["3x3", "3x3, groups", "2x3x3"])
+def test_pieces_can_be_parts_of_an_example(name: str) -> None:
+    _, spec, x, output_grad, _ = layer(name)
+    everywhere = tn.position_classes(spec, "input")[0]
+    with patch.object(run_products, "REACH", 3):
+        assert run_products.serves(spec, everywhere, 4)
+    runs = windows(Draw(1), everywhere.size, 4 * (everywhere.size // 8), len(x), CPU, 4)
+    chosen = gather_columns(x.flatten(2), runs).transpose(1, 2)
+    whole = run_products.run_products(chosen, runs, output_grad, everywhere, spec.groups)
+    counts = []
+    for most in (1, 500, 2000, 10_000):
+        with (
+            patch.multiple(run_products, PIECE=most, SMALL_PIECE=1),
+            patch.object(run_products, "add_product", wraps=run_products.add_product) as product_of,
+        ):
+            found = run_products.run_products(chosen, runs, output_grad, everywhere, spec.groups)
+        counts.append(product_of.call_count)
+        torch.testing.assert_close(found, whole)
+    if spec.groups == 1:
+        assert counts[0] == runs.numbers.numel() > counts[1] > counts[-1]

@@ -154,7 +154,7 @@ def test_nothing_is_held_for_gradients_that_nobody_needs() -> None:
 @pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_no_second_copy_of_the_input(estimator: Estimator, memory_format: torch.memory_format) -> None:
-    x = torch.randn(16, 32, 16, 16).contiguous(memory_format=memory_format)
+    x = torch.randn(64, 32, 16, 16).contiguous(memory_format=memory_format)
     weight = torch.randn(4, 32, 3, 3, requires_grad=True)  # output and weight far smaller than the input
     with LargestAllocation() as largest:
         conv(x, weight, None, 1, 1, weight_vjp=estimator).sum().backward()

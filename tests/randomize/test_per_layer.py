@@ -82,7 +82,7 @@ def test_wrong_mappings_fail_early_and_leave_the_model(mapping: dict, message: s
 def test_the_callback_describes_a_mapping() -> None:
     callback = TensorDropout({"model.0": Rounding(4), "model.*": Spatial(0.5)})
     settings = callback.state_dict()["settings"]["weight_vjp"]
-    assert settings["model.*"] == {"class": "Spatial", "keep": 0.5, "per_example": True, "center": True}
+    assert settings["model.*"] == {"class": "Spatial", "keep": 0.5, "per_example": True, "center": True, "runs": True}
     described = describe_estimators(Trainer(callbacks=[callback], logger=False, accelerator="cpu"))
     assert described is not None
     assert described["weight_vjp"]["name"] == "PerLayer" and described["weight_vjp"]["keep"] == (0.125 + 0.5) / 2
@@ -117,6 +117,7 @@ def test_a_file_names_an_estimator_per_layer(folder: Path) -> None:
         "keep": 0.5,
         "per_example": True,
         "center": True,
+        "runs": True,
     }
     assert summary["estimators"]["model.features.*"]["estimator"]["center"] is False
     assert fit("--config=runs/tiny/0/config.yaml") == 0  # the resolved configuration says the same
