@@ -77,6 +77,7 @@ SERIES = (
     Series("Spatial, one set per batch", partial(Spatial, per_example=False, center=False)),
     Series("Spatial, no mean", partial(Spatial, center=False)),
     Series(DEFAULT, Spatial),
+    Series("Spatial, single positions", partial(Spatial, runs=False), style="other"),
     Series("LowResolution", LowResolution),
     Series("NormSpatial", NormSpatial),
     Series("NormSpatial, 4x4 means", partial(NormSpatial, center=4)),

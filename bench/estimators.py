@@ -25,6 +25,7 @@ def candidates(keep: float) -> dict[str, Estimator]:
         "spatial, if faster": IfFaster(Spatial(keep)),
         "spatial, no mean": Spatial(keep, center=False),
         "shared positions": Spatial(keep, per_example=False),
+        "single positions": Spatial(keep, runs=False),
         "axes": Axes(keep),
         "batch": Batch(keep),
         "batch, centred": Batch(keep, center=True),
