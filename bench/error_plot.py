@@ -21,6 +21,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "Spatial, one set per batch": (GREEN, "<", "-"),
     "Spatial, no mean": (GREEN, "^", "-"),
     "Spatial (default)": (BLACK, "v", "-"),
+    "Spatial, single positions": (BLACK, "o", ":"),
     "LowResolution": ("#7B4FA3", ">", "-"),
     "NormSpatial": ("#8B4513", "h", "-"),
     "NormSpatial, 4x4 means": ("#8B4513", "p", "--"),

@@ -58,7 +58,7 @@ class Spatial(Estimator):
     piece: the longest of 4 to 16 (of 32 in depthwise layers, and where there are few channels) that divides the rows,
     loses at most a tenth of the kept entries and reads few outputs twice (with kernels of 3 entries, from 7 or 8 on).
     Where there is none, and in linear and most transposed layers, they are single. The formula above is then that of
-    runs and their contributions. In networks after some training on images the error is 1.0 to 1.2 times that of
+    runs and their contributions. In networks after some training on images the error is 1.0 to 1.3 times that of
     single positions, most at large keep rates; where both the input and the output gradient are smooth, as below
     bilinear upsampling, it can be 1.8 times as large. Channels-last layers gain no time by it.
 
