@@ -13,7 +13,7 @@ from .. import tn
 from ..tn import LayerSpec, PositionClass
 from ..tn.execute.rows import pieces, rows_by_matrices, rows_by_rows
 from .kernels import at_entry, by_group
-from .positions import Part, flat_spatial, gather_columns, gather_rows, memory_rows, products
+from .positions import Part, flat_spatial, gather_columns, gather_rows, memory_rows
 from .run_products import run_products, serves, stretch
 from .runs import Runs, flat_rows
 
@@ -116,13 +116,11 @@ def _pointwise_weight_vjp(rows: Tensor, local: Runs, output_grad: Tensor, groups
     return rows.new_zeros(groups, wide // groups, narrow // groups) if total is None else total
 
 
-def products_in_runs(parts: Sequence[Part], runs: Sequence[int], spec: LayerSpec) -> int:
+def products_in_runs(parts: Sequence[Part], runs: Sequence[int]) -> int:
     """As :func:`~randbp.estimators.positions.products`, of positions in runs, whose stretches meet a little more."""
-    if not all(each.is_pointwise or serves(spec, each, run) for (each, _), run in zip(parts, runs, strict=True)):
-        return products(parts)
     total = 0
     for (positions, count), run in zip(parts, runs, strict=True):
-        reach = 1 if positions.is_pointwise else stretch(positions, run) / run
+        reach = 1 if run == 1 or positions.is_pointwise else stretch(positions, run) / run
         total += round(count * reach) * prod(map(len, positions.kernels))
     return total
 

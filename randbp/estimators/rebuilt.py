@@ -121,7 +121,7 @@ def _fill_runs(space: Tensor, where: Runs, values: Tensor, middle: Tensor) -> Te
     table = values.new_empty(batch, channels, count + 1, length)
     table[:, :, :count].copy_(values.unflatten(2, (count, length)))
     table[:, :, count:].copy_(middle.unsqueeze(3).expand(-1, -1, 1, length))
-    taken = steps(1, 1, device).new_full((where.examples, total), count)
+    taken = torch.full((where.examples, total), count, device=device)
     taken.scatter_(1, where.numbers, steps(count, 1, device).expand_as(where.numbers))
     first = steps(batch * channels, count + 1, device).view(batch, channels, 1)
     index = (first + taken.unsqueeze(1)).flatten()

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..tn import LayerSpec, PositionClass
-from ..tn.execute import indexed
 from ..tn.execute.kernels import add_product
+from ..tn.execute.rows import PartnerTable
 from ..tn.layers import role
 from .positions import flat_spatial
 from .runs import Runs, steps
@@ -128,11 +128,11 @@ class _Meetings:
         if not self._others:
             return begin.unsqueeze(0), shift, None
         sizes, outputs = (tuple(getattr(p, side) for p in self._others) for side in ("input_size", "output_size"))
-        table = indexed.table(sizes, tuple(("i", p) for p in self._others), outputs)
-        met = table(torch.arange(prod(sizes), device="cpu")).reshape(prod(sizes), -1).t()  # [entries, rows]
+        partners = PartnerTable(sizes, tuple(("i", p) for p in self._others), outputs)
+        met = partners(begin.device)  # [entries, rows]
         there = met < prod(outputs)
         begins = ((met * there).unsqueeze(2) * self._row.output_size + begin).flatten(1)
-        exists = None if bool(there.all()) else there.repeat_interleave(len(begin), 1)
+        exists = None if partners.complete else there.repeat_interleave(len(begin), 1)
         return begins, shift.repeat(prod(sizes)), exists
 
     def outputs(self, flat: Tensor, numbers: Tensor) -> Tensor:

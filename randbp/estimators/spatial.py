@@ -23,7 +23,6 @@ from .positions import (
     at_positions,
     examples_as_positions,
     gather_classes,
-    products,
     sampled_spec,
     split,
     used_size,
@@ -173,8 +172,7 @@ class Spatial(Estimator):
         plan, outputs = _plan(self, seen, "input", dtype), _plan(self, spec, "output", dtype)
         rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
         entries = rows * spec.in_channels + plan.ranks.entries(seen)
-        weight = plan.examples * products_in_runs(plan.parts, plan.runs, seen) * per_kernel
-        input_ = outputs.examples * products(outputs.parts) * per_kernel
+        weight, input_ = (p.examples * products_in_runs(p.parts, p.runs) * per_kernel for p in (plan, outputs))
         if rebuilding_pays(seen, self.keep, dtype):
             weight = replace_batch(seen, plan.examples).multiply_adds
         elif plan.centred:

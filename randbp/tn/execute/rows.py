@@ -168,7 +168,7 @@ class PartnerTable:
     @cached_property
     def _table(self) -> Tensor:
         """On the host, so that no other device has to be waited for."""
-        return self._kernel(torch.arange(self._grid)).reshape(self._grid, -1).t().contiguous()
+        return self._kernel(torch.arange(self._grid, device="cpu")).reshape(self._grid, -1).t().contiguous()
 
     @cached_property
     def complete(self) -> bool:
