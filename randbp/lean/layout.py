@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CACHE = 2**17
+"""Entries that fit a processor's cache."""
+
 
 def memory_order(tensor: Tensor) -> tuple[int, ...]:
     """Dimensions from the outermost to the innermost in memory; as they stand if the tensor has gaps or overlaps.
@@ -80,6 +83,6 @@ def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:
         device: Where they lie.
         multiple: The length of every slice but the last is a multiple of it.
     """
-    size = 2**17 if device.type == "cpu" else 2**26
+    size = CACHE if device.type == "cpu" else 2**26
     size = max(multiple, size // multiple * multiple)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -54,6 +54,21 @@ class _Groups:
         """Values ``[N or 1, C]`` for each stretch, ``[N·C / K, K]``."""
         return values.expand(self.shape[:2]).reshape(-1, self.per_row)
 
+    def pieces(self, device: torch.device) -> list[tuple[slice, Any]]:
+        """Stretches that fit a processor's cache: which rows, and which part of a tensor ``[N, C / K, K, S]``.
+
+        No piece spans more than one example where an example has several stretches: such a part is a view of the
+        tensor however it lies in memory.
+        """
+        examples, channels, size = self.shape
+        each, entries = channels // self.per_row, self.per_row * size
+        count = examples if each == 1 else each
+        parts = [slice(p.start // entries, p.stop // entries) for p in pieces(count * entries, device, entries)]
+        if each == 1:
+            return [(part, (part, 0)) for part in parts]
+        rows = ((n, part, n * each) for n in range(examples) for part in parts)
+        return [(slice(first + part.start, first + part.stop), (n, part)) for n, part, first in rows]
+
     def per_channel(self, values: Tensor) -> Tensor:
         """Statistics of each group, repeated for its channels: ``[N or 1, C]``."""
         repeated = values.view(-1, self.groups, 1).expand(-1, -1, self.shape[1] // self.groups)
@@ -119,14 +134,10 @@ class _ChannelNorm(torch.autograd.Function):
             ctx.layout.decode(codes, scales, int(seed), value.view(-1, together * size))
             value = value.to(rstd.dtype)
             sums = grad.sum(2)
-            value_rows, grad_rows = value.view(-1, together, size), grad.view(-1, together, size)
-            parts = [
-                slice(part.start // (together * size), part.stop // (together * size))
-                for part in pieces(value.numel(), value.device, together * size)
-            ]
-            products = torch.cat([(value_rows[part] * grad_rows[part]).sum(2) for part in parts]).view(
-                examples, channels
-            )
+            value_rows, grad_rows = value.view(-1, together, size), grad.unflatten(1, (-1, together))
+            parts = groups.pieces(value.device)
+            sums_of_rows = [(value_rows[rows] * grad_rows[place]).sum(2) for rows, place in parts]
+            products = torch.cat(sums_of_rows).view(examples, channels)
             weight_grad = products.sum(0) if ctx.needs_input_grad[1] else None
             bias_grad = sums.sum(0) if ctx.needs_input_grad[2] else None
             input_grad = None
@@ -140,9 +151,9 @@ class _ChannelNorm(torch.autograd.Function):
                 value.addcmul_(grad, scale.unsqueeze(2))
                 if _is_corrected(ctx.layout.bits, groups.together):
                     excess = groups.rows(scale / groups.together).unsqueeze(2)
-                    for part in parts:
-                        variance = ctx.layout.variances(scales[part]).view(-1, together, size).to(grad.dtype)
-                        value_rows[part].addcmul_(variance.mul_(grad_rows[part]), excess[part])
+                    for rows, place in parts:
+                        variance = ctx.layout.variances(scales[rows]).view(-1, together, size).to(grad.dtype)
+                        value_rows[rows].addcmul_(variance.mul_(grad_rows[place]), excess[rows])
                 input_grad = value.to(ctx.dtype).view(ctx.shape)
         grads = not_differentiable(
             "lean normalisation", (input_grad, weight_grad, bias_grad), (edge, weight, output_grad)
