@@ -1,7 +1,9 @@
 """What went wrong, in one line."""
 
+import argparse
 import os
 import re
+from typing import NoReturn
 
 
 class UsageError(Exception):
@@ -12,6 +14,25 @@ class RunError(Exception):
     """A run that failed after it had started."""
 
 
+class OptionParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as all others of the command are: without the usage before them.
+
+    Raises:
+        UsageError: If the options cannot be used.
+
+    Example:
+        >>> parser = OptionParser(prog="randbp")
+        >>> _ = parser.add_argument("--jobs", type=int)
+        >>> parser.parse_args(["--jobs=x"])
+        Traceback (most recent call last):
+        randbp.cli.errors.UsageError: argument --jobs: invalid int value: 'x'
+    """
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the options."""
+        raise UsageError(message)
+
+
 def debugging() -> bool:
     """Whether failures should show their traceback."""
     return os.environ.get("RANDBP_DEBUG", "") not in ("", "0")
@@ -20,12 +41,18 @@ def debugging() -> bool:
 def one_line(error: BaseException) -> str:
     """The message of an exception without line breaks, after its class where that says more.
 
+    Of an error of the file system it is the file, and what is wrong with it.
+
     Example:
         >>> one_line(KeyError("lr")), one_line(UsageError("no file"))
         ("KeyError: 'lr'", 'no file')
+        >>> one_line(NotADirectoryError(20, "Not a directory", "a/b"))
+        'a/b: Not a directory'
     """
     if isinstance(error, ModuleNotFoundError) and error.name in ("lightning", "jsonargparse", "torchmetrics"):
         return f"{error.name} is not installed: pip install 'randbp[cli]'"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
     if isinstance(error, UsageError | RunError | FileNotFoundError) and text:
         return text

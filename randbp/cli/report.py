@@ -1,6 +1,5 @@
 """``randbp report``: the runs below a folder side by side."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from rich.console import Console
 
 from randbp.report import compare, load_runs, print_table, write_page
 
-from .errors import UsageError
+from .errors import OptionParser, UsageError
 
 PAGE = "report.html"
 
@@ -26,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UsageError: If there is no run, or a summary cannot be read.
     """
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="randbp report", description="Compare the runs below a folder: a table, and one HTML page."
     )
     parser.add_argument("folder", type=Path, help="folder with runs in it, e.g. runs/digits")

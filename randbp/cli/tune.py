@@ -18,7 +18,7 @@ from randbp.tune.assign import check_budget
 from randbp.tune.autotune import CANDIDATES
 from randbp.tune.measure import measure
 
-from .errors import RunError, UsageError, condense, one_line
+from .errors import OptionParser, RunError, UsageError, condense, one_line
 from .fit import CLI, quieten
 
 DESCRIPTION = """\
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         >>> options.budget, options.objective, rest
         (0.5, 'memory', ['--config=digits.yaml'])
     """
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="randbp tune",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
