@@ -7,65 +7,22 @@ adds their weight gradients up. (Unlike micro-batches of a whole step this leave
 everything else outside the stretch as it is.)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from dataclasses import dataclass
+from itertools import islice, pairwise, takewhile
 from math import prod
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..autograd.hooks import transforms_at_work
-from ..reclass import Reclassed, own_class, reclass, restore
+from ..reclass import Reclassed, reclass, restore
+from .shapes import chain_shapes
 
 WORTHWHILE = 2**24
 """Bytes of input and output of a chain's widest layer, for the whole batch, below which the batch stays whole."""
-
-SHAPES = 64
-"""Shapes of inputs whose sizes a container remembers."""
-
-
-def _by_dims(*names: str) -> dict[type[nn.Module], int]:
-    """Dimensions of a batch for the layers of one, two and three spatial dimensions."""
-    return {getattr(nn, f"{name}{dims}d"): dims + 2 for name in names for dims in (1, 2, 3)}
-
-
-_LAYERS: Mapping[type[nn.Module], int] = {
-    **_by_dims("Conv", "ConvTranspose", "MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "InstanceNorm"),
-    nn.GroupNorm: 3,
-    nn.Upsample: 3,
-}
-"""Layers that treat examples one by one, and how many dimensions a batch has at least."""
-
-_ELEMENTWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
-    *(nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Identity),
-)
-
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-"""In parts these would draw other masks than PyTorch's from the same state of its generator."""
-
-
-def _treats_examples_apart(layer: nn.Module, dims: int) -> bool:
-    kind = own_class(layer)
-    if "forward" in vars(layer) or _is_observed(layer):  # not its class's; somebody wants the whole output
-        return False
-    if isinstance(layer, nn.Sequential) and kind is nn.Sequential:
-        return all(_treats_examples_apart(inner, dims) for inner in layer)
-    if kind in _ELEMENTWISE or (kind in _DROPOUTS and not cast(nn.Dropout, layer).p):
-        return True
-    if getattr(layer, "return_indices", False) or any(True for _ in layer.buffers()):
-        return False  # buffers are a state, such as running statistics or the vectors of spectral normalisation
-    least = _LAYERS.get(kind)
-    return least is not None and dims >= least
-
-
-def _is_observed(layer: nn.Module) -> bool:
-    """Whether a layer has forward hooks beside those that only keep count, and are therefore always called."""
-    hooks, always = getattr(layer, "_forward_hooks", {}), getattr(layer, "_forward_hooks_always_called", {})
-    return any(number not in always for number in hooks)
 
 
 def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:
@@ -97,44 +54,25 @@ def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:
     return (start, stop) if lower else (0, 0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Chain:
     """What a container beside its layers knows.
 
     Attributes:
         parts: How many there are at most.
         free: Of each layer, whether it may be run in parts if it treats examples one by one.
-        shapes: Of one example, for the input and each layer's output, as far as layers treat examples one by one, by
-            layers and shape of the input.
     """
 
     parts: int
     free: tuple[bool, ...]
-    shapes: dict[tuple[Any, ...], list[torch.Size]] = field(default_factory=dict)
 
     def sizes_from(self, first: int, layers: Sequence[nn.Module], input: Tensor) -> list[int]:
-        """Entries per example, as ``shapes``, from a layer on."""
-        key = (*map(id, layers), input.shape[1:])
-        if key not in self.shapes:
-            if len(self.shapes) >= SHAPES:
-                self.shapes.clear()
-            self.shapes[key] = list(self._measured(first, layers, input))
-        shapes = self.shapes[key]
-        # Asked each time, for layers may have other settings by now, or others may be where they were in memory.
-        apart = takewhile(
-            lambda pair: _treats_examples_apart(pair[0], 1 + len(pair[1])), zip(layers, shapes, strict=False)
-        )
-        return [prod(shape) for shape in shapes[: 1 + len(list(apart))]]
+        """Entries per example of the input and each layer's output, from a layer on, as far as they may be split.
 
-    def _measured(self, first: int, layers: Sequence[nn.Module], input: Tensor) -> Iterator[torch.Size]:
-        example = input.detach()[:0]  # an empty batch goes through at no cost and tells the shapes
-        yield example.shape[1:]
-        for layer, free in zip(layers, self.free[first:], strict=True):
-            if not free or not _treats_examples_apart(layer, example.dim()):
-                return
-            with torch.no_grad():
-                example = _past_hooks(layer, example)
-            yield example.shape[1:]
+        They are computed anew each time, for layers may have other settings by now.
+        """
+        free = takewhile(lambda pair: pair[1], zip(layers, self.free[first:], strict=True))
+        return [prod(shape) for shape in chain_shapes([layer for layer, _ in free], input.shape[1:])]
 
 
 class PartwiseChain(Reclassed):
@@ -185,18 +123,16 @@ def _stretch(layers: Sequence[nn.Module], sizes: Sequence[int], input: Tensor, p
     if widest * len(input) * input.element_size() < WORTHWHILE:
         return 0, 0
     start, stop = wide_stretch(sizes, min(parts, len(input)))
-    while start < stop and getattr(layers[start], "inplace", False):
+    while start < stop and _overwrites(layers[start]):
         start += 1  # a part of a tensor cannot be overwritten
     return start, stop
 
 
-def _past_hooks(layer: nn.Module, value: Tensor) -> Tensor:
-    if not isinstance(layer, nn.Sequential):
-        output: Tensor = layer.forward(value)
-        return output
-    for inner in layer:
-        value = _past_hooks(inner, value)
-    return value
+def _overwrites(layer: nn.Module) -> bool:
+    """Whether a layer works in place on its input."""
+    if isinstance(layer, nn.Sequential):
+        return any(map(_overwrites, islice(layer, 1)))
+    return bool(getattr(layer, "inplace", False))
 
 
 def _run(layers: Sequence[nn.Module], value: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def test_examples_around_the_size_of_a_stretch(size: tuple[int, ...], of_grad: s
             assert (mine - other).norm() <= 0.02 * other.norm() + 0.02 * grad.norm()
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(64), nn.GroupNorm(8, 64)])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(64), nn.GroupNorm(8, 64), nn.InstanceNorm2d(64, affine=True)])
 def test_a_norm_in_a_channels_last_network(norm: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(64, 8, 3))
     x = torch.randn(2, 3, 48, 48).contiguous(memory_format=torch.channels_last)
