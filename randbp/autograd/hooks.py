@@ -1,11 +1,12 @@
-"""Hooks, transforms and modes around a piece of code: the one place that knows PyTorch's internals about them."""
+"""Hooks, transforms, modes and calls around code: the one place that knows PyTorch's internals about them."""
 
+import sys
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, overrides
+from torch import Tensor, nn, overrides
 from torch.overrides import TorchFunctionMode
 
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
@@ -65,32 +66,157 @@ def current_backward() -> int:
     return -1 if current is None else int(current())
 
 
-def take_from_stack(mode: TorchFunctionMode) -> None:
+def take_from_stack(mode: TorchFunctionMode) -> int | None:
     """Take a function mode from the stack of modes, wherever it lies, and leave the others as they are.
 
-    An interrupted forward pass leaves modes in any order, while ``__exit__`` takes whichever is the innermost one.
-    Where PyTorch does not show its stack (it has no public name), that is all that is done.
+    Where PyTorch does not show its stack (it has no public name), the innermost one is taken, which is usually it.
+
+    Returns:
+        How many modes lay above it, for :func:`put_on_stack`; ``None`` if it was not there.
 
     Example:
         >>> lower, upper = TorchFunctionMode(), TorchFunctionMode()
         >>> with upper:
         ...     _ = lower.__enter__()
-        ...     take_from_stack(lower)
-        ...     take_from_stack(lower)  # no longer there
+        ...     take_from_stack(lower), take_from_stack(lower)
+        (0, None)
     """
-    stack, pop, push = (
-        getattr(overrides, name, None) for name in ("_get_current_function_mode_stack", "_pop_mode", "_push_mode")
-    )
-    if stack is None or pop is None or push is None:
+    if not _shows_stack():
         mode.__exit__(None, None, None)
-        return
+        return 0
+    if not any(one is mode for one in overrides._get_current_function_mode_stack()):
+        return None
     above: list[Any] = []
-    if not any(one is mode for one in stack()):
-        return
-    while (top := pop()) is not mode:
+    while (top := overrides._pop_mode()) is not mode:
         above.append(top)
     for top in reversed(above):
-        push(top)
+        overrides._push_mode(top)
+    return len(above)
+
+
+def put_on_stack(mode: TorchFunctionMode, above: int) -> None:
+    """Put a function mode on the stack of modes, below as many others as it lay when it was taken from there.
+
+    Example:
+        >>> lower, upper = TorchFunctionMode(), TorchFunctionMode()
+        >>> with lower, upper:
+        ...     put_on_stack(lower, take_from_stack(lower))
+        ...     take_from_stack(upper)
+        ...     put_on_stack(upper, 0)
+        0
+    """
+    if not above or not _shows_stack():
+        mode.__enter__()
+        return
+    taken = [overrides._pop_mode() for _ in range(min(above, len(overrides._get_current_function_mode_stack())))]
+    overrides._push_mode(mode)
+    for top in reversed(taken):
+        overrides._push_mode(top)
+
+
+def _shows_stack() -> bool:
+    return all(hasattr(overrides, name) for name in ("_get_current_function_mode_stack", "_pop_mode", "_push_mode"))
+
+
+class Around(Protocol):
+    """What happens before and after each call of a module. Pickles and copies along with the module."""
+
+    def enter(self, module: nn.Module) -> Any:
+        """The module is called."""
+
+    def leave(self, token: Any) -> None:
+        """The call ended or failed; ``token`` is what :meth:`enter` returned."""
+
+
+class _Calls:
+    """Runs in place of a module's ``_call_impl``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.around: list[Around] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.module._call_impl(*args, **kwargs)
+        # Replicas of nn.DataParallel share this object with the module that they were made of: which is it?
+        caller = sys._getframe(1).f_locals.get("self")
+        module = caller if isinstance(caller, nn.Module) and caller.__dict__.get(_CALLS) is self else self.module
+        entered: list[tuple[Around, Any]] = []
+        try:
+            for around in self.around:
+                entered.append((around, around.enter(module)))
+            return module._call_impl(*args, **kwargs)
+        finally:
+            while entered:
+                around, token = entered.pop()
+                around.leave(token)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.module.__dict__[_IMPLEMENTATION] = self  # which modules do not copy or pickle themselves
+
+
+_IMPLEMENTATION, _CALLS = "_compiled_call_impl", "_randbp_calls"
+
+
+def watch_calls(module: nn.Module, around: Around) -> Callable[[], None]:
+    """Let something happen around each call of a module, its hooks included, without a hook of the module.
+
+    A module with hooks is another one to PyTorch: its attention layers leave their fast paths, compiled graphs call the
+    hooks, and other libraries look for them. ``nn.Module.compile`` has a call of the module run something else; that is
+    where this stands in. A module that is compiled that way is left alone: its operations are the graph's. Copies and
+    pickles of the module are watched, too.
+
+    Returns:
+        A function that takes it back; calling it twice is harmless.
+
+    Example:
+        >>> class Tell:
+        ...     def enter(self, module):
+        ...         print("in", module)
+        ...     def leave(self, token):
+        ...         print("out")
+        >>> module = nn.Identity()
+        >>> stop = watch_calls(module, Tell())
+        >>> module(1)
+        in Identity()
+        out
+        1
+        >>> stop()
+        >>> module(1)
+        1
+    """
+    if not hasattr(nn.Module, _IMPLEMENTATION):
+        return _by_hooks(module, around)
+    state = module.__dict__
+    calls: _Calls | None = state.get(_CALLS)
+    if calls is None:
+        if state.get(_IMPLEMENTATION) is not None:
+            return lambda: None
+        state[_CALLS] = state[_IMPLEMENTATION] = calls = _Calls(module)
+    calls.around.append(around)
+
+    def stop() -> None:
+        calls.around[:] = [other for other in calls.around if other is not around]
+        if not calls.around and state.get(_CALLS) is calls:
+            del state[_CALLS]
+            if state.get(_IMPLEMENTATION) is calls:  # or else it was compiled since
+                del state[_IMPLEMENTATION]
+
+    return stop
+
+
+def _by_hooks(module: nn.Module, around: Around) -> Callable[[], None]:
+    """The same where PyTorch has no such place."""
+    tokens: list[Any] = []
+    before = module.register_forward_pre_hook(lambda module, args: tokens.append(around.enter(module)))
+    after = module.register_forward_hook(lambda *_: around.leave(tokens.pop()), always_call=True)
+
+    def stop() -> None:
+        before.remove()
+        after.remove()
+
+    return stop
 
 
 _QUESTIONS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ..autograd.hooks import watch_calls
 from ..estimators.seeds import Integers
-from .mode import Level, Session
+from .mode import Level, Part, Session
 from .parts import join_chain, split_chains
 
 Lean = bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]]
@@ -43,17 +43,16 @@ def check_lean(lean: object, bits: object, parts: object = 1) -> None:
 class LeanHandle:
     """What :func:`make_lean` did to a model, and the way back."""
 
-    def __init__(self, session: Session, hooks: list[Any], chains: list[nn.Module]) -> None:
-        self._session, self._hooks, self._chains = session, hooks, chains
+    def __init__(self, stops: list[Callable[[], None]], chains: list[nn.Module]) -> None:
+        self._stops, self._chains = stops, chains
 
     def remove(self) -> None:
         """Restore the very same model. Doing so twice is harmless."""
-        for hook in self._hooks:
-            hook.remove()
+        for stop in self._stops:
+            stop()
         for chain in self._chains:
             join_chain(chain)
-        self._hooks, self._chains = [], []
-        self._session.close()
+        self._stops, self._chains = [], []
 
 
 def make_lean(
@@ -82,7 +81,7 @@ def make_lean(
     """
     check_lean(lean, bits, parts)
     level_of = _levels(model, lean)
-    session, hooks = Session(bits, clock), []
+    session, stops = Session(bits, clock), []
     names: dict[nn.Module, set[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, set()).add(name)
@@ -92,13 +91,14 @@ def make_lean(
         level = level_of(names[module])
         if level is not None and any(module is other for other in apart):
             level = "exact"
-        hooks.append(module.register_forward_pre_hook(partial(session.enter, level)))
-        hooks.append(module.register_forward_hook(session.leave, always_call=True))
+        if isinstance(module, nn.TransformerEncoder):
+            level = None  # it does nothing but call its layers, and looks for modes before it goes their fast path
+        stops.append(watch_calls(module, Part(session, level)))
 
     def free(module: nn.Module) -> bool:
         return level_of(names[module]) == "rounded" and not any(module is other for other in whole)
 
-    return LeanHandle(session, hooks, split_chains(model, parts, free))
+    return LeanHandle(stops, split_chains(model, parts, free))
 
 
 def _levels(model: nn.Module, lean: Lean) -> Callable[[set[str]], Level]:

@@ -1,16 +1,14 @@
 """Where lean versions step in: while a module of the model runs its forward pass in training mode."""
 
-import sys
 import threading
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..autograd.hooks import Hooks, hooks_in_force, take_from_stack, transforms_at_work
+from ..autograd.hooks import Hooks, hooks_in_force, put_on_stack, take_from_stack, transforms_at_work
 from ..autograd.recomputation import Recomputation
 from ..estimators.seeds import Integers, next_seed
 from .rules import RULES, Call
@@ -23,21 +21,19 @@ _KEY = 0x6C65616E  # keeps these seeds apart from those of layers
 
 @dataclass(frozen=True)
 class _Frame:
-    """A module that is running, and the Python frame that runs its hooks and its forward pass."""
+    """A module that is running."""
 
     level: Level
     hooks: Hooks | None
-    caller: FrameType
 
 
 class Session:
-    """Settings that the modules of one model share, and per thread the modules that run.
+    """Settings that the modules of one model share, and per thread the module that runs.
 
-    Hooks of the modules tell when each is entered and left; while at least one runs, calls of PyTorch's functions go
-    through a :class:`torch.overrides.TorchFunctionMode`. Replicas in other threads, copies and pickles work alike.
-
-    PyTorch calls no hook of a module that a ``KeyboardInterrupt`` or ``SystemExit`` leaves. What counts as running is
-    therefore only what is still on the thread's call stack: afterwards everything is PyTorch's at once.
+    Each module of the model tells when it is entered and left (:class:`Part`). While the innermost one that runs is to
+    be lean, calls of PyTorch's functions go through a :class:`torch.overrides.TorchFunctionMode`; while it is not (in
+    ``eval()`` mode or without grad), none is there: functions and modules of PyTorch look for modes before they take a
+    faster path. Replicas in other threads, copies and pickles work alike.
 
     Args:
         bits: Bits per entry where a version rounds.
@@ -52,43 +48,24 @@ class Session:
 
     def seed(self) -> int:
         """A new seed: hashed from the clock and the number of seeds since it was set; the same in a recomputation."""
-        frame = self._running.innermost()  # within hooks of lean mode's own, too, those around the module count
+        frame = self._running.frame  # within hooks of lean mode's own, too, those around the module count
         hooks = None if frame is None else frame.hooks
         return self._recomputation.seed(lambda: next_seed(self.clock.values, self._place), hooks)
 
-    def enter(self, level: Level, module: nn.Module, args: Any) -> None:
-        """A module's forward pass begins (a forward pre-hook)."""
-        if torch.compiler.is_compiling():
-            return
-        running = self._running
-        running.forget_stopped()
-        if not running.frames:
-            running.mode.leave()  # which an interrupted pass did not
-            running.mode.enter()
-        running.frames.append(_Frame(level if module.training else None, hooks_in_force(), sys._getframe(1)))
+    def enter(self, level: Level) -> "_State":
+        """Code begins that is to be lean, or not; :meth:`leave` takes what this returns."""
+        return self._running.go_to(_Frame(level, hooks_in_force()))
 
-    def leave(self, *_: Any) -> None:
-        """A module's forward pass ended, or failed (a forward hook that is always called)."""
-        if torch.compiler.is_compiling():
-            return
-        running = self._running
-        running.forget_stopped()  # a module that failed has stopped; one that ended is about to
-        if running.frames and running.frames[-1].caller is sys._getframe(1):
-            running.frames.pop()
-        if not running.frames:
-            running.mode.leave()
-
-    def close(self) -> None:
-        """Leave whatever an interrupted forward pass of this thread did not leave."""
-        self._running.frames.clear()
-        self._running.mode.leave()
+    def leave(self, state: "_State") -> None:
+        """The code ended or failed."""
+        self._running.go_back(state)
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function of PyTorch, or its lean version."""
         rule = RULES.get(function)
         if rule is None or not torch.is_grad_enabled():
             return function(*args, **kwargs)
-        frame = self._running.innermost()
+        frame = self._running.frame
         if frame is None or frame.level is None or (frame.level == "exact" and not rule.exact) or transforms_at_work():
             return function(*args, **kwargs)
         # Hooks that the module's own code set up, such as those of a checkpoint of a few lines, must see the same
@@ -111,47 +88,63 @@ class Session:
         self._running = _Running(self)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What happens around each call of a module: see :func:`randbp.autograd.hooks.watch_calls`.
+
+    Attributes:
+        session: The model's.
+        level: Of this module, in training mode.
+    """
+
+    session: Session
+    level: Level
+
+    def enter(self, module: nn.Module) -> "_State":
+        """The module is called."""
+        return self.session.enter(self.level if module.training and torch.is_grad_enabled() else None)
+
+    def leave(self, state: "_State") -> None:
+        """The call ended or failed."""
+        self.session.leave(state)
+
+
+_State = tuple[_Frame | None, int | None]
+"""What ran before, and where the mode was on the stack: below how many others, ``None`` if it was not there."""
+
+
 class _Running(threading.local):
     def __init__(self, session: Session) -> None:
-        self.frames: list[_Frame] = []
         self.mode = _Mode(session)
+        self.frame: _Frame | None = None
+        self._is_there = False
 
-    def innermost(self) -> _Frame | None:
-        """The module that runs, if one does."""
-        self.forget_stopped()
-        return self.frames[-1] if self.frames else None
+    def go_to(self, frame: _Frame) -> _State:
+        """Run something else, and say what ran before."""
+        before, above = self.frame, None
+        if frame.level is None and self._is_there:
+            self._is_there, above = False, take_from_stack(self.mode)
+        elif frame.level is not None and not self._is_there:
+            put_on_stack(self.mode, 0)
+            self._is_there = True
+        self.frame = frame
+        return before, above
 
-    def forget_stopped(self) -> None:
-        """Drop modules that were interrupted; their frames would keep activations alive."""
-        while self.frames and not _is_running(self.frames[-1].caller):
-            self.frames.pop()
-
-
-def _is_running(frame: FrameType) -> bool:
-    """Whether a Python frame is on this thread's call stack (that of a running module is near its top)."""
-    current: FrameType | None = sys._getframe(1)
-    while current is not None and current is not frame:
-        current = current.f_back
-    return current is frame
+    def go_back(self, state: _State) -> None:
+        """To what ran before."""
+        self.frame, above = state
+        was_there = self.frame is not None and self.frame.level is not None
+        if self._is_there and not was_there:
+            take_from_stack(self.mode)
+        elif was_there and not self._is_there and above is not None:
+            put_on_stack(self.mode, above)
+        self._is_there = was_there
 
 
 class _Mode(TorchFunctionMode):
-    _entered = False
-
     def __init__(self, session: Session) -> None:
         super().__init__()
         self._session = session
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._session.call(func, args, kwargs or {})
-
-    def enter(self) -> None:
-        """Step in from now on."""
-        self.__enter__()
-        self._entered = True
-
-    def leave(self) -> None:
-        """Step in no longer."""
-        if self._entered:
-            take_from_stack(self)
-        self._entered = False
