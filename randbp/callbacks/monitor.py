@@ -21,11 +21,14 @@ from randbp.diagnostics import (
     quartiles,
 )
 
+from .files import write_json
 from .host_peak import HostPeak
-from .summary import describe_estimators, describe_run, write_json
+from .summary import describe_estimators, describe_run
 
 SUMMARY_FORMAT = 1
 """Version of the layout of ``summary.json``; a change of meaning raises it."""
+
+_CONTINUED = ("steps", "held_bytes", "peak_bytes")
 
 
 class CostMonitor(Callback):
@@ -35,7 +38,8 @@ class CostMonitor(Callback):
     and environment into one file in the run's folder (``trainer.log_dir``, else
     ``trainer.default_root_dir``), written atomically: at the start with ``"status": "running"``, updated
     after each epoch, at the end of ``fit`` and of ``test`` with ``"finished"``, after an exception with
-    ``"failed"`` and whatever is known by then. Only rank zero writes; times, bytes and peaks are its own.
+    ``"failed"`` and whatever is known by then. A training that is resumed in the folder of the interrupted one
+    continues its file: the steps of both count. Only rank zero writes; times, bytes and peaks are its own.
 
     Logged and written are
 
@@ -84,8 +88,10 @@ class CostMonitor(Callback):
         self._held: HeldTensors | None = None
         self._hooks = ExitStack()
         self._held_bytes: int | None = None
+        self._peak_before: int | None = None
         self._steps = 0
         self._fit_began = 0.0
+        self._earlier: dict[str, Any] | None = None
 
     # Training
 
@@ -96,20 +102,28 @@ class CostMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure."""
         device = trainer.strategy.root_device
-        self._timer, self._wait = StepTimer(device), ProcessorWait()
+        earlier, self._earlier = self._earlier, None
+        if earlier is None or self._path is None or not self._path.exists():
+            earlier = {"steps": 0, "seconds": [], "held_bytes": None, "peak_bytes": None, "fit_seconds": 0.0}
+        self._timer, self._wait = StepTimer(device, earlier["seconds"]), ProcessorWait()
         self._peak = PeakMemory(device) if device.type == "cuda" else HostPeak(trainer, pl_module)
-        self._steps, self._held_bytes, self._fit_began = 0, None, time.perf_counter()
+        self._steps, self._held_bytes, self._peak_before = (earlier[name] for name in _CONTINUED)
+        self._fit_began = time.perf_counter() - earlier["fit_seconds"]
         self.summary = {
             "format": SUMMARY_FORMAT,
             "status": "running",
             "error": None,
-            "started": _now(),
+            "started": earlier.get("started", _now()),
             "updated": _now(),
             "run": describe_run(trainer, pl_module),
             "estimators": describe_estimators(trainer),
-            "progress": {"epochs": 0, "max_epochs": trainer.max_epochs, "steps": 0},
+            "progress": {
+                "epochs": earlier.get("epochs", 0),
+                "max_epochs": trainer.max_epochs,
+                "steps": self._steps,
+            },
             "cost": {},
-            "metrics": {},
+            "metrics": dict(earlier.get("metrics", {})),
             "environment": describe_environment(device),
         }
         self._write(trainer)
@@ -154,12 +168,33 @@ class CostMonitor(Callback):
             logger.log_metrics(costs, step=trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the result of the training."""
+        """Write the result of the training; of one that was over when it was resumed, too."""
+        self.summary["run"] = describe_run(trainer, pl_module)
         self._add_costs()
         self._add_metrics(trainer)
         self.summary["status"] = "finished"
         self.summary["fit_seconds"] = time.perf_counter() - self._fit_began
         self._write(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what the training has cost and reached so far, for one that goes on from here."""
+        if self._timer is None or self._peak is None:
+            return
+        self._add_metrics(trainer)
+        checkpoint["callbacks"][self.state_key] = {
+            "steps": self._steps,
+            "held_bytes": self._held_bytes,
+            "peak_bytes": self._highest_peak(),
+            "seconds": self._timer.seconds(),
+            "fit_seconds": time.perf_counter() - self._fit_began,
+            "started": self.summary["started"],
+            "epochs": self.summary["progress"]["epochs"],
+            "metrics": dict(self.summary["metrics"]),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember it until fitting starts."""
+        self._earlier = state_dict
 
     # Testing
 
@@ -217,10 +252,14 @@ class CostMonitor(Callback):
             "steps_timed": len(seconds),
             "waiting_threads": self._wait.threads,
             "held_bytes": self._held_bytes,
-            "peak_bytes": self._peak.bytes,
+            "peak_bytes": self._highest_peak(),
             "start_bytes": self._peak.start_bytes,
             "peak_source": self._peak.source,
         }
+
+    def _highest_peak(self) -> int | None:
+        peaks = (self._peak_before, None if self._peak is None else self._peak.bytes)
+        return max((peak for peak in peaks if peak is not None), default=None)
 
     def _add_costs(self) -> None:
         if self._timer is not None:

@@ -1,9 +1,7 @@
-"""A training run described in plain data, and the file that holds it."""
+"""A training run described in plain data."""
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -51,41 +49,6 @@ def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
     return None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write plain data so that readers see the old or the new content, never a part.
-
-    Numbers that JSON does not have (NaN, infinities) become strings that ``float`` reads, and so does what
-    else JSON has no type for.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     write_json(Path(folder) / "new" / "a.json", {"loss": float("nan")})
-        ...     json.loads((Path(folder) / "new" / "a.json").read_text())
-        {'loss': 'nan'}
-    """
-    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that readers see the old or the new content, never a part; folders are made as needed.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     write_text(Path(folder) / "new" / "a.txt", "all of it")
-        ...     (Path(folder) / "new" / "a.txt").read_text()
-        'all of it'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _estimator_fields(estimator: Any) -> dict[str, Any] | None:
     if estimator is None:
         return None
@@ -100,13 +63,3 @@ def _estimator_fields(estimator: Any) -> dict[str, Any] | None:
 
 def _class_name(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value - value != 0:  # NaN or infinite
-        return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

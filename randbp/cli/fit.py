@@ -7,7 +7,7 @@ import traceback
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, instantiate_class
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -25,13 +25,18 @@ from rich.console import Console
 
 from randbp import Estimator, Exact
 from randbp.callbacks import TensorDropout
+from randbp.callbacks.files import write_text
+from randbp.callbacks.latest_epoch import FILENAMES, LatestEpoch, find_latest
 from randbp.callbacks.monitor import CostMonitor
 from randbp.callbacks.random_state import RandomState
 from randbp.randomize.modules import is_convolution
 
 from .errors import RunError, UsageError, condense, debugging, one_line
 from .loggers import WandbMode, close_loggers, make_loggers
-from .run_folder import claim
+from .metrics_file import KeepRows
+from .resume import CONFIG, how_to_resume, with_folder
+from .run_folder import claim, is_rank_zero, owned, withdraw
+from .stopping import Stopped, reason, sigterm_raises
 
 
 def tensor_dropout(
@@ -65,19 +70,17 @@ def tensor_dropout(
     return TensorDropout(weight_vjp, input_vjp, layers, seed, lean, bits, parts)
 
 
-def last_checkpoint() -> ModelCheckpoint:
-    """Keep the latest epoch in ``checkpoints/last.ckpt``."""
-    return ModelCheckpoint(save_top_k=0, save_last=True)
+class LogConfig(Callback):
+    """Hand the resolved configuration to W&B."""
 
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
 
-class SaveConfig(SaveConfigCallback):
-    """Write the resolved configuration to ``config.yaml`` in the run's folder, and to W&B."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the configuration to W&B."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do so once W&B has started."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.config.as_dict())
+                logger.log_hyperparams(self.config)
 
 
 class CLI(LightningCLI):
@@ -87,12 +90,17 @@ class CLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         quiet: dict[str, Any] = {"exit_on_error": False}
+        self.ownership = ExitStack()
+        with self.ownership:
+            self._run(args, quiet)
+
+    def _run(self, args: Sequence[str], quiet: dict[str, Any]) -> None:
         super().__init__(
-            save_config_callback=SaveConfig,
+            save_config_callback=None,
             trainer_defaults={"default_root_dir": "runs", "enable_model_summary": False},
             seed_everything_default=0,
             parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
-            args=list(args),
+            args=with_folder(args),
         )
 
     @staticmethod
@@ -108,6 +116,13 @@ class CLI(LightningCLI):
             "--version", type=str | int | None, default=None, help="Its folder below; by default a number."
         )
         parser.add_argument("--wandb", type=WandbMode, default="offline", help="Where W&B writes to.")
+        parser.add_argument(
+            "--resume",
+            type=bool,
+            default=False,
+            help="Go on with the run of that name and version after its latest epoch, from the start if there is none; "
+            "--resume=FOLDER: with the run in that folder.",
+        )
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Whether fit tests the trained model.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -133,12 +148,11 @@ class CLI(LightningCLI):
         """Build all classes, and say in one line what they refuse."""
         try:
             super().instantiate_classes()
-        except UsageError:
-            raise
-        except Exception as error:
+        except BaseException as error:
             if self.folder is not None:
-                with suppress(OSError):  # a folder that already holds something stays
-                    self.folder.rmdir()
+                withdraw(self.folder)
+            if isinstance(error, UsageError) or not isinstance(error, Exception):
+                raise
             plain = isinstance(error, ValueError | MisconfigurationException)
             raise UsageError(condense(str(error) if plain else one_line(error))) from error
 
@@ -146,31 +160,63 @@ class CLI(LightningCLI):
         """Make the run's folder and put loggers and callbacks into the trainer."""
         options = self.config_init[self.subcommand]
         trainer = options["trainer"]
+        resume = self._resumes()
         root, version = Path(trainer["default_root_dir"]), options["version"]
         prefix = "" if self.subcommand == "fit" else f"{self.subcommand}-"
-        self.folder = claim(root, options["name"], None if version is None else str(version), prefix)
+        self.folder = claim(root, options["name"], None if version is None else str(version), prefix, resume)
+        self.ownership.enter_context(owned(self.folder))
+        if resume:
+            self._go_on(self.folder)
         if not any(is_convolution(module) for module in self.model.modules()):
             self._leave_out_if_exact(options)
+        logger, *others = make_loggers(self.folder, f"{options['name']}/{self.folder.name}", options["wandb"])
         bar = trainer["enable_progress_bar"] is not False and Console().is_terminal
-        checkpoints = self.subcommand == "fit" and trainer["enable_checkpointing"] is not False
-        callbacks = _as_list(trainer["callbacks"])
+        own = _as_list(trainer["callbacks"])
+        first: list[Callback] = []
+        if self.subcommand == "fit" and trainer["enable_checkpointing"] is not False:
+            # Before all others, see there. Lightning would add a checkpoint of its own where there is none.
+            first = [LatestEpoch(_filename(own)), RandomState(), KeepRows(logger)]
+            trainer["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in own)
         defaults: list[tuple[type[Callback], bool, Callable[[], Callback]]] = [
             (CostMonitor, True, CostMonitor),
-            (RandomState, True, RandomState),
             (ProgressBar, bar, RichProgressBar),
-            (ModelCheckpoint, checkpoints, last_checkpoint),
         ]
-        for kind, wanted, make in defaults:
-            if wanted and not any(isinstance(callback, kind) for callback in callbacks):
-                callbacks.append(make())
-        trainer["callbacks"] = callbacks
-        own = [logger for logger in _as_list(trainer["logger"]) if isinstance(logger, Logger)]
+        last = [make() for kind, wanted, make in defaults if wanted and not any(isinstance(c, kind) for c in own)]
+        trainer["callbacks"] = [*first, *own, *last, LogConfig(self._resolved().as_dict())]
         return super().instantiate_trainer(
-            logger=make_loggers(root, self.folder, options["wandb"]) + own,
+            logger=[logger, *others, *(own for own in _as_list(trainer["logger"]) if isinstance(own, Logger))],
             default_root_dir=str(self.folder),
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in trainer["callbacks"]),
             **kwargs,
         )
+
+    def _resumes(self) -> bool:
+        resume = bool(self._option("resume"))
+        if resume and self.subcommand != "fit":
+            raise UsageError(f"--resume: {self.subcommand} has nothing to go on with, only fit does")
+        if resume and self._option("version") is None:
+            raise UsageError("--resume: which run? Expected its --version, or its folder: --resume=runs/name/version")
+        return resume
+
+    def _go_on(self, folder: Path) -> None:
+        """Take the latest epoch's checkpoint; where there is none what an earlier process has logged is in the way."""
+        if (checkpoint := find_latest(folder)) is not None:
+            self.config_init[self.subcommand]["ckpt_path"] = checkpoint
+        elif is_rank_zero():
+            for name in ("metrics.csv", "summary.json"):
+                (folder / name).unlink(missing_ok=True)
+
+    def _resolved(self) -> Namespace:
+        """The configuration with all defaults, as it repeats this run in a folder of its own."""
+        config = self.config[self.subcommand].clone()
+        config["resume"] = False
+        return config
+
+    def _save_config(self) -> None:
+        assert self.folder is not None
+        if is_rank_zero():
+            parser = self._parser(self.subcommand)
+            write_text(self.folder / CONFIG, parser.dump(self._resolved(), skip_none=False))
 
     @staticmethod
     def _leave_out_if_exact(options: Any) -> None:
@@ -216,9 +262,13 @@ class CLI(LightningCLI):
         assert self.folder is not None
         failed = True
         try:
+            self._save_config()
             yield
             failed = False
-        except Exception as error:
+        except BaseException as error:
+            if (stop := reason(error)) is not None:
+                why, code = stop
+                raise Stopped(f"{why}; to go on: {how_to_resume(self.folder)}", code) from error
             path = self.folder / "traceback.txt"
             path.write_text(traceback.format_exc())
             raise RunError(f"{one_line(error)} (traceback in {path})") from error
@@ -274,6 +324,12 @@ def _build(config: Any) -> Any:
     return instantiate_class((), {"class_path": config.class_path, "init_args": values})
 
 
+def _filename(callbacks: list[Callback]) -> str:
+    """Of the latest epoch's checkpoint: another one where the user's own callback writes the usual file."""
+    taken = any(isinstance(callback, ModelCheckpoint) and callback.save_last for callback in callbacks)
+    return FILENAMES[taken]
+
+
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else [*value] if isinstance(value, list) else [value]
 
@@ -284,6 +340,9 @@ def quieten() -> None:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
+        # Which evaluations of a checkpoint do not need.
+        own = r"'(RandomState|KeepRows|LatestEpoch)'"
+        warnings.filterwarnings("ignore", message=rf".*add the following callbacks: \[{own}(, {own})*\]")
         # Meant to be so: a resumed run has a folder of its own.
         warnings.filterwarnings("ignore", message="The dirpath has changed")
 
@@ -303,7 +362,8 @@ def main(argv: Sequence[str]) -> int:
     """
     quieten()
     try:
-        CLI(argv)
+        with sigterm_raises():
+            CLI(argv)
     except ArgumentError as error:  # from the hyper-parameters of a checkpoint
         raise UsageError(condense(str(error))) from error
     return 0

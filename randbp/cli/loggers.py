@@ -6,37 +6,36 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from .metrics_file import MetricsFile
 
 WandbMode = Literal["offline", "online", "disabled"]
 
 
-def make_loggers(root: Path, folder: Path, wandb: WandbMode) -> list[Logger]:
+def make_loggers(folder: Path, name: str, wandb: WandbMode) -> tuple[MetricsFile, *tuple[Logger, ...]]:
     """The loggers of a run.
 
     Under a W&B agent (which sets ``WANDB_SWEEP_ID``) its mode is used, that is ``WANDB_MODE``, online by default.
 
     Args:
-        root: Folder of all runs.
-        folder: Folder of this run, two or more levels below.
+        folder: Folder of this run.
+        name: What W&B calls it.
         wandb: Whether W&B writes to the run's folder only, to its server, or nothing.
 
     Returns:
-        First the CSV logger, whose ``log_dir`` is the run's folder.
+        First the logger of ``metrics.csv``, whose ``log_dir`` is the run's folder.
     """
-    name = str(folder.parent.relative_to(root))
-    csv = CSVLogger(str(root), name=name, version=folder.name)
-    _ = csv.experiment  # made while the folder is empty, or else it warns of an earlier run's files
-    loggers: list[Logger] = [csv]
+    file = MetricsFile(folder)
     agent = "WANDB_SWEEP_ID" in os.environ
     mode = os.environ.get("WANDB_MODE", "online") if agent else wandb
     if mode == "disabled":
-        return loggers
+        return (file,)
     if importlib.util.find_spec("wandb") is None:
         note = "W&B is not installed (pip install wandb): metrics go to metrics.csv only"
         rank_zero_only(print)(note, file=sys.stderr)
-        return loggers
+        return (file,)
     import wandb as library
 
     # W&B keeps silent, because its many lines would come between ours; `close_loggers` says what matters.
@@ -44,7 +43,7 @@ def make_loggers(root: Path, folder: Path, wandb: WandbMode) -> list[Logger]:
     # Not `offline=True`, for which WandbLogger changes the environment of whatever runs next.
     options: dict[str, Any] = {} if agent else {"mode": wandb}
     project = os.environ.get("WANDB_PROJECT", "randbp")
-    return [*loggers, WandbLogger(f"{name}/{folder.name}", save_dir=str(folder), project=project, **options)]
+    return file, WandbLogger(name, save_dir=str(folder), project=project, **options)
 
 
 def close_loggers(loggers: list[Logger], failed: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from randbp import __version__
 
 from .errors import UsageError, debugging, one_line
+from .stopping import Stopped, Terminated, reason
 
 TRAINING = {
     "fit": "train, then test: randbp fit --config configs/digits.yaml",
@@ -70,11 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command in TRAINING:
             return importlib.import_module("randbp.cli.fit").main([command, *options])
         return importlib.import_module(f"randbp.cli.{command}").main(options)
-    except SystemExit as stop:  # --help, or Lightning after Ctrl-C
+    except SystemExit as stop:  # --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        print(f"randbp {command}: interrupted", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Stopped, Terminated) as stop:
+        why, code = (str(stop), stop.code) if isinstance(stop, Stopped) else reason(stop) or ("stopped", 1)
+        print(f"randbp {command}: {why}", file=sys.stderr)
+        return code
     except Exception as error:
         if debugging():
             raise

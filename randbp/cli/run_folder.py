@@ -1,29 +1,37 @@
-"""The folder of a run: ``<root>/<name>/<version>``."""
+"""The folder of a run: ``<root>/<name>/<version>``, and who owns it."""
 
 import os
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .errors import UsageError
 
 SHARED = "RANDBP_RUN_FOLDER"  # tells the other processes of a distributed run which folder rank zero has made
+LOCK = ".lock"
+PATIENCE = 2.0  # seconds, in which another process may look whether the folder is owned
+LONGEST = 255  # bytes, of a name in the usual file systems
 
 
-def claim(root: Path, name: str, version: str | None, prefix: str = "") -> Path:
-    """Make the folder of a new run; no run ever gets the folder of an earlier one.
+def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: bool = False) -> Path:
+    """Make the folder of a new run; no run ever gets the folder of an earlier one, unless it continues that.
 
     Args:
         root: Folder of all runs.
         name: What is run; one folder, or several with ``/`` in between.
         version: Folder below it; by default the next free number.
         prefix: Goes before that number.
+        resume: Whether the folder may be there already.
 
     Returns:
-        The new, empty folder.
+        The folder.
 
     Raises:
-        UsageError: If a name is not one of a folder, or the version is taken.
+        UsageError: If a name is not one of a folder, the version is taken, or the folder cannot be made.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -31,24 +39,116 @@ def claim(root: Path, name: str, version: str | None, prefix: str = "") -> Path:
         ...     [str(claim(Path(root), "digits", None).relative_to(root)) for _ in range(2)]
         ['digits/0', 'digits/1']
     """
-    if getattr(rank_zero_only, "rank", 0) != 0 and SHARED in os.environ:
+    if not is_rank_zero() and SHARED in os.environ:
         return Path(os.environ[SHARED])
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UsageError(f"--name={name!r}, expected the name of a folder")
-    parent = root / name
-    parent.mkdir(parents=True, exist_ok=True)
+    check_name("--name", name, several=True)
     if version is not None:
-        if Path(version).name != version:
-            raise UsageError(f"--version={version!r}, expected the name of a folder")
-        folder = parent / version
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            raise UsageError(f"--version={version}: the run {folder} exists and is left as it is") from None
-    else:
-        folder = _next_free(parent, prefix)
+        check_name("--version", version)
+    parent = root / name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = _next_free(parent, prefix) if version is None else parent / version
+        if version is not None:
+            folder.mkdir(exist_ok=resume)
+    except FileExistsError as error:
+        if version is not None and folder.is_dir():
+            message = f"--version={version}: the run {folder} exists and is left as it is (--resume goes on with it)"
+            raise UsageError(message) from None
+        raise UsageError(f"trainer.default_root_dir={str(root)!r}: {error.filename} is not a folder") from None
+    except OSError as error:
+        reason = f"{error.filename or parent}: {error.strerror}"
+        raise UsageError(f"trainer.default_root_dir={str(root)!r}: no folder for runs ({reason})") from error
     os.environ[SHARED] = str(folder)
     return folder
+
+
+def check_name(option: str, name: str, several: bool = False) -> None:
+    """A name of a folder stays below the folder that it is meant for, whatever it is made of.
+
+    Args:
+        option: What gave the name, for the message.
+        name: The name.
+        several: Whether it may be several names with ``/`` in between.
+
+    Raises:
+        UsageError: If it is not the name of a folder.
+
+    Example:
+        >>> check_name("--name", "../x", several=True)
+        Traceback (most recent call last):
+        randbp.cli.errors.UsageError: --name='../x', expected the name of a folder
+    """
+    parts = name.split("/") if several else [name]
+    if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts):
+        raise UsageError(f"{option}={name!r}, expected the name of a folder")
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        raise UsageError(f"{option}={name!r}, expected the name of a folder without control characters")
+    size = max(len(part.encode()) for part in parts)
+    if size > LONGEST:
+        raise UsageError(f"{option}='{name[:40]}…' has {size} bytes, expected the name of a folder, {LONGEST} at most")
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own a run's folder while its training runs; ownership ends with the process, however that ends.
+
+    The other processes of a distributed run leave it to rank zero.
+
+    Raises:
+        UsageError: If another process owns it.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder, owned(Path(folder)):
+        ...     is_owned(Path(folder))
+        True
+    """
+    if not is_rank_zero():
+        yield
+        return
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise UsageError(f"{folder}: another process is training there") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_owned(folder: Path) -> bool:
+    """Whether some process, this or another one, trains in a run's folder now.
+
+    Example:
+        >>> is_owned(Path("no/such/folder"))
+        False
+    """
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def is_rank_zero() -> bool:
+    """Whether this is the only or the first process of a run.
+
+    Example:
+        >>> is_rank_zero()
+        True
+    """
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
+def withdraw(folder: Path) -> None:
+    """Take away the folder of a run that has not begun; one that holds something stays."""
+    with suppress(OSError):
+        if all(path.name == LOCK for path in folder.iterdir()):
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _next_free(parent: Path, prefix: str) -> Path:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from randbp.callbacks.summary import write_json
+from randbp.callbacks.files import write_json
 from randbp.report.runs import SUMMARY
 
 from .errors import UsageError

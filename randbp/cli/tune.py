@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 
-from randbp.callbacks.summary import write_text
+from randbp.callbacks.files import write_text
 from randbp.tune import Assignment, LayerOptions, UnreachableBudget, assign
 from randbp.tune.assign import check_budget
 from randbp.tune.autotune import CANDIDATES

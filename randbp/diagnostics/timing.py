@@ -2,7 +2,7 @@
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ class StepTimer:
 
     Args:
         device: Where the steps run.
+        seconds: Durations of earlier steps, which come first.
 
     Example:
         >>> timer = StepTimer("cpu")
@@ -59,9 +60,9 @@ class StepTimer:
         (3, True)
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, seconds: Iterable[float] = ()) -> None:
         self.device = torch.device(device)
-        self._seconds = array("d")
+        self._seconds = array("d", seconds)
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self._started: float | torch.cuda.Event | None = None
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from randbp.callbacks.summary import write_text
+from randbp.callbacks.files import write_text
 
 from .groups import Comparison, Group
 from .plots import accuracy_plot, cost_plots, loss_plot

@@ -1,0 +1,84 @@
+"""Files that are there whole, or as they were before, whenever the process ends."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data so that readers see the old or the new content, never a part.
+
+    Numbers that JSON does not have (NaN, infinities) become strings that ``float`` reads, and so does what
+    else JSON has no type for.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_json(Path(folder) / "new" / "a.json", {"loss": float("nan")})
+        ...     json.loads((Path(folder) / "new" / "a.json").read_text())
+        {'loss': 'nan'}
+    """
+    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new content, never a part; folders are made as needed.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_text(Path(folder) / "new" / "a.txt", "all of it")
+        ...     (Path(folder) / "new" / "a.txt").read_text()
+        'all of it'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Give a finished file or folder beside its place its name, once its content is on the disk.
+
+    Of a folder that is replaced, the old one goes away first and only then the new one gets its name.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     part, path = Path(folder) / ".a.part", Path(folder) / "a"
+        ...     _ = part.write_text("new"), path.write_text("old")
+        ...     put_in_place(part, path)
+        ...     path.read_text(), part.exists()
+        ('new', False)
+    """
+    for file in [part] if part.is_file() else [found for found in part.rglob("*") if found.is_file()]:
+        _synchronise(file)
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(part, path)
+    _synchronise(path.parent)
+
+
+def _synchronise(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0:  # NaN or infinite
+        return str(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,131 @@
+"""The run's ``metrics.csv``: never torn, and continued by a resumed run."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from randbp.callbacks.files import write_text
+
+from .run_folder import is_rank_zero
+
+
+class MetricsFile(CSVLogger):
+    """Lightning's CSV logger, which goes on where there is a ``metrics.csv`` already.
+
+    Args:
+        folder: Folder of the run.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for loss in (0.5, 0.25):
+        ...         logger = MetricsFile(Path(folder))
+        ...         logger.log_metrics({"loss": loss}, step=0)
+        ...         logger.save()
+        ...     Path(folder, "metrics.csv").read_text().split()
+        ['loss,step', '0.5,0', '0.25,0']
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder.parent.parent), name=folder.parent.name, version=folder.name)
+
+    @property
+    def experiment(self) -> Any:
+        """What writes the file; of other processes than the first a thing that does nothing."""
+        if self._experiment is None and is_rank_zero():
+            self._experiment = Rows(self.log_dir)
+        return super().experiment
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a logger that goes to another process: that one looks at the file anew."""
+        self.save()
+        return self.__dict__ | {"_experiment": None}
+
+
+class Rows(ExperimentWriter):
+    """The rows of the file, of which those that are logged since the last :meth:`save` are held back.
+
+    Args:
+        folder: Folder of the run.
+
+    Attributes:
+        count: Rows in the file.
+        fields: Their columns.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.log_dir = folder
+        self.path = Path(folder) / self.NAME_METRICS_FILE
+        self.metrics: list[dict[str, float]] = []
+        self.hparams: dict[str, Any] = {}
+        rows = self._read()
+        self.fields, self.count = rows[0] if rows else [], max(0, len(rows) - 1)
+
+    def save(self) -> None:
+        """Write what is held back: to the end of the file, or all anew if there are columns that it lacks."""
+        rows, self.metrics = self.metrics, []
+        if not rows:
+            return
+        fields = sorted({*self.fields, *(name for row in rows for name in row)})
+        if fields == self.fields:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(_text(fields, rows))
+        else:
+            names, *earlier = self._read() or [[]]
+            old = [dict(zip(names, row, strict=True)) for row in earlier]
+            write_text(self.path, _text(fields, [dict(zip(fields, fields, strict=True)), *old, *rows]))
+        self.fields, self.count = fields, self.count + len(rows)
+
+    def keep(self, count: int, fields: list[str]) -> None:
+        """Go back to the first rows and their columns: what came after them is logged again."""
+        names, *rows = self._read() or [[]]
+        if count <= len(rows) and set(fields) <= set(names):
+            kept = [dict(zip(names, row, strict=True)) for row in rows[:count]]
+            shown = [{name: row[name] for name in fields} for row in kept]
+            write_text(self.path, _text(fields, [dict(zip(fields, fields, strict=True)), *shown]))
+            self.fields, self.count = fields, count
+
+    def _read(self) -> list[list[str]]:
+        """Header and whole rows: where the process was killed while it wrote, the last one may be a part."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1])) or [[]]
+        return [header, *(row for row in rows if len(row) == len(header))]
+
+
+class KeepRows(Callback):
+    """Note in each checkpoint how far the metrics' file has come, and go back to there when it is resumed.
+
+    Args:
+        logger: Writes the file.
+    """
+
+    def __init__(self, logger: MetricsFile) -> None:
+        self.logger = logger
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and columns that are in the file or held back."""
+        rows = self.logger.experiment
+        if not isinstance(rows, Rows):
+            return {}
+        rows.save()
+        return {"rows": rows.count, "fields": rows.fields}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Drop later rows, if this is the file that the checkpoint speaks of."""
+        rows = self.logger.experiment
+        if isinstance(rows, Rows) and rows.count and state_dict:
+            rows.keep(state_dict["rows"], state_dict["fields"])
+
+
+def _text(fields: list[str], rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, fields).writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM end a command in one line, wherever it is."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(BaseException):
+    """The user, or who started the command, wants it to end.
+
+    Attributes:
+        code: The exit code: 128 and the number of the signal, as in a shell.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception: what KeyboardInterrupt is for Ctrl-C."""
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Raise :class:`Terminated` at the first SIGTERM, so that it ends what runs as Ctrl-C would.
+
+    Example:
+        >>> import os
+        >>> with sigterm_raises():
+        ...     try:
+        ...         os.kill(os.getpid(), signal.SIGTERM)
+        ...     except Terminated:
+        ...         print("ended")
+        ended
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while what is known is written down
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def reason(error: BaseException | None) -> tuple[str, int] | None:
+    """What has stopped a command and the exit code for it, ``None`` for any other exception.
+
+    Lightning turns Ctrl-C into ``sys.exit``; then the exception's context tells.
+
+    Example:
+        >>> reason(KeyboardInterrupt()), reason(ValueError())
+        (('interrupted', 130), None)
+    """
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return "interrupted", 128 + signal.SIGINT
+        if isinstance(error, Terminated):
+            return "ended by SIGTERM", 128 + signal.SIGTERM
+        error = error.__context__ if isinstance(error, SystemExit) else None
+    return None
