@@ -1,16 +1,19 @@
 """Runs that differ only in their seed, taken together and compared with exact backpropagation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, stdev
+from math import isfinite
 
-from .runs import EXACT, Estimate, Run
-from .units import keep_rate
+import numpy
+
+from .damaged import Damaged
+from .folder import Results
+from .printable import printable
+from .runs import EXACT, TIMES, Estimate, Run
+from .target import Target
 
 LAYERS = "layers"
-DISTURBED = 0.1
-"""Threads waiting for a processor, on average, above which times are not to be trusted; alone it is about 0.01."""
 
 # Configuration in which runs may differ without being different experiments: where they write, seeds, and the
 # estimators, which the summary tells more plainly.
@@ -28,11 +31,13 @@ INCIDENTAL_PARTS = ("seed", "seed_everything", "save_dir", "dirpath", "weight_vj
 
 @dataclass(frozen=True)
 class Statistic:
-    """Mean over runs, and standard deviation (``n - 1``) if there is more than one run.
+    """Mean over runs, and standard deviation (``n - 1``) if there is more than one run and all values are finite.
 
     Example:
         >>> Statistic.of([1.0, 3.0])
         Statistic(mean=2.0, std=1.4142135623730951, values=(1.0, 3.0))
+        >>> Statistic.of([1.0, float("nan")])
+        Statistic(mean=nan, std=None, values=(1.0, nan))
     """
 
     mean: float
@@ -43,7 +48,12 @@ class Statistic:
     def of(cls, values: Iterable[float]) -> "Statistic | None":
         """The statistic of some values, ``None`` of no values."""
         values = tuple(values)
-        return cls(fmean(values), stdev(values) if len(values) > 1 else None, values) if values else None
+        if not values:
+            return None
+        with numpy.errstate(all="ignore"):
+            mean = float(numpy.mean(values))
+            std = float(numpy.std(values, ddof=1)) if len(values) > 1 else None
+        return cls(mean, std if std is not None and isfinite(std) else None, values)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,21 @@ class Group:
     @property
     def keep(self) -> float:
         """The keep rate to plot against: that of the weight VJP unless only the input VJP is estimated."""
-        return self.input_vjp.keep if self.weight_vjp == EXACT else self.weight_vjp.keep
+        return self._leading.keep
+
+    @property
+    def rate(self) -> str:
+        """That keep rate as text, which says if it is a mean over layers."""
+        return self._leading.rate
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether that keep rate is a mean over layers."""
+        return self._leading.by_layer
+
+    @property
+    def _leading(self) -> Estimate:
+        return self.input_vjp if self.weight_vjp == EXACT else self.weight_vjp
 
     def metric(self, name: str) -> Statistic | None:
         """A metric over the finished runs."""
@@ -88,7 +112,15 @@ class Group:
 
     def cost(self, name: str) -> Statistic | None:
         """A cost over the finished runs."""
-        return Statistic.of(value for run in self.finished if (value := run.cost(name)) is not None)
+        return self._cost(name, self.finished)
+
+    def trusted_cost(self, name: str) -> Statistic | None:
+        """A cost over the finished runs; a time only over those that had their processors to themselves."""
+        return self._cost(name, [run for run in self.finished if name not in TIMES or not run.disturbed])
+
+    @staticmethod
+    def _cost(name: str, runs: Iterable[Run]) -> Statistic | None:
+        return Statistic.of(value for run in runs if (value := run.cost(name)) is not None)
 
 
 @dataclass(frozen=True)
@@ -99,11 +131,20 @@ class Comparison:
         groups: The groups.
         accuracy: Name of the metric that counts as accuracy, ``None`` if the runs have none.
         strays: Runs that failed before it was known what they were.
+        damaged: Files that could not be read.
+        target: The metric by which the sweep that made the runs names the best.
     """
 
     groups: tuple[Group, ...]
     accuracy: str | None
     strays: tuple[Run, ...] = ()
+    damaged: tuple[Damaged, ...] = ()
+    target: Target | None = None
+
+    @property
+    def best(self) -> Run | None:
+        """The best run by the sweep's metric."""
+        return self.target.best(self.runs) if self.target else None
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -121,10 +162,11 @@ class Comparison:
         return same[0] if same else None
 
     def ratio(self, group: Group, measure: "Callable[[Group], Statistic | None]") -> float | None:
-        """Mean of a group in relation to that of its exact group, ``None`` where either is not known."""
+        """Mean of a group in relation to that of its exact group, ``None`` where either is not known or finite."""
         exact = self.exact(group)
         ours, theirs = measure(group), measure(exact) if exact else None
-        return ours.mean / theirs.mean if ours and theirs and theirs.mean else None
+        ratio = ours.mean / theirs.mean if ours and theirs and theirs.mean else None
+        return ratio if ratio is not None and isfinite(ratio) else None
 
     @property
     def both_vjps(self) -> bool:
@@ -134,7 +176,7 @@ class Comparison:
     @property
     def disturbed(self) -> tuple[Run, ...]:
         """The finished runs that had to share their processors with other work, so that their times mislead."""
-        return tuple(run for run in self.runs if run.finished and (run.cost("waiting_threads") or 0) > DISTURBED)
+        return tuple(run for run in self.runs if run.finished and run.disturbed)
 
     def label(self, group: Group) -> str:
         """What tells a group from others except the keep rate of :attr:`Group.keep`: estimators and settings."""
@@ -151,11 +193,19 @@ class Comparison:
         if weight.keep == input_.keep:
             names = [self._name(weight), self._name(input_)]
             return " + ".join(dict.fromkeys(names)) + " (both VJPs)"
-        return f"{self._name(weight)} (weight VJP), {self._name(input_)} {keep_rate(input_.keep)} (input VJP)"
+        return f"{self._name(weight)} (weight VJP), {self._name(input_)} {input_.rate} (input VJP)"
 
     def _name(self, estimate: Estimate) -> str:
-        """Class name, with those options in which estimators of that class differ here."""
+        """Class name, with those options in which estimators of that class differ here.
+
+        Mappings from layers to estimators have the names of these; those that only differ in which layer has which
+        are numbered.
+        """
         others = [e for g in self.groups for e in (g.weight_vjp, g.input_vjp) if e.name == estimate.name]
+        if estimate.by_layer:
+            alike = list(dict.fromkeys(other.options for other in others if other.parts == estimate.parts))
+            number = f", mapping {1 + alike.index(estimate.options)}" if len(alike) > 1 else ""
+            return f"by layer: {estimate.parts}{number}"
         told = [
             f"{key}={value}"
             for key, value in estimate.options
@@ -164,14 +214,14 @@ class Comparison:
         return f"{estimate.name}({', '.join(told)})" if told else estimate.name
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(results: Results) -> Comparison:
     """Group runs by estimators and settings.
 
     Settings are the classes of model and data and the entries of ``config.yaml`` in which the runs differ;
     the seed and the places written to do not count.
     """
-    strays = tuple(run for run in runs if "run" not in run.summary)
-    runs = [run for run in runs if "run" in run.summary]
+    strays = tuple(run for run in results.runs if run.summary.run is None)
+    runs = [run for run in results.runs if run.summary.run is not None]
     settings = [_settings(run) for run in runs]
     if len({one[LAYERS] for one in settings if LAYERS in one}) == 1:  # exact runs have none, which is no difference
         for one in settings:
@@ -183,7 +233,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
         members.setdefault((run.estimate("weight_vjp"), run.estimate("input_vjp"), told), []).append(run)
     groups = [Group(*key, tuple(group)) for key, group in members.items()]
     groups.sort(key=_order)
-    return Comparison(tuple(groups), _accuracy(runs), strays)
+    return Comparison(tuple(groups), _accuracy(runs), strays, results.damaged, results.target)
 
 
 def _order(group: Group) -> tuple[object, ...]:
@@ -193,11 +243,12 @@ def _order(group: Group) -> tuple[object, ...]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    described = run.summary.get("run", {})
-    settings = {key: str(described[key]).rpartition(".")[2] for key in ("model", "data") if described.get(key)}
-    layers = (run.summary.get("estimators") or {}).get("layers")
+    described = run.summary.run
+    classes = {"model": described.model, "data": described.data} if described else {}
+    settings = {key: value.rpartition(".")[2] for key, value in classes.items() if value}
+    layers = run.summary.estimators.layers if run.summary.estimators else None
     if not run.exact:
-        settings[LAYERS] = "all" if layers is None else str(layers)
+        settings[LAYERS] = "all" if layers is None else printable(str(layers))
     settings.update((key, value) for key, value in run.config.items() if not _incidental(key))
     return settings
 

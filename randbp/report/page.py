@@ -1,8 +1,8 @@
 """The comparison as one HTML file that needs nothing else to be read."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from html import escape
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from randbp.callbacks.files import write_text
 
 from .groups import Comparison, Group
 from .plots import accuracy_plot, cost_plots, loss_plot
+from .printable import printable
 from .runs import Run
 from .style import STYLE
 from .table import COST_COLUMNS, MISSING, accuracy_name, measures, notes, wants_labels
-from .units import BYTES, PERCENT, SECONDS, interval, keep_rate, quantity, ratio
+from .units import BYTES, PERCENT, SECONDS, interval, quantity, ratio
 
 MEASURED = (
     (
@@ -54,6 +55,7 @@ def write_page(comparison: Comparison, path: Path, title: str) -> None:
 
 def make_page(comparison: Comparison, title: str) -> str:
     """The page as a string: table, plots, what was measured how, runs, settings and environment."""
+    title = printable(title)
     sections = [
         f"<header><p class=kicker>randbp report</p><h1>{escape(title)}</h1>"
         f"<p class=facts>{_facts(comparison)}</p></header>",
@@ -81,21 +83,17 @@ def _facts(comparison: Comparison) -> str:
     runs = comparison.runs
     facts = []
     for key, form in (("model", "{}"), ("data", "{}"), ("parameters", "{:,} parameters"), ("batch_size", "batch {}")):
-        values = {run.summary.get("run", {}).get(key) for run in runs}
-        if len(values) == 1 and (value := values.pop()) is not None:
+        values = [getattr(run.summary.run, key, None) for run in runs]
+        value = values[0]
+        if value is not None and all(other == value for other in values):
             facts.append(form.format(value.rpartition(".")[2] if isinstance(value, str) else value))
-    epochs = {run.summary.get("progress", {}).get("epochs") for run in runs if run.finished}
-    if len(epochs) == 1:
-        facts.append(f"{epochs.pop()} epochs")
+    epochs = {run.summary.progress.epochs for run in runs if run.finished}
+    if len(epochs) == 1 and (most := epochs.pop()) is not None:
+        facts.append(f"{most} epochs")
     facts.append(f"{len(runs)} run{'s' if len(runs) > 1 else ''}")
-    days = sorted({str(run.summary["started"])[:10] for run in runs if run.summary.get("started")})
-    facts += [_day(days[0])] if days else []
+    days = [started.date() for run in runs if (started := run.summary.started)]
+    facts += [f"{min(days).day} {min(days):%B %Y}"] if days else []
     return " <span>·</span> ".join(escape(fact) for fact in facts)
-
-
-def _day(text: str) -> str:
-    day = datetime.fromisoformat(text)
-    return f"{day.day} {day:%B %Y}"
 
 
 def _lead(comparison: Comparison) -> str:
@@ -107,23 +105,24 @@ def _lead(comparison: Comparison) -> str:
 
     def rank(group: Group) -> tuple[float, float]:
         accuracy = group.metric(name)
-        return group.keep, -accuracy.mean if accuracy else 0.0
+        return group.keep, -accuracy.mean if accuracy and isfinite(accuracy.mean) else 0.0
 
     group = min(groups, key=rank)
     exact = comparison.exact(group)
     assert exact is not None
     held = comparison.ratio(group, lambda g: g.cost("held_bytes"))
-    time = comparison.ratio(group, lambda g: g.cost("step_seconds"))
+    time = comparison.ratio(group, lambda g: g.trusted_cost("step_seconds"))
     ours, theirs = group.metric(name), exact.metric(name)
     parts = []
     if held is not None:
         parts.append(f"holds <b>{ratio(held)}</b> the bytes for backward")
-    if time is not None and not set(comparison.disturbed) & {*group.runs, *exact.runs}:
+    if time is not None:
         parts.append(f"takes <b>{ratio(time)}</b> the time")
     if not parts:
         return ""
     which = f"With {escape(comparison.label(group))} at" if wants_labels(comparison) else "At"
-    text = f"{which} keep rate {keep_rate(group.keep)} a training step {' and '.join(parts)} of exact backpropagation"
+    rate = f"a mean keep rate of {group.keep:.3g}" if group.by_layer else f"keep rate {group.rate}"
+    text = f"{which} {rate} a training step {' and '.join(parts)} of exact backpropagation"
     if ours and theirs:
         percents = [quantity(statistic.mean, None, PERCENT) for statistic in (ours, theirs)]
         text += f"; {escape(accuracy_name(comparison))} is <b>{percents[0]}</b> against {percents[1]}"
@@ -131,14 +130,22 @@ def _lead(comparison: Comparison) -> str:
 
 
 def _problems(comparison: Comparison) -> str:
-    if not comparison.problems:
-        return ""
-    count = len(comparison.problems)
-    items = "".join(
-        f"<li><code>{escape(run.name)}</code> {escape(run.problem or '')}</li>" for run in comparison.problems
-    )
-    heading = f"{count} run{'s' if count > 1 else ''} did not finish and {'do' if count > 1 else 'does'} not count"
-    return f"<aside><p>{heading}:</p><ul>{items}</ul></aside>"
+    text = ""
+    if count := len(comparison.problems):
+        items = [f"<code>{escape(run.name)}</code> {escape(run.problem or '')}" for run in comparison.problems]
+        runs, do = ("runs", "do") if count > 1 else ("run", "does")
+        text += _aside(f"{count} {runs} did not finish and {do} not count", items)
+    if count := len(comparison.damaged):
+        items = [f"<code>{escape(printable(str(one.path)))}</code> {escape(one.what)}" for one in comparison.damaged]
+        text += _aside(
+            f"{count} file{'s' if count > 1 else ''} could not be read and {'were' if count > 1 else 'was'} left out",
+            items,
+        )
+    return text
+
+
+def _aside(heading: str, items: Sequence[str]) -> str:
+    return f"<aside><p>{heading}:</p><ul>{''.join(f'<li>{item}</li>' for item in items)}</ul></aside>"
 
 
 def _main_table(comparison: Comparison) -> str:
@@ -158,7 +165,7 @@ def _main_table(comparison: Comparison) -> str:
 
 def _main_row(comparison: Comparison, group: Group, labelled: bool, several: bool) -> str:
     cells = f"<td class=text>{escape(comparison.label(group))}</td>" if labelled else ""
-    cells += f"<td class=keep>{keep_rate(group.keep)}</td>"
+    cells += f"<td class=keep>{escape(group.rate)}</td>"
     for statistic, relation, units in measures(comparison, group):
         value = MISSING if statistic is None else quantity(statistic.mean, statistic.std, units)
         cells += f"<td>{escape(value)}</td><td class=ratio>{'' if relation is None else ratio(relation)}</td>"
@@ -196,7 +203,7 @@ def _run_row(comparison: Comparison, run: Run) -> str:
     low, high = run.cost("step_seconds_q25"), run.cost("step_seconds_q75")
     cells = [
         str(MISSING if run.seed is None else run.seed),
-        str(run.summary.get("progress", {}).get("epochs", MISSING)),
+        str(MISSING if run.summary.progress.epochs is None else run.summary.progress.epochs),
         measured(accuracy, PERCENT),
         measured(run.cost("step_seconds"), SECONDS),
         MISSING if low is None or high is None else interval(low, high, SECONDS),
@@ -205,7 +212,7 @@ def _run_row(comparison: Comparison, run: Run) -> str:
         measured(run.cost("held_bytes"), BYTES),
         measured(run.cost("peak_bytes"), BYTES),
         measured(run.cost("start_bytes"), BYTES),
-        measured(run.summary.get("fit_seconds"), SECONDS),
+        measured(run.summary.fit_seconds, SECONDS),
     ]
     values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     return (
@@ -254,7 +261,7 @@ def _environment(runs: Sequence[Run]) -> str:
     }
     rows = []
     for key, name in names.items():
-        values = {str(run.summary.get("environment", {}).get(key) or "") for run in runs} - {""}
+        values = {printable(str(run.summary.environment.get(key) or "")) for run in runs} - {""}
         if values:
             rows.append((name, ", ".join(sorted(values))))
     return _definitions(rows)

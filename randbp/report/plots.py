@@ -2,8 +2,10 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from html import escape
 from math import isfinite
 from typing import Any
 
@@ -26,6 +28,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} |
 }
 STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.size": 10,
     "axes.edgecolor": RULE,
     "axes.labelcolor": MUTED,
@@ -64,25 +67,28 @@ def accuracy_plot(comparison: Comparison) -> str | None:
         _against_keep_rate(axes, comparison, lambda group: group.metric(name), scale=100, dots=True)
         low, high = axes.get_ylim()
         room = max(0, 4 - (high - low)) / 2  # a span below four per cent would make noise look like a finding
-        axes.set_ylim(max(low - room, 0), min(high + room, 100.5))
+        if 0 <= low <= 100.5:  # else it is no share
+            axes.set_ylim(max(low - room, 0), min(high + room, 100.5))
         _legend(axes)
-        return _svg(figure, "accuracy", axes.get_title())
+        return _svg(figure, "accuracy", axes.get_title(loc="left"))
 
 
 def cost_plots(comparison: Comparison) -> list[str]:
-    """Each cost against keep rate, as ratio to exact if there is an exact run, else in its unit."""
-    if not _comparable(comparison):
-        return []
+    """Each cost against keep rate, as ratio to exact if there is an exact run, else in its unit.
+
+    Times that other work disturbed are left out, and so is a plot with less than two keep rates to show.
+    """
     plots = []
-    relative = all(comparison.exact(group) for group in comparison.groups if group.finished)
     for cost, heading, units in COST_COLUMNS:
 
         def measure(group: Group, cost: str = cost) -> Statistic | None:
-            return group.cost(cost)
+            return group.trusted_cost(cost)
 
-        known = [statistic.mean for group in comparison.groups if (statistic := measure(group))]
-        if not known:
+        groups = [group for group in comparison.groups if measure(group)]
+        known = [statistic.mean for group in groups if (statistic := measure(group))]
+        if len({group.keep for group in groups}) < 2:
             continue
+        relative = all(comparison.ratio(group, measure) is not None for group in groups)
         with _figure(3.4, 2.7) as (figure, axes):
             size, symbol = pick_unit(max(known), units)
             unit = "ratio to exact" if relative else symbol
@@ -96,7 +102,7 @@ def cost_plots(comparison: Comparison) -> list[str]:
             axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.1)
             if comparison.accuracy is None:  # else the plot of the accuracy has it
                 _legend(axes)
-            plots.append(_svg(figure, cost, axes.get_title()))
+            plots.append(_svg(figure, cost, axes.get_title(loc="left")))
     return plots
 
 
@@ -113,13 +119,13 @@ def loss_plot(comparison: Comparison) -> str | None:
         for index, (group, curve) in enumerate(curves):
             steps, losses = smooth(curve)
             if one:  # one estimator: the colour tells the keep rate
-                colour, strength, label = SERIES[(index - 1) % len(SERIES)], 1.0, keep_rate(group.keep)
+                colour, strength, label = SERIES[(index - 1) % len(SERIES)], 1.0, group.rate
             else:
                 colour = SERIES[series.get(id(group), 0) % len(SERIES)]
                 others = sorted({g.keep for g, _ in curves if series.get(id(g)) == series.get(id(group))})
                 strength = 0.35 + 0.65 * (others.index(group.keep) + 1) / len(others)
                 label = comparison.label(group)
-            if label in axes.get_legend_handles_labels()[1]:
+            if label.startswith("_") or label in axes.get_legend_handles_labels()[1]:
                 label = "_"  # Matplotlib's way to leave a line out of the legend
             look: Any = {"color": INK, "zorder": 3} if group.exact else {"color": colour, "alpha": strength}
             axes.plot(steps, losses, label=label, linewidth=1.4, **look)
@@ -137,7 +143,7 @@ Curve = tuple[Sequence[int], Sequence[float]]
 
 def mean_curve(runs: Sequence[Run]) -> Curve | None:
     """Loss curve averaged over runs at the steps that all of them logged, ``None`` if there are none."""
-    curves = [dict(zip(*run.loss_curve(), strict=True)) for run in runs]
+    curves = [dict(zip(*run.losses, strict=True)) for run in runs]
     curves = [curve for curve in curves if curve]
     if not curves:
         return None
@@ -204,7 +210,7 @@ def _against_keep_rate(
     series = _series(comparison)
     keeps: set[float] = set()
     for (label, groups), colour in zip(series.items(), SERIES * (1 + len(series) // len(SERIES)), strict=False):
-        points = [(g.keep, s) for g in groups if (s := measure(g)) is not None and isfinite(s.mean)]
+        points = [(g.keep, s) for g in groups if (s := measure(g)) is not None and isfinite(s.mean * scale)]
         points.sort(key=lambda point: point[0])
         if not points:
             continue
@@ -212,7 +218,8 @@ def _against_keep_rate(
         y = [statistic.mean * scale for _, statistic in points]
         spread = [(statistic.std or 0) * scale for _, statistic in points]
         keeps.update(x)
-        axes.plot(x, y, color=colour, marker="o", markersize=5, label=label, zorder=3)
+        hollow: Any = {"markerfacecolor": PAPER} if any(group.by_layer for group in groups) else {}
+        axes.plot(x, y, color=colour, marker="o", markersize=5, label=label, zorder=3, **hollow)
         if any(spread):
             axes.errorbar(x, y, spread, color=colour, fmt="none", capsize=3, linewidth=1.2, zorder=3)
         for keep, statistic in points if dots else ():
@@ -231,7 +238,7 @@ def _against_keep_rate(
             for keep, value in zip(x, y, strict=True):
                 axes.annotate(values(value), (keep, value), **above)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("keep rate")
+    axes.set_xlabel("keep rate" + (" (hollow: mean over layers)" if any(g.by_layer for g in comparison.groups) else ""))
     axes.margins(x=0.12, y=0.15)
     if len(keeps) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(sorted(keeps)))
@@ -259,7 +266,8 @@ def _figure(width: float, height: float) -> Any:
 def _svg(figure: Figure, name: str, title: str) -> str:
     """The figure as an SVG element without fixed size, fonts or colours; ids begin with the name, so several fit."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page has fonts of its own
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -273,4 +281,4 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)

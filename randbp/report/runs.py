@@ -1,23 +1,56 @@
 """Runs as their folders tell them: summary, configuration, loss curve."""
 
-import json
-import re
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .printable import printable
+from .run_files import LossCurve
+from .summary_file import EstimatorFields, Summary
+from .units import keep_rate
+
 SUMMARY = "summary.json"
-LOSSES = ("train/loss", "train/loss_step", "train_loss", "train_loss_step", "train/loss_epoch", "loss")
+DISTURBED = 0.1
+"""Threads waiting for a processor, on average, above which times are not to be trusted; alone it is about 0.01."""
+
+TIMES = ("step_seconds", "step_seconds_q25", "step_seconds_q75")
+"""The costs that other work on the machine disturbs."""
+
+BY_LAYER = "PerLayer"
+"""The class that a summary names for a mapping of estimators; its keep rate is their mean."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimator of one VJP in a run: class name, keep rate, and its other options."""
+    """The estimator of one VJP in a run: class name, keep rate, and its other options.
+
+    Args:
+        name: Name of the class.
+        keep: The keep rate; of a mapping from layers to estimators the mean of theirs.
+        options: The other fields as text.
+        parts: Of such a mapping, in a few words: which estimators, at which keep rates.
+    """
 
     name: str = "Exact"
     keep: float = 1.0
-    options: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+    parts: str = ""
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers have estimators of their own, so that there is no such thing as *the* keep rate."""
+        return self.name == BY_LAYER
+
+    @property
+    def rate(self) -> str:
+        """The keep rate as text that says if it is only a mean.
+
+        Example:
+            >>> Estimate("Spatial", 0.125).rate, Estimate("PerLayer", 0.1172).rate
+            ('1/8', 'mean 0.117')
+        """
+        return f"mean {self.keep:.3g}" if self.by_layer else keep_rate(self.keep)
 
 
 EXACT = Estimate()
@@ -25,122 +58,85 @@ EXACT = Estimate()
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run's folder.
+    """One run's folder, read once.
 
     Args:
         folder: Where the run wrote its files.
         name: The folder's name relative to the folder of all runs.
         summary: Content of ``summary.json``.
+        config: Content of ``config.yaml``, nested keys joined by dots.
+        losses: Training loss over steps.
     """
 
     folder: Path
     name: str
-    summary: dict[str, Any]
+    summary: Summary
+    config: Mapping[str, str] = field(default_factory=dict)
+    losses: LossCurve = ([], [])
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return self.summary.get("status") == "finished"
+        return self.summary.finished
 
     @property
     def problem(self) -> str | None:
         """Why the run is not finished, in one line; ``None`` if it is."""
         if self.finished:
             return None
-        if self.summary.get("status") == "running":
+        if self.summary.status == "running":
             return "still running, or stopped without a word"
-        return str(self.summary.get("error") or "failed without a message")
+        return self.summary.error or "failed without a message"
 
     @property
     def seed(self) -> int | None:
         """Seed of the run."""
-        return self.summary.get("run", {}).get("seed")
+        return self.summary.run.seed if self.summary.run else None
 
-    @cached_property
-    def metrics(self) -> dict[str, float]:
+    @property
+    def metrics(self) -> Mapping[str, float]:
         """Last value of every metric."""
-        return {name: float(value) for name, value in self.summary.get("metrics", {}).items()}
+        return self.summary.metrics
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the run had to share its processors with other work, so that its times mislead."""
+        return (self.cost("waiting_threads") or 0) > DISTURBED
 
     def cost(self, name: str) -> float | None:
         """A cost by its name in ``summary.json``, ``None`` if it was not measured."""
-        value = self.summary.get("cost", {}).get(name)
-        return None if value is None else float(value)
+        value = getattr(self.summary.cost, name, None)
+        return value if isinstance(value, int | float) else None
 
     def estimate(self, vjp: str) -> Estimate:
         """The estimator of ``"weight_vjp"`` or ``"input_vjp"``; all exact ones are the same."""
-        fields = dict((self.summary.get("estimators") or {}).get(vjp) or {})
-        name, keep = fields.pop("name", "Exact"), fields.pop("keep", None)
-        if keep is None or float(keep) == 1:
+        fields: EstimatorFields | None = getattr(self.summary.estimators, vjp, None)
+        if fields is None or fields.keep is None or fields.keep == 1:
             return EXACT
-        return Estimate(name, float(keep), tuple(sorted((key, _option(value)) for key, value in fields.items())))
+        options = fields.model_extra or {}
+        told = tuple(sorted((printable(str(key)), _option(value)) for key, value in options.items()))
+        return Estimate(fields.name, fields.keep, told, _parts(options) if fields.name == BY_LAYER else "")
 
     @property
     def exact(self) -> bool:
         """Whether both VJPs are exact."""
         return self.estimate("weight_vjp") == EXACT == self.estimate("input_vjp")
 
-    @cached_property
-    def config(self) -> dict[str, str]:
-        """The run's ``config.yaml`` with nested keys joined by dots, empty where there is none."""
-        import yaml
 
-        try:
-            return _flat(yaml.safe_load((self.folder / "config.yaml").read_text()) or {})
-        except (OSError, yaml.YAMLError):
-            return {}
-
-    def loss_curve(self) -> tuple[list[int], list[float]]:
-        """Training loss over steps from ``metrics.csv``; empty where there is none."""
-        import pandas
-
-        try:
-            table = pandas.read_csv(self.folder / "metrics.csv")
-        except (OSError, ValueError):  # missing, empty or cut off
-            return [], []
-        columns = [str(column) for column in table]
-        names = [name for name in LOSSES if name in columns]
-        names += [name for name in columns if "train" in name and "loss" in name]
-        if not names or "step" not in columns:
-            return [], []
-        rows = table[["step", names[0]]].dropna()
-        return [int(step) for step in rows["step"]], [float(loss) for loss in rows[names[0]]]
-
-
-def load_runs(folder: Path) -> list[Run]:
-    """All runs below a folder (or the one in it), in the order of their names; hidden folders are left out.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist or holds no run.
-        ValueError: If a summary is not valid JSON.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    runs = []
-    for path in sorted(folder.rglob(SUMMARY), key=lambda path: natural_key(str(path))):
-        inner = path.parent.relative_to(folder)
-        if any(part.startswith(".") for part in inner.parts):
-            continue
-        try:
-            summary = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path}: not a summary of a run: {error}") from None
-        if summary.get("status") == "finished" and not summary.get("cost"):
-            continue  # a test of some checkpoint, not a training run
-        runs.append(Run(path.parent, folder.resolve().name if inner == Path() else str(inner), summary))
-    if not runs:
-        raise FileNotFoundError(f"{folder}: no {SUMMARY} in it or below; runs write one with CostMonitor")
-    return runs
-
-
-def natural_key(text: str) -> list[tuple[float, str]]:
-    """Sort key that orders numbers in names by value.
-
-    Example:
-        >>> sorted(["keep=0.5", "keep=0.25", "v10", "v9"], key=natural_key)
-        ['keep=0.25', 'keep=0.5', 'v9', 'v10']
-    """
-    parts = re.split(r"(\d+(?:\.\d+)?)", text)
-    return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]
+def _parts(options: Mapping[str, Any]) -> str:
+    """The classes of a mapping's estimators, each with the range of its keep rates."""
+    rates: dict[str, list[float]] = {}
+    each = options.get("estimators")
+    for fields in each.values() if isinstance(each, dict) else ():
+        if isinstance(fields, dict):
+            keep = fields.get("keep")
+            known = [float(keep)] if isinstance(keep, int | float) and 0 < keep < 1 else []
+            rates.setdefault(printable(str(fields.get("name", "Exact"))), []).extend(known)
+    told = []
+    for name, keeps in rates.items():
+        ends = dict.fromkeys(keep_rate(keep) for keep in (min(keeps), max(keeps))) if keeps else {}
+        told.append(" ".join(filter(None, (name, "–".join(ends)))))
+    return ", ".join(told)
 
 
 def _option(value: Any) -> str:
@@ -149,17 +145,10 @@ def _option(value: Any) -> str:
     The keep rate of one within is left out: it follows from that of the estimator around it.
     """
     if not isinstance(value, dict):
-        return str(value)
+        return printable(str(value))
     if "class" in value:
-        options = [f"{key}={_option(one)}" for key, one in value.items() if key not in ("class", "keep")]
-        return f"{value['class']}({', '.join(options)})"
-    return "; ".join(f"{key}: {_option(one)}" for key, one in value.items())
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, dict) and value:
-        items = (_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items())
-        return {key: text for part in items for key, text in part.items()}
-    if isinstance(value, list) and value:
-        return _flat(dict(enumerate(value)), prefix)
-    return {prefix: str(value)}
+        options = [
+            f"{printable(str(key))}={_option(one)}" for key, one in value.items() if key not in ("class", "keep")
+        ]
+        return f"{printable(str(value['class']))}({', '.join(options)})"
+    return "; ".join(f"{printable(str(key))}: {_option(one)}" for key, one in value.items())

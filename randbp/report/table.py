@@ -5,8 +5,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .damaged import Damaged
 from .groups import Comparison, Group, Statistic
-from .units import BYTES, PERCENT, SECONDS, Unit, keep_rate, quantity, ratio
+from .printable import printable
+from .units import BYTES, PERCENT, SECONDS, Unit, quantity, ratio
 
 COST_COLUMNS: tuple[tuple[str, str, tuple[Unit, ...]], ...] = (
     ("step_seconds", "time per step", SECONDS),
@@ -33,10 +35,10 @@ def measures(comparison: Comparison, group: Group) -> list[Measure]:
     found: list[Measure] = [(accuracy(group), comparison.ratio(group, accuracy), PERCENT)]
     for cost, _, units in COST_COLUMNS:
 
-        def measure(group: Group, cost: str = cost) -> Statistic | None:
-            return group.cost(cost)
+        def trusted(group: Group, cost: str = cost) -> Statistic | None:
+            return group.trusted_cost(cost)
 
-        found.append((measure(group), comparison.ratio(group, measure), units))
+        found.append((trusted(group) or group.cost(cost), comparison.ratio(group, trusted), units))
     return found
 
 
@@ -54,13 +56,13 @@ def make_table(comparison: Comparison) -> Table:
         table.add_column("estimator", no_wrap=False)
     table.add_column("keep rate", justify="right", no_wrap=True)
     for heading in (accuracy_name(comparison), *(heading for _, heading, _ in COST_COLUMNS)):
-        table.add_column(heading, justify="right")
+        table.add_column(Text(heading), justify="right")
     several = any(len(group.runs) > 1 for group in comparison.groups) or comparison.problems
     if several:
         table.add_column("runs", justify="right", no_wrap=True)
     for group in comparison.groups:
-        cells: list[str | Text] = [comparison.label(group)] if told else []
-        cells.append(keep_rate(group.keep))
+        cells = [Text(comparison.label(group))] if told else []
+        cells.append(Text(group.rate))
         for statistic, relation, units in measures(comparison, group):
             value = MISSING if statistic is None else quantity(statistic.mean, statistic.std, units)
             cells.append(Text.assemble(value, ("" if relation is None else f"{ratio(relation):>7}", "cyan")))
@@ -77,14 +79,25 @@ def print_table(comparison: Comparison, console: Console) -> None:
     if comparison.groups:
         console.print(make_table(comparison))
     for note in notes(comparison):
-        console.print(note, style="dim", highlight=False, markup=False)
+        _tell(console, note, "dim")
     for run in comparison.problems:
-        console.print(f"{run.name}: {run.problem}", style="red", highlight=False, markup=False)
+        _tell(console, f"{run.name}: {run.problem}", "red")
+    for damage in comparison.damaged:
+        _tell(console, left_out(damage), "red")
+
+
+def _tell(console: Console, line: str, style: str) -> None:
+    console.print(Text(line), style=style, highlight=False, soft_wrap=True)
+
+
+def left_out(damage: Damaged) -> str:
+    """A file that could not be read, and why, in one line."""
+    return printable(f"left out: {damage}")
 
 
 def notes(comparison: Comparison) -> list[str]:
     """What has to be known to read the table."""
-    found = []
+    found = best_run(comparison)
     if any(comparison.exact(group) for group in comparison.groups):
         found.append("× is relative to exact backpropagation (keep rate 1).")
     if missing := sum(comparison.exact(group) is None for group in comparison.groups):
@@ -94,8 +107,23 @@ def notes(comparison: Comparison) -> list[str]:
         found.append("± is the standard deviation over runs that differ only in their seed.")
     if disturbed := comparison.disturbed:
         which = "all runs" if len(disturbed) == len(comparison.runs) else ", ".join(run.name for run in disturbed)
-        found.append(f"Other work took processors from {which}: do not trust the times.")
-    sources = {run.summary.get("cost", {}).get("peak_source") for run in comparison.runs if run.finished}
-    if texts := sorted(str(source) for source in sources if source):
+        found.append(
+            f"Other work took processors from {which}: do not trust the times. Ratios and plots leave them out."
+        )
+    sources = {run.summary.cost.peak_source for run in comparison.runs if run.finished}
+    if texts := sorted(source for source in sources if source):
         found.append(f"Peak memory: {' / '.join(texts)}.")
     return found
+
+
+def best_run(comparison: Comparison) -> list[str]:
+    """The best run by the metric of the sweep, or why there is none; nothing where no sweep names a metric."""
+    target, best = comparison.target, comparison.best
+    if target is None:
+        return []
+    if best is None:
+        return [f"No finished run has the sweep's metric {target.name}, so none is the best."]
+    value = target.value(best)
+    which = "lowest" if target.goal == "minimize" else "highest"
+    number = sum(run.finished for run in comparison.runs)
+    return [f"Best run: {best.name}, {target.name} {value:.4g}, the {which} of {number}."]

@@ -25,10 +25,12 @@ def quantity(mean: float, std: float | None, units: Sequence[Unit]) -> str:
     Example:
         >>> quantity(0.0123456, 0.0004, SECONDS), quantity(96 * 2**20, None, BYTES)
         ('12.3 ± 0.4 ms', '96.0 MiB')
+        >>> quantity(float("nan"), None, BYTES), quantity(1e300, 1e299, BYTES)
+        ('nan', '1e+300')
     """
     size, symbol = pick_unit(mean, units)
-    if not isfinite(mean):
-        return str(mean)
+    if not abs(mean / size) < 1e7:  # not finite, or nothing that any unit suits
+        return f"{mean:.3g}"
     digits = decimals(mean / size)
     spread = "" if std is None else f" ± {std / size:.{digits}f}"
     if spread and not float(spread[3:]):  # nothing of it would show
@@ -61,13 +63,13 @@ def decimals(value: float, significant: int = 3) -> int:
 
 
 def ratio(value: float) -> str:
-    """A ratio with two decimals.
+    """A ratio with two decimals, or as a power of ten where these would not matter.
 
     Example:
-        >>> ratio(0.8149)
-        '0.81×'
+        >>> ratio(0.8149), ratio(1e12)
+        ('0.81×', '1e+12×')
     """
-    return f"{value:.2f}×"
+    return f"{value:.2f}×" if abs(value) < 1e5 else f"{value:.3g}×"
 
 
 def keep_rate(keep: float) -> str:
@@ -80,4 +82,4 @@ def keep_rate(keep: float) -> str:
     inverse = 1 / keep
     if abs(inverse - round(inverse)) < 1e-6:
         return "1" if round(inverse) == 1 else f"1/{round(inverse)}"
-    return f"{keep:g}"
+    return f"{keep:.3g}"

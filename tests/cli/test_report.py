@@ -17,50 +17,9 @@ from randbp.cli.main import main
 from randbp.report import compare, load_runs, print_table
 from randbp.report.groups import Comparison, Group
 from randbp.report.page import make_page
-from randbp.report.plots import mean_curve
+from randbp.report.plots import cost_plots, mean_curve
 from randbp.report.table import notes
-
-MIB = 2**20
-
-
-def write_run(folder: Path, keep: float | None = 1.0, seed: int = 0, **changes: Any) -> None:
-    """A run's folder as a training run leaves it, with costs that depend on keep rate and seed."""
-    folder.mkdir(parents=True)
-    share = 1.0 if keep is None else keep
-    cost = {
-        "step_seconds": (0.05 + 0.05 * share) * (1 + 0.1 * seed),
-        "step_seconds_q25": 0.04,
-        "step_seconds_q75": 0.2,
-        "steps_timed": 95,
-        "waiting_threads": 0.01,
-        "held_bytes": round((10 + 30 * share) * MIB),
-        "peak_bytes": 600 * MIB + seed * MIB,
-        "start_bytes": 490 * MIB,
-        "peak_source": "peak resident set of the process, libraries included",
-    }
-    estimator = {"name": "Spatial", "keep": share, "per_example": True, "center": True, "runs": True}
-    summary: dict[str, Any] = {
-        "format": 1,
-        "status": "finished",
-        "error": None,
-        "started": "2026-01-02T03:04:05+00:00",
-        "run": {"model": "nets.Net", "data": "sets.Digits", "parameters": 1234, "batch_size": 32, "seed": seed},
-        "estimators": {"weight_vjp": estimator, "input_vjp": {"name": "Exact", "keep": 1.0}, "layers": None},
-        "progress": {"epochs": 3, "max_epochs": 3, "steps": 30},
-        "cost": cost,
-        "metrics": {"val/accuracy": 0.5, "test/accuracy": 0.9004 - 0.1 * (1 - share) + 0.01 * seed},
-        "environment": {"torch": "2.13.0", "device": "cpu"},
-        "fit_seconds": 12.5,
-    }
-    if keep is None:
-        summary["estimators"] = None
-    for key, value in changes.items():
-        summary[key] = summary[key] | value if isinstance(value, dict) else value
-    (folder / "summary.json").write_text(json.dumps(summary))
-    steps = range(0, 300, 3)
-    pandas.DataFrame({"step": steps, "train/loss": [2.0 / (1 + step) + seed for step in steps]}).to_csv(
-        folder / "metrics.csv", index=False
-    )
+from tests.cli.run_folders import write_run
 
 
 def by_keep(comparison: Comparison) -> dict[float, Group]:
@@ -297,10 +256,10 @@ def test_estimators_within_others_are_named(tmp_path: Path) -> None:
     comparison = compare(load_runs(tmp_path))
     assert sorted(comparison.label(group) for group in comparison.groups) == [
         "IfFaster",
-        "PerLayer",
         "Rounding(estimator=Axes(bernoulli=False))",
         "Rounding(estimator=Spatial(per_example=True, center=True, runs=True))",
         "Rounding(estimator=Spatial(per_example=True, center=True, runs=True))",
+        "by layer: Spatial 1/2, Exact",
     ]
 
 
@@ -338,7 +297,7 @@ def test_evaluations_and_hidden_folders_are_no_runs(tmp_path: Path) -> None:
     del summary["cost"]
     (tmp_path / "test-0" / "summary.json").write_text(json.dumps(summary))
     write_run(tmp_path / ".unfinished" / "b", 1.0)
-    assert [run.name for run in load_runs(tmp_path)] == ["a"]
+    assert [run.name for run in load_runs(tmp_path).runs] == ["a"]
 
 
 @pytest.mark.parametrize("content", [None, "", "{"])
@@ -354,3 +313,89 @@ def test_what_cannot_be_reported_is_said_in_one_line(
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and str(folder) in message
     assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("which", ["one of two", "all of a group", "the exact run", "all"])
+def test_disturbed_times_are_neither_plotted_nor_compared(tmp_path: Path, which: str) -> None:
+    busy = {"step_seconds": 1.5, "waiting_threads": 3.0}  # fifteen times as long
+    for keep in (1.0, 0.5, 0.25):
+        for seed in (0, 1):
+            disturbed = {
+                "one of two": keep == 0.25 and seed == 1,
+                "all of a group": keep == 0.25,
+                "the exact run": keep == 1.0,
+                "all": True,
+            }[which]
+            write_run(tmp_path / f"{keep}-{seed}", keep, seed, cost=busy if disturbed else {})
+    comparison = compare(load_runs(tmp_path))
+    quarter = by_keep(comparison)[0.25]
+    trusted = quarter.trusted_cost("step_seconds")
+    plots = cost_plots(comparison)
+    titles = [re.findall(r'aria-label="([^"]*)"', plot)[0] for plot in plots]
+    if which == "one of two":
+        assert trusted is not None and trusted.values == (0.0625,)
+        assert comparison.ratio(quarter, lambda g: g.trusted_cost("step_seconds")) == pytest.approx(0.0625 / 0.105)
+    elif which in ("all of a group", "all"):
+        assert trusted is None
+    if which == "all":
+        assert titles == ["Held for backward, ratio to exact", "Peak memory, ratio to exact"]
+    elif which == "the exact run":  # nothing to relate to: in seconds, of the runs that were alone
+        assert titles[0] == "Time per step, ms"
+    else:
+        assert titles[0] == "Time per step, ratio to exact"
+    for row in printed(comparison).splitlines():
+        if row.split()[:1] == ["1/4"]:
+            assert ("0.60×" in row) == (which == "one of two") and "15" not in row.split("×")[0]
+    assert "Ratios and plots leave them out." in " ".join(notes(comparison))
+
+
+@pytest.mark.parametrize(
+    ("target", "best"),
+    [
+        ("{name: test/accuracy, goal: maximize}", "Best run: 1.0-1, test/accuracy 0.9104, the highest of 4."),
+        ("{name: test/accuracy}", "Best run: 0.5-0, test/accuracy 0.8504, the lowest of 4."),
+        ("{name: cost/held_bytes, goal: minimize}", "Best run: 0.5-0, cost/held_bytes 2.621e+07, the lowest of 4."),
+        ("{name: loss, goal: minimize}", "No finished run has the sweep's metric loss, so none is the best."),
+    ],
+)
+def test_the_best_run_by_the_sweeps_metric_is_named(tmp_path: Path, target: str, best: str) -> None:
+    for keep in (1.0, 0.5):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{keep}-{seed}", keep, seed)
+    write_run(tmp_path / "nan", 0.25, metrics={"test/accuracy": "nan"}, status="failed", error="no")
+    write_run(tmp_path / "failed", 0.25, metrics={"test/accuracy": 2.0}, status="failed", error="no")
+    assert not any("est run" in note for note in notes(compare(load_runs(tmp_path))))
+    (tmp_path / "sweep.yaml").write_text(f"metric: {target}\nparameters: {{}}\n")
+    comparison = compare(load_runs(tmp_path))
+    assert best in printed(comparison).splitlines()
+    assert best in "".join(Checker(make_page(comparison, "best")).text)
+
+
+def test_a_diverged_run_is_not_the_best(tmp_path: Path) -> None:
+    for index, value in enumerate([0.3, "nan", "inf", 0.4]):
+        write_run(tmp_path / str(index), 0.5, metrics={"val/accuracy": value})
+    (tmp_path / "sweep.yaml").write_text("metric: {name: val/accuracy, goal: maximize}")
+    best = compare(load_runs(tmp_path)).best
+    assert best is not None and best.name == "3"
+
+
+def test_a_mean_over_layers_is_not_shown_as_a_keep_rate(tmp_path: Path) -> None:
+    mappings: list[Any] = [
+        {"a": Spatial(0.5), "b": Spatial(0.125), "c": Exact()},
+        {"a": Spatial(0.125), "b": Spatial(0.5), "c": Exact()},  # the same of others
+        Spatial(0.25),
+    ]
+    for index, estimator in enumerate(mappings):
+        trainer = SimpleNamespace(callbacks=[TensorDropout(weight_vjp=estimator)])
+        write_run(tmp_path / str(index), 0.5, estimators=json.loads(json.dumps(describe_estimators(trainer))))
+    write_run(tmp_path / "exact", 1.0)
+    comparison = compare(load_runs(tmp_path))
+    labels = {comparison.label(group): group.rate for group in comparison.groups}
+    assert labels == {
+        "exact": "1",
+        "Spatial": "1/4",
+        "by layer: Spatial 1/8–1/2, Exact, mapping 1": "mean 0.542",
+        "by layer: Spatial 1/8–1/2, Exact, mapping 2": "mean 0.542",
+    }
+    text = "".join(Checker(make_page(comparison, "by layer")).text)
+    assert "mean 0.542" in text and "hollow: mean over layers" in text and "13/24" not in text

@@ -1,0 +1,82 @@
+"""All that the folder of several runs tells, and what in it cannot be read."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .damaged import Damaged
+from .printable import printable
+from .run_files import CONFIG, METRICS, read_config, read_losses
+from .runs import SUMMARY, Run
+from .summary_file import read_summary
+from .target import Target, read_target
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs below a folder.
+
+    Args:
+        runs: Those that can be read, in the order of their names.
+        damaged: The files that cannot, each with what is wrong. Without its summary or configuration a run is left
+            out; without its metrics it only has no loss curve.
+        target: The metric of the sweep whose folder it is.
+    """
+
+    runs: tuple[Run, ...]
+    damaged: tuple[Damaged, ...] = ()
+    target: Target | None = None
+
+
+def load_runs(folder: Path) -> Results:
+    """Read all runs below a folder (or the one in it); hidden folders are left out.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or holds no run.
+        Damaged: If there are runs, but none that can be read.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    runs: list[Run] = []
+    damaged: list[Damaged] = []
+    for path in sorted(folder.rglob(SUMMARY), key=lambda path: natural_key(str(path))):
+        inner = path.parent.relative_to(folder)
+        if any(part.startswith(".") for part in inner.parts):
+            continue
+        name = folder.resolve().name if inner == Path() else str(inner)
+        try:
+            summary = read_summary(path)
+            if not summary.trained:
+                continue
+            config = read_config(path.with_name(CONFIG))
+        except Damaged as error:
+            damaged.append(error)
+            continue
+        try:
+            losses = read_losses(path.with_name(METRICS))
+        except Damaged as error:
+            damaged.append(Damaged(error.path, f"{error.what}; the run has no loss curve here"))
+            losses = [], []
+        runs.append(Run(path.parent, printable(name), summary, config, losses))
+    if not runs and damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise Damaged(folder, f"no run in it that can be read: {damaged[0]}{more}")
+    if not runs:
+        raise FileNotFoundError(f"{folder}: no {SUMMARY} in it or below; runs write one with CostMonitor")
+    try:
+        target = read_target(folder)
+    except Damaged as error:
+        damaged.append(error)
+        target = None
+    return Results(tuple(runs), tuple(damaged), target)
+
+
+def natural_key(text: str) -> list[tuple[float, str]]:
+    """Sort key that orders numbers in names by value.
+
+    Example:
+        >>> sorted(["keep=0.5", "keep=0.25", "v10", "v9"], key=natural_key)
+        ['keep=0.25', 'keep=0.5', 'v9', 'v10']
+    """
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]

@@ -1,0 +1,113 @@
+"""The files beside a run's summary: configuration and loss curve."""
+
+from collections.abc import Iterator
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .damaged import Damaged
+from .printable import printable
+
+if TYPE_CHECKING:
+    from pandas import Series
+
+CONFIG, METRICS = "config.yaml", "metrics.csv"
+LOSSES = ("train/loss", "train/loss_step", "train_loss", "train_loss_step", "train/loss_epoch", "loss")
+MOST_ENTRIES = 10_000
+"""Entries of a configuration: one whose aliases multiply to more was not written by a run."""
+
+LossCurve = tuple[list[int], list[float]]
+"""Steps, and the training loss at each."""
+
+
+def read_config(path: Path) -> dict[str, str]:
+    """A configuration with nested keys joined by dots, empty where there is none.
+
+    Raises:
+        Damaged: If it cannot be read, or is no mapping.
+    """
+    content = parse_yaml(path)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise Damaged(path, f"a {type(content).__name__}, expected a mapping")
+    entries: dict[str, str] = {}
+    try:
+        for key, value in _flat(content):
+            entries[key] = value
+            if len(entries) > MOST_ENTRIES:
+                raise Damaged(path, f"more than {MOST_ENTRIES:,} entries")
+    except RecursionError:
+        raise Damaged(path, "nested too deeply") from None
+    return entries
+
+
+def parse_yaml(path: Path) -> Any:
+    """The content of a YAML file, ``None`` where there is no file. Tags of Python are never obeyed.
+
+    Raises:
+        Damaged: If it cannot be read.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Damaged(path, str(error.strerror)) from error
+    except RecursionError:
+        raise Damaged(path, "nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise Damaged(path, f"not valid YAML: {_one_line(error)}") from error
+
+
+def read_losses(path: Path) -> LossCurve:
+    """Training loss over steps from the metrics of a run; empty where there are none.
+
+    Raises:
+        Damaged: If the file cannot be read, or a step or loss is no number.
+    """
+    import pandas
+
+    try:
+        table = pandas.read_csv(path, low_memory=False)
+    except (FileNotFoundError, pandas.errors.EmptyDataError):
+        return [], []
+    except OSError as error:
+        raise Damaged(path, str(error.strerror)) from error
+    except ValueError as error:  # other bytes than text, or lines of different length
+        raise Damaged(path, f"not valid CSV: {_one_line(error)}") from error
+    columns = [str(column) for column in table]
+    names = [name for name in LOSSES if name in columns]
+    names += [name for name in columns if "train" in name and "loss" in name]
+    if not names or "step" not in columns:
+        return [], []
+    rows = table[["step", names[0]]].dropna()
+    steps, losses = [_numbers(path, rows[column], most) for column, most in (("step", 2.0**53), (names[0], inf))]
+    return [int(step) for step in steps], losses
+
+
+def _numbers(path: Path, column: "Series[Any]", most: float) -> list[float]:
+    import pandas
+
+    numbers = pandas.to_numeric(column, errors="coerce").to_list()
+    for line, given, number in zip(column.index, column, numbers, strict=True):
+        if not abs(number) <= most:
+            raise Damaged(path, printable(f"line {line + 2}: {column.name}={given!r}, expected a number"))
+    return numbers
+
+
+def _one_line(error: Exception) -> str:
+    return printable(" ".join(str(error).split()))
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            name = printable(str(key))
+            yield from _flat(item, f"{prefix}.{name}" if prefix else name)
+    elif isinstance(value, list) and value:
+        yield from _flat(dict(enumerate(value)), prefix)
+    else:
+        yield prefix, printable(str(value))

@@ -1,0 +1,58 @@
+"""The metric that a sweep is about, and the run that is best by it."""
+
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from .damaged import Damaged
+from .run_files import parse_yaml
+from .runs import Run
+from .summary_file import Fields, Text, what_is_wrong
+
+SWEEP = "sweep.yaml"
+"""The copy of its file that a sweep leaves in its folder."""
+
+
+class Target(Fields):
+    """``metric`` of a sweep file: its name, and whether the least or the largest value is sought.
+
+    Example:
+        >>> Target(name="val/accuracy", goal="maximize").goal
+        'maximize'
+    """
+
+    name: Text
+    goal: Literal["minimize", "maximize"] = "minimize"  # W&B's default
+
+    def value(self, run: Run) -> float | None:
+        """The metric of a run, ``None`` where it has none that is finite."""
+        value = run.metrics.get(self.name)
+        if value is None and self.name.startswith("cost/"):  # as the callback logs it
+            value = run.cost(self.name.removeprefix("cost/"))
+        return value if value is not None and isfinite(value) else None
+
+    def best(self, runs: Sequence[Run]) -> Run | None:
+        """The finished run with the best value, the first of equal ones; ``None`` if no finished run has the metric."""
+        sign = -1.0 if self.goal == "minimize" else 1.0
+        known = [(sign * value, run) for run in runs if run.finished and (value := self.value(run)) is not None]
+        return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def read_target(folder: Path) -> Target | None:
+    """The metric of the sweep whose folder this is, ``None`` if it is none or its file names no metric.
+
+    Raises:
+        Damaged: If the sweep's file cannot be read, or its metric is not one.
+    """
+    path = folder / SWEEP
+    content = parse_yaml(path)
+    metric = content.get("metric") if isinstance(content, dict) else None
+    if metric is None:
+        return None
+    try:
+        return Target.model_validate(metric)
+    except ValidationError as error:
+        raise Damaged(path, f"metric: {what_is_wrong(error)}") from error
