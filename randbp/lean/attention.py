@@ -6,12 +6,14 @@ for that would bias the gradient. Rounded independently, ``Q̃, K̃, Ṽ, P̃`` 
 
     V̄ = P̃ᵀ Ȳ,   D = Ȳ Ṽᵀ,   S̄ = P̃ ∘ (D - rowsum(P̃ ∘ D)) + var(P̃) ∘ D,   Q̄ = s S̄ K̃,   K̄ = s S̄ᵀ Q̃
 
-(see :mod:`.rowwise` for the variance). ``P`` has an entry for each query and key, so this holds less only where keys
-are few for the size of a head: with four bits, up to about a thousand keys of 64 channels.
+(see :mod:`.rowwise` for the variance). A mask ``M`` that is learnt gets ``S̄ / s``, summed over what it was broadcast
+to. Heads that share keys and values (``enable_gqa``) are one head with the queries of all. ``P`` has an entry for each
+query and key, so this holds less only where keys are few for the size of a head: with four bits, up to about a thousand
+keys of 64 channels.
 """
 
 from collections.abc import Callable
-from math import prod
+from math import prod, sqrt
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from ..estimators.draw import Draw
 from ..estimators.noise import Noise
 from .layout import flatten, memory_order, unflatten
 from .products import cast_by_autocast
-from .rules import Call, is_activation, lean_version_of
+from .rules import Call, is_activation, is_unadorned, lean_version_of
 from .slopes import Blocks
 
 _WORTHWHILE = 0.75
@@ -41,6 +43,7 @@ class _Attention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        mask: Tensor | None,
         edges: list[Tensor | None],
         run: Callable[[], Tensor],
         probabilities: Callable[[slice], Tensor],
@@ -56,7 +59,7 @@ class _Attention(torch.autograd.Function):
         codes = torch.cat([kind.encode(probabilities(part).flatten(), noise) for part in ctx.parts])
         # The seed travels with the codes: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), codes, *held, *edges)
-        ctx.kind, ctx.scale = kind, scale
+        ctx.kind, ctx.scale, ctx.mask = kind, scale, None if mask is None else (mask.shape, mask.dtype)
         return y
 
     @staticmethod
@@ -73,8 +76,14 @@ class _Attention(torch.autograd.Function):
                 for entries, (shape, order, _) in zip(held[:3], ctx.places, strict=True)
             )
             grads = [torch.empty(shape, dtype=dtype, device=q.device) for shape, _, dtype in ctx.places]
+            mask_grad = None if ctx.mask is None else torch.zeros(ctx.mask[0], dtype=wide, device=q.device)
             for part in ctx.parts:
-                y_bar, keys, values = output_grad[part].to(wide), k[part], v[part]
+                y_bar, queries, keys, values = (
+                    _alike(output_grad[part].to(wide), k),
+                    _alike(q[part], k),
+                    k[part],
+                    v[part],
+                )
                 shape = (*y_bar.shape[:-1], keys.shape[-2])
                 size, count = kind.nbytes(prod(shape)), prod(shape)
                 flat, scales = kind.decode_with_scales(codes[first : first + size], count, noise)
@@ -82,10 +91,14 @@ class _Attention(torch.autograd.Function):
                 p = flat.view(shape).to(wide)
                 d = y_bar @ values.mT
                 excess = kind.variances(scales, count).view(shape).to(wide) * d
-                s_bar = (d - torch.linalg.vecdot(p, d).unsqueeze(-1)).mul_(p).add_(excess).mul_(ctx.scale)
-                for grad, product in zip(grads, (s_bar @ keys, s_bar.mT @ q[part], p.mT @ y_bar), strict=True):
-                    grad[part] = product
-        return (*not_differentiable("lean attention", tuple(grads), (*edges, output_grad)), *[None] * 6)
+                s_bar = (d - torch.linalg.vecdot(p, d).unsqueeze(-1)).mul_(p).add_(excess)
+                if mask_grad is not None:
+                    _add(s_bar.view(*q[part].shape[:-1], -1), mask_grad, part)
+                s_bar.mul_(ctx.scale)
+                for grad, product in zip(grads, (s_bar @ keys, s_bar.mT @ queries, p.mT @ y_bar), strict=True):
+                    grad[part] = product.view(grad[part].shape)
+        found = (*grads, None if mask_grad is None else mask_grad.to(ctx.mask[1]))
+        return (*not_differentiable("lean attention", found, (*edges, output_grad)), *[None] * 6)
 
 
 def _parts(q: Tensor, k: Tensor) -> list[slice]:
@@ -93,6 +106,20 @@ def _parts(q: Tensor, k: Tensor) -> list[slice]:
     examples = len(q)
     together = max(1, _TOGETHER // max(1, q.shape[1:-1].numel() * k.shape[-2]))
     return [slice(start, min(start + together, examples)) for start in range(0, examples, together)]
+
+
+def _alike(queries: Tensor, keys: Tensor) -> Tensor:
+    """Queries ``[…, H, L, E]`` of as many heads as keys ``[…, K, S, E]``: those that share keys one after the other."""
+    if queries.dim() < 4 or queries.shape[-3] == keys.shape[-3]:
+        return queries
+    return queries.unflatten(-3, (keys.shape[-3], -1)).flatten(-3, -2)
+
+
+def _add(grad: Tensor, total: Tensor, part: slice) -> None:
+    """Add the gradient of scores of some examples to that of a mask which was broadcast to all."""
+    whole = total.view(*[1] * (grad.dim() - total.dim()), *total.shape)
+    place = whole[part] if len(whole) > 1 else whole
+    place += grad.sum_to_size(place.shape)
 
 
 @lean_version_of([F.scaled_dot_product_attention], exact=False)
@@ -109,42 +136,72 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     given = (query, key, value)
-    alike = query.dim() > 2 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
-    unusual = enable_gqa or (attn_mask is not None and (attn_mask.requires_grad or is_causal))
-    if not all(map(is_activation, given)) or not alike or unusual:
+    if not all(map(is_activation, given)) or not _fit(query, key, value, enable_gqa):
+        return NotImplemented
+    if attn_mask is not None and (is_causal or not _is_mask(attn_mask, (*query.shape[:-1], key.shape[-2]))):
         return NotImplemented
     q, k, v = map(cast_by_autocast, given)
-    factor = scale if scale is not None else q.shape[-1] ** -0.5
+    mask = None if attn_mask is None else _cast(attn_mask)
+    factor = scale if scale is not None else 1 / sqrt(q.shape[-1])
     if dropout_p > 0:
-        return _step_by_step(call, q, k, v, attn_mask, dropout_p, is_causal, factor)
-    if not _is_worthwhile(q, k, v, call.session.bits):
+        return _step_by_step(call, q, k, v, mask, dropout_p, is_causal, factor)
+    learnt = mask if mask is not None and mask.requires_grad else None
+    if not _is_worthwhile(q, k, v, learnt, call.session.bits):
         return NotImplemented
 
     def run() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask, 0.0, is_causal, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
 
     def probabilities(part: slice) -> Tensor:
         wide = torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):
-            scores = (q[part].to(wide) * factor) @ k[part].to(wide).mT
-            mask = _mask(attn_mask, is_causal, scores)
-            if mask is None:
+            scores = (_alike(q[part], k).to(wide) * factor) @ k[part].to(wide).mT
+            scores = scores.view(*q[part].shape[:-1], -1)
+            allowed = _mask(mask, is_causal, scores)
+            if allowed is None:
                 return scores.softmax(-1)
-            mask = mask.expand(*q.shape[:-1], k.shape[-2])[part] if mask.dim() else mask
-            scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
+            allowed = allowed.expand(*q.shape[:-1], k.shape[-2])[part] if mask is not None else allowed
+            scores = scores.masked_fill_(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores.add_(allowed)
             # Where nothing may be attended to, PyTorch's output is zero.
             return scores.softmax(-1).masked_fill_(scores.amax(-1, keepdim=True) == -torch.inf, 0)
 
-    edges = [edge_of(x) for x in (q, k, v)]
-    return _Attention.apply(q, k, v, edges, run, probabilities, factor, call.session.bits, call.session.seed())
+    edges = [edge_of(x) for x in (q, k, v, learnt) if x is not None]
+    return _Attention.apply(q, k, v, learnt, edges, run, probabilities, factor, call.session.bits, call.session.seed())
 
 
-def _is_worthwhile(q: Tensor, k: Tensor, v: Tensor, bits: int) -> bool:
-    """Whether rounded inputs and probabilities are clearly less than the inputs and the output."""
+def _fit(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> bool:
+    """Whether queries, keys and values are of as many examples, and of as many heads, or of heads in groups."""
+    if q.dim() < 3 or k.shape[:-2] != v.shape[:-2] or k.shape[-2] != v.shape[-2] or q.shape[-1] != k.shape[-1]:
+        return False
+    if q.shape[:-2] == k.shape[:-2]:
+        return True
+    examples = q.dim() == k.dim() > 3 and q.shape[:-3] == k.shape[:-3]
+    return grouped and examples and 0 < k.shape[-3] <= q.shape[-3] and q.shape[-3] % k.shape[-3] == 0
+
+
+def _is_mask(mask: Tensor, scores: tuple[int, ...]) -> bool:
+    fits = mask.dim() <= len(scores) and all(m in (1, s) for m, s in zip(mask.shape[::-1], scores[::-1], strict=False))
+    return is_unadorned(mask) and mask.layout is torch.strided and fits
+
+
+def _cast(mask: Tensor) -> Tensor:
+    """A mask as autocast would make it."""
+    kind = mask.device.type
+    if not mask.is_floating_point() or mask.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return mask
+    return mask.to(torch.get_autocast_dtype(kind))
+
+
+def _is_worthwhile(q: Tensor, k: Tensor, v: Tensor, learnt: Tensor | None, bits: int) -> bool:
+    """Whether rounded inputs and probabilities are clearly less than what PyTorch's kernel holds.
+
+    That is the inputs and the output; on a processor, where a mask is learnt, the probabilities in place of the output.
+    """
     inputs, probabilities = q.numel() + k.numel() + v.numel(), q.shape[:-1].numel() * k.shape[-2]
     output = q.shape[:-1].numel() * v.shape[-1]
     ours = Blocks(bits).nbytes(1 << 16) / (1 << 16) * (inputs + probabilities)
-    return ours <= _WORTHWHILE * q.dtype.itemsize * (inputs + output)
+    others = probabilities if learnt is not None and q.device.type == "cpu" else output
+    return ours <= _WORTHWHILE * q.dtype.itemsize * (inputs + others)
 
 
 def _mask(mask: Tensor | None, causal: bool, scores: Tensor) -> Tensor | None:
@@ -156,13 +213,26 @@ def _mask(mask: Tensor | None, causal: bool, scores: Tensor) -> Tensor | None:
 def _step_by_step(
     call: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float, causal: bool, scale: float
 ) -> Any:
-    """With dropout PyTorch's processor kernel holds all probabilities, and more than once."""
-    if q.device.type != "cpu" or scale <= 0:
+    """With dropout PyTorch's processor kernel holds all probabilities, and more than once.
+
+    These are the very steps that it takes, in single precision where it does so, for the same bits; each of them lean.
+    """
+    if q.device.type != "cpu":
         return NotImplemented
-    root = scale**0.5
-    with call.session.inside():
-        scores = (q * root) @ (k * root).transpose(-2, -1)
+    dtype, root = q.dtype, sqrt(abs(scale))
+    with torch.autocast("cpu", enabled=False), call.session.inside():
+        if dtype in (torch.float16, torch.bfloat16) and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
+            q, k, v = q.float(), k.float(), v.float()
+        if q.dim() > 3 and q.shape[-3] != k.shape[-3]:
+            k, v = (x.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for x in (k, v))
+        scores = (q * (-root if scale < 0 else root)) @ (k * root).transpose(-2, -1)
         mask = _mask(mask, causal, scores)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        return F.dropout(F.softmax(scores, -1), rate) @ v
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        scores = scores if mask is None else scores + mask
+        dead = None if mask is None else scores.detach().amax(-1, keepdim=True) == -torch.inf
+        if dead is None or not dead.any():
+            probabilities = F.softmax(scores, -1)
+        else:  # where nothing may be attended to, PyTorch's output is zero
+            probabilities = F.softmax(scores.masked_fill(dead, 0), -1).masked_fill(dead, 0)
+        return (F.dropout(probabilities, rate) @ v).to(dtype)
