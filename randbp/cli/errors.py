@@ -33,6 +33,9 @@ class OptionParser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+_OF_THE_EXTRA = ("lightning", "jsonargparse", "torchmetrics", "wandb", "optuna", "scipy")
+
+
 def debugging() -> bool:
     """Whether failures should show their traceback."""
     return os.environ.get("RANDBP_DEBUG", "") not in ("", "0")
@@ -49,7 +52,7 @@ def one_line(error: BaseException) -> str:
         >>> one_line(NotADirectoryError(20, "Not a directory", "a/b"))
         'a/b: Not a directory'
     """
-    if isinstance(error, ModuleNotFoundError) and error.name in ("lightning", "jsonargparse", "torchmetrics"):
+    if isinstance(error, ModuleNotFoundError) and error.name in _OF_THE_EXTRA:
         return f"{error.name} is not installed: pip install 'randbp[cli]'"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"

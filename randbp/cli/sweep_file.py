@@ -1,23 +1,71 @@
-"""Sweep files in W&B's format: which runs they describe, and what each is called."""
+"""Sweep files in W&B's format: what they may say, and the sweep that they describe."""
 
-import hashlib
 import math
-import os
-import random
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-
+from .distributions import Parameter
 from .errors import UsageError
+from .parameters import read_parameters
+from .setting import Setting, missing
+from .sweep_command import check_command
+from .yaml_file import read_yaml
 
-FIT = (sys.executable, "-m", "randbp.cli.main", "fit")
 Values = dict[str, Any]
+METHODS = ("grid", "random", "bayes")
+IMPUTED = ("latest", "best", "worst")
+MOST_GRID_RUNS = 100_000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a sweep wants to be best.
+
+    Args:
+        name: The metric, as runs log it.
+        goal: Whether small or large values are good.
+        target: The sweep starts no further run once one has reached this.
+        impute: What Bayesian search takes for the value of a run that failed: its latest, or the best or the worst of
+            all others.
+        impute_while_running: The same for a run that has not ended yet; ``None`` to leave it open.
+    """
+
+    name: str
+    goal: Literal["minimize", "maximize"] = "minimize"
+    target: float | None = None
+    impute: str = "worst"
+    impute_while_running: str | None = None
+
+    def better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another.
+
+        Example:
+            >>> Metric("loss").better(0.1, 0.2), Metric("accuracy", "maximize").better(0.1, 0.2)
+            (True, False)
+        """
+        return value < other if self.goal == "minimize" else value > other
+
+    def reaches_target(self, value: float) -> bool:
+        """Whether a value is at the target or better."""
+        return self.target is not None and (value == self.target or self.better(value, self.target))
+
+
+@dataclass(frozen=True)
+class Hyperband:
+    """When runs that fall behind are stopped.
+
+    Args:
+        bands: Numbers of times that the metric has been logged, at which a run must be among the best.
+        eta: It must be among the best ``1/eta`` of all runs that came so far.
+        strict: Whether its value at the band counts, instead of its best one so far.
+    """
+
+    bands: tuple[int, ...]
+    eta: float = 3
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,189 +74,168 @@ class SweepFile:
 
     Args:
         name: The file's ``name``, else the name of the file.
-        method: ``"grid"`` or ``"random"``.
-        parameters: For each parameter its description: ``value``, ``values`` or a range.
+        method: ``"grid"``, ``"random"`` or ``"bayes"``.
+        parameters: The parameters by their names, in the file's order.
         command: The command with macros such as ``${args}``; empty for ``randbp fit ${args}``.
         program: What ``${program}`` stands for.
         run_cap: The largest number of runs, ``None`` for all.
+        metric: What is to be best.
+        early_terminate: When runs that fall behind are stopped.
 
     Example:
-        >>> sweep = SweepFile("demo", "grid", {"keep": {"values": [1, 0.5]}, "seed": {"value": 0}})
-        >>> list(sweep.runs())
-        [{'keep': 1, 'seed': 0}, {'keep': 0.5, 'seed': 0}]
+        >>> keep = Parameter(("keep",), "categorical", {"values": [1, 0.5]})
+        >>> list(SweepFile("demo", "grid", {"keep": keep}).grid())
+        [{'keep': 1}, {'keep': 0.5}]
     """
 
     name: str
     method: str
-    parameters: Mapping[str, Mapping[str, Any]]
+    parameters: Mapping[str, Parameter]
     command: tuple[str, ...] = ()
     program: str = ""
     run_cap: int | None = None
+    metric: Metric | None = None
+    early_terminate: Hyperband | None = None
 
     @property
     def varied(self) -> tuple[str, ...]:
         """The parameters that differ between runs."""
-        fixed = {key for key, it in self.parameters.items() if "value" in it or len(it.get("values", "..")) == 1}
-        return tuple(key for key in self.parameters if key not in fixed)
+        return tuple(name for name, it in self.parameters.items() if it.choices is None or len(it.choices) > 1)
 
-    def runs(self, count: int | None = None, seed: int = 0) -> Iterator[Values]:
-        """The parameter values of each run.
+    def grid(self) -> Iterator[Values]:
+        """Every combination of the parameters' values, the last parameter's changing fastest."""
+        for values in product(*(it.choices or [] for it in self.parameters.values())):
+            yield dict(zip(self.parameters, values, strict=True))
 
-        Args:
-            count: Number of runs of a random sweep, by default ``run_cap``; the largest number of a grid's.
-            seed: Determines what a random sweep draws.
+    def nested(self, values: Values) -> Values:
+        """Values as W&B hands them to a program: those of nested parameters in one mapping by the outermost key.
 
-        Raises:
-            UsageError: If a random sweep has no number of runs.
+        Example:
+            >>> lr = Parameter(("optimizer", "lr"), "constant", {"value": 0.1})
+            >>> SweepFile("", "grid", {"optimizer.lr": lr}).nested({"optimizer.lr": 0.1})
+            {'optimizer': {'lr': 0.1}}
         """
-        count = self.run_cap if count is None else count
-        if self.method == "grid":
-            choices = [[it["value"]] if "value" in it else it["values"] for it in self.parameters.values()]
-            for index, values in enumerate(product(*choices)):
-                if count is not None and index >= count:
-                    return
-                yield dict(zip(self.parameters, values, strict=True))
-            return
-        if count is None:
-            raise UsageError("method='random': how many runs? Give --count, or run_cap in the sweep file")
-        draw = random.Random(seed)
-        for _ in range(count):
-            yield {key: _draw(draw, it) for key, it in self.parameters.items()}
+        result: Values = {}
+        for name, value in values.items():
+            *outer, last = self.parameters[name].path if name in self.parameters else (name,)
+            place = result
+            for key in outer:
+                place = place.setdefault(key, {})
+            place[last] = value
+        return result
 
 
 def read_sweep(path: Path) -> SweepFile:
     """Read a sweep file.
 
     Raises:
-        UsageError: If the file cannot be read, or asks for something that only W&B itself can do.
+        UsageError: If the file cannot be read or says something that W&B's format does not have, in one line with file
+            and key.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
-        raise UsageError(f"{path}: expected a W&B sweep file with method and parameters")
-    method = content.get("method", "grid")
-    if method not in ("grid", "random"):
-        raise UsageError(f"{path}: method={method!r}, expected grid or random; others need `wandb sweep` and an agent")
-    parameters = content["parameters"]
-    for key, description in parameters.items():
-        _check_parameter(f"{path}: parameters.{key}", description, method)
-    command = content.get("command") or []
-    if not isinstance(command, list):
-        raise UsageError(f"{path}: command={command!r}, expected a list of words")
+    top = Setting(str(path), "", read_yaml(path)).mapping("a W&B sweep file with method and parameters", filled=True)
+    for key in ("job", "image_uri", "scheduler", "metrics"):
+        if key in top.value:
+            raise UsageError(f"{path}: {key}: W&B's servers are needed for it, expected a sweep without it")
+    top.only(*_CHECKS)
+    found = {key: check(top[key]) for key, check in _CHECKS.items() if key in top.value}
+    method = found.get("method") or missing(top, "method", f"one of {', '.join(METHODS)}")
+    parameters = found.get("parameters") or missing(top, "parameters", "at least one parameter")
+    for key, needed in (("method=bayes", method == "bayes"), ("early_terminate", "early_terminate" in found)):
+        if needed and "metric" not in found:
+            raise UsageError(f"{path}: metric: missing, expected it beside {key}")
+    if method == "grid":
+        _check_grid(path, parameters)
+    check_command(str(path), found.get("command", ()), found.get("program", ""))
     return SweepFile(
-        name=str(content.get("name") or path.stem),
+        name=found.get("name", path.stem),
         method=method,
         parameters=parameters,
-        command=tuple(str(word) for word in command),
-        program=str(content.get("program") or ""),
-        run_cap=content.get("run_cap"),
+        command=found.get("command", ()),
+        program=found.get("program", ""),
+        run_cap=found.get("run_cap"),
+        metric=found.get("metric"),
+        early_terminate=found.get("early_terminate"),
     )
 
 
-def command_line(sweep: SweepFile, values: Values) -> list[str]:
-    """The command of one run, with the file's macros replaced as a W&B agent does.
-
-    ``randbp`` and ``${interpreter}`` become this very Python, so that a sweep needs no activated environment.
-
-    Raises:
-        UsageError: If the command holds a macro that has no meaning here.
-
-    Example:
-        >>> sweep = SweepFile("demo", "grid", {}, command=("${env}", "randbp", "fit", "--config=a.yaml", "${args}"))
-        >>> command_line(sweep, {"model.lr": 0.1})[1:]
-        ['-m', 'randbp.cli.main', 'fit', '--config=a.yaml', '--model.lr=0.1']
-    """
-    flags = [f"--{key}={value}" for key, value in values.items()]
-    if not sweep.command and sweep.program in ("", "randbp"):
-        return [*FIT, *flags]
-    macros: dict[str, Sequence[str]] = {
-        "${env}": [],
-        "${interpreter}": [sys.executable],
-        "${program}": [sweep.program],
-        "${args}": flags,
-        "${args_no_boolean_flags}": _no_boolean_flags(values),
-    }
-    words: list[str] = []
-    for word in sweep.command or ("${interpreter}", "${program}", "${args}"):
-        word = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda match: os.environ.get(match[1], match[1]), word)
-        if word.startswith("${") and word not in macros:
-            raise UsageError(f"command: {word} has no meaning here, expected one of {', '.join(macros)}")
-        words += macros.get(word, [word])
-    return [*FIT[:3], *words[1:]] if words[:1] == ["randbp"] else words
-
-
-def version_name(sweep: SweepFile, values: Values) -> str:
-    """A folder's name for one run: the varied parameters, each by the shortest ending that tells it from the others.
-
-    Example:
-        >>> sweep = SweepFile("", "grid", {k: {"values": [0, 1]} for k in ("weight_vjp.keep", "input_vjp.keep", "lr")})
-        >>> version_name(sweep, {"weight_vjp.keep": 0.5, "input_vjp.keep": 1, "lr": 1e-3})
-        'weight_vjp.keep=0.5-input_vjp.keep=1-lr=0.001'
-    """
-    names = _short_names(sweep.varied)
-    full = "-".join(f"{names[key]}={values[key]}" for key in sweep.varied) or "run"
-    safe = re.sub(r"[^\w.=+-]+", "_", full)
-    if safe == full and len(full) <= 120:
-        return full
-    return f"{safe[:110]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
-
-
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        endings = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
-        names[key] = next(
-            (
-                ending
-                for ending in endings
-                if not any(f".{other}".endswith(f".{ending}") for other in keys if other != key)
-            ),
-            key,
-        )
-    return names
-
-
-def _no_boolean_flags(values: Values) -> list[str]:
-    """W&B's form for programs whose switches take no value: true is the bare flag, false is nothing."""
-    flags = [(key, value) for key, value in values.items() if value is not False]
-    return [f"--{key}" if value is True else f"--{key}={value}" for key, value in flags]
-
-
-def _check_parameter(where: str, description: Any, method: str) -> None:
-    if isinstance(description, dict):
-        if "parameters" in description:
-            raise UsageError(f"{where}: nested parameters, expected one key with dots in it")
-        if "value" in description:
-            return
-        if isinstance(description.get("values"), list) and description["values"]:
-            return
-        if method == "random" and {"min", "max"} <= description.keys():
-            distribution = description.get("distribution")
-            if distribution in (None, "uniform", "int_uniform", "log_uniform_values"):
-                return
+def _check_grid(path: Path, parameters: Mapping[str, Parameter]) -> None:
+    runs = 1
+    for it in parameters.values():
+        if it.distribution == "int_uniform":
+            runs *= it.settings["max"] - it.settings["min"] + 1
+        elif it.distribution == "q_uniform":
+            runs *= math.floor((it.settings["max"] - it.settings["min"]) / it.settings["q"]) + 1
+        elif it.distribution in ("constant", "categorical"):
+            runs *= len(it.choices or ())
+        else:
+            place = ".parameters.".join(it.path)
             raise UsageError(
-                f"{where}.distribution={distribution!r}, expected uniform, int_uniform or log_uniform_values"
+                f"{path}: parameters.{place}: {it.distribution} does not go with method=grid, "
+                f"expected value, values or integers from min to max"
             )
-    ranges = " or min and max" if method == "random" else ""
-    raise UsageError(f"{where}={description!r}, expected value or values{ranges}")
+        if runs > MOST_GRID_RUNS:
+            raise UsageError(f"{path}: parameters: a grid of {runs} runs or more, expected at most {MOST_GRID_RUNS}")
 
 
-def _draw(draw: random.Random, description: Mapping[str, Any]) -> Any:
-    if "value" in description:
-        return description["value"]
-    if "values" in description:
-        return draw.choices(description["values"], weights=description.get("probabilities"))[0]
-    low, high = description["min"], description["max"]
-    integers = isinstance(low, int) and isinstance(high, int)
-    match description.get("distribution", "int_uniform" if integers else "uniform"):
-        case "int_uniform":
-            return draw.randint(low, high)
-        case "uniform":
-            return draw.uniform(low, high)
-        case _:
-            return math.exp(draw.uniform(math.log(low), math.log(high)))
+def _command(it: Setting) -> tuple[str, ...]:
+    return tuple(str(word.of_kind((str, int, float), "a word")) for word in it.items("a list of words"))
+
+
+def _metric(it: Setting) -> Metric:
+    it = it.mapping("name and goal")
+    it.only("name", "goal", "target", "impute", "impute_while_running")
+    given: dict[str, Any] = {"name": it["name"].text() if "name" in it.value else missing(it, "name", "a metric")}
+    if "goal" in it.value:
+        given["goal"] = it["goal"].one_of("minimize", "maximize")
+    if "target" in it.value:
+        given["target"] = it["target"].number()
+    if "impute" in it.value:
+        given["impute"] = it["impute"].one_of(*IMPUTED)
+    if it.value.get("impute_while_running", False) not in (False, "false"):
+        given["impute_while_running"] = it["impute_while_running"].one_of(*IMPUTED, "false")
+    return Metric(**given)
+
+
+def _hyperband(it: Setting) -> Hyperband:
+    it = it.mapping("type, and min_iter or max_iter and s")
+    it.only("type", "min_iter", "max_iter", "s", "eta", "strict")
+    if "type" not in it.value:
+        missing(it, "type", "hyperband")
+    it["type"].one_of("hyperband")
+    eta = it["eta"].number(above=1) if "eta" in it.value else 3
+    strict = bool(it["strict"].of_kind((bool,), "true or false")) if "strict" in it.value else False
+    if "max_iter" in it.value and "s" in it.value:
+        most, count = it["max_iter"].integer(least=1), it["s"].integer(least=1)
+        bands = sorted({int(most / eta**number) for number in range(1, count + 1)} - {0})
+        if not bands:
+            raise it.wrong(f"a max_iter of at least eta={eta}")
+        return Hyperband(tuple(bands), eta, strict)
+    if "min_iter" not in it.value:
+        raise it.wrong("min_iter, or max_iter and s")
+    first = it["min_iter"].integer(least=1)
+    return Hyperband(
+        tuple(sorted({int(first * eta**number) for number in range(100) if eta**number < 1e9})), eta, strict
+    )
+
+
+def _anything(it: Setting) -> Any:
+    return it.value
+
+
+_CHECKS: dict[str, Callable[[Setting], Any]] = {
+    "name": Setting.text,
+    "description": Setting.text,
+    "program": Setting.text,
+    "entity": Setting.text,
+    "project": Setting.text,
+    "method": lambda it: it.one_of(*METHODS),
+    "command": _command,
+    "run_cap": lambda it: it.integer(least=1),
+    "metric": _metric,
+    "early_terminate": _hyperband,
+    "parameters": read_parameters,
+    "apiVersion": _anything,
+    "kind": _anything,
+    "controller": _anything,
+}
+"""The keys that a file may have; those that only matter to W&B's own servers are read and left."""

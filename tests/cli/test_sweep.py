@@ -1,10 +1,9 @@
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
-from hypothesis import given
-from hypothesis import strategies as st
 
-from randbp.cli.errors import UsageError
+from randbp.cli import sweep_execution, sweep_folder
 from randbp.cli.main import main
-from randbp.cli.sweep_file import SweepFile, command_line, read_sweep, version_name
+from tests.cli.test_child import all_end, number_in
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -57,6 +54,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("RANDBP_DEBUG", raising=False)
+    monkeypatch.setattr(sweep_execution, "POLL_SECONDS", 0.02)
     return tmp_path
 
 
@@ -75,12 +73,16 @@ def test_a_failing_run_leaves_the_others_and_resume_makes_only_it(
     sweep = write(here / "sweep.yaml", SWEEP)
     write(here / "a.yaml", TINY)
     assert main(["sweep", str(sweep), "--trainer.max_epochs=1"]) == 1
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     runs = here / "runs" / "tiny"
     assert (status(runs / "config=a.yaml"), status(runs / "config=b.yaml")) == ("finished", "failed")
     assert "[1/2] config=a.yaml  finished" in out
     assert "[2/2] config=b.yaml  FAILED" in out
-    assert "config=b.yaml: randbp fit: " in out and "(log: runs/tiny/logs/config=b.yaml.log)" in out
+    assert err.startswith("randbp sweep: config=b.yaml: randbp fit: ")
+    assert err.endswith(
+        "(log: runs/tiny/logs/config=b.yaml.log)\n"
+        "randbp sweep: 1 of 2 runs did not finish; what the others gave is complete\n"
+    )
     assert "b.yaml" in (runs / "logs" / "config=b.yaml.log").read_text()
     assert "1/2" in (runs / "report.html").read_text()
     finished = json.loads((runs / "config=a.yaml" / "summary.json").read_text())
@@ -112,11 +114,11 @@ from pathlib import Path
 given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
 folder = Path(given["trainer.default_root_dir"], given["name"], given["version"])
 folder.mkdir(parents=True)
-def tell(status):
-    summary = {"status": status, "run": {}, "cost": {"held_bytes": 1}}
+def tell(status, **metrics):
+    summary = {"format": 1, "status": status, "run": {}, "cost": {"held_bytes": 1}, "metrics": metrics}
     (folder / "summary.json").write_text(json.dumps(summary))
 tell("running")
-Path(f"began-{given['what']}").touch()
+Path(f"began-{given['what']}").write_text(str(os.getpid()))
 if given["what"] == "kill": os.kill(os.getpid(), signal.SIGKILL)
 if given["what"] == "silent": sys.exit(3)
 if given["what"] == "speak": print("noise"); sys.exit("the last word")
@@ -126,19 +128,25 @@ deadline = time.monotonic() + 30
 while other and not Path(f"began-{other}").exists():  # finishes only beside another that does the same
     if time.monotonic() > deadline: sys.exit("alone")
     time.sleep(0.01)
-tell("finished")
+if "x" in given:
+    losses = [(float(given["x"]) - 0.3) ** 2 / epoch for epoch in (1, 2, 3)]
+    for epoch in (1, 2, 3):
+        lines = ["loss,step", *(f"{loss},{step}" for step, loss in enumerate(losses[:epoch]))]
+        (folder / "metrics.csv").write_text("\\n".join(lines) + "\\n")
+    if given["what"] == "stays" and losses[0] > 0.2: time.sleep(60)
+    tell("finished", loss=losses[-1])
+else:
+    tell("finished")
 """
 
 
-def script_sweep(folder: Path, *what: str) -> Path:
+def script_sweep(folder: Path, *what: str, **others: Any) -> Path:
     """A sweep over quick processes that end in one way or another."""
     (folder / "script.py").write_text(SCRIPT)
     command = ["${env}", "${interpreter}", "${program}", "${args}"]
-    parameters = {"what": {"values": list(what)}, "fixed": {"value": 1}}
-    return write(
-        folder / "quick.yaml",
-        {"program": "script.py", "command": command, "method": "grid", "parameters": parameters},
-    )
+    parameters = {"what": {"values": list(what)}, "fixed": {"value": 1}} | others.pop("parameters", {})
+    content = {"program": "script.py", "command": command, "method": "grid", "parameters": parameters, **others}
+    return write(folder / "quick.yaml", content)
 
 
 def test_every_way_to_fail_is_on_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,14 +162,10 @@ def test_every_way_to_fail_is_on_file(here: Path, capsys: pytest.CaptureFixture[
         "what=speak": "the last word",
         "what=fine": None,
     }
-    out = capsys.readouterr().out
-    assert "3 of 4 runs did not finish" in out
-    assert [line.split()[0] for line in out.splitlines() if line.startswith("[")] == [
-        "[1/4]",
-        "[2/4]",
-        "[3/4]",
-        "[4/4]",
-    ]
+    out, err = capsys.readouterr()
+    assert "3 of 4 runs did not finish" in err and "what=speak: the last word (log: " in err
+    numbers = [line.split()[0] for line in out.splitlines() if line.startswith("[")]
+    assert numbers == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
 
 
 def test_jobs_run_side_by_side(here: Path) -> None:
@@ -169,25 +173,57 @@ def test_jobs_run_side_by_side(here: Path) -> None:
     assert status(here / "runs" / "other" / "what=meet") == "finished"
 
 
-def test_interrupting_keeps_what_is_there(here: Path) -> None:
+@pytest.fixture
+def sweep_process(here: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A sweep whose second run would take long, at that run."""
     sweep = script_sweep(here, "fine", "lazy", "kill")
     command = [sys.executable, "-m", "randbp.cli.main", "sweep", str(sweep)]
     listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listening)
-    deadline = time.monotonic() + 60
-    while not (here / "began-lazy").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=listening,
+    ) as process:
+        number_in(here / "began-lazy")
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")])
+def test_interrupting_keeps_what_is_there_and_says_how_to_go_on(
+    here: Path, sweep_process: "subprocess.Popen[str]", number: signal.Signals, word: str
+) -> None:
+    os.killpg(sweep_process.pid, number)  # what a terminal does on Ctrl-C
+    _, err = sweep_process.communicate(timeout=60)
+    assert sweep_process.returncode == 128 + number
+    assert all_end([number_in(here / "began-lazy")])
     runs = here / "runs" / "quick"
     assert (status(runs / "what=fine"), status(runs / "what=lazy")) == ("finished", "failed")
     assert not (runs / "what=kill").exists()
-    assert "what=kill: not started" in out
+    assert "what=kill: not started" in err
+    assert err.splitlines()[-1] == f"randbp sweep: {word}; to go on: randbp sweep {here}/quick.yaml --resume"
     assert (runs / "report.html").exists()
 
 
-def test_two_sweeps_do_not_share_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_end_with_a_sweep_that_is_killed_and_another_goes_on(
+    here: Path, sweep_process: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep_process.kill()
+    script_sweep(here, "fine", "lazy", "kill")
+    (here / "script.py").write_text(SCRIPT.replace("time.sleep(60)", "pass"))
+    assert main(["sweep", "quick.yaml", "--resume"]) == 1  # at once: it waits for what is left of the other
+    assert all_end([number_in(here / "began-lazy")])
+    out = capsys.readouterr().out
+    assert "what=lazy  finished" in out and "what=kill  FAILED" in out and "what=fine  " not in out
+
+
+def test_two_sweeps_do_not_share_a_folder(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_folder, "PATIENCE", 0.1)
     sweep = script_sweep(here, "fine")
     (here / "runs" / "quick").mkdir(parents=True)
     with FileLock(here / "runs" / "quick" / ".lock"):
@@ -195,95 +231,73 @@ def test_two_sweeps_do_not_share_a_folder(here: Path, capsys: pytest.CaptureFixt
     assert "another sweep is working there" in capsys.readouterr().err
 
 
-values = st.one_of(st.booleans(), st.integers(-5, 5), st.floats(0.001, 1), st.sampled_from(["Spatial", "a b", "x/y"]))
-keys = st.lists(st.sampled_from(["a", "b", "c.keep", "d.keep", "d.e.keep"]), min_size=1, unique=True)
+X = {"parameters": {"x": {"min": 0.0, "max": 1.0}}}
 
 
-@given(st.data())
-def test_a_grid_has_every_combination_once_under_its_own_name(data: st.DataObject) -> None:
-    parameters: dict[str, Any] = {}
-    for key in data.draw(keys):
-        choices = data.draw(st.lists(values, min_size=1, max_size=3, unique_by=str))
-        parameters[key] = {"values": choices} if len(choices) > 1 or data.draw(st.booleans()) else {"value": choices[0]}
-    sweep = SweepFile("x", "grid", parameters)
-    runs = list(sweep.runs())
-    sizes = [len(it.get("values", "1")) for it in parameters.values()]
-    assert len({str(run) for run in runs}) == len(runs) == math.prod(sizes)
-    for key, description in parameters.items():
-        assert {str(run[key]) for run in runs} == {
-            str(v) for v in description.get("values", [description.get("value")])
-        }
-    names = [version_name(sweep, run) for run in runs]
-    assert len(set(names)) == len(names)
-    assert all(Path(name).name == name and " " not in name for name in names)
+@pytest.mark.parametrize(("method", "count"), [("random", 4), ("bayes", 12)])  # the first 10 of bayes are random
+def test_a_search_that_is_taken_up_again_goes_on_as_it_would_have(
+    here: Path, method: str, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = str(script_sweep(here, "fine", method=method, metric={"name": "loss"}, **X))
+    assert main(["sweep", sweep, "--name=whole", f"--count={count}"]) == 0
+    assert main(["sweep", sweep, "--name=parts", f"--count={count - 2}"]) == 0
+    last = min((here / "runs" / "parts").glob("x=*"), key=lambda path: path.stat().st_mtime)
+    (last / "summary.json").write_text("{}")  # as if it had been ended
+    capsys.readouterr()
+    assert main(["sweep", sweep, "--name=parts", f"--count={count}", "--resume"]) == 0
+    assert f"{count - 3} of {count} runs are finished already" in capsys.readouterr().out
+    whole, parts = ((here / "runs" / name / "trials.json").read_text() for name in ("whole", "parts"))
+    assert whole == parts and len(set(map(str, json.loads(whole)["draws"]))) == count
+    assert len(list((here / "runs" / "parts").glob("x=*"))) == count
+    (here / "quick.yaml").write_text((here / "quick.yaml").read_text().replace("  x:", "  y:"))
+    assert main(["sweep", sweep, "--name=parts", f"--count={count}", "--resume"]) == 2
+    assert "parts/trials.json: not of this sweep file's parameters" in capsys.readouterr().err
 
 
-@given(st.dictionaries(st.sampled_from(["a", "b.c", "d"]), values, max_size=3))
-def test_command_line_is_that_of_a_wandb_agent(parameters: dict[str, Any]) -> None:
-    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
-    theirs = utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in parameters.items()}})
-    for macro in ("args", "args_no_boolean_flags"):
-        command = ("${env}", "${interpreter}", "${program}", "x", f"${{{macro}}}", "${envvar:HOME}")
-        ours = command_line(SweepFile("x", "grid", {}, command, program="p.py"), parameters)
-        expanded = utils.create_sweep_command(list(command))
-        assert ours == [sys.executable, "p.py", "x", *theirs[macro], expanded[-1]]
-    default = command_line(SweepFile("x", "grid", {}, program="p.py"), parameters)
-    assert default == [sys.executable, "p.py", *theirs["args"]]
-
-
-def test_random_draws_are_repeatable_and_within_bounds() -> None:
-    parameters = {
-        "choice": {"values": ["a", "b", "c"], "probabilities": [0.5, 0.5, 0.0]},
-        "whole": {"min": 2, "max": 4},
-        "real": {"min": 0.5, "max": 1.0},
-        "rate": {"min": 1e-4, "max": 1e-1, "distribution": "log_uniform_values"},
-        "fixed": {"value": 3},
+def test_a_run_that_falls_behind_is_stopped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = {"type": "hyperband", "min_iter": 3, "eta": 2}
+    parameters = {"parameters": {"x": {"values": [0.1, 0.2, 0.9, 0.3]}}}
+    sweep = str(script_sweep(here, "stays", metric={"name": "loss"}, early_terminate=rule, **parameters))
+    assert main(["sweep", sweep]) == 0
+    runs = here / "runs" / "quick"
+    assert {path.name: status(path) for path in runs.glob("x=*")} == {
+        **{"x=0.1": "finished", "x=0.2": "finished", "x=0.3": "finished"},
+        "x=0.9": "stopped",
     }
-    sweep = SweepFile("x", "random", parameters, run_cap=300)
-    runs = list(sweep.runs())
-    assert len(runs) == 300 and runs == list(sweep.runs())
-    assert list(sweep.runs(seed=1)) != runs and len(list(sweep.runs(count=5))) == 5
-    assert {run["choice"] for run in runs} == {"a", "b"}
-    assert {run["whole"] for run in runs} == {2, 3, 4}
-    assert all(0.5 <= run["real"] <= 1.0 and 1e-4 <= run["rate"] <= 1e-1 and run["fixed"] == 3 for run in runs)
-    assert 0.35 < sum(run["rate"] < 10**-2.5 for run in runs) / 300 < 0.65  # the middle of the logarithms
-    with pytest.raises(UsageError, match="--count"):
-        list(SweepFile("x", "random", parameters).runs())
+    out = capsys.readouterr().out
+    assert "x=0.9  stopped early: loss is not among the best 1/2 at 3" in out
+    assert main(["sweep", sweep, "--resume"]) == 0
+    assert "4 of 4 runs are finished already" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("a: [", "not valid YAML"),
-        ("[]", "expected a W&B sweep file"),
-        ("{method: grid}", "expected a W&B sweep file"),
-        ("{method: bayes, parameters: {a: {value: 1}}}", "method='bayes', expected grid or random"),
-        ("{method: grid, parameters: {a: {min: 0, max: 1}}}", "parameters.a=.*expected value or values$"),
-        ("{method: grid, parameters: {a: {values: []}}}", "parameters.a=.*expected value or values$"),
-        ("{method: grid, parameters: {a: {parameters: {b: {value: 1}}}}}", "parameters.a: nested"),
-        ("{method: random, parameters: {a: {min: 0, max: 1, distribution: beta}}}", "distribution='beta', expected"),
-        ("{method: grid, parameters: {a: {value: 1}}, command: randbp}", "command='randbp', expected a list"),
-    ],
-)
-def test_what_a_sweep_file_may_not_say(here: Path, content: str, message: str) -> None:
-    path = here / "sweep.yaml"
-    path.write_text(content)
-    with pytest.raises(UsageError, match=message) as caught:
-        read_sweep(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+def test_no_run_is_started_once_the_target_is_reached(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parameters = {"parameters": {"x": {"values": [0.9, 0.4, 0.1]}}}
+    sweep = str(script_sweep(here, "fine", metric={"name": "loss", "target": 0.01}, **parameters))
+    assert main(["sweep", sweep]) == 0
+    assert {path.name for path in (here / "runs" / "quick").glob("x=*")} == {"x=0.9", "x=0.4"}
+    assert "the metric's target is reached: 1 of 3 runs were not needed" in capsys.readouterr().out
 
 
-def test_wrong_options_end_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_in_a_file(here: Path) -> None:
+    (here / "script.py").write_text(
+        "import json, pathlib, sys\n"
+        "given = json.load(open(sys.argv[1])); place = dict(word[2:].split('=', 1) for word in sys.argv[2:])\n"
+        "folder = pathlib.Path(place['trainer.default_root_dir'], place['name'], place['version'])\n"
+        "folder.mkdir(parents=True)\n"
+        "(folder / 'summary.json').write_text(json.dumps({'status': 'finished', 'given': given}))\n"
+    )
+    command = ["${interpreter}", "script.py", "${args_json_file}"]
+    nested = {"b": {"parameters": {"c": {"values": [1, 2]}}}}
+    sweep = write(here / "s.yaml", {"command": command, "method": "grid", "parameters": nested})
+    assert main(["sweep", str(sweep)]) == 0
+    for c in (1, 2):
+        assert json.loads((here / f"runs/s/c={c}/summary.json").read_text())["given"] == {"b": {"c": c}}
+
+
+def test_nothing_is_left_of_a_sweep_that_cannot_be_made(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = script_sweep(here, "fine")
-    for options, message in (
-        ([str(here / "none.yaml")], "none.yaml: No such file"),
-        ([str(sweep), "--jobs=0"], "--jobs=0, expected"),
-        ([str(sweep), "--count=0"], "--count=0, expected"),
-    ):
-        assert main(["sweep", *options]) == 2
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1
-    macro = SweepFile("x", "grid", {}, command=("randbp", "${args_json_file}"))
-    with pytest.raises(UsageError, match=r"\$\{args_json_file\} has no meaning here"):
-        command_line(macro, {})
+    (here / "script.py").unlink()
+    assert main(["sweep", str(sweep)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"randbp sweep: {sweep}: program='script.py': no such file, expected a script\n"
     assert not (here / "runs").exists()

@@ -1,0 +1,139 @@
+"""A process that ends with its parent, however that ends, and takes along all that it has started.
+
+The parent holds the writing end of a pipe; nobody writes. :func:`start` starts this file as a script, as the leader of
+a process group of its own: it starts the command in the same group, and waits for two things. When the command ends, it
+ends the same way. When the pipe ends, the parent is gone (``kill -9`` of it, or of its group, included), and the whole
+group is killed: the command, its data-loader workers, and whatever a shell may have put between. Should this process
+itself be killed alone, Linux kills the command.
+
+It imports nothing but Python's own modules, so that it is there within a hundredth of a second.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import IO, NoReturn
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start(
+    command: Sequence[str], lifeline: int, held: int, environment: Mapping[str, str], log: IO[bytes]
+) -> "subprocess.Popen[bytes]":
+    """Start a command that ends with this process.
+
+    Args:
+        command: Program and arguments.
+        lifeline: Reading end of a pipe whose writing end this process alone has and never uses.
+        held: A file that stays open until the command has ended, and with it a lock on that file.
+        environment: The command's.
+        log: Where all output goes.
+
+    Returns:
+        The process to wait for. Its number is that of the group, to which signals go.
+
+    Example:
+        >>> import tempfile
+        >>> end, lifeline = os.pipe()
+        >>> with tempfile.TemporaryFile() as log:
+        ...     process = start([sys.executable, "-c", "exit(3)"], end, end, os.environ, log)
+        ...     while (code := ended(process)) is None:
+        ...         pass
+        >>> code
+        3
+        >>> os.close(end), os.close(lifeline)
+        (None, None)
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(lifeline), *command],
+        pass_fds={lifeline, held},
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def ended(process: "subprocess.Popen[bytes]") -> int | None:
+    """The exit code of a command, negative if a signal ended it, ``None`` as long as it runs.
+
+    One that failed leaves nothing running.
+    """
+    # The number of the group cannot be another one's before the process has been waited for.
+    found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None:
+        return None
+    if found.si_code != os.CLD_EXITED or found.si_status != 0:
+        _kill(process.pid)
+    return process.wait()
+
+
+def stop(processes: "Sequence[subprocess.Popen[bytes]]", number: signal.Signals, patience: float) -> None:
+    """Send a signal to commands, wait for them to end, and kill what does not obey.
+
+    Args:
+        processes: What :func:`start` has returned.
+        number: The signal.
+        patience: Seconds to wait for all of them.
+    """
+    for process in processes:
+        send(process, number)
+    deadline = time.monotonic() + patience
+    while (left := [it for it in processes if it.returncode is None and ended(it) is None]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    for process in left:
+        _kill(process.pid)
+        process.wait()
+
+
+def send(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """Send a signal to all of a command's processes, if it is still there."""
+    if process.returncode is None:
+        os.killpg(process.pid, number)
+
+
+def _kill(group: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # nobody is left in it
+        os.killpg(group, signal.SIGKILL)
+
+
+def _end_with_me() -> None:
+    """Let Linux kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_with(lifeline: int) -> None:
+    """Wait for the parent's end, then kill this process group."""
+    os.read(lifeline, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main(lifeline: int, command: Sequence[str]) -> NoReturn:
+    """Run a command, and end as it does."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)  # the command gets it as well, and decides
+    try:
+        # There is no other thread yet, so that the child may call a function before it becomes the command.
+        process = subprocess.Popen(command, preexec_fn=_end_with_me if sys.platform == "linux" else None)
+    except OSError as error:
+        sys.exit(f"{command[0]}: {error.strerror}")
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    code = process.wait()
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

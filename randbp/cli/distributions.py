@@ -1,0 +1,157 @@
+"""What a parameter of a W&B sweep is drawn from: its distributions' settings, and their quantiles."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+Settings = Mapping[str, Any]
+RANGE: dict[str, float | None] = {"min": None, "max": None}
+MOMENTS: dict[str, float | None] = {"mu": 0.0, "sigma": 1.0}
+SHAPES: dict[str, float | None] = {"a": 1.0, "b": 1.0}
+STEP: dict[str, float | None] = {"q": 1}
+EDGE = 2.0**-32
+"""Quantiles are taken from here to one minus this, so that unbounded distributions stay finite."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A family of distributions of numbers.
+
+    Args:
+        settings: The settings' names with their defaults, ``None`` where there is none.
+        quantile: Maps a probability and the settings to the value below which a draw lies with that probability.
+        positive: Whether ``min`` must be above zero.
+        rounded: Whether draws are rounded to the next multiple of the setting ``q``.
+    """
+
+    settings: Mapping[str, float | None]
+    quantile: Callable[[float, Settings], float]
+    positive: bool = False
+    rounded: bool = False
+
+
+def _uniform(p: float, it: Settings) -> float:
+    return float(it["min"] + p * (it["max"] - it["min"]))
+
+
+def _normal(p: float, it: Settings) -> float:
+    return float(it["mu"] + it["sigma"] * NormalDist().inv_cdf(p))
+
+
+def _log_uniform_values(p: float, it: Settings) -> float:
+    low, high = math.log(it["min"]), math.log(it["max"])
+    return math.exp(low + p * (high - low))
+
+
+def _beta(p: float, it: Settings) -> float:
+    from scipy.special import betaincinv
+
+    return float(betaincinv(it["a"], it["b"], p))
+
+
+_SMOOTH = {
+    "uniform": Distribution(RANGE, _uniform),
+    "log_uniform": Distribution(RANGE, lambda p, it: math.exp(_uniform(p, it))),
+    "log_uniform_values": Distribution(RANGE, _log_uniform_values, positive=True),
+    "normal": Distribution(MOMENTS, _normal),
+    "log_normal": Distribution(MOMENTS, lambda p, it: math.exp(_normal(p, it))),
+    "beta": Distribution(SHAPES, _beta),
+}
+NUMERIC: dict[str, Distribution] = {
+    **_SMOOTH,
+    # Of 1/x the logarithm is uniform: between these exponents, or so that x lies between these values.
+    "inv_log_uniform": Distribution(RANGE, lambda p, it: math.exp(-_uniform(1 - p, it))),
+    "inv_log_uniform_values": Distribution(RANGE, _log_uniform_values, positive=True),
+    **{
+        f"q_{name}": Distribution({**it.settings, **STEP}, it.quantile, it.positive, rounded=True)
+        for name, it in _SMOOTH.items()
+    },
+    "int_uniform": Distribution(RANGE, _uniform),
+}
+"""Distributions of numbers by W&B's names."""
+
+LISTED: dict[str, tuple[str, ...]] = {
+    "constant": ("value",),
+    "categorical": ("values",),
+    "categorical_w_probabilities": ("values", "probabilities"),
+}
+"""Distributions over what the file lists, with their settings."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a sweep.
+
+    Args:
+        path: Its keys from the outermost; more than one if it is nested.
+        distribution: One of :data:`NUMERIC` and :data:`LISTED`.
+        settings: The distribution's settings, defaults included.
+
+    Example:
+        >>> rate = Parameter(("lr",), "log_uniform_values", {"min": 1e-4, "max": 1.0})
+        >>> round(rate.quantile(0.5), 6)
+        0.01
+    """
+
+    path: tuple[str, ...]
+    distribution: str
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The keys joined by dots."""
+        return ".".join(self.path)
+
+    @property
+    def choices(self) -> list[Any] | None:
+        """All values there are, ``None`` if they are not finitely many."""
+        it = self.settings
+        match self.distribution:
+            case "constant":
+                return [it["value"]]
+            case "categorical" | "categorical_w_probabilities":
+                return list(it["values"])
+            case "int_uniform":
+                return list(range(it["min"], it["max"] + 1))
+            case "q_uniform":
+                first, last = round(it["min"] / it["q"]), round(it["max"] / it["q"])
+                return [multiple(number, it["q"]) for number in range(first, last + 1)]
+        return None
+
+    def quantile(self, p: float) -> Any:
+        """The value below which a draw lies with probability ``p``.
+
+        Example:
+            >>> settings = {"values": ["x", "y", "z"], "probabilities": [0.25, 0.75, 0]}
+            >>> weighted = Parameter(("a",), "categorical_w_probabilities", settings)
+            >>> weighted.quantile(0.1), weighted.quantile(0.99)
+            ('x', 'y')
+        """
+        p = min(max(p, EDGE), 1 - EDGE)
+        if self.distribution == "categorical_w_probabilities":
+            return self._weighted(p)
+        distribution = NUMERIC[self.distribution]
+        value = distribution.quantile(p, self.settings)
+        return multiple(round(value / self.settings["q"]), self.settings["q"]) if distribution.rounded else value
+
+    def _weighted(self, p: float) -> Any:
+        weights = self.settings["probabilities"]
+        possible = [number for number, weight in enumerate(weights) if weight > 0]
+        below = 0.0
+        for number in possible:
+            below += weights[number] / sum(weights)
+            if p < below:
+                return self.settings["values"][number]
+        return self.settings["values"][possible[-1]]
+
+
+def multiple(number: int, step: float) -> float:
+    """So many times a step, without the noise of its last binary digits.
+
+    Example:
+        >>> multiple(3, 0.1), multiple(3, 2)
+        (0.3, 6)
+    """
+    return number * step if isinstance(step, int) else float(f"{number * step:.15g}")

@@ -1,0 +1,140 @@
+"""The ``parameters`` of a sweep file: which distribution each has, and whether its settings make sense."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .distributions import EDGE, LISTED, NUMERIC, Parameter
+from .errors import UsageError
+from .setting import Setting, missing
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+_FORMS = "value, values, min and max, a distribution, or parameters"
+
+
+def read_parameters(it: Setting) -> dict[str, Parameter]:
+    """The parameters by their names; those of nested ones have their keys joined by dots.
+
+    Raises:
+        UsageError: If one of them has no meaning, in one line with file and key.
+
+    Example:
+        >>> found = read_parameters(Setting("a.yaml", "parameters", {"lr": {"min": 0.0, "max": 0.1}}))
+        >>> found["lr"].distribution
+        'uniform'
+    """
+    found: dict[str, Parameter] = {}
+    for parameter in _below(it, ()):
+        if parameter.name in found:
+            raise UsageError(f"{it.file}: {it.key}: {parameter.name} is there twice, nested and with a dot")
+        found[parameter.name] = parameter
+    return found
+
+
+def _below(it: Setting, outer: tuple[str, ...]) -> Iterator[Parameter]:
+    it.mapping("at least one parameter", filled=True)
+    for key in it.value:
+        if not _NAME.match(key):
+            raise UsageError(
+                f"{it.file}: {it.key}.{key}: expected letters, digits, '_', '.', '-' in a parameter's name"
+            )
+        one = it[key].mapping(_FORMS, filled=True)
+        if "parameters" in one.value:
+            one.only("parameters")
+            yield from _below(one["parameters"], (*outer, key))
+        else:
+            name, settings = _described(one)
+            yield Parameter((*outer, key), name, settings)
+
+
+def _described(it: Setting) -> tuple[str, dict[str, Any]]:
+    """The distribution of a parameter, and its settings."""
+    given = it.value
+    name = _distribution(it)
+    if name in LISTED:
+        it.only("distribution", *LISTED[name])
+        for key in LISTED[name]:
+            if key not in given:
+                missing(it, key, f"it beside distribution={name}")
+        for value in [it["value"]] if name == "constant" else it["values"].items("a list of values", filled=True):
+            _check_plain(value)
+        if name == "categorical_w_probabilities":
+            _check_probabilities(it)
+        return name, {key: given[key] for key in LISTED[name]}
+    distribution = NUMERIC[name]
+    it.only("distribution", *distribution.settings)
+    settings: dict[str, float] = {}
+    for key, default in distribution.settings.items():
+        setting = _number(it[key], name) if key in given else default
+        if setting is None:
+            missing(it, key, f"it beside distribution={name}")
+        settings[key] = setting
+    if "min" in settings and settings["min"] > settings["max"]:
+        raise it["min"].wrong(f"at most max={settings['max']!r}")
+    if distribution.positive and settings["min"] <= 0:
+        raise it["min"].wrong(f"a number above 0 for {name}")
+    _check_size(it, Parameter((), name, settings))
+    return name, settings
+
+
+def _distribution(it: Setting) -> str:
+    """The distribution that a parameter names, or the one that W&B takes from its other keys."""
+    given = it.value
+    if "distribution" in given:
+        it["distribution"].of_kind((str,), "the name of a distribution")
+        name: str = it["distribution"].one_of(*LISTED, *NUMERIC)
+        return "categorical_w_probabilities" if name == "categorical" and "probabilities" in given else name
+    for name, keys in LISTED.items():
+        if set(keys) == set(given):
+            return name
+    if "probabilities" in given:
+        return "categorical_w_probabilities"
+    if "value" in given or "values" in given:
+        return "constant" if "value" in given else "categorical"
+    if "min" in given or "max" in given:
+        ends = [given.get("min"), given.get("max")]
+        return "int_uniform" if all(isinstance(end, int) for end in ends) else "uniform"
+    it.only(
+        "value", "values", "probabilities", "min", "max", "distribution", "parameters", "mu", "sigma", "q", "a", "b"
+    )
+    raise it.wrong(_FORMS)
+
+
+def _number(it: Setting, distribution: str) -> float:
+    last = it.key.rpartition(".")[2]
+    if distribution == "int_uniform":
+        return it.integer()
+    if last in ("q", "a", "b"):
+        return it.number(above=0)
+    return it.number(least=0) if last == "sigma" else it.number()
+
+
+def _check_plain(it: Setting) -> None:
+    """See to it that JSON has a form for a value."""
+    if isinstance(it.value, list | dict):
+        for key in it.value if isinstance(it.value, dict) else range(len(it.value)):
+            _check_plain(it[key])
+    elif not isinstance(it.value, str | int | float | None):
+        raise it.wrong(f"a number, text, a list or a mapping (write '{it.value}' in quotes)")
+
+
+def _check_probabilities(it: Setting) -> None:
+    values, weights = it["values"], it["probabilities"]
+    numbers = [weight.number(least=0) for weight in weights.items("a list of numbers", filled=True)]
+    if len(numbers) != len(values.value):
+        raise weights.wrong(f"{len(values.value)} numbers, one for each of the values")
+    if abs(math.fsum(numbers) - 1) > 1e-6:
+        raise weights.wrong(f"numbers whose sum is 1, not {math.fsum(numbers):.6g}")
+
+
+def _check_size(it: Setting, parameter: Parameter) -> None:
+    """See to it that all draws are finite."""
+    try:
+        ends = [parameter.quantile(p) for p in (EDGE, 1 - EDGE)]
+    except OverflowError:
+        ends = [math.inf]
+    if not all(math.isfinite(end) for end in ends):
+        name, values = parameter.distribution, f"{parameter.distribution}_values"
+        hint = f" (its min and max are exponents; {values} takes the values themselves)" if values in NUMERIC else ""
+        raise it.wrong(f"{name} with draws that a float can hold{hint}")

@@ -1,0 +1,141 @@
+"""What a random or Bayesian sweep tries next, as Optuna proposes it."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .distributions import Parameter
+from .sweep_file import Metric, SweepFile, Values
+
+Draw = dict[str, float]
+"""A point of the search space: for each parameter an index into what it lists, an integer, or else a probability whose
+quantile is the value. Constants have none."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point that was tried, and what came of it.
+
+    Args:
+        draw: The point.
+        state: Whether its run is still to end, came to its end, was stopped because it fell behind, or failed.
+        history: The metric's values in the order in which they were logged.
+        value: Its last one, ``None`` if there is none.
+    """
+
+    draw: Draw
+    state: Literal["open", "finished", "stopped", "failed"] = "open"
+    history: tuple[float, ...] = ()
+    value: float | None = None
+
+
+def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
+    """The next point of a random or Bayesian sweep.
+
+    It depends on the sweep, the seed and the trials before it alone, so that a sweep that is taken up again goes on as
+    it would have. A random sweep needs only their number.
+
+    Args:
+        sweep: What is searched.
+        trials: All trials so far, in the order of their proposals.
+        seed: Determines the draws.
+
+    Example:
+        >>> sweep = SweepFile("", "random", {"lr": Parameter(("lr",), "uniform", {"min": 0.0, "max": 1.0})})
+        >>> draw = propose(sweep, [])
+        >>> draw == propose(sweep, []), draw == propose(sweep, [Trial(draw)])
+        (True, False)
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    digest = hashlib.sha256(f"{seed}/{len(trials)}".encode()).digest()
+    kind = optuna.samplers.TPESampler if sweep.method == "bayes" else optuna.samplers.RandomSampler
+    metric = sweep.metric or Metric("")
+    study = optuna.create_study(sampler=kind(seed=int.from_bytes(digest[:4])), direction=metric.goal)
+    space = {name: it for name, it in _space(sweep.parameters).items() if it is not None}
+    if sweep.method == "bayes":
+        for trial in trials:
+            study.add_trial(_frozen(trial, trials, metric, space))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return dict(study.ask(space).params)
+
+
+def values_at(sweep: SweepFile, draw: Draw) -> Values:
+    """The parameters' values at a point.
+
+    Raises:
+        KeyError: If the point is none of this sweep.
+        IndexError: If it is none of this sweep.
+
+    Example:
+        >>> sweep = SweepFile("", "random", {"a": Parameter(("a",), "categorical", {"values": ["x", "y"]})})
+        >>> values_at(sweep, {"a": 1})
+        {'a': 'y'}
+    """
+    return {name: _value(it, draw) for name, it in sweep.parameters.items()}
+
+
+def _value(it: Parameter, draw: Draw) -> Any:
+    match it.distribution:
+        case "constant":
+            return it.settings["value"]
+        case "categorical":
+            return it.settings["values"][int(draw[it.name])]
+        case "int_uniform":
+            return int(draw[it.name])
+    return it.quantile(draw[it.name])
+
+
+def _space(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Optuna's distribution of each coordinate, ``None`` for constants."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    space: dict[str, Any] = {}
+    for name, it in parameters.items():
+        match it.distribution:
+            case "constant":
+                space[name] = None
+            case "categorical":
+                space[name] = CategoricalDistribution(range(len(it.settings["values"])))
+            case "int_uniform":
+                space[name] = IntDistribution(it.settings["min"], it.settings["max"])
+            case _:
+                space[name] = FloatDistribution(0.0, 1.0)
+    return space
+
+
+def _frozen(trial: Trial, trials: Sequence[Trial], metric: Metric, space: Mapping[str, Any]) -> Any:
+    """A trial in Optuna's form."""
+    from optuna.trial import TrialState, create_trial
+
+    value = trial.value
+    if trial.state == "failed":
+        value = _imputed(metric, metric.impute, trial, trials)
+    elif trial.state == "open":
+        value = _imputed(metric, metric.impute_while_running, trial, trials)
+    if value is None:
+        state = TrialState.RUNNING if trial.state == "open" else TrialState.FAIL
+    else:
+        state = TrialState.PRUNED if trial.state == "stopped" else TrialState.COMPLETE
+    return create_trial(
+        state=state,
+        value=value,
+        params=trial.draw,
+        distributions=dict(space),
+        intermediate_values=dict(enumerate(trial.history, 1)),
+    )
+
+
+def _imputed(metric: Metric, how: str | None, trial: Trial, trials: Sequence[Trial]) -> float | None:
+    """What is taken for the value of a trial that has none of its own."""
+    if how == "latest":
+        return trial.history[-1] if trial.history else None
+    known = [it.value for it in trials if it.state in ("finished", "stopped") and it.value is not None]
+    if how is None or not known:
+        return None
+    smallest = (how == "best") == (metric.goal == "minimize")
+    return min(known) if smallest else max(known)

@@ -1,0 +1,134 @@
+"""A value of a file together with its place, so that what is wrong with it can be said in one line."""
+
+import difflib
+import math
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from .errors import UsageError
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value, and where it stands.
+
+    Args:
+        file: The file.
+        key: The keys that lead to the value, joined by dots; empty for the whole content.
+        value: What is there.
+
+    Example:
+        >>> Setting("a.yaml", "run_cap", "3").integer(least=1)
+        Traceback (most recent call last):
+        randbp.cli.errors.UsageError: a.yaml: run_cap='3': expected an integer >= 1 (write 3, without quotes)
+    """
+
+    file: str
+    key: str
+    value: Any
+
+    def __getitem__(self, key: str | int) -> "Setting":
+        """The setting at a key of a mapping, or at an index of a list."""
+        place = f"{self.key}[{key}]" if isinstance(key, int) else f"{self.key}.{key}" if self.key else key
+        return Setting(self.file, place, self.value[key])
+
+    def wrong(self, expected: str) -> UsageError:
+        """The complaint about this value."""
+        place = f"{self.key}={_short.repr(self.value)}: " if self.key else ""
+        return UsageError(f"{self.file}: {place}expected {expected}")
+
+    def of_kind(self, kinds: tuple[type, ...], expected: str) -> Any:
+        """The value, if it is of one of some types; true and false are no integers."""
+        if not isinstance(self.value, kinds) or (isinstance(self.value, bool) and bool not in kinds):
+            raise self.wrong(expected)
+        return self.value
+
+    def text(self) -> str:
+        """The value, if it is text and not empty."""
+        if not isinstance(self.value, str):
+            quotes = f" (write '{self.value}' in quotes)" if isinstance(self.value, int | float) else ""
+            raise self.wrong(f"text{quotes}")
+        if not self.value.strip():
+            raise self.wrong("text that is not empty")
+        return self.value
+
+    def one_of(self, *allowed: str) -> Any:
+        """The value, if it is one of some words."""
+        if self.value not in allowed:
+            raise self.wrong(" or ".join(map(repr, allowed)) + _nearest(self.value, allowed))
+        return self.value
+
+    def number(self, least: float = -math.inf, above: float = -math.inf) -> float:
+        """The value, if it is a finite number within bounds."""
+        bound = f" >= {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+        if isinstance(self.value, str):
+            raise self.wrong(f"a number{bound}{_as_number(self.value)}")
+        value: float = self.of_kind((int, float), f"a number{bound}")
+        if not math.isfinite(value) or value < least or value <= above:
+            raise self.wrong(f"a number{bound}")
+        return value
+
+    def integer(self, least: float = -math.inf) -> int:
+        """The value, if it is an integer within bounds."""
+        expected = "an integer" + (f" >= {least:g}" if least > -math.inf else "")
+        if isinstance(self.value, str):
+            raise self.wrong(expected + _as_number(self.value))
+        value = self.of_kind((int,), expected)
+        if value < least:
+            raise self.wrong(expected)
+        return int(value)
+
+    def mapping(self, expected: str, filled: bool = False) -> "Setting":
+        """This setting, if its value is a mapping."""
+        if not isinstance(self.value, dict) or (filled and not self.value):
+            raise self.wrong(expected)
+        return self
+
+    def items(self, expected: str, filled: bool = False) -> "Iterator[Setting]":
+        """The settings of a list."""
+        if not isinstance(self.value, list) or (filled and not self.value):
+            raise self.wrong(expected)
+        return (self[number] for number in range(len(self.value)))
+
+    def only(self, *allowed: str) -> None:
+        """Refuse a mapping with other keys than these."""
+        for key in self.value:
+            if key not in allowed:
+                place = f"{self.key}.{key}" if self.key else key
+                known = _nearest(key, allowed) or f", expected one of {', '.join(allowed)}"
+                raise UsageError(f"{self.file}: {place}: no such key{known}")
+
+
+def missing(parent: Setting, key: str, expected: str) -> NoReturn:
+    """Complain about a key that is not there.
+
+    Raises:
+        UsageError: Always.
+    """
+    place = f"{parent.key}.{key}" if parent.key else key
+    raise UsageError(f"{parent.file}: {place}: missing, expected {expected}")
+
+
+def _nearest(word: Any, allowed: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(str(word), allowed, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _as_number(text: str) -> str:
+    """How to write a text so that YAML takes it for the number that it looks like."""
+    try:
+        value = float(text)
+    except ValueError:
+        return ""
+    mantissa, e, exponent = text.strip().lower().partition("e")
+    if not e or not math.isfinite(value):
+        return f" (write {text.strip()}, without quotes)" if math.isfinite(value) else ""
+    # YAML 1.1 asks for a point in the mantissa and a sign in the exponent.
+    point = mantissa if "." in mantissa else f"{mantissa}.0"
+    sign = exponent if exponent[0] in "+-" else f"+{exponent}"
+    return f" (write {point}e{sign})"

@@ -1,0 +1,204 @@
+"""The runs of a sweep, made so many at a time."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import child
+from .hyperband import falls_behind
+from .stopping import Terminated, reason
+from .sweep_plan import Plan
+from .sweep_run import STOPPED, Planned
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 20.0
+
+
+@dataclass
+class Working:
+    """A run whose process is at work.
+
+    Args:
+        process: What :func:`randbp.cli.child.start` has returned.
+        began: When it was started.
+        seen: Size of its metrics when it was last looked whether it falls behind.
+        stopped: Why it is being stopped, if it is.
+        deadline: When it is killed if it has not stopped by then.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    began: float
+    seen: int = -1
+    stopped: str | None = None
+    deadline: float = float("inf")
+
+
+class Execution:
+    """The work of a sweep.
+
+    Args:
+        plan: Its runs.
+        jobs: How many are made at the same time.
+        lock: The open file that owns the sweep's folder.
+        console: Where to tell about the work.
+    """
+
+    def __init__(self, plan: Plan, jobs: int, lock: int, console: Console) -> None:
+        self.plan, self.jobs, self.lock, self.console = plan, jobs, lock, console
+        self.working: dict[Planned, Working] = {}
+        self.done = 0
+
+    def run(self) -> tuple[str, int] | None:
+        """Make the runs that are not finished.
+
+        Returns:
+            ``None`` after the last one; what has stopped the sweep and the exit code for it otherwise.
+
+        Raises:
+            UsageError: If finished runs are of other commands; then none is started.
+        """
+        waiting = self._missing()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[runs]}"),
+            TimeElapsedColumn(),
+        )
+        quiet = not self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=quiet) as progress, lifeline() as line:
+            task = progress.add_task("starting", total=self.plan.count, runs="")
+            try:
+                while self._start(waiting, line) or self.working:
+                    self._collect()
+                    self._stop_those_behind()
+                    text = ", ".join(f"{run.version}{_epoch(run)}" for run in self.working)
+                    number = f"run {min(self.done + 1, self.plan.count)} of {self.plan.count}"
+                    completed = self.done + sum(map(_fraction, self.working))
+                    progress.update(task, completed=completed, description=text, runs=number)
+                    time.sleep(POLL_SECONDS)
+            except (KeyboardInterrupt, Terminated) as error:
+                self.console.print("waiting for the runs to stop", style="red")
+                self._interrupt()
+                return reason(error)
+        return None
+
+    def _missing(self) -> Iterator[Planned]:
+        """The runs that are not finished, each made ready for its start."""
+        known = list(self.plan.known())
+        if self.plan.sweep.method != "bayes":
+            self.plan.count = len(known)  # without those that were drawn twice
+        missing = [run for run in known if not run.is_done()]
+        self.done = len(known) - len(missing)
+        if self.done:
+            self._say(f"{self.done} of {self.plan.count} runs are finished already")
+        return (run.made_ready(self._say) for run in chain(missing, self.plan))
+
+    def _start(self, waiting: Iterator[Planned], line: int) -> bool:
+        """Start runs until enough are at work; false if none was left to start."""
+        while len(self.working) < self.jobs and not self.target_reached():
+            if (run := next(waiting, None)) is None:
+                return False
+            self.working[run] = Working(run.start(line, self.lock, self.jobs == 1), time.monotonic())
+        return bool(self.working)
+
+    def target_reached(self) -> bool:
+        """Whether a run is as good as the sweep file asks for, so that no other is started."""
+        metric = self.plan.sweep.metric
+        if metric is None or metric.target is None:
+            return False
+        values = (run.value(metric.name) for run in self.plan.runs.values() if run.status == "finished")
+        return any(value is not None and metric.reaches_target(value) for value in values)
+
+    def _collect(self) -> None:
+        for run, work in list(self.working.items()):
+            if (code := child.ended(work.process)) is None:
+                if time.monotonic() > work.deadline:
+                    child.send(work.process, signal.SIGKILL)
+                continue
+            del self.working[run]
+            self.done += 1
+            run.settle(code, work.stopped)
+            self._tell(run, time.monotonic() - work.began)
+
+    def _stop_those_behind(self) -> None:
+        rule, metric = self.plan.sweep.early_terminate, self.plan.sweep.metric
+        if rule is None or metric is None:
+            return
+        changed = [run for run, work in self.working.items() if _grown(run, work) and work.stopped is None]
+        if not changed:
+            return
+        histories = {run: run.history(metric.name) for run in self.plan.runs.values()}
+        for run in changed:
+            # A run that goes on is known to the plan as it was before that.
+            history = run.history(metric.name)
+            if (band := falls_behind(history, histories.values(), metric, rule)) is not None:
+                work = self.working[run]
+                work.stopped = f"stopped early: {metric.name} is not among the best 1/{rule.eta:g} at {band}"
+                work.deadline = time.monotonic() + GRACE_SECONDS
+                child.send(work.process, signal.SIGTERM)
+
+    def _interrupt(self) -> None:
+        child.stop([work.process for work in self.working.values()], signal.SIGINT, GRACE_SECONDS)
+        for run, work in self.working.items():
+            run.settle(work.process.returncode, work.stopped)
+
+    def _tell(self, run: Planned, seconds: float) -> None:
+        summary = run.summary()
+        outcome = f"FAILED: {summary.get('error')}"
+        if run.status == "finished":
+            accuracy = run.value("test/accuracy")
+            outcome = f"finished in {seconds:.0f} s"
+            outcome += "" if accuracy is None else f", test accuracy {accuracy:.1%}"
+        elif run.status == STOPPED:
+            outcome = str(summary.get("error"))
+        self._say(f"[{self.done}/{self.plan.count}] {run.version}  {outcome}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def lifeline() -> Iterator[int]:
+    """The reading end of a pipe that ends with this process."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _grown(run: Planned, work: Working) -> bool:
+    """Whether a run has logged something since the last look."""
+    try:
+        size = (run.folder / "metrics.csv").stat().st_size
+    except OSError:
+        return False
+    grown, work.seen = size != work.seen, size
+    return grown
+
+
+def _progress(run: Planned) -> tuple[int, int]:
+    """Epochs that a run has completed, and how many it will; zero where that is not known."""
+    progress = run.summary().get("progress")
+    known = progress if isinstance(progress, dict) else {}
+    epochs, most = (known.get(key) for key in ("epochs", "max_epochs"))
+    return epochs if isinstance(epochs, int) else 0, most if isinstance(most, int) and most > 0 else 0
+
+
+def _fraction(run: Planned) -> float:
+    epochs, most = _progress(run)
+    return min(epochs / most, 1.0) if most else 0.0
+
+
+def _epoch(run: Planned) -> str:
+    epochs, most = _progress(run)
+    return f" epoch {min(epochs + 1, most)} of {most}" if most else ""

@@ -1,0 +1,172 @@
+"""The runs of a sweep in the order in which they are made."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from randbp.callbacks.files import write_json
+
+from .errors import UsageError
+from .search import Draw, Trial, propose, values_at
+from .sweep_command import arguments_as_json, command_line
+from .sweep_file import Values, read_sweep
+from .sweep_run import Planned
+
+TRIALS = "trials.json"
+"""What a random or Bayesian sweep has drawn, in the sweep's folder."""
+LONGEST = 120
+"""Bytes of a run's name that are spelt out."""
+
+
+class Plan:
+    """The runs of a sweep, each made known when it is its turn: a search proposes it from what is known by then.
+
+    Args:
+        file: The sweep file.
+        name: Folder of the runs below the root.
+        root: Folder of all results.
+        count: The number of runs of a random or Bayesian sweep, the largest number of a grid's; by default what the
+            file says.
+        extra: Options that go to each run.
+        seed: Determines the draws.
+
+    Attributes:
+        sweep: What the file says.
+        runs: The runs made known so far, by their versions; what was drawn twice is there once.
+
+    Raises:
+        UsageError: If the file cannot be used, or nothing says how many runs there are.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        name: str | None = None,
+        root: Path = Path("runs"),
+        count: int | None = None,
+        extra: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        self.sweep = read_sweep(file)
+        self.name = name or self.sweep.name
+        self.root, self.folder = root, root / self.name
+        self.extra, self.seed = tuple(extra), seed
+        self.runs: dict[str, Planned] = {}
+        self._draws: list[Draw] = []
+        self._versions: list[str] = []
+        count = self.sweep.run_cap if count is None else count
+        if self.sweep.method == "grid":
+            self._grid = list(islice(self.sweep.grid(), count))
+            count = len(self._grid)
+        elif count is None:
+            raise UsageError(
+                f"{file}: run_cap: missing, expected the number of runs of method={self.sweep.method} (or --count)"
+            )
+        self.count = count
+
+    def __iter__(self) -> Iterator[Planned]:
+        """The runs that were not made known yet."""
+        return self._until(self.count)
+
+    def known(self) -> Iterator[Planned]:
+        """Those of them that do not depend on what comes of others."""
+        return self._until(min(self.count, len(self._draws)) if self.sweep.method == "bayes" else self.count)
+
+    def example(self) -> Planned:
+        """A run like those to come."""
+        if self.sweep.method == "grid":
+            return self._run(self._grid[0])
+        return self._run(values_at(self.sweep, propose(self.sweep, [])))
+
+    def take_up(self) -> None:
+        """Take what an earlier sweep in this folder has drawn.
+
+        Raises:
+            UsageError: If it is none of this file's draws.
+        """
+        path = self.folder / TRIALS
+        try:
+            self._draws = json.loads(path.read_text(encoding="utf-8"))["draws"]
+            for draw in self._draws:
+                values_at(self.sweep, draw)
+                if len(draw) != sum(it.distribution != "constant" for it in self.sweep.parameters.values()):
+                    raise KeyError(draw)
+        except FileNotFoundError:
+            return
+        except (ValueError, LookupError, TypeError) as error:
+            raise UsageError(f"{path}: not of this sweep file's parameters (--name starts another sweep)") from error
+
+    def _until(self, number: int) -> Iterator[Planned]:
+        while len(self._versions) < number:
+            run = self._run(self._next())
+            self._versions.append(run.version)
+            if self.runs.setdefault(run.version, run) is run:
+                yield run
+
+    def _next(self) -> Values:
+        number = len(self._versions)
+        if self.sweep.method == "grid":
+            return self._grid[number]
+        if number == len(self._draws):
+            self._draws.append(propose(self.sweep, self._trials(number), self.seed))
+            if self.folder.exists():
+                write_json(self.folder / TRIALS, {"format": 1, "draws": self._draws})
+        return values_at(self.sweep, self._draws[number])
+
+    def _trials(self, number: int) -> list[Trial]:
+        metric = self.sweep.metric
+        if self.sweep.method != "bayes" or metric is None:
+            return [Trial(draw) for draw in self._draws[:number]]
+        trials = []
+        for draw, version in zip(self._draws[:number], self._versions, strict=True):
+            run = self.runs[version]
+            value, state = run.value(metric.name), run.status
+            if state == "finished" and value is None:
+                state = "failed"
+            trials.append(Trial(draw, state, tuple(run.history(metric.name)), value))
+        return trials
+
+    def _run(self, values: Values) -> Planned:
+        version = version_name(self.sweep.varied, values)
+        nested = self.sweep.nested(values)
+        log = self.folder / "logs" / f"{version}.log"
+        words = command_line(self.sweep.command, self.sweep.program, nested, log.with_suffix(".json"))
+        place = [f"--trainer.default_root_dir={self.root}", f"--name={self.name}", f"--version={version}"]
+        arguments = arguments_as_json(nested)
+        return Planned(version, self.folder / version, log, (*words, *self.extra, *place), arguments)
+
+
+def version_name(varied: Sequence[str], values: Mapping[str, Any]) -> str:
+    """A folder's name for one run: the varied parameters, each by the shortest ending that tells it from the others.
+
+    Example:
+        >>> varied = ("weight_vjp.keep", "input_vjp.keep", "lr")
+        >>> version_name(varied, {"weight_vjp.keep": 0.5, "input_vjp.keep": 1, "lr": 1e-3})
+        'weight_vjp.keep=0.5-input_vjp.keep=1-lr=0.001'
+    """
+    names = _short_names(varied)
+    full = "-".join(f"{names[key]}={values[key]}" for key in varied) or "run"
+    safe = re.sub(r"[^\w.=+-]+", "_", full)
+    if safe == full and len(full.encode()) <= LONGEST:
+        return full
+    return f"{safe.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
+        names[key] = next(
+            (
+                ending
+                for ending in endings
+                if not any(f".{other}".endswith(f".{ending}") for other in keys if other != key)
+            ),
+            key,
+        )
+    return names

@@ -1,0 +1,182 @@
+"""One run of a sweep: its command, its folder, and what came of it."""
+
+import csv
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from randbp.callbacks.files import write_json, write_text
+from randbp.callbacks.latest_epoch import find_latest
+
+from . import child
+from .errors import UsageError
+
+SUMMARY = "summary.json"
+STOPPED = "stopped"
+"""Status of a run that was stopped because it fell behind the others."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run that is to be made.
+
+    Args:
+        version: Name of its folder.
+        folder: The folder itself.
+        log: Where its output goes.
+        command: What starts it.
+        arguments: Its parameters as JSON, for commands that read them from a file.
+        resumes: Whether it goes on after the latest epoch that an earlier process has completed.
+    """
+
+    version: str
+    folder: Path
+    log: Path
+    command: tuple[str, ...]
+    arguments: str = "{}"
+    resumes: bool = False
+
+    @property
+    def head(self) -> str:
+        """First line of the log: the command."""
+        first = "python" if self.command[0] == sys.executable else self.command[0]
+        return f"$ {shlex.join((first, *self.command[1:]))}"
+
+    @property
+    def json_file(self) -> Path:
+        """What ``${args_json_file}`` stands for."""
+        return self.log.with_suffix(".json")
+
+    def summary(self) -> dict[str, Any]:
+        """The run's summary, empty while there is none."""
+        with suppress(OSError, ValueError):
+            content = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+        return {}
+
+    @property
+    def status(self) -> Literal["open", "finished", "stopped", "failed"]:
+        """What its summary says has become of it; ``open`` while it may still come to an end."""
+        found = self.summary().get("status")
+        return found if found in ("finished", STOPPED, "failed") else "open"
+
+    def history(self, metric: str) -> list[float]:
+        """A metric's values in the order in which the run logged them, those that are no number left out."""
+        values = []
+        with suppress(OSError, csv.Error, UnicodeDecodeError), (self.folder / "metrics.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                with suppress(ValueError):
+                    values.append(float(row.get(metric) or ""))
+        return [value for value in values if math.isfinite(value)]
+
+    def value(self, metric: str) -> float | None:
+        """A metric's last value, ``None`` if it was not logged or is no number."""
+        metrics = self.summary().get("metrics")
+        with suppress(TypeError, ValueError, KeyError):
+            value = float(metrics[metric] if isinstance(metrics, dict) else "")
+            return value if math.isfinite(value) else None
+        history = self.history(metric)
+        return history[-1] if history else None
+
+    def is_done(self) -> bool:
+        """Whether an earlier sweep has made this run.
+
+        Raises:
+            UsageError: If it was made by another command.
+        """
+        if self.status not in ("finished", STOPPED):
+            return False
+        if (head := self._logged_head()) not in (None, self.head):
+            raise UsageError(f"{self.folder} was made by another command: {head} (--name starts another sweep)")
+        return True
+
+    def made_ready(self, say: Callable[[str], None]) -> "Planned":
+        """This run, or one that goes on where an earlier process of the same command was ended.
+
+        Where there is nothing to go on from, what the earlier one has left is kept out of the way.
+
+        Args:
+            say: Tells the user.
+        """
+        if not self.folder.exists():
+            return self
+        if self._trains and self._logged_head() == self.head and find_latest(self.folder) is not None:
+            say(f"{self.version}: goes on after its last complete epoch")
+            return replace(self, resumes=True)
+        store = self.folder.parent / ".unfinished"
+        store.mkdir(exist_ok=True)
+        kept = store / free_name(store, self.version)
+        self.folder.rename(kept)
+        if self.log.exists():
+            self.log.rename(kept / self.log.name)
+        say(f"{self.version}: the unfinished run is kept in {kept}")
+        return self
+
+    def start(self, lifeline: int, held: int, alone: bool) -> "subprocess.Popen[bytes]":
+        """Start the run; it ends with this process, see :func:`randbp.cli.child.start`."""
+        if any(str(self.json_file) == word for word in self.command):
+            write_text(self.json_file, self.arguments)
+        # Threads that wait for each other by spinning take the processor from those they wait for as soon as there is
+        # other work: steps then take several times as long, and vary as much. A run on its own is faster with them.
+        environment = ({} if alone else {"OMP_WAIT_POLICY": "PASSIVE"}) | os.environ
+        command = (*self.command, "--resume") if self.resumes else self.command
+        with self.log.open("ab" if self.resumes else "wb") as log:
+            log.write(f"{self.head}{' --resume' if self.resumes else ''}\n".encode())
+            log.flush()
+            return child.start(command, lifeline, held, environment, log)
+
+    def settle(self, code: int, stopped: str | None = None) -> None:
+        """See to it that the summary says what has become of the run, even if the process had no time to.
+
+        A program that writes none has finished if its exit code says so.
+
+        Args:
+            code: Its exit code.
+            stopped: Why the sweep has stopped it, if it has.
+        """
+        if (code == 0 and self.status == "finished") or (self.status == "failed" and stopped is None):
+            return
+        if code == 0 and stopped is None and not (self.folder / SUMMARY).exists():
+            write_json(self.folder / SUMMARY, {"format": 1, "status": "finished"})
+            return
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        last = lines[-1] if lines and not lines[-1].startswith("$ ") else f"exit code {code}"
+        reason = stopped or (f"ended by signal {-code}" if code < 0 else last)
+        status = "failed" if stopped is None else STOPPED
+        write_json(self.folder / SUMMARY, {"format": 1} | self.summary() | {"status": status, "error": reason})
+
+    @property
+    def _trains(self) -> bool:
+        """Whether the command is ``randbp fit``."""
+        names = {Path(word).name for word in self.command[: self.command.index("fit")]} if "fit" in self.command else ()
+        return "randbp" in names or "randbp.cli.main" in names
+
+    def _logged_head(self) -> str | None:
+        with suppress(OSError), self.log.open(errors="replace") as log:
+            return log.readline().strip()
+        return None
+
+
+def free_name(root: Path, name: str) -> str:
+    """The name, or with the next number where there are results of that name already.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     (Path(root) / "demo").mkdir()
+        ...     free_name(Path(root), "demo"), free_name(Path(root), "other")
+        ('demo-2', 'other')
+    """
+    number, candidate = 1, name
+    while (root / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate

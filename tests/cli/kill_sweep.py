@@ -1,0 +1,125 @@
+"""Kill sweeps at many moments, go on, and compare their runs with those of one that nobody disturbed.
+
+    python -m tests.cli.kill_sweep [10]
+
+So many times each the sweep alone is killed, its whole process group, and it is sent SIGTERM. Half of the moments are
+times; half are operations on files of the sweep itself, before which it ends itself.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+
+from tests.cli.kill_fit import OPTIONS, difference, processes
+
+WAYS = ("alone", "group", "term")
+SEEDS = (0, 1)
+
+
+def sweep(options: list[str], root: Path, log: Path, way: str, last: int | None, counted: Any) -> None:
+    """The process: a sweep in a group of its own, which ends itself before one of its operations on files."""
+    from randbp.cli.main import main
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        path = arguments[0] if event in ("open", "os.rename", "os.mkdir", "os.remove") else None
+        if isinstance(path, str | bytes | Path) and os.path.abspath(os.fsdecode(path)).startswith(str(root / "runs")):
+            counted.value += 1
+            if counted.value == last:
+                end(os.getpid(), way)
+
+    os.setsid()
+    os.chdir(root)
+    with log.open("ab", 0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    sys.addaudithook(watch)
+    sys.exit(main(["sweep", "s.yaml", *options]))
+
+
+def end(pid: int, way: str) -> None:
+    """End a sweep."""
+    if way == "group":
+        os.killpg(pid, signal.SIGKILL)
+    else:
+        os.kill(pid, signal.SIGTERM if way == "term" else signal.SIGKILL)
+
+
+def run(
+    root: Path,
+    name: str,
+    *options: str,
+    way: str = "alone",
+    last: int | None = None,
+    until: Callable[[float], bool] = lambda seconds: seconds > 600,
+) -> Any:
+    """Sweep to the end, or up to a moment: before an operation, or when a function of the seconds says so.
+
+    Returns:
+        The exit code, the seconds, the operations, and what was printed.
+    """
+    log, counted = root / f"{name}.log", processes.Value("i", 0)
+    words = [f"--name={name}", "--jobs=2", *options]
+    process = processes.Process(target=sweep, args=(words, root, log, way, last, counted))
+    began = time.perf_counter()
+    process.start()
+    while process.exitcode is None and not until(time.perf_counter() - began):
+        process.join(0.05)
+    if process.exitcode is None and process.pid is not None:
+        end(process.pid, way)
+        process.join()
+    return process.exitcode, time.perf_counter() - began, counted.value, log.read_text() if log.exists() else ""
+
+
+def write_sweep(root: Path, seeds: tuple[int, ...] = SEEDS) -> None:
+    """Make the sweep file."""
+    command = ["${env}", "randbp", "fit", *(word for word in OPTIONS if not word.startswith("--name")), "${args}"]
+    parameters = {"seed_everything": {"values": list(seeds)}}
+    (root / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "command": command, "parameters": parameters}))
+
+
+def amiss(root: Path, name: str, seeds: tuple[int, ...] = SEEDS) -> str:
+    """In what the runs are not those of the undisturbed sweep; nothing if they are."""
+    versions = [f"seed_everything={seed}" if len(seeds) > 1 else "run" for seed in seeds]
+    found = (difference(root / "runs" / name / it, root / "runs" / "whole" / it) for it in versions)
+    return "; ".join(filter(None, found))
+
+
+def main(count: int) -> int:
+    """Kill so many sweeps in each way; returns how many were not the undisturbed one in the end."""
+    draw = random.Random(0)
+    wrong = 0
+    with TemporaryDirectory() as place:
+        root = Path(place)
+        write_sweep(root)
+        code, seconds, operations, text = run(root, "whole")
+        assert code == 0, text
+        print(f"undisturbed: {seconds:.1f} s, {operations} operations on files by the sweep itself")
+        for number in range(count * len(WAYS)):
+            way, name = WAYS[number % len(WAYS)], str(number)
+            by_file = number // len(WAYS) % 2
+            last = draw.randint(1, operations) if by_file else None
+            second = 600.0 if by_file else draw.uniform(0, seconds)
+            code, *_ = run(root, name, way=way, last=last, until=lambda now, end=second: now > end)
+            there = sorted(path.parent.parent.name for path in root.glob(f"runs/{name}/*/checkpoints/last.ckpt"))
+            code_after, _, _, text = run(root, name, "--resume")
+            fault = amiss(root, name) if code_after == 0 else text
+            wrong += bool(fault)
+            verdict = f"WRONG: {fault}" if fault else "as if undisturbed"
+            moment = f"at operation {last}" if by_file else f"after {second:.1f} s"
+            print(f"{number}: {way} {moment}, exit {code}, checkpoints of {there}, then {verdict}", flush=True)
+    print(f"{count * len(WAYS) - wrong} of {count * len(WAYS)} as if undisturbed")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)))
