@@ -73,6 +73,11 @@ def own_class(module: nn.Module) -> type[nn.Module]:
     return _MADE[kind][1] if kind in _MADE else kind
 
 
+def is_reclassed(module: nn.Module, mixin: type[Reclassed]) -> bool:
+    """Whether :func:`reclass` made a module's class of this mixin, and nothing has changed the class since."""
+    return type(module) in _MADE and _MADE[type(module)][0] is mixin
+
+
 def restore(module: nn.Module) -> None:
     """Undo :func:`reclass`.
 

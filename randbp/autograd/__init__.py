@@ -2,6 +2,6 @@
 
 from .compiled import draw_seed
 from .estimated import estimated
-from .operations import Convolution, Linear, Operation, TransposedConvolution
+from .operations import Convolution, Linear, Operation, Product, TransposedConvolution
 
-__all__ = ["Convolution", "Linear", "Operation", "TransposedConvolution", "draw_seed", "estimated"]
+__all__ = ["Convolution", "Linear", "Operation", "Product", "TransposedConvolution", "draw_seed", "estimated"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -141,6 +142,15 @@ class Linear(Operation):
     def kernel(self, weight: Tensor) -> Tensor:
         """``[D, C]`` as ``[D, C, 1]``."""
         return weight.unsqueeze(2)
+
+
+@dataclass(frozen=True)
+class Product(Linear):
+    """A linear layer by ``torch.addmm`` or ``torch.matmul``, which take its weight as ``[C, D]``."""
+
+    def native(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product of matrices, which may round otherwise than ``F.linear``."""
+        return torch.matmul(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
 
 
 def _batched(input_shape: Shape, weight_shape: Shape, weight_axes: str) -> Shape:

@@ -29,7 +29,7 @@ from randbp.callbacks.files import write_text
 from randbp.callbacks.latest_epoch import FILENAMES, LatestEpoch, find_latest
 from randbp.callbacks.monitor import CostMonitor
 from randbp.callbacks.random_state import RandomState
-from randbp.randomize.modules import is_convolution
+from randbp.layers import is_convolution
 
 from .errors import RunError, UsageError, condense, debugging, one_line
 from .loggers import WandbMode, close_loggers, make_loggers

@@ -1,5 +1,6 @@
 """Give the layers of an existing model estimated VJPs, in place, and take them back."""
 
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -7,12 +8,14 @@ from torch import nn
 
 from ..estimators import Exact, Spatial
 from ..estimators.seeds import checked_seed
+from ..layers import is_convolution
 from ..lean import Lean, LeanHandle, check_lean, make_lean
 from ..tn.integers import as_integer
+from .first_step import FirstStep
 from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
-from .modules import is_convolution, kind_of
+from .left_exact import left_exact, summary
 from .per_layer import Estimators, check_estimators, estimators_by_layer
-from .selection import Layers, all_names, matching, select
+from .selection import Layers, Selection, all_names, matching, select
 
 
 class RandomizedHandle:
@@ -30,21 +33,41 @@ class RandomizedHandle:
         weight_vjp: Estimators,
         input_vjp: Estimators,
         clock: Clock,
+        left_exact: dict[str, str],
         lean: LeanHandle | None = None,
     ) -> None:
         self.layers = list(modules)
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
-        self._modules, self._clock, self._lean = modules, clock, lean
+        self._modules, self._clock, self._lean, self._left_exact = modules, clock, lean, left_exact
+        self._first_step = FirstStep(modules.values())
 
     @property
     def keep_rates(self) -> dict[str, float]:
-        """Keep rate of the weight VJP by layer name."""
-        return {name: layer_state(module).weight_vjp.keep for name, module in self._modules.items()}
+        """Keep rate of the weight VJP by layer name; 1 for layers in :attr:`left_exact`."""
+        exact = self.left_exact
+        return {n: 1.0 if n in exact else layer_state(m).weight_vjp.keep for n, m in self._modules.items()}
 
     @property
     def input_keep_rates(self) -> dict[str, float]:
-        """Keep rate of the input VJP by layer name."""
-        return {name: layer_state(module).input_vjp.keep for name, module in self._modules.items()}
+        """Keep rate of the input VJP by layer name; 1 for layers in :attr:`left_exact`."""
+        exact = self.left_exact
+        return {n: 1.0 if n in exact else layer_state(m).input_vjp.keep for n, m in self._modules.items()}
+
+    @property
+    def left_exact(self) -> dict[str, str]:
+        """Why layers that were chosen stay exact, by name.
+
+        That is known of some when the model is randomised, such as lazy layers. Of others it shows in the first step:
+        layers that it does not call, and layers with a forward pass of their own in which no call of ``F.conv*``,
+        ``F.conv_transpose*``, ``F.linear`` or ``torch.addmm`` has a weight that is made from their parameters alone.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(8, 3))
+            >>> with warnings.catch_warnings(action="ignore"):
+            ...     randomize(model).left_exact
+            {'1': 'a lazy layer has no weight before its first call'}
+        """
+        return self._left_exact | left_exact(self._modules, self._first_step.over)
 
     def set_step(self, step: int, micro_batch: int = 0, rank: int = 0) -> None:
         """Say which training step comes next: samples depend on it, and on nothing that ran before.
@@ -57,13 +80,26 @@ class RandomizedHandle:
         self._clock.set(_counter("step", step), _counter("micro_batch", micro_batch), _counter("rank", rank))
 
     def remove(self) -> None:
-        """Restore the very same model. Doing so twice is harmless."""
-        for module in self._modules.values():
-            derandomize_layer(module)
-        if self._lean is not None:
-            self._lean.remove()
-        self._modules = {}
-        self.layers = []
+        """Restore the very same model. Doing so twice is harmless.
+
+        Raises:
+            RuntimeError: If something else has changed the class of a layer since, as ``fully_shard`` and
+                parametrisations do. All else is restored then, and that layer is exact, but keeps this class; undo
+                that change and call this again to restore the class, too.
+        """
+        self._first_step.remove()
+        stuck = {name: module for name, module in self._modules.items() if not derandomize_layer(module)}
+        try:
+            if self._lean is not None:
+                self._lean.remove()
+        finally:
+            self._modules, self._left_exact, self.layers = stuck, {}, []
+            if stuck:
+                kinds = ", ".join(f"{name!r} ({type(module).__name__})" for name, module in stuck.items())
+                raise RuntimeError(
+                    f"layers {kinds}: its class was changed after randomize(); exact from now on, but to restore the class "
+                    "undo that change and call remove() again"
+                )
 
     def __enter__(self) -> "RandomizedHandle":
         return self
@@ -103,6 +139,8 @@ def randomize(
             but no linear layers; a name or glob of ``model.named_modules()`` or several of them; or a predicate
             ``(name, module) -> bool``. Names, globs and predicates select ``nn.Linear`` like any other layer:
             ``layers="*"`` means all convolutions and linear layers. A predicate is asked for each name of a module.
+            What a layer is, :func:`randbp.layers.layer` says: subclasses of PyTorch's layers and modules of other
+            classes are served by the calls of ``F.conv*``, ``F.linear`` or ``torch.addmm`` in their forward pass.
         seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
         lean: Whether all other operations of the model, too, hold the least that still gives their gradient. ``True``:
             what an activation's kink, a maximum's place or a dropout mask needs in bits, gradients as before; and
@@ -116,10 +154,14 @@ def randomize(
             registered with ``always_call=True``).
 
     Returns:
-        A handle with ``layers``, ``keep_rates`` and ``remove()``; use it in ``with`` to remove at the end.
+        A handle with ``layers``, ``keep_rates``, ``left_exact`` and ``remove()``; use it in ``with`` to remove at the
+        end.
+
+    Warns:
+        UserWarning: If layers that were chosen stay exact, now or once it shows in the first step of an optimiser.
 
     Raises:
-        ValueError: If a pattern matches no convolution or linear layer, an estimator cannot serve its VJP, keys give
+        ValueError: If a pattern matches no convolution or linear layer or none that can be estimated, an estimator cannot serve its VJP, keys give
             two names of one layer different estimators, or a layer is already randomised. The model is then unchanged.
 
     Example:
@@ -136,24 +178,26 @@ def randomize(
     check_estimators("input_vjp", input_vjp)
     seed = checked_seed(seed)
     check_lean(lean, bits, parts)
-    modules = _chosen(model, layers, weight_vjp, input_vjp, optional=bool(lean))
+    modules, exact = _chosen(model, layers, weight_vjp, input_vjp, optional=bool(lean))
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
     names = all_names(model)
-    names = {name: names[name] for name in modules}
-    weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, names)
-    input_vjps = estimators_by_layer("input_vjp", input_vjp, names)
+    weight_vjps, input_vjps = (
+        estimators_by_layer(vjp, given, {name: names[name] for name in modules}, {name: names[name] for name in exact})
+        for vjp, given in (("weight_vjp", weight_vjp), ("input_vjp", input_vjp))
+    )
     clock = Clock(seed)
     leaner = None
     if lean:
         whole = [modules[name] for name, vjp in weight_vjps.items() if vjp.draws_examples]
         leaner = make_lean(model, lean, bits, clock.state, modules.values(), parts, whole)
     for name, module in modules.items():
-        kind = kind_of(module)
-        assert kind is not None
-        randomize_layer(module, LayerState(name, kind.prepare, weight_vjps[name], input_vjps[name], clock))
-    return RandomizedHandle(modules, weight_vjp, input_vjp, clock, leaner)
+        state = LayerState.of(module, name, weight_vjps[name], input_vjps[name], clock, left_exact=exact)
+        randomize_layer(module, state)
+    if exact:
+        warnings.warn(f"randomize: {summary(exact, len(modules))}", stacklevel=2)
+    return RandomizedHandle(modules, weight_vjp, input_vjp, clock, exact, leaner)
 
 
 def _counter(name: str, value: object) -> int:
@@ -163,16 +207,21 @@ def _counter(name: str, value: object) -> int:
     return number
 
 
-def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators, optional: bool) -> dict[str, nn.Module]:
+def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators, optional: bool) -> Selection:
     """What ``layers`` means; if it is ``None``, the layers that keys name, and all for an estimator without a key."""
     exact = all(not isinstance(vjp, Mapping) and vjp.exact for vjp in vjps)
     if layers is None and optional and exact and not any(is_convolution(module) for module in model.modules()):
-        return {}  # a model without convolutions can be lean
+        return Selection({}, {})  # a model without convolutions can be lean
     keys = [key for vjp in vjps if isinstance(vjp, Mapping) for key in vjp]
     if layers is not None or not keys:
         return select(model, layers)
     everywhere = any(not isinstance(vjp, Mapping) and not vjp.exact for vjp in vjps)
-    usual = select(model, None) if everywhere else {}
+    usual = select(model, None) if everywhere else Selection({}, {})
     possible, names = select(model, "*"), all_names(model)
-    named = {name: m for name, m in possible.items() if name in usual or any(matching(names[name], k) for k in keys)}
-    return named or possible
+
+    def named(name: str) -> bool:
+        return name in usual.modules or name in usual.left_exact or any(matching(names[name], key) for key in keys)
+
+    chosen = {name: module for name, module in possible.modules.items() if named(name)}
+    left = {name: reason for name, reason in possible.left_exact.items() if named(name)}
+    return Selection(chosen or possible.modules, left)

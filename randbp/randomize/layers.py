@@ -1,6 +1,8 @@
-"""A module with estimated VJPs: the same object, with another class for as long as it is randomised."""
+"""A module with estimated VJPs: the same object, with another class for as long as something is estimated."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 from zlib import crc32
 
@@ -10,11 +12,13 @@ from torch import Tensor, nn
 from ..autograd import draw_seed
 from ..autograd.hooks import hooks_in_force
 from ..autograd.recomputation import Recomputation
+from ..autograd.uncompiled import uncompiled
 from ..estimators import Estimator
 from ..estimators.seeds import Integers, next_seed
 from ..functional import estimated_call, is_estimated, may_be_estimated
-from ..reclass import Reclassed, reclass, restore
-from .modules import Prepare
+from ..layers import LayerCall, LayerCalls, class_runs_pytorchs_forward, kind_of
+from ..reclass import Reclassed, is_reclassed, own_class, reclass, restore
+from .modules import PREPARE, Prepare, operation_of
 
 
 class Clock:
@@ -30,19 +34,65 @@ class Clock:
 
 
 @dataclass
+class Seen:
+    """What is known of a layer's calls in training mode, as far as Python sees them.
+
+    Attributes:
+        called: Whether there was one.
+        served: Whether in one of them something could be estimated, or was found to need no estimate.
+    """
+
+    called: bool = False
+    served: bool = False
+
+
+@dataclass
 class LayerState:
-    """What a randomised layer knows beside its parameters."""
+    """What a randomised layer knows beside its parameters.
+
+    Attributes:
+        name: Of the layer, which its samples depend on.
+        weight_vjp: Estimator of the weight's gradient.
+        input_vjp: Estimator of the input's gradient.
+        clock: Of the model.
+        own: The module's class before.
+        prepare: How to read a call of a module whose class has PyTorch's forward pass; ``None`` for other modules.
+        left_exact: Why layers that were chosen together with this one stay exact, by name.
+        seen: Calls so far.
+    """
 
     name: str
-    prepare: Prepare
     weight_vjp: Estimator
     input_vjp: Estimator
     clock: Clock
+    own: type[nn.Module]
+    prepare: Prepare | None
+    left_exact: dict[str, str] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
     place: Integers = field(init=False)
     recomputation: Recomputation = field(init=False, default_factory=Recomputation)
 
     def __post_init__(self) -> None:
         self.place = Integers((crc32(self.name.encode()), 0, 0))
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, name: str, weight_vjp: Estimator, input_vjp: Estimator, clock: Clock, **more: Any
+    ) -> "LayerState":
+        """The state of a module that is not randomised yet."""
+        kind, own = kind_of(module), own_class(module)
+        prepare = PREPARE[kind] if kind is not None and class_runs_pytorchs_forward(own) else None
+        return cls(name, weight_vjp, input_vjp, clock, own, prepare, **more)
+
+    @property
+    def estimates(self) -> bool:
+        """Whether one of the estimators is not exact."""
+        return not (self.weight_vjp.exact and self.input_vjp.exact)
+
+    @property
+    def drew(self) -> bool:
+        """Whether a sample was ever drawn, in a compiled graph or outside."""
+        return self.place.values[-1] > 0
 
     def next_seed(self) -> int | Tensor:
         """Seed of the next forward pass: hashed from seed, layer, step, micro-batch, rank and call within these."""
@@ -52,53 +102,125 @@ class LayerState:
 
 
 class RandomizedLayer(Reclassed):
-    """Mixed in before a layer's class while it is randomised; the state lies in the module's ``__dict__``."""
+    """Mixed in before a layer's class while it is randomised; the state lies in the module's ``__dict__``.
+
+    Where the module runs PyTorch's own forward pass, this is another one that estimates. Otherwise its own runs, with
+    the functions that it calls estimated: that of a subclass, or one that was put into the module itself, before or
+    after it was randomised. A method read from the module stays of use when the module is itself again.
+    """
 
     prefix = "Randomized"
-    _randbp: LayerState
+    _randbp: LayerState | None = None
 
-    def forward(self, input: Tensor, *arguments: Any, **named: Any) -> Tensor:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """The module with its hooks."""
+        if "forward" in self.__dict__ and (state := _at_work(self)) is not None:
+            return _with_calls_estimated(self, state, super().__call__, arguments, named)  # type: ignore[misc]
+        return super().__call__(*arguments, **named)  # type: ignore[misc]
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
         """The layer, with estimated VJPs in training mode."""
-        state, module, prepared = self._randbp, cast(Any, self), None
-        if module.training and may_be_estimated(input, state.weight_vjp, state.input_vjp):
-            weight = module.weight  # read once: a parametrisation such as spectral norm goes a step on at each reading
-            prepared = state.prepare(module, weight, input, *arguments, **named)
-        if prepared is None:
-            output: Tensor = super().forward(input, *arguments, **named)  # type: ignore[misc]
-            return output
-        operation, padded = prepared
-        if not is_estimated(input, weight, state.weight_vjp, state.input_vjp):  # the weight is frozen
-            return operation.native(padded, weight, module.bias)
-        return estimated_call(
-            operation, padded, weight, module.bias, state.weight_vjp, state.input_vjp, state.next_seed()
-        )
+        if not isinstance(self, RandomizedLayer):
+            return type(self).forward(self, *arguments, **named)
+        forward: Callable[..., Any] = super().forward  # type: ignore[misc]
+        state = _at_work(self)
+        if state is None:
+            return forward(*arguments, **named)
+        if state.prepare is None or "_conv_forward" in self.__dict__ or "_output_padding" in self.__dict__:
+            return _with_calls_estimated(self, state, forward, arguments, named)
+        if not torch.compiler.is_compiling():
+            if not class_runs_pytorchs_forward(state.own):  # any more
+                return _with_calls_estimated(self, state, forward, arguments, named)
+            state.seen.called = state.seen.served = True
+        return _estimated(self, state, state.prepare, forward, *arguments, **named)
 
     def extra_repr(self) -> str:
         """PyTorch's description followed by the estimators."""
         described: str = super().extra_repr()  # type: ignore[misc]
-        return f"{described}, weight_vjp={self._randbp.weight_vjp}, input_vjp={self._randbp.input_vjp}"
+        state = self._randbp
+        if state is None:
+            return described
+        return f"{described}, weight_vjp={state.weight_vjp}, input_vjp={state.input_vjp}"
+
+
+def _at_work(module: Any) -> LayerState | None:
+    """The state of a module of a :class:`RandomizedLayer` class if something of its next call may be estimated."""
+    state: LayerState | None = module._randbp
+    if state is None or not module.training or not torch.is_grad_enabled() or not state.estimates:
+        return None
+    return state
+
+
+def _estimated(
+    module: Any, state: LayerState, prepare: Prepare, forward: Any, input: Tensor, *arguments: Any, **named: Any
+) -> Any:
+    """A call of a module that runs PyTorch's forward pass."""
+    prepared = None
+    if may_be_estimated(input, state.weight_vjp, state.input_vjp):
+        weight = module.weight  # read once: a parametrisation such as spectral norm goes a step on at each reading
+        prepared = prepare(module, weight, input, *arguments, **named)
+    if prepared is None:
+        return forward(input, *arguments, **named)
+    operation, padded = prepared
+    if not is_estimated(input, weight, state.weight_vjp, state.input_vjp):  # the weight is frozen
+        return operation.native(padded, weight, module.bias)
+    return estimated_call(operation, padded, weight, module.bias, state.weight_vjp, state.input_vjp, state.next_seed())
+
+
+@uncompiled("randbp: calls of functions within a forward pass that is not PyTorch's are estimated one by one")
+def _with_calls_estimated(
+    module: Any, state: LayerState, run: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> Any:
+    """A call of any other module: the functions that it calls with a weight of its own are estimated."""
+    state.seen.called = True
+    with LayerCalls(module, partial(_answer, state)):
+        return run(*arguments, **named)
+
+
+def _answer(state: LayerState, call: LayerCall) -> Tensor:
+    state.seen.served = True
+    if call.weight.is_complex() or not is_estimated(call.input, call.weight, state.weight_vjp, state.input_vjp):
+        return call.run()
+    return estimated_call(
+        *(operation_of(call), call.input, call.weight, call.bias),
+        *(state.weight_vjp, state.input_vjp, state.next_seed()),
+    )
 
 
 def is_randomized(module: nn.Module) -> bool:
     """Whether a module is randomised at present."""
-    return isinstance(module, RandomizedLayer)
+    return "_randbp" in vars(module)
 
 
 def layer_state(module: nn.Module) -> LayerState:
     """The state of a randomised module."""
-    state: LayerState = module.__dict__["_randbp"]
+    state: LayerState = vars(module)["_randbp"]
     return state
 
 
 def randomize_layer(module: nn.Module, state: LayerState) -> None:
-    """Give a module estimated VJPs, in place."""
-    module.__dict__["_randbp"] = state
-    reclass(module, RandomizedLayer)
+    """Let a module have a state, in place; its class changes only if something is estimated."""
+    vars(module)["_randbp"] = state
+    if state.estimates and not isinstance(module, RandomizedLayer):
+        reclass(module, RandomizedLayer)
+    elif not state.estimates and is_reclassed(module, RandomizedLayer):
+        restore(module)
 
 
-def derandomize_layer(module: nn.Module) -> None:
-    """Undo :func:`randomize_layer`; a module that is not randomised is left alone."""
-    if not is_randomized(module):
-        return
-    restore(module)
-    del module.__dict__["_randbp"]
+def derandomize_layer(module: nn.Module) -> bool:
+    """Undo :func:`randomize_layer`; nothing is estimated afterwards.
+
+    Returns:
+        Whether the class is the module's own again: something else may have changed it since.
+    """
+    vars(module).pop("_randbp", None)
+    if is_reclassed(module, RandomizedLayer):
+        restore(module)
+    return not isinstance(module, RandomizedLayer)
+
+
+def forward_without_hooks(module: Any, *arguments: Any, **named: Any) -> Any:
+    """What a module returns now, estimated if it is randomised, without its hooks."""
+    if isinstance(module, RandomizedLayer) and "forward" in vars(module) and (state := _at_work(module)) is not None:
+        return _with_calls_estimated(module, state, module.forward, arguments, named)
+    return module.forward(*arguments, **named)

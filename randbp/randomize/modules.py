@@ -1,22 +1,17 @@
-"""PyTorch's modules as layer calls: which can be randomised, and what their forward pass computes."""
+"""Layers' calls as operations: of PyTorch's modules from their attributes, of functions from their arguments."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..autograd import Linear, Operation
+from ..autograd import Linear, Operation, Product
 from ..curvature.layers import pad_widths
 from ..functional import conv_operation, conv_transpose_operation
+from ..layers import Kind, LayerCall
 
 Prepare = Callable[..., tuple[Operation, Tensor] | None]
-
-# What a subclass must not have changed for its forward pass to be PyTorch's.
-_OWN = ("forward", "_conv_forward", "_output_padding")
 
 
 def _convolution(module: Any, weight: Tensor, input: Tensor) -> tuple[Operation, Tensor] | None:
@@ -50,48 +45,19 @@ def _linear(module: Any, weight: Tensor, input: Tensor) -> tuple[Operation, Tens
     return Linear(), input
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A family of PyTorch's modules.
-
-    Args:
-        bases: The modules.
-        prepare: From a module, its weight and what it is called with to the operation and its input; ``None`` where
-            PyTorch's own forward pass should answer, because there is nothing to estimate or to raise its error.
-        convolution: Whether ``layers=None`` means these, too.
-    """
-
-    bases: tuple[type[nn.Module], ...]
-    prepare: Prepare
-    convolution: bool
+PREPARE: dict[Kind, Prepare] = {
+    "convolution": _convolution,
+    "transposed convolution": _transposed,
+    "linear": _linear,
+}
+"""Of PyTorch's modules: from a module, its weight and what it is called with to the operation and its input; ``None``
+where PyTorch's own forward pass should answer, because there is nothing to estimate or to raise its error."""
 
 
-KINDS = (
-    Kind((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution, True),
-    Kind((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed, True),
-    Kind((nn.Linear,), _linear, False),
-)
-
-
-def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a module whose forward pass is PyTorch's own and can be estimated, else ``None``.
-
-    Lazy modules have no weight yet. The output projection of ``nn.MultiheadAttention`` is a linear layer whose forward
-    pass never runs: attention reads its weight.
-    """
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return None
-    for kind in KINDS:
-        base = next((c for c in kind.bases if isinstance(module, c)), None)
-        if base is None:
-            continue
-        if isinstance(module, LazyModuleMixin):
-            return None
-        own = all(getattr(type(module), name, None) is getattr(base, name, None) for name in _OWN)
-        return kind if own else None
-    return None
-
-
-def is_convolution(module: nn.Module) -> bool:
-    """Whether a module is a convolution, maybe transposed."""
-    return any(isinstance(module, kind.bases) for kind in KINDS if kind.convolution)
+def operation_of(call: LayerCall) -> Operation:
+    """The operation that a call of one of PyTorch's functions is."""
+    if call.kind == "convolution":
+        return conv_operation(*call.geometry)
+    if call.kind == "transposed convolution":
+        return conv_transpose_operation(*call.geometry)
+    return Product() if call.product else Linear()

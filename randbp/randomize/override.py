@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .layers import Clock, layer_state
+from .layers import Clock, layer_state, randomize_layer
 
 
 @contextmanager
@@ -34,8 +34,8 @@ def overridden(modules: Iterable[nn.Module], clock: Clock, **estimators: Any) ->
     before = [(module, layer_state(module)) for module in modules]
     try:
         for module, state in before:
-            module.__dict__["_randbp"] = replace(state, clock=clock, **estimators)
+            randomize_layer(module, replace(state, clock=clock, **estimators))
         yield
     finally:
         for module, state in before:
-            module.__dict__["_randbp"] = state
+            randomize_layer(module, state)

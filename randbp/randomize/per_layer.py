@@ -1,6 +1,7 @@
 """One estimator for all layers, or one for each: what a name or glob of a mapping means."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ..estimators import Estimator, Exact
 from ..estimators.base import Vjp
@@ -36,16 +37,22 @@ def check_estimators(vjp: Vjp, estimators: object) -> None:
             raise ValueError(f"{error} (layers {pattern!r})") from None
 
 
-def estimators_by_layer(vjp: Vjp, estimators: Estimators, layers: Mapping[str, Sequence[str]]) -> dict[str, Estimator]:
+def estimators_by_layer(
+    vjp: Vjp,
+    estimators: Estimators,
+    layers: Mapping[str, Sequence[str]],
+    left_exact: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict[str, Estimator]:
     """The estimator of each layer: of several keys that match it the first counts, without one it is exact.
 
     Args:
         vjp: For messages.
         estimators: One for all, or by name or glob; any name of a shared layer will do.
         layers: All names of each layer, by the first one.
+        left_exact: The same of layers that cannot be estimated.
 
     Raises:
-        ValueError: If a key matches none of the layers, or different keys give different names of a shared layer
+        ValueError: If a key matches none of the layers, or none that can be estimated, or different keys give different names of a shared layer
             different estimators.
 
     Example:
@@ -58,8 +65,12 @@ def estimators_by_layer(vjp: Vjp, estimators: Estimators, layers: Mapping[str, S
     if not isinstance(estimators, Mapping):
         return dict.fromkeys(layers, estimators)
     for pattern in estimators:
-        if not any(matching(names, pattern) for names in layers.values()):
-            raise ValueError(f"{vjp}: key {pattern!r} matches none of the layers {_listed(list(layers))}")
+        if any(matching(names, pattern) for names in layers.values()):
+            continue
+        exact = [name for name, names in left_exact.items() if matching(names, pattern)]
+        if exact:
+            raise ValueError(f"{vjp}: key {pattern!r} matches only layers that stay exact, {_listed(exact)}")
+        raise ValueError(f"{vjp}: key {pattern!r} matches none of the layers {_listed(list(layers))}")
     return {name: _first(vjp, estimators, names) for name, names in layers.items()}
 
 

@@ -3,48 +3,90 @@
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from inspect import signature
+from typing import NamedTuple
 
 from torch import nn
 
-from .layers import is_randomized
-from .modules import is_convolution, kind_of
+from ..layers import Layer, layer
 
 Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
-def select(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
+class Selection(NamedTuple):
+    """What ``layers`` means in a model.
+
+    Attributes:
+        modules: The layers that can be estimated, by their first name, in the order of ``model.named_modules()``.
+        left_exact: Why the others cannot, by name.
+    """
+
+    modules: dict[str, nn.Module]
+    left_exact: dict[str, str]
+
+
+def select(model: nn.Module, layers: Layers) -> Selection:
     """The layers that ``layers`` means, by name, in the order of ``model.named_modules()``.
 
     A module that is shared under several names is listed under its first one, and each of them selects it.
 
+    Args:
+        model: The model.
+        layers: See :func:`randbp.randomize`.
+
     Raises:
-        ValueError: If a pattern, or the predicate, matches none.
+        ValueError: If a pattern, or the predicate, matches none, or only layers that cannot be estimated.
     """
-    candidates = {_uncompiled(n): m for n, m in model.named_modules() if is_randomized(m) or kind_of(m) is not None}
-    names = all_names(model)
-    convolutions = {name: module for name, module in candidates.items() if is_convolution(module)}
-    if layers is None:
-        if not convolutions:
-            hint = f"; layers={next(iter(candidates))!r} would name a linear layer" if candidates else ""
-            raise ValueError(
-                f"model: {type(model).__name__} has no nn.Conv1d/2d/3d or nn.ConvTranspose1d/2d/3d to randomise{hint}"
-            )
-        return convolutions
+    candidates, names = _candidates(model), all_names(model)
+    exact = {name: found.exact for name, (_, found) in candidates.items() if found.exact}
     layers = checked_layers(layers)
-    if callable(layers):
-        chosen = {name: m for name, m in candidates.items() if any(layers(each, m) for each in names[name])}
-        if not chosen:
-            raise ValueError(f"layers={layers!r}: true for none of the {_listed(candidates)}")
-        return chosen
-    patterns = [layers] if isinstance(layers, str) else list(layers or ())
-    for pattern in patterns:
-        if not any(matching(names[name], pattern) for name in candidates):
-            raise ValueError(f"layers={pattern!r}: matches none of the {_listed(candidates)}")
-    return {
-        name: module
-        for name, module in candidates.items()
-        if any(matching(names[name], pattern) for pattern in patterns)
-    }
+    if layers is None:
+        chosen = {name for name, (_, found) in candidates.items() if found.convolution}
+        if not chosen - set(exact):
+            raise ValueError(_no_convolutions(model, candidates, exact))
+    elif callable(layers):
+        chosen = {n for n, (module, _) in candidates.items() if any(layers(each, module) for each in names[n])}
+        if not chosen - set(exact):
+            raise ValueError(f"layers={layers!r}: true for none of the {_but(candidates, chosen)}")
+    else:
+        chosen = set()
+        for pattern in [layers] if isinstance(layers, str) else layers:
+            matched = {name for name in candidates if matching(names[name], pattern)}
+            if not matched - set(exact):
+                raise ValueError(f"layers={pattern!r}: matches none of the {_but(candidates, matched)}")
+            chosen |= matched
+    modules = {name: module for name, (module, _) in candidates.items() if name in chosen and name not in exact}
+    return Selection(modules, {name: reason for name, reason in exact.items() if name in chosen})
+
+
+def _candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Layer]]:
+    """All layers by their first name."""
+    found = {_uncompiled(name): (module, layer(module)) for name, module in model.named_modules()}
+    return {name: (module, kind) for name, (module, kind) in found.items() if kind is not None}
+
+
+def _no_convolutions(model: nn.Module, candidates: dict[str, tuple[nn.Module, Layer]], exact: dict[str, str]) -> str:
+    """What to pass instead of ``layers=None``."""
+    convolutions = {name for name, (_, found) in candidates.items() if found.convolution}
+    if convolutions:
+        return f"model: {type(model).__name__} has as convolutions only {_reasons(exact, convolutions)}"
+    linear = [name for name in candidates if name not in exact]
+    hint = f"; layers='*' means its linear layers {shortened([repr(name) for name in linear], 3)}" if linear else ""
+    return (
+        f"model: {type(model).__name__} has no nn.Conv1d/2d/3d or nn.ConvTranspose1d/2d/3d to randomise{hint}"
+    )
+
+
+def _but(candidates: dict[str, tuple[nn.Module, Layer]], matched: set[str]) -> str:
+    """The layers that could have been meant, and those that were but stay exact, for the end of a sentence."""
+    exact = {name: found.exact for name, (_, found) in candidates.items() if found.exact}
+    served = _listed({name: candidate for name, candidate in candidates.items() if name not in exact})
+    return f"{served}, only {_reasons(exact, matched)}" if matched else served
+
+
+def _reasons(exact: dict[str, str], names: set[str]) -> str:
+    """Layers that stay exact, for the end of a sentence."""
+    shown = [f"{name!r} ({reason})" for name, reason in exact.items() if name in names]
+    return f"layers that stay exact: {shortened(shown, 3)}"
 
 
 def all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -109,14 +151,20 @@ def _uncompiled(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def _listed(candidates: dict[str, nn.Module]) -> str:
+def _listed(candidates: dict[str, tuple[nn.Module, Layer]]) -> str:
     """The layers by kind, for the end of a sentence."""
     kinds: dict[str, list[str]] = {"convolutions": [], "linear layers": []}
-    for name, module in candidates.items():
-        kinds["convolutions" if is_convolution(module) else "linear layers"].append(repr(name))
-    listed = [f"{kind} {_shortened(names)}" for kind, names in kinds.items() if names]
+    for name, (_, found) in candidates.items():
+        kinds["convolutions" if found.convolution else "linear layers"].append(repr(name))
+    listed = [f"{kind} {shortened(names)}" for kind, names in kinds.items() if names]
     return " or ".join(listed) or "convolutions or linear layers (there are none)"
 
 
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+def shortened(names: list[str], most: int = 8) -> str:
+    """The first few of some names, and how many there are.
+
+    Example:
+        >>> shortened(["a", "b", "c"], most=2)
+        'a, b, … (3 in all)'
+    """
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

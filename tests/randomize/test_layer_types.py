@@ -120,7 +120,7 @@ def test_output_size_as_pytorch_takes_it(dims: int, batched: bool) -> None:
     assert layer.weight.grad is not None and x.grad is not None
 
 
-def test_layers_that_do_not_run_their_own_forward_pass_are_left_out() -> None:
+def test_layers_whose_calls_cannot_be_told_are_left_out() -> None:
     """`nn.MultiheadAttention` reads the weight of its output projection; nothing could be estimated there."""
     model = nn.ModuleDict(
         {
@@ -130,8 +130,11 @@ def test_layers_that_do_not_run_their_own_forward_pass_are_left_out() -> None:
             "lazy": nn.LazyLinear(4),
         }
     )
-    with randbp.randomize(model, Spatial(0.25), layers="*") as handle:
-        assert handle.layers == ["block.linear1", "block.linear2", "named"]
+    with pytest.warns(UserWarning, match="3 of 7 chosen layers stay exact"):
+        handle = randbp.randomize(model, Spatial(0.25), layers="*")
+    with handle:
+        assert handle.layers == ["block.linear1", "block.linear2", "own", "named"]
+        assert list(handle.left_exact) == ["block.self_attn", "block.self_attn.out_proj", "lazy"]
         assert model["named"].rank() == 8 and isinstance(pickle.loads(pickle.dumps(model))["named"], NamedLinear)
         x = torch.randn(4, 10, 8)
         block = model["block"]
@@ -140,7 +143,7 @@ def test_layers_that_do_not_run_their_own_forward_pass_are_left_out() -> None:
         names = [name for (name, _), differs in zip(block.named_parameters(), changed, strict=True) if differs]
         assert {"linear1.weight", "linear2.weight"} <= set(names)
         assert "self_attn.in_proj_weight" not in names and "self_attn.out_proj.weight" not in names
-    with pytest.raises(ValueError, match=r"none of the linear layers 'block\.linear1', 'block\.linear2', 'named'"):
+    with pytest.raises(ValueError, match=r"none of the linear layers 'block\.linear1', 'block\.linear2', 'own', .*only"):
         randbp.randomize(model, layers="block.self_attn.out_proj")
 
 
@@ -179,7 +182,7 @@ def test_linear_layers_on_vectors_sequences_and_nothing() -> None:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (nn.Linear(2, 2), {}, r"Linear has no nn\.Conv1d/2d/3d or nn\.ConvTranspose1d/2d/3d to randomise; layers="),
+        (nn.Linear(2, 2), {}, r"Linear has no nn\.Conv1d/2d/3d or nn\.ConvTranspose1d/2d/3d to randomise; layers='\*' means its linear"),
         (nn.ReLU(), {}, r"ReLU has no nn\.Conv1d/2d/3d or nn\.ConvTranspose1d/2d/3d to randomise$"),
         (nn.ReLU(), {"layers": "*"}, r"matches none of the convolutions or linear layers \(there are none\)"),
         (Autoencoder(), {"layers": "x"}, r"none of the convolutions 'encoder', 'up', 'last' or linear layers 'code'$"),

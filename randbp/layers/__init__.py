@@ -1,0 +1,28 @@
+"""What a layer is: which modules are layers, and the calls of PyTorch's functions that a module's forward pass makes."""
+
+from .calls import LayerCall, LayerCalls
+from .rule import (
+    Kind,
+    Layer,
+    class_runs_pytorchs_forward,
+    is_convolution,
+    kind_of,
+    layer,
+    own_parameters,
+    runs_pytorchs_forward,
+    weights,
+)
+
+__all__ = [
+    "Kind",
+    "Layer",
+    "LayerCall",
+    "LayerCalls",
+    "class_runs_pytorchs_forward",
+    "is_convolution",
+    "kind_of",
+    "layer",
+    "own_parameters",
+    "runs_pytorchs_forward",
+    "weights",
+]

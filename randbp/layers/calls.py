@@ -1,0 +1,183 @@
+"""The calls of PyTorch's layer functions that a module's own forward pass makes, seen as they happen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from .rule import Kind, own_parameters
+
+NODES = 256
+"""Operations between parameters and a weight that is made from them, at most."""
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A call of one of PyTorch's functions that is a layer.
+
+    Attributes:
+        kind: Which layer.
+        input: ``[N, C, *I]``, for a linear layer ``[N, *sequence, C]``; either may come without a batch.
+        weight: As PyTorch's modules have it: ``[D, C / groups, *K]``, ``[C, D / groups, *K]`` or ``[D, C]``.
+        bias: ``[D]`` or ``None``.
+        geometry: What ``F.conv2d`` or ``F.conv_transpose2d`` takes after the bias, in its order; empty for others.
+        product: Whether the function takes a linear layer's weight as ``[C, D]``: ``torch.addmm`` and its relatives.
+        run: Computes what PyTorch returns.
+    """
+
+    kind: Kind
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    geometry: tuple[Any, ...]
+    product: bool
+    run: Callable[[], Tensor]
+
+
+Answer = Callable[[LayerCall], Tensor]
+
+
+class LayerCalls(TorchFunctionMode):
+    """A context in which calls of layer functions with a weight made from a module's own parameters are answered.
+
+    Such a weight is one of the parameters that the module itself has, or was computed from these alone: standardised,
+    masked, padded, or parametrised. All other calls, and all calls without grad mode, are PyTorch's.
+
+    Args:
+        module: Whose parameters count.
+        answer: Gets the call and returns its result.
+
+    Example:
+        >>> class Standardised(nn.Linear):
+        ...     def forward(self, input):
+        ...         return F.linear(input, self.weight - self.weight.mean(), self.bias)
+        >>> layer, seen = Standardised(3, 2), []
+        >>> with LayerCalls(layer, lambda call: seen.append(call.kind) or call.run()):
+        ...     y = layer(torch.ones(1, 3))
+        ...     _ = F.linear(y, torch.ones(1, 2))
+        >>> seen
+        ['linear']
+    """
+
+    def __init__(self, module: nn.Module, answer: Answer) -> None:
+        super().__init__()
+        self._own = {id(parameter): parameter for parameter in own_parameters(module)}
+        self._answer = answer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        parse = _PARSERS.get(func)
+        if parse is not None and torch.is_grad_enabled():
+            try:
+                call = parse(lambda: func(*args, **kwargs), *args, **kwargs)
+            except (TypeError, AttributeError):  # PyTorch says what is wrong, or knows an argument by another name
+                call = None
+            if call is not None and isinstance(call.input, Tensor) and self._made_from_own(call.weight):
+                return self._answer(call)
+        return func(*args, **kwargs)
+
+    def _made_from_own(self, weight: Tensor) -> bool:
+        if id(weight) in self._own:
+            return True
+        node = weight.grad_fn if isinstance(weight, Tensor) else None
+        if node is None:
+            return False
+        nodes, seen = [node], {node}
+        for node in nodes:  # grows
+            variable = getattr(node, "variable", None)
+            if variable is not None and id(variable) not in self._own:
+                return False
+            new = {following for following, _ in node.next_functions if following is not None} - seen
+            seen |= new
+            nodes += new
+            if len(nodes) > NODES:
+                return False
+        return any(hasattr(node, "variable") for node in nodes)
+
+
+def _convolution(
+    run: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> LayerCall:
+    return LayerCall("convolution", input, weight, bias, (stride, padding, dilation, groups), False, run)
+
+
+def _transposed(
+    run: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> LayerCall:
+    geometry = stride, padding, output_padding, groups, dilation
+    return LayerCall("transposed convolution", input, weight, bias, geometry, False, run)
+
+
+def _either(
+    run: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> LayerCall:
+    if transposed:
+        return _transposed(run, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _convolution(run, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _linear(run: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall | None:
+    if weight.dim() != 2 or not input.numel() or not weight.numel():  # one output, or nothing to estimate
+        return None
+    return LayerCall("linear", input, weight, bias, (), False, run)
+
+
+def _addmm(
+    run: Any, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> LayerCall | None:
+    if beta != 1 or alpha != 1 or input.dim() != 1 or len(input) != mat2.shape[-1]:
+        return None
+    return _product(run, mat1, mat2, input)
+
+
+def _mm(run: Any, input: Tensor, mat2: Tensor) -> LayerCall | None:
+    return _product(run, input, mat2)
+
+
+def _matmul(run: Any, input: Tensor, other: Tensor) -> LayerCall | None:
+    return _product(run, input, other)
+
+
+def _product(run: Any, input: Tensor, matrix: Tensor, bias: Tensor | None = None) -> LayerCall | None:
+    if matrix.dim() != 2 or not input.numel() or not matrix.numel():
+        return None
+    return LayerCall("linear", input, matrix.t(), bias, (), True, run)
+
+
+_PARSERS: dict[Any, Callable[..., LayerCall | None]] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed),
+    torch.convolution: _either,
+    F.linear: _linear,
+    **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
+    **dict.fromkeys((torch.mm, Tensor.mm), _mm),
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _matmul),
+}

@@ -1,0 +1,222 @@
+"""The one rule that tells which modules are layers, how their calls are found, and which of them stay exact.
+
+Estimators, lean mode, K-FAC, tuning and diagnostics ask it alike.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dis import get_instructions
+from functools import cache
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrize
+
+from ..reclass import own_class
+
+Kind = Literal["convolution", "transposed convolution", "linear"]
+
+BASES: dict[type[nn.Module], Kind] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "convolution"),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "transposed convolution"),
+    nn.Linear: "linear",
+}
+"""PyTorch's layers."""
+
+_FORWARD = ("forward", "_conv_forward", "_output_padding")
+"""The methods that a layer's forward pass consists of."""
+
+_PYTORCHS: dict[type[nn.Module], tuple[Any, ...]] = {
+    base: tuple(getattr(base, name, None) for name in _FORWARD) for base in BASES
+}
+"""Those of PyTorch's layers, as they were when this module was imported."""
+
+_CONVOLUTIONS = {getattr(F, f"conv{transpose}{dims}d") for transpose in ("", "_transpose") for dims in (1, 2, 3)}
+_PRODUCTS = {F.linear, torch.addmm}
+_DEPTH = 3
+"""How many calls deep the code of a class is searched for the name of a function."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that is a layer.
+
+    Attributes:
+        convolution: Whether it is a convolution, maybe transposed; else it is a linear layer.
+        exact: Why no call of it can be told, so that nothing of it can be estimated; empty if calls can be told.
+    """
+
+    convolution: bool
+    exact: str = ""
+
+
+def layer(module: nn.Module) -> Layer | None:
+    """What a module is as a layer; ``None`` if it is none.
+
+    Layers are PyTorch's convolutions and linear layers, their subclasses, and modules of other classes that have a
+    parameter of at least two dimensions themselves and whose code names one of the functions ``F.conv*``,
+    ``F.conv_transpose*``, ``F.linear`` and ``torch.addmm``. Where a module does not run PyTorch's own forward pass
+    (:func:`runs_pytorchs_forward`), its calls of such functions are its calls as a layer, see
+    :class:`~randbp.layers.LayerCalls`.
+
+    Example:
+        >>> layer(nn.Conv2d(1, 1, 3)), layer(nn.ReLU())
+        (Layer(convolution=True, exact=''), None)
+        >>> class Product(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.ones(2, 3))
+        ...     def forward(self, input):
+        ...         return torch.addmm(torch.zeros(3), input, self.weight)
+        >>> layer(Product())
+        Layer(convolution=False, exact='')
+        >>> layer(nn.LazyLinear(3)).exact
+        'a lazy layer has no weight before its first call'
+    """
+    kind = kind_of(module)
+    if isinstance(module, nn.MultiheadAttention):
+        return Layer(False, "its projections are part of F.multi_head_attention_forward")
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return Layer(False, "nn.MultiheadAttention reads its weight and does not call the layer")
+    if kind is not None:
+        convolution = kind != "linear"
+        if isinstance(module, LazyModuleMixin):
+            return Layer(convolution, "a lazy layer has no weight before its first call")
+        return Layer(convolution)
+    own = own_class(module)
+    if _is_from(own, "torch") and not parametrize.is_parametrized(module):
+        return None
+    if not any(parameter.dim() > 1 for parameter in own_parameters(module)):
+        return None
+    named = _functions(own)
+    return Layer(bool(named & _CONVOLUTIONS)) if named else None
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """Which of PyTorch's layers a module is an instance of, whatever its forward pass is.
+
+    Example:
+        >>> kind_of(nn.ConvTranspose1d(1, 1, 3)), kind_of(nn.ReLU())
+        ('transposed convolution', None)
+    """
+    base = _base(type(module))
+    return None if base is None else BASES[base]
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module is a convolution, maybe transposed."""
+    found = layer(module)
+    return found is not None and found.convolution
+
+
+def runs_pytorchs_forward(module: nn.Module) -> bool:
+    """Whether one of PyTorch's layers runs, when called, the forward pass that PyTorch wrote for it, and nothing else.
+
+    Neither a subclass nor the class itself nor the module may have another one: code that replaces ``forward`` or
+    ``_conv_forward`` of a module that exists (to pad otherwise, or to move tensors between devices) is common.
+
+    Example:
+        >>> from types import MethodType
+        >>> layer = nn.Conv2d(1, 1, 3)
+        >>> before = runs_pytorchs_forward(layer)
+        >>> layer._conv_forward = MethodType(lambda self, input, weight, bias: input, layer)
+        >>> before, runs_pytorchs_forward(layer)
+        (True, False)
+    """
+    state = vars(module)
+    if "forward" in state or "_conv_forward" in state or "_output_padding" in state:
+        return False
+    return class_runs_pytorchs_forward(own_class(module))
+
+
+def class_runs_pytorchs_forward(own: type) -> bool:
+    """Whether one of PyTorch's layers, or a class made from it, has PyTorch's forward pass at present.
+
+    Example:
+        >>> class Scaled(nn.Linear):
+        ...     def forward(self, input):
+        ...         return 2 * super().forward(input)
+        >>> class_runs_pytorchs_forward(nn.Linear), class_runs_pytorchs_forward(Scaled)
+        (True, False)
+    """
+    base = _base(own)
+    if base is None:
+        return False
+    forward, convolve, pad = _PYTORCHS[base]
+    return (
+        getattr(own, "forward", None) is forward
+        and getattr(own, "_conv_forward", None) is convolve
+        and getattr(own, "_output_padding", None) is pad
+    )
+
+
+def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of a module itself, those from which its parametrisations make others included."""
+    yield from module.parameters(recurse=False)
+    if parametrize.is_parametrized(module):
+        yield from module.parametrizations.parameters()  # type: ignore[union-attr, operator]
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    """What weight gradients of a layer are gradients of: its weight, or its own parameters of two dimensions and more.
+
+    A weight that a parametrisation makes is a tensor that is not among the parameters; it is made anew by each call.
+    """
+    if runs_pytorchs_forward(module):
+        return [module.weight]  # type: ignore[list-item]
+    return [parameter for parameter in own_parameters(module) if parameter.dim() > 1]
+
+
+@cache
+def _base(own: type) -> type[nn.Module] | None:
+    return next((base for base in BASES if issubclass(own, base)), None)
+
+
+@cache
+def _functions(own: type) -> frozenset[Any]:
+    """PyTorch's layer functions that a class names, its bases outside PyTorch, and the functions that these call."""
+    found: set[Any] = set()
+    for kind in own.__mro__:
+        if not _is_from(kind, "torch", "builtins"):
+            for value in vars(kind).values():
+                found |= _named_in(getattr(value, "__func__", value), _DEPTH)
+    return frozenset(found)
+
+
+def _named_in(function: Any, depth: int) -> set[Any]:
+    if not isinstance(function, FunctionType) or _is_from(function, "torch"):
+        return set()
+    found, codes = set[Any](), [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        for value in _globals_of(code, function.__globals__):
+            if isinstance(value, BuiltinFunctionType) and value in _CONVOLUTIONS | _PRODUCTS:
+                found.add(value)
+            elif depth > 1:
+                found |= _named_in(value, depth - 1)
+    return found
+
+
+def _globals_of(code: CodeType, names: dict[str, Any]) -> Iterator[Any]:
+    """What a piece of code reads from its module: ``F.linear`` is an attribute of a module that it reads."""
+    value: Any = None
+    for instruction in get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            value = names.get(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(value, ModuleType):
+            value = getattr(value, instruction.argval, None)
+        else:
+            continue
+        if value is not None and not isinstance(value, ModuleType):
+            yield value
+            value = None
+
+
+def _is_from(value: Any, *packages: str) -> bool:
+    return str(getattr(value, "__module__", "")).partition(".")[0] in packages

@@ -1,0 +1,73 @@
+"""Why layers that were chosen stay exact."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..layers import own_parameters
+from .layers import is_randomized, layer_state
+from .selection import shortened
+
+NOT_CALLED = "not called in training mode so far"
+READ_ELSEWHERE = "not called so far: other code reads its weight"
+NO_CALL = (
+    "its forward pass calls none of F.conv*, F.conv_transpose*, F.linear and torch.addmm with a weight made from its "
+    "own parameters"
+)
+
+
+def left_exact(modules: Mapping[str, nn.Module], stepped: bool) -> dict[str, str]:
+    """Why randomised layers stayed exact so far, by name.
+
+    Args:
+        modules: The layers.
+        stepped: Whether all layers should have been called by now.
+
+    Example:
+        >>> from randbp import randomize
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> with randomize(model):
+        ...     left_exact({"0": model[0]}, stepped=False), left_exact({"0": model[0]}, stepped=True)
+        ({}, {'0': 'not called in training mode so far'})
+    """
+    found = {name: _reason(module, stepped) for name, module in modules.items()}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def left_exact_of(model: nn.Module, stepped: bool) -> dict[str, str]:
+    """The same of a model that is randomised, with the layers of which it was known from the start."""
+    modules = {name: module for name, module in model.named_modules() if is_randomized(module)}
+    known: dict[str, str] = {}
+    for module in modules.values():
+        known |= layer_state(module).left_exact
+    return known | left_exact(modules, stepped)
+
+
+def summary(reasons: Mapping[str, str], served: int) -> str:
+    """One sentence on what stays exact.
+
+    Args:
+        reasons: By name of the layer.
+        served: How many layers do not.
+
+    Example:
+        >>> summary({"a": "lazy", "b": "lazy", "c": "not called"}, 5)
+        "3 of 8 chosen layers stay exact: 'a', 'b' (lazy); 'c' (not called)"
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(repr(name))
+    listed = "; ".join(f"{shortened(names, 3)} ({reason})" for reason, names in by_reason.items())
+    return f"{len(reasons)} of {len(reasons) + served} chosen layers stay exact: {listed}"
+
+
+def _reason(module: nn.Module, stepped: bool) -> str:
+    state = layer_state(module)
+    if not state.estimates or state.drew or state.seen.served:
+        return ""
+    if state.seen.called:
+        return NO_CALL
+    if not stepped:
+        return ""
+    read = any(parameter.grad is not None for parameter in own_parameters(module))
+    return READ_ELSEWHERE if read else NOT_CALLED
