@@ -1,4 +1,4 @@
-"""What a layer is: which modules are layers, and the calls of PyTorch's functions that a module's forward pass makes."""
+"""What a layer is: the rule that tells layers, and the calls of PyTorch's functions that a forward pass makes."""
 
 from .calls import LayerCall, LayerCalls
 from .rule import (

@@ -88,7 +88,7 @@ def layer(module: nn.Module) -> Layer | None:
         if isinstance(module, LazyModuleMixin):
             return Layer(convolution, "a lazy layer has no weight before its first call")
         return Layer(convolution)
-    own = own_class(module)
+    own: Any = own_class(module)
     if _is_from(own, "torch") and not parametrize.is_parametrized(module):
         return None
     if not any(parameter.dim() > 1 for parameter in own_parameters(module)):
@@ -104,7 +104,8 @@ def kind_of(module: nn.Module) -> Kind | None:
         >>> kind_of(nn.ConvTranspose1d(1, 1, 3)), kind_of(nn.ReLU())
         ('transposed convolution', None)
     """
-    base = _base(type(module))
+    own: Any = type(module)
+    base = _base(own)
     return None if base is None else BASES[base]
 
 
@@ -159,7 +160,7 @@ def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters of a module itself, those from which its parametrisations make others included."""
     yield from module.parameters(recurse=False)
     if parametrize.is_parametrized(module):
-        yield from module.parametrizations.parameters()  # type: ignore[union-attr, operator]
+        yield from module.parametrizations.parameters()  # type: ignore[union-attr]
 
 
 def weights(module: nn.Module) -> list[Tensor]:
@@ -173,12 +174,12 @@ def weights(module: nn.Module) -> list[Tensor]:
 
 
 @cache
-def _base(own: type) -> type[nn.Module] | None:
+def _base(own: Any) -> type[nn.Module] | None:
     return next((base for base in BASES if issubclass(own, base)), None)
 
 
 @cache
-def _functions(own: type) -> frozenset[Any]:
+def _functions(own: Any) -> frozenset[Any]:
     """PyTorch's layer functions that a class names, its bases outside PyTorch, and the functions that these call."""
     found: set[Any] = set()
     for kind in own.__mro__:

@@ -40,6 +40,7 @@ class RandomizedHandle:
         self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
         self._modules, self._clock, self._lean, self._left_exact = modules, clock, lean, left_exact
         self._first_step = FirstStep(modules.values())
+        self._stuck: dict[str, nn.Module] = {}
 
     @property
     def keep_rates(self) -> dict[str, float]:
@@ -88,17 +89,19 @@ class RandomizedHandle:
                 that change and call this again to restore the class, too.
         """
         self._first_step.remove()
-        stuck = {name: module for name, module in self._modules.items() if not derandomize_layer(module)}
+        # A layer whose class could not be restored may have been randomised again since.
+        layers = self._modules | {name: module for name, module in self._stuck.items() if not is_randomized(module)}
+        self._stuck = {name: module for name, module in layers.items() if not derandomize_layer(module)}
+        self._modules, self._left_exact, self.layers = {}, {}, []
         try:
             if self._lean is not None:
                 self._lean.remove()
         finally:
-            self._modules, self._left_exact, self.layers = stuck, {}, []
-            if stuck:
-                kinds = ", ".join(f"{name!r} ({type(module).__name__})" for name, module in stuck.items())
+            if self._stuck:
+                kinds = ", ".join(f"{name!r} ({type(module).__name__})" for name, module in self._stuck.items())
                 raise RuntimeError(
-                    f"layers {kinds}: its class was changed after randomize(); exact from now on, but to restore the class "
-                    "undo that change and call remove() again"
+                    f"layers {kinds}: its class was changed after randomize(); exact from now on, but to restore the "
+                    "class undo that change and call remove() again"
                 )
 
     def __enter__(self) -> "RandomizedHandle":
@@ -161,8 +164,9 @@ def randomize(
         UserWarning: If layers that were chosen stay exact, now or once it shows in the first step of an optimiser.
 
     Raises:
-        ValueError: If a pattern matches no convolution or linear layer or none that can be estimated, an estimator cannot serve its VJP, keys give
-            two names of one layer different estimators, or a layer is already randomised. The model is then unchanged.
+        ValueError: If a pattern matches no convolution or linear layer or none that can be estimated, an estimator
+            cannot serve its VJP, keys give two names of one layer different estimators, or a layer is already
+            randomised. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
@@ -183,10 +187,9 @@ def randomize(
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
     names = all_names(model)
-    weight_vjps, input_vjps = (
-        estimators_by_layer(vjp, given, {name: names[name] for name in modules}, {name: names[name] for name in exact})
-        for vjp, given in (("weight_vjp", weight_vjp), ("input_vjp", input_vjp))
-    )
+    served, left = ({name: names[name] for name in chosen} for chosen in (modules, exact))
+    weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, served, left)
+    input_vjps = estimators_by_layer("input_vjp", input_vjp, served, left)
     clock = Clock(seed)
     leaner = None
     if lean:

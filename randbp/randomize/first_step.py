@@ -16,22 +16,22 @@ from .left_exact import left_exact, summary
 
 
 class FirstStep:
-    """Waits for the first step of an optimiser that has parameters of a model's randomised layers.
+    """Waits for the first steps of optimisers that have parameters of a model's randomised layers.
 
-    A layer whose parameters it has, but which was not called in training mode, or made no call that can be estimated,
-    trains exactly, whatever its keep rate: one warning names all of them.
+    A layer whose parameters are among them, but which was not called in training mode, or made no call that can be
+    estimated, trains exactly, whatever its keep rate: a warning names all of them, once.
 
     Args:
         modules: The randomised layers; they are not kept alive.
 
     Attributes:
-        over: Whether that step is over.
+        over: Layers that an optimiser has trained.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.over = False
-        self._modules = weakref.WeakSet(module for module in modules if layer_state(module).estimates)
-        if self._modules:
+        self.over: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._waiting = weakref.WeakSet(module for module in modules if layer_state(module).estimates)
+        if self._waiting:
             _listen()
             _WAITING.append(self)
 
@@ -41,24 +41,21 @@ class FirstStep:
             _WAITING.remove(self)
 
     def after(self, optimizer: Optimizer) -> None:
-        """A step is over; if it is the one, say what there is to say."""
-        modules = {layer_state(module).name: module for module in list(self._modules) if is_randomized(module)}
-        if not modules:
-            self.remove()
-            return
+        """A step is over: say what there is to say of the layers that it trained for the first time."""
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        stepped = {
-            name: module
-            for name, module in modules.items()
-            if any(parameter.requires_grad and id(parameter) in trained for parameter in own_parameters(module))
-        }
-        if not stepped:
-            return
-        self.remove()
-        self.over = True
-        reasons = left_exact(stepped, stepped=True)
+        stepped = {layer_state(m).name: m for m in list(self._waiting) if is_randomized(m) and _is_trained(m, trained)}
+        for module in stepped.values():
+            self._waiting.remove(module)
+            self.over.add(module)
+        if not self._waiting:
+            self.remove()
+        reasons = left_exact(stepped, self.over)
         if reasons:
             warnings.warn(f"randomize: {summary(reasons, len(stepped) - len(reasons))}", stacklevel=2)
+
+
+def _is_trained(module: nn.Module, trained: set[int]) -> bool:
+    return any(parameter.requires_grad and id(parameter) in trained for parameter in own_parameters(module))
 
 
 _WAITING: list[FirstStep] = []

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -213,10 +213,10 @@ def derandomize_layer(module: nn.Module) -> bool:
     Returns:
         Whether the class is the module's own again: something else may have changed it since.
     """
-    vars(module).pop("_randbp", None)
+    state: LayerState | None = vars(module).pop("_randbp", None)
     if is_reclassed(module, RandomizedLayer):
         restore(module)
-    return not isinstance(module, RandomizedLayer)
+    return not isinstance(module, RandomizedLayer) or (state is not None and type(module) is state.own)
 
 
 def forward_without_hooks(module: Any, *arguments: Any, **named: Any) -> Any:

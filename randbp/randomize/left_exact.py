@@ -1,6 +1,6 @@
 """Why layers that were chosen stay exact."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from torch import nn
 
@@ -16,31 +16,31 @@ NO_CALL = (
 )
 
 
-def left_exact(modules: Mapping[str, nn.Module], stepped: bool) -> dict[str, str]:
+def left_exact(modules: Mapping[str, nn.Module], stepped: Container[nn.Module]) -> dict[str, str]:
     """Why randomised layers stayed exact so far, by name.
 
     Args:
         modules: The layers.
-        stepped: Whether all layers should have been called by now.
+        stepped: Those that should have been called by now.
 
     Example:
         >>> from randbp import randomize
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
         >>> with randomize(model):
-        ...     left_exact({"0": model[0]}, stepped=False), left_exact({"0": model[0]}, stepped=True)
+        ...     left_exact({"0": model[0]}, stepped=()), left_exact({"0": model[0]}, stepped=[model[0]])
         ({}, {'0': 'not called in training mode so far'})
     """
-    found = {name: _reason(module, stepped) for name, module in modules.items()}
+    found = {name: _reason(module, module in stepped) for name, module in modules.items()}
     return {name: reason for name, reason in found.items() if reason}
 
 
-def left_exact_of(model: nn.Module, stepped: bool) -> dict[str, str]:
-    """The same of a model that is randomised, with the layers of which it was known from the start."""
+def left_exact_of(model: nn.Module) -> dict[str, str]:
+    """The same of a randomised model that has just run, with the layers of which it was known from the start."""
     modules = {name: module for name, module in model.named_modules() if is_randomized(module)}
     known: dict[str, str] = {}
     for module in modules.values():
         known |= layer_state(module).left_exact
-    return known | left_exact(modules, stepped)
+    return known | left_exact(modules, tuple(modules.values()))
 
 
 def summary(reasons: Mapping[str, str], served: int) -> str:

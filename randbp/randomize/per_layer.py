@@ -52,8 +52,8 @@ def estimators_by_layer(
         left_exact: The same of layers that cannot be estimated.
 
     Raises:
-        ValueError: If a key matches none of the layers, or none that can be estimated, or different keys give different names of a shared layer
-            different estimators.
+        ValueError: If a key matches none of the layers, or none that can be estimated, or different keys give
+            different names of a shared layer different estimators.
 
     Example:
         >>> from randbp import Spatial

@@ -71,9 +71,7 @@ def _no_convolutions(model: nn.Module, candidates: dict[str, tuple[nn.Module, La
         return f"model: {type(model).__name__} has as convolutions only {_reasons(exact, convolutions)}"
     linear = [name for name in candidates if name not in exact]
     hint = f"; layers='*' means its linear layers {shortened([repr(name) for name in linear], 3)}" if linear else ""
-    return (
-        f"model: {type(model).__name__} has no nn.Conv1d/2d/3d or nn.ConvTranspose1d/2d/3d to randomise{hint}"
-    )
+    return f"model: {type(model).__name__} has no nn.Conv1d/2d/3d or nn.ConvTranspose1d/2d/3d to randomise{hint}"
 
 
 def _but(candidates: dict[str, tuple[nn.Module, Layer]], matched: set[str]) -> str:

@@ -143,7 +143,9 @@ def test_layers_whose_calls_cannot_be_told_are_left_out() -> None:
         names = [name for (name, _), differs in zip(block.named_parameters(), changed, strict=True) if differs]
         assert {"linear1.weight", "linear2.weight"} <= set(names)
         assert "self_attn.in_proj_weight" not in names and "self_attn.out_proj.weight" not in names
-    with pytest.raises(ValueError, match=r"none of the linear layers 'block\.linear1', 'block\.linear2', 'own', .*only"):
+    with pytest.raises(
+        ValueError, match=r"none of the linear layers 'block\.linear1', 'block\.linear2', 'own', .*only"
+    ):
         randbp.randomize(model, layers="block.self_attn.out_proj")
 
 
@@ -182,7 +184,11 @@ def test_linear_layers_on_vectors_sequences_and_nothing() -> None:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (nn.Linear(2, 2), {}, r"Linear has no nn\.Conv1d/2d/3d or nn\.ConvTranspose1d/2d/3d to randomise; layers='\*' means its linear"),
+        (
+            nn.Linear(2, 2),
+            {},
+            r"Linear has no nn\.Conv1d/2d/3d or nn\.ConvTranspose1d/2d/3d to randomise; layers='\*' means its linear",
+        ),
         (nn.ReLU(), {}, r"ReLU has no nn\.Conv1d/2d/3d or nn\.ConvTranspose1d/2d/3d to randomise$"),
         (nn.ReLU(), {"layers": "*"}, r"matches none of the convolutions or linear layers \(there are none\)"),
         (Autoencoder(), {"layers": "x"}, r"none of the convolutions 'encoder', 'up', 'last' or linear layers 'code'$"),
