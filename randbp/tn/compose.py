@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .moves import only_operand, pruned, rename
 from .network import TensorNetwork
-from .nodes import Axis, Operand
+from .nodes import Axis, Operand, volume
 
 
 def outer(left: TensorNetwork, right: TensorNetwork, share: tuple[str, ...]) -> TensorNetwork:
@@ -61,7 +61,10 @@ def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwor
         # An earlier identification may have renamed legs of later axes, so look them up through a probe
         # operand.
         merged, pairs = _identify(merged, pairs, index)
-    return pruned(merged)
+    joined = {leg for pair in pairs for axis in pair for leg in axis.legs}
+    held = {*merged.open_legs, *(leg for node in merged.nodes for leg in node.legs)}
+    # A joined leg that no tensor holds is summed over equal terms.
+    return pruned(merged.scaled(volume(joined - held, merged.sizes)))
 
 
 def _check_network(move: str, other: object) -> None:
@@ -76,6 +79,8 @@ def _identify(
     finer."""
     while True:
         mine, theirs = pairs[index]
+        if not mine.size:  # there is nothing to join
+            return net, pairs
         left = [leg for leg in mine.legs if net.sizes[leg] > 1]
         right = [leg for leg in theirs.legs if net.sizes[leg] > 1]
         if left == right:

@@ -203,8 +203,8 @@ def _place_labels(ax: Any, points: list[Point], plan: Sketch, dropped: set[str])
         ax.text(cx, cy, text, ha="center", va="center", fontsize=FONT - 1, color=colour, zorder=5, gid="leg")
     xs = [box[0] for box in placed] + [box[2] for box in placed] + [x for x, _ in points]
     ys = [box[1] for box in placed] + [box[3] for box in placed] + [y for _, y in points]
-    ax.set_xlim(min(xs) - 0.35, max(xs) + 0.35)
-    ax.set_ylim(min(ys) - 0.35, max(ys) + 0.35)
+    ax.set_xlim(min(xs, default=0.0) - 0.35, max(xs, default=0.0) + 0.35)
+    ax.set_ylim(min(ys, default=0.0) - 0.35, max(ys, default=0.0) + 0.35)
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
@@ -260,7 +260,7 @@ def _order(leg: str) -> tuple[int, str]:
 
 
 def _extent(points: list[Point]) -> tuple[float, float]:
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+    xs, ys = [x for x, _ in points] or [0.0], [y for _, y in points] or [0.0]
     return max(xs) - min(xs) + 1, max(ys) - min(ys) + 1
 
 

@@ -24,6 +24,8 @@ def place(nodes: int, joints: int, stubs: int, edges: list[tuple[int, int]], rou
         rounds: Rounds of majorisation.
     """
     count = nodes + joints + stubs
+    if not count:
+        return []
     kind = ["node"] * nodes + ["joint"] * joints + ["stub"] * stubs
     goal = _distances(count, edges, kind)
     spread = 1.0 if nodes <= 6 else 1.3  # crowded networks get more room

@@ -28,7 +28,7 @@ def jvp(net: TensorNetwork, slot: str, tangent: str) -> TensorNetwork:
     """The Jacobian-vector product with respect to a slot; see `TensorNetwork.jvp`."""
     operand = only_operand(net, slot, "jvp")
     nodes = tuple(Operand(tangent, node.axes) if node is operand else node for node in net.nodes)
-    return replace(net, nodes=nodes)
+    return pruned(replace(net, nodes=nodes))
 
 
 def sum_legs(net: TensorNetwork, legs: tuple[str, ...]) -> TensorNetwork:

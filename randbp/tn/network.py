@@ -75,6 +75,9 @@ class TensorNetwork:
             shape = node.shape if isinstance(node, Operand) else index_shape(node, self.sizes)
             if shapes.setdefault(node.slot, shape) != shape:
                 raise ValueError(f"slot {node.slot!r}: used with shapes {shapes[node.slot]} and {shape}; rename one")
+        for node in self.nodes:
+            if isinstance(node, Operand) and node.slot in self.index_slots:
+                raise ValueError(f"slot {node.slot!r}: used as an index and as data; rename one")
         return shapes
 
     @cached_property

@@ -45,6 +45,7 @@ class PatternAware(PathOptimizer):
         self.items = [*problem.tensors, *problem.relations]
         self.legs = [self.model.encode(item.legs) for item in self.items]
         self.kinds = self._item_kinds()
+        self._kind_of: dict[int, int] = {0: 0}
         self.open = self.model.encode(leg for leg in problem.sizes if leg in problem.open_legs)
 
     def __call__(self, inputs=None, output=None, size_dict=None, memory_limit=None) -> Path:  # type: ignore[no-untyped-def]
@@ -80,7 +81,11 @@ class PatternAware(PathOptimizer):
 
     def kind(self, mask: int) -> int:
         """What a set of items holds, names of legs aside: the two halves of a Gram matrix are of one kind."""
-        return sum(kind for index, kind in enumerate(self.kinds) if mask >> index & 1)
+        known = self._kind_of.get(mask)
+        if known is None:
+            low = mask & -mask
+            known = self._kind_of[mask] = self.kind(mask ^ low) + self.kinds[low.bit_length() - 1]
+        return known
 
     def product(self, left: tuple[int, int], right: tuple[int, int], out: int) -> Cost:
         """Cost of a product; windows of one tensor with themselves have a kernel of their own."""

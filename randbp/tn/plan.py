@@ -1,6 +1,6 @@
 """Contraction plans: the order found for a network, its cost, and the program that carries it out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
@@ -13,9 +13,9 @@ from .execute.layout import Value
 from .execute.lowering import Lowering
 from .execute.program import Program
 from .network import TensorNetwork
-from .nodes import Operand, Pattern
+from .nodes import Pattern
 from .path import Path, PatternAware
-from .relations import Problem, Relation, Windows, problem
+from .relations import ONE, Relation, Windows, problem
 
 Item = tuple[Value | None, Relation | None, str]
 GRAM_KERNELS = ("lag products", "windows + baddbmm")
@@ -124,103 +124,99 @@ def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> P
     vanishing = any(isinstance(node, Pattern) and node.pattern.nonzeros == 0 for node in net.nodes)
     if vanishing or 0 in net.sizes.values() or 0 in net.output_shape:
         program = Program(len(slots))
-        program.finish(program.emit(kernels.zeros, (), net.output_shape, dtype, device))
+        result = torch.result_type(torch.empty(0, dtype=dtype), net.scale) if net.scale != 1 else dtype
+        program.finish(program.emit(kernels.zeros, (), net.output_shape, result, device))
         return Plan(str(net), slots, [], (), program)
     native = dtype in NATIVE_TYPES
     best: tuple[float, Plan] | None = None
-    for form in _forms(net):
-        for merge in (False, True) if net.index_slots else (True,):
-            search = PatternAware(_with_tensor(problem(form, merge)), native, diagonals.serves(dtype, device))
-            path = search()
-            plan, copied = _lowered(net, form, search, path, slots, dtype, device)
-            time = sum(cost.time for cost in search.cost(path)) + 2 * STREAM * copied
-            if best is None or time < best[0]:
-                best = (time, plan)
+    for form, search in searches(net, native, diagonals.serves(dtype, device)):
+        path = search()
+        plan, copied = lowered(net, form, search, path, dtype, device)
+        time = sum(cost.time for cost in search.cost(path)) + 2 * STREAM * copied
+        if best is None or time < best[0]:
+            best = (time, plan)
     assert best is not None
     return best[1]
 
 
-def _forms(net: TensorNetwork) -> list[TensorNetwork]:
+def searches(net: TensorNetwork, native: bool, diagonal: bool) -> Iterator[tuple[TensorNetwork, PatternAware]]:
+    """The network's equivalent forms, each with the search for its order; arguments as of `PatternAware`."""
     simple = net.simplify()
-    return [net] if simple == net else [simple, net]
+    for form in [net] if simple == net else [simple, net]:
+        for merge in (False, True) if net.index_slots else (True,):
+            yield form, PatternAware(problem(form, merge), native, diagonal)
 
 
-def _with_tensor(task: Problem) -> Problem:
-    """A problem without any tensor gets the scalar one, for relations act on tensors."""
-    if task.tensors:
-        return task
-    return Problem((Operand("1", ()),), task.relations, task.sizes, task.open_legs)
-
-
-def _lowered(
+def lowered(
     net: TensorNetwork,
     form: TensorNetwork,
     search: PatternAware,
     path: Path,
-    slots: tuple[str, ...],
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Plan, int]:
     """The plan of one path, and the elements that its changes of layout copy."""
+    slots = tuple(net.slots)
     program = Program(len(slots))
     register = {slot: index for index, slot in enumerate(slots)}
     lowering = Lowering(program, form.sizes, register, dtype, device, form.open_legs)
     items: list[Item] = []
     for tensor in search.problem.tensors:
-        if tensor.slot in register:
-            items.append((lowering.builder.load(register[tensor.slot], tensor), None, tensor.slot))
+        if tensor is ONE:
+            items.append((Value(program.emit(kernels.one, (), dtype, device), ()), None, tensor.slot))
         else:
-            items.append((Value(program.emit(kernels.one, (), dtype, device), ()), None, "1"))
+            items.append((lowering.builder.load(register[tensor.slot], tensor), None, tensor.slot))
     items += [(None, relation, str(relation)) for relation in search.problem.relations]
     state = search.start()
     names = {search.model.encode((leg,)): leg for leg in form.sizes}
     steps: list[Step] = []
-    scaled = False
+    # A simplified form may have another scale; what is then a whole number leaves integers what they are.
+    scale, scaled = (int(form.scale) if net.scale == 1 else form.scale), False
     for positions in path:
         joined = [items[position] for position in positions]
         move = search.join(state, positions)
         before = program.count
-        if net.scale != 1 and not scaled and len(state) == len(positions) and dtype in NATIVE_TYPES:
-            joined, scaled = _scale_operand(joined, lowering, net.scale, move.cost.size)
+        if scale != 1 and not scaled and len(state) == len(positions) and dtype in NATIVE_TYPES:
+            joined, scaled = _scale_operand(joined, lowering, scale, move.cost.size)
         out = frozenset(leg for bit, leg in names.items() if bit & move.legs)
         tensors = [value for value, _, _ in joined if value is not None]
         relations = [relation for _, relation, _ in joined if relation is not None]
         if not relations:
-            lowered = lowering.product(tensors[0], tensors[1], out)
+            done = lowering.product(tensors[0], tensors[1], out)
         elif len(tensors) == 1:
-            lowered = lowering.relation(tensors[0], relations[0], out)
+            done = lowering.relation(tensors[0], relations[0], out)
         else:
             between = relations[0]
             left, right = (state[position][1] for position in positions if state[position][2])
             if isinstance(between, Windows):
                 roles = search.model.convolution_roles(left, between, right, move.legs)
                 assert roles is not None
-                lowered = lowering.convolution(tensors[0], tensors[1], roles, between.patterns, out)
+                done = lowering.convolution(tensors[0], tensors[1], roles, between.patterns, out)
             else:
                 found = search.model.lookup_form(left, between, right, move.legs)
                 assert found is not None
                 kind, left_is_rows = found
                 rows, other = tensors if left_is_rows else reversed(tensors)
-                lowered = lowering.lookup_product(other, rows, between, kind, out)
+                done = lowering.lookup_product(other, rows, between, kind, out)
         name = f"#{len(steps) + 1}"
         expression = f"{', '.join(text for _, _, text in joined)} → {' '.join(sorted(out))}"
         cost = move.cost
-        if lowered.kernel in GRAM_KERNELS:  # the windows were only looked through, never made
+        if done.kernel in GRAM_KERNELS:  # the windows were only looked through, never made
             steps = [
                 replace(step, kernel="view", result_bytes=0) if "windows" in step.kernel else step for step in steps
             ]
         if program.count == before:  # every instruction was there already
-            steps.append(Step(expression, f"shared: {lowered.kernel}", 0, 0))
+            steps.append(Step(expression, f"shared: {done.kernel}", 0, 0))
         else:
-            steps.append(Step(expression, lowered.kernel, cost.multiplications, cost.size * dtype.itemsize))
-        items = [item for index, item in enumerate(items) if index not in positions] + [(lowered.value, None, name)]
+            steps.append(Step(expression, done.kernel, cost.multiplications, cost.size * dtype.itemsize))
+        items = [item for index, item in enumerate(items) if index not in positions] + [(done.value, None, name)]
         state = search.advance(state, move)
     value = items[0][0]
     assert value is not None
     value = lowering.builder.sum(value, [leg for leg in value.legs if leg not in form.open_legs])
     result = lowering.builder.store(value, form.output)
-    if net.scale != 1 and not scaled:
-        result = program.emit(kernels.scale, (result,), net.scale)
+    if scale != 1 and not scaled:
+        result = program.emit(kernels.scale, (result,), scale)
     program.finish(result)
     return Plan(str(net), slots, path, tuple(steps), program), lowering.builder.copied
 

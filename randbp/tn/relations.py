@@ -97,9 +97,14 @@ def other_leg(pattern: Pattern, target: str) -> str:
     return pattern.o if target == pattern.i else pattern.i
 
 
+ONE = Operand("1", ())
+"""The number one: the tensor of networks that hold none, for relations act on tensors."""
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A contraction to be planned: dense tensors, relations between their legs, and the legs to keep."""
+    """A contraction to be planned: dense tensors (at least one), relations between their legs, and the legs to
+    keep."""
 
     tensors: tuple[Operand, ...]
     relations: tuple[Relation, ...]
@@ -115,30 +120,46 @@ def problem(net: TensorNetwork, merge: bool = True) -> Problem:
     relations: list[Relation] = []
     for node in net.nodes:
         if isinstance(node, Selection):
-            via = tuple(_fed_pattern(net, node, target, patterns) if merge else None for target in node.targets)
-            for pattern in via:
-                if pattern is not None:
-                    patterns.remove(pattern)
+            via = _fed_patterns(net, node, patterns) if merge else (None,) * len(node.targets)
+            patterns = [pattern for pattern in patterns if not any(pattern is fed for fed in via)]
             relations.append(Lookup(node, via))
     relations += _bundles(net, patterns)
-    return Problem(tensors, tuple(relations), net.sizes, frozenset(net.open_legs))
+    return Problem(tensors or (ONE,), tuple(relations), net.sizes, frozenset(net.open_legs))
 
 
-def _fed_pattern(net: TensorNetwork, node: Selection, target: str, patterns: list[Pattern]) -> Pattern | None:
+def _fed_patterns(net: TensorNetwork, node: Selection, patterns: list[Pattern]) -> tuple[Pattern | None, ...]:
+    """Per target of a selection the pattern that it goes on through, if one of its own does.
+
+    A table is a function: it counts its free legs and gives one value to each leg that follows. A pattern that joins
+    two of its legs (it is fed twice, or shares a leg with another one) is a condition instead, and stays apart.
+    """
+    taken = set(node.legs)
+    via: list[Pattern | None] = []
+    for target in node.targets:
+        pattern = _only_holder(net, target)
+        if pattern is not None:
+            others = {leg for leg in pattern.legs if leg != target}
+            if len(others) == 2 and not others & taken and any(pattern is free for free in patterns):
+                taken |= others
+            else:
+                pattern = None
+        via.append(pattern)
+    return tuple(via)
+
+
+def _only_holder(net: TensorNetwork, target: str) -> Pattern | None:
     """The one pattern that holds a selection's target, if nothing else does."""
-    if target in net.open_legs:
+    holders = [other for other in net.nodes if target in other.legs]
+    if len(holders) != 2 or target in net.open_legs:
         return None
-    holders = [other for other in net.nodes if other is not node and target in other.legs]
-    if len(holders) == 1 and isinstance(holders[0], Pattern) and holders[0] in patterns:
-        return holders[0]
-    return None
+    return next((other for other in holders if isinstance(other, Pattern)), None)
 
 
 def _bundles(net: TensorNetwork, patterns: list[Pattern]) -> list[Windows]:
     """Group patterns whose legs go to the same nodes in the same roles: the dimensions of one convolution."""
     tensors = [node for node in net.nodes if not isinstance(node, Pattern)]
     near = {id(p): tuple(_holders(tensors, leg, net.open_legs) for leg in p.legs) for p in patterns}
-    bundles: dict[object, list[Pattern]] = {}
+    bundles: dict[object, list[list[Pattern]]] = {}
     for pattern in patterns:
         # Patterns met through a leg (the other half of a Gram matrix) count by their own neighbours.
         through = tuple(
@@ -146,8 +167,14 @@ def _bundles(net: TensorNetwork, patterns: list[Pattern]) -> list[Windows]:
             for leg in pattern.legs
         )
         lonely = not any(near[id(pattern)]) and not any(through)
-        bundles.setdefault(id(pattern) if lonely else (near[id(pattern)], through), []).append(pattern)
-    return [Windows(tuple(members)) for members in bundles.values()]
+        alike = bundles.setdefault(id(pattern) if lonely else (near[id(pattern)], through), [])
+        for members in alike:
+            if not any(set(pattern.legs) & set(other.legs) for other in members):
+                members.append(pattern)
+                break
+        else:  # it shares a leg with each of them: another convolution on the same positions
+            alike.append([pattern])
+    return [Windows(tuple(members)) for alike in bundles.values() for members in alike]
 
 
 def _holders(tensors: list[Operand | Selection], leg: str, open_legs: tuple[str, ...]) -> tuple[int, ...]:

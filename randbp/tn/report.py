@@ -78,15 +78,12 @@ def path_report(net: TensorNetwork, samples: int, seed: int = 0) -> PathReport:
     """
     if samples < 1:
         raise ValueError(f"samples={samples}: expected a positive integer")
-    task = problem(net)
-    if not task.tensors:
-        raise ValueError(f"path_report: {net.name} holds no tensor, so there is nothing to order")
-    search = PatternAware(task)
+    search = PatternAware(problem(net))
     paths = {tuple(path) for path in _all_paths(search, samples + 1)}
     exhaustive = len(paths) <= samples
     if not exhaustive:
         generator = random.Random(seed)
-        paths = {tuple(_random_path(search, generator)) for _ in range(samples)}
+        paths = {tuple(random_path(search, generator)) for _ in range(samples)}
     paths.add(tuple(search()))
     costs = [search.cost(list(path)) for path in paths]
     return PathReport(
@@ -117,7 +114,8 @@ def _all_paths(search: PatternAware, limit: int):  # type: ignore[no-untyped-def
             stack.append(([*path, move.items], search.advance(state, move)))
 
 
-def _random_path(search: PatternAware, generator: random.Random) -> Path:
+def random_path(search: PatternAware, generator: random.Random) -> Path:
+    """An order whose every step is drawn."""
     path: Path = []
     state = search.start()
     while len(state) > 1:

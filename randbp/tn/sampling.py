@@ -9,7 +9,7 @@ from torch import Tensor
 from .integers import as_integer
 from .moves import pruned
 from .network import TensorNetwork, check_leg, check_slot
-from .nodes import Axis, Node, Operand, Pattern, Selection, volume
+from .nodes import Axis, Node, Operand, Pattern, Selection, layout_legs, volume
 
 BATCH = "n"
 
@@ -46,8 +46,10 @@ def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str
     Args:
         net: The network.
         samples: Leg, or legs separated by blanks (chosen jointly), to the form of its restriction.
-        stored: Slots whose tensors are handed in already restricted. A jointly restricted pair of legs is
-            then one dimension of that tensor, at the place of the first.
+        stored: Slots whose tensors are handed in already restricted.
+
+    Legs that are restricted jointly become one leg, at the place of the first, in the result and in stored tensors.
+    Dimensions that hold a restricted leg hold their legs row-major, without gaps.
 
     Raises:
         ValueError: For unknown legs or slots.
@@ -140,7 +142,7 @@ def _restrict(net: TensorNetwork, key: str, sample: Sample, stored: tuple[str, .
         if not held:
             nodes.append(node)
         elif isinstance(node, Operand) and node.slot in stored:
-            nodes.append(replace(node, axes=_merge_axes(node.axes, legs, key, sample.size, node.slot)))
+            nodes.append(replace(node, axes=_merged(node.axes, legs, key, sizes)))
         elif isinstance(node, Pattern) and len(legs) > 1:
             nodes.append(node)  # joins the selection below, with its neighbours in the other dimensions
         else:
@@ -156,37 +158,21 @@ def _restrict(net: TensorNetwork, key: str, sample: Sample, stored: tuple[str, .
     if sample.weighted:
         weight_legs = (*batch, key)
         nodes.append(Operand(f"{key} weights", tuple(Axis.grouped((leg,), sizes) for leg in weight_legs)))
-    output = _merge_axes(net.output, legs, key, sample.size, "the output")
+    output = _merged(net.output, legs, key, sizes)
     return pruned(replace(net, nodes=tuple(nodes), leg_sizes=tuple(sorted(sizes.items())), output=output))
 
 
-def _merge_axes(axes: tuple[Axis, ...], legs: tuple[str, ...], key: str, size: int, owner: str) -> tuple[Axis, ...]:
-    """A layout in which the restricted legs are one leg of the new size, at the place of the first."""
+def _merged(axes: tuple[Axis, ...], legs: tuple[str, ...], key: str, sizes: Mapping[str, int]) -> tuple[Axis, ...]:
+    """A layout in which the restricted legs are one leg, at the place of the first; its neighbours close up."""
     merged: list[Axis] = []
-    placed = False
+    place = next((leg for leg in layout_legs(axes) if leg in legs), None)
     for axis in axes:
-        if not set(axis.legs) & set(legs):
+        names = tuple(key if leg == place else leg for leg in axis.legs if leg == place or leg not in legs)
+        if names == axis.legs and key not in names:
             merged.append(axis)
-            continue
-        if len(axis.terms) > 1 and len(legs) > 1 and axis.legs != legs:
-            raise ValueError(f"subsample: {key!r}: {owner} groups one of these legs with others in [{axis}]")
-        if len(legs) == 1 and len(axis.terms) > 1:
-            merged.append(_shrunk(axis, legs[0], size, axes))
-        elif not placed:
-            merged.append(Axis(((key, 1),), size))
-            placed = True
+        elif names:
+            merged.append(Axis.grouped(names, sizes))
     return tuple(merged)
-
-
-def _shrunk(axis: Axis, leg: str, size: int, axes: tuple[Axis, ...]) -> Axis:
-    """A grouped axis after one of its legs changed its size."""
-    steps = [step for _, step in axis.terms]
-    position = axis.legs.index(leg)
-    old = (steps[position - 1] if position else axis.size) // steps[position]
-    terms = tuple(
-        (name, step * size // old if index < position else step) for index, (name, step) in enumerate(axis.terms)
-    )
-    return Axis(terms, axis.size // old * size)
 
 
 def _fresh(leg: str, number: int, taken: Mapping[str, int]) -> str:

@@ -14,8 +14,12 @@ def simplify(net: TensorNetwork) -> TensorNetwork:
     kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single
     output. Its leg ``i`` then is the affine function ``stride·o + dilation·k - padding`` of the other two,
     and moves into the layout of the one tensor (operand or output) that holds it. A pattern with ``i = o``
-    or ``i = k`` throughout joins the legs.
+    or ``i = k`` throughout joins the legs, and one that is summed on its own becomes a number. A pattern or an index
+    that occurs twice with the same legs says the same twice.
     """
+    relations = dict.fromkeys(node for node in net.nodes if not isinstance(node, Operand))
+    nodes = tuple(node for node in net.nodes if isinstance(node, Operand) or relations.pop(node, ...) is None)
+    net = replace(net, nodes=nodes) if len(nodes) < len(net.nodes) else net
     changed = True
     while changed:
         changed = False
@@ -31,11 +35,14 @@ def simplify(net: TensorNetwork) -> TensorNetwork:
 def _without(net: TensorNetwork, node: Pattern) -> TensorNetwork | None:
     """The network without one pattern, if the pattern is simple."""
     pattern = node.pattern
-    if pattern.nonzeros != pattern.output_size * pattern.kernel_size:
+    rest = tuple(other for other in net.nodes if other is not node)
+    held = {*net.open_legs, *(leg for other in rest for leg in other.legs)}
+    if all(net.sizes[leg] == 1 for leg in held & set(node.legs)):  # summed on its own: a number
+        return replace(net, nodes=rest, scale=net.scale * pattern.nonzeros)
+    if not pattern.nonzeros or pattern.nonzeros != pattern.output_size * pattern.kernel_size:
         return None  # some pairs (o, k) meet the padding
     if pattern.output_size > 1 and pattern.kernel_size > 1 and not _injective(node):
         return None
-    rest = tuple(other for other in net.nodes if other is not node)
     terms = tuple(
         (leg, step)
         for leg, step, size in (

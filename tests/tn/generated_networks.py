@@ -1,0 +1,198 @@
+"""Generated networks against their meaning; as a command, as many as you like.
+
+Each network of `drawn_networks` is contracted by its plan, and by one other order of every form that the planner looks
+at. The oracles are `net.einsum()` in double precision, a sum over all index tuples one by one (of networks that have
+few), and what the last move says it does. 10,000 take two processes about ten minutes:
+
+    python -m tests.tn.generated_networks --count 10000 --seed 0 --processes 2
+"""
+
+import argparse
+import copy
+import pickle
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from multiprocessing import get_context
+from time import perf_counter
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from randbp import tn
+from randbp.tn.draw import equation
+from randbp.tn.execute import banded, diagonals, grams, kernels, lines, narrow, parts, products, rows
+from randbp.tn.plan import lowered, searches
+from randbp.tn.report import random_path
+
+from . import meaning
+from .drawn_networks import Drawn, drawn
+from .strategies import random_operands
+
+REPORTS, DIAGRAMS = 8, 400  # every so many networks are copied and reported on, and drawn as a diagram
+TYPES = (torch.float32, torch.bfloat16, torch.int64)
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a network: ``"right"``, ``"wrong"`` or ``"crashed"``, what to print then, and refused moves."""
+
+    verdict: str
+    report: str
+    refused: Counter[str]
+    tried: int
+
+
+def outcome(seed: int) -> Outcome:
+    """Draw a network and check it."""
+    case = None
+    try:
+        case = drawn(seed)
+        check(case)
+    except Exception as error:
+        verdict = "wrong" if isinstance(error, AssertionError) else "crashed"
+        return Outcome(verdict, f"{case or f'seed {seed}'}\n{type(error).__name__}: {error}", Counter(), 0)
+    return Outcome("right", "", case.refused, case.tried)
+
+
+def check(case: Drawn) -> None:
+    """Everything that a network is asked; an AssertionError says which answer is wrong."""
+    net = case.net
+    operands = random_operands(net, seed=case.seed)
+    expected = meaning.evaluated(net, operands)
+    _equal(net.contract(operands), expected, "contract() and einsum()")
+    if prod(net.sizes.values()) <= meaning.FEW_TERMS:
+        _equal(expected, meaning.network_value(net, operands), "einsum() and the sum over all terms")
+    if case.meaning is not None:
+        _equal(*case.meaning(operands, expected), "the network and what the last move means")
+    simple = net.simplify()
+    if simple != net:
+        _equal(meaning.evaluated(simple, operands), expected, f"einsum() of {simple}")
+    for plan, value in other_orders(net, operands, random.Random(case.seed)):
+        _equal(value, expected, f"{plan}\nand einsum()")
+    if case.seed % 2:
+        _check_type(net, operands, TYPES[case.seed // 2 % len(TYPES)])
+    if case.seed % REPORTS == 0:
+        _check_reports(net, case.seed % DIAGRAMS == 0)
+
+
+def _equal(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
+    assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} and {tuple(expected.shape)}"
+    if expected.numel():
+        apart, largest = float((actual.double() - expected).abs().max()), float(expected.abs().max())
+        assert apart <= tolerance * max(1.0, largest), f"{what} differ by {apart:.3g} of {largest:.3g}"
+
+
+def other_orders(
+    net: tn.TensorNetwork, operands: dict[str, Tensor], rng: random.Random
+) -> Iterator[tuple[str, Tensor]]:
+    """The network contracted in a drawn order of each of its forms, on ways that small and that large tensors take."""
+    if 0 in net.sizes.values() or any(isinstance(n, tn.Pattern) and not n.pattern.nonzeros for n in net.nodes):
+        return
+    tensors = [{**net.bound, **operands}[slot] for slot in net.slots]
+    native = rng.random() < 0.7
+    for form, search in searches(net, native, diagonal=native):
+        path = random_path(search, rng)
+        large = rng.random() < 0.5
+        with _as_if_large() if large else nullcontext():
+            plan, _ = lowered(net, form, search, path, torch.float64, CPU)
+            yield f"{plan}\n{large=}", plan.run(tensors)
+
+
+LARGE = {
+    banded: {"JOINT": 0, "SMALL": 0, "PARTIAL": (1, 0.0)},
+    diagonals: {"MARGIN": float("inf"), "CHUNK": 8},
+    grams: {"STARTS": -(10**12), "POSITIONS": 1, "ROWS": 1, "BLOCKS": 2},
+    kernels: {"PRODUCTS": 1},
+    lines: {"WIDE": 0, "WIDEST": 0, "LONG": 0, "SMALL": 10**6},
+    narrow: {"FEWEST": 0, "WIDE": 0, "CHUNK": 8},
+    parts: {"LARGE": 0, "PART": 1},
+    products: {"FEW": 0, "LINE": 1},
+    rows: {"PIECE": 1, "WIDTH": 1, "GATHERED": 4, "WEIGHTED": 4, "NARROW": 0},
+}
+"""Thresholds of time and memory beyond which tensors take other ways, set so that small ones take them."""
+
+
+@contextmanager
+def _as_if_large() -> Iterator[None]:
+    with ExitStack() as stack:
+        for module, values in LARGE.items():
+            stack.enter_context(mock.patch.multiple(module, **values))
+        yield
+
+
+def _check_type(net: tn.TensorNetwork, operands: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """A network of another data type, of integers too: they stay integers where PyTorch's would."""
+    given = {**net.bound, **operands}
+    data = [slot for slot in net.slots if slot not in net.index_slots]
+    if not data:
+        return
+    values = given | {slot: (8 * given[slot]).round().to(dtype) for slot in data}
+    result, naive = net.contract(values), torch.einsum(*net.einsum(values))
+    assert result.dtype == naive.dtype, f"contract() gives {result.dtype} of {dtype}, einsum() {naive.dtype}"
+    if dtype != torch.bfloat16:
+        exact = meaning.evaluated(net, {slot: t.double() if slot in data else t for slot, t in values.items()})
+        _equal(result, exact, f"contract() of {dtype}", 1e-3 if dtype == torch.float32 else 1e-5)
+
+
+def _check_reports(net: tn.TensorNetwork, diagram: bool) -> None:
+    """Copies, plans and reports."""
+    assert pickle.loads(pickle.dumps(net)) == copy.deepcopy(net) == net
+    assert str(net.plan()).startswith(str(net))
+    assert net.path_report(samples=5).spread >= 1.0
+    equation(net)
+    if diagram:
+        net.draw()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check as many networks as asked for; print those that are wrong or crash, and which calls were refused."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--count", type=int, default=10_000, help="number of networks")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first one")
+    parser.add_argument("--processes", type=int, default=1)
+    given = parser.parse_args(arguments)
+    start, verdicts, refused, tried = perf_counter(), Counter[str](), Counter[str](), 0
+    seeds = range(given.seed, given.seed + given.count)
+    for found in _outcomes(seeds, given.processes):
+        verdicts[found.verdict] += 1
+        refused += found.refused
+        tried += found.tried
+        if found.report:
+            print(f"{found.verdict}: {found.report}\n", flush=True)
+    for kind, count in _kinds(refused).most_common():
+        print(f"refused {count}: {kind}")
+    print(
+        f"{given.count} networks, seeds {seeds[0]} to {seeds[-1]}: {verdicts['wrong']} wrong, {verdicts['crashed']} "
+        f"crashed; {refused.total()} of {tried} moves refused; {perf_counter() - start:.0f} s"
+    )
+    return 1 if verdicts["wrong"] or verdicts["crashed"] else 0
+
+
+def _outcomes(seeds: Iterable[int], processes: int) -> Iterator[Outcome]:
+    if processes == 1:
+        yield from map(outcome, seeds)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), partial(torch.set_num_threads, 1)) as workers:
+        yield from workers.map(outcome, seeds, chunksize=20)
+
+
+def _kinds(refused: Counter[str]) -> Counter[str]:
+    """Messages without names and numbers."""
+    kinds = Counter[str]()
+    for text, count in refused.items():
+        kinds[re.sub(r"'[^']*'+|\"[^\"]*\"|\[[^]]*\]|\([^)]*\)|\d+", "…", text)] += count
+    return kinds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
