@@ -7,6 +7,22 @@ from pathlib import Path
 from typing import Any
 
 
+def checked_filename(filename: object) -> str:
+    """The name of a file in a run's folder.
+
+    Raises:
+        ValueError: If it is no name, or a path.
+
+    Example:
+        >>> checked_filename("a/b")
+        Traceback (most recent call last):
+        ValueError: filename='a/b': expected a file name without folders
+    """
+    if not isinstance(filename, str) or not filename or Path(filename).name != filename:
+        raise ValueError(f"filename={filename!r}: expected a file name without folders")
+    return filename
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write plain data so that readers see the old or the new content, never a part.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from .files import put_in_place
+from .files import checked_filename, put_in_place
 
 CHECKPOINTS = "checkpoints"
 
@@ -37,9 +37,7 @@ class LatestEpoch(Callback):
     """
 
     def __init__(self, filename: str = "last.ckpt") -> None:
-        if Path(filename).name != filename:
-            raise ValueError(f"filename={filename!r}: expected a file name without folders")
-        self.filename = filename
+        self.filename = checked_filename(filename)
         self.path: Path | None = None
         self._saving = self._resumed = False
 

@@ -21,7 +21,8 @@ from randbp.diagnostics import (
     quartiles,
 )
 
-from .files import write_json
+from ..tn.integers import as_integer
+from .files import checked_filename, write_json
 from .host_peak import HostPeak
 from .summary import describe_estimators, describe_run
 
@@ -71,15 +72,9 @@ class CostMonitor(Callback):
     """
 
     def __init__(self, warmup_steps: int = 5, held_every_n_steps: int = 100, filename: str = "summary.json") -> None:
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps={warmup_steps}: expected a number of steps, zero or more")
-        if held_every_n_steps < 1:
-            raise ValueError(f"held_every_n_steps={held_every_n_steps}: expected a positive number of steps")
-        if Path(filename).name != filename:
-            raise ValueError(f"filename={filename!r}: expected a file name without folders")
-        self.warmup_steps = warmup_steps
-        self.held_every_n_steps = held_every_n_steps
-        self.filename = filename
+        self.warmup_steps = _checked_steps("warmup_steps", warmup_steps, 0)
+        self.held_every_n_steps = _checked_steps("held_every_n_steps", held_every_n_steps, 1)
+        self.filename = checked_filename(filename)
         self.summary: dict[str, Any] = {"format": SUMMARY_FORMAT, "status": "new"}
         self._path: Path | None = None
         self._timer: StepTimer | None = None
@@ -278,6 +273,13 @@ class CostMonitor(Callback):
             write_json(self._path, self.summary)
         except OSError as error:  # a full disk must not end a training that could go on
             rank_zero_warn(f"{self._path} could not be written: {error}")
+
+
+def _checked_steps(name: str, value: object, least: int) -> int:
+    number = as_integer(value)
+    if number is None or number < least:
+        raise ValueError(f"{name}={value!r}: expected a number of steps, at least {least}")
+    return number
 
 
 def _now() -> str:

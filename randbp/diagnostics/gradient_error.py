@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..estimators import Exact, Spatial
+from ..estimators.seeds import checked_seed
 from ..randomize import Estimators, Layers, randomize
 from ..randomize.layers import Clock, is_randomized, layer_state
 from ..randomize.override import overridden
 from .gradient_rows import GradientError, GradientRow
 from .minibatch_noise import BATCH_NORMS, parts_of, squared_differences
-from .objective import batch_size, make_objective
+from .objective import batch_size, check_batch, make_objective
 from .preserved import preserved
 from .statistics import mean_interval, t_test
 
@@ -88,7 +89,9 @@ def gradient_error(
         (True, [])
     """
     _check(draws, micro_batches, confidence)
+    seed = checked_seed(seed)
     objective = make_objective(model, loss)
+    check_batch("batch", batch)
     with ExitStack() as stack:
         rewind = stack.enter_context(preserved(model))
         stack.enter_context(torch.inference_mode(False))

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from .alive import Allocation, LiveStorages
 from .held import _strided_parts
 from .needs import least_bytes
+from .objective import check_batch
 from .peak import StepPeak
 from .report import MemoryReport, Row
 
@@ -45,7 +46,8 @@ def memory_report(
         See :class:`MemoryReport`.
 
     Raises:
-        ValueError: If the loss is no scalar or does not depend on anything that requires a gradient.
+        ValueError: If nothing given can be an input, or the loss is no scalar or does not depend on anything that
+            requires a gradient.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, kernel_size=3), nn.ReLU())
@@ -61,6 +63,8 @@ def memory_report(
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")
     if loss is not None and not callable(loss):
         raise ValueError(f"loss={loss!r}: expected a function of the output, or None")
+    if inputs or keywords:
+        check_batch("inputs", inputs[0] if len(inputs) == 1 and not keywords else (*inputs, *keywords.values()))
     device = next((t.device for t in [*model.parameters(), *_tensors((inputs, keywords))]), torch.device("cpu"))
     watch = _Watch(model)
     with _restored(model, device), StepPeak(device, model.parameters()) as peak, watch:

@@ -1,6 +1,7 @@
 """From a model and a batch to the scalar that is differentiated."""
 
 from collections.abc import Callable, Mapping
+from numbers import Number
 from typing import Any
 
 import torch
@@ -53,6 +54,28 @@ def make_objective(model: nn.Module, loss: Callable[..., Tensor] | None) -> Obje
         return value.squeeze()
 
     return objective
+
+
+def check_batch(name: str, batch: object) -> None:
+    """Raise ``ValueError`` unless something in a batch can be an input: a tensor, text, an object of another library.
+
+    Example:
+        >>> check_batch("batch", {"x": [None, 3]})
+        Traceback (most recent call last):
+        ValueError: batch={'x': [None, 3]}: expected tensors, alone or in tuples, lists and dictionaries
+    """
+    if not _may_be_input(batch):
+        raise ValueError(f"{name}={batch!r:.60}: expected tensors, alone or in tuples, lists and dictionaries")
+
+
+def _may_be_input(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_may_be_input(item) for item in value.values())
+    if isinstance(value, tuple | list):
+        return any(_may_be_input(item) for item in value)
+    if isinstance(value, str):  # a model may have a tokeniser of its own
+        return bool(value)
+    return not isinstance(value, Number | type) and type(value).__module__ not in ("numpy", "builtins")
 
 
 def batch_size(batch: Any) -> int:

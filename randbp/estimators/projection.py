@@ -65,7 +65,7 @@ class Projection(Estimator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in ("gaussian", "rademacher"):
+        if not isinstance(self.kind, str) or self.kind not in ("gaussian", "rademacher"):
             raise ValueError(f"Projection: kind={self.kind!r}, expected 'gaussian' or 'rademacher'")
         if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
             raise ValueError(f"Projection: block={self.block!r}, expected an integer >= 1")

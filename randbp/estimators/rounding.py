@@ -67,7 +67,8 @@ class Rounding(Wrapping, Estimator):
         make_plain(self)
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
             raise ValueError(f"Rounding: bits={self.bits!r}, expected an integer from 1 to 8")
-        if self.block != "channel" and (not isinstance(self.block, int) or self.block < 8):
+        of_channel = isinstance(self.block, str) and self.block == "channel"
+        if not of_channel and (not isinstance(self.block, int) or self.block < 8):
             raise ValueError(f"Rounding: block={self.block!r}, expected an integer >= 8 or 'channel'")
         if not isinstance(self.estimator, Estimator) or isinstance(self.estimator, Rounding):
             raise ValueError(f"Rounding: estimator={self.estimator!r}, expected an estimator that does not round")

@@ -97,17 +97,17 @@ def manual_seed(seed: int) -> None:
 
 
 def checked_seed(seed: object) -> int:
-    """A seed as an ``int``.
+    """A seed as an ``int``. Those below zero are the same as in :func:`torch.manual_seed`: ``2**64`` is added.
 
     Raises:
-        ValueError: If it is not an integer.
+        ValueError: If it is not an integer, or does not fit into 64 bits: it would be the same as another seed.
 
     Example:
         >>> checked_seed(1.5)
         Traceback (most recent call last):
-        ValueError: seed=1.5: expected an integer
+        ValueError: seed=1.5: expected an integer from -2**63 to 2**64 - 1
     """
     number = as_integer(seed)
-    if number is None:
-        raise ValueError(f"seed={seed!r}: expected an integer")
+    if number is None or not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed={seed!r}: expected an integer from -2**63 to 2**64 - 1")
     return number

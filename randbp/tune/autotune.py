@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..diagnostics.objective import make_objective
+from ..diagnostics.objective import check_batch, make_objective
 from ..estimators import Axes, Batch, Estimator, Rounding, Spatial
+from ..estimators.seeds import checked_seed
 from ..randomize import Layers
 from .assign import UNTIMED, assign, check_budget
 from .assignment import Assignment
@@ -95,7 +96,9 @@ def autotune(
     if candidates is not None and not isinstance(candidates, Iterable):
         raise ValueError(f"candidates={candidates!r}: expected several estimators, e.g. [Spatial(0.5), Spatial(0.25)]")
     candidates = CANDIDATES[objective] if candidates is None else tuple(candidates)
+    objective_of = make_objective(model, loss)
+    check_batch("sample_batch", sample_batch)
     measured = measure(
-        model, [sample_batch], make_objective(model, loss), candidates, layers, draws=draws, rounds=rounds, seed=seed
+        model, [sample_batch], objective_of, candidates, layers, draws=draws, rounds=rounds, seed=checked_seed(seed)
     )
     return assign(measured, budget, objective, count_shared)

@@ -1,9 +1,248 @@
-"""The Python API."""
+"""The Python API: wrong arguments end in one line that names the argument, its value and what is allowed."""
 
-from randbp import Spatial
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+import randbp
+from randbp import (
+    Batch,
+    IfFaster,
+    LowResolution,
+    NormSpatial,
+    Projection,
+    Rounding,
+    Spatial,
+    autotune,
+    functional,
+    randomize,
+    tn,
+)
+from randbp.callbacks import CostMonitor, TensorDropout
+from randbp.curvature import KFAC
+from randbp.diagnostics import gradient_error, memory_report
 
 from .rows import Call
 
+NAN, INF = float("nan"), float("inf")
+KEEP = "expected a number in (0, 1]"
+ESTIMATOR = "expected an estimator such as Spatial(keep=0.25) or Exact()"
+NAMES = "matches none of the convolutions '0' or linear layers '3'"
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+
+
+def images(channels: int = 1) -> Tensor:
+    return torch.randn(4, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return images(), torch.arange(4) % 3
+
+
+def randomized(**options: Any) -> Callable[[], object]:
+    return lambda: randomize(net(), **({"weight_vjp": Spatial(0.5)} | options))
+
+
+def twice() -> None:
+    model = net()
+    randomize(model, Spatial(0.5))
+    randomize(model, Spatial(0.5))
+
+
+def conv(x: Any = None, weight: Any = None, **options: Any) -> Callable[[], object]:
+    weight = torch.ones(4, 1, 3, 3) if weight is None else weight
+    return lambda: functional.conv(images() if x is None else x, weight, **options)
+
+
+def gradient(**options: Any) -> Tensor:
+    """The estimated gradient of the convolution of :func:`net`, with weights that are always the same."""
+    torch.manual_seed(0)
+    model = net()
+    with randomize(model, Spatial(keep=0.25), **options):
+        nn.functional.cross_entropy(model(images()), batch()[1]).backward()
+    assert model[0].weight.grad is not None
+    return model[0].weight.grad
+
+
+def seeds_repeat_and_differ() -> None:
+    seeds = [0, -1, -2, 1, 2**31, 2**32, 2**63, 2**64 - 3, numpy.int64(7)]
+    gradients = [gradient(seed=seed) for seed in seeds]
+    for index, (seed, one) in enumerate(zip(seeds, gradients, strict=True)):
+        assert torch.equal(one, gradient(seed=seed)), seed
+        assert not any(torch.equal(one, other) for other in gradients[:index]), seed
+
+
+def least_keep_rate() -> None:
+    torch.manual_seed(0)
+    model = net()
+    with randomize(model, Spatial(keep=1e-30)) as handle:
+        assert handle.keep_rates == {"0": 1e-30}
+        nn.functional.cross_entropy(model(images()), batch()[1]).backward()
+    found = model[0].weight.grad
+    assert found is not None and found.isfinite().all() and found.any()
+
+
+SPEC = tn.ConvSpec((2, 3, 8, 8), out_channels=4, kernel_size=3, padding=1)
+
+
+def factors(**options: Any) -> Callable[[], object]:
+    return lambda: KFAC(net(), **options)
+
+
+KEEPS: dict[str, Any] = {
+    "nan": NAN,
+    "0": 0,
+    "-1": -1,
+    "1.5": 1.5,
+    "inf": INF,
+    "'0.5'": "0.5",
+    "None": None,
+    "True": True,
+    "tensor(0.5)": torch.tensor(0.5),
+}
+
+
 ROWS = [
-    Call("Spatial(keep=0)", lambda: Spatial(keep=0), says=("keep=0", "expected a number in (0, 1]")),
+    *(
+        Call(f"Spatial(keep={name})", lambda value=value: Spatial(keep=value), says=(f"keep={value!r}", KEEP))
+        for name, value in KEEPS.items()
+    ),
+    Call("Spatial() no keep", lambda: Spatial(), says=("missing", "'keep'"), error=TypeError),
+    Call("Spatial(0.5, center='yes')", lambda: Spatial(0.5, center="yes"), says=("center='yes'", "True or False")),
+    Call("Spatial(0.5, runs=-3)", lambda: Spatial(0.5, runs=-3), says=("runs=-3", "True or False")),
+    Call("Spatial(keep=1e-30) use", least_keep_rate, says=None),
+    Call("Rounding(bits=0)", lambda: Rounding(bits=0), says=("bits=0", "an integer from 1 to 8")),
+    Call("Rounding(bits=2.5)", lambda: Rounding(bits=2.5), says=("bits=2.5", "an integer from 1 to 8")),
+    Call("Rounding(bits=64)", lambda: Rounding(bits=64), says=("bits=64", "an integer from 1 to 8")),
+    Call("Rounding(bits=4, estimator='Spatial')", lambda: Rounding(4, "Spatial"), says=("estimator='Spatial'",)),
+    Call("Projection(kind='gauss')", lambda: Projection(0.5, kind="gauss"), says=("kind='gauss'", "'gaussian' or")),
+    Call("LowResolution(block=0)", lambda: LowResolution(0.5, block=0), says=("block=0", "an integer >= 2")),
+    Call("NormSpatial(top=2)", lambda: NormSpatial(0.5, top=2), says=("top=2", "a number in [0, 1)")),
+    Call("IfFaster(0.5)", lambda: IfFaster(0.5), says=("estimator=0.5", "expected an estimator")),
+    Call("randomize weight_vjp='Spatial'", randomized(weight_vjp="Spatial"), says=("weight_vjp='Spatial'", ESTIMATOR)),
+    Call("randomize weight_vjp=Spatial (class)", randomized(weight_vjp=Spatial), says=("weight_vjp=<", ESTIMATOR)),
+    Call("randomize weight_vjp=0.25", randomized(weight_vjp=0.25), says=("weight_vjp=0.25", ESTIMATOR)),
+    Call("randomize layers='nope.*'", randomized(layers="nope.*"), says=("layers='nope.*'", NAMES)),
+    Call("randomize layers=['0','nope']", randomized(layers=["0", "nope"]), says=("layers='nope'", NAMES)),
+    Call("randomize layers=[]", randomized(layers=[]), says=("layers=[]", "at least one name or glob")),
+    Call("randomize layers=3", randomized(layers=3), says=("layers=3", "expected names, globs or a predicate")),
+    Call(
+        "randomize mapping glob unmatched",
+        randomized(weight_vjp={"nope": Spatial(0.5)}),
+        says=("weight_vjp", "'nope'", "matches none"),
+    ),
+    Call("randomize mapping value wrong", randomized(weight_vjp={"0": 0.5}), says=("weight_vjp=0.5", "'0'")),
+    Call("randomize twice", twice, says=("layers", "'0' is already randomised")),
+    Call("randomize seed='a'", randomized(seed="a"), says=("seed='a'", "expected an integer")),
+    Call("randomize seed=-1", seeds_repeat_and_differ, says=None),
+    *(
+        Call(f"randomize seed={text}", randomized(seed=seed), says=(f"seed={seed}", "from -2**63 to 2**64 - 1"))
+        for text, seed in {"2**80": 2**80, "2**64": 2**64, "-2**63-1": -(2**63) - 1}.items()
+    ),
+    Call("TensorDropout seed=2**80", lambda: TensorDropout(seed=2**80), says=(f"seed={2**80}",)),
+    Call("manual_seed(2**80)", lambda: randbp.manual_seed(2**80), says=(f"seed={2**80}",)),
+    Call("gradient_error seed=2**80", lambda: gradient_error(net(), batch(), seed=2**80), says=(f"seed={2**80}",)),
+    Call("autotune seed='a'", lambda: autotune(net(), batch(), seed="a"), says=("seed='a'", "expected an integer")),
+    Call("randomize bits=99", randomized(bits=99), says=("bits=99", "an integer from 1 to 8")),
+    Call("randomize parts=0", randomized(parts=0), says=("parts=0", "an integer >= 1")),
+    Call("randomize lean='yes'", randomized(lean="yes"), says=("lean='yes'", "True, False, 'exact'")),
+    Call("randomize lean mapping unmatched", randomized(lean={"nope": True}), says=("lean", "'nope'", "matches no")),
+    Call("randomize(not a module)", lambda: randomize([1, 2]), says=("model=[1, 2]", "expected a torch.nn.Module")),
+    Call("randomize model without conv", lambda: randomize(nn.Linear(2, 2), Spatial(0.5)), says=("Linear has no",)),
+    Call(
+        "randomize input_vjp=Batch (weight only)",
+        randomized(input_vjp=Batch(0.5)),
+        says=("input_vjp=Batch", "Batch serves only weight_vjp"),
+    ),
+    Call("functional.conv wrong shape", conv(images(2)), says=("weight: shape (4, 1, 3, 3)", "(4, 2, 3, 3)")),
+    Call("functional.conv padding='bad'", conv(padding="bad"), says=("padding='bad'", "'same', 'valid'")),
+    Call("functional.conv stride=0", conv(stride=0), says=("stride=0", "expected one integer >= 1")),
+    Call("functional.conv weight_vjp='Spatial'", conv(weight_vjp="Spatial"), says=("weight_vjp='Spatial'", ESTIMATOR)),
+    Call("functional.conv numpy input", conv(numpy.ones((1, 1, 8, 8))), says=("x: ndarray", "torch.Tensor")),
+    Call(
+        "functional.linear wrong shape",
+        lambda: functional.linear(torch.ones(3, 5), torch.ones(2, 6)),
+        says=("x: shape (3, 5)", "C = 6"),
+    ),
+    Call("ConvSpec negative", lambda: tn.ConvSpec((1, 1, 8, 8), -1, 3), says=("out_channels=-1", "positive multiple")),
+    Call(
+        "ConvSpec kernel larger than input",
+        lambda: tn.ConvSpec((1, 1, 2, 2), 1, 5),
+        says=("kernel_size=(5, 5)", "larger than the padded input (2, 2)"),
+    ),
+    Call(
+        "net.contract wrong name",
+        lambda: tn.weight_vjp(SPEC).contract(inpt=images(3)),
+        says=("'inpt'", "weight_vjp takes input, output_grad"),
+    ),
+    Call(
+        "net.contract wrong shape",
+        lambda: tn.weight_vjp(SPEC).contract(input=torch.ones(2, 3, 9, 8), output_grad=torch.ones(2, 4, 8, 8)),
+        says=("input of shape (2, 3, 9, 8)", "needs (2, 3, 8, 8)"),
+    ),
+    Call(
+        "net.subsample unknown index",
+        lambda: tn.weight_vjp(SPEC).subsample(zz=torch.tensor([0])),
+        says=("'zz'", "the legs of weight_vjp are"),
+    ),
+    Call(
+        "net.subsample out of range",
+        lambda: tn.weight_vjp(SPEC).subsample(i1=torch.tensor([100])),
+        says=("'i1'", "100", "allowed is 0 to 7"),
+    ),
+    Call("autotune budget=0", lambda: autotune(net(), batch(), budget=0), says=("budget=0", "in (0, 1]")),
+    Call("autotune budget=2", lambda: autotune(net(), batch(), budget=2), says=("budget=2", "in (0, 1]")),
+    Call(
+        "autotune objective='speed'",
+        lambda: autotune(net(), batch(), objective="speed"),
+        says=("objective='speed'", "'memory' or 'time'"),
+    ),
+    Call("autotune data=None", lambda: autotune(net(), None), says=("sample_batch=None", "expected tensors")),
+    Call("gradient_error batch=None", lambda: gradient_error(net(), None), says=("batch=None", "expected tensors")),
+    Call("memory_report inputs=None", lambda: memory_report(net(), None), says=("inputs=None", "expected")),
+    Call(
+        "gradient_error data wrong (x only)",
+        lambda: gradient_error(net(), images()),
+        says=("loss=None", "expected a pair (inputs, targets)"),
+    ),
+    Call(
+        "gradient_error wrong labels",
+        lambda: gradient_error(net(), (images(), torch.tensor([103, 0, 1, 2]))),
+        says=("Target 103 is out of bounds",),
+        error=IndexError,
+    ),
+    Call(
+        "memory_report wrong input",
+        lambda: memory_report(net(), images(3)),
+        says=("to have 1 channels, but got 3 channels",),
+        error=RuntimeError,
+    ),
+    Call("KFAC lr=-1", factors(lr=-1), says=("lr=-1", "expected a number from 0")),
+    Call("KFAC lr='x'", factors(lr="x"), says=("lr='x'", "expected a number from 0")),
+    Call(
+        "KFAC approximation='foo'", factors(approximation="foo"), says=("approximation='foo'", "'reduce' or 'expand'")
+    ),
+    Call("KFAC(parameters) like torch", lambda: KFAC(net().parameters(), lr=0.1), says=("model=<gen", "nn.Module")),
+    Call("TensorDropout(weight_vjp=0.25)", lambda: TensorDropout(weight_vjp=0.25), says=("weight_vjp=0.25", ESTIMATOR)),
+    Call("TensorDropout(layers=5)", lambda: TensorDropout(layers=5), says=("layers=5", "names, globs or a predicate")),
+    Call("TensorDropout() nothing", lambda: TensorDropout(), says=None),
+    Call(
+        "TensorDropout(keep=.5)",
+        lambda: TensorDropout(keep=0.5),
+        says=("unexpected keyword argument 'keep'",),
+        error=TypeError,
+    ),
+    Call(
+        "CostMonitor(every=-1)",
+        lambda: CostMonitor(every=-1),
+        says=("unexpected keyword argument 'every'",),
+        error=TypeError,
+    ),
+    Call("CostMonitor(-1)", lambda: CostMonitor(-1), says=("warmup_steps=-1", "at least 0")),
 ]

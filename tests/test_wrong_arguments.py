@@ -1,0 +1,70 @@
+"""Generated wrong values for every argument of the public constructors: one line that names the argument."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import randbp
+from randbp import Estimator, Spatial, autotune, manual_seed
+from randbp.callbacks import CostMonitor, TensorDropout
+from randbp.callbacks.latest_epoch import LatestEpoch
+from randbp.diagnostics import gradient_error
+
+NAN, INF = float("nan"), float("inf")
+WRONG: list[Any] = [
+    *(NAN, INF, -INF, None, True, "x", "", -1, 0, 1.5, -(10**30), 1j, b"x", [], {}, (), [1, 2, 3], {"x": 1}),
+    *(object(), int, lambda: 0, numpy.float32(0.5), numpy.int64(3), numpy.array([0.5, 0.5]), numpy.array([])),
+    *(torch.tensor(0.5), torch.tensor([1, 2]), torch.tensor([])),
+]
+VALUES: dict[str, Any] = {"keep": 0.5, "bits": 4, "estimator": Spatial(0.5)}
+ESTIMATORS = [
+    one for one in vars(randbp).values() if inspect.isclass(one) and issubclass(one, Estimator) and one != Estimator
+]
+# What may be meant, so that the model or loss itself says what is wrong with it.
+MEANT = {"loss": callable, "batch": lambda value: isinstance(value, str | torch.Tensor)}
+MEANT["sample_batch"] = MEANT["batch"]
+BATCH = torch.ones(4, 1, 6, 6), torch.arange(4) % 2
+NET = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2))
+
+
+def tuned(sample_batch: Any = BATCH, budget: Any = 0.9, **options: Any) -> object:
+    return autotune(NET, sample_batch, budget=budget, **{"draws": 2, "rounds": 0} | options)
+
+
+def measured(batch: Any = BATCH, **options: Any) -> object:
+    return gradient_error(NET, batch, **{"draws": 4, "micro_batches": 0} | options)
+
+
+def arguments() -> Iterator[tuple[Callable[..., object], str]]:
+    for kind in (*ESTIMATORS, CostMonitor, LatestEpoch):
+        yield from ((kind, name) for name in inspect.signature(kind).parameters)
+    yield from ((TensorDropout, name) for name in ("weight_vjp", "input_vjp", "seed", "bits", "parts"))
+    yield manual_seed, "seed"
+    yield from ((tuned, name) for name in ("sample_batch", "budget", "draws", "rounds", "loss", "seed"))
+    yield from ((measured, name) for name in ("batch", "draws", "micro_batches", "confidence", "loss", "seed"))
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [pytest.param(f, name, id=f"{f.__name__}-{name}") for f, name in arguments()]
+)
+def test_a_wrong_value_is_refused_in_one_line_that_names_the_argument(
+    function: Callable[..., object], name: str
+) -> None:
+    needed = inspect.signature(function).parameters
+    given = {key: VALUES[key] for key, one in needed.items() if one.default is one.empty and key in VALUES}
+    refused = 0
+    for value in WRONG:
+        if name in MEANT and MEANT[name](value):
+            continue
+        try:
+            function(**given | {name: value})
+        except (ValueError, TypeError) as error:
+            assert name in str(error), f"{value!r}: {error}"
+            assert "\n" not in str(error), f"{value!r}: {error}"
+            refused += 1
+    assert refused > len(WRONG) / 2
