@@ -14,6 +14,7 @@ from ..estimators import Exact, Spatial
 from ..estimators.seeds import checked_seed
 from ..randomize import Estimators, Layers, randomize
 from ..randomize.layers import Clock, is_randomized, layer_state
+from ..randomize.left_exact import left_exact_of
 from ..randomize.override import overridden
 from .gradient_rows import GradientError, GradientRow
 from .minibatch_noise import BATCH_NORMS, parts_of, squared_differences
@@ -116,6 +117,7 @@ def gradient_error(
         _check_finite(sample, groups)
         names = {name: _estimator(modules[name]) for name in groups.layers}
         notes = _notes(model, bool(parts), micro_batches)
+        exact_layers = left_exact_of(model)
     size = batch_size(batch)
     if noise is not None:
         noise = noise / 2 * (size // len(parts) / size)
@@ -129,6 +131,7 @@ def gradient_error(
         micro_batches=len(parts),
         confidence=confidence,
         notes=notes,
+        left_exact=exact_layers,
     )
 
 

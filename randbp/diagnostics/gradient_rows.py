@@ -1,10 +1,12 @@
 """What :func:`randbp.diagnostics.gradient_error` found, as numbers and as a table."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite, nan, sqrt
 from typing import TYPE_CHECKING
 
+from ..randomize.left_exact import left_exact_lines
 from .statistics import Interval, holm
 from .text_table import text_table
 
@@ -63,6 +65,7 @@ class GradientError:
         micro_batches: Number of parts from which the minibatch noise is estimated; 0 where it is not.
         confidence: Of all intervals.
         notes: What has to be known to read the numbers.
+        left_exact: Why layers that were chosen stay exact, by name.
     """
 
     rows: tuple[GradientRow, ...]
@@ -73,6 +76,7 @@ class GradientError:
     micro_batches: int
     confidence: float
     notes: tuple[str, ...] = ()
+    left_exact: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def bias_p(self) -> dict[str, float]:
@@ -101,6 +105,7 @@ class GradientError:
             "p: test of E ĝ = g, over layers adjusted by Holm's method; "
             + (f"biased at the 1% level: {', '.join(found)}" if found else "no layer is biased at the 1% level"),
             *self.notes,
+            *left_exact_lines(self.left_exact),
         ]
         return "\n".join([table, "", *lines])
 

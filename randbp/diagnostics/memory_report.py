@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from ..randomize.left_exact import left_exact_of
 from .alive import Allocation, LiveStorages
 from .held import _strided_parts
 from .needs import least_bytes
@@ -85,6 +86,7 @@ def memory_report(
         rows=_rows(held),
         kept_bytes=sum(allocation.bytes for allocation, _ in kept),
         peak_source=peak.source,
+        left_exact=left_exact_of(model),
     )
 
 

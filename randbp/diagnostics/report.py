@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from ..randomize.left_exact import left_exact_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +57,7 @@ class MemoryReport:
         rows: Largest first. A storage that several operations hold is in the rows of all of them.
         kept_bytes: What outlived the backward pass: zero unless the model keeps tensors of its own.
         peak_source: How the peak was measured.
+        left_exact: Of a randomised model, why layers that were chosen stay exact, by name.
     """
 
     held_bytes: int
@@ -61,6 +65,7 @@ class MemoryReport:
     rows: list[Row] = field(repr=False)
     kept_bytes: int = 0
     peak_source: str = ""
+    left_exact: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def excess(self) -> list[Row]:
@@ -87,7 +92,8 @@ class MemoryReport:
             least = "" if row.least is None else human(row.least)
             cells.append([row.module, row.operation, human(row.bytes), human(row.alone), least, _reason(row)])
         left = len(self.rows) - len(shown)
-        return "\n".join([head, *_aligned(cells, numbers=(2, 3)), *([f"… {left} smaller rows"] if left else [])])
+        more = [f"… {left} smaller rows"] if left else []
+        return "\n".join([head, *_aligned(cells, numbers=(2, 3)), *more, *left_exact_lines(self.left_exact)])
 
     def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
         """Bars of what each operation holds, with a mark at what would be enough.

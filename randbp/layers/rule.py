@@ -129,10 +129,19 @@ def runs_pytorchs_forward(module: nn.Module) -> bool:
         >>> before, runs_pytorchs_forward(layer)
         (True, False)
     """
-    state = vars(module)
-    if "forward" in state or "_conv_forward" in state or "_output_padding" in state:
-        return False
-    return class_runs_pytorchs_forward(own_class(module))
+    return has_class_forward(module) and class_runs_pytorchs_forward(own_class(module))
+
+
+def has_class_forward(module: nn.Module) -> bool:
+    """Whether a module has the forward pass of its class: no other one was put into it.
+
+    Example:
+        >>> module = nn.ReLU()
+        >>> module.forward = abs
+        >>> has_class_forward(module), has_class_forward(nn.ReLU())
+        (False, True)
+    """
+    return not any(name in vars(module) for name in _FORWARD)
 
 
 def class_runs_pytorchs_forward(own: type) -> bool:

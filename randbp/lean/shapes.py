@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from ..layers import has_class_forward, kind_of, runs_pytorchs_forward
 from ..reclass import own_class
 
 Shape = tuple[int, ...]
@@ -107,7 +108,9 @@ def example_shape(layer: nn.Module, shape: Shape) -> Shape | None:
         True
     """
     kind = own_class(layer)
-    if "forward" in vars(layer) or is_observed(layer):  # not its class's; somebody wants the whole output
+    if not has_class_forward(layer) or is_observed(layer):  # who knows what it does; somebody wants the whole output
+        return None
+    if kind_of(layer) is not None and not runs_pytorchs_forward(layer):
         return None
     if kind is nn.Sequential:
         inside = list(layer.children())

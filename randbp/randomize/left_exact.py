@@ -54,11 +54,25 @@ def summary(reasons: Mapping[str, str], served: int) -> str:
         >>> summary({"a": "lazy", "b": "lazy", "c": "not called"}, 5)
         "3 of 8 chosen layers stay exact: 'a', 'b' (lazy); 'c' (not called)"
     """
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(repr(name))
-    listed = "; ".join(f"{shortened(names, 3)} ({reason})" for reason, names in by_reason.items())
+    listed = "; ".join(f"{shortened(names, 3)} ({reason})" for reason, names in _by_reason(reasons).items())
     return f"{len(reasons)} of {len(reasons) + served} chosen layers stay exact: {listed}"
+
+
+def left_exact_lines(reasons: Mapping[str, str]) -> list[str]:
+    """What stays exact as lines below a table, one for each reason.
+
+    Example:
+        >>> left_exact_lines({"a": "lazy", "b": "lazy", "c": "not called"})
+        ["left exact: 'a', 'b' (lazy)", "left exact: 'c' (not called)"]
+    """
+    return [f"left exact: {', '.join(names)} ({reason})" for reason, names in _by_reason(reasons).items()]
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason, []).append(repr(name))
+    return found
 
 
 def _reason(module: nn.Module, stepped: bool) -> str:

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise, product
 from math import inf, isnan
 
 from .assignment import Assignment
-from .options import LayerOptions, Objective, Option, lower_hull
+from .options import LayerOptions, Measured, Objective, Option, lower_hull
 
 PAYS = 0.95
 """An estimator whose cost is above this share of the exact one's is no option: that is within the error of timing."""
@@ -71,7 +71,8 @@ def assign(
 
     def result(chosen: Sequence[_Point], bound: float) -> Assignment:
         options = tuple(point[2] for point in chosen)
-        return Assignment(tuple(layers), options, float(budget), objective, count_shared, bound)
+        exact = layers.left_exact if isinstance(layers, Measured) else {}
+        return Assignment(Measured(layers, exact), options, float(budget), objective, count_shared, bound)
 
     if cheapest > allowed * (1 + 1e-9):
         share = cheapest / allowed * budget

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..diagnostics.text_table import text_table
 from ..estimators import Estimator, configure
-from .options import LayerOptions, Objective, Option
+from ..randomize.left_exact import left_exact_lines
+from .options import LayerOptions, Measured, Objective, Option
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,7 +24,7 @@ class Assignment(Mapping[str, Estimator]):
         lower_bound: Total variance that no assignment of these options within the budget can fall below.
     """
 
-    layers: tuple[LayerOptions, ...]
+    layers: tuple[LayerOptions, ...] | Measured
     chosen: tuple[Option, ...]
     budget: float
     objective: Objective
@@ -44,6 +45,11 @@ class Assignment(Mapping[str, Estimator]):
 
     def __repr__(self) -> str:
         return f"Assignment({dict(self)})"
+
+    @property
+    def left_exact(self) -> Mapping[str, str]:
+        """Why layers that were chosen stay exact, by name."""
+        return self.layers.left_exact if isinstance(self.layers, Measured) else {}
 
     @property
     def variance(self) -> float:
@@ -143,7 +149,7 @@ class Assignment(Mapping[str, Estimator]):
             )
         if not self.count_shared:
             lines.append("layers whose input others hold as well are exact, because an estimator would free nothing")
-        return lines
+        return lines + left_exact_lines(self.left_exact)
 
 
 def _root_ratio(square: float, norm_square: float) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from math import ceil, isfinite, nan
 from statistics import fmean, median, stdev
 from typing import Any
@@ -16,11 +16,15 @@ from ..diagnostics.objective import Objective
 from ..diagnostics.preserved import preserved
 from ..diagnostics.timing import StepTimer
 from ..estimators import Estimator, Exact
+from ..layers import weights
 from ..randomize import Layers, randomize
-from ..randomize.layers import Clock
+from ..randomize.layers import Clock, layer_state
+from ..randomize.left_exact import NO_CALL, summary
 from ..randomize.override import overridden
-from .options import LayerOptions, Option
+from .options import LayerOptions, Measured, Option
 from .record import Call, Record, record
+
+NOT_TRAINED = "not called, or the loss depends on no trainable weight of it"
 
 READING = 2e-3
 """Seconds that a reading of the clock lasts at least; shorter work is repeated."""
@@ -35,7 +39,7 @@ def measure(
     draws: int = 4,
     rounds: int = 3,
     seed: int = 0,
-) -> tuple[LayerOptions, ...]:
+) -> Measured:
     """Error, bytes and seconds of every candidate in every layer.
 
     One exact pass per batch records what each layer gets and the gradient of what it returns. Each layer then runs
@@ -54,7 +58,7 @@ def measure(
         seed: Of the draws.
 
     Returns:
-        One entry for each layer that the loss depends on and whose weight is trainable.
+        One entry for each layer that the loss depends on and whose weight is trainable, and why others have none.
 
     Raises:
         ValueError: If there is no such layer, a gradient is not finite, or a candidate cannot serve the weight VJP or
@@ -81,19 +85,29 @@ def measure(
             rewind()
             notes = record(model, objective, batch, modules)
             for name, calls in notes.calls.items():
-                if not calls or not modules[name].weight.requires_grad:
+                if not calls or not any(weight.requires_grad for weight in weights(modules[name])):
                     continue
                 layer = found.setdefault(name, _Layer(name, modules[name]))
                 layer.draw(calls, candidates, draws, seed, number)
                 if not layer.held:
                     layer.weigh(calls, notes, rounds)
+        exact = handle.left_exact
+        for name, module in modules.items():
+            if name not in found:
+                exact[name] = NOT_TRAINED
+            elif not layer_state(module).seen.served:
+                exact[name] = NO_CALL
+                del found[name]
     if not found:
-        raise ValueError("model: the loss depends on no randomisable layer with a trainable weight")
+        raise ValueError(
+            "model: the loss depends on no randomisable layer with a trainable weight"
+            + (f"; {summary(exact, 0)}" if exact else "")
+        )
     for estimator in candidates:
         refusals = [layer.refused.get(estimator) for layer in found.values()]
         if all(refusals):
             raise ValueError(f"candidates: {estimator} refuses all layers: {refusals[0]}")
-    return tuple(found[name].options() for name in modules if name in found)
+    return Measured((found[name].options() for name in modules if name in found), exact)
 
 
 class _Layer:
@@ -144,7 +158,9 @@ class _Layer:
             self.held[estimator] = held.bytes
             del outputs
             contenders[estimator] = partial(self._gradient, calls, estimator, Clock(0))
-        self.seconds = _net_seconds(partial(self._forward, calls), contenders, self.module.weight.device, rounds)
+        self.seconds = _net_seconds(
+            partial(self._forward, calls), contenders, next(self.module.parameters()).device, rounds
+        )
 
     def options(self) -> LayerOptions:
         """The result, with means over batches."""
@@ -163,14 +179,12 @@ class _Layer:
         return LayerOptions(self.name, fmean(self.norm_squares), exact, options, *self.shared)
 
     def _gradient(self, calls: list[Call], estimator: Estimator, clock: Clock) -> Tensor:
-        """Gradient of the layer's (effective) weight: the sum over its calls."""
+        """Gradient of the layer's (effective) weights, one after the other: the sum over its calls."""
         with self._as(estimator, clock), parametrize.cached():
-            weight, total = self.module.weight, None
-            for call in calls:
-                (gradient,) = torch.autograd.grad(call.repeat(self.module), weight, call.output_grad)
-                total = gradient if total is None else total + gradient
-        assert total is not None
-        return total
+            trained = [weight for weight in weights(self.module) if weight.requires_grad]
+            columns = zip(*(call.gradients(self.module, trained) for call in calls), strict=True)
+            sums = [reduce(torch.add, column) for column in columns]
+        return sums[0] if len(sums) == 1 else torch.cat([total.flatten() for total in sums])
 
     def _forward(self, calls: list[Call]) -> None:
         with self._as(Exact(), Clock(0)), torch.no_grad():

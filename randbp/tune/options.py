@@ -1,6 +1,6 @@
 """What was measured of each layer: error, bytes and seconds of each estimator that it could have."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +55,26 @@ class LayerOptions:
             return option.seconds
         shared = self.shared_bytes if option is self.exact and not count_shared else 0
         return float(option.held_bytes - shared)
+
+
+class Measured(tuple[LayerOptions, ...]):
+    """The options of each layer that was measured.
+
+    Attributes:
+        left_exact: Why other layers that were chosen have none, by name.
+
+    Example:
+        >>> Measured([], {"head": "a lazy layer has no weight before its first call"}).left_exact["head"]
+        'a lazy layer has no weight before its first call'
+    """
+
+    left_exact: Mapping[str, str]
+
+    def __new__(cls, layers: Iterable[LayerOptions], left_exact: Mapping[str, str]) -> "Measured":
+        """As a tuple with one more attribute."""
+        made = super().__new__(cls, layers)
+        made.left_exact = left_exact
+        return made
 
 
 def lower_hull(options: Iterable[tuple[float, float, Option]]) -> list[tuple[float, float, Option]]:

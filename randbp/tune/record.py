@@ -1,6 +1,6 @@
 """One exact pass on file: what each layer was called with, the gradient of its output, and who holds its input."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..diagnostics.objective import Objective
+from ..randomize.layers import forward_without_hooks
 
 
 @dataclass
@@ -20,22 +22,33 @@ class Call:
         arguments: Detached.
         keywords: Detached.
         autocast: Device type and precision, if the call was under autocast.
-        output_grad: Gradient of the loss with respect to what it returned; ``None`` if the loss does not depend on it.
+        output_grads: Gradients of the loss with respect to the differentiable tensors that it returned; ``None`` for
+            those that the loss does not depend on.
     """
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     autocast: tuple[str, torch.dtype] | None
-    output_grad: Tensor | None = None
+    output_grads: list[Tensor | None] = field(default_factory=list)
 
-    def repeat(self, module: nn.Module) -> Tensor:
-        """What the module returns now, without its hooks."""
+    def repeat(self, module: nn.Module) -> list[Tensor]:
+        """The differentiable tensors that the module returns now, without its hooks."""
         with ExitStack() as stack:
             if self.autocast is not None:
                 device, dtype = self.autocast
                 stack.enter_context(torch.autocast(device, dtype=dtype))
-            output: Tensor = module.forward(*self.arguments, **self.keywords)
-        return output
+            return _differentiable(forward_without_hooks(module, *self.arguments, **self.keywords))
+
+    def gradients(self, module: nn.Module, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The loss's gradients with respect to weights of the module, as far as they come from this call."""
+        pairs = [
+            (output, grad)
+            for output, grad in zip(self.repeat(module), self.output_grads, strict=True)
+            if grad is not None
+        ]
+        outputs, grads = zip(*pairs, strict=True)
+        found = torch.autograd.grad(outputs, weights, grads, allow_unused=True)
+        return [torch.zeros_like(w) if grad is None else grad for grad, w in zip(found, weights, strict=True)]
 
 
 @dataclass
@@ -80,7 +93,7 @@ def record(model: nn.Module, objective: Objective, batch: Any, layers: dict[str,
     if weights:
         torch.autograd.grad(loss, weights, allow_unused=True)
     for name, calls in result.calls.items():
-        result.calls[name] = [call for call in calls if call.output_grad is not None]
+        result.calls[name] = [call for call in calls if any(grad is not None for grad in call.output_grads)]
     return result
 
 
@@ -94,11 +107,13 @@ def _hooks(model: nn.Module, layers: dict[str, nn.Module], result: Record, stack
 
     def leave(module: nn.Module, arguments: Any, keywords: dict[str, Any], output: Any) -> None:
         stack.pop()
-        if module not in names or not isinstance(output, Tensor) or not output.requires_grad:
+        outputs = _differentiable(output)
+        if module not in names or not outputs:
             return
-        call = Call(_detached(arguments), _detached(keywords), _autocast(output))
+        call = Call(_detached(arguments), _detached(keywords), _autocast(outputs[0]), [None] * len(outputs))
         result.calls.setdefault(names[module], []).append(call)
-        output.register_hook(partial(setattr, call, "output_grad"))
+        for number, tensor in enumerate(outputs):
+            tensor.register_hook(partial(call.output_grads.__setitem__, number))
 
     handles = []
     for name, module in model.named_modules():
@@ -117,6 +132,10 @@ def _detached(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _detached(item) for key, item in value.items()}
     return tuple(_detached(item) for item in value) if isinstance(value, tuple) else value
+
+
+def _differentiable(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
 
 
 def _autocast(output: Tensor) -> tuple[str, torch.dtype] | None:

@@ -10,7 +10,10 @@ from torch.nn import functional as F
 
 import randbp
 from randbp import Channels, Exact, Spatial
-from tests.randomize.test_own_forward import Product, SamePadded
+from randbp.diagnostics import gradient_error, memory_report
+from randbp.diagnostics.objective import make_objective
+from randbp.tune.measure import measure
+from tests.randomize.test_own_forward import Joined, Product, SamePadded
 from tests.randomize.test_randomize import grads
 
 
@@ -144,3 +147,58 @@ def test_what_can_be_undone_is_undone_and_the_rest_told() -> None:
     handle.remove()
     assert type(model[0]) is nn.Conv2d
     handle.remove()
+
+
+def mixed() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Einsum(8, 8), nn.Tanh(), Product(8, 5)).double()
+    return model, (torch.randn(16, 6).double(), torch.randint(5, (16,)))
+
+
+def test_tables_list_what_stays_exact() -> None:
+    model, batch = mixed()
+    error = gradient_error(model, batch, weight_vjp=Spatial(0.5), layers="*", draws=6)
+    assert [row.name for row in error.rows if row.error.estimate > 0] == ["0", "4"]
+    tuned = randbp.autotune(model, batch, 0.5, layers="*", rounds=0)
+    assert list(tuned) == ["0", "4"]
+    with randbp.randomize(model, Spatial(0.5), layers="*"):
+        report = memory_report(model, batch[0])
+    for table in (error, tuned, tuned.with_budget(0.7), report):
+        assert list(table.left_exact) == ["2"]
+        assert "left exact: '2' (its forward pass calls none of F.conv*" in str(table)
+
+
+def test_tuning_serves_layers_with_a_forward_pass_of_their_own() -> None:
+    """The variance measured layer by layer is that of the whole model's gradient."""
+    model, batch = mixed()
+    model[0].forward = lambda input: F.linear(input.tanh(), model[0].weight)
+    for layers in ("0", "4"):
+        row = gradient_error(model, batch, weight_vjp=Spatial(0.5), layers=layers, draws=6, seed=3).total
+        made = measure(model, [batch], make_objective(model, None), [Spatial(0.5)], layers, draws=6, rounds=0, seed=3)
+        assert made[0].norm_square == pytest.approx(row.norm**2)
+        assert made[0].candidates[0].variance / made[0].norm_square == pytest.approx(row.variance.estimate)
+        assert made[0].candidates[0].held_bytes < made[0].exact.held_bytes
+
+
+def test_tuning_of_layers_that_return_no_tensor() -> None:
+    model = nn.Sequential(Joined(), nn.Flatten(), nn.LazyLinear(3)).double()
+    batch = torch.randn(8, 7, 6).double(), torch.randint(3, (8,))
+    model(batch[0])
+    tuned = randbp.autotune(model, batch, 0.6, layers="0.*", rounds=0)
+    assert list(tuned) == ["0.several"] and not tuned["0.several"].exact
+
+
+def test_methods_put_into_a_layer_do_not_see_parts_of_a_batch() -> None:
+    """What a stranger's forward pass does to a batch is not known: such a layer always sees it whole."""
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(4, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 4, 1)),
+        torch.randn(8, 4, 128, 128),
+    )
+    model[1]._conv_forward = lambda input, weight, bias: F.conv2d(input - input.mean(0), weight, bias)
+    expected = grads(model, x)
+    with randbp.randomize(model, Exact(), Exact(), lean="exact"):
+        assert all(torch.equal(a, b) for a, b in zip(grads(model, x), expected, strict=True))
+    with randbp.randomize(model, Exact(), Exact(), lean=True):
+        y = model(x)
+    assert torch.equal(y, model(x))
