@@ -1,22 +1,20 @@
 """K-FAC: gradient descent with gradients divided by Kronecker-factored curvature."""
 
+import warnings
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
-from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.parameter import UninitializedParameter
 
-from ..tn.integers import as_integer
+from ..layers import runs_pytorchs_forward
+from .arguments import check_number, positive
+from .averages import KEYS, Reduction, finite, follow, forget, invert, over_processes, processes, scales_of, update
+from .chosen import DELIBERATE, candidates, left_by_calls, left_by_parameters, summary
 from .factors import Approximation, check_approximation
-from .inverse import damped_inverses
-from .layers import LAYERS, as_matrices, from_matrices, trained_bias
-from .statistics import Seen, Statistics
-
-NAMES = ("input", "output_grad")
+from .places import NOT_HELD, SHARED, Place
+from .precondition import preconditioned
+from .statistics import Statistics
 
 
 class KFAC(torch.optim.Optimizer):
@@ -38,12 +36,23 @@ class KFAC(torch.optim.Optimizer):
     2, 4, 8 and so on, too. Factors that are not finite are left out. With several backward passes per step they see all
     examples. Under ``torch.distributed`` they are averaged over the processes, as gradients are.
 
-    The model is not changed but for forward hooks; :meth:`remove` takes them off. Layers in ``eval()`` mode, with a
-    frozen, complex, parametrised or shared weight are not preconditioned; nor are those with more than ``largest`` rows
-    in a factor, and parameters that are added later. Every backward pass through a layer counts, also those that
-    gradients of other things than the loss come from. A layer that is called several times in a forward pass sees each
-    call as more examples. A loss that is scaled on its way back (``GradScaler``) scales the curvature as well: use
-    ``bfloat16``.
+    Factors belong to gradients. What was seen of a backward pass counts if its gradient is still in the weight's
+    ``grad`` when the step is taken: it is dropped with gradients that are set to ``None`` or zero, by whomever, and
+    passes that add to no ``grad`` (``torch.autograd.grad``) do not count. Where a ``GradScaler`` takes the step, its
+    scale is taken out. A layer that is called several times in a forward pass sees each call as more examples.
+
+    Factors follow layers. A layer that runs PyTorch's own forward pass is seen as a whole; one with a forward pass of
+    its own (of a subclass, or put into the module) by the calls of ``F.conv*``, ``F.conv_transpose*``, ``F.linear`` or
+    ``torch.addmm`` in it whose weight is one of its parameters, maybe transposed or in another data type. Weights that
+    are computed otherwise (masked, standardised, parametrised) take plain steps, and so do those that are frozen,
+    complex, shared or not among the optimiser's parameters, layers in ``eval()`` mode, and factors of more than
+    ``largest`` rows: :attr:`left_plain` tells, and one warning. It is asked anew in each step, so layers may be
+    pruned, frozen, thawed, moved or given other parameters at any time. The model is not changed but for hooks;
+    :meth:`remove` takes them off.
+
+    Beside ``torch.compile`` factors are gathered outside of graphs. A model that ran compiled before has a graph
+    without them until ``torch.compiler.reset()`` is called, which a warning says. Parameters that ``fully_shard`` has
+    split are served; each process then holds all of the factors.
 
     Args:
         model: The network.
@@ -58,7 +67,12 @@ class KFAC(torch.optim.Optimizer):
         inverse_every: Steps from one update of the inverses to the next.
         kl_clip: Steps are shortened to keep ``lr² Σ ⟨direction, gradient⟩`` over preconditioned layers at most this,
             an estimate of how far the network's output distribution moves; ``None`` for no bound.
-        reduction: How the loss joins examples: ``"mean"`` or ``"sum"``.
+        reduction: How the loss joins its terms: ``"mean"`` over examples, ``"sum"``, or ``"tokens"`` for a mean over
+            all tokens (positions, pixels) of the batch that the loss does not ignore. With ``g_n`` an example's part in
+            the gradient, the curvature is ``M Σ_n g_n g_nᵀ`` where the loss is a mean of ``M`` terms, and without ``M``
+            for a sum: so ``"mean"`` makes that of a loss over tokens too small by their number per example. Tokens are
+            counted where the loss enters the layers: positions of the output with a gradient that is not zero, in the
+            layer that the backward pass reaches first.
         layers: Names or globs of the layers to precondition; ``None`` for all that can be.
         largest: Rows of a factor up to which a layer is preconditioned.
         params: Parameters or groups of them, as PyTorch's optimisers take them; ``None`` for all of the model's. A
@@ -93,7 +107,7 @@ class KFAC(torch.optim.Optimizer):
         factor_every: int = 10,
         inverse_every: int = 100,
         kl_clip: float | None = 1e-3,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
         layers: str | Iterable[str] | None = None,
         largest: int = 8192,
         params: Iterable[Any] | None = None,
@@ -101,36 +115,74 @@ class KFAC(torch.optim.Optimizer):
         if not isinstance(model, nn.Module):
             raise ValueError(f"model={model!r:.60}: expected an nn.Module")
         check_approximation(approximation)
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction={reduction!r}: expected 'mean' or 'sum'")
-        _check_number("decay", decay, 0, 1)
+        if reduction not in ("mean", "sum", "tokens"):
+            raise ValueError(f"reduction={reduction!r}: expected 'mean' or 'sum' or 'tokens'")
+        check_number("decay", decay, 0, 1)
         if kl_clip is not None:
-            _check_number("kl_clip", kl_clip, 0, exclude_low=True)
+            check_number("kl_clip", kl_clip, 0, exclude_low=True)
         self.reduction, self.decay, self.kl_clip = reduction, float(decay), kl_clip
-        self.factor_every = _positive("factor_every", factor_every)
-        self.inverse_every = _positive("inverse_every", inverse_every)
-        self.layers = _chosen(model, layers, _positive("largest", largest))
-        given = [each for each in model.parameters() if each.requires_grad] if params is None else params
+        self.factor_every = positive("factor_every", factor_every)
+        self.inverse_every = positive("inverse_every", inverse_every)
+        self._largest = positive("largest", largest)
+        self._modules, self._left = candidates(model, layers)
+        given = [each for each in model.parameters() if each.requires_grad] if params is None else list(params)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping, "steps": 0}
-        super().__init__(given, defaults)
-        held = {parameter for group in self.param_groups for parameter in group["params"]}
-        self.layers = {name: module for name, module in self.layers.items() if module.weight in held}
-        if not self.layers:
+        self._told: set[str] = set()
+        self._by_calls: dict[str, str] = {}
+        self._statistics = Statistics(self._modules, approximation, self._largest, reduction == "tokens")
+        try:
+            super().__init__(given, defaults)
+            self._check_layers(type(model).__name__, everything=params is None)
+        except BaseException:
+            self._statistics.remove()
+            raise
+
+    def _check_layers(self, model: str, everything: bool) -> None:
+        """Raise ``ValueError`` if there is nothing to precondition."""
+        if self.layers:
+            return
+        if not everything and NOT_HELD in self.left_plain.values():
             raise ValueError("params: hold the weight of no layer to precondition; expected at least one")
-        self._statistics = Statistics(self.layers, approximation)
+        largest = f"with at most largest={self._largest} rows"
+        reasons = sorted(set(self.left_plain.values()))
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        raise ValueError(f"model: {model} has no convolution or linear layer {largest}{why}")
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers that are preconditioned at present, by name."""
+        left = self.left_plain
+        return {name: module for name, module in self._modules.items() if name not in left}
+
+    @property
+    def left_plain(self) -> dict[str, str]:
+        """Why other layers take plain steps at present, by name.
+
+        Of some that shows in the first step: layers that were not called, and layers with a forward pass of their own
+        in which no call of ``F.conv*``, ``F.conv_transpose*``, ``F.linear`` or ``torch.addmm`` has one of their
+        parameters as its weight. A layer that calls several is told of if one of these is left.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(2, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+            >>> KFAC(model).left_plain
+            {'1': 'its weight is computed from parameters (by a mask, a norm or the like), not one of them'}
+        """
+        by_parameters = {each.layer: each.left for each in self._statistics.places.values() if each.left}
+        return self._left | self._by_calls | by_parameters
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, as in PyTorch's optimisers; these take steps of SGD.
+        """Add parameters, as in PyTorch's optimisers.
 
         Raises:
             ValueError: If one of the group's numbers is out of its range.
         """
         group = {**self.defaults, **param_group}
-        _check_number("lr", group["lr"], 0)
-        _check_number("momentum", group["momentum"], 0, 1)
-        _check_number("weight_decay", group["weight_decay"], 0)
-        _check_number("damping", group["damping"], 0, exclude_low=True)
+        check_number("lr", group["lr"], 0)
+        check_number("momentum", group["momentum"], 0, 1)
+        check_number("weight_decay", group["weight_decay"], 0)
+        check_number("damping", group["damping"], 0, exclude_low=True)
         super().add_param_group(param_group)
+        self._look()
 
     def __getstate__(self) -> Any:
         raise TypeError("KFAC: copies and pickles would lose the hooks on the model; save state_dict() instead")
@@ -145,6 +197,11 @@ class KFAC(torch.optim.Optimizer):
         taken: int = self.param_groups[0]["steps"]
         return taken
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, and what was seen on their way."""
+        super().zero_grad(set_to_none)
+        self._statistics.drop()
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step down the preconditioned gradient.
@@ -154,16 +211,24 @@ class KFAC(torch.optim.Optimizer):
 
         Returns:
             What the closure returns, if given.
+
+        Warns:
+            UserWarning: Once, if layers are left to plain steps for other reasons than that they are frozen, not held
+                or not called.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._average(self._statistics.take())
-        groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
+        groups = self._look()
+        if self._statistics.active:
+            self._average()
         if _due(self.steps, self.inverse_every):
-            self._invert(groups)
-        directions, length = self._directions(groups)
+            for weight in self._weights().values():
+                invert(self.state.get(weight, {}), groups[weight]["damping"])
+        places = [self._statistics.places[key] for key in self._weights()]
+        rates = {parameter: group["lr"] for parameter, group in groups.items()}
+        directions, length = preconditioned(places, self.state, rates, self.kl_clip)
         for parameter, group in groups.items():
             if parameter.grad is None:
                 continue
@@ -172,18 +237,21 @@ class KFAC(torch.optim.Optimizer):
             if group["weight_decay"]:
                 update = update.add(parameter, alpha=group["weight_decay"])
             if group["momentum"]:
-                buffer = self.state[parameter].get("momentum_buffer")
-                if buffer is None:
-                    buffer = self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-                update = buffer.mul_(group["momentum"]).add_(update)
+                update = self._moved(parameter).mul_(group["momentum"]).add_(update)
             parameter.add_(update, alpha=-group["lr"])
         for group in self.param_groups:
             group["steps"] += 1
         self._statistics.active = _due(self.steps, self.factor_every)
+        self._tell()
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """As of PyTorch's optimisers; what has become of parameters that are no longer held is left out."""
+        self._look()
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where another optimiser of the same model was."""
+        """Go on from where another optimiser of the same model was; what was seen since the last step is dropped."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             for key, value in self.defaults.items():  # of another optimiser's
@@ -193,165 +261,80 @@ class KFAC(torch.optim.Optimizer):
         here = [parameter for group in self.param_groups for parameter in group["params"]]
         for number, parameter in zip(saved, here, strict=True):
             for key, value in state_dict["state"].get(number, {}).items():
-                if key.endswith(("_factor", "_inverse")):
+                if key in KEYS:
                     self.state[parameter][key] = value.to(parameter.device, copy=True)
         self._statistics.active = _due(self.steps, self.factor_every)
+        self._statistics.drop()
 
-    def _average(self, taken: dict[str, Seen]) -> None:
+    def _look(self) -> dict[Tensor, dict[str, Any]]:
+        """See which parameters the layers have now; the group of each of the optimiser's."""
+        groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
+        self._statistics.held = groups
+        owners: dict[Tensor, Place] = {}
+        own: list[Tensor] = []
+        for place in self._statistics.places.values():
+            own += place.look(groups)
+            weight = place.parameter
+            place.left = left_by_parameters(place, weight, groups, self._largest)
+            if weight is not None and weight in owners:
+                place.left = owners[weight].left = SHARED
+            elif weight is not None:
+                owners[weight] = place
+        for parameter in [each for each in self.state if isinstance(each, Tensor) and each not in groups]:
+            del self.state[parameter]
+        forget(self.state, own)
+        return groups
+
+    def _weights(self) -> dict[str, nn.Parameter]:
+        """The weights that are preconditioned now, by key."""
+        places = self._statistics.places.items()
+        return {key: place.parameter for key, place in places if place.parameter is not None and not place.left}
+
+    def _moved(self, parameter: Tensor) -> Tensor:
+        """The momentum of a parameter, where and as precise as the parameter is now."""
+        state = self.state[parameter]
+        buffer = state.get("momentum_buffer")
+        if buffer is None or buffer.shape != parameter.shape:
+            buffer = state["momentum_buffer"] = torch.zeros_like(parameter)
+        elif buffer.dtype != parameter.dtype or buffer.device != parameter.device:
+            buffer = state["momentum_buffer"] = buffer.to(parameter.device, parameter.dtype)
+        moved: Tensor = buffer
+        return moved
+
+    def _average(self) -> None:
         """Take the factors that the last backward passes saw into the running averages, unless they are not finite."""
-        if _processes() > 1:
-            if not self._statistics.active:
+        taken, weights, places = self._statistics.take(), self._weights(), self._statistics.places
+        taken = {key: seen for key, seen in taken.items() if key in weights}
+        scales = scales_of(taken, self.reduction)
+        if processes() > 1:
+            shapes = {
+                key: places[key].shape(weights[key], places[key].added_bias is not None)
+                for key in weights
+                if places[key].form is not None
+            }
+            agreed = all(runs_pytorchs_forward(module) for module in self._modules.values())
+            first = next(iter(weights.values()), None)
+            if first is None:
                 return
-            taken = self._over_processes(taken)
-        if not taken:
-            return
-        bounds = [
-            moment.bound * scale
-            for seen in taken.values()
-            for moment, scale in zip((seen.input, seen.output_grad), self._scales(seen), strict=True)
-        ]
-        finite = torch.stack([bound.to(bounds[0].device) for bound in bounds]).isfinite().tolist()
-        for number, (name, seen) in enumerate(taken.items()):
-            if not (finite[2 * number] and finite[2 * number + 1]):
-                continue
-            state = self.state[self.layers[name].weight]
-            count = state["updates"] = state.get("updates", 0) + 1
-            weight = max(1 - self.decay, 1 / count)  # early averages weigh all that was seen alike
-            moments = zip(NAMES, (seen.input, seen.output_grad), self._scales(seen), strict=True)
-            for key, moment, scale in moments:
-                known = state.get(f"{key}_factor")
-                if known is not None and known.shape[1] != moment.rows:  # the bias was frozen, or is no longer
-                    known = None
-                state[f"{key}_factor"] = moment.averaged(known, weight, scale)
+            like = torch.empty((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+            taken = over_processes(taken, scales, shapes, like, agreed)
+            scales = dict.fromkeys(taken, (1.0, 1.0))
+        for key, seen in finite(taken, scales).items():
+            state = self.state[weights[key]]
+            follow(state, weights[key])
+            update(state, seen, scales[key], self.decay)
+        known = [places[key] for key, weight in weights.items() if "updates" in self.state.get(weight, {})]
+        self._by_calls = left_by_calls(self._modules, self._statistics, known)
+        self._statistics.called.clear()
 
-    def _scales(self, seen: Seen) -> tuple[float, float]:
-        """What the sums are to be multiplied by: a gradient of a mean is an example's own over their number."""
-        return 1 / seen.examples, seen.examples if self.reduction == "mean" else 1 / seen.examples
-
-    def _over_processes(self, taken: dict[str, Seen]) -> dict[str, Seen]:
-        """The means of the factors over the processes that saw any, in all of which this must be called."""
-        parts, counts = [], []
-        for name, module in self.layers.items():
-            seen = taken.get(name)
-            counts.append(float(seen is not None))
-            if seen is None:
-                groups, outer, inner = as_matrices(module, module.weight, trained_bias(module)).shape
-                dtype = torch.promote_types(module.weight.dtype, torch.float32)
-                parts += [module.weight.new_zeros(groups, rows, rows, dtype=dtype) for rows in (inner, outer)]
-            else:
-                for moment, scale in zip((seen.input, seen.output_grad), self._scales(seen), strict=True):
-                    parts.append(moment.matrix() * scale)
-        flat = torch.cat([*(part.flatten() for part in parts), parts[0].new_tensor(counts)])
-        torch.distributed.all_reduce(flat)
-        *sums, numbers = flat.split([*(part.numel() for part in parts), len(counts)])
-        means = {}
-        for index, (name, count) in enumerate(zip(self.layers, numbers.tolist(), strict=True)):
-            if count:
-                means[name] = Seen(examples=1)
-                for moment, at in ((means[name].input, 2 * index), (means[name].output_grad, 2 * index + 1)):
-                    moment.add_matrix(sums[at].view(parts[at].shape) / count)
-        return means
-
-    def _invert(self, groups: dict[Tensor, dict[str, Any]]) -> None:
-        for module in self.layers.values():
-            state = self.state.get(module.weight, {})
-            if "input_factor" in state:
-                left, right = (state[f"{key}_factor"] for key in NAMES)
-                inverses = damped_inverses(left, right, groups[module.weight]["damping"])
-                if all(bool(inverse.isfinite().all()) for inverse in inverses):
-                    state |= {f"{key}_inverse": inverse for key, inverse in zip(NAMES, inverses, strict=True)}
-
-    def _directions(self, groups: dict[Tensor, dict[str, Any]]) -> tuple[dict[Tensor, Tensor], Tensor | float]:
-        """Preconditioned gradients by parameter, and what they are to be multiplied by."""
-        directions: dict[Tensor, Tensor] = {}
-        moved: list[Tensor] = []
-        for module in self.layers.values():
-            weight, bias = module.weight, trained_bias(module)
-            state = self.state.get(weight, {})
-            if weight.grad is None or "input_inverse" not in state or (bias is not None and bias.grad is None):
-                continue
-            grad = as_matrices(module, weight.grad, None if bias is None else bias.grad)
-            inverse = state["input_inverse"]
-            if inverse.shape[1] != grad.shape[2]:  # the bias was frozen, or is no longer, since they were inverted
-                continue
-            grad = grad.to(inverse.dtype)
-            direction = state["output_grad_inverse"] @ grad @ inverse
-            moved.append((direction * grad).sum() * groups[weight]["lr"] ** 2)
-            for parameter, part in zip((weight, bias), from_matrices(module, direction), strict=True):
-                if parameter is not None and part is not None:
-                    directions[parameter] = part
-        if self.kl_clip is None or not moved:
-            return directions, 1.0
-        total = torch.stack([each.to(moved[0].device) for each in moved]).sum()
-        return directions, (self.kl_clip / total.clamp_min(1e-30)).sqrt().clamp_max(1)
-
-
-def _chosen(model: nn.Module, layers: str | Iterable[str] | None, largest: int) -> dict[str, Any]:
-    """The layers to precondition, by name.
-
-    Raises:
-        ValueError: If a pattern matches none, or there is none.
-    """
-    holders: dict[Tensor, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            holders[parameter] = holders.get(parameter, 0) + 1
-    found: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        # The output projection of attention is a linear layer that is never called.
-        if not isinstance(module, LAYERS) or isinstance(module, NonDynamicallyQuantizableLinear):
-            continue
-        weight = module.weight  # read once: a parametrisation makes another one each time
-        own = holders.get(weight, 0) == 1 and weight.requires_grad and weight.is_floating_point()
-        if own and not isinstance(weight, UninitializedParameter) and weight.numel() and _rows(module) <= largest:
-            found[name] = module
-    if layers is not None:
-        patterns = [layers] if isinstance(layers, str) else list(layers)
-        for pattern in patterns:
-            if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in found):
-                names = ", ".join(map(repr, list(found)[:8])) + (", …" if len(found) > 8 else "")
-                raise ValueError(f"layers={pattern!r}: matches none of the layers {names or '(there are none)'}")
-        found = {name: module for name, module in found.items() if any(fnmatchcase(name, p) for p in patterns)}
-    if not found:
-        raise ValueError(
-            f"model: {type(model).__name__} has no convolution or linear layer with at most largest={largest} rows"
-        )
-    return found
-
-
-def _rows(module: Any) -> int:
-    """Rows of the larger one of a layer's factors."""
-    _, outer, inner = as_matrices(module, module.weight, module.bias).shape
-    return max(outer, inner)
-
-
-def _processes() -> int:
-    """Number of processes that train together."""
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    def _tell(self) -> None:
+        """Warn once of layers that are left to plain steps."""
+        left = {name: why for name, why in self.left_plain.items() if why not in DELIBERATE and name not in self._told}
+        if left and not self._statistics.removed and not (processes() > 1 and torch.distributed.get_rank()):
+            warnings.warn(summary(left), stacklevel=5)
+        self._told |= set(left)
 
 
 def _due(steps: int, every: int) -> bool:
     """Whether something is updated in a step: in every so-many-th, and in the first ones at powers of two."""
     return steps % every == 0 or (steps < every and steps & (steps - 1) == 0)
-
-
-def _positive(name: str, value: object) -> int:
-    number = as_integer(value)
-    if number is None or number < 1:
-        raise ValueError(f"{name}={value!r}: expected a positive integer")
-    return number
-
-
-def _check_number(name: str, value: object, low: float, below: float | None = None, exclude_low: bool = False) -> None:
-    """Raise ``ValueError`` unless ``low <= value < below``; lr may be a tensor, as in PyTorch's optimisers."""
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    inside = isinstance(number, Real) and not isinstance(number, bool)
-    if inside:
-        real = float(number)  # type: ignore[arg-type]
-        inside = (
-            (real > low if exclude_low else real >= low) and (below is None or real < below) and real < float("inf")
-        )
-    if not inside:
-        bounds = f"{'above' if exclude_low else 'from'} {low}" + ("" if below is None else f" and below {below}")
-        raise ValueError(f"{name}={value!r}: expected a number {bounds}")

@@ -33,10 +33,18 @@ class Moment:
         """Add a sum of outer products ``[G, R, R]``."""
         self._matrix = matrix if self._matrix is None else self._matrix + matrix
 
+    def add(self, other: "Moment") -> None:
+        """Add what another one has summed, which must not be used any more."""
+        if other._matrix is not None:
+            self.add_matrix(other._matrix)
+        for rows in other._rows:
+            self.add_rows(rows)
+
     @property
-    def rows(self) -> int:
-        """``R``."""
-        return (self._rows[0] if self._matrix is None else self._matrix).shape[2]
+    def shape(self) -> tuple[int, int, int]:
+        """``(G, R, R)``."""
+        groups, _, rows = (self._rows[0] if self._matrix is None else self._matrix).shape
+        return groups, rows, rows
 
     @property
     def bound(self) -> Tensor:

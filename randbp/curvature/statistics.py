@@ -1,100 +1,269 @@
 """Gathering the factors of a network's layers while its loss runs forward and backward."""
 
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..autograd.hooks import take_from_stack
+from ..autograd.uncompiled import uncompiled
+from ..layers import LayerCall, LayerCalls, runs_pytorchs_forward
 from ..modes import in_memory, without_autocast
+from ..tn import LayerSpec
+from ..tn.layers import as_sequence
 from .factors import Approximation, input_factor, input_rows, output_grad_factor, output_grad_rows
-from .layers import channels_second, layer_input, trained_bias
-from .moments import Moment
+from .gathering import Seen
+from .layers import Form, call_input, layer_input
+from .places import COMPUTED, FROZEN, SHARDED, TWO_WAYS, Place, name_of, own_parameters, read_from
+from .sharding import is_sharded
+
+NO_TENSOR = "its input or output is not a tensor"
+COMPILED = "its forward pass is its own and compiled"
 
 
-@dataclass
-class Seen:
-    """Of one layer ``Σ_n u_n u_nᵀ`` and ``Σ_n v_n v_nᵀ`` over the examples whose gradients came by, and how many."""
+class _Anywhere:
+    """Whether some :class:`Statistics` gather: what graphs of ``torch.compile`` ask, which forget what hooks hold."""
 
-    input: Moment = field(default_factory=Moment)
-    output_grad: Moment = field(default_factory=Moment)
-    examples: int = 0
+    now = False
+    numbers: ClassVar[set[int]] = set()
+
+    @classmethod
+    def set(cls, number: int, gathers: bool) -> None:
+        """Say of one whether it gathers."""
+        (cls.numbers.add if gathers else cls.numbers.discard)(number)
+        cls.now = bool(cls.numbers)
 
 
 class Statistics:
     """Hooks that add up the Kronecker factors of layers, while ``active`` is true.
 
     What is needed of an input is made in the forward pass, so that no input is held for it; it counts once the gradient
-    of the layer's output has come by, so passes without a backward pass, and those that checkpointing repeats, do not.
+    of the layer's output and then that of its weight has come by, so passes without a backward pass, and those that
+    checkpointing repeats, do not.
 
     Args:
-        modules: The layers, by name.
+        layers: By name.
         approximation: Of weight sharing: ``"reduce"`` or ``"expand"``.
+        largest: Rows of a factor that is still made.
+        counts_terms: Whether positions with a gradient are counted.
+
+    Attributes:
+        held: The optimiser's parameters.
+        places: The weights of these layers, by name; those of layers with a forward pass of their own once they run.
+        called: Layers that ran in training since the last step that took factors.
+        trouble: Why a part of the last call of a layer could not be used, by name.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], approximation: Approximation) -> None:
-        self.active = True
+    def __init__(
+        self, layers: Mapping[str, nn.Module], approximation: Approximation, largest: int, counts_terms: bool = False
+    ) -> None:
+        weakref.finalize(self, _Anywhere.set, id(self), False)
+        self.active, self.removed = True, False
         self.approximation: Approximation = approximation
-        self.seen: dict[str, Seen] = {}
-        self._handles = [
-            module.register_forward_hook(_Watch(self, name), with_kwargs=True) for name, module in modules.items()
-        ]
+        self.largest, self.counts_terms = largest, counts_terms
+        self.held: Container[Tensor] = ()
+        self.places: dict[str, Place] = {}
+        self.called: set[str] = set()
+        self.trouble: dict[str, str] = {}
+        self._handles: list[Any] = []
+        for name, module in layers.items():
+            if runs_pytorchs_forward(module):
+                self._place(name, module, "weight").form = Form.of(module)
+            before = _Before(self, name)
+            self._handles += [
+                module.register_forward_pre_hook(before, with_kwargs=True),
+                module.register_forward_hook(_After(before), with_kwargs=True, always_call=True, prepend=True),
+            ]
 
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
+    @property
+    def active(self) -> bool:
+        """Whether calls are watched."""
+        return self._active
+
+    @active.setter
+    def active(self, active: bool) -> None:
+        self._active = active
+        _Anywhere.set(id(self), active)
+
+    @property
+    def seen(self) -> dict[str, Seen]:
+        """What was added up, by weight."""
+        return {key: seen for key, place in self.places.items() if (seen := place.gathering.kept) is not None}
 
     def take(self) -> dict[str, Seen]:
         """What was added up, which starts again from nothing."""
-        taken, self.seen = self.seen, {}
+        taken = self.seen
+        self.drop()
         return taken
 
+    def drop(self) -> None:
+        """Forget what was seen."""
+        for place in self.places.values():
+            place.gathering.drop()
 
-class _Watch:
-    """A forward hook. Copies and pickles of the model have one in its place that does nothing."""
+    def remove(self) -> None:
+        """Take the hooks off."""
+        self.removed = True
+        for handle in self._handles:
+            handle.remove()
+        for place in self.places.values():
+            place.gathering.remove()
 
-    def __init__(self, statistics: Statistics, name: str) -> None:
-        self._statistics, self._name = weakref.ref(statistics), name
+    def module_call(self, name: str, module: nn.Module, input: Any, output: Any) -> None:
+        """Watch a call of one of PyTorch's layers."""
+        self.trouble.pop(name, None)
+        found = dict(own_parameters(module))
+        if (weight := found.get("weight")) is None or not weight.is_leaf:
+            self.trouble[name] = COMPUTED
+        elif not isinstance(input, Tensor) or not isinstance(output, Tensor):
+            self.trouble[name] = NO_TENSOR
+        elif self._usable(place := self._place(name, module, "weight"), weight, input, output):
+            with torch.no_grad(), without_autocast(output):
+                spec, seen = layer_input(module, _plain(input), _plain(output))
+            place.form, place.view, place.bias = Form.of(module), None, "bias"
+            self._watch(place, weight, found.get("bias"), spec, seen, output)
 
-    def __reduce__(self) -> Any:
-        return _nothing, ()
+    def function_call(self, name: str, module: nn.Module, call: LayerCall, output: Any) -> None:
+        """Watch a call of one of PyTorch's functions within a layer's own forward pass."""
+        weight, view = read_from(call.weight)
+        weight_name = name_of(module, weight)
+        if weight is None or weight_name is None or not weight.is_leaf:
+            self.trouble[name] = COMPUTED
+        elif self._usable(place := self._place(name, module, weight_name), weight, call.input, output):
+            with torch.no_grad(), without_autocast(output):
+                form, spec, seen = call_input(replace(call, input=_plain(call.input)), _plain(output))
+            if place.gathering.watches(weight) and (place.form, place.view) != (form, view):
+                place.left = TWO_WAYS
+                return
+            bias, _ = (None, None) if call.bias is None else read_from(call.bias)
+            place.form, place.view, place.bias = form, view, name_of(module, bias)
+            self._watch(place, weight, None if place.bias is None else bias, spec, seen, output)
 
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        watch = self._statistics()
-        input = arguments[0] if arguments else named.get("input")
-        if watch is None or not watch.active or not module.training or input is None:
+    def _place(self, layer: str, module: nn.Module, weight: str) -> Place:
+        """A weight, which may be new."""
+        key = layer if weight == "weight" else f"{layer}.{weight}"
+        if key not in self.places:
+            self.places[key] = place = Place(layer, module, weight)
+            place.look(self.held)
+            if place.parameter not in self.held:
+                place.parameter = None
+        return self.places[key]
+
+    def _usable(self, place: Place, weight: Tensor, input: Tensor, output: Tensor) -> bool:
+        """Whether a call is one of those to learn from."""
+        if is_sharded(input) or is_sharded(output):
+            place.left = SHARDED
+        if (
+            not (output.requires_grad and weight.requires_grad)
+            or weight.is_complex()
+            or place.left not in ("", FROZEN, COMPUTED)
+        ):
+            return False
+        return bool(input.numel() and output.numel() and in_memory(output))
+
+    def _watch(
+        self, place: Place, weight: Tensor, bias: Tensor | None, spec: LayerSpec, input: Tensor, output: Tensor
+    ) -> None:
+        """Make the input's part, and let the output's gradient add it and its own."""
+        extended = bias is not None and bias.requires_grad and place.adds_bias
+        form, gathering, reduced = place.form, place.gathering, self.approximation == "reduce"
+        if max(place.shape(weight, extended)[1:]) > self.largest:
             return
-        if not (torch.is_grad_enabled() and output.requires_grad and input.numel() and output.numel()):
-            return
-        if not in_memory(output):
-            return
-        reduced, bias = watch.approximation == "reduce", trained_bias(module) is not None
         with torch.no_grad(), without_autocast(output):
-            spec, input = layer_input(module, input.detach(), output)
             input = _precise(input)
             if reduced:
-                made = input_rows(spec, input, bias)
+                made = input_rows(spec, input, extended)
             else:
-                made = input_factor(spec, input, "expand", bias).mul_(spec.batch_size)
+                made = input_factor(spec, input, "expand", extended).mul_(spec.batch_size)
+        gathering.watch(weight)
+        this = weakref.ref(self)
 
         def note(output_grad: Tensor) -> None:
-            if (watch := self._statistics()) is None:
+            if (statistics := this()) is None:
                 return
             with torch.no_grad(), without_autocast(output_grad):
-                grad = _precise(channels_second(module, output_grad))
-                seen = watch.seen.setdefault(self._name, Seen())
-                seen.examples += spec.batch_size
+                grad = _precise(_plain(output_grad))
+                linear = form is not None and form.kind == "linear"
+                grad = as_sequence(grad) if linear else grad.reshape(spec.output_shape)
+                seen = Seen(examples=spec.batch_size)
+                if statistics.counts_terms:
+                    seen.terms = (grad != 0).any(1).sum()
                 if reduced:
                     seen.input.add_rows(made)
                     seen.output_grad.add_rows(output_grad_rows(spec, grad))
                 else:
                     seen.input.add_matrix(made)
                     seen.output_grad.add_matrix(output_grad_factor(spec, grad, "expand").mul_(spec.batch_size))
+                gathering.note(seen, place.parameter)
 
         output.register_hook(note)
+
+
+class _Hook:
+    """A hook on a layer. Copies and pickles of the model have one in its place that does nothing."""
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
+
+
+class _Before(_Hook):
+    """Lets the calls within a layer's own forward pass be seen."""
+
+    def __init__(self, statistics: Statistics, name: str) -> None:
+        self.name = name
+        self.contexts: list[LayerCalls | None] = []
+        self._statistics = weakref.ref(statistics)
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        context, statistics = None, self.watching(module)
+        if statistics is not None and not runs_pytorchs_forward(module):
+            statistics.trouble.pop(self.name, None)
+            context = LayerCalls(module, lambda call: self._answer(module, call))
+            context.__enter__()
+        self.contexts.append(context)
+
+    def watching(self, module: nn.Module) -> Statistics | None:
+        """The statistics, if a call counts."""
+        statistics = self._statistics()
+        counts = statistics is not None and statistics.active and module.training and torch.is_grad_enabled()
+        return statistics if counts else None
+
+    def _answer(self, module: nn.Module, call: LayerCall) -> Tensor:
+        output = call.run()
+        if (statistics := self.watching(module)) is not None:
+            statistics.function_call(self.name, module, call, output)
+        return output
+
+
+class _After(_Hook):
+    """Sees a layer's call as a whole."""
+
+    def __init__(self, before: _Before) -> None:
+        self._before = before
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        compiled = torch.compiler.is_compiling()
+        if not compiled or _Anywhere.now:  # a graph that is made where nothing is gathered stays whole
+            self._see(module, arguments[0] if arguments else named.get("input"), output, compiled)
+
+    @uncompiled("randbp: K-FAC gathers its factors outside of graphs")
+    def _see(self, module: nn.Module, input: Any, output: Any, compiled: bool) -> None:
+        context = self._before.contexts.pop() if self._before.contexts and not compiled else None
+        if context is not None:
+            take_from_stack(context)
+        name, statistics = self._before.name, self._before.watching(module)
+        if statistics is None or output is None:  # it raised
+            return
+        statistics.called.add(name)
+        if runs_pytorchs_forward(module):
+            statistics.module_call(name, module, input, output)
+        elif compiled:
+            statistics.trouble[name] = COMPILED
 
 
 def _nothing() -> Callable[..., None]:
@@ -103,6 +272,11 @@ def _nothing() -> Callable[..., None]:
 
 def _ignore(*_: Any) -> None:
     """What is left of a hook in a copy of the model."""
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without graph and subclass: what is kept must not depend on a user's type."""
+    return tensor.detach().as_subclass(Tensor)
 
 
 def _precise(tensor: Tensor) -> Tensor:

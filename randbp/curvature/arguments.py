@@ -1,0 +1,33 @@
+"""Checks of numbers that an optimiser is given."""
+
+from numbers import Real
+
+from torch import Tensor
+
+from ..tn.integers import as_integer
+
+
+def positive(name: str, value: object) -> int:
+    """A positive integer.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    number = as_integer(value)
+    if number is None or number < 1:
+        raise ValueError(f"{name}={value!r}: expected a positive integer")
+    return number
+
+
+def check_number(name: str, value: object, low: float, below: float | None = None, exclude_low: bool = False) -> None:
+    """Raise ``ValueError`` unless ``low <= value < below``; lr may be a tensor, as in PyTorch's optimisers."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    inside = isinstance(number, Real) and not isinstance(number, bool)
+    if inside:
+        real = float(number)  # type: ignore[arg-type]
+        inside = (
+            (real > low if exclude_low else real >= low) and (below is None or real < below) and real < float("inf")
+        )
+    if not inside:
+        bounds = f"{'above' if exclude_low else 'from'} {low}" + ("" if below is None else f" and below {below}")
+        raise ValueError(f"{name}={value!r}: expected a number {bounds}")

@@ -1,0 +1,126 @@
+"""Which layers of a model K-FAC preconditions, and why others are left to plain steps."""
+
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..layers import layer, runs_pytorchs_forward
+from .places import COMPLEX, COMPUTED, FROZEN, NOT_HELD, SHARDED, SHARED, TWO_WAYS, Place, own_parameters
+from .statistics import Statistics
+
+NOT_CALLED = "it was not called in training"
+NOT_SEEN = (
+    "it has a gradient, but its forward pass was not seen: it ran in eval mode, its weight is read without calling it, "
+    "or torch.compile had made a graph of it before this optimiser was made (call torch.compiler.reset())"
+)
+NO_CALL = "its forward pass calls no F.conv*, F.linear or torch.addmm with a weight of its own"
+NO_PASS = "its gradient came without a backward pass that could be used (torch.autograd.grad, an empty batch)"
+
+DELIBERATE = frozenset({FROZEN, NOT_HELD, NOT_CALLED})
+"""Reasons of which nobody has to be told."""
+
+
+def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers that may be preconditioned by name, and why others of those that are named never are.
+
+    Raises:
+        ValueError: If a pattern matches no layer.
+    """
+    holders: dict[Tensor, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[parameter] = holders.get(parameter, 0) + 1
+    found: dict[str, nn.Module] = {}
+    never: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if (kind := layer(module)) is None:
+            continue
+        if kind.exact:
+            never[name] = kind.exact
+            continue
+        own = [parameter for _, parameter in own_parameters(module) if parameter.dim() > 1]
+        if own and all(holders.get(parameter, 0) > 1 for parameter in own):
+            never[name] = SHARED
+        else:
+            found[name] = module
+    if layers is None:
+        return found, never
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in [*found, *never]):
+            names = ", ".join(map(repr, list(found)[:8])) + (", …" if len(found) > 8 else "")
+            raise ValueError(f"layers={pattern!r}: matches none of the layers {names or '(there are none)'}")
+
+    def named(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    return {n: m for n, m in found.items() if named(n)}, {n: reason for n, reason in never.items() if named(n)}
+
+
+def left_by_parameters(place: Place, weight: Tensor | None, held: Collection[Tensor], largest: int) -> str:
+    """Why a weight is not preconditioned, as far as parameters tell; empty if it is.
+
+    Args:
+        place: Where the weight is.
+        weight: The parameter there.
+        held: The optimiser's parameters.
+        largest: Rows of a factor, at most.
+    """
+    if weight is None:
+        return COMPUTED if runs_pytorchs_forward(place.module) else ""  # the next call tells
+    if not weight.is_floating_point():
+        return COMPLEX
+    if not weight.requires_grad:
+        return FROZEN
+    if weight not in held:
+        return NOT_HELD
+    if not weight.numel():
+        return "its weight is empty"
+    if place.form is not None and max(place.shape(weight, bias=True)[1:]) > largest:
+        return f"its larger factor has more than largest={largest} rows"
+    return place.left if place.left in (TWO_WAYS, SHARDED) else ""
+
+
+def left_by_calls(modules: Mapping[str, nn.Module], statistics: Statistics, known: Collection[Any]) -> dict[str, str]:
+    """Why layers have no curvature after a step in which it should have been seen, by name.
+
+    Args:
+        modules: The layers.
+        statistics: Of this step.
+        known: Places whose curvature is known.
+    """
+    left: dict[str, str] = {}
+    by_layer: dict[str, list[Place]] = {name: [] for name in modules}
+    for place in statistics.places.values():
+        by_layer[place.layer].append(place)
+    for name, module in modules.items():
+        places = by_layer[name]
+        has_grad = any(parameter.grad is not None for _, parameter in own_parameters(module))
+        if name in statistics.trouble:
+            left[name] = statistics.trouble[name]
+        elif name not in statistics.called:
+            left[name] = NOT_SEEN if has_grad else NOT_CALLED
+        elif not places and not runs_pytorchs_forward(module):
+            left[name] = NO_CALL
+        elif has_grad and not any(place in known or place.left for place in places):
+            left[name] = NO_PASS
+    return left
+
+
+def summary(left: Mapping[str, str]) -> str:
+    """One line about layers that are left to plain steps.
+
+    Example:
+        >>> summary({"a": "it is large", "b": "it is shared", "c": "it is large"})
+        "KFAC: plain steps for 3 layers: 'a', 'c' (it is large); 'b' (it is shared); all are in left_plain"
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        by_reason.setdefault(reason, []).append(name)
+    parts = []
+    for reason, names in by_reason.items():
+        parts.append(", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else ""))
+        parts[-1] += f" ({reason})"
+    return f"KFAC: plain steps for {len(left)} layer{'s'[: len(left) != 1]}: {'; '.join(parts)}; all are in left_plain"

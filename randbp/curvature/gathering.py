@@ -1,0 +1,115 @@
+"""What is seen of a weight while gradients come by, for as long as it holds these gradients."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from torch import Tensor
+
+from ..autograd.hooks import current_backward
+from .moments import Moment
+from .sharding import is_sharded
+
+
+@dataclass
+class Seen:
+    """Of one weight ``Σ_n u_n u_nᵀ`` and ``Σ_n v_n v_nᵀ`` over the examples whose gradients came by, and how many.
+
+    Attributes:
+        input: ``Σ_n u_n u_nᵀ``.
+        output_grad: ``Σ_n v_n v_nᵀ``.
+        examples: How many.
+        terms: Positions in these at which the gradient is not zero, where they are counted.
+        order: Smaller for what came by earlier.
+    """
+
+    input: Moment = field(default_factory=Moment)
+    output_grad: Moment = field(default_factory=Moment)
+    examples: int = 0
+    terms: Tensor | float = 0
+    order: int = field(default_factory=count().__next__)
+
+    def add(self, other: "Seen") -> None:
+        """Add what another one saw."""
+        self.input.add(other.input)
+        self.output_grad.add(other.output_grad)
+        self.examples += other.examples
+        self.terms = self.terms + other.terms
+
+
+class Gathering:
+    """What was seen of one weight: in the backward pass that is under way, and in those whose gradient it holds.
+
+    A pass counts once its gradient has been added to the parameter's, so those of ``torch.autograd.grad`` do not. What
+    was seen is dropped as soon as the gradient that came with it is: set to zero or to ``None``, by whomever.
+    """
+
+    def __init__(self) -> None:
+        self.kept: Seen | None = None
+        self._passing, self._backward = Seen(), -1
+        self._leaf: Callable[[], Tensor | None] = _nobody
+        self._handle: Any = None
+        self._mark: Any = None
+
+    def note(self, seen: Seen, parameter: Tensor | None) -> None:
+        """Add what a backward pass has seen of a call, ahead of the gradient of the parameter."""
+        backward = current_backward()
+        if backward != self._backward or self._passing.examples == 0:
+            if parameter is not None and not is_sharded(parameter):  # while backward runs, shards hold nothing
+                self.drop_if_gone(parameter)
+            self._passing, self._backward = Seen(), backward
+        self._passing.add(seen)
+
+    def watches(self, leaf: Tensor) -> bool:
+        """Whether a tensor is the last one that was watched."""
+        return self._leaf() is leaf
+
+    def watch(self, leaf: Tensor) -> None:
+        """Say in which tensor a graph accumulates the gradient."""
+        if self.watches(leaf):
+            return
+        self.remove()
+        this = weakref.ref(self)
+
+        def accumulated(tensor: Tensor) -> None:
+            if (gathering := this()) is not None:
+                gathering._accumulated(tensor)
+
+        self._leaf, self._handle = weakref.ref(leaf), leaf.register_post_accumulate_grad_hook(accumulated)
+
+    def drop(self) -> None:
+        """Forget what was seen."""
+        self.kept, self._passing = None, Seen()
+
+    def drop_if_gone(self, parameter: Tensor) -> None:
+        """Forget what was seen if the parameter no longer holds a gradient."""
+        grad = parameter.grad
+        changed = grad is None or (not is_sharded(grad) and self._mark != _mark(grad))
+        if self.kept is not None and changed and (grad is None or not bool(grad.any())):
+            self.kept = None
+
+    def remove(self) -> None:
+        """Take the hook off the parameter."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._leaf, self._handle = _nobody, None
+
+    def _accumulated(self, leaf: Tensor) -> None:
+        if self._passing.examples and self._backward == current_backward():
+            if self.kept is None:
+                self.kept = self._passing
+            else:
+                self.kept.add(self._passing)
+        self._passing = Seen()
+        self._mark = None if leaf.grad is None or is_sharded(leaf.grad) else _mark(leaf.grad)
+
+
+def _mark(grad: Tensor) -> tuple[int, int]:
+    """The same for as long as a gradient is the same."""
+    return grad.data_ptr(), grad._version
+
+
+def _nobody() -> None:
+    """Stands for a reference to a parameter that is gone."""

@@ -1,0 +1,157 @@
+"""The weights that K-FAC preconditions: which parameters of a module they are, whatever becomes of these."""
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .gathering import Gathering
+from .layers import Form
+
+COMPUTED = "its weight is computed from parameters (by a mask, a norm or the like), not one of them"
+FROZEN = "its weight is frozen"
+NOT_HELD = "its weight is not among this optimiser's parameters"
+SHARED = "its weight is shared with another layer"
+COMPLEX = "its weight is complex"
+TWO_WAYS = "its weight is used in two ways"
+SHARDED = "its input is sharded"
+
+# What only reads a tensor in another order or data type, as PyTorch names it in a graph.
+_READS = {f"{name}Backward{number}" for number in (0, 1, 2) for name in ("Alias", "Permute", "Squeeze", "T", "ToCopy")}
+_READS |= {f"{name}Backward0" for name in ("Transpose", "Unsqueeze", "View")}
+
+
+@dataclass(frozen=True)
+class View:
+    """The order in which a layer reads the entries of a parameter: size and strides over those of the parameter."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def of(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """A gradient of the parameter as one of what the layer reads.
+
+        Example:
+            >>> parameter = torch.zeros(2, 3)
+            >>> View((3, 2), (1, 3)).of(torch.arange(6).view(2, 3), parameter)
+            tensor([[0, 3],
+                    [1, 4],
+                    [2, 5]])
+        """
+        return _in_order_of(parameter, tensor).as_strided(self.size, self.stride)
+
+    def back(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """The other way round."""
+        whole = torch.empty_strided(parameter.size(), parameter.stride(), dtype=tensor.dtype, device=tensor.device)
+        whole.as_strided(self.size, self.stride).copy_(tensor)
+        return whole
+
+
+def _in_order_of(parameter: Tensor, tensor: Tensor) -> Tensor:
+    if tensor.stride() == parameter.stride():
+        return tensor
+    ordered = torch.empty_strided(parameter.size(), parameter.stride(), dtype=tensor.dtype, device=tensor.device)
+    return ordered.copy_(tensor)
+
+
+class Place:
+    """One weight of a layer, known by its name in the module: its parameter may become another one.
+
+    Attributes:
+        layer: The layer's name in the model.
+        module: The layer.
+        weight, bias: Names of the parameters in the module; ``bias`` is ``None`` if the layer adds none of them.
+        form: How the weight is a matrix; ``None`` before the first call that tells.
+        view: How the layer reads the parameter; ``None`` for as it is.
+        parameter: The optimiser's, which holds the gradient between passes; ``None`` if it is not preconditioned.
+        adds_bias: Whether a bias that needs a gradient is the optimiser's, too.
+        added_bias: The bias that is preconditioned together with the weight.
+        left: Why the weight is not preconditioned at present; empty if it is.
+        gathering: What was seen of it.
+    """
+
+    def __init__(self, layer: str, module: nn.Module, weight: str, bias: str | None = "bias") -> None:
+        self.layer, self.module, self.weight, self.bias = layer, module, weight, bias
+        self.form: Form | None = None
+        self.view: View | None = None
+        self.parameter: nn.Parameter | None = None
+        self.adds_bias = True
+        self.added_bias: nn.Parameter | None = None
+        self.left = ""
+        self.gathering = Gathering()
+
+    def look(self, held: Container[Tensor]) -> list[nn.Parameter]:
+        """See which parameters there are now, of which the optimiser holds some; all of the module's own."""
+        found = dict(own_parameters(self.module))
+        weight, bias = found.get(self.weight), None if self.bias is None else found.get(self.bias)
+        if weight is not self.parameter and self.parameter is not None:
+            self.gathering.drop()
+        if weight is not None:
+            self.gathering.drop_if_gone(weight)
+        self.adds_bias = bias is None or bias in held
+        self.parameter = weight
+        self.added_bias = bias if bias is not None and bias.requires_grad and self.adds_bias else None
+        return list(found.values())
+
+    def shape(self, weight: Tensor, bias: bool) -> tuple[int, int, int]:
+        """``(G, rows, columns)`` of the weight as matrices."""
+        assert self.form is not None
+        return self.form.shape(tuple(weight.shape) if self.view is None else self.view.size, bias)
+
+
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A module's own parameters and those from which its parametrisations make others, by name.
+
+    Example:
+        >>> [name for name, _ in own_parameters(nn.utils.parametrizations.spectral_norm(nn.Linear(1, 1)))]
+        ['bias', 'parametrizations.weight.original']
+    """
+    yield from module.named_parameters(recurse=False)
+    if parametrize.is_parametrized(module):
+        made: Any = module.parametrizations
+        for name, parameter in made.named_parameters():
+            yield f"parametrizations.{name}", parameter
+
+
+def name_of(module: nn.Module, parameter: Tensor | None) -> str | None:
+    """The name of one of a module's own parameters."""
+    return next((name for name, each in own_parameters(module) if each is parameter), None)
+
+
+def read_from(weight: Tensor) -> tuple[Tensor | None, View | None]:
+    """The parameter whose entries a tensor is, at most in another order or data type, and how it is read.
+
+    Returns:
+        ``None`` for the parameter if the tensor is computed otherwise, and for the view if nothing is in another order.
+
+    Example:
+        >>> parameter = nn.Parameter(torch.ones(2, 3))
+        >>> found, view = read_from(parameter.to(torch.bfloat16).t())
+        >>> found is parameter, view
+        (True, View(size=(3, 2), stride=(1, 3)))
+        >>> read_from(parameter * 2)
+        (None, None)
+    """
+    node: Any = weight.grad_fn
+    if node is None:
+        return weight, None
+    cast = False
+    while not hasattr(node, "variable"):
+        if node.name() not in _READS or len(node.next_functions) != 1:
+            return None, None
+        cast = cast or node.name() == "ToCopyBackward0"
+        node = node.next_functions[0][0]
+        if node is None:
+            return None, None
+    parameter: Tensor = node.variable
+    size, stride = tuple(weight.shape), weight.stride()
+    if parameter.numel() != weight.numel():
+        return None, None
+    if size == tuple(parameter.shape) and stride == parameter.stride():
+        return parameter, None
+    # A copy in another type may lie otherwise in memory, which nothing tells but a mere transpose.
+    transposed = weight.dim() == 2 and weight.t().shape == parameter.shape and weight.t().stride() == parameter.stride()
+    return (parameter, View(size, stride)) if transposed or not cast else (None, None)

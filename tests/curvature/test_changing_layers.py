@@ -1,0 +1,332 @@
+"""Layers whose parameters become others, move, freeze or go away while they are trained."""
+
+import copy
+import io
+import warnings
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelPruning
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.data import DataLoader, TensorDataset
+
+from randbp.curvature import KFAC
+
+COMPUTED = "its weight is computed from parameters (by a mask, a norm or the like), not one of them"
+FACTORS = {f"{name}_{what}" for name in ("input", "output_grad") for what in ("factor", "inverse")}
+
+
+def network():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 3)
+    return nn.Sequential(*layers).double()
+
+
+def train(model, optimizer, steps, first=0):
+    for step in range(first, first + steps):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(8, 2, 6, 6, generator=generator, dtype=torch.float64)
+        x = x.to(next(model.parameters()))
+        optimizer.zero_grad()
+        cross_entropy(model(x), torch.arange(8) % 3).backward()
+        optimizer.step()
+
+
+def entries(optimizer):
+    """How much there is in the state."""
+    tensors = [
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
+    ]
+    return len(optimizer.state), sum(tensor.numel() for tensor in tensors)
+
+
+def made(model):
+    return KFAC(model, lr=0.05, factor_every=1, inverse_every=2)
+
+
+def pruned(model):
+    prune.l1_unstructured(model[0], "weight", 0.5)
+
+
+def old_weight_norm(model):
+    nn.utils.weight_norm(model[0])
+
+
+def old_spectral_norm(model):
+    nn.utils.spectral_norm(model[0])
+
+
+def weight_norm(model):
+    parametrizations.weight_norm(model[0])
+
+
+def spectral_norm(model):
+    parametrizations.spectral_norm(model[0])
+
+
+def orthogonal(model):
+    parametrizations.orthogonal(model[3])
+
+
+def another_weight(model):
+    model[3].weight = nn.Parameter(model[3].weight.detach().clone())
+
+
+def another_shape(model):
+    model[3].weight = nn.Parameter(torch.randn(5, 64, dtype=torch.float64))
+    model[3].bias = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    model[5].weight = nn.Parameter(torch.randn(3, 5, dtype=torch.float64))
+
+
+def another_layer(model):
+    model[3] = nn.Linear(64, 6).double()
+
+
+def frozen(model):
+    model[0].requires_grad_(False)
+
+
+def all_frozen_but_the_last(model):
+    model[:5].requires_grad_(False)
+
+
+def without_bias(model):
+    model[3].bias = None
+
+
+def without_a_parameter(model):
+    del model[3].bias
+    model[3].bias = torch.zeros(6, dtype=torch.float64)
+
+
+def two_other_weights(model):
+    model[3].weight = nn.Parameter(torch.randn(6, 64, dtype=torch.float64))
+    model[0].weight = nn.Parameter(torch.randn(4, 2, 3, 3, dtype=torch.float64))
+
+
+CHANGES = [
+    pruned,
+    old_weight_norm,
+    old_spectral_norm,
+    weight_norm,
+    spectral_norm,
+    orthogonal,
+    another_weight,
+    another_shape,
+    another_layer,
+    frozen,
+    all_frozen_but_the_last,
+    without_bias,
+    without_a_parameter,
+    two_other_weights,
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("trained", [0, 3])
+def test_training_goes_on(change, trained):
+    """As with SGD: parameters that are still the optimiser's are trained, and the state grows no more."""
+    model = network()
+    optimizer = made(model)
+    held = optimizer.param_groups[0]["params"]
+    train(model, optimizer, trained)
+    change(model)
+    train(model, optimizer, 2, first=trained)
+    size = entries(optimizer)
+    before = [parameter.detach().clone() for parameter in held]
+    train(model, optimizer, 6, first=trained + 2)
+    assert entries(optimizer) == size
+    for parameter, old in zip(held, before, strict=True):
+        moves = parameter.grad is not None and bool(parameter.grad.any())
+        assert parameter.isfinite().all() and (not moves or not torch.equal(parameter, old))
+    assert change is another_shape or set(optimizer.state[model[5].weight]) >= FACTORS
+    saved = copy.deepcopy(optimizer.state_dict())
+    torch.load(stored(saved), weights_only=True)
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, 1, first=20)
+
+
+def stored(what):
+    stream = io.BytesIO()
+    torch.save(what, stream)
+    stream.seek(0)
+    return stream
+
+
+@pytest.mark.parametrize("change", [pruned, spectral_norm, weight_norm, old_weight_norm, old_spectral_norm])
+def test_a_weight_that_is_computed_is_left_plain_and_told_of_once(change):
+    model = network()
+    optimizer = made(model)
+    train(model, optimizer, 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        change(model)
+        train(model, optimizer, 4, first=2)
+    told = [str(each.message) for each in caught if "KFAC" in str(each.message)]
+    assert told == [f"KFAC: plain steps for 1 layer: '0' ({COMPUTED}); all are in left_plain"]
+    assert optimizer.left_plain == {"0": COMPUTED} and set(optimizer.layers) == {"3", "5"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_curvature_comes_back_with_the_weight():
+    """What is taken off again leaves the layer as it was, and its averages go on."""
+    model = network()
+    optimizer = made(model)
+    train(model, optimizer, 3)
+    pruned(model)
+    train(model, optimizer, 2, first=3)
+    state = optimizer.state[model[0].weight_orig]
+    assert state["updates"] == 3 and set(optimizer.left_plain) == {"0"}
+    prune.remove(model[0], "weight")
+    train(model, optimizer, 2, first=5)
+    assert optimizer.state[model[0].weight]["updates"] == 5 and not optimizer.left_plain
+    parametrizations.spectral_norm(model[0])
+    train(model, optimizer, 1, first=7)
+    parametrize.remove_parametrizations(model[0], "weight")
+    train(model, optimizer, 1, first=8)
+    assert not optimizer.left_plain
+
+
+def test_a_new_weight_begins_anew_once_the_optimiser_has_it():
+    """As a new optimiser would, and what was known of the old one is gone."""
+    model = network()
+    optimizer = made(model)
+    train(model, optimizer, 3)
+    old = model[3].weight
+    another_shape(model)
+    train(model, optimizer, 1, first=3)
+    assert not FACTORS & set(optimizer.state[old])
+    assert optimizer.left_plain["3"] == "its weight is not among this optimiser's parameters"
+    new = [model[3].weight, model[3].bias, model[5].weight]
+    optimizer.add_param_group({"params": new})
+    assert not optimizer.left_plain
+    twin = copy.deepcopy(model)
+    fresh = KFAC(twin, lr=0.05, factor_every=1, inverse_every=1)
+    train(twin, fresh, 1, first=4)
+    train(model, optimizer, 1, first=4)
+    for layer, theirs in ((model[3], twin[3]), (model[5], twin[5])):
+        for key in ("input_factor", "output_grad_factor"):
+            assert torch.equal(optimizer.state[layer.weight][key], fresh.state[theirs.weight][key])
+
+
+def test_a_bias_that_is_added():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(72, 6, bias=False), nn.Tanh(), nn.Linear(6, 3)).double()
+    model = nn.Sequential(nn.Flatten(), *model)
+    optimizer = made(model)
+    train(model, optimizer, 2)
+    model[1].bias = nn.Parameter(torch.zeros(6, dtype=torch.float64))
+    train(model, optimizer, 2, first=2)  # not the optimiser's: a constant
+    assert optimizer.state[model[1].weight]["input_factor"].shape[1] == 72 and not model[1].bias.any()
+    optimizer.add_param_group({"params": [model[1].bias]})
+    train(model, optimizer, 3, first=4)
+    assert optimizer.state[model[1].weight]["input_factor"].shape[1] == 73 and model[1].bias.any()
+
+
+def test_a_parameter_that_is_taken_from_the_optimiser():
+    model = network()
+    optimizer = made(model)
+    train(model, optimizer, 2)
+    group, weight = optimizer.param_groups[0], model[3].weight
+    group["params"] = [parameter for parameter in group["params"] if parameter is not weight]
+    before = weight.detach().clone()
+    train(model, optimizer, 2, first=2)
+    assert torch.equal(weight, before) and weight not in optimizer.state
+    assert len(optimizer.state_dict()["param_groups"][0]["params"]) == 5
+
+
+def test_freezing_and_thawing_keeps_the_averages():
+    model = network()
+    optimizer = made(model)
+    train(model, optimizer, 3)
+    model[0].requires_grad_(False)
+    train(model, optimizer, 2, first=3)
+    assert optimizer.left_plain == {"0": "its weight is frozen"}
+    model[0].requires_grad_(True)
+    train(model, optimizer, 2, first=5)
+    assert optimizer.state[model[0].weight]["updates"] == 5 and not optimizer.left_plain
+
+
+def test_frozen_layers_are_served_once_they_thaw():
+    model = network()
+    model[0].requires_grad_(False)
+    optimizer = KFAC(model, params=model.parameters(), factor_every=1, inverse_every=1)
+    train(model, optimizer, 2)
+    assert optimizer.left_plain == {"0": "its weight is frozen"}
+    model[0].requires_grad_(True)
+    train(model, optimizer, 2, first=2)
+    assert set(optimizer.state[model[0].weight]) >= FACTORS
+
+
+@pytest.mark.parametrize(("first", "then"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_another_precision(first, then):
+    """The state follows, so that a run in another precision from the start is near."""
+    results = []
+    for start in (first, then):
+        model = network().to(start)
+        optimizer = made(model)
+        train(model, optimizer, 3)
+        model.to(then)
+        train(model, optimizer, 3, first=3)
+        state = optimizer.state[model[0].weight]
+        assert {state[key].dtype for key in FACTORS | {"momentum_buffer"}} == {then}
+        results.append([parameter.detach() for parameter in model.parameters()])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
+
+
+def test_half_precision_keeps_single_precision_of_the_factors():
+    model = network()
+    optimizer = made(model)
+    train(model, optimizer, 3)
+    model.to(torch.bfloat16)
+    train(model, optimizer, 2, first=3)
+    state = optimizer.state[model[3].weight]
+    assert {state[key].dtype for key in FACTORS} == {torch.float32} and state["momentum_buffer"].dtype == torch.bfloat16
+
+
+class Kept(torch.Tensor):
+    """A subclass that lives on in whatever is computed from it, as images with metadata do."""
+
+
+def test_the_state_holds_no_subclass_of_the_input():
+    model = network()
+    optimizer = KFAC(model)
+    x = torch.randn(8, 2, 6, 6, dtype=torch.float64).as_subclass(Kept)
+    loss = cross_entropy(model(x), torch.arange(8) % 3)
+    assert type(loss) is Kept
+    loss.backward()
+    optimizer.step()
+    state = optimizer.state_dict()["state"]
+    assert {type(value) for each in state.values() for key, value in each.items() if key in FACTORS} == {torch.Tensor}
+    torch.load(stored(optimizer.state_dict()), weights_only=True)
+
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def training_step(self, batch, _):
+        return cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return made(self.network)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_prunes_and_checkpoints(tmp_path):
+    x, y = torch.randn(32, 2, 6, 6, dtype=torch.float64), torch.arange(32) % 3
+    module = Module()
+    pruning = ModelPruning("l1_unstructured", amount=0.5, parameters_to_prune=[(module.network[0], "weight")])
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_epochs=3, default_root_dir=tmp_path, callbacks=[pruning], **quiet
+    )
+    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=8))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert trainer.global_step == 12
+    assert (module.network[0].weight == 0).float().mean() >= 0.5

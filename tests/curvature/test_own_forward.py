@@ -1,0 +1,283 @@
+"""Layers with a forward pass of their own: served as plain layers that compute the same, or left plain and told of."""
+
+import warnings
+from types import MethodType
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrizations
+
+from randbp.curvature import KFAC
+
+F64 = torch.float64
+
+
+class SamePadding(nn.Conv2d):
+    def forward(self, input):
+        return F.conv2d(F.pad(input, (1, 1, 1, 1)), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class ChannelsLast(nn.Conv2d):
+    """The public layout is ``[N, H, W, C]``; the plain layer stands between permutations here."""
+
+    def forward(self, input):
+        return super().forward(input.movedim(-1, 1)).movedim(1, -1)
+
+
+class AsTuple(nn.Conv2d):
+    def forward(self, input):
+        return super().forward(input), input
+
+
+class AsDict(nn.Conv2d):
+    def forward(self, input):
+        return {"found": super().forward(input)}
+
+
+class Named(nn.Conv2d):
+    def forward(self, input):
+        return F.conv2d(weight=self.weight, bias=self.bias, input=input, padding=[1], groups=self.groups)
+
+
+class Keyword(nn.Conv2d):
+    def forward(self, batch):
+        return [super().forward(batch["input"])]
+
+
+class Product(nn.Module):
+    """GPT-2's ``Conv1D``: a linear layer with its weight the other way round."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(plain.weight.detach().t().contiguous()), plain.bias
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
+
+
+class Cast(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.to(torch.float64), self.bias.to(torch.float64))
+
+
+class Pointwise(nn.Module):
+    """A convolution with kernels of one entry, as the linear layer that it is."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.kernel = nn.Parameter(plain.weight.detach()[:, :, None, None].clone())
+        self.shift = plain.bias
+
+    def forward(self, x):
+        return F.linear(x, self.kernel.squeeze(3).squeeze(2), self.shift)
+
+
+def convolution(kind, plain):
+    made = kind(4, 6, 3, padding=1, groups=2, dtype=F64)
+    made.load_state_dict(plain.state_dict())
+    return made
+
+
+def patched_forward(kind, plain):
+    made = convolution(nn.Conv2d, plain)
+    inner = made.forward
+    made.forward = lambda input: (inner(input), None)
+    return made
+
+
+def patched_convolution(kind, plain):
+    made = convolution(nn.Conv2d, plain)
+
+    def forward(self, input, weight, bias):
+        return F.conv2d(F.pad(input, (1, 1, 1, 1)), weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    made._conv_forward = MethodType(forward, made)
+    return made
+
+
+def outputs_altered(kind, plain):
+    """Another hook gives the layer another output."""
+    made = convolution(nn.Conv2d, plain)
+    made.register_forward_hook(lambda module, arguments, output: (output, 0))
+    return made
+
+
+CONVOLUTIONS = [
+    (SamePadding, convolution, lambda layer, x: layer(x)),
+    (ChannelsLast, convolution, lambda layer, x: layer(x.movedim(1, -1)).movedim(-1, 1)),
+    (AsTuple, convolution, lambda layer, x: layer(x)[0]),
+    (AsDict, convolution, lambda layer, x: layer(x)["found"]),
+    (Named, convolution, lambda layer, x: layer(x)),
+    (Keyword, convolution, lambda layer, x: layer({"input": x})[0]),
+    (None, patched_forward, lambda layer, x: layer(x)[0]),
+    (None, patched_convolution, lambda layer, x: layer(x)),
+    (None, outputs_altered, lambda layer, x: layer(x)[0]),
+]
+
+
+class Network(nn.Module):
+    def __init__(self, layer, call, head):
+        super().__init__()
+        self.layer, self.call, self.head = layer, call, head
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.call(self.layer, x)).flatten(1))
+
+
+def steps(model, data, **options):
+    """The model after a few steps."""
+    optimizer = KFAC(model, lr=0.1, factor_every=1, inverse_every=2, **options)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        optimizer.zero_grad()
+        x = torch.randn(*data, generator=generator, dtype=F64)
+        cross_entropy(model(x).flatten(0, -2), torch.arange(model(x).flatten(0, -2).shape[0]) % 3).backward()
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("approximation", ["reduce", "expand"])
+@pytest.mark.parametrize(("kind", "make", "call"), CONVOLUTIONS)
+@pytest.mark.filterwarnings("error:KFAC")
+def test_convolutions_step_as_plain_ones(kind, make, call, approximation):
+    torch.manual_seed(0)
+    plain, head = nn.Conv2d(4, 6, 3, padding=1, groups=2, dtype=F64), nn.Linear(6 * 25, 3, dtype=F64)
+    twin = nn.Linear(6 * 25, 3, dtype=F64)
+    twin.load_state_dict(head.state_dict())
+    other = Network(make(kind, plain), call, twin)
+    optimizer = steps(other, (8, 4, 5, 5), approximation=approximation)
+    model = Network(plain, lambda layer, x: layer(x), head)
+    steps(model, (8, 4, 5, 5), approximation=approximation)
+    assert set(optimizer.layers) == {"layer", "head"} and not optimizer.left_plain
+    torch.testing.assert_close(dict(other.named_parameters()), dict(model.named_parameters()), rtol=1e-10, atol=1e-12)
+
+
+class Sequence(nn.Module):
+    def __init__(self, layer, head):
+        super().__init__()
+        self.layer, self.head = layer, head
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.layer(x)))
+
+
+def cast(plain):
+    made = Cast(5, 7, dtype=F64)
+    made.load_state_dict(plain.state_dict())
+    return made
+
+
+@pytest.mark.parametrize("approximation", ["reduce", "expand"])
+@pytest.mark.parametrize("make", [Product, Pointwise, cast])
+@pytest.mark.parametrize("sequence", [(), (6,)])
+@pytest.mark.filterwarnings("error:KFAC")
+def test_linear_layers_step_as_plain_ones(make, sequence, approximation):
+    """GPT-2's layer takes a sequence as more examples, so there the plain one gets it so, too."""
+    torch.manual_seed(0)
+    flat = make is Product and sequence
+    data = (8, *sequence, 5)
+    plain, head = nn.Linear(5, 7, dtype=F64), nn.Linear(7, 3, dtype=F64)
+    twin, same = nn.Linear(7, 3, dtype=F64), nn.Linear(5, 7, dtype=F64)
+    twin.load_state_dict(head.state_dict())
+    same.load_state_dict(plain.state_dict())
+    other = Sequence(make(plain), twin)
+    optimizer = steps(other, data, approximation=approximation)
+    model = Sequence(nn.Sequential(nn.Flatten(0, -2), same, nn.Unflatten(0, data[:-1])) if flat else same, head)
+    steps(model, data, approximation=approximation)
+    assert len(optimizer.layers) == 2 and not optimizer.left_plain
+    changed = next(other.layer.parameters()).detach()
+    expected = same.weight.detach()
+    torch.testing.assert_close(changed.t() if make is Product else changed.view(7, 5), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(twin.weight, head.weight, rtol=1e-10, atol=1e-12)
+
+
+class Gated(nn.Module):
+    """Two weights in one module."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.gate = nn.Parameter(torch.randn(7, 5, dtype=F64)), nn.Parameter(torch.randn(7, 5, dtype=F64))
+
+    def forward(self, x):
+        return F.linear(x, self.up) * torch.sigmoid(F.linear(x, self.gate))
+
+
+class GatedPlain(nn.Module):
+    def __init__(self, gated):
+        super().__init__()
+        self.up, self.gate = (nn.Linear(5, 7, bias=False, dtype=F64) for _ in range(2))
+        self.up.weight, self.gate.weight = (nn.Parameter(w.detach().clone()) for w in (gated.up, gated.gate))
+
+    def forward(self, x):
+        return self.up(x) * torch.sigmoid(self.gate(x))
+
+
+@pytest.mark.filterwarnings("error:KFAC")
+def test_two_weights_of_a_module_are_two_layers():
+    torch.manual_seed(0)
+    gated, head = Gated(), nn.Linear(7, 3, dtype=F64)
+    twin = nn.Linear(7, 3, dtype=F64)
+    twin.load_state_dict(head.state_dict())
+    plain = Sequence(GatedPlain(gated), twin)
+    steps(plain, (8, 5))
+    optimizer = steps(Sequence(gated, head), (8, 5))
+    assert set(optimizer.layers) == {"layer", "head"}
+    torch.testing.assert_close(gated.up, plain.layer.up.weight, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gated.gate, plain.layer.gate.weight, rtol=1e-10, atol=1e-12)
+
+
+class Masked(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight * (self.weight > 0), self.bias)
+
+
+class Standardised(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
+
+
+class Elsewhere(nn.Linear):
+    def forward(self, x):
+        return (x.unsqueeze(-2) * self.weight).sum(-1) + self.bias
+
+
+class Both(nn.Linear):
+    """One weight in two ways."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) + x @ self.weight
+
+
+LEFT = [
+    (lambda: Masked(5, 5), "its weight is computed from parameters"),
+    (lambda: Standardised(5, 5), "its weight is computed from parameters"),
+    (lambda: parametrizations.weight_norm(nn.Linear(5, 5)), "its weight is computed from parameters"),
+    (lambda: nn.utils.spectral_norm(nn.Linear(5, 5)), "its weight is computed from parameters"),
+    (lambda: Elsewhere(5, 5), "its forward pass calls no"),
+    (lambda: Both(5, 5), "its weight is used in two ways"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), LEFT)
+def test_others_take_steps_of_sgd_and_are_told_of(make, reason):
+    torch.manual_seed(0)
+    model = nn.Sequential(make(), nn.Tanh(), nn.Linear(5, 3)).double()
+    optimizer = KFAC(model, lr=0.1, momentum=0, kl_clip=None)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(3):
+            optimizer.zero_grad()
+            cross_entropy(model(torch.randn(8, 5, dtype=F64)), torch.arange(8) % 3).backward()
+            optimizer.step()
+            if step == 0:
+                for name, parameter in model.named_parameters():
+                    if name.startswith("0"):
+                        torch.testing.assert_close(parameter, before[name] - 0.1 * parameter.grad)
+    told = [str(each.message) for each in caught if "KFAC" in str(each.message)]
+    assert len(told) == 1 and "'0'" in told[0] and reason in told[0]
+    assert list(optimizer.left_plain) == ["0"] and optimizer.left_plain["0"].startswith(reason)
+    assert set(optimizer.layers) == {"2"}

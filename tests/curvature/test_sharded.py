@@ -1,0 +1,52 @@
+"""Parameters of which each process holds a shard."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed import HashStore, destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
+
+from randbp.curvature import KFAC
+
+
+@pytest.fixture
+def mesh():
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    destroy_process_group()
+
+
+def network():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 3)
+    return nn.Sequential(*layers).double()
+
+
+def train(model, optimizer, steps):
+    for step in range(steps):
+        optimizer.zero_grad()
+        for part in range(2):
+            generator = torch.Generator().manual_seed(2 * step + part)
+            x = torch.randn(8, 2, 6, 6, generator=generator, dtype=torch.float64)
+            (cross_entropy(model(x), torch.arange(8) % 3) / 2).backward()
+        optimizer.step()
+
+
+def test_a_sharded_model_steps_as_a_whole_one(mesh):
+    whole, sharded = network(), network()
+    for layer in (sharded[0], sharded[3], sharded):
+        fully_shard(layer, mesh=mesh)
+    options = {"lr": 0.1, "factor_every": 1, "inverse_every": 2}
+    train(whole, KFAC(whole, **options), 3)
+    optimizer = KFAC(sharded, **options)
+    train(sharded, optimizer, 3)
+    assert not optimizer.left_plain
+    for name, parameter in sharded.named_parameters():
+        assert isinstance(parameter, DTensor)
+        torch.testing.assert_close(parameter.full_tensor(), whole.get_parameter(name), rtol=1e-9, atol=1e-11)
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    train(sharded, optimizer, 1)
