@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers import layer, runs_pytorchs_forward
-from .places import COMPLEX, COMPUTED, FROZEN, NOT_HELD, SHARDED, SHARED, TWO_WAYS, Place, own_parameters
+from .places import NOT_REAL, COMPUTED, FROZEN, NOT_HELD, SHARDED, SHARED, TWO_WAYS, Place, own_parameters
 from .statistics import Statistics
 
 NOT_CALLED = "it was not called in training"
@@ -71,7 +71,7 @@ def left_by_parameters(place: Place, weight: Tensor | None, held: Collection[Ten
     if weight is None:
         return COMPUTED if runs_pytorchs_forward(place.module) else ""  # the next call tells
     if not weight.is_floating_point():
-        return COMPLEX
+        return NOT_REAL
     if not weight.requires_grad:
         return FROZEN
     if weight not in held:

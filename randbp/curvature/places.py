@@ -15,7 +15,7 @@ COMPUTED = "its weight is computed from parameters (by a mask, a norm or the lik
 FROZEN = "its weight is frozen"
 NOT_HELD = "its weight is not among this optimiser's parameters"
 SHARED = "its weight is shared with another layer"
-COMPLEX = "its weight is complex"
+NOT_REAL = "its weight has no real floating-point numbers"
 TWO_WAYS = "its weight is used in two ways"
 SHARDED = "its input is sharded"
 

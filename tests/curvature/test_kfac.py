@@ -557,7 +557,17 @@ def test_modules_that_are_no_plain_layers():
             self.empty.weight = nn.Parameter(torch.zeros(0, 3))
 
     model = Odd()
-    assert set(KFAC(model, params=model.plain.parameters()).layers) == {"plain"}
+    optimizer = KFAC(model, params=model.plain.parameters())
+    assert set(optimizer.layers) == {"plain"}
+    assert optimizer.left_plain == {
+        "normed": "its weight is computed from parameters (by a mask, a norm or the like), not one of them",
+        "attention": "its projections are part of F.multi_head_attention_forward",
+        "attention.out_proj": "nn.MultiheadAttention reads its weight and does not call the layer",
+        "head": "its weight is shared with another layer",
+        "complex": "its weight has no real floating-point numbers",
+        "lazy": "a lazy layer has no weight before its first call",
+        "empty": "its weight is not among this optimiser's parameters",
+    }
     with pytest.raises(ValueError, match="params: hold the weight of no layer"):
         KFAC(model, params=model.table.parameters())
 

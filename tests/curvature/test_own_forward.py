@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from randbp.curvature import KFAC
 
@@ -127,14 +128,16 @@ class Network(nn.Module):
         return self.head(torch.tanh(self.call(self.layer, x)).flatten(1))
 
 
-def steps(model, data, **options):
-    """The model after a few steps."""
+def steps(model, data, call=None, **options):
+    """The optimiser after a few steps."""
+    call = model if call is None else call
     optimizer = KFAC(model, lr=0.1, factor_every=1, inverse_every=2, **options)
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
         optimizer.zero_grad()
         x = torch.randn(*data, generator=generator, dtype=F64)
-        cross_entropy(model(x).flatten(0, -2), torch.arange(model(x).flatten(0, -2).shape[0]) % 3).backward()
+        y = call(x).flatten(0, -2)
+        cross_entropy(y, torch.arange(len(y)) % 3).backward()
         optimizer.step()
     return optimizer
 
@@ -192,6 +195,48 @@ def test_linear_layers_step_as_plain_ones(make, sequence, approximation):
     expected = same.weight.detach()
     torch.testing.assert_close(changed.t() if make is Product else changed.view(7, 5), expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(twin.weight, head.weight, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.filterwarnings("error:KFAC")
+def test_checkpoints_see_no_call_twice(reentrant):
+    results = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        layers = SamePadding(4, 6, 3, groups=2, dtype=F64), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 25, 3, dtype=F64)
+        model = nn.Sequential(*layers)
+
+        def call(x, model=model):
+            return checkpoint(model, x.requires_grad_(), use_reentrant=reentrant)
+
+        optimizer = steps(model, (8, 4, 5, 5), call if checkpointed else None)
+        results.append([*model.parameters(), optimizer.state[model[0].weight]["input_factor"]])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+class Failing(SamePadding):
+    fails = False
+
+    def forward(self, input):
+        found = super().forward(input)
+        if self.fails:
+            raise RuntimeError("out of luck")
+        return found
+
+
+def test_a_forward_pass_that_fails_leaves_nothing_behind():
+    model = nn.Sequential(Failing(4, 6, 3, dtype=F64), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 25, 3, dtype=F64))
+    optimizer = KFAC(model)
+    x = torch.randn(8, 4, 5, 5, dtype=F64)
+    for fails in (True, False, True):
+        model[0].fails = fails
+        if fails:
+            with pytest.raises(RuntimeError, match="out of luck"):
+                model(x)
+        else:
+            model(x).sum().backward()
+        F.conv2d(x, model[0].weight).sum().backward()  # not the layer's call
+    assert {key: seen.examples for key, seen in optimizer._statistics.seen.items()} == {"0": 8, "3": 8}
 
 
 class Gated(nn.Module):
