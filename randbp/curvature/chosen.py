@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers import layer, runs_pytorchs_forward
-from .places import NOT_REAL, COMPUTED, FROZEN, NOT_HELD, SHARDED, SHARED, TWO_WAYS, Place, own_parameters
+from .places import COMPUTED, FROZEN, NOT_HELD, NOT_REAL, SHARDED, SHARED, TWO_WAYS, Place, own_parameters
 from .statistics import Statistics
 
 NOT_CALLED = "it was not called in training"

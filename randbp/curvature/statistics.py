@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -223,7 +224,7 @@ class _Before(_Hook):
         context, statistics = None, self.watching(module)
         if statistics is not None and not runs_pytorchs_forward(module):
             statistics.trouble.pop(self.name, None)
-            context = LayerCalls(module, lambda call: self._answer(module, call))
+            context = LayerCalls(module, partial(self._answer, module), partial(self._told, module))
             context.__enter__()
         self.contexts.append(context)
 
@@ -235,9 +236,12 @@ class _Before(_Hook):
 
     def _answer(self, module: nn.Module, call: LayerCall) -> Tensor:
         output = call.run()
+        self._told(module, call, output)
+        return output
+
+    def _told(self, module: nn.Module, call: LayerCall, output: Tensor) -> None:
         if (statistics := self.watching(module)) is not None:
             statistics.function_call(self.name, module, call, output)
-        return output
 
 
 class _After(_Hook):

@@ -1,6 +1,6 @@
 """What a layer is: the rule that tells layers, and the calls of PyTorch's functions that a forward pass makes."""
 
-from .calls import LayerCall, LayerCalls
+from .calls import LayerCall, LayerCalls, answered
 from .rule import (
     Kind,
     Layer,
@@ -19,6 +19,7 @@ __all__ = [
     "Layer",
     "LayerCall",
     "LayerCalls",
+    "answered",
     "class_runs_pytorchs_forward",
     "has_class_forward",
     "is_convolution",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
 from .rule import Kind, own_parameters
 
@@ -41,6 +41,14 @@ class LayerCall:
 Answer = Callable[[LayerCall], Tensor]
 
 
+def answered(call: LayerCall, output: Tensor) -> Tensor:
+    """Tell contexts around of a call that PyTorch's function did not answer, so that they do not see it; its output."""
+    if has_torch_function((output,)):  # there is one
+        told: Tensor = handle_torch_function(answered, (output,), call, output)
+        return told
+    return output
+
+
 class LayerCalls(TorchFunctionMode):
     """A context in which calls of layer functions with a weight made from a module's own parameters are answered.
 
@@ -50,6 +58,7 @@ class LayerCalls(TorchFunctionMode):
     Args:
         module: Whose parameters count.
         answer: Gets the call and returns its result.
+        told: Gets calls, and their results, that a context within has :func:`answered` itself.
 
     Example:
         >>> class Standardised(nn.Linear):
@@ -63,8 +72,11 @@ class LayerCalls(TorchFunctionMode):
         ['linear']
     """
 
-    def __init__(self, module: nn.Module, answer: Answer) -> None:
+    def __init__(
+        self, module: nn.Module, answer: Answer, told: Callable[[LayerCall, Tensor], None] | None = None
+    ) -> None:
         super().__init__()
+        self._told = told
         self._own = {id(parameter): parameter for parameter in own_parameters(module)}
         self._answer = answer
 
@@ -78,6 +90,8 @@ class LayerCalls(TorchFunctionMode):
                 call = None
             if call is not None and isinstance(call.input, Tensor) and self._made_from_own(call.weight):
                 return self._answer(call)
+        if func is answered and self._told is not None and self._made_from_own(args[0].weight):
+            self._told(*args)
         return func(*args, **kwargs)
 
     def _made_from_own(self, weight: Tensor) -> bool:

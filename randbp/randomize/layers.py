@@ -16,7 +16,7 @@ from ..autograd.uncompiled import uncompiled
 from ..estimators import Estimator
 from ..estimators.seeds import Integers, next_seed
 from ..functional import estimated_call, is_estimated, may_be_estimated
-from ..layers import LayerCall, LayerCalls, class_runs_pytorchs_forward, kind_of
+from ..layers import LayerCall, LayerCalls, answered, class_runs_pytorchs_forward, kind_of
 from ..reclass import Reclassed, is_reclassed, own_class, reclass, restore
 from .modules import PREPARE, Prepare, operation_of
 
@@ -181,10 +181,11 @@ def _answer(state: LayerState, call: LayerCall) -> Tensor:
     state.seen.served = True
     if call.weight.is_complex() or not is_estimated(call.input, call.weight, state.weight_vjp, state.input_vjp):
         return call.run()
-    return estimated_call(
+    output = estimated_call(
         *(operation_of(call), call.input, call.weight, call.bias),
         *(state.weight_vjp, state.input_vjp, state.next_seed()),
     )
+    return answered(call, output)
 
 
 def is_randomized(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
+from randbp import Spatial, randomize
 from randbp.curvature import KFAC
 
 F64 = torch.float64
@@ -237,6 +238,28 @@ def test_a_forward_pass_that_fails_leaves_nothing_behind():
             model(x).sum().backward()
         F.conv2d(x, model[0].weight).sum().backward()  # not the layer's call
     assert {key: seen.examples for key, seen in optimizer._statistics.seen.items()} == {"0": 8, "3": 8}
+
+
+@pytest.mark.parametrize("first", ["randomize", "KFAC"])
+@pytest.mark.parametrize("lean", [False, "exact"])
+@pytest.mark.parametrize("make", [convolution, patched_convolution])
+@pytest.mark.filterwarnings("error:KFAC")
+def test_estimated_calls_are_seen(make, lean, first):
+    """Estimates leave inputs and outputs as they are, so the first factors are those of exact layers."""
+    x, factors = torch.randn(8, 4, 5, 5, dtype=F64), []
+    for estimated in (False, True):
+        torch.manual_seed(0)
+        plain = nn.Conv2d(4, 6, 3, padding=1, groups=2, dtype=F64)
+        model = nn.Sequential(make(SamePadding, plain), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 25, 3, dtype=F64))
+        optimizer = KFAC(model) if first == "KFAC" else None
+        if estimated:
+            randomize(model, Spatial(0.5), lean=lean)
+        optimizer = optimizer or KFAC(model)
+        cross_entropy(model(x), torch.arange(8) % 3).backward()
+        optimizer.step()
+        state = optimizer.state[model[0].weight]
+        factors.append([state["input_factor"], state["output_grad_factor"]])
+    torch.testing.assert_close(*factors, rtol=1e-12, atol=1e-14)
 
 
 class Gated(nn.Module):
