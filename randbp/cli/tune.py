@@ -20,6 +20,7 @@ from randbp.tune.measure import measure
 
 from .errors import OptionParser, RunError, UsageError, condense, one_line
 from .fit import CLI, quieten
+from .output_file import check_output
 
 DESCRIPTION = """\
 Choose an estimator of the weight VJP for each layer: the least gradient variance within a budget of memory or time.
@@ -32,7 +33,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of ``tune``, and those of ``fit``.
 
     Raises:
-        UsageError: If a value is out of range, or the file to write exists.
+        UsageError: If a value is out of range, or the file cannot be written or exists.
 
     Example:
         >>> options, rest = parse(["--config=digits.yaml", "--budget=0.5"])
@@ -63,8 +64,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     for name, least in (("batches", 1), ("draws", 2), ("rounds", 1 if options.objective == "time" else 0)):
         if getattr(options, name) < least:
             raise UsageError(f"--{name}={getattr(options, name)}: expected at least {least}")
-    if options.output.exists() and not options.overwrite:
-        raise UsageError(f"--output={options.output}: this file exists, expected a new one or --overwrite")
+    check_output(options.output, options.overwrite)
     return options, rest
 
 
@@ -150,7 +150,12 @@ class TuneCLI(CLI):
             print(f"{error.cheapest}\n")
             raise UsageError(f"--{error}") from error
         print(f"{chosen}\n")
-        write_text(self.options.output, as_file(chosen))
+        text = as_file(chosen)
+        try:
+            write_text(self.options.output, text)
+        except OSError as error:  # a disk that is full by now: the measurements are not lost for it
+            print(text)
+            raise RunError(f"--output={self.options.output}: {error.strerror}; its content is printed above") from error
         print(f"written to {self.options.output}: give it to randbp fit as the last --config")
 
 

@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from randbp.cli.main import main
+from randbp.cli.tune import Measure
 from tests.cli.test_fit import CONFIG, ROOT
 
 FAST = ["--rounds=0", "--draws=2"]
@@ -77,3 +79,22 @@ def test_what_cannot_be_used_ends_in_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("randbp tune: ") and message in lines[0]
     assert not Path("tuned.yaml").exists() and not Path("runs").exists()
+
+
+def test_a_file_that_cannot_be_written_after_all_is_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Measure.on_train_batch_start
+
+    def then_in_the_way(*arguments: Any) -> int:
+        Path("tuned.yaml").mkdir(exist_ok=True)
+        return measured(*arguments)
+
+    monkeypatch.setattr(Measure, "on_train_batch_start", then_in_the_way)
+    assert main(["tune", "--config=tiny.yaml", *FAST]) == 1
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert "--output=tuned.yaml: Is a directory; its content is printed above" in line
+    text = printed.out[printed.out.index("# Written by randbp tune.") :]
+    assert list(yaml.safe_load(text)["tensor_dropout"]["weight_vjp"])
+    assert [path for path in folder.iterdir() if path.name.startswith(".")] == []

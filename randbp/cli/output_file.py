@@ -1,0 +1,41 @@
+"""The file that a command is asked to write, looked at before it works for it."""
+
+import tempfile
+from pathlib import Path
+
+from .errors import UsageError
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """See to it that a file can be written; folders on the way to it may be missing. Nothing is left behind.
+
+    Args:
+        path: The file, the value of ``--output``.
+        overwrite: Whether it may exist.
+
+    Raises:
+        UsageError: If it is a folder, exists, or cannot be written.
+
+    Example:
+        >>> check_output(Path("/"), overwrite=True)
+        Traceback (most recent call last):
+        randbp.cli.errors.UsageError: --output=/: Is a directory, expected a file to write
+    """
+    try:
+        if path.is_dir():
+            raise refused(path, "Is a directory")
+        if path.exists() and not overwrite:
+            raise UsageError(f"--output={path}: this file exists, expected a new one or --overwrite")
+        path.is_symlink()  # complains of a name that is too long, which the others do not
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise refused(path, str(error.strerror)) from error
+
+
+def refused(path: Path, why: str) -> UsageError:
+    """The error that names the option, its value and what the file system says."""
+    return UsageError(f"--output={path}: {why}, expected a file to write")
