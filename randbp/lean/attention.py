@@ -225,7 +225,7 @@ def _step_by_step(
             q, k, v = q.float(), k.float(), v.float()
         if q.dim() > 3 and q.shape[-3] != k.shape[-3]:
             k, v = (x.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for x in (k, v))
-        scores = (q * (-root if scale < 0 else root)) @ (k * root).transpose(-2, -1)
+        scores = (q * (-root if scale < 0 else root)) @ (k.transpose(-2, -1) * root)
         mask = _mask(mask, causal, scores)
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)

@@ -30,25 +30,16 @@ class _Smooth(torch.autograd.Function):
         inplace: bool,
     ) -> Tensor:
         order, noise = memory_order(x), Noise(Draw(seed), x.device)
-        flat, codes, parts = flatten(x, order), [], pieces(x.numel(), x.device, 8)
-        output = flat if inplace else None
-        for part in parts:
-            value, slope = _with_slope(function, flat[part], inplace)
-            if output is None:
-                output = torch.empty(flat.shape, dtype=value.dtype, device=x.device)
-            output[part] = value
-            codes.append(kind.encode(slope, noise))
-        assert output is not None
+        flat = flatten(x, order)
+        codes = [kind.encode(_slope(function, flat[part], inplace), noise) for part in pieces(x.numel(), x.device, 8)]
+        # Once more, of all at once: the last bits of PyTorch's functions depend on where in memory an entry lies.
+        y = function(x)
         if inplace:
-            if flat.data_ptr() != x.data_ptr():
-                x.copy_(unflatten(output, x.shape, order))
             ctx.mark_dirty(x)
         # The seed travels with the codes: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.cat(codes), edge, torch.tensor(seed) if kind.dithered else None)
         ctx.kind, ctx.order, ctx.shape, ctx.dtype = kind, order, x.shape, x.dtype
-        return (
-            x if inplace else unflatten(output, x.shape, order).detach()
-        )  # no view, which nobody could change in place
+        return x if inplace else y
 
     @staticmethod
     @refuses_vectorised
@@ -69,15 +60,15 @@ class _Smooth(torch.autograd.Function):
         return (*grads, *[None] * 5)
 
 
-def _with_slope(function: Callable[[Tensor], Tensor], x: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
-    """``φ(x)`` and ``φ'(x)``, both by PyTorch."""
+def _slope(function: Callable[[Tensor], Tensor], x: Tensor, inplace: bool) -> Tensor:
+    """``φ'(x)``, by PyTorch."""
     # Hooks of whoever called this (a checkpoint, say) are for what is held, and nothing of this small graph is.
     plain = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
     with torch.enable_grad(), plain:
         x = x.detach().requires_grad_()
         y = function(x.clone() if inplace else x)
         (slope,) = torch.autograd.grad(y, x, torch.ones((), dtype=y.dtype, device=y.device).expand_as(y))
-    return y.detach(), slope
+    return slope
 
 
 def _apply(call: Call, x: Tensor, low: float, high: float, inplace: bool = False) -> Any:
@@ -94,7 +85,7 @@ def hold_slope(
     Args:
         call: For its seed.
         x: A tensor for which ``is_plain``.
-        function: PyTorch's ``φ``, called with some of the entries.
+        function: PyTorch's ``φ``, called with all entries and with some of them.
         kind: How the derivative is held.
         inplace: Whether ``φ`` overwrites its argument.
     """
