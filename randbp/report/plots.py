@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from .groups import Comparison, Group, Statistic
 from .runs import Run
@@ -28,7 +28,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} |
 }
 STYLE: Any = {
     "svg.fonttype": "none",
-    "text.parse_math": False,
+    "text.parse_math": False,  # names of settings may have dollar signs in them
     "font.size": 10,
     "axes.edgecolor": RULE,
     "axes.labelcolor": MUTED,
@@ -132,6 +132,9 @@ def loss_plot(comparison: Comparison) -> str | None:
         values = [loss for _, curve in curves for loss in curve[1] if isfinite(loss) and loss > 0]
         if values and max(values) > 20 * min(values):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))  # the usual one writes formulas
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("step")
         axes.margins(x=0.01)
         axes.legend(title="keep rate" if one else None, title_fontsize=9, labelcolor=MUTED)
@@ -217,7 +220,7 @@ def _against_keep_rate(
         x = [keep for keep, _ in points]
         y = [statistic.mean * scale for _, statistic in points]
         spread = [(statistic.std or 0) * scale for _, statistic in points]
-        keeps.update(x)
+        keeps.update(g.keep for g in groups if not g.by_layer)
         hollow: Any = {"markerfacecolor": PAPER} if any(group.by_layer for group in groups) else {}
         axes.plot(x, y, color=colour, marker="o", markersize=5, label=label, zorder=3, **hollow)
         if any(spread):
@@ -240,7 +243,7 @@ def _against_keep_rate(
     axes.set_xscale("log", base=2)
     axes.set_xlabel("keep rate" + (" (hollow: mean over layers)" if any(g.by_layer for g in comparison.groups) else ""))
     axes.margins(x=0.12, y=0.15)
-    if len(keeps) <= 8:
+    if 0 < len(keeps) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(sorted(keeps)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda keep, _: keep_rate(keep)))
