@@ -33,8 +33,8 @@ class TensorDropout(Callback):
             globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select
             ``nn.Linear``, too (``"*"`` means all).
         seed: Determines all samples; PyTorch's generators are neither read nor changed.
-        lean: Whether all other operations hold the least for backward, too: ``True``, ``"exact"`` or a mapping from
-            module names or globs; see :func:`randbp.randomize`.
+        lean: Whether all other operations, those of ``training_step`` and so the loss included, hold the least for
+            backward, too: ``True``, ``"exact"`` or a mapping from module names or globs; see :func:`randbp.randomize`.
         bits: Bits per entry of what lean mode rounds.
         parts: Into how many parts of the batch lean mode splits the widest stretch of layers of an ``nn.Sequential``;
             see :func:`randbp.randomize`.
@@ -67,6 +67,7 @@ class TensorDropout(Callback):
         # Once and for all, for what a predicate reads may change.
         self._layers_name = predicate_name(self.layers) if callable(self.layers) else self.layers
         self.handle: RandomizedHandle | None = None
+        self._step: tuple[pl.LightningModule, Any, Any] | None = None
         self._batches = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -78,6 +79,10 @@ class TensorDropout(Callback):
             bits=self.bits,
             parts=self.parts,
         )
+        if self.lean:  # a training step is not called as a module is, and has the loss
+            step = self.handle.lean()(pl_module.training_step)
+            self._step = pl_module, step, pl_module.__dict__.get("training_step")
+            pl_module.__dict__["training_step"] = step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -133,9 +138,15 @@ class TensorDropout(Callback):
         }
 
     def _remove(self) -> None:
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
+        if self.handle is None:
+            return
+        if self._step is not None:
+            (module, step, before), self._step = self._step, None
+            if module.__dict__.get("training_step") is step:
+                del module.__dict__["training_step"]
+                module.__dict__.update({} if before is None else {"training_step": before})
+        handle, self.handle = self.handle, None
+        handle.remove()
 
 
 def _plain(estimators: Estimators) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from .objective import check_batch
 from .peak import StepPeak
 from .report import MemoryReport, Row
 
+_OUTSIDE = "(outside the model)"
 _FUNCTION_NAMES = {value: name for name, value in vars(F).items() if callable(value) and not name.startswith("_")}
 
 
 def memory_report(
     model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None, **keywords: Any
 ) -> MemoryReport:
-    """Run one forward and backward pass and report what was held in between, by whom, and whether it had to be.
+    """Run a forward and backward pass and report what was held in between, by whom, and whether it had to be.
 
     Counted is every storage that the forward pass allocated and that is still alive at its end while the program
     itself holds the loss alone: what autograd saved, and what sits on a ``ctx``, in a closure or in a packed form.
@@ -34,7 +35,8 @@ def memory_report(
     storage, or, where autograd does not know of it, those that made it.
 
     The model is run as it stands (in ``train()`` mode, if that is meant). Its buffers, gradients and PyTorch's random
-    state are as before afterwards.
+    state are as before afterwards. It is run once more if anything is still alive after the backward pass: caches are
+    filled by then, so that what is alive after the second time, the model keeps.
 
     Args:
         model: Any module.
@@ -67,6 +69,18 @@ def memory_report(
     if inputs or keywords:
         check_batch("inputs", inputs[0] if len(inputs) == 1 and not keywords else (*inputs, *keywords.values()))
     device = next((t.device for t in [*model.parameters(), *_tensors((inputs, keywords))]), torch.device("cpu"))
+    report = _measured(model, inputs, keywords, loss, device)
+    # Caches that were filled on the way outlive the backward pass, too, but do not grow again.
+    return _measured(model, inputs, keywords, loss, device) if report.kept_bytes else report
+
+
+def _measured(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    keywords: dict[str, Any],
+    loss: Callable[[Any], Tensor] | None,
+    device: torch.device,
+) -> MemoryReport:
     watch = _Watch(model)
     with _restored(model, device), StepPeak(device, model.parameters()) as peak, watch:
         value = _loss(model(*inputs, **keywords), loss)
@@ -103,7 +117,7 @@ class _Watch:
 
     @property
     def module(self) -> str:
-        return self._modules[-1] if self._modules else "(outside the model)"
+        return self._modules[-1] if self._modules else _OUTSIDE
 
     def __enter__(self) -> "_Watch":
         for name, module in self._model.named_modules():
@@ -234,6 +248,8 @@ def _row(place: _Place, parts: list[tuple[int, list[_Place], torch.dtype, int, b
     operation = place.operation or "(unknown)"
     hidden = any(part[4] for part in parts)
     least, why = least_bytes(operation, [(dtype, entries) for *_, dtype, entries, _ in parts])
+    if why and place.module == _OUTSIDE:
+        why += "; outside of modules, lean mode serves it in `with handle.lean():`"
     if hidden:
         why = "held outside autograd's saved tensors: on a ctx, in a closure or packed"
         least = None

@@ -1,6 +1,7 @@
 """Make a model lean, and take it back."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -43,8 +44,22 @@ def check_lean(lean: object, bits: object, parts: object = 1) -> None:
 class LeanHandle:
     """What :func:`make_lean` did to a model, and the way back."""
 
-    def __init__(self, stops: list[Callable[[], None]], chains: list[nn.Module]) -> None:
-        self._stops, self._chains = stops, chains
+    def __init__(
+        self, stops: list[Callable[[], None]], chains: list[nn.Module], model: nn.Module, around: Part
+    ) -> None:
+        self._stops, self._chains, self._model, self._around = stops, chains, model, around
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Code inside is lean as that of the model itself is, in its training mode."""
+        if not self._stops or torch.compiler.is_compiling():
+            yield
+            return
+        state = self._around.enter(self._model)
+        try:
+            yield
+        finally:
+            self._around.leave(state)
 
     def remove(self) -> None:
         """Restore the very same model. Doing so twice is harmless."""
@@ -98,7 +113,7 @@ def make_lean(
     def free(module: nn.Module) -> bool:
         return level_of(names[module]) == "rounded" and not any(module is other for other in whole)
 
-    return LeanHandle(stops, split_chains(model, parts, free))
+    return LeanHandle(stops, split_chains(model, parts, free), model, Part(session, level_of(names[model])))
 
 
 def _levels(model: nn.Module, lean: Lean) -> Callable[[set[str]], Level]:

@@ -1,7 +1,8 @@
 """Give the layers of an existing model estimated VJPs, in place, and take them back."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
 from torch import nn
@@ -79,6 +80,23 @@ class RandomizedHandle:
             ValueError: If one of the three is not an integer of 64 bits.
         """
         self._clock.set(_counter("step", step), _counter("micro_batch", micro_batch), _counter("rank", rank))
+
+    @contextmanager
+    def lean(self) -> Iterator[None]:
+        """Code outside of the model's modules, such as its loss, is lean like that of the model, in training mode.
+
+        A context manager, and a decorator of functions. Without ``lean`` everything is PyTorch's there, too.
+
+        Example:
+            >>> import torch
+            >>> model = nn.Sequential(nn.Linear(32, 512))
+            >>> handle = randomize(model, Exact(), lean=True)
+            >>> with handle.lean():  # holds classes' probabilities in 4 bits instead of their logarithms in 32
+            ...     loss = nn.functional.cross_entropy(model(torch.ones(64, 32)), torch.arange(64))
+            >>> criterion = handle.lean()(nn.functional.cross_entropy)  # the same for a function
+        """
+        with nullcontext() if self._lean is None else self._lean.running():
+            yield
 
     def remove(self) -> None:
         """Restore the very same model. Doing so twice is harmless.

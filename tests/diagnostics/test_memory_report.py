@@ -1,5 +1,7 @@
 """memory_report(): every byte that is alive for the backward pass, and whose it is."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -293,3 +295,45 @@ def test_keyword_inputs() -> None:
     assert memory_report(model, **batch).held_bytes == 4 * N
     with pytest.raises(TypeError, match="attention_mask"):
         memory_report(model, input_ids=leaf())
+
+
+FIRST_REPORTS = """
+import torch
+from torch import nn
+import randbp
+from randbp import Axes, LowResolution, NormSpatial
+from randbp.diagnostics import memory_report
+
+estimators = [Axes(0.25), NormSpatial(0.25), LowResolution(0.25)]
+for number, estimator in enumerate(estimators):
+    channels = 16 + 8 * number  # shapes of which no cache knows
+    model = nn.Sequential(
+        nn.Conv2d(3, channels, 3, stride=2), nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1),
+    )
+    randbp.randomize(model, estimator, lean=True)
+    reports = [memory_report(model, torch.randn(4, 3, 40 + number, 40)) for _ in range(2)]
+    assert reports[0].kept_bytes == reports[1].kept_bytes == 0, estimator
+    assert reports[0].held_bytes == reports[1].held_bytes and "still alive" not in str(reports[0]), estimator
+print("done")
+"""
+
+
+def test_the_first_report_of_a_process_does_not_count_caches() -> None:
+    result = subprocess.run([sys.executable, "-c", FIRST_REPORTS], capture_output=True, text=True)
+    assert result.stdout == "done\n", result.stderr
+
+
+def test_what_a_model_keeps_for_good_is_told_from_a_cache() -> None:
+    class Keeps(nn.Module):
+        def __init__(self, growing: bool) -> None:
+            super().__init__()
+            self.layer, self.growing, self.kept = nn.Linear(8, 8), growing, {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            key = len(self.kept) if self.growing else 0
+            if key not in self.kept:
+                self.kept[key] = torch.ones(64) * 2
+            return self.layer(x)
+
+    assert memory_report(Keeps(growing=True), torch.ones(4, 8)).kept_bytes == 256
+    assert memory_report(Keeps(growing=False), torch.ones(4, 8)).kept_bytes == 0
