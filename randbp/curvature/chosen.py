@@ -26,7 +26,7 @@ def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[di
     """The layers that may be preconditioned by name, and why others of those that are named never are.
 
     Raises:
-        ValueError: If a pattern matches no layer.
+        ValueError: If ``layers`` are no names or globs, or one matches no layer.
     """
     holders: dict[Tensor, int] = {}
     for module in model.modules():
@@ -47,7 +47,12 @@ def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[di
             found[name] = module
     if layers is None:
         return found, never
-    patterns = [layers] if isinstance(layers, str) else list(layers)
+    try:
+        patterns = [layers] if isinstance(layers, str) else list(layers)
+    except TypeError:
+        patterns = []
+    if not patterns:
+        raise ValueError(f"layers={layers!r:.60}: expected names or globs, or None for all that can be preconditioned")
     for pattern in patterns:
         if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in [*found, *never]):
             names = ", ".join(map(repr, list(found)[:8])) + (", …" if len(found) > 8 else "")

@@ -107,7 +107,7 @@ def output_grad_rows(spec: LayerSpec, output_grad: Tensor) -> Tensor:
 
 def check_approximation(approximation: object) -> str:
     """Raise ``ValueError`` unless it is ``"reduce"`` or ``"expand"``."""
-    if approximation not in ("reduce", "expand"):
+    if not isinstance(approximation, str) or approximation not in ("reduce", "expand"):
         raise ValueError(f"approximation={approximation!r}: expected 'reduce' or 'expand'")
     return str(approximation)
 

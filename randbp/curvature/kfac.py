@@ -115,7 +115,7 @@ class KFAC(torch.optim.Optimizer):
         if not isinstance(model, nn.Module):
             raise ValueError(f"model={model!r:.60}: expected an nn.Module")
         check_approximation(approximation)
-        if reduction not in ("mean", "sum", "tokens"):
+        if not isinstance(reduction, str) or reduction not in ("mean", "sum", "tokens"):
             raise ValueError(f"reduction={reduction!r}: expected 'mean' or 'sum' or 'tokens'")
         check_number("decay", decay, 0, 1)
         if kl_clip is not None:
@@ -125,6 +125,10 @@ class KFAC(torch.optim.Optimizer):
         self.inverse_every = positive("inverse_every", inverse_every)
         self._largest = positive("largest", largest)
         self._modules, self._left = candidates(model, layers)
+        if params is not None and not (isinstance(params, Iterable) and getattr(params, "shape", None) != ()):
+            raise ValueError(
+                f"params={params!r:.60}: expected parameters or groups of them, as PyTorch's optimisers take"
+            )
         given = [each for each in model.parameters() if each.requires_grad] if params is None else list(params)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping, "steps": 0}
         self._told: set[str] = set()

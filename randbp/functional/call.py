@@ -97,19 +97,35 @@ def check_estimator(name: Vjp, estimator: object) -> None:
     estimator.check_serves(name)
 
 
+MOST = 2**63
+"""From here on an integer is none to PyTorch."""
+
+
 def as_tuple(name: str, value: Any) -> Any:
     """An integer or name as it is, a sequence of integers as a tuple.
 
     Raises:
         ValueError: For anything else.
     """
-    if isinstance(value, int | str):
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST):
         return value
     number = as_integer(value)
     found = as_integers(value) if number is None else number
-    if found is None:
+    if found is None or any(abs(one) >= MOST for one in ([found] if isinstance(found, int) else found)):
         raise ValueError(f"{name}={value!r}: expected an integer or one per dimension")
     return found
+
+
+def checked_groups(groups: object) -> int:
+    """A number of groups as an ``int``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    number = groups if type(groups) is int else as_integer(groups)
+    if number is None or not 1 <= number < MOST:
+        raise ValueError(f"groups={groups!r}: expected a positive integer")
+    return number
 
 
 def check_tensors(x: object, weight: object, bias: object) -> None:

@@ -11,7 +11,7 @@ from ..autograd import Convolution
 from ..estimators import Estimator, Exact, Spatial
 from ..tn import ConvSpec
 from ..tn.integers import as_integers
-from .call import IntOrTuple, as_tuple, call, check_tensors
+from .call import IntOrTuple, as_tuple, call, check_tensors, checked_groups
 
 
 def conv(
@@ -84,7 +84,12 @@ def _widths(padding: Sequence[Any], dims: int) -> list[int]:
 def conv_operation(stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int) -> Convolution:
     """A convolution call's hyper-parameters; not checked before shapes are known."""
     return Convolution(
-        (as_tuple("stride", stride), as_tuple("padding", padding), as_tuple("dilation", dilation), groups)
+        (
+            as_tuple("stride", stride),
+            as_tuple("padding", padding),
+            as_tuple("dilation", dilation),
+            checked_groups(groups),
+        )
     )
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..autograd import TransposedConvolution
 from ..estimators import Estimator, Exact, Spatial
 from ..tn import ConvTransposeSpec
-from .call import IntOrTuple, as_tuple, call, check_tensors
+from .call import IntOrTuple, as_tuple, call, check_tensors, checked_groups
 
 
 def conv_transpose(
@@ -66,7 +66,7 @@ def conv_transpose_operation(
 ) -> TransposedConvolution:
     """A transposed convolution call's hyper-parameters; not checked before shapes are known."""
     steps, pads, extra = as_tuple("stride", stride), as_tuple("padding", padding), output_padding
-    geometry = steps, pads, as_tuple("output_padding", extra), groups, as_tuple("dilation", dilation)
+    geometry = steps, pads, as_tuple("output_padding", extra), checked_groups(groups), as_tuple("dilation", dilation)
     return TransposedConvolution(geometry)
 
 

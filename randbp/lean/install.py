@@ -33,7 +33,7 @@ def check_lean(lean: object, bits: object, parts: object = 1) -> None:
         raise ValueError(f"parts={parts!r}: expected an integer >= 1")
     values = list(lean.values()) if isinstance(lean, Mapping) else [lean]
     keys = list(lean) if isinstance(lean, Mapping) else []
-    if not all(value is True or value is False or value == "exact" for value in values) or not all(
+    if not all(isinstance(value, bool) or (isinstance(value, str) and value == "exact") for value in values) or not all(
         isinstance(key, str) for key in keys
     ):
         raise ValueError(

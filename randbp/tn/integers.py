@@ -24,6 +24,8 @@ def as_integers(values: object) -> tuple[int, ...] | None:
         >>> as_integers([2, 3]), as_integers((2.5, 3)), as_integers(2)
         ((2, 3), None, None)
     """
+    if isinstance(values, bytes | bytearray):
+        return None
     try:
         found = [as_integer(value) for value in values]  # type: ignore[attr-defined]
     except TypeError:
