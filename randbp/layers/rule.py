@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from dis import get_instructions
 from functools import cache
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any, Literal
 
 import torch
@@ -202,6 +202,9 @@ def _named_in(function: Any, depth: int) -> set[Any]:
     if not isinstance(function, FunctionType) or _is_from(function, "torch"):
         return set()
     found, codes = set[Any](), [function.__code__]
+    for cell in function.__closure__ or ():  # a decorator's function calls the one that it decorates
+        if depth > 1 and isinstance(decorated := _contents(cell), FunctionType):
+            found |= _named_in(decorated, depth - 1)
     while codes:
         code = codes.pop()
         codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
@@ -211,6 +214,13 @@ def _named_in(function: Any, depth: int) -> set[Any]:
             elif depth > 1:
                 found |= _named_in(value, depth - 1)
     return found
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 def _globals_of(code: CodeType, names: dict[str, Any]) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """Which modules are layers, and which calls are theirs."""
 
+import functools
 from types import MethodType
 from typing import Any
 
@@ -24,9 +25,31 @@ class Imported(nn.Module):
         return convolve(input, self.kernel)
 
 
-class ByModule(Imported):
+class ByModule(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(3, 3, 3, 3))
+
     def forward(self, input: Tensor) -> Tensor:
         return (lambda kernel: functional.conv2d(input, kernel) + torch.nn.functional.relu(kernel).sum())(self.kernel)
+
+
+def logged(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
+
+
+class Decorated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(3, 3, 3, 3))
+
+    @logged
+    def forward(self, input: Tensor) -> Tensor:
+        return convolve(input, self.kernel)
 
 
 class NotOne(nn.Module):
@@ -65,6 +88,7 @@ class Scale(nn.Module):
         (Product(2, 2), Layer(False), False),
         (Imported(), Layer(True), False),
         (ByModule(), Layer(True), False),
+        (Decorated(), Layer(True), False),
         (NotOne(), None, False),
         (Scale(), None, False),
         (nn.Embedding(2, 2), None, False),
