@@ -12,6 +12,7 @@ import randbp
 from randbp import Channels, Exact, Spatial
 from randbp.diagnostics import gradient_error, memory_report
 from randbp.diagnostics.objective import make_objective
+from randbp.lean.shapes import example_shape
 from randbp.tune.measure import measure
 from tests.randomize.test_own_forward import Joined, Product, SamePadded
 from tests.randomize.test_randomize import grads
@@ -202,3 +203,10 @@ def test_methods_put_into_a_layer_do_not_see_parts_of_a_batch() -> None:
     with randbp.randomize(model, Exact(), Exact(), lean=True):
         y = model(x)
     assert torch.equal(y, model(x))
+
+
+def test_a_class_that_somebody_changed_is_not_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Conv2d(3, 4, 3)
+    assert example_shape(layer, (3, 9, 9)) == (4, 7, 7)
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, input: input)
+    assert example_shape(layer, (3, 9, 9)) is None
