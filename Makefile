@@ -24,6 +24,9 @@ demo: $(READY)  ## Train a small CNN on handwritten digits at four keep rates; p
 test: $(READY)  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
+nightly: $(READY)  ## Long checks: 10,000 generated tensor networks (ten minutes)
+	$(BIN)/python -m tests.tn.generated_networks --count 10000 --processes 2
+
 lint: $(READY)  ## Check formatting, lint rules and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,4 +46,4 @@ gallery: $(READY)  ## Draw all tensor networks into docs/gallery
 clean:  ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
 
-.PHONY: help setup demo test bench gallery lint format clean
+.PHONY: help setup demo test nightly bench gallery lint format clean

@@ -81,7 +81,7 @@ class NaiveEinsum:
                 inputs.append(text(axis.legs) + dimension)
                 operands.append(_grouping(axis, net.sizes).to(device, dtype))
                 result += dimension
-        if net.scale != 1:
+        if net.scale != 1 or not operands:
             inputs.append("")
             operands.append(torch.tensor(net.scale, dtype=dtype, device=device))
         return f"{','.join(inputs)}->{result}", tuple(operands)

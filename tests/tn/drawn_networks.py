@@ -16,7 +16,7 @@ from .drawn_parts import Parts
 
 TERMS = 1_000_000  # index tuples of a network, at most: what a dense einsum would visit
 LEGS = 40  # torch.einsum has 52 letters
-MOVES = 4  # at most
+MOVES = 4  # of a network, at most
 
 Operands = dict[str, Tensor]
 Meaning = Callable[[Operands, Tensor], tuple[Tensor, Tensor]]
@@ -44,12 +44,12 @@ class Refused(Exception):
     """A call that the library refuses, with a line that says why."""
 
 
-def drawn(seed: int) -> Drawn:
-    """The network of a seed."""
+def drawn(seed: int, moves: int = MOVES) -> Drawn:
+    """The network of a seed, after so many moves at most."""
     draw = _Moves(seed)
     net, call = draw.operation()
     calls, means, refused, tried = [f"net = {call}"], None, Counter[str](), 0
-    for _ in range(draw.rng.randint(0, MOVES)):
+    for _ in range(draw.rng.randint(0, moves)):
         move = draw.rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         for _ in range(5):  # what is refused or too large is drawn again
             tried += 1
@@ -118,8 +118,12 @@ class _Moves(Parts):
         stored = tuple(slot for slot in _data_slots(net) if self.chance(0.1))
         after = _try(net.subsample, indices, weights=weights, stored=stored)
         means = None
-        if not stored and meaning.is_plain(after) and prod(net.sizes.values()) <= meaning.FEW_TERMS:
-            means = lambda operands, value: (value, meaning.subsampled(net, after, chosen, operands))  # noqa: E731
+        kept = [
+            axis for node in after.nodes if isinstance(node, tn.Operand) and node.slot in stored for axis in node.axes
+        ]
+        plain = meaning.is_plain(after) and all(axis.is_plain(after.sizes) for axis in kept)
+        if plain and prod(net.sizes.values()) <= meaning.FEW_TERMS:
+            means = lambda operands, value: (value, meaning.subsampled(net, after, chosen, stored, operands))  # noqa: E731
         tensors = ", ".join(f"{k!r}: torch.tensor({i.tolist()}, dtype={i.dtype})" for k, i in indices.items())
         factors = ", ".join(f"{k!r}: torch.tensor({w.tolist()}, dtype={w.dtype})" for k, w in weights.items())
         return after, f"net.subsample({{{tensors}}}, weights={{{factors}}}, stored={stored})", means

@@ -14,7 +14,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from randbp.tn.plan import lowered, searches
 from randbp.tn.report import random_path
 
 from . import meaning
-from .drawn_networks import Drawn, drawn
+from .drawn_networks import MOVES, Drawn, drawn
 from .strategies import random_operands
 
 REPORTS, DIAGRAMS = 8, 400  # every so many networks are copied and reported on, and drawn as a diagram
@@ -52,11 +52,11 @@ class Outcome:
     tried: int
 
 
-def outcome(seed: int) -> Outcome:
+def outcome(seed: int, moves: int = MOVES) -> Outcome:
     """Draw a network and check it."""
     case = None
     try:
-        case = drawn(seed)
+        case = drawn(seed, moves)
         check(case)
     except Exception as error:
         verdict = "wrong" if isinstance(error, AssertionError) else "crashed"
@@ -67,7 +67,8 @@ def outcome(seed: int) -> Outcome:
 def check(case: Drawn) -> None:
     """Everything that a network is asked; an AssertionError says which answer is wrong."""
     net = case.net
-    operands = random_operands(net, seed=case.seed)
+    rng = random.Random(case.seed)
+    operands = {slot: _strided(tensor, rng) for slot, tensor in random_operands(net, seed=case.seed).items()}
     expected = meaning.evaluated(net, operands)
     _equal(net.contract(operands), expected, "contract() and einsum()")
     if prod(net.sizes.values()) <= meaning.FEW_TERMS:
@@ -77,12 +78,42 @@ def check(case: Drawn) -> None:
     simple = net.simplify()
     if simple != net:
         _equal(meaning.evaluated(simple, operands), expected, f"einsum() of {simple}")
-    for plan, value in other_orders(net, operands, random.Random(case.seed)):
+    for plan, value in other_orders(net, operands, rng):
         _equal(value, expected, f"{plan}\nand einsum()")
+    if case.seed % 4 == 2:
+        _check_gradients(net, operands, rng)
     if case.seed % 2:
         _check_type(net, operands, TYPES[case.seed // 2 % len(TYPES)])
     if case.seed % REPORTS == 0:
         _check_reports(net, case.seed % DIAGRAMS == 0)
+
+
+def _strided(tensor: Tensor, rng: random.Random) -> Tensor:
+    """The tensor as it is, in another order of memory, or with gaps."""
+    kind = rng.choice(("plain", "plain", "permuted", "apart"))
+    if kind == "permuted":
+        order = rng.sample(range(tensor.ndim), tensor.ndim)
+        return tensor.permute(order).contiguous().permute([order.index(dim) for dim in range(tensor.ndim)])
+    return torch.stack((tensor, tensor + 1), -1)[..., 0] if kind == "apart" else tensor
+
+
+def _check_gradients(net: tn.TensorNetwork, operands: dict[str, Tensor], rng: random.Random) -> None:
+    """Autograd through the plan, and through other orders, beside autograd through the naive einsum."""
+    given = {**net.bound, **operands}
+    data = [slot for slot in net.slots if slot not in net.index_slots]
+    variables = {slot: given[slot].detach().requires_grad_() for slot in data}
+    given |= variables
+
+    def gradients(value: Tensor) -> list[Tensor]:
+        if not value.requires_grad:
+            return [torch.zeros_like(variable) for variable in variables.values()]
+        weights = torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(1))
+        return list(torch.autograd.grad(value, list(variables.values()), weights, materialize_grads=True))
+
+    expected = gradients(meaning.evaluated(net, given))
+    for text, value in (("contract()", net.contract(given)), *other_orders(net, given, rng)):
+        for slot, found, right in zip(data, gradients(value), expected, strict=True):
+            _equal(found, right, f"gradients of {slot} through {text}\nand einsum()")
 
 
 def _equal(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
@@ -159,11 +190,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="number of networks")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first one")
+    parser.add_argument("--moves", type=int, default=MOVES, help="moves after the first operation, at most")
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args(arguments)
     start, verdicts, refused, tried = perf_counter(), Counter[str](), Counter[str](), 0
     seeds = range(given.seed, given.seed + given.count)
-    for found in _outcomes(seeds, given.processes):
+    for found in _outcomes(partial(outcome, moves=given.moves), seeds, given.processes):
         verdicts[found.verdict] += 1
         refused += found.refused
         tried += found.tried
@@ -178,12 +210,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if verdicts["wrong"] or verdicts["crashed"] else 0
 
 
-def _outcomes(seeds: Iterable[int], processes: int) -> Iterator[Outcome]:
+def _outcomes(check_one: Callable[[int], Outcome], seeds: Iterable[int], processes: int) -> Iterator[Outcome]:
     if processes == 1:
-        yield from map(outcome, seeds)
+        yield from map(check_one, seeds)
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), partial(torch.set_num_threads, 1)) as workers:
-        yield from workers.map(outcome, seeds, chunksize=20)
+        yield from workers.map(check_one, seeds, chunksize=20)
 
 
 def _kinds(refused: Counter[str]) -> Counter[str]:

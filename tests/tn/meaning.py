@@ -13,8 +13,11 @@ FEW_TERMS = 60_000  # index tuples that are worth to be visited one by one
 Operands = Mapping[str, Tensor]
 
 
-def terms(net: tn.TensorNetwork, operands: Operands) -> tuple[dict[str, Tensor], Tensor]:
-    """One term per index tuple of all legs: the values of the legs, and the product of what the nodes are there."""
+def terms(net: tn.TensorNetwork, operands: Operands, without: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], Tensor]:
+    """One term per index tuple of all legs: the values of the legs, and the product of what the nodes are there.
+
+    Slots may be left out of the product.
+    """
     operands = {**net.bound, **operands}
     number, stride = torch.arange(prod(net.sizes.values())), 1
     at = {}
@@ -24,6 +27,8 @@ def terms(net: tn.TensorNetwork, operands: Operands) -> tuple[dict[str, Tensor],
     product = torch.full((len(number),), net.scale, dtype=torch.float64)
     for node in net.nodes:
         if isinstance(node, tn.Operand):
+            if node.slot in without:
+                continue
             product = product * operands[node.slot][tuple(position(axis, at) for axis in node.axes)]
         elif isinstance(node, tn.Pattern):
             p = node.pattern
@@ -85,10 +90,14 @@ def subsampled(
     before: tn.TensorNetwork,
     after: tn.TensorNetwork,
     chosen: Mapping[str, tuple[Tensor, Tensor | None]],
+    stored: tuple[str, ...],
     operands: Operands,
 ) -> Tensor:
-    """The network before, its terms gathered by hand along the restricted legs and weighted, then summed."""
-    _, product = terms(before, operands)
+    """The network before, its terms gathered by hand along the restricted legs and weighted, then summed.
+
+    What is stored is not gathered: it comes as it is.
+    """
+    _, product = terms(before, operands, without=stored)
     legs, values = list(before.sizes), product.reshape(list(before.sizes.values()))
     for key in sorted(chosen, key=lambda key: key != "n"):
         index, weights = chosen[key]
@@ -102,7 +111,9 @@ def subsampled(
         if weights is not None:
             values = values * weights.reshape(shape)
         legs = [*ahead, *rest, key]
-    return join((values, tuple(legs)), to=after.open_legs).reshape(after.output_shape)
+    kept = [node for node in after.nodes if isinstance(node, tn.Operand) and node.slot in stored]
+    factors = ((operands[n.slot].reshape([after.sizes[leg] for leg in n.legs]), n.legs) for n in kept)
+    return join((values, tuple(legs)), *factors, to=after.open_legs).reshape(after.output_shape)
 
 
 def composed(before: tn.TensorNetwork, inner: tn.TensorNetwork, into: str, operands: Operands) -> Tensor:

@@ -44,7 +44,7 @@ def random_operands(net: tn.TensorNetwork, dtype: torch.dtype = torch.float64, s
             continue
         if slot in net.index_slots:
             limit = index_limit(net, slot)
-            tensors[slot] = torch.randint(limit, shape, generator=generator)
+            tensors[slot] = torch.randint(max(1, limit), shape, generator=generator)
         elif dtype.is_floating_point or dtype.is_complex:
             tensors[slot] = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
         else:

@@ -131,6 +131,7 @@ def test_networks_without_tensors_are_reported_on_like_others():
         assert net.path_report().orders == 1
         assert net.draw().axes
         assert_matches_einsum(net)
+        assert_matches_einsum(net.sum(*net.open_legs))
 
 
 def test_one_name_for_an_index_and_for_data_is_refused():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randbp import tn
-from randbp.tn.execute import banded, rows
+from randbp.tn.execute import banded, lines, rows
 from randbp.tn.plan import make_plan
 
 from .strategies import assert_matches_einsum, random_operands, specs
@@ -192,6 +192,16 @@ def test_contraction_is_differentiable():
             lambda *tensors, net=net, slots=slots: net.contract(dict(zip(slots, tensors, strict=True))),
             tuple(operands.values()),
         )
+
+
+def test_line_products_are_differentiable() -> None:
+    spec = tn.ConvSpec((2, 3, 4, 3), 2, (3, 2), stride=(1, 2), padding=1)
+    net = tn.weight_vjp(spec)
+    with mock.patch.multiple(lines, WIDE=0, WIDEST=0, LONG=0, SMALL=10**6):
+        plan = make_plan(net, torch.float64, torch.device("cpu"))
+    assert [step.kernel for step in plan.steps] == ["line products"]
+    x, y = (tensor.requires_grad_() for tensor in random_operands(net).values())
+    assert torch.autograd.gradcheck(lambda *tensors: plan.run(tensors), (x, y))
 
 
 @pytest.mark.parametrize("width", [1, 4096])

@@ -60,9 +60,10 @@ def line_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
         inputs = _positions_first(x).view(-1, last.input_size, examples * columns)
         classes = {r: inputs[:, r :: last.stride].contiguous() for r in residues}
         result = x.new_zeros(len(meetings), len(stretches), rows, columns)
-        for lines, places in zip(meetings, result, strict=True):
-            for (residue, first, source, length), place in zip(stretches, places, strict=True):
+        for meeting, lines in enumerate(meetings):
+            for entry, (residue, first, source, length) in enumerate(stretches):
                 if length:
+                    place = result[meeting, entry]  # what iterating gives, autograd lets nobody write to
                     for output, input_ in lines:
                         left = outputs[output, first : first + length].view(-1, rows)
                         right = classes[residue][input_, source : source + length].view(-1, columns)
