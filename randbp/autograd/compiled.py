@@ -160,7 +160,7 @@ class _Compiled(torch.autograd.Function):
                 held, output_grad, seed, input_shape, weight_shape, ctx.layer, ctx.weight_estimator, ctx.weight_last
             )
         if ctx.needs_input_grad[2]:
-            bias_grad = vjps.bias_vjp(ctx.operation.channels_second(output_grad))
+            bias_grad = vjps.bias_vjp(output_grad, ctx.operation)
         return input_grad, weight_grad, bias_grad, None, None, None, None, None, None
 
 

@@ -69,7 +69,7 @@ class _Estimated(torch.autograd.Function):
                     grad, weight, input_shape, operation, spec, ctx.input_estimator, seed, input_format
                 )
             if ctx.needs_input_grad[2]:
-                bias_grad = bias_vjp(grad)
+                bias_grad = bias_vjp(output_grad, operation)
         grads = not_differentiable(operation.title, (input_grad, weight_grad, bias_grad), (edge, weight, output_grad))
         return (*grads, None, None, None, None, None, None)
 

@@ -68,8 +68,14 @@ def input_vjp(
     return operation.channels_back(grad, input_shape).contiguous(memory_format=memory_format)
 
 
-def bias_vjp(output_grad: Tensor) -> Tensor:
-    """Exact bias VJP, from an output gradient ``[N, D, *O]``."""
+def bias_vjp(output_grad: Tensor, operation: Operation) -> Tensor:
+    """Exact bias VJP, from an output gradient as PyTorch's function returned the output.
+
+    For linear layers it is PyTorch's bit for bit. Of a convolution in single precision PyTorch's processor kernel makes
+    it along with the weight VJP, at that price; a sum of its own may differ in the last bit.
+    """
+    if isinstance(operation, Linear):
+        return output_grad.reshape(-1, output_grad.shape[-1]).sum(0)
     return output_grad.sum([dim for dim in range(output_grad.dim()) if dim != 1])
 
 

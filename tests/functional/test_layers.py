@@ -355,3 +355,18 @@ def test_the_mean_over_examples_is_kept_exactly_on_vectors() -> None:
         return float((torch.autograd.grad(y, weight, output_grad)[0] - exact).norm() / exact.norm())
 
     assert error(Spatial(0.25)) < 0.05 < 0.5 < error(Spatial(0.25, center=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(9,), (7, 9), (300, 9), (4, 33, 9), (8, 200, 9), (2, 3, 5, 9), (300, 1, 9)])
+def test_bias_gradients_of_linear_layers_are_pytorchs_bit_for_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias, grad = (
+        torch.randn(size, generator=generator).to(dtype) for size in (shape, (24, 9), (24,), (*shape[:-1], 24))
+    )
+    for output_grad in (grad, grad.transpose(0, -2).contiguous().transpose(0, -2) if grad.dim() > 1 else grad):
+        leaves = [tensor.clone().requires_grad_() for tensor in (weight, bias)]
+        for input_vjp in (Exact(), Channels(keep=0.5)):
+            ours = linear(x, *leaves, weight_vjp=Spatial(keep=0.5), input_vjp=input_vjp)
+            mine, other = (torch.autograd.grad(y, leaves, output_grad)[1] for y in (ours, F.linear(x, *leaves)))
+            assert torch.equal(mine, other)
