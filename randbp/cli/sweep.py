@@ -2,13 +2,13 @@
 
 import difflib
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from randbp.callbacks.files import write_text
 from randbp.report.damaged import Damaged
 
 from .errors import OptionParser, UsageError
@@ -101,7 +101,7 @@ def run_sweep(
         raise UsageError(f"{sweep.folder} exists and is left as it is: --resume continues it, --name starts another")
     with owned_by_sweep(sweep.folder) as lock:
         sweep.take_up()
-        shutil.copyfile(file, sweep.folder / "sweep.yaml")
+        write_text(sweep.folder / "sweep.yaml", sweep.text)
         execution = Execution(sweep, jobs, lock, console)
         with sigterm_raises():
             stop = execution.run()

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import child
+from .errors import UsageError
 from .hyperband import falls_behind
+from .run_folder import is_owned
 from .stopping import Terminated, reason
 from .sweep_plan import Plan
 from .sweep_run import STOPPED, Planned
@@ -63,7 +65,7 @@ class Execution:
             ``None`` after the last one; what has stopped the sweep and the exit code for it otherwise.
 
         Raises:
-            UsageError: If finished runs are of other commands; then none is started.
+            UsageError: If finished runs are of other commands, or unfinished ones are at work; then none is started.
         """
         waiting = self._missing()
         columns = (
@@ -96,6 +98,9 @@ class Execution:
         if self.plan.sweep.method != "bayes":
             self.plan.count = len(known)  # without those that were drawn twice
         missing = [run for run in known if not run.is_done()]
+        for run in missing:
+            if is_owned(run.folder):  # by a `randbp fit --resume` of the user's own, for one
+                raise UsageError(f"{run.folder}: another process is training there")
         self.done = len(known) - len(missing)
         if self.done:
             self._say(f"{self.done} of {self.plan.count} runs are finished already")
@@ -154,12 +159,20 @@ class Execution:
         summary = run.summary()
         outcome = f"FAILED: {summary.get('error')}"
         if run.status == "finished":
-            accuracy = run.value("test/accuracy")
-            outcome = f"finished in {seconds:.0f} s"
-            outcome += "" if accuracy is None else f", test accuracy {accuracy:.1%}"
+            outcome = f"finished in {seconds:.0f} s{self._reached(run)}"
         elif run.status == STOPPED:
             outcome = str(summary.get("error"))
         self._say(f"[{self.done}/{self.plan.count}] {run.version}  {outcome}")
+
+    def _reached(self, run: Planned) -> str:
+        """The sweep's metric of a run, or the test accuracy where the sweep has none."""
+        metric = self.plan.sweep.metric
+        if metric is None:
+            accuracy = run.value("test/accuracy")
+            return "" if accuracy is None else f", test accuracy {accuracy:.1%}"
+        if (value := run.value(metric.name)) is not None:
+            return f", {metric.name} {value:.4g}"
+        return f", no finite {metric.name}"
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -36,6 +36,7 @@ class Plan:
 
     Attributes:
         sweep: What the file says.
+        text: The file as it is.
         runs: The runs made known so far, by their versions; what was drawn twice is there once.
 
     Raises:
@@ -52,6 +53,7 @@ class Plan:
         seed: int = 0,
     ) -> None:
         self.sweep = read_sweep(file)
+        self.text = file.read_text(encoding="utf-8")
         self.name = name or self.sweep.name
         self.root, self.folder = root, root / self.name
         self.extra, self.seed = tuple(extra), seed

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 from randbp.cli import sweep_execution, sweep_folder
 from randbp.cli.main import main
+from randbp.cli.run_folder import owned
 from tests.cli.test_child import all_end, number_in
 
 ROOT = Path(__file__).parents[2]
@@ -231,6 +233,16 @@ def test_two_sweeps_do_not_share_a_folder(
     assert "another sweep is working there" in capsys.readouterr().err
 
 
+def test_a_run_that_somebody_trains_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = script_sweep(here, "silent", "fine")
+    assert main(["sweep", str(sweep)]) == 1
+    capsys.readouterr()
+    with owned(here / "runs/quick/what=silent"):
+        assert main(["sweep", str(here / "runs/quick/sweep.yaml"), "--name=quick", "--resume"]) == 2
+    assert "runs/quick/what=silent: another process is training there" in capsys.readouterr().err
+    assert status(here / "runs/quick/what=silent") == "failed"
+
+
 X = {"parameters": {"x": {"min": 0.0, "max": 1.0}}}
 
 
@@ -240,6 +252,7 @@ def test_a_search_that_is_taken_up_again_goes_on_as_it_would_have(
 ) -> None:
     sweep = str(script_sweep(here, "fine", method=method, metric={"name": "loss"}, **X))
     assert main(["sweep", sweep, "--name=whole", f"--count={count}"]) == 0
+    assert re.search(r"\[1/\d+\] x=\S+  finished in \d+ s, loss \d", capsys.readouterr().out)
     assert main(["sweep", sweep, "--name=parts", f"--count={count - 2}"]) == 0
     last = min((here / "runs" / "parts").glob("x=*"), key=lambda path: path.stat().st_mtime)
     (last / "summary.json").write_text("{}")  # as if it had been ended
