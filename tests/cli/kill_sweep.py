@@ -2,10 +2,12 @@
 
     python -m tests.cli.kill_sweep [10]
 
-So many times each the sweep alone is killed, its whole process group, and it is sent SIGTERM. Half of the moments are
-times; half are operations on files of the sweep itself, before which it ends itself.
+So many times each the sweep alone is killed, its whole process group, and it is sent SIGTERM. A third of the moments
+are times; a third are operations on files of the sweep itself, before which it ends itself; at the others one of the
+runs has completed so many epochs.
 """
 
+import json
 import os
 import random
 import signal
@@ -23,6 +25,7 @@ from tests.cli.kill_fit import OPTIONS, difference, processes
 
 WAYS = ("alone", "group", "term")
 SEEDS = (0, 1)
+EPOCHS = 12
 
 
 def sweep(options: list[str], root: Path, log: Path, way: str, last: int | None, counted: Any) -> None:
@@ -80,11 +83,21 @@ def run(
     return process.exitcode, time.perf_counter() - began, counted.value, log.read_text() if log.exists() else ""
 
 
-def write_sweep(root: Path, seeds: tuple[int, ...] = SEEDS) -> None:
+def write_sweep(root: Path, seeds: tuple[int, ...] = SEEDS, epochs: int = EPOCHS) -> None:
     """Make the sweep file."""
     command = ["${env}", "randbp", "fit", *(word for word in OPTIONS if not word.startswith("--name")), "${args}"]
+    command += [f"--trainer.max_epochs={epochs}"]
     parameters = {"seed_everything": {"values": list(seeds)}}
     (root / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "command": command, "parameters": parameters}))
+
+
+def epochs(root: Path, name: str) -> int:
+    """How many epochs the first run has completed."""
+    try:
+        summary = json.loads((root / "runs" / name / f"seed_everything={SEEDS[0]}" / "summary.json").read_text())
+    except FileNotFoundError:
+        return 0
+    return summary.get("progress", {}).get("epochs", 0)
 
 
 def amiss(root: Path, name: str, seeds: tuple[int, ...] = SEEDS) -> str:
@@ -101,22 +114,32 @@ def main(count: int) -> int:
     with TemporaryDirectory() as place:
         root = Path(place)
         write_sweep(root)
+        run(root, "first")  # which starts the server of processes
         code, seconds, operations, text = run(root, "whole")
         assert code == 0, text
         print(f"undisturbed: {seconds:.1f} s, {operations} operations on files by the sweep itself")
         for number in range(count * len(WAYS)):
             way, name = WAYS[number % len(WAYS)], str(number)
-            by_file = number // len(WAYS) % 2
-            last = draw.randint(1, operations) if by_file else None
-            second = 600.0 if by_file else draw.uniform(0, seconds)
-            code, *_ = run(root, name, way=way, last=last, until=lambda now, end=second: now > end)
+            kind = ("epoch", "time", "operation")[number // len(WAYS) % 3]
+            epoch, second = draw.randint(1, EPOCHS - 1), draw.uniform(0, seconds)
+            last = draw.randint(1, operations) if kind == "operation" else None
+            ends = {
+                "epoch": lambda now, name=name, epoch=epoch: epochs(root, name) >= epoch or now > 600,
+                "time": lambda now, second=second: now > second,
+                "operation": lambda now: now > 600,
+            }
+            code, *_ = run(root, name, way=way, last=last, until=ends[kind])
             there = sorted(path.parent.parent.name for path in root.glob(f"runs/{name}/*/checkpoints/last.ckpt"))
             code_after, _, _, text = run(root, name, "--resume")
             fault = amiss(root, name) if code_after == 0 else text
             wrong += bool(fault)
             verdict = f"WRONG: {fault}" if fault else "as if undisturbed"
-            moment = f"at operation {last}" if by_file else f"after {second:.1f} s"
-            print(f"{number}: {way} {moment}, exit {code}, checkpoints of {there}, then {verdict}", flush=True)
+            moment = {
+                "epoch": f"at epoch {epoch}",
+                "time": f"after {second:.1f} s",
+                "operation": f"at operation {last}",
+            }
+            print(f"{number}: {way} {moment[kind]}, exit {code}, checkpoints of {there}, then {verdict}", flush=True)
     print(f"{count * len(WAYS) - wrong} of {count * len(WAYS)} as if undisturbed")
     return wrong
 

@@ -92,6 +92,18 @@ def test_all_end_with_the_parent(tmp_path: Path, whom: str, number: signal.Signa
     assert (tmp_path / "log").read_text() == ""  # the shell did not get to its end
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no signal for the parent's end")
+def test_the_command_ends_if_parent_and_leader_are_killed_at_once(tmp_path: Path) -> None:
+    process, leader = started(tmp_path)
+    shell, behind = number_in(tmp_path / "shell"), number_in(tmp_path / "behind")
+    os.kill(process.pid, signal.SIGSTOP)  # so that it cannot do anything about the leader's end
+    os.kill(leader, signal.SIGKILL)
+    assert all_end([leader, shell])
+    process.kill()
+    process.communicate(timeout=30)
+    os.kill(behind, signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
     ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", -15), ("kill -KILL $$", -9)]
 )

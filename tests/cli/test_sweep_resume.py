@@ -14,7 +14,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("killed")
     code, _, _, text = kill_fit.run(root, "whole", "--seed_everything=3")
     assert code == 0, text
-    kill_sweep.write_sweep(root, seeds=(3,))
+    kill_sweep.write_sweep(root, seeds=(3,), epochs=4)
     return root
 
 
