@@ -40,6 +40,7 @@ def sweep(options: list[str], root: Path, log: Path, way: str, last: int | None,
                 end(os.getpid(), way)
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     os.chdir(root)
     with log.open("ab", 0) as file:
         os.dup2(file.fileno(), 1)
@@ -51,8 +52,8 @@ def sweep(options: list[str], root: Path, log: Path, way: str, last: int | None,
 
 def end(pid: int, way: str) -> None:
     """End a sweep."""
-    if way == "group":
-        os.killpg(pid, signal.SIGKILL)
+    if way in ("group", "interrupt"):
+        os.killpg(pid, signal.SIGKILL if way == "group" else signal.SIGINT)  # as a terminal on Ctrl-C
     else:
         os.kill(pid, signal.SIGTERM if way == "term" else signal.SIGKILL)
 
@@ -71,7 +72,7 @@ def run(
         The exit code, the seconds, the operations, and what was printed.
     """
     log, counted = root / f"{name}.log", processes.Value("i", 0)
-    words = [f"--name={name}", "--jobs=2", *options]
+    words = [f"--name={name}", *options]
     process = processes.Process(target=sweep, args=(words, root, log, way, last, counted))
     began = time.perf_counter()
     process.start()
@@ -114,8 +115,8 @@ def main(count: int) -> int:
     with TemporaryDirectory() as place:
         root = Path(place)
         write_sweep(root)
-        run(root, "first")  # which starts the server of processes
-        code, seconds, operations, text = run(root, "whole")
+        run(root, "first", "--jobs=2")  # which starts the server of processes
+        code, seconds, operations, text = run(root, "whole", "--jobs=2")
         assert code == 0, text
         print(f"undisturbed: {seconds:.1f} s, {operations} operations on files by the sweep itself")
         for number in range(count * len(WAYS)):
@@ -128,9 +129,9 @@ def main(count: int) -> int:
                 "time": lambda now, second=second: now > second,
                 "operation": lambda now: now > 600,
             }
-            code, *_ = run(root, name, way=way, last=last, until=ends[kind])
+            code, *_ = run(root, name, "--jobs=2", way=way, last=last, until=ends[kind])
             there = sorted(path.parent.parent.name for path in root.glob(f"runs/{name}/*/checkpoints/last.ckpt"))
-            code_after, _, _, text = run(root, name, "--resume")
+            code_after, _, _, text = run(root, name, "--jobs=2", "--resume")
             fault = amiss(root, name) if code_after == 0 else text
             wrong += bool(fault)
             verdict = f"WRONG: {fault}" if fault else "as if undisturbed"

@@ -40,7 +40,7 @@ def started(folder: Path, script: str = SHELL) -> tuple["subprocess.Popen[str]",
 
 
 def number_in(path: Path) -> int:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (path.exists() and path.read_text().strip()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -59,7 +59,7 @@ def is_alive(pid: int) -> bool:
 
 
 def all_end(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while any(map(is_alive, pids)):
         if time.monotonic() > deadline:
             return False
@@ -87,7 +87,7 @@ def test_all_end_with_the_parent(tmp_path: Path, whom: str, number: signal.Signa
     else:
         os.kill(process.pid if whom == "parent" else leader, number)
     assert all_end(others)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=300)
     assert out == (f"{-number}\n" if whom == "the leader" else "")
     assert (tmp_path / "log").read_text() == ""  # the shell did not get to its end
 
@@ -100,7 +100,7 @@ def test_the_command_ends_if_parent_and_leader_are_killed_at_once(tmp_path: Path
     os.kill(leader, signal.SIGKILL)
     assert all_end([leader, shell])
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     os.kill(behind, signal.SIGKILL)
 
 
@@ -109,13 +109,13 @@ def test_the_command_ends_if_parent_and_leader_are_killed_at_once(tmp_path: Path
 )
 def test_it_ends_as_its_command_does(tmp_path: Path, script: str, code: int) -> None:
     process, _ = started(tmp_path, f"echo said; {script}")
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=300)
     assert (out, (tmp_path / "log").read_text()) == (f"{code}\n", "said\n")
 
 
 def test_a_command_that_failed_leaves_nothing_running(tmp_path: Path) -> None:
     process, leader = started(tmp_path, "sleep 1000 & echo $! > behind; exit 3")
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=300)
     assert out == "3\n" and all_end([leader, number_in(tmp_path / "behind")])
 
 

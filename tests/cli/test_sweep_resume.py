@@ -7,14 +7,16 @@ import pytest
 
 from tests.cli import kill_fit, kill_sweep
 
+EPOCHS = 25  # enough of them are left when the first one has been seen
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a sweep file and a run that nobody disturbed."""
     root = tmp_path_factory.mktemp("killed")
-    code, _, _, text = kill_fit.run(root, "whole", "--seed_everything=3")
+    code, _, _, text = kill_fit.run(root, "whole", "--seed_everything=3", f"--trainer.max_epochs={EPOCHS}")
     assert code == 0, text
-    kill_sweep.write_sweep(root, seeds=(3,), epochs=4)
+    kill_sweep.write_sweep(root, seeds=(3,), epochs=EPOCHS)
     return root
 
 
