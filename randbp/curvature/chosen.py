@@ -1,6 +1,6 @@
 """Which layers of a model K-FAC preconditions, and why others are left to plain steps."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,8 +18,8 @@ NOT_SEEN = (
 NO_CALL = "its forward pass calls no F.conv*, F.linear or torch.addmm with a weight of its own"
 NO_PASS = "its gradient came without a backward pass that could be used (torch.autograd.grad, an empty batch)"
 
-DELIBERATE = frozenset({FROZEN, NOT_HELD, NOT_CALLED})
-"""Reasons of which nobody has to be told."""
+DELIBERATE = frozenset({FROZEN, NOT_CALLED})
+"""Reasons of which nobody has to be told, and :data:`NOT_HELD` from the start is another one."""
 
 
 def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -28,10 +28,6 @@ def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[di
     Raises:
         ValueError: If ``layers`` are no names or globs, or one matches no layer.
     """
-    holders: dict[Tensor, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            holders[parameter] = holders.get(parameter, 0) + 1
     found: dict[str, nn.Module] = {}
     never: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -39,10 +35,6 @@ def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[di
             continue
         if kind.exact:
             never[name] = kind.exact
-            continue
-        own = [parameter for _, parameter in own_parameters(module) if parameter.dim() > 1]
-        if own and all(holders.get(parameter, 0) > 1 for parameter in own):
-            never[name] = SHARED
         else:
             found[name] = module
     if layers is None:
@@ -64,26 +56,39 @@ def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[di
     return {n: m for n, m in found.items() if named(n)}, {n: reason for n, reason in never.items() if named(n)}
 
 
-def left_by_parameters(place: Place, weight: Tensor | None, held: Collection[Tensor], largest: int) -> str:
+def shared_parameters(model: nn.Module) -> set[Tensor]:
+    """Those that more than one module has."""
+    found: set[Tensor] = set()
+    shared: set[Tensor] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            (shared if parameter in found else found).add(parameter)
+    return shared
+
+
+def left_by_parameters(place: Place, held: Container[Tensor], shared: Container[Tensor], largest: int) -> str:
     """Why a weight is not preconditioned, as far as parameters tell; empty if it is.
 
     Args:
         place: Where the weight is.
-        weight: The parameter there.
         held: The optimiser's parameters.
+        shared: Parameters of more than one module.
         largest: Rows of a factor, at most.
     """
+    weight = place.parameter
     if weight is None:
         return COMPUTED if runs_pytorchs_forward(place.module) else ""  # the next call tells
     if not weight.is_floating_point():
         return NOT_REAL
     if not weight.requires_grad:
         return FROZEN
+    if weight in shared:
+        return SHARED
     if weight not in held:
         return NOT_HELD
     if not weight.numel():
         return "its weight is empty"
-    if place.form is not None and max(place.shape(weight, bias=True)[1:]) > largest:
+    if place.form is not None and max(place.shape(weight, place.added_bias is not None)[1:]) > largest:
         return f"its larger factor has more than largest={largest} rows"
     return place.left if place.left in (TWO_WAYS, SHARDED) else ""
 
@@ -103,13 +108,14 @@ def left_by_calls(modules: Mapping[str, nn.Module], statistics: Statistics, know
     for name, module in modules.items():
         places = by_layer[name]
         has_grad = any(parameter.grad is not None for _, parameter in own_parameters(module))
-        if name in statistics.trouble:
-            left[name] = statistics.trouble[name]
+        trouble = statistics.trouble.get(name, "")
+        if trouble and not (trouble == COMPUTED and runs_pytorchs_forward(module)):  # that is told by parameters
+            left[name] = trouble
         elif name not in statistics.called:
             left[name] = NOT_SEEN if has_grad else NOT_CALLED
         elif not places and not runs_pytorchs_forward(module):
             left[name] = NO_CALL
-        elif has_grad and not any(place in known or place.left for place in places):
+        elif has_grad and not any(place in known or place.left or place.passed_over for place in places):
             left[name] = NO_PASS
     return left
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ..layers import runs_pytorchs_forward
 from .arguments import check_number, positive
 from .averages import KEYS, Reduction, finite, follow, forget, invert, over_processes, processes, scales_of, update
-from .chosen import DELIBERATE, candidates, left_by_calls, left_by_parameters, summary
+from .chosen import DELIBERATE, candidates, left_by_calls, left_by_parameters, shared_parameters, summary
 from .factors import Approximation, check_approximation
-from .places import NOT_HELD, SHARED, Place
+from .places import NOT_HELD
 from .precondition import preconditioned
 from .statistics import Statistics
 
@@ -129,14 +129,16 @@ class KFAC(torch.optim.Optimizer):
             raise ValueError(
                 f"params={params!r:.60}: expected parameters or groups of them, as PyTorch's optimisers take"
             )
+        self._model, self._shared = model, shared_parameters(model)
         given = [each for each in model.parameters() if each.requires_grad] if params is None else list(params)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping, "steps": 0}
-        self._told: set[str] = set()
+        self._told: dict[str, str] = {}
         self._by_calls: dict[str, str] = {}
         self._statistics = Statistics(self._modules, approximation, self._largest, reduction == "tokens")
         try:
             super().__init__(given, defaults)
             self._check_layers(type(model).__name__, everything=params is None)
+            self._told = {name: why for name, why in self.left_plain.items() if why == NOT_HELD}
         except BaseException:
             self._statistics.remove()
             raise
@@ -217,13 +219,15 @@ class KFAC(torch.optim.Optimizer):
             What the closure returns, if given.
 
         Warns:
-            UserWarning: Once, if layers are left to plain steps for other reasons than that they are frozen, not held
-                or not called.
+            UserWarning: Once of each layer and reason, if layers are left to plain steps for another reason than that
+                they are frozen, not called, or were not held from the start.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._statistics.active:
+            self._shared = shared_parameters(self._model)
         groups = self._look()
         if self._statistics.active:
             self._average()
@@ -274,16 +278,10 @@ class KFAC(torch.optim.Optimizer):
         """See which parameters the layers have now; the group of each of the optimiser's."""
         groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
         self._statistics.held = groups
-        owners: dict[Tensor, Place] = {}
         own: list[Tensor] = []
         for place in self._statistics.places.values():
             own += place.look(groups)
-            weight = place.parameter
-            place.left = left_by_parameters(place, weight, groups, self._largest)
-            if weight is not None and weight in owners:
-                place.left = owners[weight].left = SHARED
-            elif weight is not None:
-                owners[weight] = place
+            place.left = left_by_parameters(place, groups, self._shared, self._largest)
         for parameter in [each for each in self.state if isinstance(each, Tensor) and each not in groups]:
             del self.state[parameter]
         forget(self.state, own)
@@ -333,10 +331,11 @@ class KFAC(torch.optim.Optimizer):
 
     def _tell(self) -> None:
         """Warn once of layers that are left to plain steps."""
-        left = {name: why for name, why in self.left_plain.items() if why not in DELIBERATE and name not in self._told}
-        if left and not self._statistics.removed and not (processes() > 1 and torch.distributed.get_rank()):
-            warnings.warn(summary(left), stacklevel=5)
-        self._told |= set(left)
+        left = {name: why for name, why in self.left_plain.items() if why not in DELIBERATE}
+        new = {name: why for name, why in left.items() if self._told.get(name) != why}
+        if new and not self._statistics.removed and not (processes() > 1 and torch.distributed.get_rank()):
+            warnings.warn(summary(new), stacklevel=5)
+        self._told |= new
 
 
 def _due(steps: int, every: int) -> bool:

@@ -70,6 +70,7 @@ class Place:
         adds_bias: Whether a bias that needs a gradient is the optimiser's, too.
         added_bias: The bias that is preconditioned together with the weight.
         left: Why the weight is not preconditioned at present; empty if it is.
+        passed_over: Whether nothing was made of its last call for that.
         gathering: What was seen of it.
     """
 
@@ -80,7 +81,7 @@ class Place:
         self.parameter: nn.Parameter | None = None
         self.adds_bias = True
         self.added_bias: nn.Parameter | None = None
-        self.left = ""
+        self.left, self.passed_over = "", False
         self.gathering = Gathering()
 
     def look(self, held: Container[Tensor]) -> list[nn.Parameter]:

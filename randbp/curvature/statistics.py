@@ -157,11 +157,8 @@ class Statistics:
         """Whether a call is one of those to learn from."""
         if is_sharded(input) or is_sharded(output):
             place.left = SHARDED
-        if (
-            not (output.requires_grad and weight.requires_grad)
-            or weight.is_complex()
-            or place.left not in ("", FROZEN, COMPUTED)
-        ):
+        place.passed_over = place.left not in ("", FROZEN, COMPUTED)
+        if place.passed_over or weight.is_complex() or not (output.requires_grad and weight.requires_grad):
             return False
         return bool(input.numel() and output.numel() and in_memory(output))
 

@@ -251,6 +251,38 @@ def test_freezing_and_thawing_keeps_the_averages():
     assert optimizer.state[model[0].weight]["updates"] == 5 and not optimizer.left_plain
 
 
+def test_weights_that_are_tied_later_and_untied_again():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 72), nn.Tanh(), nn.Linear(72, 72), nn.Linear(72, 3)).double()
+    optimizer = made(model)
+    train(model, optimizer, 2)
+    own = model[1].weight
+    model[1].weight = model[3].weight
+    with pytest.warns(UserWarning, match="plain steps for 2 layers: '1', '3' .its weight is shared with another"):
+        train(model, optimizer, 2, first=2)
+    model[1].weight = own
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, 2, first=4)
+    assert not optimizer.left_plain and set(optimizer.state[own]) >= FACTORS
+
+
+def test_a_weight_that_the_optimiser_loses_is_told_of():
+    model = network()
+    optimizer = made(model)
+    train(model, optimizer, 1)
+    another_weight(model)
+    with pytest.warns(UserWarning, match="plain steps for 1 layer: '3' .its weight is not among"):
+        train(model, optimizer, 1, first=1)
+
+
+def test_the_bound_on_rows_is_the_last_that_is_served():
+    """Without a bias there is no column for it."""
+    model = nn.Sequential(nn.Linear(20, 3, bias=False), nn.Linear(3, 20), nn.Linear(20, 2))
+    assert set(KFAC(model, largest=20).layers) == {"0", "1"}
+    assert set(KFAC(model, largest=21).layers) == {"0", "1", "2"}
+
+
 def test_frozen_layers_are_served_once_they_thaw():
     model = network()
     model[0].requires_grad_(False)
