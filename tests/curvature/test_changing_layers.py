@@ -263,7 +263,7 @@ def test_weights_that_are_tied_later_and_untied_again():
     model[1].weight = own
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(model, optimizer, 2, first=4)
+        train(model, optimizer, 3, first=4)
     assert not optimizer.left_plain and set(optimizer.state[own]) >= FACTORS
 
 

@@ -179,6 +179,18 @@ def test_gradients_of_other_things_do_not_count():
 
 
 @pytest.mark.filterwarnings("ignore:KFAC")
+def test_a_penalty_on_weights_keeps_nothing_of_another_pass():
+    model = network()
+    optimizer = KFAC(model)
+    x = torch.randn(8, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    torch.autograd.grad(cross_entropy(model(x), torch.arange(8) % 3), x)
+    sum(parameter.square().sum() for parameter in model.parameters()).backward()
+    assert not optimizer._statistics.seen
+    optimizer.step()
+    assert all("updates" not in state for state in optimizer.state.values())
+
+
+@pytest.mark.filterwarnings("ignore:KFAC")
 def test_other_weights_in_the_place_of_parameters_do_not_count():
     """As in meta-learning, whose outer gradient comes through weights that a step within has made."""
     model = network()

@@ -307,6 +307,11 @@ class Standardised(nn.Linear):
         return F.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
 
 
+class Squashed(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.tanh(), self.bias)
+
+
 class Elsewhere(nn.Linear):
     def forward(self, x):
         return (x.unsqueeze(-2) * self.weight).sum(-1) + self.bias
@@ -322,6 +327,7 @@ class Both(nn.Linear):
 LEFT = [
     (lambda: Masked(5, 5), "its weight is computed from parameters"),
     (lambda: Standardised(5, 5), "its weight is computed from parameters"),
+    (lambda: Squashed(5, 5), "its weight is computed from parameters"),
     (lambda: parametrizations.weight_norm(nn.Linear(5, 5)), "its weight is computed from parameters"),
     (lambda: nn.utils.spectral_norm(nn.Linear(5, 5)), "its weight is computed from parameters"),
     (lambda: Elsewhere(5, 5), "its forward pass calls no"),
