@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,6 @@ from .sharding import is_sharded
 
 NO_TENSOR = "its input or output is not a tensor"
 COMPILED = "its forward pass is its own and compiled"
-
-
-class _Anywhere:
-    """Whether some :class:`Statistics` gather: what graphs of ``torch.compile`` ask, which forget what hooks hold."""
-
-    now = False
-    numbers: ClassVar[set[int]] = set()
-
-    @classmethod
-    def set(cls, number: int, gathers: bool) -> None:
-        """Say of one whether it gathers."""
-        (cls.numbers.add if gathers else cls.numbers.discard)(number)
-        cls.now = bool(cls.numbers)
 
 
 class Statistics:
@@ -61,7 +48,6 @@ class Statistics:
     def __init__(
         self, layers: Mapping[str, nn.Module], approximation: Approximation, largest: int, counts_terms: bool = False
     ) -> None:
-        weakref.finalize(self, _Anywhere.set, id(self), False)
         self.active, self.removed = True, False
         self.approximation: Approximation = approximation
         self.largest, self.counts_terms = largest, counts_terms
@@ -78,16 +64,6 @@ class Statistics:
                 module.register_forward_pre_hook(before, with_kwargs=True),
                 module.register_forward_hook(_After(before), with_kwargs=True, always_call=True, prepend=True),
             ]
-
-    @property
-    def active(self) -> bool:
-        """Whether calls are watched."""
-        return self._active
-
-    @active.setter
-    def active(self, active: bool) -> None:
-        self._active = active
-        _Anywhere.set(id(self), active)
 
     @property
     def seen(self) -> dict[str, Seen]:
@@ -249,7 +225,9 @@ class _After(_Hook):
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         compiled = torch.compiler.is_compiling()
-        if not compiled or _Anywhere.now:  # a graph that is made where nothing is gathered stays whole
+        if (
+            not compiled or self._before.watching(module) is not None
+        ):  # a graph that is made where nothing is gathered stays whole
             self._see(module, arguments[0] if arguments else named.get("input"), output, compiled)
 
     @uncompiled("randbp: K-FAC gathers its factors outside of graphs")
