@@ -159,6 +159,45 @@ def test_convolutions_step_as_plain_ones(kind, make, call, approximation):
     torch.testing.assert_close(dict(other.named_parameters()), dict(model.named_parameters()), rtol=1e-10, atol=1e-12)
 
 
+class Transposed(nn.ConvTranspose2d):
+    def forward(self, x):
+        extra = F.conv_transpose2d(x, self.weight, self.bias, 2, [1], (1, 0), 2, dilation=1)
+        return (extra,)
+
+
+class Dilated(nn.Conv1d):
+    def forward(self, x):
+        return (F.conv1d(x, self.weight, self.bias, padding="same", dilation=2),)
+
+
+class Unbatched(nn.Conv3d):
+    def forward(self, x):
+        return (torch.conv3d(x[0], self.weight, None, 1, (1, 0, 1)),)
+
+
+OTHERS = [
+    (Transposed, nn.ConvTranspose2d, (4, 6, 3, 2, 1, (1, 0), 2), (3, 4, 5, 4)),
+    (Dilated, nn.Conv1d, (2, 4, 3, 1, "same", 2), (3, 2, 9)),
+    (Unbatched, nn.Conv3d, (2, 4, 3, 1, (1, 0, 1), 1, 1, False), (1, 2, 5, 5, 4)),
+]
+
+
+@pytest.mark.parametrize("approximation", ["reduce", "expand"])
+@pytest.mark.parametrize(("own", "plain", "arguments", "shape"), OTHERS)
+def test_factors_of_other_functions(own, plain, arguments, shape, approximation):
+    layers = own(*arguments, dtype=F64), plain(*arguments, dtype=F64)
+    layers[0].load_state_dict(layers[1].state_dict())
+    x, factors = torch.randn(*shape, dtype=F64), []
+    for layer in layers:
+        optimizer = KFAC(layer, approximation=approximation)
+        output = layer(x)
+        (output[0] if isinstance(output, tuple) else output).sin().sum().backward()
+        optimizer.step()
+        state = optimizer.state[layer.weight]
+        factors.append([state["input_factor"], state["output_grad_factor"]])
+    torch.testing.assert_close(*factors, rtol=1e-12, atol=1e-14)
+
+
 class Sequence(nn.Module):
     def __init__(self, layer, head):
         super().__init__()
