@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from randbp.cli.main import main
-from tests.cli.bad_inputs import api, fit, report, sweep, tune
+from tests.cli.bad_inputs import accepted, api, fit, report, sweep, tune
 from tests.cli.bad_inputs.rows import Call, Command
 
 PROJECT = Path(__file__).parent / "bad_inputs" / "project"
-COMMANDS = [row for table in (fit, report, sweep, tune) for row in table.ROWS]
+COMMANDS = [row for table in (accepted, fit, report, sweep, tune) for row in table.ROWS]
 PYTHONS_WORDS = re.compile(r"Traceback|\b[A-Z]\w*(?:Error|Exception)\b|<class '")
 
 
