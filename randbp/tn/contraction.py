@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .network import TensorNetwork, check_operand
+from .network import INDEX_TYPES, TensorNetwork, check_operand
 from .plan_cache import cache
 from .sampling import check_indices
 
@@ -23,7 +23,7 @@ def contract(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
         if not isinstance(tensor, Tensor) or tensor.shape != shape:
             raise _complaint(net, tensors)
         if is_index:
-            if tensor.is_floating_point() or tensor.dtype == torch.bool:
+            if tensor.dtype not in INDEX_TYPES:
                 raise _complaint(net, tensors)
         elif dtype is None:
             dtype, device = tensor.dtype, tensor.device

@@ -114,4 +114,4 @@ def _one_hot(index: Tensor, node: Selection, sizes: Mapping[str, int]) -> Tensor
     count = 1
     for size in targets:
         count *= size
-    return (index[..., None] == torch.arange(count, device=index.device)).long().unflatten(-1, targets)
+    return (index.long()[..., None] == torch.arange(count, device=index.device)).long().unflatten(-1, targets)

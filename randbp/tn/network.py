@@ -11,6 +11,11 @@ from torch import Tensor
 
 from .nodes import Axis, Node, Operand, Pattern, Selection, index_shape, layout_legs
 
+INDEX_TYPES = frozenset(
+    (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8)
+)
+"""Data types of index tensors: all integers."""
+
 if TYPE_CHECKING:
     from .plan import Plan
     from .report import PathReport
@@ -403,5 +408,5 @@ def check_operand(net: TensorNetwork, slot: str, tensor: Tensor) -> None:
     if tuple(tensor.shape) != net.slots[slot]:
         axes = next((str(node) for node in net.nodes if not isinstance(node, Pattern) and node.slot == slot), slot)
         raise ValueError(f"{slot} of shape {tuple(tensor.shape)}: {net.name} needs {net.slots[slot]} for {axes}")
-    if slot in net.index_slots and (tensor.is_floating_point() or tensor.dtype == torch.bool):
+    if slot in net.index_slots and tensor.dtype not in INDEX_TYPES:
         raise ValueError(f"{slot} of dtype {tensor.dtype}: an index needs integers")

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .integers import as_integer
 from .moves import pruned
-from .network import TensorNetwork, check_leg, check_slot
+from .network import INDEX_TYPES, TensorNetwork, check_leg, check_slot
 from .nodes import Axis, Node, Operand, Pattern, Selection, layout_legs, volume
 
 BATCH = "n"
@@ -91,16 +90,22 @@ def subsample(
 
 def _check_index(net: TensorNetwork, key: str, index: Tensor) -> None:
     legs = _legs(net, key)
-    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
+    if not isinstance(index, Tensor) or index.dtype not in INDEX_TYPES:
         raise ValueError(f"subsample: index of leg {key!r} must be an integer tensor, got {index!r:.60}")
     if index.ndim not in (1, 2):
         raise ValueError(f"subsample: index of leg {key!r} has shape {tuple(index.shape)}; expected [S] or [N, S]")
     size = volume(legs, net.sizes)
-    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < size):
-        raise ValueError(
-            f"subsample: index of leg {key!r} reaches from {int(index.min())} to {int(index.max())}; "
-            f"allowed is 0 to {size - 1}"
-        )
+    if not index.numel():
+        return
+    least, most = _range(index)
+    if not 0 <= least <= most < size:
+        raise ValueError(f"subsample: index of leg {key!r} reaches from {least} to {most}; allowed is 0 to {size - 1}")
+
+
+def _range(index: Tensor) -> tuple[int, int]:
+    """Least and largest value, of unsigned types too."""
+    wide = index.long()
+    return int(wide.min()), int(wide.max())
 
 
 def check_indices(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
@@ -108,7 +113,7 @@ def check_indices(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
     for node in net.nodes:
         if isinstance(node, Selection) and (index := tensors[node.slot]).numel():
             size = volume(node.targets, net.sizes)
-            least, most = int(index.min()), int(index.max())
+            least, most = _range(index)
             if not 0 <= least <= most < size:
                 raise ValueError(
                     f"{node.slot} of {net.name} reaches from {least} to {most}; allowed is 0 to {size - 1}"

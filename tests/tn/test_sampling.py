@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randbp import tn
+from randbp.tn.network import INDEX_TYPES
 
 from .strategies import assert_matches_einsum, random_operands, specs
 
@@ -142,6 +143,7 @@ def test_no_operand_is_ever_a_dense_pattern():
         ({"i1": torch.tensor([5])}, r"'i1' reaches from 5 to 5; allowed is 0 to 4"),
         ({"i1": torch.tensor([-1])}, r"'i1' reaches from -1 to -1"),
         ({"i1": torch.tensor([0.0])}, "'i1' must be an integer tensor"),
+        ({"i1": torch.tensor([0j])}, "'i1' must be an integer tensor"),
         ({"i1": [0, 1]}, "'i1' must be an integer tensor"),
         ({"i1": torch.zeros(1, 1, 1, dtype=torch.long)}, r"'i1' has shape \(1, 1, 1\)"),
         ({"i1": torch.zeros(3, 1, dtype=torch.long)}, r"i1 index of shape \(3, 1\)"),
@@ -181,6 +183,17 @@ def test_indices_that_come_with_the_operands_are_checked(index, message):
     for evaluate in (net.contract, net.einsum):
         with pytest.raises(ValueError, match=message):
             evaluate(operands)
+
+
+@pytest.mark.parametrize("dtype", sorted(INDEX_TYPES, key=str))
+@pytest.mark.parametrize("leg", ["i1", "o1", "i2 i1"])
+def test_an_index_of_any_integer_type_reaches_positions_beyond_its_range(dtype, leg):
+    index = torch.tensor([0, 100, 127, 3])
+    for operation in (tn.conv, tn.weight_vjp, tn.input_vjp, tn.fold, tn.kfac_reduce):
+        net = operation(tn.ConvSpec((2, 1, 300, 1), 2, (3, 1), stride=(1, 1), padding=(130, 0)))
+        expected = assert_matches_einsum(net.subsample({leg: index}))
+        operands = random_operands(net)
+        torch.testing.assert_close(net.subsample({leg: index.to(dtype)}).contract(operands), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 64])

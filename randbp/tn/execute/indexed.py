@@ -33,7 +33,7 @@ def table(
         volume *= size
 
     def kernel(index: Tensor) -> Tensor:
-        remainder = index
+        remainder = index.long()  # positions may be beyond what the index's type holds
         values = []
         for size in reversed(target_sizes):
             values.append(remainder % size)
