@@ -10,6 +10,7 @@ from pathlib import Path
 
 from randbp.cli import sweep
 from randbp.cli.errors import UsageError
+from randbp.cli.stopping import Stopped
 
 SWEEP = Path("configs/sweeps/demo.yaml")
 
@@ -25,6 +26,6 @@ def main(argv: Sequence[str]) -> int:
     name = options.name or sweep.free_name(options.root, "demo")
     try:
         return sweep.main([str(SWEEP), f"--root={options.root}", f"--name={name}", *rest])
-    except UsageError as error:
+    except (UsageError, Stopped) as error:
         print(f"demo: {error}", file=sys.stderr)
-        return 2
+        return error.code if isinstance(error, Stopped) else 2

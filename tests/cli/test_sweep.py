@@ -1,11 +1,6 @@
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ from filelock import FileLock
 from randbp.cli import sweep_execution, sweep_folder
 from randbp.cli.main import main
 from randbp.cli.run_folder import owned
+from tests.cli import kill_sweep
 from tests.cli.test_child import all_end, number_in
 
 ROOT = Path(__file__).parents[2]
@@ -175,49 +171,33 @@ def test_jobs_run_side_by_side(here: Path) -> None:
     assert status(here / "runs" / "other" / "what=meet") == "finished"
 
 
-@pytest.fixture
-def sweep_process(here: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A sweep whose second run would take long, at that run."""
-    sweep = script_sweep(here, "fine", "lazy", "kill")
-    command = [sys.executable, "-m", "randbp.cli.main", "sweep", str(sweep)]
-    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=listening,
-    ) as process:
-        number_in(here / "began-lazy")
-        yield process
-        process.kill()
+def ended(folder: Path, way: str) -> tuple[int, str]:
+    """End a sweep while its second run takes long. Returns the exit code, and what was printed."""
+    (folder / "s.yaml").write_bytes(script_sweep(folder, "fine", "lazy", "kill").read_bytes())
+    code, _, _, text = kill_sweep.run(folder, "quick", way=way, until=lambda _: (folder / "began-lazy").exists())
+    assert all_end([number_in(folder / "began-lazy")])
+    return code, text
 
 
-@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")])
-def test_interrupting_keeps_what_is_there_and_says_how_to_go_on(
-    here: Path, sweep_process: "subprocess.Popen[str]", number: signal.Signals, word: str
-) -> None:
-    os.killpg(sweep_process.pid, number)  # what a terminal does on Ctrl-C
-    _, err = sweep_process.communicate(timeout=60)
-    assert sweep_process.returncode == 128 + number
-    assert all_end([number_in(here / "began-lazy")])
+@pytest.mark.parametrize(
+    ("way", "code", "word"), [("interrupt", 130, "interrupted"), ("term", 143, "ended by SIGTERM")]
+)
+def test_stopping_keeps_what_is_there_and_says_how_to_go_on(here: Path, way: str, code: int, word: str) -> None:
+    found, text = ended(here, way)
     runs = here / "runs" / "quick"
-    assert (status(runs / "what=fine"), status(runs / "what=lazy")) == ("finished", "failed")
+    assert (found, status(runs / "what=fine"), status(runs / "what=lazy")) == (code, "finished", "failed")
     assert not (runs / "what=kill").exists()
-    assert "what=kill: not started" in err
-    assert err.splitlines()[-1] == f"randbp sweep: {word}; to go on: randbp sweep {here}/quick.yaml --resume"
+    assert "what=kill: not started" in text
+    assert text.splitlines()[-1] == f"randbp sweep: {word}; to go on: randbp sweep s.yaml --resume --name=quick"
     assert (runs / "report.html").exists()
 
 
 def test_runs_end_with_a_sweep_that_is_killed_and_another_goes_on(
-    here: Path, sweep_process: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep_process.kill()
-    script_sweep(here, "fine", "lazy", "kill")
+    assert ended(here, "alone")[0] == -signal.SIGKILL
     (here / "script.py").write_text(SCRIPT.replace("time.sleep(60)", "pass"))
-    assert main(["sweep", "quick.yaml", "--resume"]) == 1  # at once: it waits for what is left of the other
-    assert all_end([number_in(here / "began-lazy")])
+    assert main(["sweep", "s.yaml", "--name=quick", "--resume"]) == 1
     out = capsys.readouterr().out
     assert "what=lazy  finished" in out and "what=kill  FAILED" in out and "what=fine  " not in out
 
