@@ -1,6 +1,7 @@
 """Hooks, transforms, modes and calls around code: the one place that knows PyTorch's internals about them."""
 
 import sys
+import weakref
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Protocol
@@ -132,15 +133,17 @@ class _Calls:
     """Runs in place of a module's ``_call_impl``."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        self._module: Callable[[], Any] = weakref.ref(module)  # which holds this object
         self.around: list[Around] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return self.module._call_impl(*args, **kwargs)
+            return self._module()._call_impl(*args, **kwargs)
         # Replicas of nn.DataParallel share this object with the module that they were made of: which is it?
         caller = sys._getframe(1).f_locals.get("self")
-        module = caller if isinstance(caller, nn.Module) and caller.__dict__.get(_CALLS) is self else self.module
+        module: Any = (
+            caller if isinstance(caller, nn.Module) and caller.__dict__.get(_CALLS) is self else self._module()
+        )
         entered: list[tuple[Around, Any]] = []
         try:
             for around in self.around:
@@ -151,9 +154,12 @@ class _Calls:
                 around, token = entered.pop()
                 around.leave(token)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self._module(), "around": self.around}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.module.__dict__[_IMPLEMENTATION] = self  # which modules do not copy or pickle themselves
+        self._module, self.around = weakref.ref(state["module"]), state["around"]
+        state["module"].__dict__[_IMPLEMENTATION] = self  # which modules do not copy or pickle themselves
 
 
 _IMPLEMENTATION, _CALLS = "_compiled_call_impl", "_randbp_calls"

@@ -1,7 +1,9 @@
 """A lean model in ``eval()`` mode is PyTorch's, bit for bit: its fast paths look at hooks, modes and classes."""
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -102,7 +104,7 @@ def made(name: str) -> nn.Module:
     return MODELS[name]()
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:randomize")
 @pytest.mark.parametrize("grad", GRADS)
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", MODELS)
@@ -183,6 +185,19 @@ def test_copies_and_pickles_are_lean_in_training_and_pytorchs_in_eval_mode() -> 
             is_lean(other)
             and type(other.head[1](torch.ones(9, 9, requires_grad=True)).grad_fn).__name__ == "_SmoothBackward"
         )
+
+
+def test_models_go_without_waiting_for_the_garbage_collector() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.GELU())
+    parameter = weakref.ref(model[0].weight)
+    handle = randbp.randomize(model, Exact(), layers="*", lean=True)
+    model(torch.randn(2, 3)).sum().backward()
+    gc.disable()
+    try:
+        del model, handle
+        assert parameter() is None
+    finally:
+        gc.enable()
 
 
 def test_replicas_run_their_own_parameters() -> None:
