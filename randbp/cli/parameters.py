@@ -10,6 +10,9 @@ from .errors import UsageError
 from .setting import Setting, missing
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+MOST = 2**53
+"""The largest integer that is drawn: up to there each is a float, too."""
+
 _FORMS = "value, values, min and max, a distribution, or parameters"
 
 
@@ -104,6 +107,8 @@ def _distribution(it: Setting) -> str:
 def _number(it: Setting, distribution: str) -> float:
     last = it.key.rpartition(".")[2]
     if distribution == "int_uniform":
+        if abs(it.integer()) > MOST:
+            raise it.wrong(f"an integer from -{MOST} to {MOST}")
         return it.integer()
     if last in ("q", "a", "b"):
         return it.number(above=0)

@@ -17,7 +17,7 @@ from .yaml_file import read_yaml
 Values = dict[str, Any]
 METHODS = ("grid", "random", "bayes")
 IMPUTED = ("latest", "best", "worst")
-MOST_GRID_RUNS = 100_000
+MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def _check_grid(path: Path, parameters: Mapping[str, Parameter]) -> None:
                 f"{path}: parameters.{place}: {it.distribution} does not go with method=grid, "
                 f"expected value, values or integers from min to max"
             )
-        if runs > MOST_GRID_RUNS:
-            raise UsageError(f"{path}: parameters: a grid of {runs} runs or more, expected at most {MOST_GRID_RUNS}")
+        if runs > MOST_RUNS:
+            raise UsageError(f"{path}: parameters: a grid of {runs} runs or more, expected at most {MOST_RUNS}")
 
 
 def _command(it: Setting) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from randbp.callbacks.files import write_json
 from .errors import UsageError
 from .search import Draw, Trial, propose, values_at
 from .sweep_command import arguments_as_json, command_line
-from .sweep_file import Values, read_sweep
+from .sweep_file import MOST_RUNS, Values, read_sweep
 from .sweep_run import Planned
 
 TRIALS = "trials.json"
@@ -68,6 +68,8 @@ class Plan:
             raise UsageError(
                 f"{file}: run_cap: missing, expected the number of runs of method={self.sweep.method} (or --count)"
             )
+        elif count > MOST_RUNS:
+            raise UsageError(f"{file}: run_cap={count}: expected at most {MOST_RUNS} runs (--count makes them fewer)")
         self.count = count
 
     def __iter__(self) -> Iterator[Planned]:

@@ -39,6 +39,8 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not a text file: byte {error.start} is no UTF-8") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: not valid YAML: too many lists and mappings within each other") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-41
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 

@@ -49,6 +49,9 @@ TABLE = [
     refused("pyobj", "!!python/object/apply:os.system [touch evil]", "not valid YAML"),
     refused("binary", b"\xff\xfe\x00\x01", "not a text file"),
     refused("control character", b"name: \x01\n", "not valid YAML"),
+    refused("bottomless", "[" * 3000, "not valid YAML"),
+    refused("utf-16", GRID.encode("utf-16"), "not a text file"),
+    refused("tab", "method: grid\n\tparameters: 1\n", "not valid YAML"),
     refused("two documents", f"{GRID}---\n{GRID}", "not valid YAML"),
     refused("date that is none", "name: 2024-13-41\n", "not valid YAML", "month"),
     refused("alias of itself", "method: grid\nparameters: &p {a: {parameters: *p}}\n", "contain itself"),
@@ -115,6 +118,9 @@ TABLE = [
     parameter(
         "int_uniform of halves", "{min: 0.5, max: 2, distribution: int_uniform}", ".min=0.5: expected an integer"
     ),
+    parameter(
+        "too large an integer", "{min: 0, max: 100000000000000000000}", ".max=1000", "expected an integer from -9007"
+    ),
     parameter("sigma < 0", "{distribution: normal, sigma: -1}", ".sigma=-1: expected a number >= 0"),
     parameter("q 0", "{distribution: q_uniform, min: 0, max: 1, q: 0}", ".q=0: expected a number above 0"),
     parameter("beta a 0", "{distribution: beta, a: 0}", ".a=0: expected a number above 0"),
@@ -128,6 +134,7 @@ TABLE = [
     refused("rangegrid", "method: grid\nparameters: {a: {min: 0.0, max: 1}}\n", "uniform does not go with method=grid"),
     refused("huge grid", "method: grid\nparameters: {a: {min: 0, max: 1000000000}}\n", "a grid of 1000000001 runs"),
     refused("randomnocount", RANDOM.replace("run_cap: 1\n", "") + "{a: {value: 1}}\n", "run_cap: missing", "--count"),
+    refused("cap of too many", f"{RANDOM.replace('1', '1000000000')}{{a: {{value: 1}}}}\n", "at most 100000 runs"),
     refused("capstr", f"{GRID}run_cap: '3'\n", "run_cap='3': expected an integer >= 1 (write 3, without quotes)"),
     refused("capneg", f"{GRID}run_cap: -2\n", "run_cap=-2: expected an integer >= 1"),
     refused("cap 0", f"{GRID}run_cap: 0\n", "run_cap=0: expected an integer >= 1"),
