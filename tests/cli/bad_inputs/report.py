@@ -133,7 +133,7 @@ def table_came_first(printed: str) -> None:
 
 
 def marked_up() -> None:
-    for name in ("[/red] [bold]$\\frac :smile:", "数字"):
+    for name in ("[/red] [bold]$\\frac$ :smile:", "数字"):
         for keep in (1.0, 0.5):
             folder = Path("rep", f"{len(name)}-{keep}")
             write_run(folder, keep, metrics={"test/accuracy [/x] $": 0.5})
@@ -323,7 +323,7 @@ ROWS = [
         ("report", "rep"),
         code=0,
         prepare=marked_up,
-        says=("[/red] [bold]$\\frac :smile:", "name 数字"),
+        says=("[/red] [bold]$\\frac$ :smile:", "name 数字"),
         leaves=("rep/report.html",),
     ),
     Command(
