@@ -24,7 +24,7 @@ from randbp.diagnostics import (
 from ..tn.integers import as_integer
 from .files import checked_filename, write_json
 from .host_peak import HostPeak
-from .summary import describe_estimators, describe_run
+from .summary import describe_estimators, describe_run, not_finite
 
 SUMMARY_FORMAT = 1
 """Version of the layout of ``summary.json``; a change of meaning raises it."""
@@ -39,7 +39,8 @@ class CostMonitor(Callback):
     and environment into one file in the run's folder (``trainer.log_dir``, else
     ``trainer.default_root_dir``), written atomically: at the start with ``"status": "running"``, updated
     after each epoch, at the end of ``fit`` and of ``test`` with ``"finished"``, after an exception with
-    ``"failed"`` and whatever is known by then. A training that is resumed in the folder of the interrupted one
+    ``"failed"`` and whatever is known by then; ``"not_finite"`` names the metrics that are no numbers, or infinite.
+    A training that is resumed in the folder of the interrupted one
     continues its file: the steps of both count. Only rank zero writes; times, bytes and peaks are its own.
 
     Logged and written are
@@ -263,7 +264,9 @@ class CostMonitor(Callback):
 
     def _add_metrics(self, trainer: Trainer) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.summary.setdefault("metrics", {}).update(metrics)
+        known = self.summary.setdefault("metrics", {})
+        known.update(metrics)
+        self.summary["not_finite"] = not_finite({name: float(value) for name, value in known.items()})
 
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero or self._path is None:

@@ -1,5 +1,6 @@
 """A training run described in plain data."""
 
+import math
 import os
 from collections.abc import Mapping
 from statistics import fmean
@@ -47,6 +48,16 @@ def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
             settings: dict[str, Any] = {name: _estimator_fields(found[name]) for name in found}
             return settings | {"layers": getattr(callback, "layers", None)}
     return None
+
+
+def not_finite(metrics: Mapping[str, float]) -> list[str]:
+    """Names of the metrics that are no finite numbers: the training may have diverged.
+
+    Example:
+        >>> not_finite({"loss": float("nan"), "accuracy": 0.5})
+        ['loss']
+    """
+    return sorted(name for name, value in metrics.items() if not math.isfinite(value))
 
 
 def _estimator_fields(estimator: Any) -> dict[str, Any] | None:

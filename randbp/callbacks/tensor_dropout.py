@@ -1,11 +1,13 @@
 """Approximate backpropagation in a Lightning Trainer: one callback."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from ..estimators import Estimator, Exact, Spatial, plain_estimator
@@ -70,19 +72,41 @@ class TensorDropout(Callback):
         self._step: tuple[pl.LightningModule, Any, Any] | None = None
         self._batches = 0
 
+    def check(self, module: nn.Module) -> None:
+        """That a model has the layers that are to be estimated; it stays as it is.
+
+        A model that is built only when fitting starts is left to that moment.
+
+        Raises:
+            ValueError: If not, as :func:`randbp.randomize` does.
+
+        Example:
+            >>> TensorDropout(Spatial(keep=0.5), layers="head").check(nn.Sequential(nn.Conv2d(1, 2, 3)))
+            Traceback (most recent call last):
+            ValueError: layers='head': matches none of the convolutions '0'
+        """
+        if any(is_overridden(hook, module, pl.LightningModule) for hook in ("configure_model", "setup")):
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to warn of will be said when fitting starts
+            self._randomized(module).remove()
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Randomise the layers."""
-        self.handle = randomize(
-            pl_module,
+        self.handle = self._randomized(pl_module)
+        if self.lean:  # a training step is not called as a module is, and has the loss
+            step = self.handle.lean()(pl_module.training_step)
+            self._step = pl_module, step, pl_module.__dict__.get("training_step")
+            pl_module.__dict__["training_step"] = step
+
+    def _randomized(self, module: nn.Module) -> RandomizedHandle:
+        return randomize(
+            module,
             *(self.weight_vjp, self.input_vjp, self.layers, self.seed),
             lean=self.lean,
             bits=self.bits,
             parts=self.parts,
         )
-        if self.lean:  # a training step is not called as a module is, and has the loss
-            step = self.handle.lean()(pl_module.training_step)
-            self._step = pl_module, step, pl_module.__dict__.get("training_step")
-            pl_module.__dict__["training_step"] = step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

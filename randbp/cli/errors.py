@@ -86,6 +86,25 @@ _WORDING = [
     (re.compile(r"\. Got value: "), ", got "),
 ]
 
+# Of an option that takes one of several types, or of several values.
+_ALTERNATIVES = re.compile(r"^expected (?=.* - expected |Literal\[)(.*?)(?=, got |$)")
+
+
+def _listed(match: re.Match[str]) -> str:
+    """Types and values as a user writes them.
+
+    Example:
+        >>> _ALTERNATIVES.sub(_listed, "expected bool - expected Literal['exact'], got maybe")
+        'expected true, false or exact, got maybe'
+    """
+    names: list[str] = []
+    for kind in match[1].split(" - expected "):
+        if kind.startswith("Literal["):
+            names += [value.strip(" '\"") for value in kind.removeprefix("Literal[").removesuffix("]").split(",")]
+        else:
+            names += ["true", "false"] if kind == "bool" else [kind]
+    return f"expected {', '.join(names[:-1])} or {names[-1]}" if names[1:] else f"expected {names[0]}"
+
 
 def condense(message: str) -> str:
     """Make one line of jsonargparse's indented explanation: the key, the class, what is wrong.
@@ -116,5 +135,6 @@ def condense(message: str) -> str:
         text = pattern.sub(wording, text)
     if given and text.startswith("expected") and "got" not in text:
         text += f", got {given[1]}"
+    text = _ALTERNATIVES.sub(_listed, text)
     place = ".".join(keys) + (f" ({owner})" if owner and keys else owner)
     return f"{place}: {text}" if place else text

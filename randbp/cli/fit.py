@@ -1,10 +1,7 @@
 """Train, validate, test and predict: LightningCLI with tensor dropout, run folders and loggers."""
 
-import argparse
-import logging
 import os
 import traceback
-import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,8 +14,8 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
@@ -29,12 +26,17 @@ from randbp.callbacks.files import write_text
 from randbp.callbacks.latest_epoch import FILENAMES, LatestEpoch, find_latest
 from randbp.callbacks.monitor import CostMonitor
 from randbp.callbacks.random_state import RandomState
+from randbp.callbacks.summary import not_finite
 from randbp.layers import is_convolution
 
-from .errors import RunError, UsageError, condense, debugging, one_line
+from .checkpoints import check_content, check_file
+from .configuration import check_processes, check_values, each, parse
+from .errors import RunError, UsageError, condense, one_line
 from .loggers import WandbMode, close_loggers, make_loggers
 from .metrics_file import KeepRows
+from .quiet import quieten
 from .resume import CONFIG, how_to_resume, with_folder
+from .run_callbacks import LogConfig, RefuseNoData
 from .run_folder import claim, is_rank_zero, owned, withdraw
 from .stopping import Stopped, reason, sigterm_raises
 
@@ -68,19 +70,6 @@ def tensor_dropout(
     if seed is None:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
     return TensorDropout(weight_vjp, input_vjp, layers, seed, lean, bits, parts)
-
-
-class LogConfig(Callback):
-    """Hand the resolved configuration to W&B."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Do so once W&B has started."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.config)
 
 
 class CLI(LightningCLI):
@@ -127,22 +116,11 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say in one line what is wrong."""
-        try:
-            self.config = parser.parse_args(args)
-        except ArgumentError as error:
-            message = condense(str(error))
-            if (place := message.partition(f" ({_ABSTRACT})"))[1]:
-                message = f"{place[0]}: {_MIXED}"
-            raise UsageError(message + _files_if_unreadable(str(error), args)) from error
-
-    def before_instantiate_classes(self) -> None:
-        """Build each estimator once for itself, because a wrong value is clearest beside its key."""
-        for key in ("weight_vjp", "input_vjp"):
-            for where, estimator in _each(f"tensor_dropout.{key}", self._option("tensor_dropout")[key]):
-                try:
-                    _build(estimator)
-                except ValueError as error:
-                    raise UsageError(f"{where}: {one_line(UsageError(error))}") from error
+        self.config = parse(parser.parse_args, args)
+        options = self.config[self.config["subcommand"]]
+        check_values(options)
+        if options.get("ckpt_path") is not None:
+            check_file("--ckpt_path", str(options["ckpt_path"]))
 
     def instantiate_classes(self) -> None:
         """Build all classes, and say in one line what they refuse."""
@@ -154,22 +132,28 @@ class CLI(LightningCLI):
             if isinstance(error, UsageError) or not isinstance(error, Exception):
                 raise
             plain = isinstance(error, ValueError | MisconfigurationException)
-            raise UsageError(condense(str(error) if plain else one_line(error))) from error
+            message = condense(str(error) if plain else one_line(error))
+            raise UsageError(f"trainer: {message}{self._machine()}" if self.folder is not None else message) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the run's folder and put loggers and callbacks into the trainer."""
+        """Make the run's folder, once all is seen that can be wrong, and put loggers and callbacks into the trainer."""
         options = self.config_init[self.subcommand]
-        trainer = options["trainer"]
+        trainer, name = options["trainer"], options["name"]
         resume = self._resumes()
-        root, version = Path(trainer["default_root_dir"]), options["version"]
-        prefix = "" if self.subcommand == "fit" else f"{self.subcommand}-"
-        self.folder = claim(root, options["name"], None if version is None else str(version), prefix, resume)
-        self.ownership.enter_context(owned(self.folder))
-        if resume:
-            self._go_on(self.folder)
+        check_processes(trainer)
         if not any(is_convolution(module) for module in self.model.modules()):
             self._leave_out_if_exact(options)
-        logger, *others = make_loggers(self.folder, f"{options['name']}/{self.folder.name}", options["wandb"])
+        if self.subcommand == "fit" and isinstance(options["tensor_dropout"], TensorDropout):
+            options["tensor_dropout"].check(self.model)
+        self._check_checkpoint("--ckpt_path", options.get("ckpt_path"))
+        root, version = Path(trainer["default_root_dir"]), options["version"]
+        prefix = "" if self.subcommand == "fit" else f"{self.subcommand}-"
+        folder = claim(root, name, None if version is None else str(version), prefix, resume)
+        self.ownership.enter_context(owned(folder))
+        self.folder = folder
+        if resume:
+            self._go_on(folder)
+        logger, *others = make_loggers(folder, f"{name}/{folder.name}", options["wandb"])
         bar = trainer["enable_progress_bar"] is not False and Console().is_terminal
         own = _as_list(trainer["callbacks"])
         first: list[Callback] = []
@@ -182,13 +166,24 @@ class CLI(LightningCLI):
             (ProgressBar, bar, RichProgressBar),
         ]
         last = [make() for kind, wanted, make in defaults if wanted and not any(isinstance(c, kind) for c in own)]
-        trainer["callbacks"] = [*first, *own, *last, LogConfig(self._resolved().as_dict())]
+        trainer["callbacks"] = [*first, *own, *last, LogConfig(self._resolved().as_dict()), RefuseNoData()]
         return super().instantiate_trainer(
             logger=[logger, *others, *(own for own in _as_list(trainer["logger"]) if isinstance(own, Logger))],
-            default_root_dir=str(self.folder),
+            default_root_dir=str(folder),
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in trainer["callbacks"]),
             **kwargs,
         )
+
+    def _machine(self) -> str:
+        """The options by which the trainer chooses devices and processes, as far as they are given."""
+        usual = {"accelerator": "auto", "devices": "auto", "strategy": "auto", "num_nodes": 1, "precision": None}
+        given = self.config[self.subcommand]["trainer"]
+        told = [f"{name}={given[name]}" for name, value in usual.items() if given[name] != value]
+        return f" ({', '.join(told)})" if told else ""
+
+    def _check_checkpoint(self, option: str, path: Any) -> None:
+        if path is not None and (content := check_file(option, str(path))) is not None:
+            check_content(option, str(path), content, self.model, train=self.subcommand == "fit")
 
     def _resumes(self) -> bool:
         resume = bool(self._option("resume"))
@@ -201,6 +196,7 @@ class CLI(LightningCLI):
     def _go_on(self, folder: Path) -> None:
         """Take the latest epoch's checkpoint; where there is none what an earlier process has logged is in the way."""
         if (checkpoint := find_latest(folder)) is not None:
+            self._check_checkpoint("--resume", checkpoint)
             self.config_init[self.subcommand]["ckpt_path"] = checkpoint
         elif is_rank_zero():
             for name in ("metrics.csv", "summary.json"):
@@ -223,7 +219,7 @@ class CLI(LightningCLI):
         """A model without convolutions can be trained, as long as nothing is to be estimated."""
         callback = options["tensor_dropout"]
         both = (callback.weight_vjp, callback.input_vjp)
-        exact = all(estimator.exact for vjp in both for _, estimator in _each("", vjp)) and not callback.lean
+        exact = all(estimator.exact for vjp in both for _, estimator in each("", vjp)) and not callback.lean
         if exact and callback.layers is None:
             options["tensor_dropout"] = Callback()
 
@@ -268,10 +264,12 @@ class CLI(LightningCLI):
         except BaseException as error:
             if (stop := reason(error)) is not None:
                 why, code = stop
-                raise Stopped(f"{why}; to go on: {how_to_resume(self.folder)}", code) from error
+                on = f"; to go on: {how_to_resume(self.folder)}" if self.subcommand == "fit" else ""
+                raise Stopped(why + on, code) from error
             path = self.folder / "traceback.txt"
             path.write_text(traceback.format_exc())
-            raise RunError(f"{one_line(error)} (traceback in {path})") from error
+            what = f"sys.exit({error.code!r}) was called" if isinstance(error, SystemExit) else one_line(error)
+            raise RunError(f"{what} (traceback in {path})") from error
         finally:
             close_loggers(self.trainer.loggers, failed)
 
@@ -284,44 +282,14 @@ class CLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if odd := not_finite(metrics):
+            print(f"not finite: {', '.join(odd)}")
         if metrics:
             print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         print(f"results in {self.folder}")
 
     def _option(self, name: str) -> Any:
         return self.config[self.subcommand][name]
-
-
-def _files_if_unreadable(message: str, args: Sequence[str]) -> str:
-    """The configuration files that were named, if one of them is not YAML: the parser does not say which."""
-    if not message.lstrip().startswith("Problems parsing config"):
-        return ""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("-c", "--config", action="append", default=[])
-    return f" (in {' or '.join(parser.parse_known_args(args)[0].config)})"
-
-
-# What the parser makes of one estimator in a place where an earlier file has a mapping of them.
-_ABSTRACT = "randbp.Estimator"
-_MIXED = "one estimator cannot replace the mapping in an earlier file, expected a mapping such as {'*': …}"
-
-
-def _each(name: str, estimators: Any) -> Iterator[tuple[str, Any]]:
-    """An estimator (or its configuration), or those of a mapping, each with the name by which an error calls it."""
-    if isinstance(estimators, dict):
-        yield from ((f"{name}[{pattern!r}]", estimator) for pattern, estimator in estimators.items())
-    else:
-        yield name, estimators
-
-
-def _build(config: Any) -> Any:
-    """An object of a parsed ``class_path``, and of those among its ``init_args``; any other value is itself."""
-    if not isinstance(config, Namespace):
-        return config
-    if config.class_path == _ABSTRACT:
-        raise ValueError(_MIXED)
-    values = {key: _build(value) for key, value in vars(config.get("init_args", Namespace())).items()}
-    return instantiate_class((), {"class_path": config.class_path, "init_args": values})
 
 
 def _filename(callbacks: list[Callback]) -> str:
@@ -332,19 +300,6 @@ def _filename(callbacks: list[Callback]) -> str:
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else [*value] if isinstance(value, list) else [value]
-
-
-def quieten() -> None:
-    """Leave out what Lightning says of itself, unless failures are being looked for."""
-    if not debugging():
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
-        # Which evaluations of a checkpoint do not need.
-        own = r"'(RandomState|KeepRows|LatestEpoch)'"
-        warnings.filterwarnings("ignore", message=rf".*add the following callbacks: \[{own}(, {own})*\]")
-        # Meant to be so: a resumed run has a folder of its own.
-        warnings.filterwarnings("ignore", message="The dirpath has changed")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,8 +19,9 @@ from randbp.tune.autotune import CANDIDATES
 from randbp.tune.measure import measure
 
 from .errors import OptionParser, RunError, UsageError, condense, one_line
-from .fit import CLI, quieten
+from .fit import CLI
 from .output_file import check_output
+from .quiet import quieten
 
 DESCRIPTION = """\
 Choose an estimator of the weight VJP for each layer: the least gradient variance within a budget of memory or time.

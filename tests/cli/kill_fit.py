@@ -35,8 +35,8 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["randbp.cli.fit", "tests.cli.killed"])
 
 
-def fit(options: list[str], folder: Path, log: Path, last: int | None, counted: Any) -> None:
-    """The process: a command whose operations on files below a folder are counted, and killed before the last one."""
+def fit(options: list[str], folder: Path, log: Path, last: int | None, end: int, counted: Any) -> None:
+    """The process: a command that counts its operations on files below a folder, and ends before the last one."""
     from randbp.cli.main import main
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -44,7 +44,7 @@ def fit(options: list[str], folder: Path, log: Path, last: int | None, counted: 
         if isinstance(path, str | bytes | Path) and os.path.abspath(os.fsdecode(path)).startswith(str(folder)):
             counted.value += 1
             if counted.value == last:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), end)
 
     os.chdir(folder.parents[2])
     with log.open("ab", 0) as file:
@@ -55,19 +55,28 @@ def fit(options: list[str], folder: Path, log: Path, last: int | None, counted: 
     sys.exit(main(["fit", *options]))
 
 
-def run(root: Path, version: str, *options: str, last: int | None = None, seconds: float | None = None) -> Any:
+def run(
+    root: Path,
+    version: str,
+    *options: str,
+    last: int | None = None,
+    end: int = signal.SIGKILL,
+    seconds: float | None = None,
+) -> Any:
     """Run to the end, or up to a moment. Returns the exit code, the seconds, the operations, and what was printed."""
     folder, log = root / "runs/g" / version, root / f"{version}.log"
     counted = processes.Value("i", 0)
     words = [*OPTIONS, f"--version={version}", *options]
-    process = processes.Process(target=fit, args=(words, folder, log, last, counted))
+    process = processes.Process(target=fit, args=(words, folder, log, last, end, counted))
     began = time.perf_counter()
     process.start()
     process.join(seconds)
     if process.exitcode is None:
         process.kill()
         process.join()
-    return process.exitcode, time.perf_counter() - began, counted.value, log.read_text() if log.exists() else ""
+    text = log.read_text() if log.exists() else ""
+    log.unlink(missing_ok=True)
+    return process.exitcode, time.perf_counter() - began, counted.value, text
 
 
 def result(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any], dict[str, torch.Tensor]]:

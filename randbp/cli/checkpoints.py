@@ -1,0 +1,94 @@
+"""Whether a checkpoint can be used, found before anything is made."""
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from .errors import UsageError
+
+NAMES = ("best", "last", "hpc")  # which Lightning looks up itself
+SHOWN = 3  # names in a message
+
+
+def check_file(option: str, path: str) -> dict[str, Any] | None:
+    """What a checkpoint file holds; ``None`` where only Lightning can tell.
+
+    Args:
+        option: What named the file, for the message.
+        path: The file; a folder of a parallel strategy, an address, or one of Lightning's names is not looked into.
+
+    Raises:
+        UsageError: If it is no checkpoint, or holds more than tensors and plain values.
+
+    Example:
+        >>> check_file("--ckpt_path", "none.ckpt")
+        Traceback (most recent call last):
+        randbp.cli.errors.UsageError: --ckpt_path=none.ckpt: no such file
+    """
+    if path in NAMES or "://" in path or path.startswith("registry"):
+        return None
+    if not Path(path).exists():
+        raise UsageError(f"{option}={path}: no such file")
+    if Path(path).is_dir():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)|(?:type|class|global|function) (\S+\.\S+)", str(error))
+        what = f" ({found[1] or found[2]})" if found and zipfile.is_zipfile(path) else ""
+        if not what:
+            raise UsageError(f"{option}={path}: not a checkpoint") from error
+        raise UsageError(f"{option}={path}: holds more than tensors and plain values{what}, not loaded") from error
+    except OSError as error:
+        raise UsageError(f"{option}={path}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # whatever reading nonsense as a pickle or an archive may raise
+        raise UsageError(f"{option}={path}: not a checkpoint, or damaged") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UsageError(f"{option}={path}: not a checkpoint of Lightning, expected one with a state_dict in it")
+    return content
+
+
+def check_content(option: str, path: str, content: dict[str, Any], model: LightningModule, train: bool) -> None:
+    """That a checkpoint fits to a model, as far as that is to be seen before Lightning's hooks have run.
+
+    Args:
+        option: What named the file, for the message.
+        path: The file.
+        content: What it holds.
+        model: The model.
+        train: Whether its training is to go on.
+
+    Raises:
+        UsageError: If not.
+    """
+    name = type(model).__name__
+    if train and not {"loops", "optimizer_states", "lr_schedulers"} <= content.keys():
+        raise UsageError(f"{option}={path}: holds weights alone, expected the state of a training")
+    late = any(is_overridden(hook, model) for hook in ("configure_model", "setup", "on_load_checkpoint"))
+    if late or not model.strict_loading:
+        return
+    own, given = model.state_dict(), content["state_dict"]
+    shapes, sizes = _shapes(own), _shapes(given)
+    faults = [
+        ("lacks", [key for key in own if key not in given]),
+        ("has", [key for key in given if key not in own]),
+        ("has another size of", [key for key, size in shapes.items() if sizes.get(key, size) != size]),
+    ]
+    told = [f"{how} {_some(keys)}" for how, keys in faults if keys]
+    if told:
+        raise UsageError(f"{option}={path}: of another model than {name}: {', '.join(told)}")
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(repr(key) for key in keys[:SHOWN]) + more

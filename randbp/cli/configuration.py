@@ -1,0 +1,213 @@
+"""What is wrong with options and configuration files, each in one line and before anything is made."""
+
+import argparse
+import os
+import re
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import instantiate_class
+from torch.utils._pytree import tree_leaves
+
+import randbp
+from randbp import Estimator
+
+from .errors import UsageError, condense, one_line
+
+LARGEST_SEED = 2**32 - 1  # what numpy takes
+FEW_PROCESSES = 8  # which any processor takes, if only to try something out
+
+ESTIMATORS = sorted(
+    name
+    for name, value in vars(randbp).items()
+    if isinstance(value, type) and issubclass(value, Estimator) and value is not Estimator
+)
+
+# What the parser makes of one estimator in a place where an earlier file has a mapping of them.
+_ABSTRACT = "randbp.Estimator"
+_MIXED = "one estimator cannot replace the mapping in an earlier file, expected a mapping such as {'*': …}"
+_NO_ESTIMATOR = re.compile(
+    r"(tensor_dropout\.\w+_vjp[^:]*?)(?: \([^)]*\))?: (?:no class '([^']*)' \(expected module\.Class\)"
+    r"|module 'randbp(?:\.estimators)?' has no attribute '([^']*)')"
+)
+
+
+def parse(parse_args: Callable[[Any], Namespace], args: Sequence[str]) -> Namespace:
+    """Parse the options and the files that they name.
+
+    Args:
+        parse_args: Of the parser.
+        args: The options.
+
+    Raises:
+        UsageError: If something cannot be used; it names the option or the file.
+    """
+    for file in config_files(args):
+        check_config(file)
+    try:
+        return parse_args(args)
+    except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:  # the latter of a file that an option names
+        raise UsageError(_message(str(error)) + _unreadable_among(args)) from error
+
+
+def _message(error: str) -> str:
+    message = condense(error)
+    if (place := message.partition(f" ({_ABSTRACT})"))[1]:
+        message = f"{place[0]}: {_MIXED}"
+    if found := _NO_ESTIMATOR.match(message):
+        message = f"{found[1]}: {no_estimator(found[2] or found[3])}"
+    return message
+
+
+def config_files(args: Sequence[str]) -> list[str]:
+    """What the options name as configuration files; one may also be the text of a configuration.
+
+    Example:
+        >>> config_files(["fit", "--config=a.yaml", "-c", "b.yaml", "--name=x"])
+        ['a.yaml', 'b.yaml']
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    try:
+        return list(parser.parse_known_args(args)[0].config)
+    except ArgumentError as error:  # --config at the end
+        raise UsageError(f"--config: {error.message}") from error
+
+
+def check_config(file: str) -> None:
+    """A configuration file is there, and has options in it.
+
+    Raises:
+        UsageError: If not.
+
+    Example:
+        >>> check_config("none.yaml")
+        Traceback (most recent call last):
+        randbp.cli.errors.UsageError: --config=none.yaml: no such file
+    """
+    if not Path(file).exists() and ("\n" in file or ":" in file or "{" in file):
+        return  # text, which the parser takes as well
+    content, fault = _read(Path(file))
+    dropout = content.get("tensor_dropout")
+    if not isinstance(dropout, dict):
+        dropout = {}
+    for key in ("weight_vjp", "input_vjp"):
+        for where, name in _class_names(f"tensor_dropout.{key}", dropout.get(key)):
+            if name.removeprefix("randbp.") not in ESTIMATORS and "." not in name.removeprefix("randbp."):
+                fault = fault or f"{where}: {no_estimator(name)}"
+    if fault:
+        raise UsageError(f"--config={file}: {fault}")
+
+
+def no_estimator(name: str) -> str:
+    """That there is no estimator of that name, and which there are.
+
+    Example:
+        >>> no_estimator("spatail").partition(",")[0]
+        "no estimator 'spatail' (did you mean Spatial?)"
+    """
+    lower = {known.lower(): known for known in ESTIMATORS}
+    close = get_close_matches(name.rpartition(".")[2].lower(), lower, n=1)
+    meant = f" (did you mean {lower[close[0]]}?)" if close else ""
+    return f"no estimator {name!r}{meant}, expected {', '.join(ESTIMATORS)}, or a class of your own as module.Class"
+
+
+def check_values(options: Namespace) -> None:
+    """Estimators, the seed and the number of processes, whose values are clearest beside their keys.
+
+    Raises:
+        UsageError: If one is out of range.
+    """
+    for key in ("weight_vjp", "input_vjp"):
+        for where, estimator in each(f"tensor_dropout.{key}", options["tensor_dropout"][key]):
+            try:
+                _build(estimator)
+            except ValueError as error:
+                raise UsageError(f"{where}: {one_line(UsageError(error))}") from error
+    seed = options["seed_everything"]
+    if not isinstance(seed, bool) and not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"seed_everything={seed}: expected an integer from 0 to {LARGEST_SEED}, true or false")
+
+
+def check_processes(trainer: Namespace) -> None:
+    """A processor takes a few processes, not any number: Lightning would start them all.
+
+    Raises:
+        UsageError: If more are wanted.
+    """
+    accelerator, devices = trainer["accelerator"], trainer["devices"]
+    most = max(FEW_PROCESSES, os.cpu_count() or 1)
+    if accelerator == "cpu" and str(devices).isdecimal() and not 1 <= int(devices) <= most:
+        raise UsageError(f"trainer.devices={devices}: expected 1 to {most} processes on this machine's processor")
+
+
+def each(name: str, estimators: Any) -> Iterator[tuple[str, Any]]:
+    """An estimator (or its configuration), or those of a mapping, each with the name by which an error calls it."""
+    if isinstance(estimators, dict):
+        yield from ((f"{name}[{pattern!r}]", estimator) for pattern, estimator in estimators.items())
+    else:
+        yield name, estimators
+
+
+def _build(config: Any) -> Any:
+    """An object of a parsed ``class_path``, and of those among its ``init_args``; any other value is itself."""
+    if not isinstance(config, Namespace):
+        return config
+    if config.class_path == _ABSTRACT:
+        raise ValueError(_MIXED)
+    values = {key: _build(value) for key, value in vars(config.get("init_args", Namespace())).items()}
+    return instantiate_class((), {"class_path": config.class_path, "init_args": values})
+
+
+def _read(path: Path) -> tuple[dict[Any, Any], str]:
+    """What a configuration file says, and why it is none; one of them is empty."""
+    if not path.exists():
+        return {}, "no such file"
+    if not path.is_file():
+        return {}, "not a file"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        return {}, "not text, expected YAML in UTF-8"
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+        return {}, f"not YAML: {getattr(error, 'problem', None) or error}{line}"
+    if isinstance(content, dict):
+        return content, ""
+    found = "is empty" if content is None else f"has a {type(content).__name__}"
+    return {}, f"{found}, expected options such as model:, data:, trainer:"
+
+
+def _class_names(where: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Names of estimators in a file, and where they stand: one, or one for each layer."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, dict) and isinstance(value.get("class_path"), str):
+        yield where, value["class_path"]
+        inner = value.get("init_args")
+        if isinstance(inner, dict) and "estimator" in inner:  # of an estimator around another one
+            yield from _class_names(f"{where}.estimator", inner["estimator"])
+    elif isinstance(value, dict):
+        for pattern, one in value.items():
+            if isinstance(one, str | dict) and pattern != "init_args":
+                yield from _class_names(f"{where}[{pattern!r}]", one)
+
+
+def _unreadable_among(args: Sequence[str]) -> str:
+    """The file among the values of options that is no configuration, since the parser does not always say which."""
+    places = [(Path(), word.partition("=")[2]) for word in args]
+    for file in map(Path, config_files(args)):
+        places += [(file.parent, value) for value in tree_leaves(_read(file)[0]) if isinstance(value, str)]
+    for folder, value in places:
+        there = value.endswith((".yaml", ".yml", ".json")) and (folder / value).exists()
+        if there and (fault := _read(folder / value)[1]):
+            return f" ({value}: {fault})"
+    return ""
