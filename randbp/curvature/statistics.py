@@ -125,8 +125,8 @@ class Statistics:
         if key not in self.places:
             self.places[key] = place = Place(layer, module, weight)
             place.look(self.held)
-            if place.parameter not in self.held:
-                place.parameter = None
+            if place.parameter not in self.held:  # what stands for a shard in the forward pass, its bias, too
+                place.parameter, place.adds_bias = None, True
         return self.places[key]
 
     def _usable(self, place: Place, weight: Tensor, input: Tensor, output: Tensor) -> bool:

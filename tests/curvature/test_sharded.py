@@ -7,6 +7,7 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
 from randbp.curvature import KFAC
@@ -19,9 +20,15 @@ def mesh():
     destroy_process_group()
 
 
-def network():
+class Padded(nn.Conv2d):
+    def forward(self, input):
+        return F.conv2d(F.pad(input, (0, 1, 1, 0)), self.weight, self.bias)
+
+
+def network(kind):
     torch.manual_seed(0)
-    layers = nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 3)
+    size = 5 if kind is Padded else 4
+    layers = kind(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * size**2, 6), nn.Tanh(), nn.Linear(6, 3)
     return nn.Sequential(*layers).double()
 
 
@@ -36,8 +43,9 @@ def train(model, optimizer, steps):
         optimizer.step()
 
 
-def test_a_sharded_model_steps_as_a_whole_one(mesh):
-    whole, sharded = network(), network()
+@pytest.mark.parametrize("kind", [nn.Conv2d, Padded])
+def test_a_sharded_model_steps_as_a_whole_one(mesh, kind):
+    whole, sharded = network(kind), network(kind)
     for layer in (sharded[0], sharded[3], sharded):
         fully_shard(layer, mesh=mesh)
     options = {"lr": 0.1, "factor_every": 1, "inverse_every": 2}
