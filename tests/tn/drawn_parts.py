@@ -37,7 +37,8 @@ OPERATIONS: tuple[Callable[[tn.ConvSpec], tn.TensorNetwork], ...] = (
 )
 OF_CLASSES = {tn.weight_vjp_of_positions: "input", tn.input_vjp_of_positions: "output"}
 OF_LAYERS = (tn.constant_input_weight_vjp, tn.constant_output_grad_input_vjp)
-DTYPES = (torch.int64, torch.int64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16)
+DTYPES = (torch.int64, torch.int64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Of indices; those that PyTorch pickles."""
 
 Made = tuple[tn.TensorNetwork, str]
 """A network, and the call that makes it."""
