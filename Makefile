@@ -24,8 +24,9 @@ demo: $(READY)  ## Train a small CNN on handwritten digits at four keep rates; p
 test: $(READY)  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-nightly: $(READY)  ## Long checks: 10,000 generated tensor networks (ten minutes)
+nightly: $(READY)  ## Long checks: 10,000 generated tensor networks, all of PyTorch's operator database (an hour)
 	$(BIN)/python -m tests.tn.generated_networks --count 10000 --processes 2
+	$(BIN)/python -m tests.lean.operators
 
 lint: $(READY)  ## Check formatting, lint rules and types
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Refusing to differentiate an estimate a second time."""
+"""Second derivatives: refused through an estimate, and zero where a function is linear in pieces."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,11 +21,35 @@ class _Refuse(torch.autograd.Function):
         )
 
 
+class _Connected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, edge: Tensor) -> Tensor:
+        ctx.edge = edge.new_empty(edge.shape)
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], ctx.edge
+
+
 def edge_of(tensor: Tensor) -> Tensor | None:
     """A tensor without entries at the same place of the graph: it keeps the edge alive, but not the memory."""
     if not tensor.requires_grad:
         return None
     return (tensor if tensor.dim() else tensor.view(1))[:0].clone()
+
+
+def connected(grad: Tensor, edge: Tensor | None) -> Tensor:
+    """A gradient that depends on a function's input with derivative 0, as PyTorch's of piecewise linear functions do.
+
+    ``backward(create_graph=True)`` then gives one whose own gradient with respect to that input is zero, where a
+    gradient that has nothing to do with the input would be an error.
+
+    Args:
+        grad: What the backward pass computed.
+        edge: The input's :func:`edge_of`.
+    """
+    return _Connected.apply(grad, edge) if edge is not None and torch.is_grad_enabled() else grad
 
 
 def not_differentiable(

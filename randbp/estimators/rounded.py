@@ -9,6 +9,7 @@ from .bits import pack, packed_size, to_bytes, unpack
 from .chunks import chunks
 from .draw import Draw
 from .noise import Noise
+from .spoilt import spoilt_entries, uniform_levels
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,26 @@ class RoundedLayout:
             if (missing := self.blocks * self.block - self.entries) > 0:  # repeated entries leave the range alone
                 flat = torch.cat([flat, flat[:, -1:].expand(-1, missing)], 1)
             values = flat.unflatten(1, (self.blocks, self.block))
-            least, largest = values.amin(2), values.amax(2)  # faster than both at once
-            step = (largest - least) / (2**self.bits - 1)
-            inverse = torch.where(step == 0, 0, step.reciprocal())
-            levels = (values - least.unsqueeze(2)).mul_(inverse.unsqueeze(2))
+            least, step, wrong = uniform_levels(values, self.bits)
+            levels = (values - least).mul_(torch.where(step == 0, 0, step.abs().reciprocal_()))
             levels.view(-1).add_(noise.next(levels.numel())).add_(0.5)
-            integers = to_bytes(levels.clamp_(0, 2**self.bits - 1).nan_to_num_(0)).flatten(1)
+            if wrong is None:
+                levels.clamp_(0, 2**self.bits - 1)
+            else:
+                levels.nan_to_num_(0).clamp_(min=0).clamp_(max=2**self.bits - 1 - step.signbit().to(levels.dtype))
+                levels.masked_fill_(wrong, 2**self.bits - 1)
+            integers = to_bytes(levels).flatten(1)
             if missing := -integers.shape[1] % 8:
                 integers = torch.cat([integers, integers.new_zeros(len(integers), missing)], 1)
             codes[part] = pack(integers, self.bits)
-            scales[part] = torch.stack([least, step], 2)
+            scales[part] = torch.cat([least, step], 2)
         return codes, scales
 
     def decode(self, codes: Tensor, scales: Tensor) -> Tensor:
         """Entries ``[N, entries]`` in the precision of the scales."""
         integers = unpack(codes, self.bits)[:, : self.blocks * self.block]
-        levels = integers.unflatten(1, (self.blocks, self.block)).to(self.scale_dtype)
-        return torch.addcmul(scales[..., :1], levels, scales[..., 1:]).flatten(1)[:, : self.entries]
+        integers, step = integers.unflatten(1, (self.blocks, self.block)), scales[..., 1:]
+        values = torch.addcmul(scales[..., :1], integers.to(self.scale_dtype), step.abs())
+        if (wrong := spoilt_entries(integers, step, self.bits)) is not None:
+            values.masked_fill_(wrong, torch.nan)
+        return values.flatten(1)[:, : self.entries]

@@ -36,7 +36,7 @@ class Rounding(Wrapping, Estimator):
 
     What an estimator holds as a ``[N, M]`` matrix after its sample, such as means, is rounded to eight bits at least,
     since an error in it touches all positions at once. Tensors that would not get smaller are held as they are. NaN
-    and Inf make their whole block NaN.
+    and Inf come back as NaN and leave other entries alone; with one bit their whole block is NaN.
 
     Source: Chakrabarti and Moseley, Backprop with approximate activations, NeurIPS 2019 (arXiv:1901.07988); Chen et
     al., ActNN: reducing training memory footprint via 2-bit activation compressed training, ICML 2021

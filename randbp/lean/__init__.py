@@ -2,13 +2,13 @@
 
 One mechanism serves modules and plain function calls alike. ``nn.ReLU`` calls ``F.relu``, and so do people; a
 :class:`torch.overrides.TorchFunctionMode` sees both and calls a lean version where there is one (:mod:`.piecewise`,
-:mod:`.prelu`, :mod:`.pooling`, :mod:`.dropout`, :mod:`.selection`, :mod:`.comparisons`, :mod:`.indexing`,
-:mod:`.smooth`, :mod:`.elementwise`, :mod:`.partials`, :mod:`.derived`, :mod:`.rowwise`, :mod:`.spread`, :mod:`.norms`,
-:mod:`.products`, :mod:`.attention`, :mod:`.losses`, :mod:`.composites`). The mode is entered with a module
-of the model and left with it: so a part of the model called alone is lean as well (a LightningModule's
-``training_step`` calls its network, not itself), and nothing outside the model is touched. Modules get no hooks for
-that (:func:`randbp.autograd.hooks.watch_calls`), and a module that is called in ``eval()`` mode or without grad runs
-without the mode: to PyTorch they are as before, fast paths included.
+:mod:`.prelu`, :mod:`.pooling`, :mod:`.power_pooling`, :mod:`.dropout`, :mod:`.selection`, :mod:`.comparisons`,
+:mod:`.indexing`, :mod:`.smooth`, :mod:`.elementwise`, :mod:`.partials`, :mod:`.derived`, :mod:`.rowwise`,
+:mod:`.spread`, :mod:`.norms`, :mod:`.products`, :mod:`.attention`, :mod:`.losses`, :mod:`.composites`). The mode is
+entered with a module of the model and left with it: so a part of the model called alone is lean as well (a
+LightningModule's ``training_step`` calls its network, not itself), and nothing outside the model is touched. Modules
+get no hooks for that (:func:`randbp.autograd.hooks.watch_calls`), and a module that is called in ``eval()`` mode or
+without grad runs without the mode: to PyTorch they are as before, fast paths included.
 
 What is held goes through ``ctx.save_for_backward`` or on to the saved-tensor hooks around it, seeds included. So
 activation checkpoints, offloading and measurements see it, and a checkpoint that runs a module again finds the same
@@ -33,6 +33,7 @@ from . import (
     partials,
     piecewise,
     pooling,
+    power_pooling,
     prelu,
     products,
     rowwise,
@@ -59,6 +60,7 @@ __all__ = [
     "partials",
     "piecewise",
     "pooling",
+    "power_pooling",
     "prelu",
     "products",
     "rowwise",

@@ -54,8 +54,9 @@ def _with_derivatives(
         new = {place.key: leaf for place, leaf in zip(places, leaves, strict=True)}
         args = [new.get(key, value) for key, value in enumerate(call.args)]
         y = call.function(*args, **{key: new.get(key, value) for key, value in call.kwargs.items()})
-        slopes = torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
-    known = zip(places, slopes, strict=True)
+        differentiable = isinstance(y, Tensor) and y.requires_grad
+        slopes = torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True) if differentiable else ()
+    known = zip(places, slopes, strict=False)
     return y.detach(), [(place, slope.detach()) for place, slope in known if slope is not None]
 
 

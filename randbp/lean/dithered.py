@@ -9,6 +9,7 @@ from torch import Tensor
 from ..estimators.bits import pack, packed_size, to_bytes, unpack
 from ..estimators.draw import Draw
 from ..estimators.noise import Noise
+from ..estimators.spoilt import spoilt_entries, uniform_levels
 from .layout import pieces
 
 
@@ -20,7 +21,8 @@ class Dithered:
     integer ``k = ⌊(x - a)/h + u⌋``, ``u`` uniform in ``[0, 1)``, and read as ``x̃ = a + h (k + 1/2 - u)``: the noise is
     drawn again from its seed and subtracted. The error ``x̃ - x`` is then uniform in ``±h/2`` and independent of
     ``x``. So ``x̃`` is unbiased, its variance is ``h²/12`` (half of plain stochastic rounding's, on average), and since
-    that variance is known, the mean of a product of two uses of ``x̃`` can be corrected, too.
+    that variance is known, the mean of a product of two uses of ``x̃`` can be corrected, too. Entries that are not
+    finite come back as NaN and leave the others of their block alone (:mod:`..estimators.spoilt`).
 
     Source: L. Schuchman, Dither signals and their effect on quantization noise, IEEE Transactions on Communication
     Technology 12 (1964).
@@ -73,12 +75,13 @@ class Dithered:
             if missing := self._padded - self.entries:  # repeated entries leave the range alone
                 values = torch.cat([values, values[:, -1:].expand(-1, missing)], 1)
             values = values.unflatten(1, (self.blocks, self.block))
-            least, largest = values.amin(2, keepdim=True), values.amax(2, keepdim=True)  # faster than both at once
             # The tiny lift keeps level + noise below the first code that would not fit, whatever is rounded.
-            step = (largest - least).mul_((1 + 2**-15) / (2**self.bits - 1))
-            levels = (values - least).mul_(torch.where(step == 0, 0, step.reciprocal()))
+            least, step, wrong = uniform_levels(values, self.bits, lift=1 + 2**-15)
+            levels = (values - least).mul_(torch.where(step == 0, 0, step.abs().reciprocal_()))
             levels.view(-1).add_(noise.next(levels.numel())).add_(0.5)
-            integers = to_bytes(levels.nan_to_num_(0, 0, 0)).view(len(values), -1)
+            if wrong is not None:
+                levels.nan_to_num_(0, 0, 0).masked_fill_(wrong, 2**self.bits - 1)
+            integers = to_bytes(levels).view(len(values), -1)
             if extra := -self._padded % 8:
                 integers = torch.cat([integers, integers.new_zeros(len(integers), extra)], 1)
             codes[part.start * size : part.stop * size] = pack(integers.view(1, -1), self.bits).view(-1)
@@ -93,12 +96,13 @@ class Dithered:
         for part in self._parts(result):
             integers = unpack(codes[part.start * size : part.stop * size].view(1, -1), self.bits)
             integers = integers.view(part.stop - part.start, -1)[:, : self._padded]
-            levels = integers.unflatten(1, (self.blocks, self.block)) - noise.next(integers.numel()).view(
-                -1, self.blocks, self.block
-            )
+            codes_of_blocks = integers.unflatten(1, (self.blocks, self.block))
+            levels = codes_of_blocks - noise.next(integers.numel()).view(-1, self.blocks, self.block)
             least, step = scales[part].split(1, 2)
-            values = levels.mul_(step).add_(least).flatten(1)[:, : self.entries]
-            result[part] = values
+            values = levels.mul_(step.abs()).add_(least)
+            if (wrong := spoilt_entries(codes_of_blocks, step, self.bits)) is not None:
+                values.masked_fill_(wrong, torch.nan)
+            result[part] = values.flatten(1)[:, : self.entries]
         return result
 
     def variances(self, scales: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float, inplace: bool) -> Tensor:
-        ctx.fused = x.is_cuda and not inplace and 0 < rate < 1
+        ctx.fused = x.is_cuda and not inplace
         if ctx.fused:
             y, mask = torch.native_dropout(x, rate, True)
             ctx.order = memory_order(mask)
@@ -47,12 +47,12 @@ class _Dropout(torch.autograd.Function):
 
 
 def _factors(kept: Tensor, rate: float) -> Tensor:
-    return kept.zero_() if rate == 1 else kept.div_(1 - rate)
+    return kept.div_(1 - rate)
 
 
 @lean_version_of([F.dropout], exact=True)
 def _dropout(call: Call, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    if not training or not 0 < p <= 1 or not is_plain(input):
+    if not training or not 0 < p < 1 or not is_plain(input):  # PyTorch draws nothing for 0 and 1
         return NotImplemented
     return _Dropout.apply(input, p, inplace)
 

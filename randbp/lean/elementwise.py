@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .rules import RULES, Call, is_activation, lean_version_of
-from .slopes import Blocks, Grid
+from .slopes import Grid, Slopes, slopes
 from .smooth import SELU_SLOPES, hold_slope
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -49,7 +49,7 @@ _WITH_POLES = [
 _POWERS = ["pow", "__pow__", "__ipow__", "float_power"]
 
 
-def _register(name: str, kind_of: Callable[..., Grid | Blocks]) -> None:
+def _register(name: str, kind_of: Callable[..., Slopes]) -> None:
     """The functions of that name and their in-place variants, in all of PyTorch's name spaces.
 
     Args:
@@ -64,7 +64,7 @@ def _register(name: str, kind_of: Callable[..., Grid | Blocks]) -> None:
                 lean_version_of([function], exact=False)(partial(_elementwise, kind_of, inplace))
 
 
-def _elementwise(kind_of: Callable[..., Grid | Blocks], inplace: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
+def _elementwise(kind_of: Callable[..., Slopes], inplace: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
     """A function of one tensor, which may stand in any place, and numbers."""
     if "input" in kwargs:
         kwargs = dict(kwargs)
@@ -80,14 +80,14 @@ def _elementwise(kind_of: Callable[..., Grid | Blocks], inplace: bool, call: Cal
     return hold_slope(call, x, lambda part: function(*before, part, *after, **kwargs), kind, inplace)
 
 
-def _power(bits: int, *numbers: Any) -> Blocks:
+def _power(bits: int, *numbers: Any) -> Slopes:
     """Of ``x^n`` or ``n^x``: there are poles only where an exponent below 1 may be meant."""
-    return Blocks(bits, poles=not all(number >= 1 for number in numbers))
+    return slopes(bits, poles=not all(number >= 1 for number in numbers))
 
 
 for _name, (_low, _high) in _RANGES.items():
     _register(_name, lambda bits, *_, low=_low, high=_high: Grid.over(low, high, bits))
 for _name in (*_UNBOUNDED, *_WITH_POLES):
-    _register(_name, lambda bits, *_, poles=_name in _WITH_POLES: Blocks(bits, poles))
+    _register(_name, lambda bits, *_, poles=_name in _WITH_POLES: slopes(bits, poles))
 for _name in _POWERS:
     _register(_name, _power)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..autograd.hooks import Hooks
 from .packed import Constant, Entries, Packed, packed_mask, packing, rounded
-from .rules import SMALL, Call, is_activation, is_plain, lean_version_of
+from .rules import Call, is_activation, is_plain, is_small, lean_version_of
 
 
 class _Indices(Entries):
@@ -36,7 +36,7 @@ def with_indices(call: Call, input: Any, *args: Any, **options: Any) -> Any:
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         if id(tensor.untyped_storage()) == source:
             return Constant.like(tensor)
-        return _Indices(tensor, limit, outer) if tensor.dtype == torch.int64 and tensor.numel() >= SMALL else None
+        return _Indices(tensor, limit, outer) if tensor.dtype == torch.int64 and not is_small(tensor) else None
 
     with packing(pack):
         return call.run()
@@ -57,7 +57,7 @@ def _of_shapes(call: Call, *args: Any, **kwargs: Any) -> Any:
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         if tensor.is_floating_point():
             return Constant.like(tensor)
-        if copies and tensor.numel() >= SMALL and id(tensor.untyped_storage()) not in storages:
+        if copies and not is_small(tensor) and id(tensor.untyped_storage()) not in storages:
             return _Indices(tensor, limit, outer)
         return packed_mask(tensor, outer)
 

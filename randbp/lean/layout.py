@@ -71,7 +71,7 @@ def reduced_shape(shape: torch.Size, dim: Any) -> torch.Size:
         (torch.Size([1, 3, 1]), torch.Size([2, 1]))
     """
     several = dim if isinstance(dim, (tuple, list)) else range(len(shape)) if dim is None else (dim,)
-    dims = {index(each) % len(shape) for each in several or range(len(shape))}
+    dims = {index(each) % max(1, len(shape)) for each in several or range(len(shape))}
     return torch.Size(1 if each in dims else size for each, size in enumerate(shape))
 
 

@@ -15,7 +15,7 @@ from .dithered import Dithered
 from .layout import flatten, memory_order, unexpanded, unflatten
 from .masks import pack_mask, unpack_mask
 from .recipes import Recipe, follow
-from .rules import SMALL, Session
+from .rules import Session, is_small
 
 _ROW = 2**12
 
@@ -223,7 +223,7 @@ class _Mask:
 
 def packed_mask(tensor: Tensor, outer: Hooks | None) -> Packed | None:
     """A saved ``bool`` tensor in one bit per entry, once for all that save it; ``None`` for others and small ones."""
-    if tensor.dtype != torch.bool or tensor.layout != torch.strided or unexpanded(tensor).numel() < SMALL:
+    if tensor.dtype != torch.bool or tensor.layout != torch.strided or is_small(unexpanded(tensor)):
         return None
     key = (*_place(tensor), tensor.shape, tensor.stride(), outer)
     found = _MASKS.get(key)

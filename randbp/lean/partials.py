@@ -17,8 +17,8 @@ from ..autograd.transforms import refuses_vectorised
 from ..estimators.draw import Draw
 from ..estimators.noise import Noise
 from .layout import flatten, memory_order, unexpanded, unflatten
-from .rules import SMALL, Call, is_activation, is_plain, is_unadorned, lean_version_of
-from .slopes import Blocks
+from .rules import Call, is_activation, is_plain, is_small, is_unadorned, lean_version_of
+from .slopes import Slopes, slopes
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _Elementwise(torch.autograd.Function):
         call: Call,
         partials: list[Callable[[], Tensor] | None],
         edges: list[Tensor | None],
-        kind: Blocks,
+        kind: Slopes,
         inplace: bool,
         reduced: torch.Size | None,
         *tensors: Tensor,
@@ -58,7 +58,7 @@ class _Elementwise(torch.autograd.Function):
             if slope is None:
                 ctx.places.append(None)
                 continue
-            place = _Place(slope.shape, memory_order(slope), slope.numel() < SMALL)
+            place = _Place(slope.shape, memory_order(slope), is_small(slope))
             held.append(slope if place.whole else kind.encode(flatten(slope, place.order), noise))
             ctx.places.append(place)
         y: Tensor = call.run()  # after the derivatives, for it may overwrite an argument
@@ -92,18 +92,18 @@ class _Elementwise(torch.autograd.Function):
         return *[None] * 6, *guarded
 
 
-def _slope(kind: Blocks, place: _Place, held: Tensor, noise: Noise) -> Tensor:
+def _slope(kind: Slopes, place: _Place, held: Tensor, noise: Noise) -> Tensor:
     if place.whole:
         return held
     return unflatten(kind.decode(held, place.shape.numel(), noise), place.shape, place.order)
 
 
-def _apply(call: Call, *arguments: _Argument, inplace: bool = False) -> Any:
+def _apply(call: Call, *arguments: _Argument, poles: bool = True, inplace: bool = False) -> Any:
     """The function's value, holding rounded partial derivatives, if that is worth its while."""
     tensors = [argument.tensor for argument in arguments]
     if not any(map(is_activation, tensors)) or (inplace and not is_plain(tensors[0])):
         return NotImplemented
-    return apply_partials(call, tensors, [argument.partial for argument in arguments], inplace=inplace)
+    return apply_partials(call, tensors, [argument.partial for argument in arguments], poles, inplace)
 
 
 def apply_partials(
@@ -124,7 +124,7 @@ def apply_partials(
         inplace: Whether the function overwrites the first argument.
         reduced: The output's shape with ones where dimensions are missing that the derivatives have.
     """
-    kind, edges = Blocks(call.session.bits, poles), [edge_of(x) for x in tensors]
+    kind, edges = slopes(call.session.bits, poles), [edge_of(x) for x in tensors]
     y: Tensor = _Elementwise.apply(call, partials, edges, kind, inplace, reduced, *tensors)
     return y
 
@@ -135,7 +135,7 @@ def _are_factors(*values: Any) -> bool:
         is_unadorned(value)
         and value.layout is torch.strided
         and value.is_floating_point()
-        and (is_activation(value) or unexpanded(value).numel() < SMALL)
+        and (is_activation(value) or is_small(unexpanded(value)))
         for value in values
     )
 
@@ -189,6 +189,7 @@ def _logaddexp(call: Call, input: Any, other: Any, *, out: Any = None) -> Any:
         call,
         _Argument(input, lambda: torch.sigmoid(input - other)),
         _Argument(other, lambda: torch.sigmoid(other - input)),
+        poles=False,
     )
 
 
@@ -202,4 +203,4 @@ def _glu(call: Call, input: Tensor, dim: int = -1) -> Any:
         share = gate.sigmoid()
         return (1 - share).mul_(share).mul_(value)
 
-    return _apply(call, _Argument(value, gate.sigmoid), _Argument(gate, gate_slope))
+    return _apply(call, _Argument(value, gate.sigmoid), _Argument(gate, gate_slope), poles=False)

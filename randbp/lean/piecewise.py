@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..autograd.once import connected, edge_of
 from ..modes import in_memory
 from .comparisons import clamp_between
 from .layout import flatten, memory_order, unflatten
@@ -22,21 +23,27 @@ class _Piecewise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, call: Call, inside: Callable[[Tensor], Tensor], slopes: tuple, inplace: bool
+        ctx: Any,
+        x: Tensor,
+        edge: Tensor | None,
+        call: Call,
+        inside: Callable[[Tensor], Tensor],
+        slopes: tuple,
+        inplace: bool,
     ) -> Tensor:
         order = memory_order(x)
         bits = pack_where(inside, flatten(x, order))  # before the function, which may overwrite x
         y: Tensor = call.run()
         if inplace:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(bits)
+        ctx.save_for_backward(bits, edge)
         ctx.shape, ctx.order, ctx.slopes = x.shape, order, slopes
         return y
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
-        (bits,) = ctx.saved_tensors
+        bits, edge = ctx.saved_tensors
         flat = flatten(grad, ctx.order)
         if torch.is_grad_enabled() or not in_memory(grad):
             result = torch.cat([_scaled(flat[part], kept, ctx.slopes) for part, kept in unpacked(bits, len(flat))])
@@ -44,7 +51,7 @@ class _Piecewise(torch.autograd.Function):
             result = torch.empty_like(flat) if flat.data_ptr() == grad.data_ptr() else flat
             for part, kept in unpacked(bits, len(flat)):
                 result[part] = _scaled(flat[part], kept, ctx.slopes)
-        return unflatten(result, ctx.shape, ctx.order), None, None, None, None
+        return connected(unflatten(result, ctx.shape, ctx.order), edge), *[None] * 5
 
 
 def _scaled(grad: Tensor, inside: Tensor, slopes: tuple[float, float]) -> Tensor:
@@ -62,11 +69,22 @@ def _apply(
     inside: Callable[[Tensor], Tensor],
     slopes: tuple[float, float] = (1.0, 0.0),
     inplace: bool = False,
+    linked: bool = True,
 ) -> Any:
+    """The function, holding bits.
+
+    Args:
+        call: Of the function.
+        x: Its argument.
+        inside: The test that an entry passes where the first slope holds.
+        slopes: The one inside and the one outside.
+        inplace: Whether the function overwrites ``x``.
+        linked: Whether PyTorch's gradient depends on ``x``, if only with derivative 0.
+    """
     if not is_plain(x):
         return NotImplemented
     recipe = recipe_of(x)
-    y = _Piecewise.apply(x, call, inside, slopes, inplace)
+    y = _Piecewise.apply(x, edge_of(x) if linked else None, call, inside, slopes, inplace)
     if recipe is not None:
         remember(y, recipe.then(call.without_input()))
     return y
@@ -128,7 +146,7 @@ def _clamp(
             return x <= max
         return x >= min if max is None else (x >= min).logical_and_(x <= max)
 
-    return _apply(call, input, inside, inplace=inplace)
+    return _apply(call, input, inside, inplace=inplace, linked=False)
 
 
 @lean_version_of([torch.clamp_, Tensor.clamp_, torch.clip_, Tensor.clip_], exact=True)

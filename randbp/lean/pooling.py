@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..autograd.once import connected, edge_of
 from ..estimators.bits import pack, unpack
 from ..tn.execute.native import memory_format_of, placeholder
 from .layout import pieces
@@ -129,11 +130,11 @@ class _MaxPool(torch.autograd.Function):
     """Holds the positions of the maxima, packed, and nothing of the input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, windows: _Windows | _Adaptive) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, edge: Tensor | None, windows: _Windows | _Adaptive) -> tuple[Tensor, Tensor]:
         y, indices = windows.forward(x)
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(windows.encode(indices, x.shape))
+        ctx.save_for_backward(windows.encode(indices, x.shape), edge)
         ctx.windows, ctx.shape, ctx.format = windows, x.shape, memory_format_of(x)
         return y, indices
 
@@ -141,9 +142,11 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, _ = output_grads
         if grad is None:
-            return None, None
-        indices = ctx.windows.decode(*ctx.saved_tensors, grad.shape, ctx.shape)
-        return ctx.windows.backward(grad, placeholder(grad, ctx.shape, ctx.format, dense=False), indices), None
+            return None, None, None
+        codes, edge = ctx.saved_tensors
+        indices = ctx.windows.decode(codes, grad.shape, ctx.shape)
+        stand_in = placeholder(grad, ctx.shape, ctx.format, dense=False)
+        return connected(ctx.windows.backward(grad, stand_in, indices), edge), None, None
 
 
 def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], Any]) -> Any:
@@ -151,10 +154,10 @@ def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], 
     if not is_plain(x) or x.dim() not in (dims + 1, dims + 2) or x.numel() >= 2**31:
         return NotImplemented
     if dims == 1:  # as PyTorch: a plane of one row
-        y, indices = _MaxPool.apply(x.unsqueeze(-2), make(2))
+        y, indices = _MaxPool.apply(x.unsqueeze(-2), edge_of(x), make(2))
         y, indices = y.squeeze(-2), indices.squeeze(-2)
     else:
-        y, indices = _MaxPool.apply(x, make(dims))
+        y, indices = _MaxPool.apply(x, edge_of(x), make(dims))
     return (y, indices) if return_indices else y
 
 
@@ -204,17 +207,21 @@ def _register_adaptive_max_pool(dims: int) -> None:
 
     @lean_version_of([plain, indexed], exact=True)
     def functional(call: Call, input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-        size = tuple(
-            given if wanted is None else wanted
-            for wanted, given in zip(_tuple_or_none(output_size, dims), input.shape[-dims:], strict=True)
-        )
+        wanted = _wanted(output_size, dims)
+        if wanted is None or input.dim() not in (dims + 1, dims + 2):
+            return NotImplemented
+        size = tuple(given if each is None else each for each, given in zip(wanted, input.shape[-dims:], strict=True))
         both = return_indices or call.function is indexed
         return _max_pool(dims, input, both, lambda count: _Adaptive((1,) * (count - dims) + size))
 
 
-def _tuple_or_none(value: Any, dims: int) -> tuple[Any, ...]:
-    values = (value,) if value is None or isinstance(value, int) else tuple(value)
-    return values * dims if len(values) == 1 else values
+def _wanted(size: Any, dims: int) -> tuple[int | None, ...] | None:
+    """The size that an adaptive pooling is to give, if it is written as PyTorch documents it."""
+    if isinstance(size, int):
+        return (size,) * dims
+    if not isinstance(size, tuple | list) or len(size) != dims:
+        return None
+    return tuple(size) if all(each is None or isinstance(each, int) for each in size) else None
 
 
 class _ShapeOnly(torch.autograd.Function):
@@ -222,15 +229,22 @@ class _ShapeOnly(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], vjp: Callable[[Tensor, Tensor], Tensor]
+        ctx: Any,
+        x: Tensor,
+        edge: Tensor | None,
+        run: Callable[[Tensor], Tensor],
+        vjp: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
+        ctx.save_for_backward(edge)
         ctx.shape, ctx.format, ctx.vjp = x.shape, memory_format_of(x), vjp
         return run(x)
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
-        return ctx.vjp(grad, placeholder(grad, ctx.shape, ctx.format, dense=False)), None, None
+        (edge,) = ctx.saved_tensors
+        stand_in = placeholder(grad, ctx.shape, ctx.format, dense=False)
+        return connected(ctx.vjp(grad, stand_in), edge), None, None, None
 
 
 def _register_avg_pool(dims: int) -> None:
@@ -260,6 +274,7 @@ def _register_avg_pool(dims: int) -> None:
         rest = (ceil_mode, count_include_pad, divisor_override)
         y = _ShapeOnly.apply(
             input.unsqueeze(-2) if row else input,
+            edge_of(input),
             lambda x: forward(x, *geometry, *rest),
             lambda grad, stand_in: backward(grad, stand_in, *geometry, *rest),
         )
@@ -271,14 +286,18 @@ def _register_adaptive_avg_pool(dims: int) -> None:
 
     @lean_version_of([getattr(F, f"adaptive_avg_pool{dims}d")], exact=True)
     def version(call: Call, input: Tensor, output_size: Any) -> Any:
-        sizes = _tuple_or_none(output_size, dims)
-        if not is_plain(input) or all(size == 1 for size in sizes):  # that is a mean, which holds nothing
+        sizes = _wanted(output_size, dims)
+        if sizes is None or not is_plain(input) or all(size == 1 for size in sizes):  # a mean, which holds nothing
             return NotImplemented
         if dims == 1:
-            size = (1, input.shape[-1] if sizes[0] is None else sizes[0])
-            y = _ShapeOnly.apply(input.unsqueeze(-2), lambda x: F.adaptive_avg_pool2d(x, size), backward)
+            if sizes[0] is None:
+                return NotImplemented
+            size = (1, sizes[0])
+            y = _ShapeOnly.apply(
+                input.unsqueeze(-2), edge_of(input), lambda x: F.adaptive_avg_pool2d(x, size), backward
+            )
             return y.squeeze(-2)
-        return _ShapeOnly.apply(input, call.run_on, backward)
+        return _ShapeOnly.apply(input, edge_of(input), call.run_on, backward)
 
 
 for _dims in (1, 2, 3):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..autograd.hooks import Hooks
 from .packed import ROUNDED, Again, Packed, Roundings, packed_mask, packing, rounded
 from .recipes import recipe_of
-from .rules import SMALL, Call, is_activation, lean_version_of
+from .rules import Call, is_activation, is_small, lean_version_of
 
 _PRODUCTS = [
     *(torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__),
@@ -64,7 +64,7 @@ def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
         given = storage in storages
         # PyTorch copies factors whose entries lie in another order than it needs, and saves the copies. Those of
         # weights are told by their size.
-        copied = storage not in alive and tensor.numel() not in sizes and tensor.numel() >= SMALL
+        copied = storage not in alive and tensor.numel() not in sizes and not is_small(tensor)
         if rounds and tensor.is_floating_point() and (given or copied):
             return rounded(tensor, session, outer, known)
         if given and (recipe := recipe_of(tensor)) is not None:

@@ -110,9 +110,14 @@ def is_plain(tensor: object) -> bool:
 
 
 SMALL = 2**12
-"""Tensors of fewer entries are not worth the time."""
+"""Tensors of fewer entries are not worth the time [entries]; :func:`is_small` asks."""
 
 
 def is_activation(value: object) -> bool:
     """Whether a value is a plain tensor worth rounding: not small, and no leaf (parameters and inputs live anyway)."""
-    return isinstance(value, Tensor) and is_plain(value) and not value.is_leaf and value.numel() >= SMALL
+    return isinstance(value, Tensor) and is_plain(value) and not value.is_leaf and not is_small(value)
+
+
+def is_small(tensor: Tensor) -> bool:
+    """Whether a tensor has too few entries (:data:`SMALL`) for what is saved to be worth the time."""
+    return tensor.numel() < SMALL

@@ -6,11 +6,16 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..estimators.bits import pack, packed_size, unpack
+from ..estimators.bits import pack, packed_size, to_bytes, unpack
 from ..estimators.noise import Noise
 from .dithered import Dithered
+from .geometric import Geometric
 from .masks import pack_mask, unpack_mask
+
+_BLOCK = 256
+"""Entries of a grid that share the mark of what is not finite."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,46 @@ class Grid:
         return Grid(-ceil(-low * parts - 1e-9) / parts, 1 / parts, bits)
 
     def nbytes(self, count: int) -> int:
-        """Bytes of codes."""
-        return packed_size(count, self.bits)
+        """Bytes of codes, and of one bit per block."""
+        return packed_size(count, self.bits) + packed_size(-(-count // _BLOCK), 1)
 
     def encode(self, values: Tensor, noise: Noise) -> Tensor:
-        """Packed codes ``⌊(v - first)/step + u⌋`` with ``u`` uniform in ``[0, 1)``; the mean over ``u`` is ``v``."""
-        levels = noise.next(values.numel()).add_(0.5)
-        levels.add_(values, alpha=1 / self.step).sub_(self.first / self.step)
-        codes = levels.clamp_(0, 2**self.bits - 1).nan_to_num_(0).to(torch.uint8).view(1, -1)
-        if missing := -codes.shape[1] % 8:
+        """Packed codes ``⌊(v - first)/step + u⌋`` with ``u`` uniform in ``[0, 1)``; the mean over ``u`` is ``v``.
+
+        A block with entries that are not finite keeps its last code for these (:mod:`..estimators.spoilt`).
+        """
+        count, top = values.numel(), 2**self.bits - 1
+        spoilt = torch.zeros(-(-count // _BLOCK), dtype=torch.bool, device=values.device)
+        levels = noise.next(count).add_(0.5)
+        if values.device.type == "cpu" and bool(values.sum(dtype=torch.float32).isfinite()):
+            levels.add_(values, alpha=1 / self.step).sub_(self.first / self.step).clamp_(0, top)
+        else:
+            wrong = values.isfinite().logical_not_()
+            spoilt = F.pad(wrong, (0, -count % _BLOCK)).view(-1, _BLOCK).any(1)
+            narrow = _of_entries(spoilt, count)
+            place = values.sub(self.first).div_(self.step).nan_to_num_(0)
+            levels.add_(torch.where(narrow, place * ((top - 1) / top), place)).clamp_(0, top)
+            levels = torch.where(narrow, levels.clamp(max=top - 0.5), levels).masked_fill_(wrong, top)
+        codes = to_bytes(levels).view(1, -1)
+        if missing := -count % 8:
             codes = torch.cat([codes, codes.new_zeros(1, missing)], 1)
-        return pack(codes, self.bits).view(-1)
+        return torch.cat([pack(codes, self.bits).view(-1), pack_mask(spoilt)])
 
     def decode(self, packed: Tensor, count: int, noise: Noise | None = None) -> Tensor:
         """The levels, in single precision."""
-        return unpack(packed.view(1, -1), self.bits).view(-1)[:count].float().mul_(self.step).add_(self.first)
+        size, top = packed_size(count, self.bits), 2**self.bits - 1
+        codes = unpack(packed[:size].view(1, -1), self.bits).view(-1)[:count]
+        values, marks = codes.float().mul_(self.step), packed[size:]
+        if packed.device.type != "cpu" or bool(marks.any()):
+            narrow = _of_entries(unpack_mask(marks, -(-count // _BLOCK)), count)
+            values = torch.where(narrow, values * (top / max(1, top - 1)), values)
+            values.masked_fill_(narrow.logical_and_(codes == top) if top > 1 else narrow, torch.nan)
+        return values.add_(self.first)
+
+
+def _of_entries(blocks: Tensor, count: int) -> Tensor:
+    """What is known of each block, for each of its entries."""
+    return blocks.repeat_interleave(_BLOCK)[:count]
 
 
 @dataclass(frozen=True)
@@ -64,47 +94,36 @@ class Blocks:
 
     Args:
         bits: Bits per entry.
-        poles: Whether entries may be infinite. One more bit per entry then tells which are; they come back as NaN, and
-            the others of their block are none the worse for them.
 
     Example:
-        >>> slopes, noise = 1 / torch.tensor([1.0, 0.0, 2.0]), lambda: Noise(Draw(0), torch.device("cpu"))
+        >>> slopes, noise = torch.tensor([1.0, 0.0, 2.0]), lambda: Noise(Draw(0), torch.device("cpu"))
         >>> from randbp.estimators.draw import Draw
-        >>> held = Blocks(bits=8, poles=True).encode(slopes, noise())
-        >>> bool((Blocks(8, True).decode(held, 3, noise()) - slopes)[[0, 2]].abs().max() < 1 / 255)
+        >>> held = Blocks(bits=8).encode(slopes, noise())
+        >>> bool((Blocks(8).decode(held, 3, noise()) - slopes).abs().max() < 1 / 255)
         True
     """
 
     bits: int
-    poles: bool = False
     dithered: ClassVar[bool] = True
 
     def _layout(self, count: int) -> Dithered:
         return Dithered(self.bits, count, min(256, count))
 
     def nbytes(self, count: int) -> int:
-        """Bytes of codes, scales and the mask of infinite entries."""
-        return self._layout(count).nbytes(1) + (-(-count // 8) if self.poles else 0)
+        """Bytes of codes and scales."""
+        return self._layout(count).nbytes(1)
 
     def encode(self, values: Tensor, noise: Noise) -> Tensor:
         """What is held of flat values."""
-        parts = []
-        if self.poles:
-            wrong = values.isfinite().logical_not_()
-            values = values.masked_fill(wrong, 0)
-            parts = [pack_mask(wrong)]
         codes, scales = self._layout(values.numel()).encode(values.view(1, -1), noise)
-        return torch.cat([codes, scales.view(-1).view(torch.uint8), *parts])
+        return torch.cat([codes, scales.view(-1).view(torch.uint8)])
 
     def decode(self, held: Tensor, count: int, noise: Noise) -> Tensor:
         """The entries, unbiased, in single precision."""
-        values, _ = self.decode_with_scales(held, count, noise)
-        if self.poles:
-            values.masked_fill_(unpack_mask(held[self._layout(count).nbytes(1) :], count), torch.nan)
-        return values
+        return self.decode_with_scales(held, count, noise)[0]
 
     def decode_with_scales(self, held: Tensor, count: int, noise: Noise) -> tuple[Tensor, Tensor]:
-        """The finite entries, and the scales, of which :meth:`variances` tells."""
+        """The entries, and the scales, of which :meth:`variances` tells."""
         layout = self._layout(count)
         whole = layout.nbytes(1)
         size = whole - 8 * layout.blocks
@@ -114,3 +133,12 @@ class Blocks:
     def variances(self, scales: Tensor, count: int) -> Tensor:
         """Variance of each entry."""
         return self._layout(count).variances(scales).view(-1)
+
+
+Slopes = Grid | Blocks | Geometric
+"""How derivatives may be held."""
+
+
+def slopes(bits: int, poles: bool) -> Blocks | Geometric:
+    """How derivatives of unknown range are held: those with poles in one more bit, with small relative errors."""
+    return Geometric(min(8, bits + 1)) if poles else Blocks(bits)

@@ -11,9 +11,9 @@ from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
 from ..estimators.draw import Draw
 from ..estimators.noise import Noise
-from .layout import flatten, memory_order, pieces, unflatten
+from .layout import flatten, memory_order, pieces, unexpanded, unflatten
 from .rules import Call, is_plain, lean_version_of
-from .slopes import Blocks, Grid
+from .slopes import Grid, Slopes
 
 
 class _Smooth(torch.autograd.Function):
@@ -26,7 +26,7 @@ class _Smooth(torch.autograd.Function):
         edge: Tensor,
         function: Callable[[Tensor], Tensor],
         seed: int,
-        kind: Grid | Blocks,
+        kind: Slopes,
         inplace: bool,
     ) -> Tensor:
         order, noise = memory_order(x), Noise(Draw(seed), x.device)
@@ -77,9 +77,7 @@ def _apply(call: Call, x: Tensor, low: float, high: float, inplace: bool = False
     return hold_slope(call, x, call.run_on, Grid.over(low, high, call.session.bits), inplace)
 
 
-def hold_slope(
-    call: Call, x: Tensor, function: Callable[[Tensor], Tensor], kind: Grid | Blocks, inplace: bool = False
-) -> Tensor:
+def hold_slope(call: Call, x: Tensor, function: Callable[[Tensor], Tensor], kind: Slopes, inplace: bool = False) -> Any:
     """``φ(x)`` of an elementwise function, of which only the rounded derivative is held.
 
     Args:
@@ -89,6 +87,8 @@ def hold_slope(
         kind: How the derivative is held.
         inplace: Whether ``φ`` overwrites its argument.
     """
+    if inplace and unexpanded(x).shape != x.shape:
+        return NotImplemented  # for PyTorch to refuse
     y: Tensor = _Smooth.apply(x, edge_of(x), function, call.session.seed(), kind, inplace)
     return y
 

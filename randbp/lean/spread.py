@@ -1,7 +1,9 @@
-"""Variances, standard deviations and Euclidean norms: the input in a few bits.
+"""Variances, standard deviations and norms, in a few bits per entry of the input.
 
-With ``n`` entries, ``σ²`` their variance and ``s`` their norm, the input gradients are ``2 v (x - mean(x)) / (n - 1)``,
-``v (x - mean(x)) / ((n - 1) σ)`` and ``v x / s``: linear in ``x``. The result is small, and held as it is.
+With ``n`` entries and ``σ²`` their variance, the input gradient of the variance is ``2 v (x - mean(x)) / (n - 1)``,
+linear in ``x``, which is held. That of the standard deviation is ``v (x - mean(x)) / ((n - 1) σ)`` and that of the norm
+``s`` is ``v x / s``: these would be linear in ``x``, too, but where ``σ`` or ``s`` is small they would make much of a
+small error in ``x``. So the derivatives themselves are held, which are at most 1.
 """
 
 from math import inf
@@ -34,12 +36,18 @@ def _with_rounded_input(call: Call, *inputs: Tensor) -> Any:
 
 @lean_version_of(
     [
-        *(torch.var, torch.std, torch.var_mean, torch.std_mean, Tensor.var, Tensor.std),
+        *(torch.var, torch.var_mean, torch.std_mean, Tensor.var),
     ],
     exact=False,
 )
 def _variance(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     return NotImplemented if kwargs.get("out") is not None else _with_rounded_input(call, input)
+
+
+@lean_version_of([torch.std, Tensor.std], exact=False)
+def _deviation(call: Call, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    unbiased_only = isinstance(dim, bool)  # ``x.std(False)``
+    return hold_derivatives(call, rows=() if dim is None or unbiased_only else dim, poles=False)
 
 
 @lean_version_of([torch.linalg.vector_norm], exact=True)
@@ -52,9 +60,9 @@ def _vector_norm(
         return hold_signs(call, x)
     if not call.rounds:
         return NotImplemented
-    if ord == 2:
-        return _with_rounded_input(call, x)
-    return hold_derivatives(call, rows=() if dim is None else dim) if ord not in (0, inf, -inf) else NotImplemented
+    if ord in (0, inf, -inf):
+        return NotImplemented
+    return hold_derivatives(call, rows=() if dim is None else dim, poles=ord < 1)
 
 
 @lean_version_of([torch.linalg.norm], exact=False)
@@ -71,7 +79,7 @@ def _linalg_norm(
     of_vectors = isinstance(dim, int) or (isinstance(dim, tuple | list) and len(dim) == 1)
     if out is not None or not (ord is None or (ord == 2 and (of_vectors or (dim is None and A.dim() == 1)))):
         return NotImplemented
-    return _with_rounded_input(call, A)
+    return hold_derivatives(call, rows=() if dim is None else dim, poles=False)
 
 
 @lean_version_of([torch.cdist], exact=False)

@@ -72,14 +72,13 @@ def test_constant_blocks_are_exact() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_bad_value_spoils_its_block_and_no_other(value: float) -> None:
+def test_a_bad_value_spoils_no_other(value: float) -> None:
     x = torch.rand(2, 4, 8)
     x[1, 2, 3] = value
     layout = RoundedLayout(3, 32, 8, x.dtype)
     decoded = layout.decode(*layout.encode(x, Draw(0))).view_as(x)
-    assert not decoded[1, 2].isfinite().any()
-    decoded[1, 2] = 0
-    assert decoded.isfinite().all()
+    assert torch.equal(decoded.isfinite(), x.isfinite())
+    assert (decoded - x)[x.isfinite()].abs().max() <= 1 / 6
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

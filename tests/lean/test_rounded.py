@@ -239,7 +239,7 @@ def test_bytes_held(bits: int) -> None:
     def held(function: Callable[[Tensor], Tensor]) -> int:
         return memory_report(lean(lambda x: function(x + 1), True, bits), x).held_bytes
 
-    assert held(F.gelu) == packed
+    assert held(F.gelu) == packed + x.numel() // 256 // 8  # and a bit per block
     assert 0 <= held(lambda x: F.batch_norm(x, None, None, weight, training=True)) - packed - scales <= 2 * 8 * 4 + 8
     assert 0 <= held(lambda x: F.layer_norm(x, (8, 32, 32))) - packed - scales <= 2 * 4 * 4 + 8
     square = torch.randn(32, 32, requires_grad=True)
@@ -338,14 +338,6 @@ def test_dither_has_the_known_mean_and_variance(bits: int, entries: int) -> None
         ratio = stack.var(0) / variance
         assert ratio.min() > 0.75 and ratio.max() < 1.25  # the variance of a variance of 800: 3 %
         assert abs(float(ratio.mean()) - 1) < 0.02
-
-
-def test_dither_keeps_nan_apart_from_other_blocks() -> None:
-    x = torch.randn(2, 512)
-    x[0, 3] = float("nan")
-    layout = Dithered(4, 512)
-    decoded = layout.decode(*layout.encode(x, 5), 5)
-    assert decoded[0, :256].isnan().all() and not decoded[0, 256:].isnan().any() and not decoded[1].isnan().any()
 
 
 def test_noise_is_uniform_and_repeats() -> None:

@@ -1,4 +1,4 @@
-"""Variances and norms hold their input in a few bits, give PyTorch's values, and its gradients on average."""
+"""Variances hold their input in few bits, norms their derivative; values are PyTorch's, and gradients on average."""
 
 from collections.abc import Callable
 from typing import Any

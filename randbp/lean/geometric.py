@@ -1,0 +1,120 @@
+"""Levels in geometric progression: rounding whose error is small beside each entry, however large others are."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..estimators.bits import pack, packed_size, to_bytes, unpack
+from ..estimators.noise import Noise
+
+_BLOCK = 256
+
+_SPREAD = 2.0
+"""Standard deviations of the logarithms below their mean, at which the levels end."""
+
+_FINE, _DEEP = 0.25, 8.0
+"""Distance of levels [octaves] up to which they may go down to the least entry, and how far at most [octaves]."""
+
+
+@dataclass(frozen=True)
+class Geometric:
+    r"""Flat entries in ``bits`` bits each, and two scales per block of 256.
+
+    A derivative with poles has a few huge entries beside many ordinary ones, and what comes after it in the backward
+    pass may well multiply the huge ones by nearly nothing. So each entry's error must be small beside that entry. The
+    levels of a block are 0 and ``a r^{-k}``, ``k = 0 … M - 1``, with ``a`` its largest magnitude; an entry ``s``
+    between two of them takes either with the probability that makes ``s`` its mean. The standard deviation is then
+    at most ``(√r - 1/√r) / 2`` of the entry. The least level is the least entry, unless that would set levels apart
+    by more than a quarter of an octave or is more than eight octaves down: then it is two standard deviations of the
+    entries' logarithms below their mean. What is smaller goes to that or to 0. A block whose entries all have
+    one sign has ``M = 2^bits - 2`` levels, another ``2^(bits-1) - 1`` of each. One code is left for entries that are
+    not finite; they come back as NaN.
+
+    Args:
+        bits: Bits per entry, 2 to 8.
+
+    Example:
+        >>> from randbp.estimators.draw import Draw
+        >>> slopes, noise = 1 / torch.tensor([1.0, 0.0, 1e-6]), Noise(Draw(0), torch.device("cpu"))
+        >>> Geometric(bits=5).decode(Geometric(bits=5).encode(slopes, noise), 3)
+        tensor([1.0000e+00,        nan, 1.0000e+06])
+    """
+
+    bits: int
+    dithered: ClassVar[bool] = False
+
+    @staticmethod
+    def _blocks(count: int) -> tuple[int, int]:
+        """How many blocks, and their entries."""
+        block = max(1, min(_BLOCK, count))
+        return -(-count // block), block
+
+    def nbytes(self, count: int) -> int:
+        """Bytes of codes and scales."""
+        blocks, block = self._blocks(count)
+        return packed_size(blocks * block, self.bits) + 8 * blocks
+
+    def encode(self, values: Tensor, noise: Noise) -> Tensor:
+        """What is held of flat values."""
+        blocks, block = self._blocks(values.numel())
+        values = values.float()
+        if missing := blocks * block - values.numel():
+            values = torch.cat([values, values[-1:].expand(missing)])
+        values = values.view(blocks, block)
+        size = values.abs()
+        wrong = size.isfinite().logical_not_()
+        size.masked_fill_(wrong, 0)
+        present = size > 0
+        negative = (values < 0).logical_and_(present)
+        downwards = negative.any(1, keepdim=True)
+        mixed = downwards.logical_and(negative.logical_xor(present).any(1, keepdim=True))
+        levels = self._levels(mixed)
+        largest, ratio, place = _progression(size, present, levels)
+        below = place.floor()
+        under = torch.where(below == 0, 0, largest * torch.exp2(ratio * (below - levels)))
+        over = largest * torch.exp2(ratio * (below - levels + 1))
+        share = (size - under).div_(over - under).nan_to_num_(0, 0, 0)
+        code = below.add_(noise.next(share.numel()).view(blocks, block).add_(0.5) < share).minimum(levels)
+        half = 2 ** (self.bits - 1)
+        code.add_(negative.logical_and_(mixed).logical_and_(code > 0), alpha=half)
+        code = torch.where(wrong, torch.where(mixed, half, 2 * half - 1), code)
+        codes = to_bytes(code.view(1, -1))
+        if missing := -codes.shape[1] % 8:
+            codes = torch.cat([codes, codes.new_zeros(1, missing)], 1)
+        signed = torch.where(downwards.logical_and(mixed.logical_not()), -largest, largest)
+        scales = torch.cat([signed, torch.where(mixed, -ratio, ratio)], 1)
+        return torch.cat([pack(codes, self.bits).view(-1), scales.view(-1).view(torch.uint8)])
+
+    def decode(self, held: Tensor, count: int, noise: Noise | None = None) -> Tensor:
+        """The entries, unbiased, in single precision."""
+        blocks, block = self._blocks(count)
+        size, half = packed_size(blocks * block, self.bits), 2 ** (self.bits - 1)
+        codes = unpack(held[:size].view(1, -1), self.bits).view(-1)[: blocks * block].view(blocks, block)
+        scales = held[size : size + 8 * blocks].clone().view(torch.float32)  # a copy lies at an address that fits
+        largest, ratio = scales.view(-1, 2).split(1, 1)
+        mixed = ratio.signbit()
+        place = torch.where(mixed, codes.remainder(half), codes)
+        values = torch.exp2(place.sub(self._levels(mixed)).mul_(ratio.abs())).mul_(largest)
+        values = torch.where(mixed.logical_and(codes > half), -values, values).masked_fill_(place == 0, 0)
+        values.masked_fill_(codes == torch.where(mixed, half, 2 * half - 1), torch.nan)
+        return values.view(-1)[:count]
+
+    def _levels(self, mixed: Tensor) -> Tensor:
+        """Number ``M`` of levels above zero."""
+        return torch.where(mixed, 2.0 ** (self.bits - 1) - 1, 2.0**self.bits - 2)
+
+
+def _progression(size: Tensor, present: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of magnitudes in blocks: the largest, ``log2 r``, and where among ``levels`` levels each one lies."""
+    largest = size.amax(1, keepdim=True)
+    logarithms = torch.where(present, size, largest).log2_().sub_(largest.log2()).nan_to_num_(0)  # at most 0
+    count = present.sum(1, keepdim=True).clamp_(min=1)
+    mean = logarithms.sum(1, keepdim=True) / count
+    deviation = torch.where(present, logarithms - mean, 0).square_().sum(1, keepdim=True).div_(count).sqrt_()
+    reached = torch.minimum(mean - _SPREAD * deviation, ((1 - levels) * _FINE).clamp_(min=-_DEEP))
+    lowest = torch.maximum(logarithms.amin(1, keepdim=True), reached)
+    ratio = lowest.abs() / (levels - 1).clamp_(min=1)
+    place = torch.where(ratio == 0, levels, levels + logarithms / ratio)
+    return largest, ratio, torch.where(present, place, 0).clamp_(min=0)

@@ -1,0 +1,3 @@
+"""The operator database runs in a process of its own: importing it freezes PyTorch's global flags."""
+
+collect_ignore = ["operators"]
