@@ -29,6 +29,7 @@ ESTIMATORS = [
 # What may be meant, so that the model, the loss or PyTorch's optimiser itself says what is wrong with it.
 MEANT = {
     "loss": callable,
+    "layers": callable,
     "batch": lambda value: isinstance(value, str | Tensor),
     "sample_batch": lambda value: isinstance(value, str | Tensor),
     "params": lambda value: isinstance(value, Sized),
@@ -75,9 +76,9 @@ def spec(input_shape: Any = (1, 1, 6, 6), out_channels: Any = 2, kernel_size: An
 def arguments() -> Iterator[tuple[Callable[..., object], str]]:
     for kind in (*ESTIMATORS, CostMonitor, LatestEpoch):
         yield from ((kind, name) for name in inspect.signature(kind).parameters)
-    yield from ((TensorDropout, name) for name in ("weight_vjp", "input_vjp", "seed", "bits", "parts"))
+    yield from ((TensorDropout, name) for name in ("weight_vjp", "input_vjp", "layers", "seed", "bits", "parts"))
     yield manual_seed, "seed"
-    yield from ((randomized, name) for name in ("weight_vjp", "input_vjp", "seed", "bits", "parts", "lean"))
+    yield from ((randomized, name) for name in ("weight_vjp", "input_vjp", "layers", "seed", "bits", "parts", "lean"))
     sizes = ("stride", "padding", "dilation", "groups")
     yield from ((conv, name) for name in ("x", "weight", "bias", "weight_vjp", "input_vjp", "generator", *sizes))
     yield from ((conv_transpose, name) for name in ("x", "weight", "output_padding", *sizes))

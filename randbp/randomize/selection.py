@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from inspect import signature
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -123,7 +123,10 @@ def checked_layers(layers: Layers) -> str | list[str] | Callable[[str, nn.Module
         if not _takes_two(layers):
             raise ValueError(f"layers={layers!r}: expected a predicate of two arguments (name, module) -> bool")
         return layers
-    patterns = list(layers) if isinstance(layers, Iterable) else [layers]
+    try:
+        patterns: list[Any] = list(layers)
+    except TypeError:  # not several of anything
+        patterns = [layers]
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ValueError(f"layers={pattern!r}: expected names, globs or a predicate (name, module) -> bool")
