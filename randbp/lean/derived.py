@@ -104,8 +104,18 @@ _ELEMENTWISE = (
 )
 
 
+_IN_DOUBLE = (torch.float_power, Tensor.float_power)
+
+
+def _double(value: Any) -> Any:
+    return value.double() if is_unadorned(value) and value.is_floating_point() else value
+
+
 def _of_several(of_one: Rule | None, call: Call, *args: Any, **kwargs: Any) -> Any:
     """Of several tensors; :mod:`.elementwise` has some of these functions with numbers."""
+    if call.function in _IN_DOUBLE:  # as PyTorch does first: derivatives may exceed a narrower type's range
+        args, kwargs = tuple(map(_double, args)), {name: _double(value) for name, value in kwargs.items()}
+        call = replace(call, args=args, kwargs=kwargs)
     if sum(isinstance(value, Tensor) for value in (*args, *kwargs.values())) > 1:
         return hold_derivatives(call, expand=True)
     return NotImplemented if of_one is None else of_one.version(call, *args, **kwargs)
