@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
         for images in data:  # too large a batch or too small a width fails here, before there is a folder
             images.batch(options.batch_size, torch.Generator())
         untrained_model(options.width, NUM_CLASSES, options.seed)
-        folder = claim(options.out, ".", None)
+        out = options.out.resolve() if options.out.name in ("", "..") else options.out
+        folder = claim(out.parent, out.name, None)
     except (UsageError, OSError, ValueError) as error:
         print(f"gradient-error: {one_line(error)}", file=sys.stderr)
         return 2

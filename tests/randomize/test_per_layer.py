@@ -135,7 +135,7 @@ def test_a_file_names_an_estimator_per_layer(folder: Path) -> None:
         ),
         (
             {"nope": {"class_path": "randbp.Spatial", "init_args": {"keep": 0.5}}},
-            1,
+            2,
             "weight_vjp: key 'nope' matches none of the layers 'model.features.0'",
         ),
     ],
