@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 class _Piecewise(torch.autograd.Function):
-    """Holds one bit per entry; the slopes inside and outside are ``(a, 0)`` or ``(1, b)``."""
+    """Holds one bit per entry; the slopes inside and outside are ``(a, None)``, where none is 0, or ``(1, b)``."""
 
     @staticmethod
     def forward(
@@ -54,11 +54,11 @@ class _Piecewise(torch.autograd.Function):
         return connected(unflatten(result, ctx.shape, ctx.order), edge), *[None] * 5
 
 
-def _scaled(grad: Tensor, inside: Tensor, slopes: tuple[float, float]) -> Tensor:
+def _scaled(grad: Tensor, inside: Tensor, slopes: tuple[float, float | None]) -> Tensor:
     """Times the one slope or the other, by PyTorch's vectorised kernels: ``torch.where`` is many times slower."""
     within, outside = slopes
     chosen = inside.to(grad.dtype)
-    if outside != 0:
+    if outside is not None:  # also 0, times which a gradient keeps its sign and need not be finite
         return aten.leaky_relu_backward(grad, chosen, outside, False)
     return aten.threshold_backward(grad if within == 1 else grad * within, chosen, 0)
 
@@ -67,7 +67,7 @@ def _apply(
     call: Call,
     x: Tensor,
     inside: Callable[[Tensor], Tensor],
-    slopes: tuple[float, float] = (1.0, 0.0),
+    slopes: tuple[float, float | None] = (1.0, None),
     inplace: bool = False,
     linked: bool = True,
 ) -> Any:
@@ -77,7 +77,7 @@ def _apply(
         call: Of the function.
         x: Its argument.
         inside: The test that an entry passes where the first slope holds.
-        slopes: The one inside and the one outside.
+        slopes: The one inside and the one outside, ``None`` for a gradient that is 0 there whatever comes.
         inplace: Whether the function overwrites ``x``.
         linked: Whether PyTorch's gradient depends on ``x``, if only with derivative 0.
     """
@@ -129,7 +129,7 @@ def _threshold(call: Call, input: Tensor, threshold: float, value: float, inplac
 @lean_version_of([F.hardsigmoid], exact=True)
 def _hardsigmoid(call: Call, input: Tensor, inplace: bool = False) -> Any:
     sixth = float(torch.tensor(1 / 6))  # PyTorch's factor is single precision's for all dtypes
-    return _apply(call, input, lambda x: (x > -3).logical_and_(x < 3), (sixth, 0.0), inplace)
+    return _apply(call, input, lambda x: (x > -3).logical_and_(x < 3), (sixth, None), inplace)
 
 
 @lean_version_of([torch.clamp, Tensor.clamp, Tensor.clip, torch.clip], exact=True)

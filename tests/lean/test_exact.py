@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from randbp.diagnostics import memory_report
@@ -259,3 +259,13 @@ def test_kinds_of_tensors_without_a_lean_version_run_as_ever() -> None:
         tangent = torch.autograd.forward_ad.unpack_dual(lean(torch.relu)(dual)).tangent
     assert torch.equal(tangent, (x > 0).float())
     assert lean(torch.relu)(torch.empty(0, 3, requires_grad=True)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("slope", [0.0, -0.0, 0.3, -2.0])
+def test_gradients_times_a_slope_keep_their_sign_and_what_is_not_finite(slope: float) -> None:
+    x = torch.randn(64, 128, requires_grad=True)
+    grad = torch.randn(64, 128)
+    grad[::3, ::2], grad[::5, ::7] = torch.inf, torch.nan
+    for inplace in (False, True):
+        ours, theirs = lean(nn.LeakyReLU(slope, inplace and slope >= 0)), nn.LeakyReLU(slope, inplace and slope >= 0)
+        assert_same(*([torch.autograd.grad(run(x * 1), x, grad)[0]] for run in (ours, theirs)))
