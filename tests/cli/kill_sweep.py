@@ -40,7 +40,8 @@ def sweep(options: list[str], root: Path, log: Path, way: str, last: int | None,
                 end(os.getpid(), way)
 
     os.setsid()
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # where the runs find the model
+    # Where the runs find the model, and on as many threads as the run that nobody disturbs: sums depend on that.
+    os.environ.update(PYTHONPATH=str(Path(__file__).parents[2]), OMP_NUM_THREADS="1")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     os.chdir(root)
     with log.open("ab", 0) as file:
