@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch.hooks import transformed
+from .._torch.uncompiled import uncompiled
 from ..estimators import Estimator
 from ..modes import without_autocast
 from ..tn import LayerSpec
 from .compiled import compiled
-from .hooks import transformed
 from .once import edge_of, not_differentiable
 from .operations import Operation
 from .transforms import is_transformed, not_transformed, refuses_vectorised
-from .uncompiled import uncompiled
 from .vjps import bias_vjp, input_vjp, memory_format_of, output, sketch, weight_vjp
 
 

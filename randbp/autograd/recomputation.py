@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .hooks import Hooks, current_backward
+from .._torch.hooks import Hooks, current_backward
 
 SEGMENTS = 64  # between a forward pass and the backward pass that computes them again
 CALLS = 4096  # in one segment; hooks that stay in force for a whole training look like one
@@ -25,7 +25,7 @@ class Recomputation:
         >>> from itertools import count
         >>> import torch
         >>> from torch.utils.checkpoint import checkpoint
-        >>> from randbp.autograd.hooks import hooks_in_force
+        >>> from randbp._torch.hooks import hooks_in_force
         >>> numbers, seen, recomputation = count(), [], Recomputation()
         >>> def segment(x):
         ...     seen.extend(recomputation.seed(lambda: next(numbers), hooks_in_force()) for _ in range(2))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..autograd.hooks import current_backward
+from .._torch.hooks import current_backward
 from .moments import Moment
 from .sharding import is_sharded
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..autograd.hooks import take_from_stack
-from ..autograd.uncompiled import uncompiled
+from .._torch.hooks import take_from_stack
+from .._torch.uncompiled import uncompiled
 from ..layers import LayerCall, LayerCalls, runs_pytorchs_forward
 from ..modes import in_memory, without_autocast
 from ..tn import LayerSpec

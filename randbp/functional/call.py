@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch.hooks import hooks_in_force
+from .._torch.uncompiled import uncompiled
 from ..autograd import Linear, Operation, draw_seed, estimated
-from ..autograd.hooks import hooks_in_force
 from ..autograd.recomputation import Recomputation
-from ..autograd.uncompiled import uncompiled
 from ..estimators import Estimator
 from ..estimators.base import Vjp
 from ..estimators.draw import seed_from

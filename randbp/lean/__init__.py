@@ -7,7 +7,7 @@ One mechanism serves modules and plain function calls alike. ``nn.ReLU`` calls `
 :mod:`.spread`, :mod:`.norms`, :mod:`.products`, :mod:`.attention`, :mod:`.losses`, :mod:`.composites`). The mode is
 entered with a module of the model and left with it: so a part of the model called alone is lean as well (a
 LightningModule's ``training_step`` calls its network, not itself), and nothing outside the model is touched. Modules
-get no hooks for that (:func:`randbp.autograd.hooks.watch_calls`), and a module that is called in ``eval()`` mode or
+get no hooks for that (:func:`randbp._torch.hooks.watch_calls`), and a module that is called in ``eval()`` mode or
 without grad runs without the mode: to PyTorch they are as before, fast paths included.
 
 What is held goes through ``ctx.save_for_backward`` or on to the saved-tensor hooks around it, seeds included. So

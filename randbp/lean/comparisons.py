@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd.hooks import Hooks
+from .._torch.hooks import Hooks
 from ..estimators.bits import pack, unpack
 from .indexing import with_indices
 from .layout import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.hooks import written_out
+from .._torch.hooks import written_out
 from .rules import Call, is_unadorned, lean_version_of
 
 _COMPOSITES = [

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.hooks import Hooks
+from .._torch.hooks import Hooks
 from .comparisons import StandIns
 from .layout import flatten, memory_order, unflatten
 from .masks import pack_mask, unpack_mask

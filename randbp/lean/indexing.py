@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.hooks import Hooks
+from .._torch.hooks import Hooks
 from .packed import Constant, Entries, Packed, packed_mask, packing, rounded
 from .rules import Call, is_activation, is_plain, is_small, lean_version_of
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..autograd.hooks import watch_calls
+from .._torch.hooks import watch_calls
 from ..estimators.seeds import Integers
 from .mode import Level, Part, Session
 from .parts import join_chain, split_chains

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.hooks import Hooks
+from .._torch.hooks import Hooks
 from .derived import hold_derivatives
 from .packed import Constant, Packed, packing
 from .rules import Call, is_activation, lean_version_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..autograd.hooks import Hooks, hooks_in_force, put_on_stack, take_from_stack, transforms_at_work
+from .._torch.hooks import Hooks, hooks_in_force, put_on_stack, take_from_stack, transforms_at_work
 from ..autograd.recomputation import Recomputation
 from ..estimators.seeds import Integers, next_seed
 from .rules import RULES, Call
@@ -90,7 +90,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Part:
-    """What happens around each call of a module: see :func:`randbp.autograd.hooks.watch_calls`.
+    """What happens around each call of a module: see :func:`randbp._torch.hooks.watch_calls`.
 
     Attributes:
         session: The model's.

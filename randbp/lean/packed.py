@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ..autograd.hooks import Hooks, hooks_in_force
+from .._torch.hooks import Hooks, hooks_in_force
 from .dithered import Dithered
 from .layout import flatten, memory_order, unexpanded, unflatten
 from .masks import pack_mask, unpack_mask

@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..autograd.hooks import transforms_at_work
+from .._torch.hooks import transforms_at_work
 from ..reclass import Reclassed, reclass, restore
 from .shapes import chain_shapes
 

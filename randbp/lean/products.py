@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.hooks import Hooks
+from .._torch.hooks import Hooks
 from .packed import ROUNDED, Again, Packed, Roundings, packed_mask, packing, rounded
 from .recipes import recipe_of
 from .rules import Call, is_activation, is_small, lean_version_of

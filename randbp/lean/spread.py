@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.hooks import Hooks
+from .._torch.hooks import Hooks
 from .comparisons import hold_signs
 from .derived import hold_derivatives
 from .packed import Packed, Roundings, packing, rounded

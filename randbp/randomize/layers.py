@@ -9,10 +9,10 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from .._torch.hooks import hooks_in_force
+from .._torch.uncompiled import uncompiled
 from ..autograd import draw_seed
-from ..autograd.hooks import hooks_in_force
 from ..autograd.recomputation import Recomputation
-from ..autograd.uncompiled import uncompiled
 from ..estimators import Estimator
 from ..estimators.seeds import Integers, next_seed
 from ..functional import estimated_call, is_estimated, may_be_estimated

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from randbp.autograd.hooks import written_out
+from randbp._torch.hooks import written_out
 from randbp.diagnostics import memory_report
 
 from .same import assert_same, lean, values_and_grads

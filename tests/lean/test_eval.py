@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import randbp
 from randbp import Exact, Spatial
-from randbp.autograd import hooks
+from randbp._torch import hooks
 
 
 class Attention(nn.Module):
