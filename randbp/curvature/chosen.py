@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers import layer, runs_pytorchs_forward
-from .places import COMPUTED, FROZEN, NOT_HELD, NOT_REAL, SHARDED, SHARED, TWO_WAYS, Place, own_parameters
+from ..layers import layer, own_parameters, runs_pytorchs_forward
+from .places import COMPUTED, FROZEN, NOT_HELD, NOT_REAL, SHARDED, SHARED, TWO_WAYS, Place
 from .statistics import Statistics
 
 NOT_CALLED = "it was not called in training"

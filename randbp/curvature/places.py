@@ -1,13 +1,13 @@
 """The weights that K-FAC preconditions: which parameters of a module they are, whatever becomes of these."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from ..layers import own_parameters
 from .gathering import Gathering
 from .layers import Form
 
@@ -101,20 +101,6 @@ class Place:
         """``(G, rows, columns)`` of the weight as matrices."""
         assert self.form is not None
         return self.form.shape(tuple(weight.shape) if self.view is None else self.view.size, bias)
-
-
-def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """A module's own parameters and those from which its parametrisations make others, by name.
-
-    Example:
-        >>> [name for name, _ in own_parameters(nn.utils.parametrizations.spectral_norm(nn.Linear(1, 1)))]
-        ['bias', 'parametrizations.weight.original']
-    """
-    yield from module.named_parameters(recurse=False)
-    if parametrize.is_parametrized(module):
-        made: Any = module.parametrizations
-        for name, parameter in made.named_parameters():
-            yield f"parametrizations.{name}", parameter
 
 
 def name_of(module: nn.Module, parameter: Tensor | None) -> str | None:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from .._torch.hooks import take_from_stack
 from .._torch.uncompiled import uncompiled
-from ..layers import LayerCall, LayerCalls, runs_pytorchs_forward
+from ..layers import LayerCall, LayerCalls, own_parameters, runs_pytorchs_forward
 from ..modes import in_memory, without_autocast
 from ..tn import LayerSpec
 from ..tn.layers import as_sequence
 from .factors import Approximation, input_factor, input_rows, output_grad_factor, output_grad_rows
 from .gathering import Seen
 from .layers import Form, call_input, layer_input
-from .places import COMPUTED, FROZEN, SHARDED, TWO_WAYS, Place, name_of, own_parameters, read_from
+from .places import COMPUTED, FROZEN, SHARDED, TWO_WAYS, Place, name_of, read_from
 from .sharding import is_sharded
 
 NO_TENSOR = "its input or output is not a tensor"

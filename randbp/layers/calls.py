@@ -77,7 +77,7 @@ class LayerCalls(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._told = told
-        self._own = {id(parameter): parameter for parameter in own_parameters(module)}
+        self._own = {id(parameter): parameter for _, parameter in own_parameters(module)}
         self._answer = answer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

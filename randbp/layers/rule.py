@@ -91,7 +91,7 @@ def layer(module: nn.Module) -> Layer | None:
     own: Any = own_class(module)
     if _is_from(own, "torch") and not parametrize.is_parametrized(module):
         return None
-    if not any(parameter.dim() > 1 for parameter in own_parameters(module)):
+    if not any(parameter.dim() > 1 for _, parameter in own_parameters(module)):
         return None
     named = _functions(own)
     return Layer(bool(named & _CONVOLUTIONS)) if named else None
@@ -165,11 +165,18 @@ def class_runs_pytorchs_forward(own: type) -> bool:
     )
 
 
-def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of a module itself, those from which its parametrisations make others included."""
-    yield from module.parameters(recurse=False)
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a module itself and those from which its parametrisations make others, by name.
+
+    Example:
+        >>> [name for name, _ in own_parameters(nn.utils.parametrizations.spectral_norm(nn.Linear(1, 1)))]
+        ['bias', 'parametrizations.weight.original']
+    """
+    yield from module.named_parameters(recurse=False)
     if parametrize.is_parametrized(module):
-        yield from module.parametrizations.parameters()  # type: ignore[union-attr]
+        made: Any = module.parametrizations
+        for name, parameter in made.named_parameters():
+            yield f"parametrizations.{name}", parameter
 
 
 def weights(module: nn.Module) -> list[Tensor]:
@@ -179,7 +186,7 @@ def weights(module: nn.Module) -> list[Tensor]:
     """
     if runs_pytorchs_forward(module):
         return [module.weight]  # type: ignore[list-item]
-    return [parameter for parameter in own_parameters(module) if parameter.dim() > 1]
+    return [parameter for _, parameter in own_parameters(module) if parameter.dim() > 1]
 
 
 @cache

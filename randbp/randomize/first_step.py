@@ -55,7 +55,7 @@ class FirstStep:
 
 
 def _is_trained(module: nn.Module, trained: set[int]) -> bool:
-    return any(parameter.requires_grad and id(parameter) in trained for parameter in own_parameters(module))
+    return any(parameter.requires_grad and id(parameter) in trained for _, parameter in own_parameters(module))
 
 
 _WAITING: list[FirstStep] = []

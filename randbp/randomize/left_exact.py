@@ -83,5 +83,5 @@ def _reason(module: nn.Module, stepped: bool) -> str:
         return NO_CALL
     if not stepped:
         return ""
-    read = any(parameter.grad is not None for parameter in own_parameters(module))
+    read = any(parameter.grad is not None for _, parameter in own_parameters(module))
     return READ_ELSEWHERE if read else NOT_CALLED

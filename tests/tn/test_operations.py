@@ -14,37 +14,10 @@ from torch.nn import functional as F
 from randbp import tn
 from randbp.tn.plan import make_plan
 
+from . import drawn_parts
 from .strategies import assert_matches_einsum, random_operands, specs
 
-OPERATIONS = {
-    operation.__name__: operation
-    for operation in (
-        tn.conv,
-        tn.weight_vjp,
-        tn.input_vjp,
-        tn.weight_jvp,
-        tn.input_jvp,
-        tn.unfold,
-        tn.fold,
-        tn.unfolded_kernel,
-        tn.per_example_weight_vjp,
-        tn.kfac_expand,
-        tn.kfac_reduce,
-        tn.kfac_expand_output_grad,
-        tn.kfac_reduce_output_grad,
-        tn.gradient_gram,
-        tn.ggn_diagonal,
-        tn.conv_transpose,
-        tn.conv_transpose_weight_vjp,
-        tn.conv_transpose_input_vjp,
-        tn.conv_transpose_weight_jvp,
-        tn.conv_transpose_input_jvp,
-        tn.conv_transpose_per_example_weight_vjp,
-        tn.unfold_transpose,
-        tn.kfac_expand_transpose,
-        tn.kfac_reduce_transpose,
-    )
-}
+OPERATIONS = {operation.__name__: operation for operation in drawn_parts.OPERATIONS}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
