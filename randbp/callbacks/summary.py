@@ -39,14 +39,17 @@ def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
 
     Returns:
         For each VJP the estimator's fields and its class as ``name`` (that of an estimator within it as ``class``);
-        and the callback's choice of layers. Of estimators by layer, ``name`` is ``"PerLayer"``, ``keep`` the mean of
-        their keep rates, and ``estimators`` has the fields of each by its name or glob.
+        and the callback's choice of layers, its preset and lean mode with its bits (``None`` without one). Of
+        estimators by layer, ``name`` is ``"PerLayer"``, ``keep`` the mean of their keep rates, and ``estimators`` has
+        the fields of each by its name or glob.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         found = {name: getattr(callback, name, None) for name in ("weight_vjp", "input_vjp")}
         if any(hasattr(estimator, "keep") or isinstance(estimator, Mapping) for estimator in found.values()):
             settings: dict[str, Any] = {name: _estimator_fields(found[name]) for name in found}
-            return settings | {"layers": getattr(callback, "layers", None)}
+            lean = getattr(callback, "lean", None) or None
+            settings |= {"layers": getattr(callback, "layers", None), "preset": getattr(callback, "preset", None)}
+            return settings | {"lean": lean, "bits": getattr(callback, "bits", None) if lean else None}
     return None
 
 

@@ -10,11 +10,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from ..estimators import Estimator, Exact, Spatial, plain_estimator
+from ..estimators import Estimator, plain_estimator
 from ..estimators.seeds import checked_seed
-from ..lean import Lean, check_lean
-from ..randomize import Estimators, RandomizedHandle, randomize
-from ..randomize.per_layer import check_estimators
+from ..lean import Lean
+from ..randomize import UNSET, Estimators, PresetName, RandomizedHandle, Unset, randomize
+from ..randomize.presets import settings
 from ..randomize.selection import checked_layers
 from .predicate import predicate_name
 
@@ -26,20 +26,29 @@ class TensorDropout(Callback):
     Validation, testing and prediction are exact. A sample depends only on the seed, the layer, the number of training
     batches seen and the rank: a resumed run repeats what the uninterrupted run would have drawn.
 
+    What is given goes before what ``preset`` means. Without a preset all arguments have the values named below.
+
     Args:
-        weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial(keep=0.25)``; or several, by name or glob of the
-            layers that each is for, e.g. what :func:`randbp.autotune` returns. Of several keys that match a layer the
-            first counts; layers that none matches are exact.
+        weight_vjp: Estimator of the weights' gradients, by default ``Spatial(keep=0.25)``; or several, by name or glob
+            of the layers that each is for, e.g. what :func:`randbp.autotune` returns. Of several keys that match a
+            layer the first counts; layers that none matches are exact.
         input_vjp: Estimator of the inputs' gradients, or several by name or glob; exact by default.
-        layers: Which layers: ``None`` for all convolutions (transposed ones included, linear layers not), names or
-            globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select
+        layers: Which layers: ``None``, the default, for all convolutions (transposed ones included, linear layers not),
+            names or globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select
             ``nn.Linear``, too (``"*"`` means all).
         seed: Determines all samples; PyTorch's generators are neither read nor changed.
         lean: Whether all other operations, those of ``training_step`` and so the loss included, hold the least for
-            backward, too: ``True``, ``"exact"`` or a mapping from module names or globs; see :func:`randbp.randomize`.
-        bits: Bits per entry of what lean mode rounds.
-        parts: Into how many parts of the batch lean mode splits the widest stretch of layers of an ``nn.Sequential``;
-            see :func:`randbp.randomize`.
+            backward, too: ``False``, the default, ``True``, ``"exact"`` or a mapping from module names or globs; see
+            :func:`randbp.randomize`.
+        bits: Bits per entry of what lean mode rounds; 4 by default.
+        parts: Into how many parts of the batch lean mode splits the widest stretch of layers of an ``nn.Sequential``, 4
+            by default; see :func:`randbp.randomize`.
+        preset: ``"exact"`` (gradients bit for bit, fewer bytes), ``"memory"`` (everything in ``bits`` bits per entry)
+            or ``"time"`` (each layer as fast as it can be with an error of 0.02 at most); see
+            :func:`randbp.randomize`.
+
+    Attributes:
+        weight_vjp, input_vjp, layers, lean, bits, parts: As they are given, or else as the preset means them.
 
     Raises:
         ValueError: At construction if an argument is out of range or an estimator cannot serve its VJP; when fitting
@@ -47,25 +56,30 @@ class TensorDropout(Callback):
 
     Example:
         >>> from lightning.pytorch import Trainer
+        >>> from randbp import Spatial
         >>> trainer = Trainer(callbacks=[TensorDropout(weight_vjp=Spatial(keep=0.25))], logger=False)
+        >>> TensorDropout(preset="memory").weight_vjp.bits
+        4
     """
 
     def __init__(
         self,
-        weight_vjp: Estimator | Mapping[str, Estimator] = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
-        input_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008
-        layers: str | list[str] | Callable[[str, nn.Module], bool] | None = None,
+        weight_vjp: Unset | Estimator | Mapping[str, Estimator] = UNSET,
+        input_vjp: Unset | Estimator | Mapping[str, Estimator] = UNSET,
+        layers: Unset | str | list[str] | Callable[[str, nn.Module], bool] | None = UNSET,
         seed: int = 0,
-        lean: Lean = False,
-        bits: int = 4,
-        parts: int = 4,
+        lean: Unset | Lean = UNSET,
+        bits: Unset | int = UNSET,
+        parts: Unset | int = UNSET,
+        preset: PresetName | None = None,
     ) -> None:
-        check_estimators("weight_vjp", weight_vjp)
-        check_estimators("input_vjp", input_vjp)
-        check_lean(lean, bits, parts)
-        self.weight_vjp, self.input_vjp = weight_vjp, input_vjp
-        self.lean, self.bits, self.parts = lean, bits, parts
-        self.layers, self.seed = checked_layers(layers), checked_seed(seed)
+        asked = settings(
+            preset, weight_vjp=weight_vjp, input_vjp=input_vjp, layers=layers, lean=lean, bits=bits, parts=parts
+        )
+        self.preset, self._layers_given = preset, layers is not UNSET
+        self.weight_vjp, self.input_vjp = asked.weight_vjp, asked.input_vjp
+        self.lean, self.bits, self.parts = asked.lean, asked.bits, asked.parts
+        self.layers, self.seed = checked_layers(asked.layers), checked_seed(seed)
         # Once and for all, for what a predicate reads may change.
         self._layers_name = predicate_name(self.layers) if callable(self.layers) else self.layers
         self.handle: RandomizedHandle | None = None
@@ -81,6 +95,7 @@ class TensorDropout(Callback):
             ValueError: If not, as :func:`randbp.randomize` does.
 
         Example:
+            >>> from randbp import Spatial
             >>> TensorDropout(Spatial(keep=0.5), layers="head").check(nn.Sequential(nn.Conv2d(1, 2, 3)))
             Traceback (most recent call last):
             ValueError: layers='head': matches none of the convolutions '0'
@@ -102,10 +117,11 @@ class TensorDropout(Callback):
     def _randomized(self, module: nn.Module) -> RandomizedHandle:
         return randomize(
             module,
-            *(self.weight_vjp, self.input_vjp, self.layers, self.seed),
+            *(self.weight_vjp, self.input_vjp, self.layers if self._layers_given else UNSET, self.seed),
             lean=self.lean,
             bits=self.bits,
             parts=self.parts,
+            preset=self.preset,
         )
 
     def on_train_batch_start(

@@ -28,9 +28,13 @@ ESTIMATORS = sorted(
     if isinstance(value, type) and issubclass(value, Estimator) and value is not Estimator
 )
 
-# What the parser makes of one estimator in a place where an earlier file has a mapping of them.
+# What the parser makes of an estimator's options without its class, and of one estimator in a place where an earlier
+# file has a mapping of them; it does not tell which.
 _ABSTRACT = "randbp.Estimator"
-_MIXED = "one estimator cannot replace the mapping in an earlier file, expected a mapping such as {'*': …}"
+_MIXED = (
+    "one estimator cannot replace the mapping in an earlier file, expected a mapping such as {'*': …}; where there is "
+    "none, expected the estimator's class before its options, e.g. Spatial"
+)
 _NO_ESTIMATOR = re.compile(
     r"(tensor_dropout\.\w+_vjp[^:]*?)(?: \([^)]*\))?: (?:no class '([^']*)' \(expected module\.Class\)"
     r"|module 'randbp(?:\.estimators)?' has no attribute '([^']*)')"

@@ -66,14 +66,15 @@ _KEY = re.compile(r'Parser key "([^"]+)": ')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)': ")
 # Of "an estimator, or a mapping to estimators" a user who errs nearly always meant the first.
 _OR_MAPPING = re.compile(
-    r"(collections\.abc\.Mapping\[.*?\]\] Errors: .*) - "
+    r"(collections\.abc\.Mapping\[.*?\](?:, <class 'NoneType'>)?\] Errors: .*) - "
     r"(?:Expected a <class 'collections\.abc\.Mapping'>|Expected a dot import path string: \S+"
     r"|Unexpected import path format: \S+)$"
 )
+_OR_NONE = re.compile(r" ?- Expected a <class 'NoneType'>")
 _NOISE = [
     re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: "),
     re.compile(r"- Expected a path but .*? either not accessible or invalid( |$)"),
-    re.compile(r" ?- Expected a <class 'NoneType'>"),
+    _OR_NONE,
 ]
 _GIVEN = re.compile(r" Given value type: .*? Given value: (.*)$")
 _WORDING = [
@@ -115,7 +116,7 @@ def condense(message: str) -> str:
     """
     text = " ".join(message.split())
     given = _GIVEN.search(text)
-    text = _OR_MAPPING.sub(r"\1", _GIVEN.sub("", text))
+    text = _OR_MAPPING.sub(r"\1", _OR_NONE.sub("", _GIVEN.sub("", text)))
     for noise in _NOISE:
         text = noise.sub("", text)
     keys: list[str] = []

@@ -28,6 +28,7 @@ from randbp.callbacks.monitor import CostMonitor
 from randbp.callbacks.random_state import RandomState
 from randbp.callbacks.summary import not_finite
 from randbp.layers import is_convolution
+from randbp.randomize import UNSET, PresetName, Unset
 
 from .checkpoints import check_content, check_file
 from .configuration import check_processes, check_values, each, parse
@@ -42,34 +43,42 @@ from .stopping import Stopped, reason, sigterm_raises
 
 
 def tensor_dropout(
-    weight_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008 -- a frozen value
-    input_vjp: Estimator | Mapping[str, Estimator] = Exact(),  # noqa: B008
-    layers: str | list[str] | None = None,
+    preset: PresetName | None = None,
+    weight_vjp: Estimator | Mapping[str, Estimator] | None = None,
+    input_vjp: Estimator | Mapping[str, Estimator] | None = None,
+    layers: Unset | str | list[str] | None = UNSET,
     seed: int | None = None,
-    lean: bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]] = False,
-    bits: int = 4,
-    parts: int = 4,
+    lean: bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]] | None = None,
+    bits: int | None = None,
+    parts: int | None = None,
 ) -> TensorDropout:
     """The callback as the command line configures it: exact unless told otherwise.
 
     Args:
+        preset: ``exact`` (gradients bit for bit, fewer bytes), ``memory`` (everything in a few bits per entry) or
+            ``time`` (each layer as fast as it can be with a small error). The other options go before it.
         weight_vjp: Estimator of the weights' gradients, e.g. ``Spatial`` with its ``keep``; or, in a file, one for
             each name or glob of layers.
         input_vjp: Estimator of the inputs' gradients, or one for each name or glob.
-        layers: Names or globs of the layers; by default all convolutions.
+        layers: Names or globs of the layers, ``null`` for all convolutions; by default these or what the preset means.
         seed: Of the samples; by default that of the run (``--seed_everything``).
         lean: Whether all other operations hold the least for backward, too: ``true``, ``exact`` or, in a file, one of
-            these or ``false`` for each name or glob of modules.
-        bits: Bits per entry of what lean mode rounds.
-        parts: Into how many parts of the batch lean mode splits the widest stretch of layers of a container.
+            these or ``false`` for each name or glob of modules; by default ``false`` or what the preset means.
+        bits: Bits per entry of what lean mode rounds, 4 by default.
+        parts: Into how many parts of the batch lean mode splits the widest stretch of layers of a container, 4 by
+            default.
 
     Example:
-        >>> tensor_dropout().weight_vjp
-        Exact()
+        >>> tensor_dropout().weight_vjp, tensor_dropout("memory").lean
+        (Exact(), True)
     """
     if seed is None:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-    return TensorDropout(weight_vjp, input_vjp, layers, seed, lean, bits, parts)
+    if preset is None and weight_vjp is None:
+        weight_vjp = Exact()
+    given = {"weight_vjp": weight_vjp, "input_vjp": input_vjp, "lean": lean, "bits": bits, "parts": parts}
+    told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return TensorDropout(layers=layers, seed=seed, preset=preset, **told)
 
 
 class CLI(LightningCLI):

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 
 from randbp.callbacks.files import write_text
+from randbp.randomize import UNSET
 from randbp.tune import Assignment, LayerOptions, UnreachableBudget, assign
 from randbp.tune.assign import check_budget
 from randbp.tune.autotune import CANDIDATES
@@ -127,7 +128,8 @@ class TuneCLI(CLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Replace all callbacks, and all that would leave something behind or train."""
         settings = self.config_init[self.subcommand]
-        self.measuring = Measure(self.options, self._option("tensor_dropout")["layers"])
+        layers = self._option("tensor_dropout")["layers"]
+        self.measuring = Measure(self.options, None if layers is UNSET else layers)
         settings["tensor_dropout"], settings["trainer"]["callbacks"] = Callback(), [self.measuring]
         self.save_config_callback = None
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

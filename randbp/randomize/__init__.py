@@ -2,5 +2,16 @@
 
 from .convert import Layers, RandomizedHandle, randomize
 from .per_layer import Estimators
+from .presets import PRESETS, UNSET, PresetName, Settings, Unset
 
-__all__ = ["Estimators", "Layers", "RandomizedHandle", "randomize"]
+__all__ = [
+    "PRESETS",
+    "UNSET",
+    "Estimators",
+    "Layers",
+    "PresetName",
+    "RandomizedHandle",
+    "Settings",
+    "Unset",
+    "randomize",
+]

@@ -7,16 +7,16 @@ from types import TracebackType
 
 from torch import nn
 
-from ..estimators import Exact, Spatial
 from ..estimators.seeds import checked_seed
 from ..layers import is_convolution
-from ..lean import Lean, LeanHandle, check_lean, make_lean
+from ..lean import Lean, LeanHandle, make_lean
 from ..tn.integers import as_integer
 from .first_step import FirstStep
 from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
 from .left_exact import left_exact, summary
-from .per_layer import Estimators, check_estimators, estimators_by_layer
-from .selection import Layers, Selection, all_names, matching, select
+from .per_layer import Estimators, estimators_by_layer
+from .presets import UNSET, PresetName, Settings, Unset, settings
+from .selection import Layers, Selection, all_names, everything, matching, select
 
 
 class RandomizedHandle:
@@ -89,6 +89,7 @@ class RandomizedHandle:
 
         Example:
             >>> import torch
+            >>> from randbp import Exact
             >>> model = nn.Sequential(nn.Linear(32, 512))
             >>> handle = randomize(model, Exact(), lean=True)
             >>> with handle.lean():  # holds classes' probabilities in 4 bits instead of their logarithms in 32
@@ -136,43 +137,53 @@ class RandomizedHandle:
 
 def randomize(
     model: nn.Module,
-    weight_vjp: Estimators = Spatial(keep=0.25),  # noqa: B008 -- a frozen value
-    input_vjp: Estimators = Exact(),  # noqa: B008
-    layers: Layers = None,
+    weight_vjp: Estimators | Unset = UNSET,
+    input_vjp: Estimators | Unset = UNSET,
+    layers: Layers | Unset = UNSET,
     seed: int = 0,
     *,
-    lean: Lean = False,
-    bits: int = 4,
-    parts: int = 4,
+    lean: Lean | Unset = UNSET,
+    bits: int | Unset = UNSET,
+    parts: int | Unset = UNSET,
+    preset: PresetName | None = None,
 ) -> RandomizedHandle:
     """Estimate the VJPs of a model's layers from now on, in training mode only.
 
     The model is changed in place and keeps its parameters, ``state_dict``, hooks and types (each layer stays an
     instance of its class). In ``eval()`` mode, without grad mode and with ``keep=1`` each layer is PyTorch's.
 
+    What is given goes before what ``preset`` means. Without a preset all arguments have the values named below.
+
     Args:
         model: Any module.
-        weight_vjp: Estimator of the weights' gradients; or several, by name or glob of the layers that each is for. Of
-            several keys that match a layer the first counts; layers that none matches are exact. With ``layers=None``
-            the keys say which layers. Each name of a module that is shared under several means it.
-        input_vjp: Estimator of the inputs' gradients, or several by name or glob.
-        layers: Which layers: ``None`` for all convolutions, transposed ones (``nn.ConvTranspose1d/2d/3d``) included,
-            but no linear layers; a name or glob of ``model.named_modules()`` or several of them; or a predicate
-            ``(name, module) -> bool``. Names, globs and predicates select ``nn.Linear`` like any other layer:
-            ``layers="*"`` means all convolutions and linear layers. A predicate is asked for each name of a module.
-            What a layer is, :func:`randbp.layers.layer` says: subclasses of PyTorch's layers and modules of other
-            classes are served by the calls of ``F.conv*``, ``F.linear`` or ``torch.addmm`` in their forward pass.
+        weight_vjp: Estimator of the weights' gradients, ``Spatial(keep=0.25)`` by default; or several, by name or glob
+            of the layers that each is for. Of several keys that match a layer the first counts; layers that none
+            matches are exact. With ``layers=None`` the keys say which layers. Each name of a module that is shared
+            under several means it.
+        input_vjp: Estimator of the inputs' gradients, ``Exact()`` by default, or several by name or glob.
+        layers: Which layers: ``None``, the default, for all convolutions, transposed ones
+            (``nn.ConvTranspose1d/2d/3d``) included, but no linear layers; a name or glob of ``model.named_modules()``
+            or several of them; or a predicate ``(name, module) -> bool``. Names, globs and predicates select
+            ``nn.Linear`` like any other layer: ``layers="*"`` means all convolutions and linear layers. A predicate is
+            asked for each name of a module. What a layer is, :func:`randbp.layers.layer` says: subclasses of PyTorch's
+            layers and modules of other classes are served by the calls of ``F.conv*``, ``F.linear`` or ``torch.addmm``
+            in their forward pass.
         seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
-        lean: Whether all other operations of the model, too, hold the least that still gives their gradient. ``True``:
-            what an activation's kink, a maximum's place or a dropout mask needs in bits, gradients as before; and
-            normalisations, smooth activations and products in ``bits`` bits per entry, gradients unbiased. ``"exact"``:
-            only the former. A mapping from names or globs of modules to ``True``, ``"exact"`` or ``False`` says so
-            for some of them (the last match holds); the others are lean. See :mod:`randbp.lean`.
-        bits: Bits per entry of what lean mode rounds, 1 to 8.
+        lean: Whether all other operations of the model, too, hold the least that still gives their gradient; ``False``
+            by default. ``True``: what an activation's kink, a maximum's place or a dropout mask needs in bits,
+            gradients as before; and normalisations, smooth activations and products in ``bits`` bits per entry,
+            gradients unbiased. ``"exact"``: only the former. A mapping from names or globs of modules to ``True``,
+            ``"exact"`` or ``False`` says so for some of them (the last match holds); the others are lean. See
+            :mod:`randbp.lean`.
+        bits: Bits per entry of what lean mode rounds, 1 to 8; 4 by default.
         parts: Where ``lean`` is true: into how many parts of the batch to split the widest stretch of layers of an
-            ``nn.Sequential``, so that a step's peak falls, too; 1 for none. Only layers that treat examples one by one
-            are split, only where their tensors take 16 MiB and more, and none with forward hooks (other than those
-            registered with ``always_call=True``).
+            ``nn.Sequential``, so that a step's peak falls, too; 4 by default, 1 for none. Only layers that treat
+            examples one by one are split, only where their tensors take 16 MiB and more, and none with forward hooks
+            (other than those registered with ``always_call=True``).
+        preset: ``"exact"``: gradients as before, bit for bit, with fewer bytes (``Exact()``, ``lean="exact"``).
+            ``"memory"``: everything in ``bits`` bits per entry, all convolutions and linear layers included
+            (``Rounding(bits)``, ``lean=True``). ``"time"``: each layer as fast as it can be with an error of 0.02 at
+            most. See :data:`randbp.randomize.PRESETS`. Its ``layers`` are all that there are, if any.
 
     Returns:
         A handle with ``layers``, ``keep_rates``, ``left_exact`` and ``remove()``; use it in ``with`` to remove at the
@@ -182,25 +193,29 @@ def randomize(
         UserWarning: If layers that were chosen stay exact, now or once it shows in the first step of an optimiser.
 
     Raises:
-        ValueError: If a pattern matches no convolution or linear layer or none that can be estimated, an estimator
-            cannot serve its VJP, keys give two names of one layer different estimators, or a layer is already
-            randomised. The model is then unchanged.
+        ValueError: If an argument is out of range, a pattern matches no convolution or linear layer or none that can be
+            estimated, an estimator cannot serve its VJP, keys give two names of one layer different estimators, or a
+            layer is already randomised. The model is then unchanged.
 
     Example:
+        >>> from randbp import Spatial
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
         >>> with randomize(model, weight_vjp=Spatial(keep=0.25), layers="2") as handle:
         ...     handle.keep_rates
         {'2': 0.25}
+        >>> with randomize(model, preset="memory") as handle:
+        ...     handle.keep_rates
+        {'0': 0.125, '2': 0.125}
         >>> randomize(model, weight_vjp={"0": Spatial(keep=0.5)}).keep_rates
         {'0': 0.5}
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")
-    check_estimators("weight_vjp", weight_vjp)
-    check_estimators("input_vjp", input_vjp)
-    seed = checked_seed(seed)
-    check_lean(lean, bits, parts)
-    modules, exact = _chosen(model, layers, weight_vjp, input_vjp, optional=bool(lean))
+    asked = settings(
+        preset, weight_vjp=weight_vjp, input_vjp=input_vjp, layers=layers, lean=lean, bits=bits, parts=parts
+    )
+    weight_vjp, input_vjp, seed = asked.weight_vjp, asked.input_vjp, checked_seed(seed)
+    modules, exact = _chosen(model, asked, any_will_do=preset is not None and layers is UNSET)
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
@@ -210,9 +225,9 @@ def randomize(
     input_vjps = estimators_by_layer("input_vjp", input_vjp, served, left)
     clock = Clock(seed)
     leaner = None
-    if lean:
+    if asked.lean:
         whole = [modules[name] for name, vjp in weight_vjps.items() if vjp.draws_examples]
-        leaner = make_lean(model, lean, bits, clock.state, modules.values(), parts, whole)
+        leaner = make_lean(model, asked.lean, asked.bits, clock.state, modules.values(), asked.parts, whole)
     for name, module in modules.items():
         state = LayerState.of(module, name, weight_vjps[name], input_vjps[name], clock, left_exact=exact)
         randomize_layer(module, state)
@@ -228,12 +243,22 @@ def _counter(name: str, value: object) -> int:
     return number
 
 
-def _chosen(model: nn.Module, layers: Layers, *vjps: Estimators, optional: bool) -> Selection:
-    """What ``layers`` means; if it is ``None``, the layers that keys name, and all for an estimator without a key."""
-    exact = all(not isinstance(vjp, Mapping) and vjp.exact for vjp in vjps)
-    if layers is None and optional and exact and not any(is_convolution(module) for module in model.modules()):
-        return Selection({}, {})  # a model without convolutions can be lean
+def _chosen(model: nn.Module, asked: Settings, any_will_do: bool) -> Selection:
+    """What ``layers`` means; if it is ``None``, the layers that keys name, and all for an estimator without a key.
+
+    Args:
+        model: The model.
+        asked: Arguments of :func:`randomize`.
+        any_will_do: Whether a model without such layers is right as well.
+    """
+    layers, vjps = asked.layers, (asked.weight_vjp, asked.input_vjp)
     keys = [key for vjp in vjps if isinstance(vjp, Mapping) for key in vjp]
+    exact = all(not isinstance(vjp, Mapping) and vjp.exact for vjp in vjps)
+    if any_will_do and not keys:
+        found = everything(model, convolutions=layers is None)
+        return Selection(found.modules, {}) if exact else found
+    if layers is None and asked.lean and exact and not any(is_convolution(module) for module in model.modules()):
+        return Selection({}, {})  # a model without convolutions can be lean
     if layers is not None or not keys:
         return select(model, layers)
     everywhere = any(not isinstance(vjp, Mapping) and not vjp.exact for vjp in vjps)

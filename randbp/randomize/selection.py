@@ -58,6 +58,18 @@ def select(model: nn.Module, layers: Layers) -> Selection:
     return Selection(modules, {name: reason for name, reason in exact.items() if name in chosen})
 
 
+def everything(model: nn.Module, convolutions: bool = False) -> Selection:
+    """All convolutions and linear layers that there are, or the convolutions alone; a model may have none.
+
+    Example:
+        >>> list(everything(nn.Sequential(nn.Conv1d(2, 2, 1), nn.Linear(2, 2))).modules), everything(nn.ReLU()).modules
+        (['0', '1'], {})
+    """
+    found = {name: each for name, each in _candidates(model).items() if each[1].convolution or not convolutions}
+    modules = {name: module for name, (module, kind) in found.items() if not kind.exact}
+    return Selection(modules, {name: kind.exact for name, (_, kind) in found.items() if kind.exact})
+
+
 def _candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Layer]]:
     """All layers by their first name."""
     found = {_uncompiled(name): (module, layer(module)) for name, module in model.named_modules()}

@@ -14,6 +14,9 @@ from .runs import EXACT, TIMES, Estimate, Run
 from .target import Target
 
 LAYERS = "layers"
+WAY = ("preset", "lean", "bits")
+OWN = (*WAY, LAYERS)
+"""What belongs to the estimates, as exact backpropagation has none of it."""
 
 # Configuration in which runs may differ without being different experiments: where they write, seeds, and the
 # estimators, which the summary tells more plainly.
@@ -79,13 +82,13 @@ class Group:
 
     @property
     def exact(self) -> bool:
-        """Whether both VJPs are exact."""
-        return self.weight_vjp == EXACT == self.input_vjp
+        """Whether it is plain backpropagation: both VJPs exact, without preset and lean mode."""
+        return self.weight_vjp == EXACT == self.input_vjp and not any(run.way for run in self.runs)
 
     @property
     def conditions(self) -> tuple[tuple[str, str], ...]:
         """The settings that matter to exact backpropagation too."""
-        return tuple((key, value) for key, value in self.settings if key != LAYERS)
+        return tuple((key, value) for key, value in self.settings if key not in OWN)
 
     @property
     def keep(self) -> float:
@@ -186,6 +189,8 @@ class Comparison:
 
     def _estimators(self, group: Group) -> str:
         weight, input_ = group.weight_vjp, group.input_vjp
+        if weight == EXACT == input_:
+            return "exact"
         if input_ == EXACT:
             return self._name(weight) + (" (weight VJP)" if self.both_vjps else "")
         if weight == EXACT:
@@ -245,7 +250,7 @@ def _order(group: Group) -> tuple[object, ...]:
 def _settings(run: Run) -> dict[str, str]:
     described = run.summary.run
     classes = {"model": described.model, "data": described.data} if described else {}
-    settings = {key: value.rpartition(".")[2] for key, value in classes.items() if value}
+    settings = {key: value.rpartition(".")[2] for key, value in classes.items() if value} | run.way
     layers = run.summary.estimators.layers if run.summary.estimators else None
     if not run.exact:
         settings[LAYERS] = "all" if layers is None else printable(str(layers))
@@ -259,8 +264,8 @@ def _incidental(key: str) -> bool:
 
 
 def _telling(settings: list[dict[str, str]]) -> list[str]:
-    """The first keys that, together, tell apart all that differ in any key."""
-    keys = dict.fromkeys(key for one in settings for key in one)
+    """The first keys that, together, tell apart all that differ in any key; preset and lean mode come first."""
+    keys = dict.fromkeys((*WAY, *(key for one in settings for key in one)))
     told: list[str] = []
     parts = 1
     for key in keys:

@@ -118,9 +118,19 @@ class Run:
         return Estimate(fields.name, fields.keep, told, _parts(options) if fields.name == BY_LAYER else "")
 
     @property
+    def way(self) -> dict[str, str]:
+        """Preset, or else lean mode and its bits, where the run has one, as text."""
+        found = self.summary.estimators
+        if found is None or not (found.preset or found.lean):
+            return {}
+        told = {"preset": found.preset} if found.preset else {"lean": found.lean}
+        told |= {"bits": found.bits} if found.lean and found.lean != "exact" else {}
+        return {key: printable(str(value)) for key, value in told.items()}
+
+    @property
     def exact(self) -> bool:
-        """Whether both VJPs are exact."""
-        return self.estimate("weight_vjp") == EXACT == self.estimate("input_vjp")
+        """Whether it is plain backpropagation: both VJPs exact, without preset and lean mode."""
+        return self.estimate("weight_vjp") == EXACT == self.estimate("input_vjp") and not self.way
 
 
 def _parts(options: Mapping[str, Any]) -> str:

@@ -53,11 +53,14 @@ class EstimatorFields(Fields):
 
 
 class Estimators(Fields):
-    """The estimators of both VJPs, and the callback's choice of layers."""
+    """The estimators of both VJPs, and the callback's choice of layers, its preset and its lean mode."""
 
     weight_vjp: EstimatorFields | None = None
     input_vjp: EstimatorFields | None = None
     layers: Any = None
+    preset: Text | None = None
+    lean: Any = None
+    bits: Any = None
 
 
 class Progress(Fields):

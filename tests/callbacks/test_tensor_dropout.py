@@ -159,6 +159,23 @@ def test_settings_and_counter_are_in_the_checkpoint(tmp_path: Path) -> None:
         fit(tmp_path, TensorDropout(Spatial(0.5), layers="net.3"), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
 
 
+def test_a_preset_trains_as_its_arguments_do_and_resumes(tmp_path: Path) -> None:
+    whole = fit(tmp_path, TensorDropout(preset="memory"))
+    plain = TensorDropout(Rounding(4), layers="*", lean=True)
+    save = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="TensorDropout: the checkpoint was written with")
+        assert fit(tmp_path, plain, save, enable_checkpointing=True, max_epochs=1).losses == whole.losses[:6]
+        resumed = fit(tmp_path, TensorDropout(preset="memory"), ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.losses == whole.losses[6:]
+    assert fit(tmp_path, TensorDropout(preset="exact")).losses == fit(tmp_path).losses
+    with pytest.warns(UserWarning, match="the checkpoint was written with"):
+        fit(tmp_path, TensorDropout(preset="memory", bits=2), ckpt_path=tmp_path / "last.ckpt")
+    described = describe_estimators(trainer(tmp_path, TensorDropout(preset="memory", bits=2)))
+    assert described is not None and described["weight_vjp"]["bits"] == 2
+    assert [described[name] for name in ("layers", "preset", "lean", "bits")] == ["*", "memory", True, 2]
+
+
 class Second:
     """A predicate whose text has its address in memory."""
 

@@ -143,6 +143,32 @@ def test_lean_mode_from_the_command_line_and_a_file(randbp, tmp_path):
     assert randbp("fit", "--version=wrong", "--tensor_dropout.lean=fast") == 2
 
 
+def test_presets_from_the_command_line_a_file_and_a_saved_configuration(randbp, tmp_path, capsys):
+    one = ("--trainer.max_epochs=1", "--test_after_fit=false")
+    assert randbp("fit", "--version=plain", *one) == 0
+    assert main(["fit", "--config=runs/tiny/plain/config.yaml", "--version=a", "--tensor_dropout.preset=memory"]) == 0
+    estimator = {"class_path": "randbp.Rounding", "init_args": {"bits": 4}}
+    given = {"weight_vjp": estimator, "lean": True, "layers": "*"}
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump({"tensor_dropout": given}))
+    assert randbp("fit", "--version=b", "--config=given.yaml", *one) == 0
+    assert main(["fit", "--config=runs/tiny/a/config.yaml", "--version=c"]) == 0
+    callback = {"class_path": "randbp.callbacks.TensorDropout", "init_args": {"preset": "memory", "layers": None}}
+    (tmp_path / "callback.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    capsys.readouterr()
+    options = ("--tensor_dropout.layers=model.classifier.*", "--print_config")
+    assert randbp("fit", "--config=callback.yaml", *options) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["callbacks"][0]["init_args"]["lean"] == "unset"
+    assert randbp("fit", "--version=exact", "--tensor_dropout.preset=exact", *one) == 0
+    losses = {
+        version: column(Path("runs/tiny", version), "train/loss") for version in ("plain", "a", "b", "c", "exact")
+    }
+    assert losses["plain"] == losses["exact"] != losses["a"] == losses["b"] == losses["c"]
+    summaries = [json.loads(Path("runs/tiny", version, "summary.json").read_text()) for version in ("a", "plain")]
+    assert summaries[0]["cost"]["held_bytes"] < summaries[1]["cost"]["held_bytes"] / 3
+    assert summaries[0]["estimators"]["preset"] == "memory" and summaries[1]["estimators"]["preset"] is None
+
+
 def test_keep_rate_1_is_exact_and_less_is_not(randbp):
     spatial = "--tensor_dropout.weight_vjp=Spatial"
     assert randbp("fit", "--version=exact") == 0

@@ -45,7 +45,7 @@ CASES = {
     ),
     "keep of an estimator that has none": (
         [KEEP + "0.5"],
-        "tensor_dropout.weight_vjp (randbp.Exact): no option 'keep'",
+        "expected the estimator's class before its options, e.g. Spatial",
     ),
     "wrong type": (["--trainer.max_epochs=x"], "trainer.max_epochs: expected int, got x"),
     "wrong choice": (["--wandb=maybe"], "wandb: expected offline, online or disabled, got maybe"),

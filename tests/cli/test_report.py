@@ -264,6 +264,28 @@ def test_estimators_within_others_are_named(tmp_path: Path) -> None:
     ]
 
 
+def test_presets_and_lean_mode_are_told_apart_from_exact_and_from_each_other(tmp_path: Path) -> None:
+    callbacks: list[dict[str, Any]] = [
+        {"preset": "exact"},
+        {"preset": "memory"},
+        {"preset": "memory", "bits": 2},
+        {"preset": "time"},
+        {"weight_vjp": Rounding(4), "lean": True},
+        {"weight_vjp": Exact(), "lean": "exact"},
+        {"weight_vjp": Exact()},
+    ]
+    for index, arguments in enumerate(callbacks):
+        described = describe_estimators(SimpleNamespace(callbacks=[TensorDropout(**arguments)]))
+        write_run(tmp_path / str(index), 0.5, cost={"held_bytes": 1000 * index}, estimators=described)
+    comparison = compare(load_runs(tmp_path))
+    labels = [comparison.label(group) for group in comparison.groups]
+    assert len(set(labels)) == len(callbacks) and labels.count("exact") == 1
+    assert {"exact · preset exact", "exact · lean exact"} < set(labels)
+    assert sum(" · preset memory · bits " in label for label in labels) == 2
+    (exact,) = [group for group in comparison.groups if group.exact]
+    assert all(comparison.exact(group) is exact for group in comparison.groups)
+
+
 def test_disturbed_times_are_pointed_out(tmp_path: Path) -> None:
     write_run(tmp_path / "quiet", 1.0)
     write_run(tmp_path / "busy", 0.5, cost={"waiting_threads": 0.7})

@@ -30,6 +30,7 @@ from .rows import Call
 NAN, INF = float("nan"), float("inf")
 KEEP = "expected a number in (0, 1]"
 ESTIMATOR = "expected an estimator such as Spatial(keep=0.25) or Exact()"
+GOOD = "expected 'exact', 'memory' or 'time'"
 NAMES = "matches none of the convolutions '0' or linear layers '3'"
 
 
@@ -149,6 +150,26 @@ ROWS = [
     Call("manual_seed(2**80)", lambda: randbp.manual_seed(2**80), says=(f"seed={2**80}",)),
     Call("gradient_error seed=2**80", lambda: gradient_error(net(), batch(), seed=2**80), says=(f"seed={2**80}",)),
     Call("autotune seed='a'", lambda: autotune(net(), batch(), seed="a"), says=("seed='a'", "expected an integer")),
+    *(
+        Call(
+            f"{name} preset={value!r}",
+            lambda make=make, value=value: make(preset=value),
+            says=(f"preset={value!r}", GOOD),
+        )
+        for name, make in (
+            ("randomize", lambda **options: randomize(net(), **options)),
+            ("TensorDropout", TensorDropout),
+        )
+        for value in ("fast", True, ["memory"])
+    ),
+    Call("randomize preset, bits=0", lambda: randomize(net(), preset="memory", bits=0), says=("bits=0: expected an",)),
+    Call(
+        "randomize preset, layers='nope'",
+        lambda: randomize(net(), preset="memory", layers="nope"),
+        says=("layers=", NAMES),
+    ),
+    Call("randomize weight_vjp=None", randomized(weight_vjp=None), says=("weight_vjp=None", ESTIMATOR)),
+    Call("randomize lean=None", randomized(lean=None), says=("lean=None", "True, False, 'exact'")),
     Call("randomize bits=99", randomized(bits=99), says=("bits=99", "an integer from 1 to 8")),
     Call("randomize parts=0", randomized(parts=0), says=("parts=0", "an integer >= 1")),
     Call("randomize lean='yes'", randomized(lean="yes"), says=("lean='yes'", "True, False, 'exact'")),

@@ -10,6 +10,7 @@ import torch
 from .rows import Command
 
 FIT = ("fit", "--config=good.yaml")
+PRESET = "--tensor_dropout.preset"
 WEIGHT = "--tensor_dropout.weight_vjp"
 HALF = (f"{WEIGHT}=Spatial", f"{WEIGHT}.keep=0.5")
 FOLDER = "expected the name of a folder"
@@ -147,7 +148,7 @@ ESTIMATORS = [
     Command("keep=0", (*FIT, *HALF, f"{WEIGHT}.keep=0"), says=("Spatial: keep=0.0, expected a number in (0, 1]",)),
     Command("keep=half", (*FIT, *HALF, f"{WEIGHT}.keep=half"), says=("(randbp.Spatial): expected float, got half",)),
     Command("keep missing", (*FIT, f"{WEIGHT}=Spatial"), says=("(randbp.Spatial): missing keep",)),
-    Command("keep w/o class", (*FIT, f"{WEIGHT}.keep=0.5"), says=("weight_vjp (randbp.Exact): no option 'keep'",)),
+    Command("keep w/o class", (*FIT, f"{WEIGHT}.keep=0.5"), says=("weight_vjp: ", "class before its options")),
     *(
         Command(
             f"estimator {name}", (*FIT, f"{option}={name}"), says=(f"{option[2:]}: no estimator", f"mean {near}?", ALL)
@@ -188,6 +189,14 @@ ESTIMATORS = [
     Command("bits=0", (*FIT, "--tensor_dropout.bits=0"), says=("bits=0: expected an integer from 1 to 8",)),
     Command(
         "lean=maybe", (*FIT, "--tensor_dropout.lean=maybe"), says=("lean: expected true, false or exact, got maybe",)
+    ),
+    Command("preset=fast", (*FIT, f"{PRESET}=fast"), says=("preset: expected exact, memory or time, got fast",)),
+    file("preset=true", "tensor_dropout: {preset: true}", "preset: expected exact, memory or time, got True"),
+    Command("preset and bits=0", (*FIT, f"{PRESET}=memory", "--tensor_dropout.bits=0"), says=("bits=0: expected an",)),
+    Command(
+        "preset, no layer",
+        (*FIT, f"{PRESET}=memory", "--tensor_dropout.layers=nope"),
+        says=("layers='nope': matches none",),
     ),
     Command("parts=0", (*FIT, "--tensor_dropout.parts=0"), says=("parts=0: expected an integer >= 1",)),
     Command(
@@ -241,6 +250,9 @@ RUNS = [
     failed("wrong shape", "--data=mine.Colour", says=("expected input[",)),
     failed("lr=-1", "--model.lr=-1", says=("Invalid learning rate: -1.0",)),
     failed("width=0", "--model.width=0", says=("RuntimeError",)),
+    Command(
+        "no conv, preset", (*FIT, "--model=mine.NoConv", f"{PRESET}=time"), code=0, says=("test_loss",), leaves=RUN
+    ),
     Command("no conv, exact", (*FIT, "--model=mine.NoConv"), code=0, says=("test_loss",), leaves=RUN),
     Command(
         "NaN loss",

@@ -1,0 +1,92 @@
+"""Names for good settings of :func:`randbp.randomize`, and what an argument means that is not given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from ..estimators import Exact, Rounding, Spatial
+from ..lean import Lean, check_lean
+from .per_layer import Estimators, check_estimators
+from .selection import Layers
+
+PresetName = Literal["exact", "memory", "time"]
+
+
+class Unset(Enum):
+    """The value of an argument that is not given; ``None`` and ``False`` are values like others.
+
+    Its only member is written ``unset`` in configuration files.
+    """
+
+    unset = "unset"
+
+
+UNSET: Final = Unset.unset
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What :func:`randbp.randomize` does to a model: its arguments of these names, all with values."""
+
+    weight_vjp: Estimators = Spatial(keep=0.25)  # noqa: RUF009 -- a frozen value
+    input_vjp: Estimators = Exact()  # noqa: RUF009
+    layers: Layers = None
+    lean: Lean = False
+    bits: int = 4
+    parts: int = 4
+
+
+USUAL = Settings()
+"""Without a preset."""
+
+PRESETS: Mapping[str, Settings] = MappingProxyType(
+    {
+        "exact": Settings(Exact(), lean="exact"),
+        "memory": Settings(Rounding(bits=4), layers="*", lean=True),
+        "time": Settings(Exact(), layers="*"),
+    }
+)
+"""``exact``: gradients bit for bit, and nothing held that they do not need. ``memory``: everything in 4 bits per entry.
+``time``: each layer as fast as it can be with an error of 0.02 at most, never slower than exact."""
+
+
+def settings(preset: object = None, **given: Any) -> Settings:
+    """The arguments of :func:`randbp.randomize` as they are given, and for the others what a preset means.
+
+    Of two that belong together one may be enough: ``bits`` are also those of the preset's :class:`randbp.Rounding`, and
+    keys of ``weight_vjp`` or ``input_vjp`` say which layers unless ``layers`` does.
+
+    Args:
+        preset: A name, or ``None`` for the usual values.
+        **given: Arguments; :data:`UNSET` where there is none.
+
+    Raises:
+        ValueError: If there is no such preset, or an argument is out of range.
+
+    Example:
+        >>> settings("memory", lean=False, bits=2)
+        Settings(weight_vjp=Rounding(bits=2, estimator=Exact(), block=256), input_vjp=Exact(), layers='*', lean=False, \
+bits=2, parts=4)
+        >>> settings("fast")
+        Traceback (most recent call last):
+        ValueError: preset='fast': expected 'exact', 'memory' or 'time'
+    """
+    meant = USUAL if preset is None else _preset(preset)
+    known = {name: value for name, value in given.items() if value is not UNSET}
+    asked = replace(meant, **known)
+    check_estimators("weight_vjp", asked.weight_vjp)
+    check_estimators("input_vjp", asked.input_vjp)
+    check_lean(asked.lean, asked.bits, asked.parts)
+    if "weight_vjp" not in known and isinstance(asked.weight_vjp, Rounding):
+        asked = replace(asked, weight_vjp=replace(asked.weight_vjp, bits=asked.bits))
+    if "layers" not in known and (isinstance(asked.weight_vjp, Mapping) or isinstance(asked.input_vjp, Mapping)):
+        asked = replace(asked, layers=None)
+    return asked
+
+
+def _preset(name: object) -> Settings:
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"preset={name!r}: expected 'exact', 'memory' or 'time'")
+    return PRESETS[name]
