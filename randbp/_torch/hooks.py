@@ -212,6 +212,17 @@ def watch_calls(module: nn.Module, around: Around) -> Callable[[], None]:
     return stop
 
 
+def watchers(module: nn.Module) -> tuple[Around, ...]:
+    """What :func:`watch_calls` lets happen around the calls of a module, where PyTorch has a place for it.
+
+    Example:
+        >>> watchers(nn.Identity())
+        ()
+    """
+    calls: _Calls | None = module.__dict__.get(_CALLS)
+    return () if calls is None else tuple(calls.around)
+
+
 def _by_hooks(module: nn.Module, around: Around) -> Callable[[], None]:
     """The same where PyTorch has no such place."""
     tokens: list[Any] = []

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..estimators import Exact, Spatial
+from ..estimators import Exact
 from ..estimators.seeds import checked_seed
-from ..randomize import Estimators, Layers, randomize
+from ..randomize import Estimators, Layers, PresetName, randomize
 from ..randomize.layers import Clock, is_randomized, layer_state
 from ..randomize.left_exact import left_exact_of
-from ..randomize.override import overridden
+from ..randomize.override import lean_overridden, overridden
 from .gradient_rows import GradientError, GradientRow
 from .minibatch_noise import BATCH_NORMS, parts_of, squared_differences
 from .objective import batch_size, check_batch, make_objective
@@ -31,6 +31,7 @@ def gradient_error(
     weight_vjp: Estimators | None = None,
     input_vjp: Estimators | None = None,
     layers: Layers = None,
+    preset: PresetName | None = None,
     draws: int = 32,
     micro_batches: int = 16,
     confidence: float = 0.95,
@@ -40,7 +41,7 @@ def gradient_error(
 
     The error ``‖ĝ - g‖/‖g‖``, the cosine of ĝ and g, and whether ``E ĝ = g`` are measured on ``draws`` independent
     draws. Every pass starts from the same random state, so that ``nn.Dropout`` drops the same units in all of them
-    and what is left is the estimators' doing.
+    and what is left is the estimators' doing, and that of lean mode where the model is lean.
 
     **Bias test.** With ``d_r = ĝ_r - g``: a two-sided t-test of ``⟨d_r, g⟩`` over all draws, which sees wrong weights,
     and a one-sided one of ``⟨d_r, u⟩`` over the second half of the draws, with ``u`` the sum of the first half's
@@ -68,6 +69,7 @@ def gradient_error(
             plain model.
         input_vjp: Estimator of the inputs' gradients; exact for a plain model.
         layers: Which layers of a plain model, as in :func:`randbp.randomize`.
+        preset: Of a plain model, as in :func:`randbp.randomize`; what else is given goes before it.
         draws: Number of estimates, at least 4. Each takes one forward and backward pass.
         micro_batches: Number of parts for the minibatch noise, as far as the batch has examples; 0 leaves it out.
         confidence: Of all intervals, which are Student's intervals of a mean.
@@ -97,7 +99,7 @@ def gradient_error(
         rewind = stack.enter_context(preserved(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        modules = stack.enter_context(_randomized(model, weight_vjp, input_vjp, layers, seed))
+        modules = stack.enter_context(_randomized(model, weight_vjp, input_vjp, layers, seed, preset))
         groups = _Groups.of(model, modules)
 
         def gradients(part: Any) -> list[Tensor]:
@@ -107,7 +109,11 @@ def gradient_error(
 
         clock = Clock(seed)
         stack.enter_context(overridden(modules.values(), clock))
-        with overridden(modules.values(), clock, weight_vjp=Exact(), input_vjp=Exact()):
+        stack.enter_context(lean_overridden(model, clock))
+        with (
+            overridden(modules.values(), clock, weight_vjp=Exact(), input_vjp=Exact()),
+            lean_overridden(model, clock, paused=True),
+        ):
             rewind()
             exact = gradients(batch)
             rewind()
@@ -171,13 +177,14 @@ def _randomized(
     input_vjp: Estimators | None,
     layers: Layers,
     seed: int,
+    preset: PresetName | None,
 ) -> Iterator[dict[str, nn.Module]]:
     """The randomised layers: the model's own, or those made for the length of the block."""
     own = {name: module for name, module in model.named_modules() if is_randomized(module)}
-    given = {"weight_vjp": weight_vjp, "input_vjp": input_vjp, "layers": layers}
+    given = {"weight_vjp": weight_vjp, "input_vjp": input_vjp, "layers": layers, "preset": preset}
     if not own:
-        weight_vjp = Spatial(keep=0.25) if weight_vjp is None else weight_vjp
-        with randomize(model, weight_vjp, Exact() if input_vjp is None else input_vjp, layers, seed) as handle:
+        asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        with randomize(model, seed=seed, **asked) as handle:
             yield {name: module for name, module in model.named_modules() if name in set(handle.layers)}
         return
     for name, value in given.items():

@@ -1,6 +1,8 @@
 """Where lean versions step in: while a module of the model runs its forward pass in training mode."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,7 +40,12 @@ class Session:
     Args:
         bits: Bits per entry where a version rounds.
         clock: Seed, training step and how often it was set, which determine the noise.
+
+    Attributes:
+        paused: Whether everything is PyTorch's for now.
     """
+
+    paused = False
 
     def __init__(self, bits: int, clock: Integers) -> None:
         self.bits, self.clock = bits, clock
@@ -52,6 +59,16 @@ class Session:
         hooks = None if frame is None else frame.hooks
         return self._recomputation.seed(lambda: next_seed(self.clock.values, self._place), hooks)
 
+    @contextmanager
+    def measured(self, clock: Integers, paused: bool) -> Iterator[None]:
+        """Draw by another clock, or be paused, for as long as the block runs, and leave no trace."""
+        before = {name: value for name, value in vars(self).items() if name != "_running"}
+        self.clock, self._place, self._recomputation, self.paused = clock, [_KEY, 0, 0], Recomputation(), paused
+        try:
+            yield
+        finally:
+            vars(self).update(before | {"paused": before.get("paused", False)})
+
     def enter(self, level: Level) -> "_State":
         """Code begins that is to be lean, or not; :meth:`leave` takes what this returns."""
         return self._running.go_to(_Frame(level, hooks_in_force()))
@@ -63,7 +80,7 @@ class Session:
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function of PyTorch, or its lean version."""
         rule = RULES.get(function)
-        if rule is None or not torch.is_grad_enabled():
+        if rule is None or self.paused or not torch.is_grad_enabled():
             return function(*args, **kwargs)
         frame = self._running.frame
         if frame is None or frame.level is None or (frame.level == "exact" and not rule.exact) or transforms_at_work():

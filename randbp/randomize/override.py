@@ -1,12 +1,14 @@
 """Measure a randomised model with other estimators and samples of its own, and leave no trace."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from .._torch.hooks import watchers
+from ..lean.mode import Part
 from .layers import Clock, layer_state, randomize_layer
 
 
@@ -39,3 +41,26 @@ def overridden(modules: Iterable[nn.Module], clock: Clock, **estimators: Any) ->
     finally:
         for module, state in before:
             randomize_layer(module, state)
+
+
+@contextmanager
+def lean_overridden(model: nn.Module, clock: Clock, paused: bool = False) -> Iterator[None]:
+    """Let the lean mode of a model draw by another clock, or be off, for as long as the block runs.
+
+    Example:
+        >>> import torch
+        >>> from randbp import randomize
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+        >>> x = torch.ones(2, 8, requires_grad=True)
+        >>> def gradient():
+        ...     return torch.autograd.grad(model(x).sum(), x)[0]
+        >>> exact = gradient()
+        >>> with randomize(model, preset="memory"), lean_overridden(model, Clock(0), paused=True):
+        ...     torch.equal(gradient(), exact)
+        True
+    """
+    parts = (around for module in model.modules() for around in watchers(module) if isinstance(around, Part))
+    with ExitStack() as stack:
+        for session in {part.session: None for part in parts}:
+            stack.enter_context(session.measured(clock.state, paused))
+        yield

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import randbp
 from randbp import Exact, Rounding, Spatial
-from randbp.diagnostics import memory_report
+from randbp.diagnostics import gradient_error, memory_report
 from randbp.randomize import PRESETS, UNSET, Settings
 from randbp.randomize.presets import settings
 
@@ -122,3 +122,19 @@ def test_a_model_without_layers_to_estimate_takes_every_preset(preset: Any, mode
 
 def test_unset_stays_itself() -> None:
     assert pickle.loads(pickle.dumps(UNSET)) is UNSET
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_error_of_a_preset_is_measured_with_all_that_it_rounds_and_repeats(preset: Any) -> None:
+    model, batch = network(), (torch.randn(16, 3, 12, 12), torch.arange(16) % 5)
+    result = gradient_error(model, batch, preset=preset, draws=16)
+    error = result.model.error.estimate
+    assert error == 0 if preset == "exact" else error <= 0.02 if preset == "time" else 0.01 < error < 0.2
+    assert not result.biased() and len(result.rows) == (2 if preset == "exact" else 4)
+    if preset == "memory":
+        layers_alone = gradient_error(model, batch, weight_vjp=Rounding(4), layers="*", draws=16)
+        assert error > 1.1 * layers_alone.model.error.estimate
+        with randbp.randomize(model, preset=preset):
+            assert str(gradient_error(model, batch, draws=16)) == str(result)
+            with pytest.raises(ValueError, match="preset=memory: the model is randomised already"):
+                gradient_error(model, batch, preset=preset)
