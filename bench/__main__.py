@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument(
         "--device",
         default="cpu",
-        help="contractions, estimators, step: cpu or cuda, where products may use TensorFloat-32 as convolutions do",
+        help="contractions, estimators, step, lean: cpu or cuda, whose products may use TensorFloat-32",
     )
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="contractions, estimators"
@@ -72,7 +72,8 @@ def main() -> None:
         elif name == "estimators":
             estimators.run(pattern, budget, place, arguments.settings)
         elif name == "lean":
-            lean.run(arguments.layers, 0 if arguments.no_times else 20 * budget, arguments.quick, arguments.settings)
+            seconds = 0 if arguments.no_times else 20 * budget
+            lean.run(arguments.layers, seconds, arguments.quick, arguments.settings, place)
         elif name == "convnext-first-layer":
             contractions.first_layer_of_convnext(budget, place)
         elif name in EXPERIMENTS:

@@ -28,12 +28,13 @@ FILLING = 4e-4  # seconds that takes, at least
 @dataclass(frozen=True)
 class Timing:
     """Seconds per call of one contender: median over rounds, and the spread between quartiles over the
-    median; ``device`` is the GPU's own share, where one is timed."""
+    median; ``device`` is the GPU's own share, where one is timed; ``readings`` has each round's."""
 
     seconds: float
     noise: float
     rounds: int
     device: float | None = None
+    readings: tuple[float, ...] = ()
 
 
 def interleave(
@@ -69,7 +70,9 @@ def interleave(
             if device is not None:
                 shares[name].append(device.seconds(contenders[name], readings[name][-1]))
     return {
-        name: Timing(median(values), _noise(values), len(values), median(shares[name]) if device else None)
+        name: Timing(
+            median(values), _noise(values), len(values), median(shares[name]) if device else None, tuple(values)
+        )
         for name, values in readings.items()
     }
 

@@ -1,126 +1,72 @@
-"""Memory of a whole training step: lean mode beside checkpoints, half precision and small batches.
+"""Memory and time of a whole training step: presets beside checkpoints, half precision and small batches.
 
 Held: what the forward pass leaves for backward. Peak: of forward and backward pass. Both count bytes of PyTorch's
-allocator, without parameters and their gradients. Error: of all gradients, ‖ĝ - g‖ / ‖g‖, of one draw. Time: of a step
-over the exact step's. Bytes are exact; only times need a quiet machine.
+allocator, without parameters and their gradients. Error: of all gradients, ‖ĝ - g‖ / ‖g‖, of one draw; beside it, over
+the noise of the minibatch's own gradient. Time: of a step over the exact step's, median over rounds in which all take
+turns. Bytes and errors are the same on a busy machine, times are not.
 """
 
 import gc
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
+from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import randbp
-from experiments.models import VGG19, AllCNNC, ConvNeXt, MobileNetV2, ResNet18
-from experiments.models.convnext import Block
-from experiments.models.mobilenet_v2 import InvertedResidual
-from experiments.models.resnet18 import BasicBlock
-from randbp import Exact, Rounding, Spatial
 from randbp.diagnostics import StepPeak
+from randbp.diagnostics.minibatch_noise import parts_of, squared_differences
 
 from .half import held_in_half
 from .harness import interleave, save, show
+from .lean_settings import NETWORKS, SETTINGS, Network, Setting, add_checkpoints
+from .place import Place
 
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network with the images it sees, the parts that a checkpoint takes as one and the limit of ``lean="exact"``."""
-
-    build: Callable[[], nn.Module]
-    batch: int
-    size: int
-    blocks: type[nn.Module] | int
-    exact_at_most: float | None = None
-
-
-NETWORKS = {
-    "resnet-18": Network(ResNet18, 16, 224, BasicBlock, exact_at_most=0.75),
-    "vgg-19": Network(VGG19, 16, 224, 5),
-    "all-cnn-c": Network(lambda: AllCNNC(), 128, 32, 4),
-    "mobilenet-v2": Network(lambda: MobileNetV2(100, small_images=True), 128, 32, InvertedResidual),
-    "convnext-base": Network(lambda: ConvNeXt(scale=0.1), 8, 64, Block),
-}
-"""(The learned scales of ConvNeXt start at 1e-6, at which its blocks have hardly a gradient to measure.)"""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to run a step.
-
-    Attributes:
-        randomize: Arguments of :func:`randbp.randomize`, if it is used.
-        parts: Micro-batches per step.
-        bf16: Whether activations are held in bfloat16.
-        checkpoints: Whether each block is run again in the backward pass.
-        held_at_most: Share of the exact step's bytes that the setting is held to.
-        peak_at_most: The same of the peak.
-        time_at_most: The same of the time.
-        same_bits: Whether the gradient must be the exact one, bit for bit.
-    """
-
-    randomize: dict[str, Any] | None = None
-    parts: int = 1
-    bf16: bool = False
-    checkpoints: bool = False
-    held_at_most: float | None = None
-    peak_at_most: float | None = None
-    time_at_most: float | None = None
-    same_bits: bool = False
-
-
-EIGHTH = Spatial(keep=1 / 8)
-SETTINGS = {
-    "exact": Setting(),
-    "hooks of lean mode alone": Setting(
-        {"weight_vjp": Exact(), "lean": {"": False}}, time_at_most=1.08, same_bits=True
-    ),
-    "lean='exact'": Setting({"weight_vjp": Exact(), "lean": "exact"}, same_bits=True),
-    "Spatial(1/8), lean": Setting({"weight_vjp": EIGHTH, "lean": True}, held_at_most=1 / 5, peak_at_most=1 / 3),
-    "the same in 4 bits": Setting(
-        {"weight_vjp": Rounding(4, EIGHTH), "lean": True}, held_at_most=1 / 8, peak_at_most=1 / 3
-    ),
-    "Rounding(4), lean": Setting({"weight_vjp": Rounding(4), "lean": True}),
-    "checkpoint per block": Setting(checkpoints=True),
-    "activations held in bf16": Setting(bf16=True),
-    "4 micro-batches": Setting(parts=4),
-}
+MICRO_BATCHES = 8  # for the noise of the minibatch
 
 
 class Run:
     """A network in one setting."""
 
-    def __init__(self, network: Network, model: nn.Module, setting: Setting, batch: int) -> None:
+    def __init__(self, network: Network, model: nn.Module, setting: Setting, batch: int, device: str = "cpu") -> None:
         torch.manual_seed(0)
         # All settings share the parameters, and hence the gradients.
         self.setting, self.model = setting, deepcopy(model, {id(p): p for p in model.parameters()})
-        self.x = torch.randn(batch, 3, network.size, network.size)
-        self.labels = torch.randint(0, 100, (batch,))
+        self.x = torch.randn(batch, 3, network.size, network.size).to(device)
+        self.labels = torch.randint(0, 100, (batch,)).to(device)
+        self.device = device
         if setting.checkpoints:
             add_checkpoints(self.model, network.blocks)
+        if setting.compiled is not None:
+            self.model.compile()
 
-    def on(self) -> AbstractContextManager[Any]:
-        """Randomised for as long as the context lasts."""
-        options = self.setting.randomize
-        return nullcontext() if options is None else randbp.randomize(self.model, **options)
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Randomised, or to be compiled with its share of activations, for as long as the context lasts."""
+        options, share = self.setting.randomize, self.setting.compiled
+        with nullcontext() if options is None else randbp.randomize(self.model, **options), activations(share):
+            yield
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of a micro-batch."""
-        with held_in_half([*self.model.parameters(), x]) if self.setting.bf16 else nullcontext():
+        with self._elsewhere(x):
             return F.cross_entropy(self.model(x), labels) / self.setting.parts
+
+    def _elsewhere(self, x: Tensor) -> AbstractContextManager[Any]:
+        if self.setting.elsewhere == "bf16":
+            return held_in_half([*self.model.parameters(), x])
+        return save_on_cpu(pin_memory=True) if self.setting.elsewhere == "host" else nullcontext()
 
     def step(self, after_forward: Callable[[], None] = lambda: None) -> None:
         """Forward and backward passes, from no gradients."""
-        self.model.zero_grad()
+        self.model.zero_grad(set_to_none=self.device == "cpu")  # a GPU's peak counts gradients that appear
         torch.manual_seed(1)  # dropout
         parts = self.setting.parts
         for x, labels in zip(self.x.chunk(parts), self.labels.chunk(parts), strict=True):
@@ -130,30 +76,53 @@ class Run:
 
     def measure(self) -> tuple[int, int, Tensor]:
         """Bytes held for backward, peak and all gradients, of one step."""
-        self.loss(self.x[:2], self.labels[:2]).backward()  # what is cached for good counts for no step
-        self.model.zero_grad()
+        if self.device == "cpu":  # what is cached for good counts for no step
+            self.loss(self.x[:2], self.labels[:2]).backward()
+            self.model.zero_grad()
+        else:
+            self.step()
         gc.collect()
-        with StepPeak("cpu", self.model.parameters()) as peak:
+        with StepPeak(self.device, self.model.parameters()) as peak:
             self.step(peak.mark)
+        return peak.marks[0], peak.bytes, self.gradient()
+
+    def gradient(self) -> Tensor:
+        """All gradients of the last step, which are gone then."""
         gradient = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
         self.model.zero_grad()
-        return peak.marks[0], peak.bytes, gradient
+        return gradient
+
+    def noise(self) -> float:
+        """How far the minibatch's gradient strays from that of all images, in its own lengths, from micro-batches."""
+        parts = parts_of((self.x, self.labels), MICRO_BATCHES)
+        parameters = list(self.model.parameters())
+
+        def gradients(part: Any) -> list[Tensor]:
+            torch.manual_seed(1)
+            found = torch.autograd.grad(self.loss(*part), parameters, allow_unused=True)
+            return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+
+        if not parts:
+            return float("nan")
+        square = squared_differences(gradients, parts).sum(1).mean() / 2 / len(parts)
+        self.step()
+        return float(square.sqrt() / self.gradient().norm())
 
 
-def add_checkpoints(model: nn.Module, blocks: type[nn.Module] | int) -> None:
-    """Run each block, or each of a number of segments of ``model.features``, again in the backward pass."""
-    if isinstance(blocks, int):
-        features: nn.Sequential = model.features  # type: ignore[assignment]
-        layers = list(features)
-        segmented = nn.Sequential(*layers)
-        features.forward = lambda x: checkpoint_sequential(segmented, blocks, x, use_reentrant=False)  # type: ignore
-        return
-    for module in model.modules():
-        if isinstance(module, blocks):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+def activations(share: float | None) -> AbstractContextManager[Any]:
+    """What a graph that is compiled within may hold of its activations; PyTorch has no other name for it."""
+    if share is None or share == 1:
+        return nullcontext()
+    return mock.patch("torch._functorch.config.activation_memory_budget", share)
 
 
-def run(pattern: str, budget: float, quick: bool, settings: Sequence[str] = ("",)) -> dict[str, Any]:
+def run(
+    pattern: str,
+    budget: float,
+    quick: bool,
+    settings: Sequence[str] = ("",),
+    place: Place = Place(),  # noqa: B008
+) -> dict[str, Any]:
     """Measure the chosen networks; times only where ``budget`` seconds per network are given.
 
     Args:
@@ -161,75 +130,111 @@ def run(pattern: str, budget: float, quick: bool, settings: Sequence[str] = ("",
         budget: Seconds per network for the timed rounds, of which there are three at least.
         quick: Whether to take a quarter of the batch.
         settings: Parts of settings' names; exact is always there.
+        place: The processor by default; a GPU has rivals of its own (:mod:`bench.lean_cuda`).
     """
-    chosen = [name for name in NETWORKS if not pattern or any(part in name for part in pattern.split(","))]
+    if place.device != "cpu":
+        from . import lean_cuda
+
+        return lean_cuda.run(pattern, budget, quick, settings, place)
+    names = [name for name in NETWORKS if not pattern or any(part in name for part in pattern.split(","))]
     rows = []
-    for name in chosen:
-        rows += measure(name, NETWORKS[name], budget, quick, settings)
-    columns = ["network, setting", "held", "of exact", "peak", "of exact", "error", "time"]
-    show("lean", columns, [_cells(row) for row in rows])
-    missed = [f"{row['network']} {row['setting']}: {what}" for row in rows for what in row["missed"]]
-    for line in missed:
-        print(f"missed: {line}")
-    summary = {"missed": missed}
-    suffix = "" if chosen == list(NETWORKS) else "-" + "-".join(chosen)
-    print(f"written to {save('lean' + suffix, rows, summary)}")
-    return summary
+    for name in names:
+        found = measure(name, NETWORKS[name], budget, quick, chosen(SETTINGS, settings), place)
+        report(name, NETWORKS[name], found)
+        rows += found
+    return finish("lean", names, rows)
 
 
-def measure(name: str, network: Network, budget: float, quick: bool, settings: Sequence[str]) -> list[dict[str, Any]]:
+def chosen(settings: dict[str, Setting], parts: Sequence[str]) -> dict[str, Setting]:
+    """Exact, and the settings whose names contain one of these texts."""
+    return {title: s for title, s in settings.items() if title == "exact" or any(part in title for part in parts)}
+
+
+def measure(
+    name: str, network: Network, budget: float, quick: bool, settings: dict[str, Setting], place: Place
+) -> list[dict[str, Any]]:
     """The chosen settings of one network."""
     batch = max(4, network.batch // 4) if quick else network.batch
     torch.manual_seed(0)
-    model = network.build().train()
-    chosen = [title for title in SETTINGS if title == "exact" or any(part in title for part in settings)]
-    runs = {title: Run(network, model, SETTINGS[title], batch) for title in chosen}
+    model = network.build().train().to(place.device)
+    runs = {title: Run(network, model, setting, batch, place.device) for title, setting in settings.items()}
     rows: list[dict[str, Any]] = []
-    exact = torch.empty(0)
+    exact, noise = torch.empty(0, device=place.device), runs["exact"].noise()
     for title, current in runs.items():
         with current.on():
             held, peak, gradient = current.measure()
-        if not rows:
-            exact = gradient
-        row: dict[str, Any] = {"network": name, "setting": title, "held": held, "peak": peak}
-        row["error"] = float((gradient - exact).norm() / exact.norm())
-        first = rows[0] if rows else row
-        row["held_ratio"], row["peak_ratio"] = row["held"] / first["held"], row["peak"] / first["peak"]
-        row["missed"] = []
-        if current.setting.same_bits and row["error"]:
-            row["missed"].append(f"error {row['error']:.3g} > 0")
-        rows.append(row)
-        print(
-            f"{name}, {title}: held {held / MIB:.1f} MiB, peak {peak / MIB:.1f} MiB, error {row['error']:.3g}",
-            flush=True,
-        )
+        exact = exact if rows else gradient
+        row = {"network": name, "setting": title, "batch": batch, "held": held, "peak": peak, "noise": noise}
+        rows.append(row | relations(rows[0] if rows else row, row, float((gradient - exact).norm() / exact.norm())))
+        print(f"{name}, {title}: {rows[-1]['held_ratio']:.3f} held, error {rows[-1]['error']:.3g}", flush=True)
     if budget:
         with ExitStack() as stack:
             for current in runs.values():
                 stack.enter_context(current.on())
             timings = interleave({title: current.step for title, current in runs.items()}, budget)
+        first = timings["exact"].readings
         for row in rows:
-            row["time_ratio"] = timings[row["setting"]].seconds / timings["exact"].seconds
-            row["seconds"] = timings[row["setting"]].seconds
+            timing = timings[row["setting"]]
+            row["seconds"] = timing.seconds
+            row["time_ratio"] = median(mine / its for mine, its in zip(timing.readings, first, strict=True))
     for row in rows:
-        setting = SETTINGS[row["setting"]]
-        held_at_most = network.exact_at_most if row["setting"] == "lean='exact'" else setting.held_at_most
-        limits = {"held": held_at_most, "peak": setting.peak_at_most, "time": setting.time_at_most}
-        row["missed"] += [
-            f"{what} {row[what + '_ratio']:.3f} > {limit:.3f}"
-            for what, limit in limits.items()
-            if limit is not None and row.get(what + "_ratio", 0) > limit
-        ]
+        row["missed"] = missed(row, settings[row["setting"]])
     return rows
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    return [
-        f"{row['network']}  {row['setting']}",
-        f"{row['held'] / MIB:.1f} MiB",
-        f"{row['held_ratio']:.3f}",
-        f"{row['peak'] / MIB:.1f} MiB",
-        f"{row['peak_ratio']:.3f}",
-        f"{row['error']:.3g}",
-        f"{row['time_ratio']:.2f}" if "time_ratio" in row else "",
-    ]
+def relations(first: dict[str, Any], row: dict[str, Any], error: float) -> dict[str, Any]:
+    """What is held and the peak over those of the exact step, and the error over the noise."""
+    ratios = {f"{what}_ratio": row[what] / first[what] for what in ("held", "peak")}
+    return ratios | {"error": error, "of_noise": error / row["noise"]}
+
+
+KEYS = {"held": "held_ratio", "peak": "peak_ratio", "error": "error", "of_noise": "of_noise", "time": "time_ratio"}
+NAMES = {"of_noise": "error over minibatch noise"}
+
+
+def missed(row: dict[str, Any], setting: Setting) -> list[str]:
+    """Which limits a row misses, and by how much."""
+    found = [f"error {row['error']:.3g} > 0"] if setting.limits.same_bits and row["error"] else []
+    for what, key in KEYS.items():
+        limit = setting.limits.of(what, row["network"])
+        if limit is not None and row.get(key, 0) > limit:
+            found.append(f"{NAMES.get(what, what)} {row[key]:.3f} > {limit:.3f}")
+    return found
+
+
+def report(name: str, network: Network, rows: list[dict[str, Any]]) -> None:
+    """Print the table of a network."""
+    exact = rows[0]
+    title = (
+        f"{name}, {exact['batch']} images of {network.size}²: exact holds {exact['held'] / MIB:.0f} MiB, peak "
+        f"{exact['peak'] / MIB:.0f} MiB, minibatch noise {exact['noise']:.2g}"
+        + (f", step {exact['seconds']:.2f} s" if "seconds" in exact else "")
+        + "; in brackets the limit, ! where missed"
+    )
+    columns = ["over exact", "held", "peak", "error", "over noise", "time"]
+    show(title, columns, [_cells(row, SETTINGS[row["setting"]]) for row in rows])
+
+
+def _cells(row: dict[str, Any], setting: Setting) -> list[str]:
+    cells = [row["setting"]]
+    for what, key in KEYS.items():
+        limit = 0.0 if what == "error" and setting.limits.same_bits else setting.limits.of(what, row["network"])
+        value = row.get(key)
+        if value is None:
+            cells.append("")
+        elif limit is None:
+            cells.append(f"{value:.3g}" if what == "error" else f"{value:.3f}")
+        else:
+            cells.append(f"{value:.3g} ({limit:.3g}){'!' if value > limit else ''}")
+    return cells
+
+
+def finish(title: str, names: list[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Print what is missed, write the rows, return the summary."""
+    lines = [f"{row['network']} {row['setting']}: {what}" for row in rows for what in row["missed"]]
+    for line in lines:
+        print(f"missed: {line}")
+    summary = {"missed": lines}
+    suffix = "" if names == list(NETWORKS) else "-" + "-".join(names)
+    print(f"written to {save(title + suffix, rows, summary)}")
+    return summary

@@ -1,6 +1,7 @@
 """The benchmarks on whole networks at a tiny size: what they compute is right, and what is measured is kept."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import error, lean, merit, second_order, step, training
+from bench import error, lean, lean_settings, merit, second_order, step, training
 from bench.journal import Journal
 from bench.place import Place
 from experiments.data import Digits
@@ -17,7 +18,7 @@ from experiments.gradient_error.images import RealImages
 from experiments.gradient_error.protocol import record, untrained_model
 from experiments.models import AllCNNC
 from randbp import Exact, Spatial
-from randbp.diagnostics import memory_report
+from randbp.diagnostics import gradient_error, memory_report
 
 TINY = error.Setting(width=0.04, batch=4, draws=1, models=1, steps=2)
 
@@ -186,7 +187,7 @@ def test_training_losses_are_those_of_plain_sgd():
 def test_lean_measures_what_a_memory_report_counts():
     network = lean.Network(lambda: AllCNNC(width=0.2), 6, 32, 4)
     model = network.build().train()
-    for title in ("exact", "Spatial(1/8), lean", "4 micro-batches", "activations held in bf16"):
+    for title in ("exact", "preset memory", "4 micro-batches", "held in bf16"):
         run = lean.Run(network, model, lean.SETTINGS[title], 8)
         with run.on():
             run.measure()  # fills caches of a backward pass of this size
@@ -207,11 +208,28 @@ def test_lean_measures_what_a_memory_report_counts():
 
 def test_lean_reports_what_is_missed(monkeypatch, capsys):
     monkeypatch.setattr(lean, "NETWORKS", {"tiny": lean.Network(lambda: AllCNNC(width=0.1), 4, 32, 4)})
-    summary = lean.run("", 0, False)
-    rows = json.loads(Path("runs/bench/lean.json").read_text())["rows"]
-    assert [row["setting"] for row in rows] == list(lean.SETTINGS)
-    assert all(row["error"] == 0 for row in rows if lean.SETTINGS[row["setting"]].same_bits)
-    assert any("peak" in line for line in summary["missed"]) == any(
-        lean.SETTINGS[row["setting"]].peak_at_most and row["peak_ratio"] > 1 / 3 for row in rows
+    strict = replace(
+        lean.SETTINGS["preset memory"], limits=lean_settings.Limits(held=0.01, peak=10, error={"tiny": 1e-6})
     )
-    assert "missed" in capsys.readouterr().out or not summary["missed"]
+    monkeypatch.setitem(lean.SETTINGS, "preset memory", strict)
+    summary = lean.run("", 0, False, ["preset", "hooks"])
+    rows = json.loads(Path("runs/bench/lean.json").read_text())["rows"]
+    assert [row["setting"] for row in rows] == list(lean.chosen(lean.SETTINGS, ["preset", "hooks"]))
+    assert all(row["error"] == 0 for row in rows if lean.SETTINGS[row["setting"]].limits.same_bits)
+    printed = capsys.readouterr().out
+    for what in ("held", "error"):
+        assert any(line.startswith(f"tiny preset memory: {what} 0.") for line in summary["missed"])
+        assert f"missed: tiny preset memory: {what}" in printed
+    assert not any(line.startswith("tiny preset memory: peak") for line in summary["missed"])
+    assert "(0.01)!" in printed and "(10)" in printed
+
+
+def test_noise_of_the_minibatch_is_that_of_gradient_error():
+    run = lean.Run(
+        lean.Network(lambda: AllCNNC(width=0.1, dropout=False), 16, 32, 4),
+        AllCNNC(width=0.1, dropout=False),
+        lean.SETTINGS["exact"],
+        16,
+    )
+    found = gradient_error(run.model, (run.x, run.labels), draws=4, micro_batches=lean.MICRO_BATCHES).model.noise
+    assert found is not None and run.noise() == pytest.approx(found.estimate, rel=1e-4)
