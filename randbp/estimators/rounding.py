@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..codecs import Uniform
 from ..tn import LayerSpec
 from .base import Estimator, make_plain
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .draw import Draw
 from .exact import Exact
-from .rounded import RoundedLayout
 from .wrapping import Wrapping
 
 _NOISE = -2  # key of the draws that round, apart from those of the estimator within
@@ -91,7 +91,8 @@ class Rounding(Wrapping, Estimator):
                 continue
             layout = self._layout(tuple(tensor.shape), tensor.dtype, number)
             held.append(tensor.new_empty(0, *tensor.shape))
-            held.extend((tensor,) if layout is None else layout.encode(tensor, draw.child(_NOISE, number)))
+            noise = draw.child(_NOISE, number).seed
+            held.extend((tensor,) if layout is None else layout.encode(tensor.flatten(1), noise))
         return tuple(held)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -120,10 +121,9 @@ class Rounding(Wrapping, Estimator):
             if layout is None:
                 yield next(tensors)
             else:
-                decoded = layout.decode(next(tensors), next(tensors))
-                yield decoded.to(tensor.dtype).view(tensor.shape[1:])
+                yield layout.decode(next(tensors), next(tensors), dtype=tensor.dtype).view(tensor.shape[1:])
 
-    def _layout(self, shape: tuple[int, ...], dtype: torch.dtype, number: int) -> RoundedLayout | None:
+    def _layout(self, shape: tuple[int, ...], dtype: torch.dtype, number: int) -> Uniform | None:
         """How the ``number``-th tensor of a sketch is rounded, ``None`` if that would not save bytes."""
         if not prod(shape):
             return None
@@ -132,8 +132,8 @@ class Rounding(Wrapping, Estimator):
         if self.block == "channel" and prod(shape[2:]) > 1:
             block = prod(shape[2:])
         bits = max(8, self.bits) if number and len(shape) == 2 else self.bits
-        layout = RoundedLayout(bits, entries, block, dtype)
-        return layout if layout.bytes_per_example < entries * dtype.itemsize else None
+        layout = Uniform(bits, entries, block)
+        return layout if layout.nbytes(1, dtype) < entries * dtype.itemsize else None
 
     def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         inner, zeros = self.estimator.describe(spec, dtype), torch.zeros(spec.input_shape, dtype=dtype)
@@ -141,7 +141,7 @@ class Rounding(Wrapping, Estimator):
         held = 0
         for number, tensor in enumerate(sketch):
             layout = self._layout(tuple(tensor.shape), dtype, number) if tensor.is_floating_point() else None
-            held += tensor.nbytes if layout is None else len(tensor) * layout.bytes_per_example
+            held += tensor.nbytes if layout is None else len(tensor) * layout.nbytes(1, dtype)
         variance = "≤ Σ_i (h_i²/4) ‖V_Y met by entry i‖², h = range of its block / (2^bits - 1)"
         if not self.estimator.exact:
             variance = f"{inner.variance}; plus {variance}, times squared weights"

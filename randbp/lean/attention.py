@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
-from ..estimators.draw import Draw
-from ..estimators.noise import Noise
+from ..codecs import Stream
 from .layout import flatten, memory_order, unflatten
 from .products import cast_by_autocast
 from .rules import Call, is_activation, is_unadorned, lean_version_of
@@ -52,7 +51,7 @@ class _Attention(torch.autograd.Function):
         seed: int,
     ) -> Tensor:
         y = run()
-        kind, noise = Blocks(bits), Noise(Draw(seed), q.device)
+        kind, noise = Blocks(bits), Stream(seed, q.device)
         ctx.places = [(x.shape, memory_order(x), x.dtype) for x in (q, k, v)]
         held = [kind.encode(flatten(x, order), noise) for x, (_, order, _) in zip((q, k, v), ctx.places, strict=True)]
         ctx.parts = _parts(q, k)
@@ -70,7 +69,7 @@ class _Attention(torch.autograd.Function):
         edges, kind, first = held[3:], ctx.kind, 0
         with torch.no_grad():
             wide = torch.promote_types(output_grad.dtype, torch.float32)
-            noise = Noise(Draw(int(seed)), output_grad.device)
+            noise = Stream(int(seed), output_grad.device)
             q, k, v = (
                 unflatten(kind.decode(entries, shape.numel(), noise), shape, order).to(wide)
                 for entries, (shape, order, _) in zip(held[:3], ctx.places, strict=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._torch.hooks import Hooks
-from ..estimators.bits import pack, unpack
+from ..kernels.packing import pack, unpack
 from .indexing import with_indices
 from .layout import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten
 from .packed import Constant, Entries, Packed, packing
@@ -38,15 +38,13 @@ class StandIns(Entries):
     def __init__(self, source: Tensor, codes: Tensor, values: tuple[float, ...], outer: Hooks | None) -> None:
         self._shape, self._order, self._values = codes.shape, memory_order(codes), values
         self._dtype, self._bits = source.dtype, 1 if len(values) <= 2 else 2
-        flat = flatten(codes, self._order).view(1, -1)
-        if missing := -flat.shape[1] % 8:
-            flat = torch.cat([flat, flat.new_zeros(1, missing)], 1)
-        super().__init__(source, (pack(flat, self._bits),), outer)
+        super().__init__(source, (pack(flatten(codes, self._order), self._bits),), outer)
 
     def tensor(self) -> Tensor:
         """The stand-ins."""
         (packed,) = self._parts()
-        codes, count = unpack(packed, self._bits).view(-1), self._shape.numel()
+        count = self._shape.numel()
+        codes = unpack(packed, self._bits, count)
         values = torch.tensor(self._values, dtype=self._dtype).to(codes.device, non_blocking=True)
         flat = torch.empty(count, dtype=self._dtype, device=codes.device)
         for part in pieces(count, codes.device):

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..estimators.bits import pack, packed_size, to_bytes, unpack
-from ..estimators.noise import Noise
+from ..codecs import Stream
+from ..kernels.packing import pack, packed_size, to_bytes, unpack
 
 _BLOCK = 256
 
@@ -36,8 +36,7 @@ class Geometric:
         bits: Bits per entry, 2 to 8.
 
     Example:
-        >>> from randbp.estimators.draw import Draw
-        >>> slopes, noise = 1 / torch.tensor([1.0, 0.0, 1e-6]), Noise(Draw(0), torch.device("cpu"))
+        >>> slopes, noise = 1 / torch.tensor([1.0, 0.0, 1e-6]), Stream(0, torch.device("cpu"))
         >>> Geometric(bits=5).decode(Geometric(bits=5).encode(slopes, noise), 3)
         tensor([1.0000e+00,        nan, 1.0000e+06])
     """
@@ -56,7 +55,7 @@ class Geometric:
         blocks, block = self._blocks(count)
         return packed_size(blocks * block, self.bits) + 8 * blocks
 
-    def encode(self, values: Tensor, noise: Noise) -> Tensor:
+    def encode(self, values: Tensor, noise: Stream) -> Tensor:
         """What is held of flat values."""
         blocks, block = self._blocks(values.numel())
         values = values.float()
@@ -80,18 +79,16 @@ class Geometric:
         half = 2 ** (self.bits - 1)
         code.add_(negative.logical_and_(mixed).logical_and_(code > 0), alpha=half)
         code = torch.where(wrong, torch.where(mixed, half, 2 * half - 1), code)
-        codes = to_bytes(code.view(1, -1))
-        if missing := -codes.shape[1] % 8:
-            codes = torch.cat([codes, codes.new_zeros(1, missing)], 1)
+        codes = to_bytes(code.view(-1))
         signed = torch.where(downwards.logical_and(mixed.logical_not()), -largest, largest)
         scales = torch.cat([signed, torch.where(mixed, -ratio, ratio)], 1)
-        return torch.cat([pack(codes, self.bits).view(-1), scales.view(-1).view(torch.uint8)])
+        return torch.cat([pack(codes, self.bits), scales.view(-1).view(torch.uint8)])
 
-    def decode(self, held: Tensor, count: int, noise: Noise | None = None) -> Tensor:
+    def decode(self, held: Tensor, count: int, noise: Stream | None = None) -> Tensor:
         """The entries, unbiased, in single precision."""
         blocks, block = self._blocks(count)
         size, half = packed_size(blocks * block, self.bits), 2 ** (self.bits - 1)
-        codes = unpack(held[:size].view(1, -1), self.bits).view(-1)[: blocks * block].view(blocks, block)
+        codes = unpack(held[:size], self.bits, blocks * block).view(blocks, block)
         scales = held[size : size + 8 * blocks].clone().view(torch.float32)  # a copy lies at an address that fits
         largest, ratio = scales.view(-1, 2).split(1, 1)
         mixed = ratio.signbit()

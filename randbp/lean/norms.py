@@ -1,6 +1,7 @@
 """Normalisations: the input in a few bits, and a gradient that stays unbiased although it uses them twice.
 
-What is held is ``x̂ = (x - μ) r`` in :class:`.dithered.Dithered`. With ``y = γ x̂ + β`` and ``v`` the output gradient,
+What is held is ``x`` in :class:`randbp.codecs.Uniform`, dithered, and read as ``x̂ = (x - μ) r``. With
+``y = γ x̂ + β`` and ``v`` the output gradient,
 
     γ̄ = Σ v x̂,    β̄ = Σ v,    x̄ = r (γ v - mean(γ v) - x̂ mean(γ v x̂)),
 
@@ -21,8 +22,8 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
+from ..codecs import Uniform
 from ..tn.execute.native import memory_format_of
-from .dithered import Dithered
 from .layout import pieces
 from .recipes import Recipe, remember
 from .rules import Call, is_plain, lean_version_of
@@ -108,15 +109,11 @@ class _ChannelNorm(torch.autograd.Function):
         size, together = groups.shape[2], groups.per_row
         y, *statistics = normalise()
         mean, rstd = (groups.per_channel(values) for values in statistics)
-        means, rstds = (groups.rows(values).unsqueeze(2) for values in (mean, rstd))
-        layout = Dithered(bits, together * size, min(256, together * size))
+        layout = Uniform(bits, together * size, min(256, together * size), dithered=True)
 
-        def normalised(rows: Tensor, part: slice) -> Tensor:
-            return (rows.view(-1, together, size) - means[part]).mul_(rstds[part]).flatten(1)
-
-        codes, scales = layout.encode(x.reshape(-1, together * size), seed, normalised)
+        codes, scales = layout.encode(x.reshape(-1, together * size), seed)
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
-        ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
+        ctx.save_for_backward(torch.tensor(seed), codes, scales, mean, rstd, weight, edge)
         ctx.layout, ctx.groups, ctx.shape, ctx.dtype = layout, groups, x.shape, x.dtype
         return y.detach()  # no view, which nobody could change in place
 
@@ -124,15 +121,14 @@ class _ChannelNorm(torch.autograd.Function):
     @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
-        seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
+        seed, codes, scales, mean, rstd, weight, edge = ctx.saved_tensors
         groups: _Groups = ctx.groups
         examples, channels, size = groups.shape
         together = groups.per_row
         with torch.no_grad():
             grad = output_grad.reshape(examples, channels, size).to(rstd.dtype)
-            value = torch.empty(examples, channels, size, dtype=torch.float32, device=grad.device)
-            ctx.layout.decode(codes, scales, int(seed), value.view(-1, together * size))
-            value = value.to(rstd.dtype)
+            value = ctx.layout.decode(codes, scales, int(seed), dtype=rstd.dtype).view(examples, channels, size)
+            value.sub_(mean.unsqueeze(2)).mul_(rstd.unsqueeze(2))
             sums = grad.sum(2)
             value_rows, grad_rows = value.view(-1, together, size), grad.unflatten(1, (-1, together))
             parts = groups.pieces(value.device)
@@ -150,7 +146,7 @@ class _ChannelNorm(torch.autograd.Function):
                 value.mul_((second * factor).neg_().unsqueeze(2)).sub_((first * factor).unsqueeze(2))
                 value.addcmul_(grad, scale.unsqueeze(2))
                 if _is_corrected(ctx.layout.bits, groups.together):
-                    excess = groups.rows(scale / groups.together).unsqueeze(2)
+                    excess = groups.rows(scale * rstd.square() / groups.together).unsqueeze(2)
                     for rows, place in parts:
                         variance = ctx.layout.variances(scales[rows]).view(-1, together, size).to(grad.dtype)
                         value_rows[rows].addcmul_(variance.mul_(grad_rows[place]), excess[rows])
@@ -177,13 +173,10 @@ class _RowNorm(torch.autograd.Function):
         seed: int,
     ) -> Tensor:
         y, mean, rstd = normalise()
-        layout = Dithered(bits, columns, min(256, columns))
+        layout = Uniform(bits, columns, min(256, columns), dithered=True)
 
-        def normalised(rows: Tensor, part: slice) -> Tensor:
-            return (rows if mean is None else rows - mean[part]) * rstd[part]
-
-        codes, scales = layout.encode(x.reshape(-1, columns), seed, normalised)
-        ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
+        codes, scales = layout.encode(x.reshape(-1, columns), seed)
+        ctx.save_for_backward(torch.tensor(seed), codes, scales, mean, rstd, weight, edge)
         ctx.layout, ctx.columns, ctx.shape, ctx.dtype = layout, columns, x.shape, x.dtype
         ctx.centred = mean is not None
         return y
@@ -192,12 +185,13 @@ class _RowNorm(torch.autograd.Function):
     @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
-        seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
+        seed, codes, scales, mean, rstd, weight, edge = ctx.saved_tensors
         columns, needs_input = ctx.columns, ctx.needs_input_grad[0]
         with torch.no_grad():
             grad = output_grad.reshape(-1, columns)
             flat_weight = None if weight is None else weight.reshape(-1).to(rstd.dtype)
-            value = ctx.layout.decode(codes, scales, int(seed)).to(rstd.dtype)
+            value = ctx.layout.decode(codes, scales, int(seed), dtype=rstd.dtype)
+            value = (value if mean is None else value.sub_(mean)).mul_(rstd)
             weight_grad = torch.zeros(columns, dtype=rstd.dtype, device=grad.device)
             bias_grad = torch.zeros_like(weight_grad)
             for part in pieces(value.numel(), value.device, columns):
@@ -213,7 +207,7 @@ class _RowNorm(torch.autograd.Function):
                 if ctx.centred:
                     x.sub_(v.mean(1, keepdim=True) * r)
                 if _is_corrected(ctx.layout.bits, columns):
-                    x.addcmul_(ctx.layout.variances(scales[rows]).mul_(v), r / columns)
+                    x.addcmul_(ctx.layout.variances(scales[rows]).mul_(v), r**3 / columns)
             input_grad = value.to(ctx.dtype).view(ctx.shape) if needs_input else None
         shaped = [g.view(weight.shape) if weight is not None else None for g in (weight_grad, bias_grad)]
         wanted = [g if needed else None for g, needed in zip(shaped, ctx.needs_input_grad[1:3], strict=True)]

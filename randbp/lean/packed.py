@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from .._torch.hooks import Hooks, hooks_in_force
-from .dithered import Dithered
+from ..codecs import Uniform
 from .layout import flatten, memory_order, unexpanded, unflatten
 from .masks import pack_mask, unpack_mask
 from .recipes import Recipe, follow
 from .rules import Session, is_small
-
-_ROW = 2**12
 
 
 class Packed(Protocol):
@@ -91,19 +89,15 @@ class Rounded(Entries):
     """
 
     def __init__(self, flat: Tensor, bits: int, seed: int, outer: Hooks | None) -> None:
-        self._count, self._dtype, rows = flat.numel(), flat.dtype, flat
-        entries = min(self._count, _ROW)
-        if missing := -self._count % entries:
-            rows = torch.cat([flat, flat[-1:].expand(missing)])
-        self._layout = Dithered(bits, entries)
+        self._dtype, self._layout = flat.dtype, Uniform(bits, flat.numel(), dithered=True)
         # The seed travels with the codes: a checkpoint packs both again when it runs the forward pass again.
-        held = (*self._layout.encode(rows.view(-1, entries), seed), torch.tensor(seed))
+        held = (*self._layout.encode(flat.view(1, -1), seed), torch.tensor(seed))
         super().__init__(flat, held, outer)
 
     def flat(self) -> Tensor:
         """The entries, unbiased."""
         codes, scales, seed = self._parts()
-        return self._layout.decode(codes, scales, int(seed)).view(-1)[: self._count].to(self._dtype)
+        return self._layout.decode(codes, scales, int(seed), dtype=self._dtype).view(-1)
 
 
 @dataclass(frozen=True)

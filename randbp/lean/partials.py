@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
-from ..estimators.draw import Draw
-from ..estimators.noise import Noise
+from ..codecs import Stream
 from .layout import flatten, memory_order, unexpanded, unflatten
 from .rules import Call, is_activation, is_plain, is_small, is_unadorned, lean_version_of
 from .slopes import Slopes, slopes
@@ -51,7 +50,7 @@ class _Elementwise(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         seed = call.session.seed()
-        noise, held = Noise(Draw(seed), tensors[0].device), []
+        noise, held = Stream(seed, tensors[0].device), []
         ctx.places = []
         for partial, wanted in zip(partials, ctx.needs_input_grad[6:], strict=True):
             slope = partial() if partial is not None and wanted else None
@@ -79,7 +78,7 @@ class _Elementwise(torch.autograd.Function):
         edges, held = saved[:count], iter(saved[count:])
         grads: list[Tensor | None] = []
         with torch.no_grad():
-            noise, v = Noise(Draw(int(seed)), output_grad.device), output_grad
+            noise, v = Stream(int(seed), output_grad.device), output_grad
             v = v if ctx.reduced is None else v.reshape(ctx.reduced)
             for place, wanted, dtype, shape in zip(
                 ctx.places, ctx.needs_input_grad[6:], ctx.dtypes, ctx.shapes, strict=True
@@ -92,7 +91,7 @@ class _Elementwise(torch.autograd.Function):
         return *[None] * 6, *guarded
 
 
-def _slope(kind: Slopes, place: _Place, held: Tensor, noise: Noise) -> Tensor:
+def _slope(kind: Slopes, place: _Place, held: Tensor, noise: Stream) -> Tensor:
     if place.whole:
         return held
     return unflatten(kind.decode(held, place.shape.numel(), noise), place.shape, place.order)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import connected, edge_of
-from ..estimators.bits import pack, unpack
+from ..kernels.packing import pack, unpack
 from ..tn.execute.native import memory_format_of, placeholder
 from .layout import pieces
 from .rules import Call, is_plain, lean_version_of
@@ -67,14 +67,12 @@ class _Windows:
         flat = codes.view(1, -1)
         if bits is None:
             return flat
-        if missing := -flat.shape[1] % 8:
-            flat = torch.cat([flat, flat.new_zeros(1, missing)], 1)
         return pack(flat, bits)
 
     def decode(self, codes: Tensor, shape: torch.Size, input_size: torch.Size) -> Tensor:
         """The indices that were encoded."""
         bits = self._code[1]
-        flat = codes if bits is None else unpack(codes, bits)[:, : prod(shape)]
+        flat = codes if bits is None else unpack(codes, bits, prod(shape))
         rest = flat.view(-1, *shape[-self.dims :])
         indices = torch.zeros(rest.shape, dtype=torch.int64, device=codes.device)
         weight = 1

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
-from ..estimators.draw import Draw
-from ..estimators.noise import Noise
+from ..codecs import Stream
 from .layout import flatten, memory_order, unflatten
 from .masks import pack_where, unpacked
 from .rules import Call, is_activation, is_unadorned, lean_version_of
@@ -30,7 +29,7 @@ class _PReLU(torch.autograd.Function):
         ctx.kind, negative, seed = Blocks(call.session.bits), None, None
         if ctx.needs_input_grad[1]:
             seed = torch.tensor(call.session.seed())
-            negative = ctx.kind.encode(flat.clamp(max=0), Noise(Draw(int(seed)), x.device))
+            negative = ctx.kind.encode(flat.clamp(max=0), Stream(int(seed), x.device))
         ctx.save_for_backward(pack_where(lambda x: x > 0, flat), weight, negative, seed, edge)
         y: Tensor = call.run()
         return y
@@ -47,7 +46,7 @@ class _PReLU(torch.autograd.Function):
         if negative is None:
             return input_grad, None, None, None
         with torch.no_grad():
-            flat = ctx.kind.decode(negative, count, Noise(Draw(int(seed)), grad.device)).to(grad.dtype)
+            flat = ctx.kind.decode(negative, count, Stream(int(seed), grad.device)).to(grad.dtype)
             each = unflatten(flat, ctx.shape, ctx.order).masked_fill(positive, 0) * grad
             weight_grad = each.sum_to_size(slopes.shape if weight.numel() > 1 else (1,) * each.dim())
         grads = (input_grad, weight_grad.reshape(weight.shape).to(weight.dtype))

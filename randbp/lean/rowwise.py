@@ -21,8 +21,7 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
-from ..estimators.draw import Draw
-from ..estimators.noise import Noise
+from ..codecs import Stream
 from .composites import lean_inside
 from .layout import pieces
 from .masks import pack_mask, unpack_mask
@@ -81,7 +80,7 @@ class _RowWise(torch.autograd.Function):
     ) -> Tensor:
         y = run()
         moved = y.movedim(dim, -1)
-        rows, layout, noise, codes = moved.reshape(-1, moved.shape[-1]), Blocks(bits), Noise(Draw(seed), y.device), []
+        rows, layout, noise, codes = moved.reshape(-1, moved.shape[-1]), Blocks(bits), Stream(seed, y.device), []
         wrong = rows[:, 0].isnan()
         for part in _parts(rows):
             values = kind.held(rows[part])
@@ -98,7 +97,7 @@ class _RowWise(torch.autograd.Function):
         codes, mask, seed, edge, each = ctx.saved_tensors
         with torch.no_grad():
             moved = output_grad.movedim(ctx.dim, -1)
-            rows, noise, first = moved.reshape(-1, moved.shape[-1]), Noise(Draw(int(seed)), codes.device), 0
+            rows, noise, first = moved.reshape(-1, moved.shape[-1]), Stream(int(seed), codes.device), 0
             wrong = unpack_mask(mask, len(rows)).unsqueeze(1)
             result = torch.empty(rows.shape, dtype=ctx.dtype, device=rows.device)
             for part in _parts(rows):

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..estimators.bits import pack, packed_size, to_bytes, unpack
-from ..estimators.noise import Noise
-from .dithered import Dithered
+from ..codecs import Stream, Uniform
+from ..kernels.packing import pack, packed_size, to_bytes, unpack
 from .geometric import Geometric
 from .masks import pack_mask, unpack_mask
 
@@ -49,7 +48,7 @@ class Grid:
         """Bytes of codes, and of one bit per block."""
         return packed_size(count, self.bits) + packed_size(-(-count // _BLOCK), 1)
 
-    def encode(self, values: Tensor, noise: Noise) -> Tensor:
+    def encode(self, values: Tensor, noise: Stream) -> Tensor:
         """Packed codes ``⌊(v - first)/step + u⌋`` with ``u`` uniform in ``[0, 1)``; the mean over ``u`` is ``v``.
 
         A block with entries that are not finite keeps its last code for these (:mod:`..estimators.spoilt`).
@@ -66,15 +65,12 @@ class Grid:
             place = values.sub(self.first).div_(self.step).nan_to_num_(0)
             levels.add_(torch.where(narrow, place * ((top - 1) / top), place)).clamp_(0, top)
             levels = torch.where(narrow, levels.clamp(max=top - 0.5), levels).masked_fill_(wrong, top)
-        codes = to_bytes(levels).view(1, -1)
-        if missing := -count % 8:
-            codes = torch.cat([codes, codes.new_zeros(1, missing)], 1)
-        return torch.cat([pack(codes, self.bits).view(-1), pack_mask(spoilt)])
+        return torch.cat([pack(to_bytes(levels), self.bits), pack_mask(spoilt)])
 
-    def decode(self, packed: Tensor, count: int, noise: Noise | None = None) -> Tensor:
+    def decode(self, packed: Tensor, count: int, noise: Stream | None = None) -> Tensor:
         """The levels, in single precision."""
         size, top = packed_size(count, self.bits), 2**self.bits - 1
-        codes = unpack(packed[:size].view(1, -1), self.bits).view(-1)[:count]
+        codes = unpack(packed[:size], self.bits, count)
         values, marks = codes.float().mul_(self.step), packed[size:]
         if packed.device.type != "cpu" or bool(marks.any()):
             narrow = _of_entries(unpack_mask(marks, -(-count // _BLOCK)), count)
@@ -90,14 +86,13 @@ def _of_entries(blocks: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Flat entries of any range in :class:`.dithered.Dithered`, all in one tensor of bytes.
+    """Flat entries of any range in :class:`randbp.codecs.Uniform`, all in one tensor of bytes.
 
     Args:
         bits: Bits per entry.
 
     Example:
-        >>> slopes, noise = torch.tensor([1.0, 0.0, 2.0]), lambda: Noise(Draw(0), torch.device("cpu"))
-        >>> from randbp.estimators.draw import Draw
+        >>> slopes, noise = torch.tensor([1.0, 0.0, 2.0]), lambda: Stream(0, torch.device("cpu"))
         >>> held = Blocks(bits=8).encode(slopes, noise())
         >>> bool((Blocks(8).decode(held, 3, noise()) - slopes).abs().max() < 1 / 255)
         True
@@ -106,29 +101,30 @@ class Blocks:
     bits: int
     dithered: ClassVar[bool] = True
 
-    def _layout(self, count: int) -> Dithered:
-        return Dithered(self.bits, count, min(256, count))
+    def _layout(self, count: int) -> Uniform:
+        return Uniform(self.bits, count, min(256, count), dithered=True)
 
     def nbytes(self, count: int) -> int:
         """Bytes of codes and scales."""
         return self._layout(count).nbytes(1)
 
-    def encode(self, values: Tensor, noise: Noise) -> Tensor:
+    def encode(self, values: Tensor, noise: Stream) -> Tensor:
         """What is held of flat values."""
-        codes, scales = self._layout(values.numel()).encode(values.view(1, -1), noise)
-        return torch.cat([codes, scales.view(-1).view(torch.uint8)])
+        layout = self._layout(values.numel())
+        codes, scales = layout.encode(values.view(1, -1).float(), noise.seed, noise.take(layout.blocks))
+        return torch.cat([codes.view(-1), scales.view(-1).view(torch.uint8)])
 
-    def decode(self, held: Tensor, count: int, noise: Noise) -> Tensor:
+    def decode(self, held: Tensor, count: int, noise: Stream) -> Tensor:
         """The entries, unbiased, in single precision."""
         return self.decode_with_scales(held, count, noise)[0]
 
-    def decode_with_scales(self, held: Tensor, count: int, noise: Noise) -> tuple[Tensor, Tensor]:
+    def decode_with_scales(self, held: Tensor, count: int, noise: Stream) -> tuple[Tensor, Tensor]:
         """The entries, and the scales, of which :meth:`variances` tells."""
         layout = self._layout(count)
         whole = layout.nbytes(1)
         size = whole - 8 * layout.blocks
         scales = held[size:whole].clone().view(torch.float32).view(1, -1, 2)  # a copy lies at an address that fits
-        return layout.decode(held[:size], scales, noise).view(-1), scales
+        return layout.decode(held[:size].view(1, -1), scales, noise.seed, noise.take(layout.blocks)).view(-1), scales
 
     def variances(self, scales: Tensor, count: int) -> Tensor:
         """Variance of each entry."""

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
-from ..estimators.draw import Draw
-from ..estimators.noise import Noise
+from ..codecs import Stream
 from .layout import flatten, memory_order, pieces, unexpanded, unflatten
 from .rules import Call, is_plain, lean_version_of
 from .slopes import Grid, Slopes
@@ -29,7 +28,7 @@ class _Smooth(torch.autograd.Function):
         kind: Slopes,
         inplace: bool,
     ) -> Tensor:
-        order, noise = memory_order(x), Noise(Draw(seed), x.device)
+        order, noise = memory_order(x), Stream(seed, x.device)
         flat = flatten(x, order)
         codes = [kind.encode(_slope(function, flat[part], inplace), noise) for part in pieces(x.numel(), x.device, 8)]
         # Once more, of all at once: the last bits of PyTorch's functions depend on where in memory an entry lies.
@@ -46,7 +45,7 @@ class _Smooth(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         codes, edge, seed = ctx.saved_tensors
-        noise = None if seed is None else Noise(Draw(int(seed)), codes.device)
+        noise = None if seed is None else Stream(int(seed), codes.device)
         with torch.no_grad():
             flat = flatten(output_grad, ctx.order)
             result, first = torch.empty(flat.shape, dtype=ctx.dtype, device=flat.device), 0

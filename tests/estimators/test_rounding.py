@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from randbp import NormSpatial, Projection, Rounding, Spatial
 from randbp.estimators import Draw
-from randbp.estimators.bits import pack, packed_size, unpack
-from randbp.estimators.rounded import RoundedLayout
 from randbp.functional import conv_spec
+from randbp.kernels.packing import pack, packed_size, unpack
 from tests.cases import Case, cases
 
 
@@ -22,7 +21,7 @@ def test_packing_is_dense_and_reversible(bits: int, rows: int, length: int, seed
     codes = torch.randint(0, 2**bits, (rows, 8 * length), dtype=torch.uint8, generator=generator)
     packed = pack(codes, bits)
     assert packed.shape == (rows, length * bits) and packed_size(8 * length, bits) == length * bits
-    assert torch.equal(unpack(packed, bits), codes)
+    assert torch.equal(unpack(packed, bits, 8 * length), codes)
 
 
 @given(
@@ -36,10 +35,8 @@ def test_rounding_is_unbiased_and_stays_within_a_step(bits: int, shape: tuple[in
     """z-test of each entry over 2000 draws; error probability 1e-6 per case (Bonferroni), with the known variance."""
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     entries = math.prod(shape[1:])
-    layout = RoundedLayout(bits, entries, min(block, entries), x.dtype)
-    codes, scales = layout.encode(
-        x.repeat(2000, *[1] * (x.dim() - 1)), Draw(seed)
-    )  # as many examples, each rounded anew
+    layout = Uniform(bits, entries, min(block, entries))
+    codes, scales = layout.encode(x.flatten(1).repeat(2000, 1), seed)  # as many examples, each rounded anew
     draws = layout.decode(codes, scales).view(2000, *shape)
     step = scales[: len(x), :, 1].repeat_interleave(layout.block, 1)[:, :entries].reshape(shape)
     assert ((draws - x).abs() <= step * (1 + 1e-9) + 1e-12).all()
@@ -54,29 +51,29 @@ def test_rounding_is_unbiased_and_stays_within_a_step(bits: int, shape: tuple[in
 
 def test_values_on_the_grid_are_exact() -> None:
     x = torch.arange(16.0).repeat(2, 4).view(2, 4, 4, 4)
-    layout = RoundedLayout(4, 64, 16, x.dtype)
-    assert torch.equal(layout.decode(*layout.encode(x, Draw(0))).view_as(x), x)
+    layout = Uniform(4, 64, 16)
+    assert torch.equal(layout.decode(*layout.encode(x.flatten(1), 0)).view_as(x), x)
 
 
 def test_the_order_of_memory_does_not_matter() -> None:
     x = torch.rand(16, 24)
-    layout = RoundedLayout(4, 24, 24, x.dtype)
-    for expected, found in zip(layout.encode(x, Draw(0)), layout.encode(x.t().contiguous().t(), Draw(0)), strict=True):
+    layout = Uniform(4, 24, 24)
+    for expected, found in zip(layout.encode(x.flatten(1), 0), layout.encode(x.t().contiguous().t(), 0), strict=True):
         assert torch.equal(found, expected)
 
 
 def test_constant_blocks_are_exact() -> None:
     x = torch.full((2, 3, 5), 0.1)
-    layout = RoundedLayout(1, 15, 8, x.dtype)
-    assert torch.equal(layout.decode(*layout.encode(x, Draw(0))).view_as(x), x)
+    layout = Uniform(1, 15, 8)
+    assert torch.equal(layout.decode(*layout.encode(x.flatten(1), 0)).view_as(x), x)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_value_spoils_no_other(value: float) -> None:
     x = torch.rand(2, 4, 8)
     x[1, 2, 3] = value
-    layout = RoundedLayout(3, 32, 8, x.dtype)
-    decoded = layout.decode(*layout.encode(x, Draw(0))).view_as(x)
+    layout = Uniform(3, 32, 8)
+    decoded = layout.decode(*layout.encode(x.flatten(1), 0)).view_as(x)
     assert torch.equal(decoded.isfinite(), x.isfinite())
     assert (decoded - x)[x.isfinite()].abs().max() <= 1 / 6
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from randbp.codecs import Stream
 from randbp.diagnostics import memory_report
-from randbp.estimators.draw import Draw
-from randbp.estimators.noise import Noise
 from randbp.lean.slopes import Blocks, Grid
 
 from .same import lean, values_and_grads
@@ -184,8 +183,8 @@ def test_autocast_and_second_derivatives() -> None:
 def test_what_holds_derivatives_tells_its_bytes(kind: Grid | Blocks, count: int) -> None:
     values = torch.linspace(-1, 3, count)
 
-    def noise() -> Noise:
-        return Noise(Draw(1), torch.device("cpu"))
+    def noise() -> Stream:
+        return Stream(1, torch.device("cpu"))
 
     held = kind.encode(values, noise())
     assert held.dtype == torch.uint8 and held.nbytes == kind.nbytes(count)

@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from randbp.estimators.draw import Draw
-from randbp.estimators.noise import Noise
+from randbp.codecs import Stream
 from randbp.lean.geometric import Geometric
 
 
-def noise(seed: int = 0) -> Noise:
-    return Noise(Draw(seed), torch.device("cpu"))
+def noise(seed: int = 0) -> Stream:
+    return Stream(seed, torch.device("cpu"))
 
 
 def again(kind: Geometric, values: Tensor, seed: int = 0) -> Tensor:

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from randbp import Rounding
-from randbp.estimators.draw import Draw
-from randbp.estimators.noise import Noise
+from randbp.codecs import Stream
 from randbp.functional import conv
-from randbp.lean.dithered import Dithered
 from randbp.lean.slopes import Grid
 
 from .same import lean, values_and_grads
@@ -89,7 +87,7 @@ def test_a_zero_target_of_kl_div_leaves_others_alone() -> None:
 def test_finite_entries_beside_infinite_ones_are_unbiased(bits: int) -> None:
     x = torch.randn(2, 300, generator=torch.Generator().manual_seed(3))
     x[0, 3], x[0, 9], x[1, 299] = torch.nan, torch.inf, -torch.inf
-    finite, layout, draws = x.isfinite(), Dithered(bits, 300), 400
+    finite, layout, draws = x.isfinite(), Uniform(bits, 300, dithered=True), 400
     runs = []
     for seed in range(draws):
         codes, scales = layout.encode(x, seed)
@@ -104,7 +102,7 @@ def test_finite_entries_beside_infinite_ones_are_unbiased(bits: int) -> None:
 def test_with_one_bit_the_whole_block_is_nan() -> None:
     x = torch.randn(2, 512)
     x[0, 3] = torch.nan
-    decoded = Dithered(1, 512).decode(*Dithered(1, 512).encode(x, 5), 5)
+    decoded = Uniform(1, 512, dithered=True).decode(*Uniform(1, 512, dithered=True).encode(x, 5), 5)
     assert decoded[0, :256].isnan().all() and not decoded[0, 256:].isnan().any() and not decoded[1].isnan().any()
 
 
@@ -114,7 +112,7 @@ def test_a_grid_keeps_what_is_not_finite_and_the_mean_of_others(bits: int) -> No
     values[300], values[301] = torch.nan, torch.inf
     runs = []
     for seed in range(300):
-        held = grid.encode(values, Noise(Draw(seed), values.device))
+        held = grid.encode(values, Stream(seed, values.device))
         assert held.nbytes == grid.nbytes(700)
         runs.append(grid.decode(held, 700))
         assert torch.equal(runs[-1].isfinite(), values.isfinite())

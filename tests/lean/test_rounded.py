@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from randbp.codecs import Stream
 from randbp.diagnostics import memory_report
-from randbp.estimators.draw import Draw
-from randbp.estimators.noise import Noise
-from randbp.lean.dithered import Dithered
 from randbp.lean.rules import RULES
 from randbp.lean.smooth import Grid
 
@@ -322,7 +320,7 @@ def test_second_derivatives_through_rounding_are_refused() -> None:
 @pytest.mark.parametrize("entries", [1, 7, 256, 300])
 def test_dither_has_the_known_mean_and_variance(bits: int, entries: int) -> None:
     x = torch.randn(3, entries, generator=generator())
-    layout, together = Dithered(bits, entries, min(256, entries)), 40
+    layout, together = Uniform(bits, entries, min(256, entries), dithered=True), 40
     errors = []
     for seed in range(800 // together):  # copies of the rows have noise of their own: as many draws
         codes, scales = layout.encode(x.repeat(together, 1), seed)
@@ -341,13 +339,13 @@ def test_dither_has_the_known_mean_and_variance(bits: int, entries: int) -> None
 
 
 def test_noise_is_uniform_and_repeats() -> None:
-    noise = Noise(Draw(4), torch.device("cpu"))
+    noise = Stream(4, torch.device("cpu"))
     values = torch.cat([noise.next(30_001), noise.next(70_000)])
     counts = values.histc(64, -0.5, 0.5)
     expected = len(values) / 64
     assert ((counts - expected).square() / expected).sum() < 110  # chi-squared with 63 degrees, p = 2e-4
     assert abs(float((values[1:] * values[:-1]).mean()) * 12) < 4.5 / len(values) ** 0.5 * 1.1
-    again = Noise(Draw(4), torch.device("cpu"))
+    again = Stream(4, torch.device("cpu"))
     assert torch.equal(torch.cat([again.next(30_001), again.next(70_000)]), values)
 
 

@@ -1,0 +1,101 @@
+"""Rounding to equally spaced levels, stochastic or with subtractive dither."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import decode, encode
+from ..kernels.levels import Rows, scale_dtype
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """How rows of entries are held in ``bits`` bits each, and two scales per block.
+
+    Each block has an offset ``a`` (its least entry) and a step ``h = range / (2^bits - 1)``. An entry ``x`` is held as
+    the integer ``k = ⌊(x - a)/h + u⌋`` with ``u`` uniform in ``(0, 1)``.
+
+    *Plain*, it is read as ``a + h k``. Its mean is ``x`` and its variance ``h² f (1 - f)`` with ``f`` the fractional
+    part of ``(x - a)/h``; entries on a level are exact.
+
+    *Dithered*, it is read as ``x̃ = a + h (k + 1/2 - u)``: the noise is made again from its seed and subtracted. The
+    error ``x̃ - x`` is then uniform in ``±h/2`` and independent of ``x``. So ``x̃`` is unbiased, its variance is
+    ``h²/12`` (half of the plain one's, on average), and since that is known, the mean of a product of two uses of
+    ``x̃`` can be corrected, too.
+
+    Entries that are not finite come back as NaN and leave others alone (with one bit, their block is NaN).
+
+    Source: L. Schuchman, Dither signals and their effect on quantization noise, IEEE Transactions on Communication
+    Technology 12 (1964).
+
+    Args:
+        bits: Bits per entry, 1 to 8.
+        entries: Entries per row.
+        block: Entries that share two scales, within a row; the last of a row may be shorter.
+        dithered: Whether the noise is subtracted again.
+
+    Example:
+        >>> layout, x = Uniform(bits=4, entries=512, dithered=True), torch.rand(3, 512)
+        >>> codes, scales = layout.encode(x, seed=7)
+        >>> codes.nbytes, scales.shape, bool((layout.decode(codes, scales, 7) - x).abs().max() <= scales[..., 1].max())
+        (768, torch.Size([3, 2, 2]), True)
+        >>> last_row = layout.decode(codes[2:], scales[2:], 7, first_row=2)
+        >>> bool((last_row == layout.decode(codes, scales, 7)[2:]).all())
+        True
+    """
+
+    bits: int
+    entries: int
+    block: int = 256
+    dithered: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Blocks per row."""
+        return Rows(self.entries, self.block, self.bits).blocks
+
+    def nbytes(self, rows: int, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of codes and scales of a tensor of that dtype."""
+        layout = Rows(self.entries, self.block, self.bits)
+        return rows * (layout.nbytes + 2 * layout.blocks * scale_dtype(dtype).itemsize)
+
+    def encode(self, rows: Tensor, seed: int, first_block: int = 0) -> tuple[Tensor, Tensor]:
+        """Codes ``[R, bytes]`` and scales ``[R, blocks, 2]`` of ``[R, entries]``.
+
+        Args:
+            rows: What to hold.
+            seed: Of the noise.
+            first_block: Where in the noise to begin.
+        """
+        codes, scales = encode(rows, seed, first_block, self.bits, self.block, self.dithered)
+        return codes, scales
+
+    def decode(
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        seed: int = 0,
+        first_block: int = 0,
+        first_row: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Entries ``[R, entries]`` of all rows or of some that follow each other.
+
+        Args:
+            codes: Of these rows.
+            scales: Of these rows.
+            seed: Of the noise; plain rounding needs none.
+            first_block: Where in the noise encoding began.
+            first_row: The number of the first of these rows.
+            dtype: Of the result; by default the scales'.
+        """
+        first, precise = first_block + first_row * self.blocks, scales.dtype if dtype is None else dtype
+        return decode(codes, scales, seed, first, self.bits, self.block, self.entries, self.dithered, precise)
+
+    def variances(self, scales: Tensor) -> Tensor:
+        """Variance ``h²/12`` of each entry, ``[R, entries]``; of plain rounding its mean over all fractional parts is
+        twice that.
+        """
+        each = scales[..., 1].square().div(12)
+        return each.repeat_interleave(self.block, 1)[:, : self.entries]

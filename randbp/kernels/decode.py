@@ -1,0 +1,75 @@
+"""Entries from integers of a few bits: the inverse of encoding."""
+
+import torch
+from torch import Tensor
+
+from .levels import Rows, numbers
+from .noise import uniform
+from .operator import fused
+from .packing import unpack
+
+
+def _fake(
+    codes: Tensor,
+    scales: Tensor,
+    seed: int,
+    first: int,
+    bits: int,
+    block: int,
+    entries: int,
+    dithered: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    return codes.new_empty(codes.shape[0], entries, dtype=dtype)
+
+
+@fused(_fake)
+def decode(
+    codes: Tensor,
+    scales: Tensor,
+    seed: int,
+    first: int,
+    bits: int,
+    block: int,
+    entries: int,
+    dithered: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Rows ``[R, entries]`` of what :func:`.encode` made codes and scales of.
+
+    The code ``k`` of a block with offset ``a`` and step ``h`` is read as ``a + h k``, or, if dithered, as
+    ``a + h (k + 1/2 - u)`` with the noise ``u`` that was added; entries that were not finite as NaN.
+
+    Args:
+        codes: ``uint8 [R, bytes]``.
+        scales: ``[R, blocks, 2]``.
+        seed: As it was encoded with.
+        first: Number of the first block of these rows for the noise.
+        bits: Bits per entry.
+        block: Entries of a block.
+        entries: Of a row.
+        dithered: Whether the noise is subtracted.
+        dtype: Of the result, rounded to from the precision of the scales.
+
+    Example:
+        >>> scales = torch.tensor([[[0.0, 1.0]]])
+        >>> decode(torch.tensor([[228, 0]], dtype=torch.uint8), scales, 0, 0, 2, 4, 4, False, torch.float32)
+        tensor([[0., 1., 2., 3.]])
+    """
+    rows, top, precise = Rows(entries, block, bits), 2**bits - 1, scales.dtype
+    result = torch.empty(len(codes), entries, dtype=dtype, device=codes.device)
+    for part, blocks, size in rows.pieces(len(codes), codes.device):
+        count = blocks.stop - blocks.start
+        packed = codes[part, rows.first_byte(blocks.start) :][:, : count * -(-size // 8) * bits]
+        integers = unpack(packed.unflatten(1, (count, -1)), bits, size)
+        least, step = scales[part, blocks].split(1, 2)
+        values = integers.to(precise)
+        if dithered:
+            noise = uniform(seed, numbers(rows, part, blocks, first, codes.device), size, precise)
+            values.sub_(noise.sub_(0.5))
+        values.mul_(step.abs()).add_(least)
+        spoilt = step.signbit()
+        if codes.device.type != "cpu" or bool(spoilt.any()):
+            values.masked_fill_(spoilt.logical_and(integers == top), torch.nan)
+        result[part, blocks.start * block : blocks.start * block + count * size] = values.flatten(1)
+    return result

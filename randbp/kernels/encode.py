@@ -1,0 +1,87 @@
+"""Stochastic rounding of blocks of entries to integers of a few bits, packed, and two scales per block."""
+
+import torch
+from torch import Tensor
+
+from .levels import Rows, factors, numbers, scale_dtype
+from .noise import uniform
+from .operator import fused
+from .packing import pack, to_bytes
+
+
+def _fake(values: Tensor, seed: int, first: int, bits: int, block: int, dithered: bool) -> tuple[Tensor, Tensor]:
+    rows = Rows(values.shape[1], block, bits)
+    scales = values.new_empty(values.shape[0], rows.blocks, 2, dtype=scale_dtype(values.dtype))
+    return values.new_empty(values.shape[0], rows.nbytes, dtype=torch.uint8), scales
+
+
+@fused(_fake)
+def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithered: bool) -> tuple[Tensor, Tensor]:
+    r"""Codes and scales of rows of numbers.
+
+    A block gets an offset ``a``, its least entry, and a step ``h = range / (2^bits - 1)`` (``1 + 2^-15`` times that if
+    dithered). An entry ``x`` becomes the integer ``⌊(x - a) (1 / h) + u⌋``, ``u`` uniform in ``(0, 1)``.
+
+    Of a block with entries that are infinite, NaN or above half of the largest number, the levels span the others; the
+    last level is kept for these, and the sign of the step says so (with one bit the step is NaN). A step so small that
+    its reciprocal is infinite becomes 0.
+
+    Args:
+        values: ``[R, M]`` of any floating dtype, however it lies in memory.
+        seed: Of the noise.
+        first: Number of the first block for the noise (:mod:`.noise`), so that some rows can be encoded alone.
+        bits: Bits per entry, 1 to 8.
+        block: Entries that share two scales, within a row; the last block of a row may be shorter.
+        dithered: Whether :func:`.decode` will subtract the noise again.
+
+    Returns:
+        Codes, ``uint8 [R, bytes]``, block after block (:func:`.packing.pack`), and scales ``[R, blocks, 2]``, of each
+        block offset and step.
+
+    Example:
+        >>> codes, scales = encode(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), 0, 0, 2, 4, False)
+        >>> codes, scales
+        (tensor([[228,   0]], dtype=torch.uint8), tensor([[[0., 1.]]]))
+    """
+    rows = Rows(values.shape[1], block, bits)
+    dtype, top, (whole, spoilt) = scale_dtype(values.dtype), 2**bits - 1, factors(bits, dithered)
+    codes = torch.empty(len(values), rows.nbytes, dtype=torch.uint8, device=values.device)
+    scales = torch.empty(len(values), rows.blocks, 2, dtype=dtype, device=values.device)
+    for part, blocks, entries in rows.pieces(len(values), values.device):
+        columns = slice(blocks.start * block, blocks.start * block + (blocks.stop - blocks.start) * entries)
+        x = values[part, columns].to(dtype).unflatten(1, (-1, entries))
+        least, step, wrong = _levels(x, whole, spoilt)
+        size = step.abs()
+        levels = (x - least).mul_(torch.where(size > 0, size.reciprocal(), 0))
+        noise = uniform(seed, numbers(rows, part, blocks, first, x.device), entries, dtype)
+        levels.add_(noise)
+        if wrong is None:
+            levels.clamp_(max=top)
+        else:
+            levels.nan_to_num_(0, 0, 0).clamp_(min=0)
+            levels = torch.minimum(levels, torch.where(step.signbit(), top - 1, top).to(dtype))
+            levels.masked_fill_(wrong, top)
+        packed = pack(to_bytes(levels), bits)
+        codes[part, rows.first_byte(blocks.start) : rows.first_byte(blocks.start) + packed[0].numel()] = packed.flatten(
+            1
+        )
+        scales[part, blocks] = torch.cat([least, step], 2)
+    return codes, scales
+
+
+def _levels(x: Tensor, whole: float, spoilt: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Offset and step of each block, and where the entries are that no level stands for; ``None`` if nowhere."""
+    least, largest = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    limit, wrong = torch.finfo(x.dtype).max / 2, None
+    inside = (least >= -limit).logical_and_(largest <= limit)
+    step = (largest - least).mul_(whole)
+    if x.device.type != "cpu" or not bool(inside.all()):  # asking an accelerator would make everything wait for it
+        wrong = (x.abs() <= limit).logical_not_()
+        least = x.masked_fill(wrong, torch.inf).amin(-1, keepdim=True)
+        span = x.masked_fill(wrong, -torch.inf).amax(-1, keepdim=True).sub_(least)
+        nothing = span == -torch.inf
+        least, span = least.masked_fill(nothing, 0), span.masked_fill(nothing, 0)
+        narrow = torch.full_like(span, torch.nan) if spoilt is None else (span * spoilt).neg_()
+        step = torch.where(wrong.any(-1, keepdim=True), narrow, span * whole)
+    too_small = step.abs().reciprocal().isinf()
+    return least + 0.0, torch.where(too_small, torch.zeros_like(step).copysign_(step), step), wrong

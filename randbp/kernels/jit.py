@@ -1,0 +1,68 @@
+"""How numba compiles kernels, and how these share the processor with PyTorch's: as many threads."""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, wraps
+from typing import Any
+
+import numba
+import torch
+
+from .operator import lost_threads
+
+
+@cache
+def _most_threads() -> int:
+    """Threads that numba may use: as many as there were when it was imported."""
+    return int(numba.get_num_threads())
+
+
+function = numba.njit(cache=True, nogil=True, error_model="numpy")
+"""Compile a function that kernels call. Division by zero gives what IEEE says; nothing is reordered or fused."""
+
+
+def parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel whose ``prange`` runs in as many threads as PyTorch's own operations.
+
+    It is compiled when it first runs with arguments of new types, and the result kept on disk.
+    """
+    compiled = numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")(kernel)
+
+    @wraps(kernel)
+    def run(*args: Any) -> Any:
+        numba.set_num_threads(min(torch.get_num_threads(), _most_threads()))
+        with _turn():
+            return compiled(*args)
+
+    return run
+
+
+@cache
+def _watched() -> None:
+    """Children that are forked from now on know that numba's threads did not come along."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lost_threads)
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _turn() -> AbstractContextManager[Any]:
+    _watched()
+    try:
+        layer = numba.threading_layer()
+    except ValueError:  # nothing has run yet; two threads must not start it together
+        return _ONE_AT_A_TIME
+    return _ONE_AT_A_TIME if layer == "workqueue" else nullcontext()
+
+
+def tasks(blocks: int) -> int:
+    """Into how many parts so many blocks of work are cut: a few for each thread, none too small.
+
+    Example:
+        >>> tasks(1)
+        1
+    """
+    return max(1, min(4 * torch.get_num_threads(), blocks // 16))

@@ -1,0 +1,47 @@
+"""Random numbers by counter for numba's kernels: see :mod:`.noise`."""
+
+import numpy as np
+from numba import uint32, uint64
+
+from .jit import function
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_SPLIT_1, _SPLIT_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_FIRST, _SECOND, _STEP = np.uint32(0x21F0AAAD), np.uint32(0x735A2D97), np.uint32(0x9E3779B9)
+
+
+@function
+def words(start, block, out):
+    """Fill ``out`` with the first words of a block; ``start`` is :func:`.noise.start` of the seed."""
+    z = start + uint64(block + 1) * _GAMMA
+    z = (z ^ (z >> uint64(30))) * _SPLIT_1
+    z = (z ^ (z >> uint64(27))) * _SPLIT_2
+    z = z ^ (z >> uint64(31))
+    low, high = uint32(z), uint32(z >> uint64(32))
+    for i in range(len(out)):
+        x = uint32(uint32(i) * _STEP + low)
+        x = uint32(x ^ (x >> uint32(16)))
+        x = uint32(x * _FIRST)
+        x = uint32(x ^ (x >> uint32(15)))
+        x = uint32(x + high)
+        x = uint32(x * _SECOND)
+        out[i] = uint32(x ^ (x >> uint32(15)))
+
+
+@function
+def uniforms(start, block, words_, half_step, out):
+    """Fill ``out`` with the numbers in ``(0, 1)`` of a block; ``words_`` is room for half as many words.
+
+    ``half_step`` is an array of ``1/2`` and ``2^-16`` in the precision of ``out``.
+    """
+    half = (len(out) + 1) // 2
+    pairs = words_[:half]
+    words(start, block, pairs)
+    _numbers(pairs, uint32(0), half_step, out[:half])
+    _numbers(pairs, uint32(16), half_step, out[half:])
+
+
+@function
+def _numbers(pairs, shift, half_step, out):
+    for i in range(len(out)):
+        out[i] = (np.float32(np.int32((pairs[i] >> shift) & uint32(0xFFFF))) + half_step[0]) * half_step[1]

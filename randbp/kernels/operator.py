@@ -1,0 +1,159 @@
+"""Fused operations: each is one operator of PyTorch that a reference, numba or Triton serves, with the same bits."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+
+Backend = Literal["auto", "reference", "numba", "triton"]
+"""What may serve an operation; ``"auto"`` is numba on a processor and Triton on a GPU, where they are installed."""
+
+_NAMES = ("auto", "reference", "numba", "triton")
+
+OPERATORS: dict[str, "Operator"] = {}
+"""All fused operations by name."""
+
+_INSTALL = {"numba": "pip install 'randbp[cpu]'", "triton": "it comes with PyTorch's CUDA builds"}
+
+
+class _Choice:
+    """Which backend serves, in all threads: the backward pass runs in threads of autograd's own."""
+
+    forced: Backend = "auto"
+    forked: bool = False
+    """Whether this process was forked from one whose threads numba's kernels ran in: those did not come along."""
+
+
+class Operator:
+    """A fused operation, registered as ``torch.ops.randbp.<name>``.
+
+    The reference serves all devices. Beside its module ``<module>`` may lie ``<module>_numba`` and ``<module>_triton``
+    with functions of the same name and arguments; they are imported when the operation first runs where they serve.
+
+    Args:
+        reference: The operation in plain PyTorch; its annotations are the operator's schema.
+        fake: Shapes and dtypes of the results, for tensors without data.
+    """
+
+    def __init__(self, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+        self.name, self.reference, self._module = reference.__name__, reference, reference.__module__
+        self._operator = torch.library.custom_op(f"randbp::{self.name}", reference, mutates_args=())
+        self._operator.register_kernel("cpu")(self._on_cpu)
+        self._operator.register_kernel("cuda")(self._on_cuda)
+        self._operator.register_fake(fake)
+        self.__doc__, self.__name__ = reference.__doc__, self.name
+        OPERATORS[self.name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the operation."""
+        return self._operator(*args, **kwargs)
+
+    def backend(self, device: str) -> str:
+        """What serves this operation on ``"cpu"`` or ``"cuda"`` now."""
+        forced = _Choice.forced
+        if forced != "auto":
+            return forced if forced == "reference" or self._version(forced) is not None else "reference"
+        wanted = "triton" if device == "cuda" else "numba"
+        if wanted == "triton" and not torch.cuda.is_available():
+            return "reference"
+        if wanted == "numba" and _Choice.forked:
+            return "reference"
+        return wanted if self._version(wanted) is not None else "reference"
+
+    def _version(self, backend: str) -> Callable[..., Any] | None:
+        """The version of a backend, if there is one and what it needs is installed."""
+        return _version(self._module, self.name, backend)
+
+    def _on_cpu(self, *args: Any, **kwargs: Any) -> Any:
+        backend = self.backend("cpu")
+        if backend == "reference":
+            if _Choice.forced == "auto" and not is_installed("numba"):
+                _advise()
+            return self.reference(*args, **kwargs)
+        if backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise RuntimeError(f"{self.name}: kernels='triton' needs tensors on a GPU, or TRITON_INTERPRET=1")
+        version = self._version(backend)
+        assert version is not None
+        return version(*args, **kwargs)
+
+    def _on_cuda(self, *args: Any, **kwargs: Any) -> Any:
+        version = self._version("triton") if self.backend("cuda") == "triton" else None
+        return (version or self.reference)(*args, **kwargs)
+
+
+def fused(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Operator]:
+    """Decorate the reference of a fused operation: see :class:`Operator`."""
+    return lambda reference: Operator(reference, fake)
+
+
+@cache
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return find_spec(package) is not None
+
+
+@cache
+def _version(module: str, name: str, backend: str) -> Callable[..., Any] | None:
+    if not is_installed(backend) or find_spec(f"{module}_{backend}") is None:
+        return None
+    version: Callable[..., Any] = getattr(import_module(f"{module}_{backend}"), name)
+    return version
+
+
+@cache
+def _advise() -> None:
+    warnings.warn(
+        f"randbp: rounding runs 10 to 50 times faster with numba: {_INSTALL['numba']}", RuntimeWarning, stacklevel=3
+    )
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """Which backend serves each fused operation, by kind of device.
+
+    Example:
+        >>> with use("reference"):
+        ...     backends()["encode"]
+        {'cpu': 'reference', 'cuda': 'reference'}
+    """
+    return {
+        name: {device: operator.backend(device) for device in ("cpu", "cuda")} for name, operator in OPERATORS.items()
+    }
+
+
+@contextmanager
+def use(backend: Backend) -> Iterator[None]:
+    """Let one backend serve all fused operations that it has a version of, in all threads, while the context lasts.
+
+    Args:
+        backend: ``"reference"`` (plain PyTorch), ``"numba"``, ``"triton"`` (on tensors of the processor only in
+            Triton's interpreter: set ``TRITON_INTERPRET=1`` before Python starts) or ``"auto"``.
+
+    Raises:
+        ValueError: If there is no such backend, or it is not installed.
+
+    Example:
+        >>> with use("fortran"):
+        ...     pass
+        Traceback (most recent call last):
+        ValueError: kernels='fortran': expected 'auto', 'reference', 'numba' or 'triton'
+    """
+    if backend not in _NAMES:
+        raise ValueError(f"kernels={backend!r}: expected 'auto', 'reference', 'numba' or 'triton'")
+    if backend in _INSTALL and not is_installed(backend):
+        raise ValueError(f"kernels={backend!r}: {backend} is not installed ({_INSTALL[backend]})")
+    before, _Choice.forced = _Choice.forced, backend
+    try:
+        yield
+    finally:
+        _Choice.forced = before
+
+
+def lost_threads() -> None:
+    """This process was forked from one in which numba's threads ran: they are gone, and starting them again fails."""
+    _Choice.forked = True
