@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randbp import NormSpatial, Projection, Rounding, Spatial
+from randbp.codecs import Uniform
 from randbp.estimators import Draw
 from randbp.functional import conv_spec
 from randbp.kernels.packing import pack, packed_size, unpack

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from randbp import Rounding
-from randbp.codecs import Stream
+from randbp.codecs import Stream, Uniform
 from randbp.functional import conv
 from randbp.lean.slopes import Grid
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from randbp.codecs import Stream
+from randbp.codecs import Stream, Uniform
 from randbp.diagnostics import memory_report
 from randbp.lean.rules import RULES
 from randbp.lean.smooth import Grid
