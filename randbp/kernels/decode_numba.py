@@ -6,7 +6,6 @@ from numba import prange, uint32, uint64
 from torch import Tensor
 
 from .jit import function, parallel, tasks
-from .levels import Rows
 from .memory_numba import array, kind, numpy_dtype, store
 from .noise import start
 from .noise_numba import words
@@ -31,7 +30,7 @@ def decode(
         numbers: np.ndarray = np.array([0.5, 2**-16], numpy_dtype(scales.dtype))
         _decode(
             array(codes.contiguous()), array(scales.contiguous()), array(result), kind(direct), uint64(start(seed)),
-            first, bits, block, dithered, numbers, tasks(len(codes) * Rows(entries, block, bits).blocks),
+            first, bits, block, dithered, numbers, tasks(result.numel()),
         )  # fmt: skip
     return result.to(dtype)
 

@@ -28,7 +28,7 @@ def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithere
             integer = np.array([0, np.iinfo(np.int32).max], np.int32)
         _encode(
             array(values.contiguous()), kind(values.dtype), array(codes), array(scales), uint64(start(seed)),
-            first, bits, block, numbers, integer, tasks(len(values) * rows.blocks),
+            first, bits, block, numbers, integer, tasks(values.numel()),
         )  # fmt: skip
     return codes, scales
 

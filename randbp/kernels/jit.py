@@ -26,17 +26,28 @@ function = numba.njit(cache=True, nogil=True, error_model="numpy")
 def parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel whose ``prange`` runs in as many threads as PyTorch's own operations.
 
-    It is compiled when it first runs with arguments of new types, and the result kept on disk.
+    Its last argument is the number of parts that the loop runs over (:func:`tasks`); one part takes one thread. It is
+    compiled when it first runs with arguments of new types, and the result kept on disk.
     """
     compiled = numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")(kernel)
 
     @wraps(kernel)
     def run(*args: Any) -> Any:
-        numba.set_num_threads(min(torch.get_num_threads(), _most_threads()))
+        threads = torch.get_num_threads()
+        numba.set_num_threads(max(1, min(threads, args[-1], _most_threads())))
         with _turn():
-            return compiled(*args)
+            result = compiled(*args)
+        _give_back(threads)
+        return result
 
     return run
+
+
+@cache
+def _give_back(threads: int) -> None:
+    """Numba's first parallel loop sets the number of threads that PyTorch shares: set it as it was."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @cache
@@ -58,11 +69,15 @@ def _turn() -> AbstractContextManager[Any]:
     return _ONE_AT_A_TIME if layer == "workqueue" else nullcontext()
 
 
-def tasks(blocks: int) -> int:
-    """Into how many parts so many blocks of work are cut: a few for each thread, none too small.
+_LEAST, _EACH = 2**15, 2**13
+"""Entries from which on several threads share the work, and that each part has at least [entries]."""
+
+
+def tasks(entries: int) -> int:
+    """Into how many parts so much work is cut: a few for each thread, one where it is too small to be shared.
 
     Example:
-        >>> tasks(1)
+        >>> tasks(1000)
         1
     """
-    return max(1, min(4 * torch.get_num_threads(), blocks // 16))
+    return 1 if entries < _LEAST else min(4 * torch.get_num_threads(), entries // _EACH)

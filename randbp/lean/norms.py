@@ -1,7 +1,8 @@
 """Normalisations: the input in a few bits, and a gradient that stays unbiased although it uses them twice.
 
-What is held is ``x`` in :class:`randbp.codecs.Uniform`, dithered, and read as ``x̂ = (x - μ) r``. With
-``y = γ x̂ + β`` and ``v`` the output gradient,
+What is held is ``x̂ = (x - μ) r`` in :class:`randbp.codecs.Uniform`, dithered: the entries of a block must be of one
+scale, and those of several channels are only when they are normalised. With ``y = γ x̂ + β`` and ``v`` the
+output gradient,
 
     γ̄ = Σ v x̂,    β̄ = Σ v,    x̄ = r (γ v - mean(γ v) - x̂ mean(γ v x̂)),
 
@@ -111,9 +112,14 @@ class _ChannelNorm(torch.autograd.Function):
         mean, rstd = (groups.per_channel(values) for values in statistics)
         layout = Uniform(bits, together * size, min(256, together * size), dithered=True)
 
-        codes, scales = layout.encode(x.reshape(-1, together * size), seed)
+        means, rstds = (groups.rows(values).unsqueeze(2) for values in (mean, rstd))
+
+        def normalised(rows: Tensor, part: slice) -> Tensor:
+            return (rows.view(-1, together, size) - means[part]).mul_(rstds[part]).flatten(1)
+
+        codes, scales = _encode(layout, x.reshape(-1, together * size), seed, normalised)
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
-        ctx.save_for_backward(torch.tensor(seed), codes, scales, mean, rstd, weight, edge)
+        ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
         ctx.layout, ctx.groups, ctx.shape, ctx.dtype = layout, groups, x.shape, x.dtype
         return y.detach()  # no view, which nobody could change in place
 
@@ -121,14 +127,13 @@ class _ChannelNorm(torch.autograd.Function):
     @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
-        seed, codes, scales, mean, rstd, weight, edge = ctx.saved_tensors
+        seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
         groups: _Groups = ctx.groups
         examples, channels, size = groups.shape
         together = groups.per_row
         with torch.no_grad():
             grad = output_grad.reshape(examples, channels, size).to(rstd.dtype)
             value = ctx.layout.decode(codes, scales, int(seed), dtype=rstd.dtype).view(examples, channels, size)
-            value.sub_(mean.unsqueeze(2)).mul_(rstd.unsqueeze(2))
             sums = grad.sum(2)
             value_rows, grad_rows = value.view(-1, together, size), grad.unflatten(1, (-1, together))
             parts = groups.pieces(value.device)
@@ -146,7 +151,7 @@ class _ChannelNorm(torch.autograd.Function):
                 value.mul_((second * factor).neg_().unsqueeze(2)).sub_((first * factor).unsqueeze(2))
                 value.addcmul_(grad, scale.unsqueeze(2))
                 if _is_corrected(ctx.layout.bits, groups.together):
-                    excess = groups.rows(scale * rstd.square() / groups.together).unsqueeze(2)
+                    excess = groups.rows(scale / groups.together).unsqueeze(2)
                     for rows, place in parts:
                         variance = ctx.layout.variances(scales[rows]).view(-1, together, size).to(grad.dtype)
                         value_rows[rows].addcmul_(variance.mul_(grad_rows[place]), excess[rows])
@@ -175,8 +180,11 @@ class _RowNorm(torch.autograd.Function):
         y, mean, rstd = normalise()
         layout = Uniform(bits, columns, min(256, columns), dithered=True)
 
-        codes, scales = layout.encode(x.reshape(-1, columns), seed)
-        ctx.save_for_backward(torch.tensor(seed), codes, scales, mean, rstd, weight, edge)
+        def normalised(rows: Tensor, part: slice) -> Tensor:
+            return (rows if mean is None else rows - mean[part]) * rstd[part]
+
+        codes, scales = _encode(layout, x.reshape(-1, columns), seed, normalised)
+        ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
         ctx.layout, ctx.columns, ctx.shape, ctx.dtype = layout, columns, x.shape, x.dtype
         ctx.centred = mean is not None
         return y
@@ -185,13 +193,12 @@ class _RowNorm(torch.autograd.Function):
     @refuses_vectorised
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
-        seed, codes, scales, mean, rstd, weight, edge = ctx.saved_tensors
+        seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
         columns, needs_input = ctx.columns, ctx.needs_input_grad[0]
         with torch.no_grad():
             grad = output_grad.reshape(-1, columns)
             flat_weight = None if weight is None else weight.reshape(-1).to(rstd.dtype)
             value = ctx.layout.decode(codes, scales, int(seed), dtype=rstd.dtype)
-            value = (value if mean is None else value.sub_(mean)).mul_(rstd)
             weight_grad = torch.zeros(columns, dtype=rstd.dtype, device=grad.device)
             bias_grad = torch.zeros_like(weight_grad)
             for part in pieces(value.numel(), value.device, columns):
@@ -207,12 +214,24 @@ class _RowNorm(torch.autograd.Function):
                 if ctx.centred:
                     x.sub_(v.mean(1, keepdim=True) * r)
                 if _is_corrected(ctx.layout.bits, columns):
-                    x.addcmul_(ctx.layout.variances(scales[rows]).mul_(v), r**3 / columns)
+                    x.addcmul_(ctx.layout.variances(scales[rows]).mul_(v), r / columns)
             input_grad = value.to(ctx.dtype).view(ctx.shape) if needs_input else None
         shaped = [g.view(weight.shape) if weight is not None else None for g in (weight_grad, bias_grad)]
         wanted = [g if needed else None for g, needed in zip(shaped, ctx.needs_input_grad[1:3], strict=True)]
         grads = not_differentiable("lean normalisation", (input_grad, *wanted), (edge, weight, output_grad))
         return (*grads, *[None] * 5)
+
+
+def _encode(
+    layout: Uniform, rows: Tensor, seed: int, prepare: Callable[[Tensor, slice], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Codes and scales of what a function makes of some rows at a time."""
+    parts = []
+    for span in pieces(rows.numel(), rows.device, layout.entries):
+        part = slice(span.start // layout.entries, span.stop // layout.entries)
+        parts.append(layout.encode(prepare(rows[part], part), seed, part.start * layout.blocks))
+    codes, scales = zip(*parts, strict=True)
+    return torch.cat(codes), torch.cat(scales)
 
 
 def _is_corrected(bits: int, together: int) -> bool:
