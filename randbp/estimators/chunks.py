@@ -7,7 +7,6 @@ from torch import Tensor
 from ..tn import LayerSpec
 from .planned import planned_weight_vjp
 
-
 _LITTLE = 2**22
 """Entries of a rebuilt input that are made at once: kernels lose time on parts, and so few are little beside a step."""
 
