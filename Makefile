@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## Create .venv and install randbp with all extras from pinned constraints
 
-demo: $(READY)  ## Train a small CNN on handwritten digits at four keep rates; prints a table, writes a report
+demo: $(READY)  ## Presets beside exact backpropagation and its rivals, and four keep rates: tables and a page (3 minutes)
 	$(BIN)/python -m experiments demo
 
 test: $(READY)  ## Run the whole test suite

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "demo": "train a small CNN on handwritten digits at four keep rates; a table and a report",
+    "demo": "presets beside exact backpropagation, checkpointing and micro-batches, then keep rates; a report",
     "gradient-error": "relative error of estimated gradients against the keep rate; a plot and a table",
     "second-order": "All-CNN-C on Fashion-MNIST with SGD and K-FAC, for a fixed number of steps and three seeds",
-    "lean-training": "ResNet-18 on Fashion-MNIST, exact and with presets: does the accuracy differ? five seeds",
+    "lean-training": "ResNet-18 on Fashion-MNIST, exact and in lean mode, for a fixed number of steps and three seeds",
 }
 
 

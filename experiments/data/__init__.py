@@ -6,5 +6,16 @@ from experiments.data.fashion_mnist import FashionMNIST
 from experiments.data.generated import GeneratedImages
 from experiments.data.images import ImageData, Samples
 from experiments.data.loader import Loader
+from experiments.data.mnist5k import MNIST5k
 
-__all__ = ["CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "GeneratedImages", "ImageData", "Loader", "Samples"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "Digits",
+    "FashionMNIST",
+    "GeneratedImages",
+    "ImageData",
+    "Loader",
+    "MNIST5k",
+    "Samples",
+]

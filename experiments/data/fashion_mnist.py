@@ -12,9 +12,13 @@ from torch.nn import functional
 
 from experiments.data.images import ImageData, Samples
 
+ROOT = "/usr/share/datasets/fashion-mnist"
+
+FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+
 
 class FashionMNIST(ImageData):
-    """70,000 grey images of clothing in ten classes, 28x28 pixels, padded to 32x32; 10,000 are for testing.
+    """70,000 grey images of clothing in ten classes, 28x28 pixels, padded (to 32x32); 10,000 are for testing.
 
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning
     algorithms" (https://arxiv.org/abs/1708.07747).
@@ -22,15 +26,25 @@ class FashionMNIST(ImageData):
     Args:
         root: folder with the four IDX files, compressed or not; the default is where Debian's package
             ``dataset-fashion-mnist`` puts them.
+        pad: pixels of zeros added on each side.
         kwargs: what :class:`ImageData` takes.
     """
 
     num_classes = 10
     mean, std = (0.2190,), (0.3318,)
 
-    def __init__(self, root: str = "/usr/share/datasets/fashion-mnist", **kwargs: Any) -> None:
+    def __init__(self, root: str = ROOT, pad: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root = root
+        if pad < 0:
+            raise ValueError(f"pad must be at least 0, got {pad}")
+        self.root, self.pad = root, pad
+
+    def is_there(self) -> bool:
+        """Whether the files are."""
+        try:
+            return all([self._find(name) for name in FILES])
+        except FileNotFoundError:
+            return False
 
     def load(self) -> tuple[Samples, Samples]:
         """Read the four files."""
@@ -39,7 +53,7 @@ class FashionMNIST(ImageData):
     def _read(self, part: str) -> Samples:
         images = read_idx(self._find(f"{part}-images-idx3-ubyte"))[:, None]
         labels = read_idx(self._find(f"{part}-labels-idx1-ubyte"))
-        return Samples(functional.pad(images, (2, 2, 2, 2)), labels.long())
+        return Samples(functional.pad(images, (self.pad,) * 4), labels.long())
 
     def _find(self, name: str) -> Path:
         for path in (Path(self.root, name), Path(self.root, name + ".gz")):

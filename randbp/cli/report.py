@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from randbp.report import Comparison, Damaged, compare, load_runs, print_table, write_page
+from randbp.report import Comparison, Damaged, compare, load_runs, print_methods, print_table, write_page
 from randbp.report.printable import printable
 
 from .errors import OptionParser, RunError, UsageError
@@ -76,6 +76,8 @@ def tell(comparison: Comparison, folder: Path, console: Console, output: Path | 
         UsageError: If ``output`` cannot be written.
         RunError: If the page cannot be written into the folder.
     """
+    if comparison.methods:
+        print_methods(comparison.methods, console)
     print_table(comparison, console)
     page = output or folder / PAGE
     try:

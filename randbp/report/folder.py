@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .damaged import Damaged
+from .methods_file import Methods, read_methods
 from .printable import printable
 from .run_files import CONFIG, METRICS, read_config, read_losses
 from .runs import SUMMARY, Run
@@ -21,11 +22,13 @@ class Results:
         damaged: The files that cannot, each with what is wrong. Without its summary or configuration a run is left
             out; without its metrics it only has no loss curve.
         target: The metric of the sweep whose folder it is.
+        methods: Ways to train that were compared side by side in the folder.
     """
 
     runs: tuple[Run, ...]
     damaged: tuple[Damaged, ...] = ()
     target: Target | None = None
+    methods: Methods | None = None
 
 
 def load_runs(folder: Path) -> Results:
@@ -68,7 +71,12 @@ def load_runs(folder: Path) -> Results:
     except Damaged as error:
         damaged.append(error)
         target = None
-    return Results(tuple(runs), tuple(damaged), target)
+    try:
+        methods = read_methods(folder)
+    except Damaged as error:
+        damaged.append(error)
+        methods = None
+    return Results(tuple(runs), tuple(damaged), target, methods)
 
 
 def natural_key(text: str) -> list[tuple[float, str]]:

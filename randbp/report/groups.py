@@ -9,6 +9,7 @@ import numpy
 
 from .damaged import Damaged
 from .folder import Results
+from .methods_file import Methods
 from .printable import printable
 from .runs import EXACT, TIMES, Estimate, Run
 from .target import Target
@@ -136,6 +137,7 @@ class Comparison:
         strays: Runs that failed before it was known what they were.
         damaged: Files that could not be read.
         target: The metric by which the sweep that made the runs names the best.
+        methods: Ways to train that were compared side by side.
     """
 
     groups: tuple[Group, ...]
@@ -143,6 +145,7 @@ class Comparison:
     strays: tuple[Run, ...] = ()
     damaged: tuple[Damaged, ...] = ()
     target: Target | None = None
+    methods: Methods | None = None
 
     @property
     def best(self) -> Run | None:
@@ -238,7 +241,7 @@ def compare(results: Results) -> Comparison:
         members.setdefault((run.estimate("weight_vjp"), run.estimate("input_vjp"), told), []).append(run)
     groups = [Group(*key, tuple(group)) for key, group in members.items()]
     groups.sort(key=_order)
-    return Comparison(tuple(groups), _accuracy(runs), strays, results.damaged, results.target)
+    return Comparison(tuple(groups), _accuracy(runs), strays, results.damaged, results.target, results.methods)
 
 
 def _order(group: Group) -> tuple[object, ...]:

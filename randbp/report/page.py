@@ -9,6 +9,7 @@ from typing import Any
 from randbp.callbacks.files import write_text
 
 from .groups import Comparison, Group
+from .methods_page import methods_facts, methods_part
 from .plots import accuracy_plot, cost_plots, loss_plot
 from .printable import printable
 from .runs import Run
@@ -56,9 +57,15 @@ def write_page(comparison: Comparison, path: Path, title: str) -> None:
 def make_page(comparison: Comparison, title: str) -> str:
     """The page as a string: table, plots, what was measured how, runs, settings and environment."""
     title = printable(title)
+    heading, facts = f"<p class=kicker>randbp report</p><h1>{escape(title)}</h1>", _facts(comparison)
+    if comparison.methods:
+        methods = comparison.methods
+        heading = f"<header>{heading}<p class=facts>{methods_facts(methods)}</p></header>{methods_part(methods)}"
+        heading += f"<h2>Keep rates</h2><p class=facts>{facts}</p>"
+    else:
+        heading = f"<header>{heading}<p class=facts>{facts}</p></header>"
     sections = [
-        f"<header><p class=kicker>randbp report</p><h1>{escape(title)}</h1>"
-        f"<p class=facts>{_facts(comparison)}</p></header>",
+        heading,
         _lead(comparison),
         _problems(comparison),
         _main_table(comparison),

@@ -26,6 +26,10 @@ h1 { margin: .1rem 0 .3rem; font-size: 2.1rem; line-height: 1.2; letter-spacing:
 anywhere; } h2 { margin: 3.2rem 0 .8rem; font-size: 1.15rem; letter-spacing: -.005em; } .facts { margin: 0;
 color: var(--muted); } .facts span { padding: 0 .15em; } .lead { max-width: 46rem; margin: 1.6rem 0 0;
 font-size: 1.2rem; line-height: 1.5; } .note { margin: .2rem 0; color: var(--muted); font-size: .85rem; }
+h2 ~ .lead { margin-top: .8rem; font-size: 1.05rem; }
+.more, .about { max-width: 46rem; margin: .6rem 0 0; }
+.about { margin-bottom: .9rem; font-size: .92rem; }
+.advice { max-width: 46rem; padding-left: 1.1rem; font-size: .95rem; } .advice li { margin: .3rem 0; }
 aside { margin: 1.6rem 0 0; padding: .8rem 1.1rem; border-left: 3px solid var(--warn); background:
 var(--wash); } aside p { margin: 0; font-weight: 600; } aside ul { margin: .3rem 0 0; padding-left: 1.1rem; }
 .scroll { overflow-x: auto; margin: 2rem 0 .9rem; } table { border-collapse: collapse; width: 100%;

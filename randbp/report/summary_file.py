@@ -142,6 +142,8 @@ def what_is_wrong(error: ValidationError) -> str:
         return printable(f"not valid JSON: {first['msg'].partition(': ')[2]}")
     if kind == "missing":
         return printable(f"{key}: missing")
+    if kind == "value_error":  # of fields together; none of them is wrong by itself
+        return printable(first["msg"].removeprefix("Value error, "))
     allowed = first["msg"].replace("Input should be ", "expected a value " if kind in BOUNDS else "expected ")
     value = repr(first["input"])
     value = value if len(value) <= 40 else f"{value[:39]}…"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.data import CIFAR10, CIFAR100, Digits, FashionMNIST, GeneratedImages, Loader
+from experiments.data import CIFAR10, CIFAR100, Digits, FashionMNIST, GeneratedImages, Loader, MNIST5k
 from experiments.data.augment import random_flip, random_shift
 
 
@@ -146,6 +146,20 @@ def test_digits():
     assert torch.equal(again.test.images, data.test.images) and torch.equal(again.val.labels, data.val.labels)
 
 
+def test_mnist5k():
+    data = check_splits(MNIST5k(), 3600, 400, 1000, (1, 28, 28))
+    labels_ = torch.cat([data.train.labels, data.val.labels, data.test.labels])
+    assert torch.bincount(labels_).tolist() == [500] * 10
+    padded = MNIST5k(pad=2).load()[1].images
+    assert torch.equal(padded[..., 2:-2, 2:-2], data.test.images) and padded.sum() == data.test.images.sum()
+    # The mean image of each class, learned on the training part, names most test images.
+    means = torch.stack([data.train.images[data.train.labels == c].float().mean(0) for c in range(10)])
+    guess = torch.cdist(data.test.images.float().flatten(1), means.flatten(1)).argmin(1)
+    assert (guess == data.test.labels).float().mean() > 0.75
+    with pytest.raises(ValueError, match="pad must be at least 0, got -1"):
+        MNIST5k(pad=-1)
+
+
 def write_idx(path: Path, values: np.ndarray, compress: bool) -> None:
     content = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
     path.write_bytes(gzip.compress(content) if compress else content)
@@ -161,6 +175,7 @@ def test_fashion_mnist_reads_idx_files(tmp_path, compress):
         write_idx(tmp_path / f"{name}-labels-idx1-ubyte{suffix}", images[:, 0, 0] % 10, compress)
     data = FashionMNIST(root=str(tmp_path), batch_size=8)
     data.setup()
+    assert data.is_there() and FashionMNIST(root=str(tmp_path), pad=0).load()[1].images.shape == (10, 1, 28, 28)
     assert data.test.images.shape == (10, 1, 32, 32)
     assert np.array_equal(data.test.images[:, 0, 2:-2, 2:-2].numpy(), parts["t10k"])
     assert not data.test.images[:, :, :2].any() and not data.test.images[..., -2:].any()
@@ -168,6 +183,7 @@ def test_fashion_mnist_reads_idx_files(tmp_path, compress):
 
 
 def test_missing_fashion_mnist_says_what_to_install(tmp_path):
+    assert not FashionMNIST(root=str(tmp_path)).is_there()
     with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist") as error:
         FashionMNIST(root=str(tmp_path)).setup()
     assert "\n" not in str(error.value)

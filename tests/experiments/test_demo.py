@@ -1,38 +1,128 @@
+"""The demo: methods that take turns, a sweep over keep rates, and one page of both."""
+
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from experiments.__main__ import main
+from experiments.data import GeneratedImages
+from experiments.demo import run_demo
+from experiments.demo.compared import WAYS
+from experiments.demo.gradients import gradient_errors
+from experiments.demo.side_by_side import WARMUP, train_side_by_side
+from experiments.demo.turns import Pause, take_turns
+from experiments.models import SmallVGG
 from randbp.cli.sweep import plan
+from randbp.report import load_runs
 
 ROOT = Path(__file__).parents[2]
-# One step of a narrow network: what counts here is that all parts meet.
-SHORT = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--model.init_args.model.init_args.width=4")
+# A few steps of narrow networks: what counts here is that all parts meet.
+SHORT = ("--seeds=1", "--steps=7", "--width=2", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1")
+NARROW = "--model.init_args.model.init_args.width=4"
 
 
-def test_demo_compares_runs_on_digits_and_spares_earlier_results(
+def test_demo_compares_methods_and_keep_rates_and_spares_earlier_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(run_demo, "TEST_IMAGES", 64)
     earlier = tmp_path / "demo" / "keep=1" / "summary.json"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("{}")
-    assert main(["demo", f"--root={tmp_path}", "--count=2", "--jobs=2", *SHORT]) == 0
+    assert main(["demo", f"--root={tmp_path}", "--count=2", "--jobs=2", *SHORT, NARROW]) == 0
     assert earlier.read_text() == "{}" and not (tmp_path / "demo" / "report.html").exists()
 
     runs = tmp_path / "demo-2"
-    out = capsys.readouterr().out
-    assert f"report in {runs / 'report.html'}" in out and "1/2" in out and "×" in out
+    out = " ".join(capsys.readouterr().out.split())
+    assert 'With preset="memory" training holds' in out and "keep rate" in out and "1/2" in out
+    assert f"report in {runs / 'report.html'}" in out
     page = (runs / "report.html").read_text()
-    assert "DigitsCNN" in page and "Digits" in page
-    first = json.loads((runs / "keep=1" / "summary.json").read_text())
+    assert page.index("<p class=lead>With preset=&quot;memory&quot; training") < page.index("<h2>Keep rates</h2>")
+    assert "DigitsCNN" in page and "SmallVGG" in page and "checkpointing" in page
+
+    methods = load_runs(runs).methods
+    assert methods is not None and [method.name for method in methods.methods] == [way.name for way in WAYS]
+    by_name = {method.name: method.trainings[0] for method in methods.methods}
+    exact, memory = by_name["exact"], by_name['preset="memory"']
+    assert by_name['preset="exact"'].gradient_error == 0 and by_name['preset="exact"'].accuracy == exact.accuracy
+    assert memory.held_bytes < exact.held_bytes / 5 and memory.peak_bytes < exact.peak_bytes
+    assert by_name["8 micro-batches"].held_bytes < exact.held_bytes / 7
+    assert len(exact.seconds) == 7 - WARMUP  # and as many of all others, or the file would not be read
+
     second = json.loads((runs / "keep=0.5" / "summary.json").read_text())
-    assert first["run"]["data"] == "experiments.data.digits.Digits"
-    assert second["estimators"]["weight_vjp"]["name"] == "Spatial"
-    assert second["cost"]["held_bytes"] < first["cost"]["held_bytes"]
-    assert "test/accuracy" in second["metrics"]
+    assert second["estimators"]["weight_vjp"]["name"] == "Spatial" and "test/accuracy" in second["metrics"]
+
+    written = (runs / "methods.json").read_text()
+    again = ["demo", f"--root={tmp_path}", "--name=demo-2", "--resume", "--count=2", "--jobs=2", *SHORT, NARROW]
+    assert main(again) == 0 and (runs / "methods.json").read_text() == written
+
+
+def test_the_ways_differ_in_nothing_but_the_backward_pass(tmp_path: Path) -> None:
+    data = GeneratedImages(channels=1, size=8, train_size=128, test_size=32, batch_size=16, val_fraction=0.1)
+    data.setup()
+    exact, same = WAYS[:2]
+    trained = train_side_by_side((exact, same), data, tmp_path, seed=3, steps=WARMUP + 1, width=2)
+    one, other = (trained[way.name]["network"].state_dict() for way in (exact, same))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert trained["exact"]["held_bytes"] > trained[same.name]["held_bytes"]
+
+
+def test_gradients_are_those_of_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    network, batch = SmallVGG(width=2), (torch.randn(16, 1, 8, 8), torch.arange(16) % 10)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    errors = gradient_errors(network, batch, WAYS, seed=0)
+    assert errors["exact"] == errors['preset="exact"'] == errors["checkpointing"] == 0
+    assert 0 < errors['preset="memory"'] < 0.5 and 0 < errors["8 micro-batches"] < 3
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_tasks_take_turns_in_rounds() -> None:
+    seen: list[tuple[int, str]] = []
+    working: list[str] = []
+
+    def task(name: str, rounds: int) -> Any:
+        def run(pause: Pause) -> int:
+            for number in range(rounds):
+                pause()
+                working.append(name)
+                seen.append((number, name))
+                assert working == [name]
+                working.remove(name)
+            return rounds
+
+        return run
+
+    assert take_turns({"a": task("a", 3), "b": task("b", 5), "c": task("c", 3)}) == {"a": 3, "b": 5, "c": 3}
+    assert [number for number, _ in seen] == sorted(number for number, _ in seen)
+    orders = {tuple(name for number, name in seen if number == which) for which in range(3)}
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    many: list[str] = []
+    take_turns({name: lambda pause, name=name: [(pause(), many.append(name)) for _ in range(8)] for name in "abc"})
+    assert len({tuple(many[at : at + 3]) for at in range(0, 24, 3)}) > 1  # not the same order every round
+
+
+def test_a_task_that_fails_ends_the_others() -> None:
+    ended: list[str] = []
+
+    def patient(pause: Pause) -> None:
+        try:
+            while True:
+                pause()
+        finally:
+            ended.append("patient")
+
+    def failing(pause: Pause) -> None:
+        pause()
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        take_turns({"patient": patient, "failing": failing})
+    assert ended == ["patient"]
 
 
 def test_demo_has_the_four_keep_rates_and_nothing_else_differs(tmp_path: Path) -> None:
@@ -41,6 +131,28 @@ def test_demo_has_the_four_keep_rates_and_nothing_else_differs(tmp_path: Path) -
     flag = "--tensor_dropout.weight_vjp.keep="
     common = {tuple(word for word in run.command if not word.startswith((flag, "--version="))) for run in runs}
     assert len(common) == 1
+
+
+def test_demo_takes_fashion_mnist_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.data import FashionMNIST, MNIST5k
+
+    chosen = {}
+    for there in (True, False):
+        monkeypatch.setattr(FashionMNIST, "is_there", lambda self, there=there: there)
+        for kind in (FashionMNIST, MNIST5k):
+            monkeypatch.setattr(kind, "load", GeneratedImages(channels=1, size=28, test_size=1000).load)
+        chosen[there] = type(run_demo.images())
+    assert chosen == {True: FashionMNIST, False: MNIST5k}
+    assert set(run_demo.ABOUT_DATA) == set(chosen.values())
+
+
+@pytest.mark.parametrize("option", ["--seeds=0", f"--steps={WARMUP + 1}", "--width=0"])
+def test_wrong_options_are_named(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["demo", f"--root={tmp_path}", option]) == 2
+    assert f"demo: {option}: expected an integer >= " in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.models import VGG19, AllCNNC, DigitsCNN, Net3c3d, ResNet18
+from experiments.models import VGG19, AllCNNC, DigitsCNN, Net3c3d, ResNet18, SmallVGG
 
 
 def count(model: nn.Module) -> int:
@@ -39,6 +39,8 @@ def test_parameter_counts_are_those_of_the_literature(build, expected):
         (ResNet18(num_classes=7, in_channels=1, stem="cifar"), (1, 32, 32)),
         (ResNet18(num_classes=7), (3, 64, 64)),
         (VGG19(num_classes=7, in_channels=1, head="cifar"), (1, 32, 32)),
+        (SmallVGG(num_classes=7, width=4), (1, 28, 28)),
+        (SmallVGG(num_classes=7, width=4, in_channels=3), (3, 32, 32)),
         (DigitsCNN(num_classes=7, width=8), (1, 16, 16)),
         (DigitsCNN(num_classes=7, width=8, in_channels=3), (3, 8, 8)),
     ],
@@ -48,6 +50,11 @@ def test_forward_gives_logits_and_backward_reaches_every_parameter(model, image)
     assert logits.shape == (2, 7)
     nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_small_vgg_has_the_parameters_that_it_names():
+    assert "288,170" in SmallVGG.__doc__ and count(SmallVGG()) == 288_170
+    assert count(SmallVGG(width=8, in_channels=3)) == 9 * (24 + 64 + 128 + 256 + 512 + 1024) + 2 * 112 + 33 * 10
 
 
 def test_vgg19_takes_the_geometry_of_imagenet():
@@ -86,6 +93,7 @@ def test_he_initialisation_keeps_the_scale_of_activations():
         (lambda: ResNet18(stem="tiny"), "stem"),
         (lambda: VGG19(head="tiny"), "head"),
         (lambda: AllCNNC(width=0.0), "width"),
+        (lambda: SmallVGG(width=0), "width"),
         (lambda: Net3c3d(image_size=8), "image_size"),
     ],
 )

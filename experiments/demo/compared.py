@@ -1,0 +1,100 @@
+"""What the demo compares: exact backpropagation, the presets of randbp, and what everybody can do without it."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from experiments.models.small_vgg import Block
+from randbp.callbacks import TensorDropout
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train.
+
+    Args:
+        name: In tables.
+        role: As :class:`randbp.report.methods_file.Method` has it.
+        what: What it does, in a sentence.
+        dropout: Arguments of ``TensorDropout`` (and of ``randbp.randomize``), if it is used.
+        checkpoints: Whether each block runs again in the backward pass.
+        parts: Micro-batches of a step.
+    """
+
+    name: str
+    role: str
+    what: str
+    dropout: dict[str, Any] | None = field(default=None)
+    checkpoints: bool = False
+    parts: int = 1
+
+    def callbacks(self, seed: int) -> list[Callback]:
+        """What a Trainer gets."""
+        found: list[Callback] = [] if self.dropout is None else [TensorDropout(**self.dropout, seed=seed)]
+        return [*found, Checkpoints()] if self.checkpoints else found
+
+
+class Checkpoints(Callback):
+    """Run each block again in the backward pass, as ``torch.utils.checkpoint`` does, while fitting."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        add_checkpoints(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for block in _blocks(pl_module):
+            del block.forward
+
+
+def add_checkpoints(model: nn.Module) -> None:
+    """Hold only the blocks' inputs."""
+    for block in _blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def _blocks(model: nn.Module) -> list[Block]:
+    return [module for module in model.modules() if isinstance(module, Block)]
+
+
+WAYS = (
+    Way("exact", "exact", "PyTorch's backpropagation."),
+    Way(
+        'preset="exact"',
+        "preset",
+        'TensorDropout(preset="exact"): the same gradients bit for bit; ReLU, pooling and the like hold '
+        "what these need and no more.",
+        {"preset": "exact"},
+    ),
+    Way(
+        'preset="memory"',
+        "preset",
+        'TensorDropout(preset="memory"): everything that is held for backward is rounded at random, without bias, to 4 '
+        "bits per entry.",
+        {"preset": "memory"},
+    ),
+    Way(
+        'preset="time"',
+        "preset",
+        'TensorDropout(preset="time"): in each layer what a measurement at the first step finds fastest, of exact and '
+        "narrow or sampled products; exact where nothing wins by a twentieth.",
+        {"preset": "time"},
+    ),
+    Way(
+        "checkpointing",
+        "rival",
+        "torch.utils.checkpoint around each block: only the blocks' inputs are held, and blocks run a second time in "
+        "the backward pass. What everybody uses, in every framework, so it is the published rival here.",
+        checkpoints=True,
+    ),
+    Way(
+        "8 micro-batches",
+        "rival",
+        "accumulate_grad_batches=8: an eighth of the images at a time, so an eighth of the bytes. Exact but for batch "
+        "normalisation, which sees 8 images instead of 64 and so makes another network of it: the honest rival of "
+        "bytes, wherever it can be used.",
+        parts=8,
+    ),
+)

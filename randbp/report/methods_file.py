@@ -1,0 +1,111 @@
+"""``methods.json``: ways to train one network that took turns, step by step, in one process."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from .damaged import Damaged
+from .summary_file import Cost, Count, Fields, Number, Text, what_is_wrong
+
+METHODS = "methods.json"
+
+Role = Literal["exact", "preset", "rival"]
+
+
+class Training(Fields):
+    """One training by one method.
+
+    Args:
+        seed: Of weights, order of the images, and samples.
+        accuracy: Share of the test images that are named rightly.
+        held_bytes: What the forward pass leaves for backward, the largest of the steps on which it was counted.
+        peak_bytes: Peak memory of a step, model and optimiser included.
+        gradient_error: ``‖ĝ - g‖ / ‖g‖`` of all gradients, of one draw.
+        seconds: Time of each step that was timed; those of one number belong to one round of all methods.
+    """
+
+    seed: int
+    accuracy: Number
+    held_bytes: Cost
+    peak_bytes: Cost
+    gradient_error: Number
+    seconds: list[Cost] = Field(min_length=1)
+
+
+class Method(Fields):
+    """One way to train.
+
+    Args:
+        name: In the table.
+        role: ``exact`` is what the others are measured by, ``preset`` what is recommended, ``rival`` what
+            else there is.
+        what: What it does, in one sentence.
+        trainings: One for each seed, in the same order in all methods.
+        reference_kernels: Whether an operation had no fused kernel here and ran by its reference, so that it is slow.
+    """
+
+    name: Text
+    role: Role
+    what: Text
+    trainings: list[Training] = Field(min_length=1)
+    reference_kernels: bool = False
+
+
+class Methods(Fields):
+    """All that was compared, and on what.
+
+    Args:
+        methods: The exact one first.
+        model: Name of the network.
+        data: Name of the data.
+        about: Sentences on the choice of network, data and rivals.
+        parameters: Of the network.
+        batch_size: Images per step.
+        steps: Of each training.
+        minibatch_noise: ``√E‖g - E g‖² / √E‖g‖²`` of the gradients of batches of this size, in the trained network.
+        waiting_threads: Threads that found no free processor, on average.
+    """
+
+    methods: list[Method]
+    model: Text
+    data: Text
+    about: list[Text]
+    parameters: Count
+    batch_size: Count
+    steps: Count
+    minibatch_noise: Cost
+    waiting_threads: Cost | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "Methods":
+        roles = [method.role for method in self.methods]
+        if roles[:1] != ["exact"] or "exact" in roles[1:] or "preset" not in roles:
+            raise ValueError("expected the exact method, then others, a preset among them")
+        names = {method.name for method in self.methods}
+        shapes = {tuple((t.seed, len(t.seconds)) for t in method.trainings) for method in self.methods}
+        if len(names) < len(self.methods) or len(shapes) > 1:
+            raise ValueError("expected different names, and the same seeds and number of timed steps in all methods")
+        return self
+
+    @property
+    def exact(self) -> Method:
+        """What the others are measured by."""
+        return self.methods[0]
+
+
+def read_methods(folder: Path) -> Methods | None:
+    """The methods that were compared in a folder, ``None`` where none were.
+
+    Raises:
+        Damaged: If the file cannot be read, or does not hold what it should.
+    """
+    path = folder / METHODS
+    try:
+        return Methods.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Damaged(path, str(error.strerror)) from error
+    except ValidationError as error:
+        raise Damaged(path, what_is_wrong(error)) from error

@@ -1,0 +1,127 @@
+"""Memory against time with accuracy, method by method."""
+
+from typing import Any, NamedTuple
+
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from randbp.diagnostics.timing import quartiles
+
+from .methods_file import Methods
+from .plots import INK, MUTED, PAPER, SERIES, _figure, _svg
+from .standing import Standing, standings
+from .units import PERCENT, keep_rate, quantity
+
+SHAPES = {"exact": "s", "preset": "o", "rival": "D"}
+
+
+def tradeoff_plot(methods: Methods) -> str:
+    """Time per step against peak memory, both over exact's, each point with its accuracy."""
+    stand = standings(methods)
+    with _figure(5.2, 3.8) as (figure, axes):
+        axes.set_title("Time per step over exact")
+        for line in (axes.axhline, axes.axvline):
+            line(1, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        for standing, colour in zip(stand, _colours(stand), strict=True):
+            low, middle, high = quartiles(standing.ratios)
+            look: Any = {"color": colour, "zorder": 3}
+            axes.errorbar(standing.peak, middle, [[middle - low], [high - middle]], fmt="none", linewidth=1.2, **look)
+            axes.plot(standing.peak, middle, marker=SHAPES[standing.method.role], markersize=8, linestyle="", **look)
+        axes.set_xscale("log", base=2)
+        least = min(standing.peak for standing in stand)
+        ticks = [1 / 2**power for power in range(8) if 1 / 2**power > least / 2]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda held, _: keep_rate(held)))
+        axes.set_xlim(least / 1.35, max(1.0, *(s.peak for s in stand)) * 1.9)
+        slowest = max(quartiles(s.ratios).q75 for s in stand)
+        fastest = min(quartiles(s.ratios).q25 for s in stand)
+        room = max(slowest - fastest, 0.2)
+        axes.set_ylim(fastest - 0.15 * room, slowest + 0.2 * room)
+        axes.set_xlabel("peak memory over exact")
+        axes.grid(True, axis="x")
+        figure.draw_without_rendering()  # settles where the axes are
+        _label(axes, stand)
+        return _svg(figure, "tradeoff", "Time per step against peak memory, both over exact")
+
+
+def accuracy_difference_plot(methods: Methods) -> str:
+    """Test accuracy less exact's: each seed, their mean, and its confidence interval."""
+    stand = [standing for standing in standings(methods) if standing.method is not standing.exact]
+    colours = _colours(standings(methods))[1:]
+    with _figure(5.2, 3.8) as (figure, axes):
+        axes.set_title("Test accuracy less exact's, points")
+        spread = stand[0].spread * 100
+        axes.axvspan(-spread, spread, color=MUTED, alpha=0.13, linewidth=0, zorder=0)
+        axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        reach = max([spread, 0.5, *(abs(100 * d) for s in stand for d in s.differences)]) * 1.5
+        for row, (standing, colour) in enumerate(zip(stand, colours, strict=True)):
+            difference = standing.difference.map(lambda value: value * 100)
+            height = len(stand) - 1 - row
+            ends = [max(-reach, difference.low), min(reach, difference.high)]
+            axes.plot(ends, [height, height], color=colour, linewidth=1.6, zorder=3)
+            axes.plot(
+                difference.estimate, height, marker=SHAPES[standing.method.role], markersize=7, color=colour, zorder=4
+            )
+            points = [value * 100 for value in standing.differences]
+            axes.scatter(points, [height + 0.22] * len(points), s=12, color=colour, alpha=0.6, linewidth=0, zorder=3)
+        axes.set_yticks(range(len(stand)), [standing.method.name for standing in reversed(stand)])
+        axes.set_ylim(-0.6, len(stand) - 0.4)
+        axes.set_xlim(-reach, reach)
+        axes.grid(True, axis="x")
+        axes.grid(False, axis="y")
+        axes.set_xlabel("band: spread of exact's seeds, line: 95 %, dots: seeds")
+        return _svg(figure, "difference", "Test accuracy less that of exact, in points")
+
+
+def _colours(stand: list[Standing]) -> list[str]:
+    """Exact in ink, each other method in a colour of its own."""
+    others = iter(SERIES)
+    return [INK if standing.method.role == "exact" else next(others) for standing in stand]
+
+
+def _label(axes: Any, stand: list[Standing]) -> None:
+    """Name and accuracy beside each point, on the first side where nothing else is."""
+    halo = [withStroke(linewidth=3, foreground=PAPER)]
+    to_points = axes.transData + axes.figure.dpi_scale_trans.inverted()
+    places = [to_points.transform((s.peak, s.time.estimate)) * 72 for s in stand]
+    taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    for standing, (x, y) in zip(stand, places, strict=True):
+        accuracy = quantity(standing.accuracy.mean, standing.accuracy.std, PERCENT)
+        lines = (standing.method.name, accuracy)
+        wide = 4.9 * max(map(len, lines))  # a character of this size, on average
+        boxes = [Box(x + right, y + up - 11, x + right + wide, y + up + 11) for right, up in _sides(wide)]
+        free = [box for box in boxes if not any(box.meets(other) for other in taken)]
+        box = (free or boxes)[0]
+        taken.append(box)
+        axes.annotate(
+            "\n".join(lines),
+            (standing.peak, standing.time.estimate),
+            xytext=(box.left - x, (box.low + box.high) / 2 - y),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=INK,
+            zorder=5,
+            path_effects=halo,
+        )
+
+
+def _sides(wide: float) -> list[tuple[float, float]]:
+    """Where a text may begin, and its middle, from its point: to the right, left, above and below, near and far."""
+    left, middle = -9.0 - wide, -wide / 2
+    near = [(9.0, 0.0), (middle, 19.0), (middle, -19.0), (left, 0.0)]
+    return [*near, *((right, up) for up in (12.0, -12.0, 26.0, -26.0) for right in (9.0, left))]
+
+
+class Box(NamedTuple):
+    """What a text or a point covers, in points."""
+
+    left: float
+    low: float
+    right: float
+    high: float
+
+    def meets(self, other: "Box") -> bool:
+        """Whether they have anything in common."""
+        return self.left < other.right and other.left < self.right and self.low < other.high and other.low < self.high
