@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import torch
 
-from . import contractions, estimators, lean, overhead
+from randbp.kernels import use
+
+from . import contractions, estimators, kernels, lean, overhead
 from .layers import NETWORKS
 from .place import Place
 
@@ -21,7 +23,7 @@ QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,
 def main() -> None:
     """Parse arguments and run."""
     names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "estimators"]
-    names += ["step", "second-order", "merit", "lean"]
+    names += ["kernels", "step", "second-order", "merit", "lean"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "names",
@@ -44,6 +46,9 @@ def main() -> None:
         metavar="TEXT",
         help="lean, estimators: those whose name contains one of these, and exact",
     )
+    parser.add_argument(
+        "--kernels", default="auto", choices=["auto", "reference", "numba"], help="what serves fused operations"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument(
         "--device",
@@ -64,22 +69,30 @@ def main() -> None:
     place = Place(arguments.device, getattr(torch, arguments.dtype))
     if place.device != "cpu":
         torch.set_float32_matmul_precision("high")
+    with use(arguments.kernels):
+        for name in arguments.names or names:
+            _run(name, arguments, place)
+
+
+def _run(name: str, arguments: argparse.Namespace, place: Place) -> None:
+    """One benchmark."""
     pattern = arguments.layers or (QUICK if arguments.quick else "")
     budget = 0.5 if arguments.quick else arguments.budget
-    for name in arguments.names or names:
-        if name == "overhead":
-            overhead.run()
-        elif name == "estimators":
-            estimators.run(pattern, budget, place, arguments.settings)
-        elif name == "lean":
-            seconds = 0 if arguments.no_times else 20 * budget
-            lean.run(arguments.layers, seconds, arguments.quick, arguments.settings, place)
-        elif name == "convnext-first-layer":
-            contractions.first_layer_of_convnext(budget, place)
-        elif name in EXPERIMENTS:
-            _experiment(name, arguments, place)
-        else:
-            contractions.run(name, pattern, budget, place)
+    if name == "overhead":
+        overhead.run()
+    elif name == "estimators":
+        estimators.run(pattern, budget, place, arguments.settings)
+    elif name == "kernels":
+        kernels.run(arguments.layers, budget, arguments.quick)
+    elif name == "lean":
+        seconds = 0 if arguments.no_times else 20 * budget
+        lean.run(arguments.layers, seconds, arguments.quick, arguments.settings, place)
+    elif name == "convnext-first-layer":
+        contractions.first_layer_of_convnext(budget, place)
+    elif name in EXPERIMENTS:
+        _experiment(name, arguments, place)
+    else:
+        contractions.run(name, pattern, budget, place)
 
 
 def _experiment(name: str, arguments: argparse.Namespace, place: Place) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.data.fashion_mnist import FashionMNIST
 
@@ -29,20 +30,39 @@ def trained(
     train: tuple[Tensor, Tensor],
     steps: int,
     batch: int,
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    make_schedule: Callable[..., LRScheduler] | None = None,
 ) -> Row:
-    """Train on random batches while the learning rate falls to zero: seconds, and the last 20 steps' mean loss."""
+    """Train on random batches: seconds, and the last 20 steps' mean loss.
+
+    Args:
+        model: The model.
+        optimizer: Of its parameters.
+        seed: Of the batches.
+        train: Images and labels.
+        steps: How many.
+        batch: Images of each.
+        criterion: The loss.
+        make_schedule: From the optimiser and ``total_steps`` to a schedule of the learning rate; by default it falls
+            linearly to zero.
+    """
     generator = torch.Generator().manual_seed(seed)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    make_schedule = make_schedule or _linear
+    schedule = make_schedule(optimizer, total_steps=steps)
     start, losses = time.perf_counter(), []
     for _ in range(steps):
         index = torch.randint(len(train[1]), (batch,), generator=generator)
-        loss = F.cross_entropy(model(train[0][index]), train[1][index])
+        loss = criterion(model(train[0][index]), train[1][index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
     return {"seconds": time.perf_counter() - start, "loss": mean(losses[-20:])}
+
+
+def _linear(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total_steps)
 
 
 @torch.no_grad()
@@ -53,15 +73,24 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int) -> fl
     return right.float().mean().item()
 
 
-def options_parser(command: str, text: str | None, steps: int, batch: int) -> argparse.ArgumentParser:
-    """The options that all such trainings take; the output's name is the command's."""
+def options_parser(
+    command: str,
+    text: str | None,
+    *,
+    steps: int,
+    batch: int,
+    width: float = 0.25,
+    seeds: int = 3,
+    test_images: int = 5000,
+) -> argparse.ArgumentParser:
+    """The options that all such trainings take, with their defaults; the output's name is the command's."""
     parser = argparse.ArgumentParser(prog=f"python -m experiments {command}", description=text)
     output = Path("runs") / f"{command.replace('-', '_')}.jsonl"
-    parser.add_argument("--width", type=float, default=0.25, help="multiplies the channels (default: 0.25)")
+    parser.add_argument("--width", type=float, default=width, help=f"multiplies the channels (default: {width})")
     parser.add_argument("--steps", type=int, default=steps, help=f"of each run (default: {steps})")
     parser.add_argument("--batch", type=int, default=batch, help=f"images per step (default: {batch})")
-    parser.add_argument("--test-images", type=int, default=5000, help="of 10000 (default: 5000)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per setting (default: 3)")
+    parser.add_argument("--test-images", type=int, default=test_images, help=f"of 10000 (default: {test_images})")
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"runs per setting (default: {seeds})")
     parser.add_argument("--output", type=Path, default=output, help="one line per run")
     return parser
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import error, lean, lean_settings, merit, second_order, step, training
+from bench import error, kernels, lean, lean_settings, merit, second_order, step, training
 from bench.journal import Journal
 from bench.place import Place
 from experiments.data import Digits
@@ -233,3 +233,24 @@ def test_noise_of_the_minibatch_is_that_of_gradient_error():
     )
     found = gradient_error(run.model, (run.x, run.labels), draws=4, micro_batches=lean.MICRO_BATCHES).model.noise
     assert found is not None and run.noise() == pytest.approx(found.estimate, rel=1e-4)
+
+
+def test_kernels_are_timed_on_the_largest_calls_of_a_step(monkeypatch, capsys):
+    tiny = {"all-cnn-c": lean_settings.Network(lambda: AllCNNC(width=0.1), 16, 32, 4)}
+    for name, value in {"NETWORKS": tiny, "ROWS": 2, "ENTRIES": 1000, "COPIED": 2**16}.items():
+        monkeypatch.setattr(kernels, name, value)
+    called = []
+    monkeypatch.setattr(kernels, "STEPS", ("preset memory",))
+    with monkeypatch.context() as patch:
+        original = kernels.Run.step
+        patch.setattr(kernels.Run, "step", lambda self: called.append(self.setting.randomize) or original(self))
+        summary = kernels.run("", 0.001, False)
+    rows = json.loads(Path("runs/bench/kernels.json").read_text())["rows"]
+    assert called == [{"preset": "memory"}]
+    names = {row["operation"] for row in rows}
+    assert {"encode", "encode, dithered", "decode", "decode, dithered"} <= names
+    assert {name.partition(",")[0] for name in names} | set(summary["not_called"]) == set(kernels.OPERATORS)
+    encode = next(row for row in rows if row["operation"] == "encode")
+    assert encode["moved"] == 2 * (1000 * 4 + 1000 // 2 + 4 * 2 * 4) and encode["of"] == "2x1000 float32"
+    assert all(row["reference"] > 0 and row["bandwidth"] > 0 for row in rows)
+    assert "fused operations; copying" in capsys.readouterr().out

@@ -7,19 +7,27 @@ from torch import Tensor
 from ..tn import LayerSpec
 from .planned import planned_weight_vjp
 
+_LITTLE = 2**22
+"""Entries of a rebuilt input that are made at once: kernels lose time on parts, and so few are little beside a step."""
 
-def chunks(examples: int, most: int | None = None) -> list[slice]:
+
+def chunks(examples: int, most: int | None = None, entries: int | None = None) -> list[slice]:
     """Slices of about an eighth of the examples each: small beside the whole, large enough to be efficient.
 
     Args:
         examples: How many there are.
         most: A smaller bound on the examples of one slice.
+        entries: Of one example, if slices may be larger as long as they have no more than 2^22 entries.
 
     Example:
         >>> [(part.start, part.stop) for part in chunks(3)]
         [(0, 1), (1, 2), (2, 3)]
+        >>> chunks(3, entries=1000)
+        [slice(0, 3, None)]
     """
     size = max(1, -(-examples // 8) if most is None else min(most, -(-examples // 8)))
+    if entries is not None:
+        size = max(size, _LITTLE // max(1, entries))
     return [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
 
 
@@ -34,8 +42,8 @@ def chunked_weight_vjp(
         output_grad: ``[N, D, *O]``.
         spec: The layer.
     """
-    result = output_grad.new_zeros(spec.weight_shape)
+    result: Tensor | None = None
     for number, part in enumerate(parts):
-        input = rebuild(number, part).to(output_grad.dtype)
-        result += planned_weight_vjp(input, output_grad[part], spec)
-    return result
+        each = planned_weight_vjp(rebuild(number, part).to(output_grad.dtype), output_grad[part], spec)
+        result = each if result is None else result + each
+    return output_grad.new_zeros(spec.weight_shape) if result is None else result

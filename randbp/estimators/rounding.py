@@ -32,7 +32,8 @@ class Rounding(Wrapping, Estimator):
     ``i`` meets, and it adds to the variance of the estimator within.
 
     The bytes are ``b/8`` per entry plus two scales per block. Rounding saves no arithmetic: the weight VJP decodes an
-    eighth of the batch at a time and runs PyTorch's own kernel. Around a sampler it decodes the sample only.
+    eighth of the batch, or 2^22 entries if that is more, at a time and runs PyTorch's own kernel. Around a sampler it
+    decodes the sample only.
 
     What an estimator holds as a ``[N, M]`` matrix after its sample, such as means, is rounded to eight bits at least,
     since an error in it touches all positions at once. Tensors that would not get smaller are held as they are. NaN
@@ -99,16 +100,17 @@ class Rounding(Wrapping, Estimator):
         """The VJP of what is held, decoded."""
         if not self.estimator.exact:
             return self.estimator.weight_vjp(tuple(self._decode(held)), output_grad, spec, draw)
-        like, *parts = held
+        like, *rest = held
         layout = self._layout(tuple(like.shape[1:]), like.dtype, 0)
         if layout is None:
-            return Exact().weight_vjp((parts[0],), output_grad, spec, draw)
-        codes, scales = parts
+            return Exact().weight_vjp((rest[0],), output_grad, spec, draw)
+        codes, scales = rest
+        parts = chunks(spec.batch_size, entries=layout.entries)
 
         def rebuild(_: int, part: slice) -> Tensor:
             return layout.decode(codes[part], scales[part]).view(-1, *spec.input_shape[1:])
 
-        return chunked_weight_vjp(rebuild, chunks(spec.batch_size), output_grad, spec)
+        return chunked_weight_vjp(rebuild, parts, output_grad, spec)
 
     def _decode(self, held: tuple[Tensor, ...]) -> Iterator[Tensor]:
         tensors, number = iter(held), -1

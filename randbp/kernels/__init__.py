@@ -7,6 +7,7 @@ one backend serve.
 
 from .decode import decode
 from .encode import encode
+from .narrow import narrow
 from .operator import backends, use
 
-__all__ = ["backends", "decode", "encode", "use"]
+__all__ = ["backends", "decode", "encode", "narrow", "use"]

@@ -4,6 +4,7 @@ import numpy as np
 from numba import uint32, uint64
 
 from .jit import function
+from .words_numba import add, differ, multiply, right
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _SPLIT_1, _SPLIT_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -19,13 +20,11 @@ def words(start, block, out):
     z = z ^ (z >> uint64(31))
     low, high = uint32(z), uint32(z >> uint64(32))
     for i in range(len(out)):
-        x = uint32(uint32(i) * _STEP + low)
-        x = uint32(x ^ (x >> uint32(16)))
-        x = uint32(x * _FIRST)
-        x = uint32(x ^ (x >> uint32(15)))
-        x = uint32(x + high)
-        x = uint32(x * _SECOND)
-        out[i] = uint32(x ^ (x >> uint32(15)))
+        x = add(multiply(uint32(i), _STEP), low)
+        x = multiply(differ(x, right(x, uint32(16))), _FIRST)
+        x = differ(x, right(x, uint32(15)))
+        x = multiply(add(x, high), _SECOND)
+        out[i] = differ(x, right(x, uint32(15)))
 
 
 @function

@@ -22,6 +22,9 @@ OPERATORS: dict[str, "Operator"] = {}
 _INSTALL = {"numba": "pip install 'randbp[cpu]'", "triton": "it comes with PyTorch's CUDA builds"}
 
 
+_LIBRARY = torch.library.Library("randbp", "FRAGMENT")
+
+
 class _Choice:
     """Which backend serves, in all threads: the backward pass runs in threads of autograd's own."""
 
@@ -43,10 +46,13 @@ class Operator:
 
     def __init__(self, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
         self.name, self.reference, self._module = reference.__name__, reference, reference.__module__
-        self._operator = torch.library.custom_op(f"randbp::{self.name}", reference, mutates_args=())
-        self._operator.register_kernel("cpu")(self._on_cpu)
-        self._operator.register_kernel("cuda")(self._on_cuda)
-        self._operator.register_fake(fake)
+        # (Not by torch.library.custom_op, whose operators import the compiler when they first run.)
+        _LIBRARY.define(self.name + torch.library.infer_schema(reference, mutates_args=()))
+        _LIBRARY.impl(self.name, reference, "CompositeExplicitAutograd")
+        _LIBRARY.impl(self.name, self._on_cpu, "CPU")
+        _LIBRARY.impl(self.name, self._on_cuda, "CUDA")
+        torch.library.register_fake(f"randbp::{self.name}", fake, lib=_LIBRARY)
+        self._operator = getattr(torch.ops.randbp, self.name).default
         self.__doc__, self.__name__ = reference.__doc__, self.name
         OPERATORS[self.name] = self
 
@@ -57,6 +63,8 @@ class Operator:
     def backend(self, device: str) -> str:
         """What serves this operation on ``"cpu"`` or ``"cuda"`` now."""
         forced = _Choice.forced
+        if forced == "numba" and device == "cuda":
+            return "reference"
         if forced != "auto":
             return forced if forced == "reference" or self._version(forced) is not None else "reference"
         wanted = "triton" if device == "cuda" else "numba"
@@ -74,7 +82,7 @@ class Operator:
         backend = self.backend("cpu")
         if backend == "reference":
             if _Choice.forced == "auto" and not is_installed("numba"):
-                _advise()
+                _warn(f"rounding would be 10 to 50 times faster with numba: {_INSTALL['numba']}")
             return self.reference(*args, **kwargs)
         if backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
             raise RuntimeError(f"{self.name}: kernels='triton' needs tensors on a GPU, or TRITON_INTERPRET=1")
@@ -94,23 +102,29 @@ def fused(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Operator]:
 
 @cache
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported."""
-    return find_spec(package) is not None
+    """Whether a package is there."""
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # something stands in its place, such as ``sys.modules[package] = None``
+        return False
 
 
 @cache
 def _version(module: str, name: str, backend: str) -> Callable[..., Any] | None:
     if not is_installed(backend) or find_spec(f"{module}_{backend}") is None:
         return None
-    version: Callable[..., Any] = getattr(import_module(f"{module}_{backend}"), name)
+    try:
+        version: Callable[..., Any] = getattr(import_module(f"{module}_{backend}"), name)
+    except ImportError as error:
+        _warn(f"{backend} cannot be imported ({error}); plain PyTorch takes its place")
+        return None
     return version
 
 
 @cache
-def _advise() -> None:
-    warnings.warn(
-        f"randbp: rounding runs 10 to 50 times faster with numba: {_INSTALL['numba']}", RuntimeWarning, stacklevel=3
-    )
+def _warn(line: str) -> None:
+    """Say something once."""
+    warnings.warn(f"randbp: {line}", RuntimeWarning, stacklevel=2)
 
 
 def backends() -> dict[str, dict[str, str]]:

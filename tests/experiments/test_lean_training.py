@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import scipy.stats
 import torch
 
 from experiments import lean_training
@@ -27,9 +28,11 @@ def test_finished_runs_are_not_done_again(random_images, monkeypatch, capsys, tm
     assert experiments(TINY) == 0
     path = tmp_path / "runs" / "lean_training.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(rows) == 6 and {row["setting"] for row in rows} == set(lean_training.DEFAULT)
+    assert len(rows) == 2 * len(lean_training.DEFAULT) and {row["setting"] for row in rows} == set(
+        lean_training.DEFAULT
+    )
     first = capsys.readouterr().out.splitlines()[-3:]
-    assert all(" mean " in line for line in first)
+    assert all(" %, " in line for line in first) and "p = " in first[-1]
 
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))  # as if it had been interrupted
     done = []
@@ -41,11 +44,20 @@ def test_finished_runs_are_not_done_again(random_images, monkeypatch, capsys, tm
     assert experiments([*TINY, "--settings", "exact", "Spatial(1/2), lean"]) == 0 and done == [1, 0, 1]
 
 
-def test_the_verdict():
-    def rows(setting, *accuracies):
-        return [{"setting": setting, "accuracy": accuracy} for accuracy in accuracies]
+@pytest.mark.parametrize("network", lean_training.NETWORKS)
+def test_networks_train_in_all_settings_of_memory(random_images, capsys, network):
+    chosen = ["exact", "preset memory", "preset memory, 2 bits", "preset memory, 1 bit"]
+    assert experiments([*TINY[:-1], "1", "--network", network, "--settings", *chosen]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-4:]] == chosen
 
-    lean, bits = list(lean_training.SETTINGS)[1:3]
-    lines = lean_training.summary(rows("exact", 0.8, 0.9) + rows(lean, 0.7, 0.8) + rows(bits, 0.8, 0.9))
-    assert "mean 0.8500, from 0.8000 to 0.9000" in lines[0]
-    assert "0.0500 below the range of exact" in lines[1] and "within the range" in lines[2]
+
+def test_the_verdict_compares_seed_by_seed():
+    def rows(setting, *accuracies):
+        return [{"setting": setting, "seed": seed, "accuracy": a} for seed, a in enumerate(accuracies)]
+
+    exact, better, less = [0.80, 0.85, 0.90], [0.81, 0.861, 0.909], [0.5, 0.9]
+    lines = lean_training.summary(rows("exact", *exact) + rows("better", *better) + rows("less", *less))
+    assert lines[0].split() == ["exact", "85.00", "%,", "80.00", "to", "90.00"]
+    expected = scipy.stats.ttest_rel(better, exact).pvalue
+    assert f"from exact +1.00 points (+0.75 to +1.25), p = {expected:.3f}, 3 seeds" in lines[1]
+    assert f"p = {scipy.stats.ttest_rel(less, exact[:2]).pvalue:.3f}, 2 seeds" in lines[2]

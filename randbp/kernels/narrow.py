@@ -1,0 +1,78 @@
+"""Stochastic rounding of single precision to a type of 16 bits."""
+
+import torch
+from torch import Tensor
+
+from .noise import BLOCK, words
+from .operator import fused
+
+PIECE = 2**9
+"""Blocks that are rounded at a time [blocks]."""
+
+
+def _fake(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
+    return values.new_empty(values.shape, dtype=dtype)
+
+
+@fused(_fake)
+def narrow(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
+    """Single precision as bfloat16 or float16, rounded up with the probability of what is cut off, else down.
+
+    Let ``d`` be the number of bits of an entry's significand that the narrow type has no room for. Sixteen random bits
+    ``j``, shifted so that they end where the entry's last kept bit begins, are added to the entry's magnitude, and the
+    last ``d`` bits are cut off: the expectation is the entry, up to ``2^-16`` of the distance ``u`` between its
+    neighbours. (For bfloat16 ``d`` is 16 and ``j`` all that is needed; for float16 ``d`` is 13, and up to 24 below the
+    smallest normal number, ``2^-14``.) The variance is ``u² f (1 - f)`` with ``f`` the part of ``u`` that is cut off.
+
+    Entries that the narrow type holds stay what they are. Infinite entries and NaN do, too. What lies above the
+    narrow type's largest number becomes that number or infinite.
+
+    Args:
+        values: ``float32``, contiguous.
+        seed: Of the noise.
+        first: Number of the first block of 256 entries for the noise (:mod:`.noise`).
+        dtype: ``torch.bfloat16`` or ``torch.float16``.
+
+    Returns:
+        The values in that type.
+
+    Example:
+        >>> x = torch.full((10_000,), 1 + 2**-9)  # a quarter of the way from 1 to the next number
+        >>> float((narrow(x, 0, 0, torch.bfloat16) > 1).float().mean())
+        0.2546
+    """
+    flat, rest = values.reshape(-1), values.numel() % BLOCK
+    result = torch.empty(flat.shape, dtype=dtype, device=flat.device)
+    whole = flat.numel() - rest
+    together = (PIECE if flat.device.type == "cpu" else 2**17) * BLOCK
+    pieces = [(at, min(at + together, whole), BLOCK) for at in range(0, whole, together)]
+    for start, stop, entries in pieces + ([(whole, flat.numel(), rest)] if rest else []):
+        number = first + start // BLOCK
+        blocks = torch.arange(number, number + (stop - start) // entries, device=flat.device)
+        half = -(-entries // 2)
+        pairs = words(seed, blocks, half)
+        noise = torch.cat([pairs & 0xFFFF, (pairs >> 16 & 0xFFFF)[:, : entries - half]], 1)
+        bits = flat[start:stop].view(torch.int32).unflatten(0, (-1, entries))
+        cut = (_bfloat16 if dtype == torch.bfloat16 else _float16)(bits, noise)
+        result[start:stop] = cut.to(torch.int16).view(dtype).flatten()
+    return result.view(values.shape)
+
+
+def _bfloat16(bits: Tensor, noise: Tensor) -> Tensor:
+    special = (bits & 0x7F800000) == 0x7F800000
+    quiet = torch.where((bits & 0x7FFFFF) != 0, 0x40, 0)  # a NaN whose payload lies in what is cut off
+    return torch.where(special, bits >> 16 | quiet, (bits + noise) >> 16)
+
+
+def _float16(bits: Tensor, noise: Tensor) -> Tensor:
+    size = bits & 0x7FFFFFFF
+    normal = ((size + (noise >> 3)) >> 13) - (112 << 10)
+    exponent = (size >> 23).clamp(min=1)
+    significand = (size & 0x7FFFFF) | torch.where(size >= 0x800000, 0x800000, 0)
+    dropped = 126 - exponent
+    significand = significand >> (dropped - 24).clamp(0, 31)
+    dropped = dropped.clamp(13, 24)
+    small = (significand + (noise << 8 >> (24 - dropped))) >> dropped
+    cut = torch.where(size >= 0x38800000, normal.clamp(max=0x7C00), small)
+    special = torch.where(size > 0x7F800000, 0x7E00, 0x7C00)
+    return torch.where(size >= 0x7F800000, special, cut) | (bits >> 16 & 0x8000)

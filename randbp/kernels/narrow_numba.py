@@ -1,0 +1,72 @@
+"""Stochastic rounding to a type of 16 bits by numba: see :mod:`.narrow`."""
+
+import numpy as np
+import torch
+from numba import prange, uint32, uint64
+from torch import Tensor
+
+from .jit import function, parallel, tasks
+from .memory_numba import array
+from .noise import BLOCK, start
+from .noise_numba import words
+from .words_numba import add, both, either, right
+
+_SIZE, _INFINITE, _SIGNIFICAND = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000), np.uint32(0x7FFFFF)
+_HALF, _QUIET = np.uint32(0xFFFF), np.uint32(0x40)
+_SMALLEST, _LEAST = np.uint32(0x38800000), np.uint32(0x800000)  # normal numbers of half and of single precision
+
+
+def narrow(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
+    """The same bits as the reference's."""
+    result = torch.empty(values.shape, dtype=dtype)
+    if values.numel():
+        source = array(values.reshape(-1)).view(np.uint32)
+        half, target = dtype == torch.float16, array(result.view(-1))
+        _narrow(source, target, half, uint64(start(seed)), first, BLOCK, tasks(len(source)))
+    return result
+
+
+@function
+def _bfloat16(x, pairs, shift, out):
+    for i in range(len(x)):
+        bits = x[i]
+        if both(bits, _INFINITE) == _INFINITE:
+            out[i] = either(right(bits, uint32(16)), _QUIET if both(bits, _SIGNIFICAND) else uint32(0))
+        else:
+            out[i] = right(add(bits, both(right(pairs[i], shift), _HALF)), uint32(16))
+
+
+@function
+def _float16(x, pairs, shift, out):
+    for i in range(len(x)):
+        size, noise = both(x[i], _SIZE), both(right(pairs[i], shift), _HALF)
+        if size >= _INFINITE:
+            cut = uint32(0x7E00) if size > _INFINITE else uint32(0x7C00)
+        elif size >= _SMALLEST:
+            cut = uint32(min(right(add(size, right(noise, uint32(3))), uint32(13)) - (112 << 10), 0x7C00))
+        else:
+            exponent = np.int64(right(size, uint32(23)))
+            dropped = 126 - exponent if exponent else 125
+            significand = add(both(size, _SIGNIFICAND), _LEAST if size >= _LEAST else uint32(0))
+            significand = right(significand, uint32(max(0, min(31, dropped - 24))))
+            dropped = min(24, dropped)
+            cut = right(add(significand, right(uint32(noise << 8), uint32(24 - dropped))), uint32(dropped))
+        out[i] = either(cut, both(right(x[i], uint32(16)), uint32(0x8000)))
+
+
+@parallel
+def _narrow(source, result, half, start, first, block, tasks):
+    blocks = (len(source) + block - 1) // block
+    each = (blocks + tasks - 1) // tasks
+    for task in prange(tasks):
+        pairs = np.empty(block // 2, np.uint32)
+        for number in range(task * each, min(blocks, (task + 1) * each)):
+            x, out = source[number * block : (number + 1) * block], result[number * block : (number + 1) * block]
+            middle = (len(x) + 1) // 2
+            words(start, first + number, pairs[:middle])
+            if half:
+                _float16(x[:middle], pairs, uint32(0), out[:middle])
+                _float16(x[middle:], pairs, uint32(16), out[middle:])
+            else:
+                _bfloat16(x[:middle], pairs, uint32(0), out[:middle])
+                _bfloat16(x[middle:], pairs, uint32(16), out[middle:])
