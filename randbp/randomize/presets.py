@@ -79,11 +79,19 @@ bits=2, parts=4)
     check_estimators("weight_vjp", asked.weight_vjp)
     check_estimators("input_vjp", asked.input_vjp)
     check_lean(asked.lean, asked.bits, asked.parts)
-    if "weight_vjp" not in known and isinstance(asked.weight_vjp, Rounding):
-        asked = replace(asked, weight_vjp=replace(asked.weight_vjp, bits=asked.bits))
+    if "weight_vjp" not in known:
+        asked = replace(asked, weight_vjp=_in_bits(asked.weight_vjp, asked.bits))
     if "layers" not in known and (isinstance(asked.weight_vjp, Mapping) or isinstance(asked.input_vjp, Mapping)):
         asked = replace(asked, layers=None)
     return asked
+
+
+def _in_bits(estimator: Any, bits: int) -> Any:
+    """An estimator in which, however deep, :class:`randbp.Rounding` rounds to so many bits."""
+    if isinstance(estimator, Rounding):
+        return replace(estimator, bits=bits)
+    inner = getattr(estimator, "estimator", None)
+    return estimator if inner is None else replace(estimator, estimator=_in_bits(inner, bits))
 
 
 def _preset(name: object) -> Settings:
