@@ -1,0 +1,156 @@
+"""What fused operations are tried with: an entry of a table for each, from which settings are drawn."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from randbp.kernels.levels import Rows
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KINDS = ("normal", "constant", "zeros", "spoilt", "one row spoilt", "tiny", "huge")
+LAYOUTS = ("contiguous", "transposed", "every second", "one for all rows")
+SIZES = ((3, 300), (1, 1), (0, 5), (2, 0), (5, 49), (2, 777))
+"""Rows and entries of each."""
+
+BLOCKS = (256, 1, 7, 49, 1500)
+
+
+class Case(NamedTuple):
+    """An operation, and what it is tried with."""
+
+    operator: str
+    setting: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.operator}({', '.join(f'{name}={value}' for name, value in self.setting.items())})"
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The same whenever it is asked for."""
+        return TABLE[self.operator].arguments(random.Random(str(self)).randrange(2**31), **self.setting)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How arguments of an operation are made of choices.
+
+    Args:
+        arguments: Called with a seed and one value for each choice.
+        choices: What there is to choose of, by name.
+        count: How many settings are drawn; the values of a choice take turns.
+        close: For how much sums may differ that are taken in another order, relative to the largest entry.
+    """
+
+    arguments: Callable[..., tuple[Any, ...]]
+    choices: dict[str, Sequence[Any]]
+    count: int
+    close: float = 0.0
+
+    def settings(self) -> Iterator[dict[str, Any]]:
+        """Draw them."""
+        shuffled = [_turns(name, values) for name, values in self.choices.items()]
+        for drawn in itertools.islice(zip(*shuffled, strict=True), self.count):
+            yield dict(zip(self.choices, drawn, strict=True))
+
+
+def _turns(name: str, values: Sequence[Any]) -> Iterator[Any]:
+    """All values in some order, again and again."""
+    order = random.Random(name)
+    while True:
+        yield from order.sample(values, len(values))
+
+
+def cases(most: int | None = None) -> Iterator[Case]:
+    """So many settings of each operation, all of them by default."""
+    for operator, trials in TABLE.items():
+        for setting in itertools.islice(trials.settings(), most):
+            yield Case(operator, setting)
+
+
+def matrix(seed: int, size: tuple[int, int], dtype: torch.dtype, kind: str, layout: str = "contiguous") -> Tensor:
+    """Rows of numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, entries = size
+    x = torch.randn(rows, entries, generator=generator, dtype=torch.float64)
+    largest = torch.finfo(dtype).max
+    if kind == "constant":
+        x.fill_(float(torch.randn((), generator=generator)))
+    elif kind == "zeros":
+        x = torch.where(x < 0, -0.0, 0.0).to(x)
+    elif kind == "tiny":
+        x *= float(torch.finfo(dtype).smallest_normal) / 16
+    elif kind == "huge":  # spans of more than the largest number, and below
+        x = x.clamp(-1, 1) * torch.tensor([largest, largest / 3], dtype=x.dtype)[torch.arange(rows) % 2].unsqueeze(1)
+    elif kind == "spoilt":
+        where = torch.rand(rows, entries, generator=generator)
+        for least, value in ((0.98, torch.nan), (0.985, torch.inf), (0.99, -torch.inf), (0.995, largest)):
+            x = x.masked_fill(where > least, value)
+    elif kind == "one row spoilt" and rows:
+        x[0] = torch.nan
+    x = x.to(dtype)
+    if layout == "transposed":
+        return x.t().contiguous().t()
+    if layout == "every second":
+        return x.repeat_interleave(2, 1)[:, ::2]
+    if layout == "one for all rows":
+        return x[:1].expand(rows, entries) if rows else x
+    return x
+
+
+def _encode(
+    seed: int, size: tuple[int, int], dtype: torch.dtype, kind: str, layout: str, bits: int, block: int, dithered: bool
+) -> tuple[Any, ...]:
+    return matrix(seed, size, dtype, kind, layout), seed - 2**30, seed % 1000, bits, block, dithered
+
+
+def _decode(
+    seed: int, size: tuple[int, int], scales: torch.dtype, bits: int, block: int, dithered: bool, dtype: torch.dtype
+) -> tuple[Any, ...]:
+    rows, entries = size
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 256, (rows, Rows(entries, block, bits).nbytes), generator=generator, dtype=torch.uint8)
+    both = torch.randn(rows, -(-entries // block), 2, generator=generator, dtype=torch.float64).to(scales)
+    for value in (torch.nan, -0.0):
+        both[..., 1].masked_fill_(torch.rand(both.shape[:2], generator=generator) < 0.1, value)
+    return codes, both, (seed - 2**30) * 2**32, seed, bits, block, entries, dithered, dtype
+
+
+def _narrow(seed: int, size: tuple[int, int], kind: str, scale: float, dtype: torch.dtype) -> tuple[Any, ...]:
+    return matrix(seed, size, torch.float32, kind) * scale, seed, seed, dtype
+
+
+TABLE = {
+    "encode": Trials(
+        _encode,
+        {
+            "size": SIZES,
+            "dtype": FLOATS,
+            "kind": KINDS,
+            "layout": LAYOUTS,
+            "bits": range(1, 9),
+            "block": BLOCKS,
+            "dithered": (True, False),
+        },
+        count=240,
+    ),
+    "decode": Trials(
+        _decode,
+        {
+            "size": SIZES,
+            "scales": FLOATS[:2],
+            "bits": range(1, 9),
+            "block": BLOCKS,
+            "dithered": (True, False),
+            "dtype": FLOATS,
+        },
+        count=120,
+    ),
+    "narrow": Trials(
+        _narrow, {"size": SIZES, "kind": KINDS, "scale": (1, 1e-4, 1e-7, 1e30), "dtype": FLOATS[2:]}, count=60
+    ),
+}
+"""Of each operation, how it is tried."""
