@@ -7,7 +7,8 @@ one backend serve.
 
 from .decode import decode
 from .encode import encode
+from .max_pool import max_pool, max_pool_grad
 from .narrow import narrow
-from .operator import backends, use
+from .operator import Backend, backends, use
 
-__all__ = ["backends", "decode", "encode", "narrow", "use"]
+__all__ = ["Backend", "backends", "decode", "encode", "max_pool", "max_pool_grad", "narrow", "use"]

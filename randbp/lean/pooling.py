@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import connected, edge_of
+from ..kernels import max_pool, max_pool_grad
 from ..kernels.packing import pack, unpack
 from ..tn.execute.native import memory_format_of, placeholder
 from .layout import pieces
@@ -44,6 +45,26 @@ class _Windows:
     def backward(self, grad: Tensor, stand_in: Tensor, indices: Tensor) -> Tensor:
         function = aten.max_pool2d_with_indices_backward if self.dims == 2 else aten.max_pool3d_with_indices_backward
         return function(grad, stand_in, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, indices)
+
+    def fused_size(self, input_size: torch.Size) -> list[int] | None:
+        """Of a plane of maxima where the fused operation serves; ``None`` where PyTorch's is to run, or to refuse."""
+        valid = (k > 0 and s > 0 and d > 0 and 0 <= 2 * p <= k for k, s, p, d in self._each)
+        if prod(self.kernel) > 256 or not all(valid):
+            return None
+        sizes = []
+        for size, (k, s, p, d) in zip(input_size[-self.dims :], self._each, strict=True):
+            room = size + 2 * p - d * (k - 1) - 1
+            count = (room + (s - 1 if self.ceil_mode else 0)) // s + 1
+            if self.ceil_mode and (count - 1) * s >= size + p:  # the last window must begin within the input
+                count -= 1
+            if room < 0 or count < 1:
+                return None
+            sizes.append(count)
+        return sizes
+
+    @property
+    def _each(self) -> list[tuple[int, int, int, int]]:
+        return list(zip(self.kernel, self.stride, self.padding, self.dilation, strict=True))
 
     def encode(self, indices: Tensor, input_size: torch.Size) -> Tensor:
         """Offsets within the window, packed: ``⌈log2 ∏K⌉`` bits each, rounded up to 1, 2, 4 or 8, or whole integers."""
@@ -147,10 +168,36 @@ class _MaxPool(torch.autograd.Function):
         return connected(ctx.windows.backward(grad, stand_in, indices), edge), None, None
 
 
+class _FusedMaxPool(torch.autograd.Function):
+    """Makes the maxima and their packed positions in one pass, without integers of 64 bits on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, edge: Tensor | None, windows: _Windows, output_size: list[int]) -> Tensor:
+        planes = x.reshape(-1, *x.shape[-windows.dims :])
+        y, codes = max_pool(planes, windows.kernel, windows.stride, windows.padding, windows.dilation, output_size)
+        ctx.save_for_backward(codes, edge)
+        ctx.windows, ctx.shape = windows, x.shape
+        return y.view(*x.shape[: -windows.dims], *output_size)
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = output_grads
+        codes, edge = ctx.saved_tensors
+        windows: _Windows = ctx.windows
+        planes, size = grad.reshape(-1, *grad.shape[-windows.dims :]), list(ctx.shape[-windows.dims :])
+        made = max_pool_grad(planes, codes, windows.kernel, windows.stride, windows.padding, windows.dilation, size)
+        return connected(made.view(ctx.shape), edge), None, None, None
+
+
 def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], Any]) -> Any:
     """Pool in ``dims`` dimensions; ``make`` builds windows of PyTorch's own kernel, which has two or three."""
     if not is_plain(x) or x.dim() not in (dims + 1, dims + 2) or x.numel() >= 2**31:
         return NotImplemented
+    if not return_indices and dims > 1 and x.is_contiguous() and x.element_size() > 2:
+        windows = make(dims)
+        output_size = windows.fused_size(x.shape) if isinstance(windows, _Windows) else None
+        if output_size is not None:
+            return _FusedMaxPool.apply(x, edge_of(x), windows, output_size)
     if dims == 1:  # as PyTorch: a plane of one row
         y, indices = _MaxPool.apply(x.unsqueeze(-2), edge_of(x), make(2))
         y, indices = y.squeeze(-2), indices.squeeze(-2)

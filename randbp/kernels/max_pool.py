@@ -1,0 +1,145 @@
+"""Max-pooling that notes in a few bits where in its window each maximum was."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .operator import fused
+from .packing import pack, packed_size, unpack
+
+aten = torch.ops.aten
+
+
+def position_bits(kernel: Sequence[int]) -> int:
+    """Bits per position: 1, 2, 4 or 8, for windows of at most 256 entries.
+
+    Example:
+        >>> position_bits((3, 3)), position_bits((2, 2, 2))
+        (4, 4)
+    """
+    return next(bits for bits in (1, 2, 4, 8) if prod(kernel) <= 2**bits)
+
+
+def _fake(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    output_size: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    nbytes = packed_size(prod(output_size), position_bits(kernel))
+    return x.new_empty(x.shape[0], *output_size), x.new_empty(x.shape[0], nbytes, dtype=torch.uint8)
+
+
+@fused(_fake)
+def max_pool(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    output_size: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Maxima of windows of planes, PyTorch's bits, and packed positions of these within their windows.
+
+    A position counts the entries of the window, padding included, the last dimension fastest. As in PyTorch, of equal
+    entries the first is taken, and the last one of those that are NaN.
+
+    Args:
+        x: ``[P, H, W]`` or ``[P, D, H, W]``.
+        kernel: Sizes of a window, two or three, with at most 256 entries.
+        stride: As in PyTorch, one for each dimension.
+        padding: The same.
+        dilation: The same.
+        output_size: Of a plane of maxima.
+
+    Returns:
+        ``[P, *output_size]`` and ``uint8 [P, bytes]``, plane by plane as :func:`.packing.pack` lays out.
+
+    Example:
+        >>> y, positions = max_pool(torch.tensor([[[1.0, 2.0], [4.0, 3.0]]]), [2, 2], [2, 2], [0, 0], [1, 1], [1, 1])
+        >>> y.item(), positions
+        (4.0, tensor([[2, 0]], dtype=torch.uint8))
+    """
+    function = aten.max_pool2d_with_indices if len(kernel) == 2 else aten.max_pool3d_with_indices
+    sizes, counts = list(x.shape[1:]), _needed(x, kernel, stride, padding, dilation)
+    ceil = any(size != count for size, count in zip(output_size, counts, strict=True))
+    y, indices = function(x.unsqueeze(0), kernel, stride, padding, dilation, ceil)
+    rest, offset, weight = indices[0].int(), torch.zeros(y.shape[1:], dtype=torch.int32, device=x.device), 1
+    for dim in reversed(range(len(kernel))):
+        coordinate = rest.remainder(sizes[dim]) if dim else rest
+        rest = rest.div(sizes[dim], rounding_mode="floor") if dim else rest
+        entry = (coordinate - _starts(dim, output_size, stride, padding, x.device)) // dilation[dim]
+        offset.add_(entry, alpha=weight)
+        weight *= kernel[dim]
+    return y[0], pack(offset.to(torch.uint8).flatten(1), position_bits(kernel))
+
+
+def _fake_grad(
+    grad: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], input_size: Sequence[int],
+) -> Tensor:  # fmt: skip
+    return grad.new_empty(grad.shape[0], *input_size)
+
+
+@fused(_fake_grad)
+def max_pool_grad(
+    grad: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], input_size: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """The input gradient of :func:`max_pool`: each output gradient is added where the maximum was.
+
+    Args:
+        grad: ``[P, *output_size]``.
+        codes: The positions.
+        kernel: As in the forward pass.
+        stride: The same.
+        padding: The same.
+        dilation: The same.
+        input_size: Of a plane.
+
+    Returns:
+        ``[P, *input_size]``; gradients that meet are added in the order of the outputs, which is PyTorch's.
+
+    Example:
+        >>> positions = torch.tensor([[2, 0]], dtype=torch.uint8)
+        >>> max_pool_grad(torch.ones(1, 1, 1), positions, [2, 2], [2, 2], [0, 0], [1, 1], [2, 2])
+        tensor([[[0., 0.],
+                 [1., 0.]]])
+    """
+    output_size, dims = grad.shape[1:], len(kernel)
+    rest = unpack(codes, position_bits(kernel), prod(output_size)).view(-1, *output_size).long()
+    indices, weight = torch.zeros_like(rest), 1
+    for dim in reversed(range(dims)):
+        entry = rest.remainder(kernel[dim]) if dim else rest
+        rest = rest.div(kernel[dim], rounding_mode="floor") if dim else rest
+        start = _starts(dim, output_size, stride, padding, grad.device)
+        indices.add_((entry * dilation[dim] + start) * weight)
+        weight *= input_size[dim]
+    ceil = any(
+        size != count
+        for size, count in zip(output_size, _counts(input_size, kernel, stride, padding, dilation), strict=True)
+    )
+    function = aten.max_pool2d_with_indices_backward if dims == 2 else aten.max_pool3d_with_indices_backward
+    like = grad.new_empty(1).expand(1, grad.shape[0], *input_size)
+    result: Tensor = function(
+        grad.unsqueeze(0), like, kernel, stride, padding, dilation, ceil, indices.unsqueeze(0)
+    )[0]  # fmt: skip
+    return result.contiguous()
+
+
+def _needed(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    return _counts(x.shape[1:], kernel, stride, padding, dilation)
+
+
+def _counts(
+    sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """Outputs along each dimension where none is rounded up."""
+    each = zip(sizes, kernel, stride, padding, dilation, strict=True)
+    return [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in each]
+
+
+def _starts(
+    dim: int, output_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], device: torch.device
+) -> Tensor:
+    """Input coordinate at which windows begin, along one dimension of ``[P, *O]``."""
+    start = torch.arange(output_size[dim], dtype=torch.int32, device=device) * stride[dim] - padding[dim]
+    return start.view(-1, *[1] * (len(output_size) - 1 - dim))

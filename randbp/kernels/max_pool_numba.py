@@ -1,0 +1,180 @@
+"""Max-pooling by numba: see :mod:`.max_pool`."""
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from .jit import function, parallel, tasks
+from .max_pool import max_pool as reference
+from .max_pool import max_pool_grad as reference_grad
+from .max_pool import position_bits
+from .memory_numba import array
+from .packing import packed_size
+from .packing_numba import pack_block, unpack_block
+
+
+def _of_three(values: Sequence[int], filler: int) -> np.ndarray:
+    return np.array([filler] * (3 - len(values)) + list(values), np.int64)
+
+
+def max_pool(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    output_size: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same bits as the reference's; entries of 16 bits are the reference's task."""
+    if x.element_size() < 4:
+        return reference.reference(x, kernel, stride, padding, dilation, output_size)
+    bits = position_bits(kernel)
+    y, nbytes = x.new_empty(len(x), *output_size), packed_size(prod(output_size), bits)
+    codes = torch.empty(len(x), nbytes, dtype=torch.uint8)
+    if y.numel():
+        geometry = np.stack([
+            _of_three(kernel, 1), _of_three(stride, 1), _of_three(padding, 0), _of_three(dilation, 1),
+        ])  # fmt: skip
+        planes = array(x.contiguous()).reshape(len(x), *_of_three(x.shape[1:], 1))
+        _max_pool(
+            planes, array(y).reshape(len(x), *_of_three(output_size, 1)), array(codes), bits, geometry,
+            tasks(x.numel()),
+        )  # fmt: skip
+    return y, codes
+
+
+@parallel
+def _max_pool(x, y, codes, bits, geometry, tasks):
+    each = (len(x) + tasks - 1) // tasks
+    for task in prange(tasks):
+        _pool_planes(x, y, codes, bits, geometry, task * each, min(len(x), (task + 1) * each))
+
+
+@function
+def _pool_planes(x, y, codes, bits, geometry, begin, end):
+    _, depth, height, _ = x.shape
+    kernel, stride, padding, dilation = geometry
+    _, deep, high, wide = y.shape
+    # Entries of a row that are a stride apart lie side by side, so that neighbouring windows are compared at once.
+    length = wide + (dilation[2] * (kernel[2] - 1)) // stride[2]
+    rows = np.empty((depth, height, stride[2], length), x.dtype)
+    positions = np.zeros((deep * high * wide + 7) // 8 * 8, np.int32)
+    for plane in range(begin, end):
+        for z in range(depth):
+            for v in range(height):
+                for r in range(stride[2]):
+                    _every(x[plane, z, v], stride[2], r - padding[2], rows[z, v, r])
+        for d in range(deep):
+            for h in range(high):
+                row = (d * high + h) * wide
+                where, best = positions[row : row + wide], y[plane, d, h]
+                first = True
+                for i in range(kernel[0]):
+                    z = d * stride[0] - padding[0] + i * dilation[0]
+                    if z < 0 or z >= depth:
+                        continue
+                    for j in range(kernel[1]):
+                        v = h * stride[1] - padding[1] + j * dilation[1]
+                        if v < 0 or v >= height:
+                            continue
+                        start = (i * kernel[1] + j) * kernel[2]
+                        if first:
+                            first = False
+                            _first(where, best, start, stride[2], padding[2], dilation[2])
+                        for k in range(kernel[2]):
+                            shift = k * dilation[2] // stride[2]
+                            entries = rows[z, v, k * dilation[2] % stride[2], shift : shift + wide]
+                            _larger(entries, np.int32(start + k), best, where)
+        pack_block(positions, bits, codes[plane])
+
+
+@function
+def _every(row, stride, shift, out):
+    """Entries ``row[stride·m + shift]``, minus infinity outside of the row."""
+    low = min(len(out), max(0, (stride - 1 - shift) // stride))
+    high = max(low, min(len(out), (len(row) - 1 - shift) // stride + 1))
+    for m in range(low):
+        out[m] = -np.inf
+    for m in range(low, high):
+        out[m] = row[stride * m + shift]
+    for m in range(high, len(out)):
+        out[m] = -np.inf
+
+
+@function
+def _first(where, best, start, stride, padding, dilation):
+    """Before any entry was seen: minus infinity, at the first position within the plane."""
+    for w in range(len(where)):
+        where[w] = start
+        best[w] = -np.inf
+    for w in range(min(len(where), (padding + stride - 1) // stride)):
+        where[w] = start + (padding - w * stride + dilation - 1) // dilation
+
+
+@function
+def _larger(entries, position, best, where):
+    """Where an entry is larger than the best so far, or NaN, it takes its place."""
+    for w in range(len(best)):
+        entry = entries[w]
+        better = (entry > best[w]) | (entry != entry)
+        best[w] = entry if better else best[w]
+        where[w] = position if better else where[w]
+
+
+def max_pool_grad(
+    grad: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], input_size: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """The same bits as the reference's."""
+    if grad.element_size() < 4:
+        return reference_grad.reference(grad, codes, kernel, stride, padding, dilation, input_size)
+    result = grad.new_empty(len(grad), *input_size)
+    if grad.numel():
+        geometry = np.stack([
+            _of_three(kernel, 1), _of_three(stride, 1), _of_three(padding, 0), _of_three(dilation, 1),
+        ])  # fmt: skip
+        _max_pool_grad(
+            array(grad.contiguous()).reshape(len(grad), *_of_three(grad.shape[1:], 1)), array(codes.contiguous()),
+            array(result).reshape(len(grad), *_of_three(input_size, 1)), position_bits(kernel), geometry,
+            tasks(result.numel()),
+        )  # fmt: skip
+    else:
+        result.zero_()
+    return result
+
+
+@parallel
+def _max_pool_grad(grad, codes, result, bits, geometry, tasks):
+    planes, deep, high, wide = grad.shape
+    _, depth, height, width = result.shape
+    kernel, stride, padding, dilation = geometry
+    each = (planes + tasks - 1) // tasks
+    # Where each window and each position begin in a plane laid out flat.
+    starts = np.empty(deep * high * wide, np.int32)
+    for d in range(deep):
+        for h in range(high):
+            for w in range(wide):
+                starts[(d * high + h) * wide + w] = (
+                    (d * stride[0] - padding[0]) * height + h * stride[1] - padding[1]
+                ) * width + (w * stride[2] - padding[2])
+    steps = np.empty(kernel[0] * kernel[1] * kernel[2], np.int32)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            for k in range(kernel[2]):
+                steps[(i * kernel[1] + j) * kernel[2] + k] = (
+                    i * dilation[0] * height + j * dilation[1]
+                ) * width + k * dilation[2]
+    for task in prange(tasks):
+        positions = np.empty((deep * high * wide + 7) // 8 * 8, np.int32)
+        for plane in range(task * each, min(planes, (task + 1) * each)):
+            unpack_block(codes[plane], bits, positions)
+            flat = result[plane].reshape(depth * height * width)
+            for i in range(len(flat)):
+                flat[i] = 0
+            _scatter(grad[plane].reshape(deep * high * wide), positions, starts, steps, flat)
+
+
+@function
+def _scatter(grad, positions, starts, steps, flat):
+    for i in range(len(grad)):
+        flat[starts[i] + steps[positions[i]]] += grad[i]
