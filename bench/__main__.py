@@ -12,6 +12,7 @@ import torch
 from randbp.kernels import use
 
 from . import contractions, estimators, kernels, lean, overhead
+from .harness import CLOCKS, use_clock
 from .layers import NETWORKS
 from .place import Place
 
@@ -49,6 +50,12 @@ def main() -> None:
     parser.add_argument(
         "--kernels", default="auto", choices=["auto", "reference", "numba"], help="what serves fused operations"
     )
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=CLOCKS,
+        help="cpu: processor time, which other work on the machine hardly disturbs; with --threads 1",
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument(
         "--device",
@@ -66,6 +73,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown benchmark {sorted(unknown)}; choose from {', '.join([*names, *LONG])}")
     torch.set_num_threads(arguments.threads)
+    use_clock(arguments.clock)
     place = Place(arguments.device, getattr(torch, arguments.dtype))
     if place.device != "cpu":
         torch.set_float32_matmul_precision("high")
