@@ -56,6 +56,8 @@ def max_pool(
         >>> y.item(), positions
         (4.0, tensor([[2, 0]], dtype=torch.uint8))
     """
+    if not len(x):  # no planes, which PyTorch refuses
+        return _fake(x, kernel, stride, padding, dilation, output_size)
     function = aten.max_pool2d_with_indices if len(kernel) == 2 else aten.max_pool3d_with_indices
     sizes, counts = list(x.shape[1:]), _needed(x, kernel, stride, padding, dilation)
     ceil = any(size != count for size, count in zip(output_size, counts, strict=True))
@@ -102,6 +104,8 @@ def max_pool_grad(
         tensor([[[0., 0.],
                  [1., 0.]]])
     """
+    if not len(grad):
+        return _fake_grad(grad, codes, kernel, stride, padding, dilation, input_size)
     output_size, dims = grad.shape[1:], len(kernel)
     rest = unpack(codes, position_bits(kernel), prod(output_size)).view(-1, *output_size).long()
     indices, weight = torch.zeros_like(rest), 1

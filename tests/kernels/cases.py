@@ -1,6 +1,7 @@
 """What fused operations are tried with: an entry of a table for each, from which settings are drawn."""
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from randbp.kernels import max_pool
 from randbp.kernels.levels import Rows
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -123,6 +125,33 @@ def _narrow(seed: int, size: tuple[int, int], kind: str, scale: float, dtype: to
     return matrix(seed, size, torch.float32, kind) * scale, seed, seed, dtype
 
 
+Windows = tuple[list[int], list[int], list[int], list[int], list[int]]
+
+POOLS: tuple[tuple[Windows, list[int]], ...] = (
+    (([9, 10], [3, 3], [2, 2], [1, 1], [1, 1]), [5, 5]),
+    (([9, 10], [3, 3], [2, 2], [1, 1], [1, 1]), [5, 6]),  # rounded up
+    (([7, 3], [2, 1], [3, 1], [1, 0], [2, 2]), [3, 3]),
+    (([5, 6, 7], [2, 3, 2], [1, 2, 3], [0, 1, 1], [1, 1, 2]), [4, 3, 3]),
+    (([16, 17], [16, 16], [1, 1], [0, 0], [1, 1]), [1, 2]),
+)
+"""Sizes of a plane and of a window, stride, padding, dilation; sizes of the plane of maxima."""
+
+
+def _max_pool(
+    seed: int, planes: int, pool: tuple[Windows, list[int]], dtype: torch.dtype, kind: str
+) -> tuple[Any, ...]:
+    (size, *geometry), output_size = pool
+    x = matrix(seed, (planes, math.prod(size)), dtype, kind)
+    return x.mul(2).round().view(planes, *size), *geometry, output_size  # some are equal
+
+
+def _max_pool_grad(seed: int, planes: int, pool: tuple[Windows, list[int]], dtype: torch.dtype) -> tuple[Any, ...]:
+    x, *geometry, output_size = _max_pool(seed, planes, pool, torch.float32, "normal")
+    codes = max_pool(x, *geometry, output_size)[1]
+    grad = matrix(seed, (planes, math.prod(output_size)), dtype, "normal").view(planes, *output_size)
+    return grad, codes, *geometry, list(x.shape[1:])
+
+
 TABLE = {
     "encode": Trials(
         _encode,
@@ -152,5 +181,7 @@ TABLE = {
     "narrow": Trials(
         _narrow, {"size": SIZES, "kind": KINDS, "scale": (1, 1e-4, 1e-7, 1e30), "dtype": FLOATS[2:]}, count=60
     ),
+    "max_pool": Trials(_max_pool, {"planes": (3, 1, 0), "pool": POOLS, "dtype": FLOATS, "kind": KINDS}, count=40),
+    "max_pool_grad": Trials(_max_pool_grad, {"planes": (3, 1, 0), "pool": POOLS, "dtype": FLOATS}, count=20),
 }
 """Of each operation, how it is tried."""
