@@ -28,6 +28,11 @@ nightly: $(READY)  ## Long checks: 10,000 generated tensor networks, all of PyTo
 	$(BIN)/python -m tests.tn.generated_networks --count 10000 --processes 2
 	$(BIN)/python -m tests.lean.operators
 
+triton: $(READY)  ## Compile Triton's kernels for GPUs, and compare them in its interpreter; neither needs a GPU (2 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[triton]'
+	$(BIN)/python -m tests.kernels.cubins
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/kernels/test_same_bits.py -k triton
+
 lint: $(READY)  ## Check formatting, lint rules and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,4 +52,4 @@ gallery: $(READY)  ## Draw all tensor networks into docs/gallery
 clean:  ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
 
-.PHONY: help setup demo test nightly bench gallery lint format clean
+.PHONY: help setup demo test nightly triton bench gallery lint format clean

@@ -10,7 +10,7 @@ from .levels import Rows, factors, scale_dtype
 from .noise import signed, start
 from .noise_triton import keys, uniforms
 
-TILE = 1024
+TILE = 512
 """Entries that a program handles at once, of one block or of several [entries]."""
 
 
@@ -19,7 +19,7 @@ def tile(block: int) -> tuple[int, int]:
 
     Example:
         >>> tile(256), tile(49), tile(50176)
-        ((4, 256), (16, 64), (1, 1024))
+        ((2, 256), (8, 64), (1, 512))
     """
     columns = min(TILE, triton.next_power_of_2(max(1, block)))
     return TILE // columns, columns
