@@ -45,10 +45,14 @@ def position_means(tensor: Tensor) -> Tensor:
     return torch.matmul(flat, flat.new_full((flat.shape[2],), 1 / flat.shape[2]))
 
 
+def covers(grid: Grid | None, sizes: Sequence[int]) -> bool:
+    """Whether a grid is all positions of an image; so is that which is none."""
+    return grid is None or all(range(size)[some] == range(size) for some, size in zip(grid, sizes, strict=True))
+
+
 def example_means(tensor: Tensor, grid: Grid | None) -> Tensor:
     """Mean ``[N, C]`` of ``[N, C, *P]`` over the positions of a grid, or over all without one."""
-    sizes = tensor.shape[2:]
-    if grid is None or all(range(size)[some] == range(size) for some, size in zip(grid, sizes, strict=True)):
+    if grid is None or covers(grid, tensor.shape[2:]):
         return position_means(tensor)
     return tensor[(slice(None), slice(None), *grid)].mean(tuple(range(2, tensor.dim())))
 

@@ -6,9 +6,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..kernels.depthwise import depthwise_weight_vjp
 from ..tn import LayerSpec
 from ..tn.execute.rows import pieces
-from ..tn.layers import replace_batch, replace_channels
+from ..tn.layers import replace_batch, replace_channels, role
 from .chunks import chunked_weight_vjp, chunks
 from .planned import planned_weight_vjp
 from .positions import flat_spatial, gather_columns, gather_rows, memory_rows
@@ -82,6 +83,8 @@ def rebuilt_weight_vjp(
     """
     examples, channels, _ = kept.shape
     size = prod(spec.input_size)
+    if serves_depthwise(spec, kept.device):
+        return depthwise_vjp(kept, where, weights, mean, output_grad, spec)
     middle = kept.new_zeros(1, 1, 1).expand(examples, channels, 1) if mean is None else mean.unsqueeze(2)
     counts = [count for count, _ in weights]
     fill = _fill_runs if where.length > 1 else _fill_positions
@@ -106,6 +109,36 @@ def rebuilt_weight_vjp(
     parts = pieces(examples, channels * size, kept.device) if on_cpu else chunks(examples)
     space = kept.new_empty(parts[0].stop, channels, size)
     return chunked_weight_vjp(lambda _, part: rebuild((part, slice(None)), space), parts, output_grad, spec)
+
+
+def serves_depthwise(spec: LayerSpec, device: torch.device) -> bool:
+    """Whether a fused kernel serves the layer: a depthwise convolution of one or two dimensions."""
+    if depthwise_weight_vjp.backend(device.type) == "reference":
+        return False
+    return spec.groups == spec.in_channels > 1 and role(spec, "input") == "i" and spec.dims <= 2
+
+
+def depthwise_vjp(
+    kept: Tensor,
+    where: Runs,
+    weights: Sequence[tuple[int, float]],
+    mean: Tensor | None,
+    output_grad: Tensor,
+    spec: LayerSpec,
+) -> Tensor:
+    """The same by one fused kernel, which sees one dimension as two."""
+    middle = kept.new_zeros(kept.shape[:2]) if mean is None else mean
+    lone = spec.dims == 1
+    geometry = [
+        [none, *(getattr(pattern, name) for pattern in spec.patterns)]
+        if lone
+        else [getattr(p, name) for p in spec.patterns]
+        for name, none in (("kernel_size", 1), ("input_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+    ]
+    counts, factors = zip(*weights, strict=True)
+    grad = output_grad.unsqueeze(2) if lone else output_grad
+    vjp = depthwise_weight_vjp(kept, where.numbers, where.length, counts, factors, middle, grad, *geometry)
+    return vjp.view(spec.weight_shape)
 
 
 def _fill_positions(space: Tensor, where: Runs, values: Tensor, middle: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ from ..tn.layers import Side, replace_batch
 from .base import Estimator, kept
 from .description import Description
 from .draw import Draw
+from .fused import gather_deviations, gathers, pointwise_weight_vjp
 from .kept_vjps import KeptRows, add_weight_vjp, input_vjp, multiplied_by_example, products_in_runs
 from .low_rank import add_low_rank_vjp
-from .means import Grid, example_means, less_sample_means, position_means, sampled_grid
+from .means import Grid, covers, example_means, less_sample_means, position_means, sampled_grid
 from .positions import (
     Order,
     Part,
@@ -30,7 +32,7 @@ from .positions import (
     windows,
 )
 from .ranks import Ranks, affordable_ranks, keep_parts, kept_parts
-from .rebuilt import gather_centred, rebuilding_pays, rebuilt_weight_vjp
+from .rebuilt import depthwise_vjp, gather_centred, rebuilding_pays, rebuilt_weight_vjp, serves_depthwise
 from .run_length import rebuilt_run_length, run_length
 from .runs import Runs, joined
 
@@ -107,6 +109,8 @@ class Spatial(Estimator):
         if plan.examples < spec.batch_size:
             input = input.index_select(0, _examples(plan, spec, draw, input.device))
         where = _where(self._drawn(plan, draw, input.device), spec, "input")
+        if where and covers(plan.grid, spec.input_size) and gathers(input):
+            return self._gathered(input, where, plan, spec, draw)
         mean = example_means(input, plan.grid) if plan.centred else None
         rebuilt = where and rebuilding_pays(spec, self.keep, input.dtype)
         if rebuilt:
@@ -122,6 +126,24 @@ class Spatial(Estimator):
             sizes = [positions.size for positions, _ in plan.parts]
             kept = held[0].split([count for _, count in plan.parts], 2) if rebuilt else held
             mean = less_sample_means(mean, kept, sizes, 2 if rebuilt else 1)
+        return (*held, mean, *kept_of_parts)
+
+    def _gathered(
+        self, input: Tensor, where: list[Runs], plan: "_Plan", spec: LayerSpec, draw: Draw
+    ) -> tuple[Tensor, ...]:
+        """The same sketch by a fused kernel; rows of several classes are views of one tensor."""
+        rebuilt = rebuilding_pays(spec, self.keep, input.dtype)
+        sizes, counts = [positions.size for positions, _ in plan.parts], [each.count for each in where]
+        order = "examples" if rebuilt else _order(plan, spec)
+        kept, mean, sums = gather_deviations(input, where, sizes, order, plan.centred)
+        held = (kept,) if rebuilt else kept.transpose(1, 2).split(counts, 1)
+        if not plan.centred:
+            return held
+        parts, kept_of_parts = keep_parts(plan.ranks, input, mean, spec, draw.child(-2))
+        for part in parts:
+            part.subtract_from([kept.transpose(1, 2)], [joined(where)])
+        if plan.grid is not None:
+            mean = less_sample_means(mean, held, sizes, 2 if rebuilt else 1) if parts else mean.sub_(sums)
         return (*held, mean, *kept_of_parts)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -141,6 +163,15 @@ class Spatial(Estimator):
             where = joined(_where(drawn, spec, "input"))
             weights = [(each.local.count, scale * each.weight) for each in drawn]
             return rebuilt_weight_vjp(held[0], where, weights, mean, output_grad, spec)
+        if plan.parts and serves_depthwise(spec, device):
+            kept_planes = torch.cat([rows.transpose(1, 2) for rows in held[: len(drawn)]], 2)
+            weights = [(each.local.count, scale * each.weight) for each in drawn]
+            return depthwise_vjp(kept_planes, joined(_where(drawn, spec, "input")), weights, mean, output_grad, spec)
+        if len(drawn) == 1 and prod(spec.kernel_size) == spec.groups == 1 and gathers(output_grad) and not means[1:]:
+            (each,) = drawn
+            by_example = multiplied_by_example(each.positions, each.local.count, spec)
+            grad = pointwise_weight_vjp(held[0], each.local, scale * each.weight, mean, output_grad, by_example)
+            return grad.view(spec.weight_shape)
         if mean is None:
             result = output_grad.new_zeros(spec.weight_shape)
         else:

@@ -6,9 +6,22 @@ one backend serve.
 """
 
 from .decode import decode
+from .depthwise import depthwise_weight_vjp
 from .encode import encode
+from .gather import gather_planes
 from .max_pool import max_pool, max_pool_grad
 from .narrow import narrow
 from .operator import Backend, backends, use
 
-__all__ = ["Backend", "backends", "decode", "encode", "max_pool", "max_pool_grad", "narrow", "use"]
+__all__ = [
+    "Backend",
+    "backends",
+    "decode",
+    "depthwise_weight_vjp",
+    "encode",
+    "gather_planes",
+    "max_pool",
+    "max_pool_grad",
+    "narrow",
+    "use",
+]

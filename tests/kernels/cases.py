@@ -152,6 +152,56 @@ def _max_pool_grad(seed: int, planes: int, pool: tuple[Windows, list[int]], dtyp
     return grad, codes, *geometry, list(x.shape[1:])
 
 
+def _gather(
+    seed: int,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    layout: str,
+    length: int,
+    shared: bool,
+    order: str,
+    what: str,
+) -> tuple[Any, ...]:
+    batch, channels, stretches = shape
+    rows = matrix(seed, (batch * channels, stretches * length), dtype, "normal", layout)
+    generator = torch.Generator().manual_seed(seed)
+    kept = [torch.randperm(stretches, generator=generator)[: -(-stretches // 2)] for _ in range(1 if shared else batch)]
+    numbers = torch.stack(kept) if kept else torch.zeros(0, 0, dtype=torch.long)
+    weights = [1 / (2 + number) for number in range(numbers.shape[1])]
+    return rows.unflatten(0, (batch, channels)), numbers, length, weights, order, what
+
+
+def _depthwise_weight_vjp(
+    seed: int,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    kernel: tuple[int, int],
+    input: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    length: int,
+    shared: bool,
+) -> tuple[Any, ...]:
+    batch, channels, copies = shape
+    generator = torch.Generator().manual_seed(seed)
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    outputs = [max(1, (i + 2 * p - r - 1) // s + 1) for i, p, r, s in zip(input, padding, reach, stride, strict=True)]
+    total = input[0] * input[1] // length
+    kept = [torch.randperm(total, generator=generator)[: -(-total // 3)] for _ in range(1 if shared else batch)]
+    numbers = torch.stack(kept)
+    counts = [length, length * (numbers.shape[1] - 1)]
+    entries, means, grad = (
+        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        for size in (
+            (batch, channels, sum(counts)),
+            (batch, channels),
+            (batch, channels * copies, *outputs),
+        )
+    )
+    return entries, numbers, length, counts, [2.5, 3.5], means, grad, kernel, input, stride, padding, dilation
+
+
 TABLE = {
     "encode": Trials(
         _encode,
@@ -183,5 +233,35 @@ TABLE = {
     ),
     "max_pool": Trials(_max_pool, {"planes": (3, 1, 0), "pool": POOLS, "dtype": FLOATS, "kind": KINDS}, count=40),
     "max_pool_grad": Trials(_max_pool_grad, {"planes": (3, 1, 0), "pool": POOLS, "dtype": FLOATS}, count=20),
+    "gather_planes": Trials(
+        _gather,
+        {
+            "shape": ((2, 3, 40), (1, 1, 3), (5, 17, 6), (3, 40, 9), (2, 0, 4), (1, 300, 30)),
+            "dtype": FLOATS,
+            "layout": LAYOUTS[:3],
+            "length": (1, 2, 7, 16),
+            "shared": (True, False),
+            "order": ("examples", "channels", "rows"),
+            "what": ("entries", "means", "deviations"),
+        },
+        count=60,
+        close=1e-5,
+    ),
+    "depthwise_weight_vjp": Trials(
+        _depthwise_weight_vjp,
+        {
+            "shape": ((2, 3, 1), (1, 1, 2), (9, 5, 1), (3, 40, 1), (12, 2, 3)),
+            "dtype": FLOATS[:2],
+            "kernel": ((3, 3), (1, 1), (7, 7), (1, 5), (4, 2)),
+            "input": ((8, 8), (7, 4), (5, 20), (20, 32), (14, 14)),
+            "stride": ((1, 1), (2, 2), (1, 3), (2, 1)),
+            "padding": ((0, 0), (1, 1), (3, 3), (2, 0), (0, 4)),
+            "dilation": ((1, 1), (1, 2), (2, 1)),
+            "length": (1, 2, 4),
+            "shared": (True, False),
+        },
+        count=90,
+        close=2e-5,
+    ),
 }
 """Of each operation, how it is tried."""

@@ -1,0 +1,67 @@
+"""Kept positions of planes beside the planes' sums, in one pass over memory."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .operator import fused
+
+
+def _fake(
+    planes: Tensor, numbers: Tensor, length: int, weights: Sequence[float], order: str, what: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    means = planes.new_empty(planes.shape[:2])
+    return empty(planes, numbers.shape[1] * length, order), means, torch.empty_like(means)
+
+
+def empty(planes: Tensor, count: int, order: str) -> Tensor:
+    """Room for so many positions of each plane ``[N, C, P]``, in an order of memory."""
+    batch, channels, _ = planes.shape
+    if order == "examples":
+        return planes.new_empty(batch, channels, count)
+    return planes.new_empty((channels, batch, count) if order == "channels" else (batch, count, channels))
+
+
+def as_planes(kept: Tensor, order: str) -> Tensor:
+    """What was gathered, as ``[N, C, S]``."""
+    if order == "examples":
+        return kept
+    return kept.transpose(0, 1) if order == "channels" else kept.transpose(1, 2)
+
+
+@fused(_fake)
+def gather_planes(
+    planes: Tensor, numbers: Tensor, length: int, weights: Sequence[float], order: str, what: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Entries of planes ``[N, C, P]`` at kept positions, beside the planes' means.
+
+    Args:
+        planes: The tensor.
+        numbers: ``[N or 1, R]``: which stretches of ``length`` neighbours are kept, ``S`` positions in all.
+        length: Of a stretch.
+        weights: Of each stretch, for a weighted sum of what is kept.
+        order: What shall be outermost in memory: ``"examples"``, ``"channels"`` or ``"rows"`` (of positions).
+        what: ``"entries"`` only, with their planes' ``"means"``, or as ``"deviations"`` from these.
+
+    Returns:
+        What is kept, ``[N, C, S]``, ``[C, N, S]`` or ``[N, S, C]``; means ``[N, C]``, zeros with ``"entries"``; the
+        weighted sums of deviations ``[N, C]``, zeros without.
+
+    Example:
+        >>> planes = torch.tensor([[[1.0, 2.0, 3.0, 6.0]]])
+        >>> gather_planes(planes, torch.tensor([[1]]), 2, [0.5], "examples", "deviations")
+        (tensor([[[0., 3.]]]), tensor([[3.]]), tensor([[1.5000]]))
+    """
+    within = torch.arange(length, device=numbers.device)
+    positions = (numbers.unsqueeze(2) * length + within).flatten(1)
+    found = planes.gather(2, positions.unsqueeze(1).expand(*planes.shape[:2], -1))
+    means, sums = planes.new_zeros(planes.shape[:2]), planes.new_zeros(planes.shape[:2])
+    if what != "entries":
+        means = planes.mean(2)
+    if what == "deviations":
+        found.sub_(means.unsqueeze(2))
+        sums = found @ found.new_tensor(weights).repeat_interleave(length)
+    kept = empty(planes, found.shape[2], order)
+    as_planes(kept, order).copy_(found)
+    return kept, means, sums
