@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from copy import deepcopy
 from statistics import median
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +43,7 @@ class Run:
         self.device = device
         if setting.checkpoints:
             add_checkpoints(self.model, network.blocks)
-        if setting.compiled is not None:
-            self.model.compile()
+        self.forward = self.model if setting.compiled is None else compiled(self.model, setting.compiled)
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -57,7 +55,7 @@ class Run:
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of a micro-batch."""
         with self._elsewhere(x):
-            return F.cross_entropy(self.model(x), labels) / self.setting.parts
+            return F.cross_entropy(self.forward(x), labels) / self.setting.parts
 
     def _elsewhere(self, x: Tensor) -> AbstractContextManager[Any]:
         if self.setting.elsewhere == "bf16":
@@ -109,11 +107,18 @@ class Run:
         return float(square.sqrt() / self.gradient().norm())
 
 
+def compiled(model: nn.Module, share: float) -> Any:
+    """A compiled model; one that may hold less has options of its own, or it would run the other one's graphs."""
+    return torch.compile(model, options=None if share == 1 else {"max_autotune": False})
+
+
 def activations(share: float | None) -> AbstractContextManager[Any]:
     """What a graph that is compiled within may hold of its activations; PyTorch has no other name for it."""
     if share is None or share == 1:
         return nullcontext()
-    return mock.patch("torch._functorch.config.activation_memory_budget", share)
+    from torch._functorch import config
+
+    return config.patch(activation_memory_budget=share)  # type: ignore[no-any-return]
 
 
 def run(

@@ -1,5 +1,6 @@
 """On a GPU: the same promises, and no waiting for the device."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import nn
 
 import randbp
-from bench import contractions, estimators
+from bench import contractions, estimators, lean_cuda, lean_settings
 from bench.place import Place
+from experiments.models import AllCNNC
 from randbp import (
     Axes,
     Batch,
@@ -149,6 +151,20 @@ def test_benchmarks_time_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert summary["unfold"]["device_geometric_mean"] > 0
     found = estimators.run("all-cnn-c.7", 0.01, Place("cuda", torch.bfloat16), ["batch"])
     assert found["batch 0.5 device"]["geometric_mean"] > 0
+
+
+def test_lean_mode_stands_beside_compiled_and_offloaded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = lean_settings.Network(lambda: AllCNNC(width=0.5, dropout=False), 32, 32, 4)
+    monkeypatch.setattr(lean_cuda, "NETWORKS", {"small": small})
+    monkeypatch.setattr(lean_cuda, "MEMORY", 2 * 2**30)
+    lean_cuda.run("", 0.1, False, ["preset", "compiled", "host", "checkpoint"], Place("cuda"))
+    (file,) = (tmp_path / "runs/bench").glob("lean-cuda*.json")
+    rows = {row["setting"]: row for row in json.loads(file.read_text())["rows"]}
+    assert set(rows) == set(lean_cuda.chosen(lean_cuda.settings_here(), ["preset", "compiled", "host", "checkpoint"]))
+    assert rows["preset memory"]["held_ratio"] < 0.3 and rows["held by the host"]["held_ratio"] < 0.1
+    assert rows["preset memory"]["largest"] > rows["exact"]["largest"] > 32
+    assert all(row["images_per_second"] > 0 and row["time_ratio"] > 0 for row in rows.values())
 
 
 def test_capturing_a_cuda_graph_says_why_it_cannot_be() -> None:
