@@ -22,7 +22,7 @@ def compared(backend: Backend, most: int | None = None) -> list[tuple[Backend, C
 
 COMPARED = compared("numba")
 if is_installed("triton") and os.environ.get("TRITON_INTERPRET") == "1":
-    COMPARED += compared("triton", most=24)
+    COMPARED += compared("triton", most=16)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # the interpreter calculates with numpy
