@@ -9,9 +9,16 @@ from .decode import decode
 from .depthwise import depthwise_weight_vjp
 from .encode import encode
 from .gather import gather_planes
+from .inside import inside
+from .masked import masked
 from .max_pool import max_pool, max_pool_grad
 from .narrow import narrow
 from .operator import Backend, backends, use
+from .relu import relu
+from .slope_to_grid import slope_to_grid
+from .times_grid import times_grid
+from .to_grid import to_grid
+from .unmask import unmask
 
 __all__ = [
     "Backend",
@@ -20,8 +27,15 @@ __all__ = [
     "depthwise_weight_vjp",
     "encode",
     "gather_planes",
+    "inside",
+    "masked",
     "max_pool",
     "max_pool_grad",
     "narrow",
+    "relu",
+    "slope_to_grid",
+    "times_grid",
+    "to_grid",
+    "unmask",
     "use",
 ]

@@ -22,11 +22,10 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
-from ..codecs import Stream
+from ..codecs import Blocks, Stream
 from .layout import flatten, memory_order, unflatten
 from .products import cast_by_autocast
 from .rules import Call, is_activation, is_unadorned, lean_version_of
-from .slopes import Blocks
 
 _WORTHWHILE = 0.75
 """Share of PyTorch's bytes up to which holding probabilities is worth its time."""

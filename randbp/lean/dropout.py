@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._torch.hooks import Hooks
+from ..codecs import Mask
+from ..modes import in_memory
 from .comparisons import StandIns
 from .layout import flatten, memory_order, unflatten
-from .masks import pack_mask, unpack_mask
 from .packed import Packed, packing
 from .rules import Call, is_activation, is_plain, lean_version_of
 
@@ -24,7 +25,7 @@ class _Dropout(torch.autograd.Function):
         if ctx.fused:
             y, mask = torch.native_dropout(x, rate, True)
             ctx.order = memory_order(mask)
-            mask = flatten(mask, ctx.order).clone()
+            mask = flatten(mask, ctx.order)
         else:
             factors = _factors(torch.empty_like(x).bernoulli_(1 - rate), rate)
             ctx.order = memory_order(factors)
@@ -32,7 +33,7 @@ class _Dropout(torch.autograd.Function):
             y = x.mul_(factors) if inplace else x * factors
         if inplace:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(pack_mask(mask))
+        ctx.save_for_backward(Mask(len(mask)).encode(mask))
         ctx.rate, ctx.shape, ctx.dtype = rate, x.shape, x.dtype
         return y
 
@@ -40,7 +41,12 @@ class _Dropout(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
         (bits,) = ctx.saved_tensors
-        mask = unflatten(unpack_mask(bits, grad.numel()), ctx.shape, ctx.order)
+        layout = Mask(grad.numel())
+        if not ctx.fused and not torch.is_grad_enabled() and in_memory(grad):
+            factor = float(_factors(torch.ones((), dtype=ctx.dtype), ctx.rate))
+            result = layout.apply(bits, flatten(grad, ctx.order), factor, other=0.0)
+            return unflatten(result, ctx.shape, ctx.order), None, None
+        mask = unflatten(layout.decode(bits), ctx.shape, ctx.order)
         if ctx.fused:
             return torch.ops.aten.native_dropout_backward(grad, mask, 1 / (1 - ctx.rate)), None, None
         return grad * _factors(mask.to(ctx.dtype), ctx.rate), None, None

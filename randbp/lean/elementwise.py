@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codecs import Grid
 from .rules import RULES, Call, is_activation, lean_version_of
-from .slopes import Grid, Slopes, slopes
+from .slopes import Slopes, slopes
 from .smooth import SELU_SLOPES, hold_slope
 
 _RANGES: dict[str, tuple[float, float]] = {

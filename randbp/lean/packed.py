@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from .._torch.hooks import Hooks, hooks_in_force
-from ..codecs import Uniform
+from ..codecs import Mask, Uniform
 from .layout import flatten, memory_order, unexpanded, unflatten
-from .masks import pack_mask, unpack_mask
 from .recipes import Recipe, follow
 from .rules import Session, is_small
 
@@ -125,12 +124,12 @@ class _Bits(Entries):
     def __init__(self, mask: Tensor, outer: Hooks | None) -> None:
         once = unexpanded(mask)
         self._order, self._shape = memory_order(once), once.shape
-        super().__init__(mask, (pack_mask(flatten(once, self._order).clone()),), outer)
+        super().__init__(mask, (Mask(once.numel()).encode(flatten(once, self._order)),), outer)
 
     def once(self) -> Tensor:
         """The entries."""
         (bits,) = self._parts()
-        return unflatten(unpack_mask(bits, self._shape.numel()), self._shape, self._order)
+        return unflatten(Mask(self._shape.numel()).decode(bits), self._shape, self._order)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Activations with a kink: one bit per entry says which of two slopes the gradient takes."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,83 +8,83 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import connected, edge_of
+from ..codecs import Mask
+from ..kernels import relu
+from ..kernels.masked import chosen
 from ..modes import in_memory
 from .comparisons import clamp_between
 from .layout import flatten, memory_order, unflatten
-from .masks import pack_where, unpacked
 from .recipes import recipe_of, remember
 from .rules import Call, is_plain, lean_version_of
 
-aten = torch.ops.aten
+
+@dataclass(frozen=True)
+class _Kink:
+    """Where a function has which slope.
+
+    Attributes:
+        test: The comparison (:func:`randbp.kernels.inside`) that an entry passes where the first slope holds.
+        low: Its lower bound.
+        high: Its upper bound.
+        slope: The slope there.
+        other: The slope elsewhere; ``None`` for a gradient that is 0 there whatever comes.
+    """
+
+    test: str
+    low: float = 0.0
+    high: float = torch.inf
+    slope: float = 1.0
+    other: float | None = None
+
+
+_RELU = _Kink("not_under")
 
 
 class _Piecewise(torch.autograd.Function):
-    """Holds one bit per entry; the slopes inside and outside are ``(a, None)``, where none is 0, or ``(1, b)``."""
+    """Holds one bit per entry."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        edge: Tensor | None,
-        call: Call,
-        inside: Callable[[Tensor], Tensor],
-        slopes: tuple,
-        inplace: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, edge: Tensor | None, call: Call, kink: _Kink, inplace: bool) -> Tensor:
         order = memory_order(x)
-        bits = pack_where(inside, flatten(x, order))  # before the function, which may overwrite x
-        y: Tensor = call.run()
+        flat = flatten(x, order)
+        if kink is _RELU and not inplace:
+            values, bits = relu(flat)
+            y: Tensor = unflatten(values, x.shape, order)
+        else:
+            bits = Mask(len(flat)).where(flat, kink.test, kink.low, kink.high)  # the function may overwrite x
+            y = call.run()
         if inplace:
             ctx.mark_dirty(x)
         ctx.save_for_backward(bits, edge)
-        ctx.shape, ctx.order, ctx.slopes = x.shape, order, slopes
+        ctx.shape, ctx.order, ctx.kink = x.shape, order, kink
         return y
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
         bits, edge = ctx.saved_tensors
-        flat = flatten(grad, ctx.order)
+        flat, kink, mask = flatten(grad, ctx.order), ctx.kink, Mask(grad.numel())
         if torch.is_grad_enabled() or not in_memory(grad):
-            result = torch.cat([_scaled(flat[part], kept, ctx.slopes) for part, kept in unpacked(bits, len(flat))])
-        else:  # a copy that came of another memory order is nobody else's
-            result = torch.empty_like(flat) if flat.data_ptr() == grad.data_ptr() else flat
-            for part, kept in unpacked(bits, len(flat)):
-                result[part] = _scaled(flat[part], kept, ctx.slopes)
-        return connected(unflatten(result, ctx.shape, ctx.order), edge), *[None] * 5
+            result = chosen(flat, mask.decode(bits), kink.slope, kink.other)
+        else:
+            result = mask.apply(bits, flat, kink.slope, kink.other)
+        return connected(unflatten(result, ctx.shape, ctx.order), edge), *[None] * 4
 
 
-def _scaled(grad: Tensor, inside: Tensor, slopes: tuple[float, float | None]) -> Tensor:
-    """Times the one slope or the other, by PyTorch's vectorised kernels: ``torch.where`` is many times slower."""
-    within, outside = slopes
-    chosen = inside.to(grad.dtype)
-    if outside is not None:  # also 0, times which a gradient keeps its sign and need not be finite
-        return aten.leaky_relu_backward(grad, chosen, outside, False)
-    return aten.threshold_backward(grad if within == 1 else grad * within, chosen, 0)
-
-
-def _apply(
-    call: Call,
-    x: Tensor,
-    inside: Callable[[Tensor], Tensor],
-    slopes: tuple[float, float | None] = (1.0, None),
-    inplace: bool = False,
-    linked: bool = True,
-) -> Any:
+def _apply(call: Call, x: Tensor, kink: _Kink, inplace: bool = False, linked: bool = True) -> Any:
     """The function, holding bits.
 
     Args:
         call: Of the function.
         x: Its argument.
-        inside: The test that an entry passes where the first slope holds.
-        slopes: The one inside and the one outside, ``None`` for a gradient that is 0 there whatever comes.
+        kink: Its slopes.
         inplace: Whether the function overwrites ``x``.
         linked: Whether PyTorch's gradient depends on ``x``, if only with derivative 0.
     """
     if not is_plain(x):
         return NotImplemented
     recipe = recipe_of(x)
-    y = _Piecewise.apply(x, edge_of(x) if linked else None, call, inside, slopes, inplace)
+    y = _Piecewise.apply(x, edge_of(x) if linked else None, call, kink, inplace)
     if recipe is not None:
         remember(y, recipe.then(call.without_input()))
     return y
@@ -95,7 +95,7 @@ def _apply(
 
 @lean_version_of([F.relu, torch.relu, Tensor.relu], exact=True)
 def _relu(call: Call, input: Tensor, inplace: bool = False) -> Any:
-    return _apply(call, input, lambda x: (x <= 0).logical_not_(), inplace=inplace)
+    return _apply(call, input, _RELU, inplace)
 
 
 @lean_version_of([torch.relu_, Tensor.relu_, F.relu_], exact=True)
@@ -106,7 +106,7 @@ def _relu_(call: Call, input: Tensor) -> Any:
 @lean_version_of([F.hardtanh], exact=True)
 def _hardtanh(call: Call, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
     # (For NaN PyTorch's vectorised and scalar kernels disagree; this is the vectorised one's zero.)
-    return _apply(call, input, lambda x: (x > min_val).logical_and_(x < max_val), inplace=inplace)
+    return _apply(call, input, _Kink("between", min_val, max_val), inplace)
 
 
 @lean_version_of([F.relu6], exact=True)
@@ -118,18 +118,18 @@ def _relu6(call: Call, input: Tensor, inplace: bool = False) -> Any:
 def _leaky_relu(call: Call, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Any:
     if inplace and negative_slope < 0:  # PyTorch refuses to differentiate that
         return NotImplemented
-    return _apply(call, input, lambda x: x > 0, (1.0, negative_slope), inplace)
+    return _apply(call, input, _Kink("over", other=negative_slope), inplace)
 
 
 @lean_version_of([F.threshold, torch.threshold], exact=True)
 def _threshold(call: Call, input: Tensor, threshold: float, value: float, inplace: bool = False) -> Any:
-    return _apply(call, input, lambda x: (x <= threshold).logical_not_(), inplace=inplace)
+    return _apply(call, input, _Kink("not_under", threshold), inplace)
 
 
 @lean_version_of([F.hardsigmoid], exact=True)
 def _hardsigmoid(call: Call, input: Tensor, inplace: bool = False) -> Any:
     sixth = float(torch.tensor(1 / 6))  # PyTorch's factor is single precision's for all dtypes
-    return _apply(call, input, lambda x: (x > -3).logical_and_(x < 3), (sixth, None), inplace)
+    return _apply(call, input, _Kink("between", -3.0, 3.0, sixth), inplace)
 
 
 @lean_version_of([torch.clamp, Tensor.clamp, Tensor.clip, torch.clip], exact=True)
@@ -141,12 +141,8 @@ def _clamp(
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         return NotImplemented if inplace else clamp_between(call, input, min, max)
 
-    def inside(x: Tensor) -> Tensor:
-        if min is None:
-            return x <= max
-        return x >= min if max is None else (x >= min).logical_and_(x <= max)
-
-    return _apply(call, input, inside, inplace=inplace, linked=False)
+    low, high = -torch.inf if min is None else min, torch.inf if max is None else max
+    return _apply(call, input, _Kink("within", low, high), inplace, linked=False)
 
 
 @lean_version_of([torch.clamp_, Tensor.clamp_, torch.clip_, Tensor.clip_], exact=True)

@@ -8,11 +8,9 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
-from ..codecs import Stream
+from ..codecs import Blocks, Mask, Stream
 from .layout import flatten, memory_order, unflatten
-from .masks import pack_where, unpacked
 from .rules import Call, is_activation, is_unadorned, lean_version_of
-from .slopes import Blocks
 
 
 class _PReLU(torch.autograd.Function):
@@ -30,7 +28,7 @@ class _PReLU(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             seed = torch.tensor(call.session.seed())
             negative = ctx.kind.encode(flat.clamp(max=0), Stream(int(seed), x.device))
-        ctx.save_for_backward(pack_where(lambda x: x > 0, flat), weight, negative, seed, edge)
+        ctx.save_for_backward(Mask(len(flat)).where(flat, "over"), weight, negative, seed, edge)
         y: Tensor = call.run()
         return y
 
@@ -40,7 +38,7 @@ class _PReLU(torch.autograd.Function):
         (grad,) = output_grads
         bits, weight, negative, seed, edge = ctx.saved_tensors
         count = ctx.shape.numel()
-        positive = unflatten(torch.cat([kept for _, kept in unpacked(bits, count)]), ctx.shape, ctx.order)
+        positive = unflatten(Mask(count).decode(bits), ctx.shape, ctx.order)
         slopes = weight if weight.numel() == 1 else weight.view(-1, *[1] * (len(ctx.shape) - 2))
         input_grad = torch.where(positive, grad, grad * slopes)
         if negative is None:

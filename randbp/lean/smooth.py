@@ -9,10 +9,13 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
-from ..codecs import Stream
+from ..codecs import Grid, Stream
 from .layout import flatten, memory_order, pieces, unexpanded, unflatten
 from .rules import Call, is_plain, lean_version_of
-from .slopes import Grid, Slopes
+from .slopes import Slopes
+
+_Known = tuple[str, list[float]]
+"""An activation whose derivative is computed and rounded in one pass, and its parameters."""
 
 
 class _Smooth(torch.autograd.Function):
@@ -27,10 +30,16 @@ class _Smooth(torch.autograd.Function):
         seed: int,
         kind: Slopes,
         inplace: bool,
+        known: _Known | None,
     ) -> Tensor:
         order, noise = memory_order(x), Stream(seed, x.device)
         flat = flatten(x, order)
-        codes = [kind.encode(_slope(function, flat[part], inplace), noise) for part in pieces(x.numel(), x.device, 8)]
+        if known is not None and isinstance(kind, Grid):
+            ctx.parts = [slice(0, len(flat))]
+            codes = [kind.encode_slopes(flat, *known, noise)]
+        else:
+            ctx.parts = pieces(x.numel(), x.device, 256)
+            codes = [kind.encode(_slope(function, flat[part], inplace), noise) for part in ctx.parts]
         # Once more, of all at once: the last bits of PyTorch's functions depend on where in memory an entry lies.
         y = function(x)
         if inplace:
@@ -48,15 +57,21 @@ class _Smooth(torch.autograd.Function):
         noise = None if seed is None else Stream(int(seed), codes.device)
         with torch.no_grad():
             flat = flatten(output_grad, ctx.order)
-            result, first = torch.empty(flat.shape, dtype=ctx.dtype, device=flat.device), 0
-            for part in pieces(flat.numel(), flat.device, 8):
-                count = part.stop - part.start
-                size = ctx.kind.nbytes(count)
-                slope = ctx.kind.decode(codes[first : first + size], count, noise)
-                result[part] = flat[part] * slope if flat.dtype == torch.float64 else slope.mul_(flat[part])
-                first += size
+            result = _times(ctx.kind, flat, codes, ctx.parts, noise).to(ctx.dtype)
         grads = not_differentiable("lean activation", (unflatten(result, ctx.shape, ctx.order),), (edge, output_grad))
-        return (*grads, *[None] * 5)
+        return (*grads, *[None] * 6)
+
+
+def _times(kind: Slopes, flat: Tensor, codes: Tensor, parts: list[slice], noise: Stream | None) -> Tensor:
+    """Flat gradients times what is held of slopes, part by part."""
+    if len(parts) == 1:
+        return kind.times(flat, codes, noise)
+    result, first = torch.empty_like(flat), 0
+    for part in parts:
+        size = kind.nbytes(part.stop - part.start)
+        result[part] = kind.times(flat[part], codes[first : first + size], noise)
+        first += size
+    return result
 
 
 def _slope(function: Callable[[Tensor], Tensor], x: Tensor, inplace: bool) -> Tensor:
@@ -70,13 +85,20 @@ def _slope(function: Callable[[Tensor], Tensor], x: Tensor, inplace: bool) -> Te
     return slope
 
 
-def _apply(call: Call, x: Tensor, low: float, high: float, inplace: bool = False) -> Any:
+def _apply(call: Call, x: Tensor, low: float, high: float, inplace: bool = False, known: _Known | None = None) -> Any:
     if not is_plain(x):
         return NotImplemented
-    return hold_slope(call, x, call.run_on, Grid.over(low, high, call.session.bits), inplace)
+    return hold_slope(call, x, call.run_on, Grid.over(low, high, call.session.bits), inplace, known)
 
 
-def hold_slope(call: Call, x: Tensor, function: Callable[[Tensor], Tensor], kind: Slopes, inplace: bool = False) -> Any:
+def hold_slope(
+    call: Call,
+    x: Tensor,
+    function: Callable[[Tensor], Tensor],
+    kind: Slopes,
+    inplace: bool = False,
+    known: _Known | None = None,
+) -> Any:
     """``φ(x)`` of an elementwise function, of which only the rounded derivative is held.
 
     Args:
@@ -85,70 +107,83 @@ def hold_slope(call: Call, x: Tensor, function: Callable[[Tensor], Tensor], kind
         function: PyTorch's ``φ``, called with all entries and with some of them.
         kind: How the derivative is held.
         inplace: Whether ``φ`` overwrites its argument.
+        known: The function's name and parameters for :func:`randbp.kernels.slope_to_grid`, if it is one of those.
     """
     if inplace and unexpanded(x).shape != x.shape:
         return NotImplemented  # for PyTorch to refuse
-    y: Tensor = _Smooth.apply(x, edge_of(x), function, call.session.seed(), kind, inplace)
+    fused = known if x.dtype != torch.float64 else None  # that is computed in single precision
+    y: Tensor = _Smooth.apply(x, edge_of(x), function, call.session.seed(), kind, inplace, fused)
     return y
 
 
+_SELU = (1.7580993408473766, 1.0507009873554805)
+"""SELU's scale times its alpha, and its scale."""
+
 SELU_SLOPES = (0.0, 1.7581)
-"""The range of SELU's derivative: up to its scale times its alpha, 1.75810."""
+"""The range of SELU's derivative: up to its scale times its alpha."""
+
+
+def _of(function: str, factor: float = 1.0, second: float = 0.0, third: float = 0.0) -> _Known:
+    """An activation of which :func:`randbp.kernels.slope_to_grid` computes the derivative."""
+    return function, [factor, second, third]
 
 
 @lean_version_of([F.gelu], exact=False)
 def _gelu(call: Call, input: Tensor, approximate: str = "none") -> Any:
-    return _apply(call, input, -0.13, 1.13)  # the extremes are at ±√2: 0.5 ± 0.6290 (with tanh 0.6291)
+    known = _of("gelu_tanh" if approximate == "tanh" else "gelu")
+    return _apply(call, input, -0.13, 1.13, known=known)  # the extremes are at ±√2: 0.5 ± 0.6290 (with tanh 0.6291)
 
 
 @lean_version_of([F.silu], exact=False)
 def _silu(call: Call, input: Tensor, inplace: bool = False) -> Any:
-    return _apply(call, input, -0.1, 1.1, inplace)  # -0.0998 and 1.0998
+    return _apply(call, input, -0.1, 1.1, inplace, _of("silu"))  # -0.0998 and 1.0998
 
 
 @lean_version_of([F.hardswish], exact=False)
 def _hardswish(call: Call, input: Tensor, inplace: bool = False) -> Any:
-    return _apply(call, input, -0.5, 1.5, inplace)
+    return _apply(call, input, -0.5, 1.5, inplace, _of("hardswish"))
 
 
 @lean_version_of([F.mish], exact=False)
 def _mish(call: Call, input: Tensor, inplace: bool = False) -> Any:
-    return _apply(call, input, -0.12, 1.09, inplace)  # -0.1132 and 1.0885
+    return _apply(call, input, -0.12, 1.09, inplace, _of("mish"))  # -0.1132 and 1.0885
 
 
 @lean_version_of([torch.tanh, Tensor.tanh, F.tanh], exact=False)
 def _tanh(call: Call, input: Tensor) -> Any:
-    return _apply(call, input, 0.0, 1.0)
+    return _apply(call, input, 0.0, 1.0, known=_of("tanh", 2.0))
 
 
 @lean_version_of([torch.sigmoid, Tensor.sigmoid, F.sigmoid], exact=False)
 def _sigmoid(call: Call, input: Tensor) -> Any:
-    return _apply(call, input, 0.0, 0.25)
+    return _apply(call, input, 0.0, 0.25, known=_of("sigmoid"))
 
 
 @lean_version_of([F.softplus], exact=False)
 def _softplus(call: Call, input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Any:
-    return _apply(call, input, 0.0, 1.0)
+    return _apply(call, input, 0.0, 1.0, known=_of("softplus", beta, threshold))
 
 
 @lean_version_of([F.elu], exact=False)
 def _elu(call: Call, input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Any:
-    return NotImplemented if alpha < 0 else _apply(call, input, 0.0, max(1.0, alpha), inplace)
+    return (
+        NotImplemented if alpha < 0 else _apply(call, input, 0.0, max(1.0, alpha), inplace, _of("elu", 1.0, alpha, 1.0))
+    )
 
 
 @lean_version_of([F.logsigmoid], exact=False)
 def _logsigmoid(call: Call, input: Tensor) -> Any:
-    return _apply(call, input, 0.0, 1.0)
+    return _apply(call, input, 0.0, 1.0, known=_of("softplus", -1.0, torch.inf))
 
 
 @lean_version_of([F.selu], exact=False)
 def _selu(call: Call, input: Tensor, inplace: bool = False) -> Any:
-    return _apply(call, input, *SELU_SLOPES, inplace)
+    return _apply(call, input, *SELU_SLOPES, inplace, _of("elu", 1.0, *_SELU))
 
 
 @lean_version_of([F.celu, torch.celu], exact=False)
 def _celu(call: Call, input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Any:
-    return NotImplemented if alpha <= 0 else _apply(call, input, 0.0, 1.0, inplace)
+    return NotImplemented if alpha <= 0 else _apply(call, input, 0.0, 1.0, inplace, _of("elu", 1 / alpha, 1.0, 1.0))
 
 
 @lean_version_of([F.softsign, F.tanhshrink], exact=False)

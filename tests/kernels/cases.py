@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from randbp.kernels import max_pool
+from randbp.kernels.derivatives import FUNCTIONS
+from randbp.kernels.grid_bits import grid_bytes
 from randbp.kernels.levels import Rows
+from randbp.kernels.mask_bits import bits_of
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 KINDS = ("normal", "constant", "zeros", "spoilt", "one row spoilt", "tiny", "huge")
@@ -202,6 +205,63 @@ def _depthwise_weight_vjp(
     return entries, numbers, length, counts, [2.5, 3.5], means, grad, kernel, input, stride, padding, dilation
 
 
+ENTRIES: dict[str, Sequence[Any]] = {
+    "count": (3000, 1, 0, 256, 2049, 7),
+    "dtype": FLOATS,
+    "kind": KINDS,
+    "layout": ("contiguous", "every second"),
+}
+"""Of flat tensors."""
+
+
+def _flat(seed: int, count: int, dtype: torch.dtype, kind: str, layout: str) -> Tensor:
+    return matrix(seed, (1, count), dtype, kind, layout)[0]
+
+
+def _inside(
+    seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, test: tuple[str, float, float]
+) -> tuple[Any, ...]:
+    x = _flat(seed, count, dtype, kind, layout)
+    return (x > 0 if test[0] == "true" else x), *test
+
+
+def _bits(seed: int, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return bits_of(torch.rand(count, generator=generator) > 0.4)
+
+
+def _unmask(seed: int, count: int) -> tuple[Any, ...]:
+    return _bits(seed, count), count
+
+
+def _masked(
+    seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, factors: tuple[float, float | None]
+) -> tuple[Any, ...]:
+    return _flat(seed, count, dtype, kind, layout), _bits(seed, count), *factors
+
+
+def _relu(seed: int, count: int, dtype: torch.dtype, kind: str, layout: str) -> tuple[Any, ...]:
+    return (_flat(seed, count, dtype, kind, layout),)
+
+
+def _to_grid(seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, bits: int) -> tuple[Any, ...]:
+    return _flat(seed, count, dtype, kind, layout), seed - 2**30, seed % 1000, bits, (2**bits - 1) / 1.3, 0.13
+
+
+def _times_grid(seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, bits: int) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.randint(0, 256, (grid_bytes(count, bits),), generator=generator, dtype=torch.uint8)
+    return _flat(seed, count, dtype, kind, layout), held, bits, 1.3 / (2**bits - 1), 0.13
+
+
+def _slope_to_grid(
+    seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, function: str, bits: int
+) -> tuple[Any, ...]:
+    x = _flat(seed, count, dtype, kind, layout) * 3
+    factor = 2.0 if function.startswith("tanh") else 1.0
+    return x, function, [factor, 1.5, 1.0], seed, seed % 1000, bits, (2**bits - 1) / 2, 0.13
+
+
 TABLE = {
     "encode": Trials(
         _encode,
@@ -263,5 +323,25 @@ TABLE = {
         count=90,
         close=2e-5,
     ),
+    "inside": Trials(
+        _inside,
+        {
+            **ENTRIES,
+            "test": (
+                *(("over", 0.0, 0.0), ("not_under", 0.3, 0.0), ("not_under", -0.0, 0.0), ("between", -1.0, 0.0)),
+                *(("within", -0.5, math.inf), ("within", -math.inf, 0.7), ("within", 0.0, -0.0), ("true", 0.0, 0.0)),
+                *(("within", 1.0, -1.0), ("over", math.nan, 0.0), ("not_under", math.nan, 0.0)),
+            ),
+        },
+        count=60,
+    ),
+    "unmask": Trials(_unmask, {"count": (3000, 1, 0, 256, 2049, 7, 70_000)}, count=7),
+    "masked": Trials(
+        _masked, {**ENTRIES, "factors": ((1.0, None), (1 / 6, None), (1.0, 0.3), (1.25, 0.0), (1.0, -0.2))}, count=40
+    ),
+    "relu": Trials(_relu, ENTRIES, count=30),
+    "to_grid": Trials(_to_grid, {**ENTRIES, "bits": range(1, 9)}, count=40),
+    "times_grid": Trials(_times_grid, {**ENTRIES, "bits": range(1, 9)}, count=40),
+    "slope_to_grid": Trials(_slope_to_grid, {**ENTRIES, "function": FUNCTIONS, "bits": range(1, 9)}, count=60),
 }
 """Of each operation, how it is tried."""

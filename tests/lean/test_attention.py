@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from randbp.codecs import Blocks
 from randbp.diagnostics import memory_report
 from randbp.lean import make_lean
-from randbp.lean.slopes import Blocks
 from randbp.randomize.layers import Clock
 
 from .same import lean, values_and_grads

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from randbp.codecs import Stream
-from randbp.lean.geometric import Geometric
+from randbp.codecs import Geometric, Stream
 
 
 def noise(seed: int = 0) -> Stream:

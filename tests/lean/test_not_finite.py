@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from randbp import Rounding
-from randbp.codecs import Stream, Uniform
+from randbp.codecs import Grid, Stream, Uniform
 from randbp.functional import conv
-from randbp.lean.slopes import Grid
 
 from .same import lean, values_and_grads
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from randbp.codecs import Blocks
 from randbp.diagnostics import memory_report
-from randbp.lean.slopes import Blocks
 
 from .same import lean, values_and_grads
 from .test_rounded import is_unbiased

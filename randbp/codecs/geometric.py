@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..codecs import Stream
 from ..kernels.packing import pack, packed_size, to_bytes, unpack
+from .stream import Stream
 
 _BLOCK = 256
 
@@ -97,6 +97,11 @@ class Geometric:
         values = torch.where(mixed.logical_and(codes > half), -values, values).masked_fill_(place == 0, 0)
         values.masked_fill_(codes == torch.where(mixed, half, 2 * half - 1), torch.nan)
         return values.view(-1)[:count]
+
+    def times(self, values: Tensor, held: Tensor, noise: Stream | None = None) -> Tensor:
+        """Flat values times the entries, in the values' dtype."""
+        entries = self.decode(held, len(values), noise)
+        return values * entries if values.dtype == torch.float64 else entries.mul_(values).to(values.dtype)
 
     def _levels(self, mixed: Tensor) -> Tensor:
         """Number ``M`` of levels above zero."""

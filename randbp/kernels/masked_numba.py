@@ -1,0 +1,96 @@
+"""Entries times one of two numbers, by numba: see :mod:`.masked`."""
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from .inside_numba import INTEGERS
+from .jit import function, parallel, tasks
+from .levels import scale_dtype
+from .mask_bits import BLOCK
+from .memory_numba import FLOAT, array, kind, load, numpy_dtype, store
+
+
+def masked(values: Tensor, bits: Tensor, factor: float, other: float | None) -> Tensor:
+    """The same bits as the reference's."""
+    source = values.contiguous()
+    result = torch.empty_like(source)
+    if not len(values):
+        return result
+    number, packed = tasks(len(values)), array(bits.contiguous())
+    if other is None and factor == 1:  # chosen as integers: nothing happens to what is kept
+        integers = INTEGERS[values.itemsize]
+        _keep(array(source.view(integers)), packed, array(result.view(integers)), number)
+        return result
+    precise = scale_dtype(values.dtype)
+    if values.dtype == torch.float16:
+        result = torch.empty_like(source, dtype=precise)
+    factors: np.ndarray = np.array([factor, 0 if other is None else other], numpy_dtype(precise))
+    given, wanted = kind(values.dtype), kind(result.dtype)
+    _scale(array(source), given, packed, factors, other is None, array(result), wanted, number)
+    return result.to(values.dtype)
+
+
+@parallel
+def _keep(source, bits, result, tasks):
+    entries = len(source)
+    blocks = (entries + BLOCK - 1) // BLOCK
+    each = (blocks + tasks - 1) // tasks
+    for task in prange(tasks):
+        for number in range(task * each, min(blocks, (task + 1) * each)):
+            first = number * BLOCK
+            size = min(BLOCK, entries - first)
+            length = (size + 7) // 8
+            some = bits[first // 8 : first // 8 + length]
+            for k in range(8):
+                start, stop = k * length, min(size, (k + 1) * length)
+                if start < stop:
+                    _kept(source[first + start : first + stop], some, k, result[first + start : first + stop])
+
+
+@function
+def _kept(x, bits, k, y):
+    for j in range(len(x)):
+        y[j] = x[j] & -((bits[j] >> k) & 1)
+
+
+@parallel
+def _scale(source, kind, bits, factors, drops, result, wanted, tasks):
+    entries = len(source)
+    blocks = (entries + BLOCK - 1) // BLOCK
+    each = (blocks + tasks - 1) // tasks
+    for task in prange(tasks):
+        x = np.empty(BLOCK // 8, factors.dtype)
+        for number in range(task * each, min(blocks, (task + 1) * each)):
+            first = number * BLOCK
+            size = min(BLOCK, entries - first)
+            length = (size + 7) // 8
+            packed = bits[first // 8 : first // 8 + length]
+            for k in range(8):
+                start, stop = k * length, min(size, (k + 1) * length)
+                if start < stop and kind == FLOAT and wanted == FLOAT:
+                    _scaled(
+                        source[first + start : first + stop],
+                        packed,
+                        k,
+                        factors,
+                        drops,
+                        result[first + start : first + stop],
+                    )
+                elif start < stop:
+                    some = x[: stop - start]
+                    load(source[first + start : first + stop], kind, some)
+                    _scaled(some, packed, k, factors, drops, some)
+                    store(some, wanted, result[first + start : first + stop])
+
+
+@function
+def _scaled(x, bits, k, factors, drops, y):
+    factor, other = factors[0], factors[1]
+    if drops:
+        for j in range(len(x)):
+            y[j] = x[j] * factor if (bits[j] >> k) & 1 else other
+    else:
+        for j in range(len(x)):
+            y[j] = x[j] * (factor if (bits[j] >> k) & 1 else other)
