@@ -146,7 +146,8 @@ def test_lean_mode_from_the_command_line_and_a_file(randbp, tmp_path):
 def test_presets_from_the_command_line_a_file_and_a_saved_configuration(randbp, tmp_path, capsys):
     one = ("--trainer.max_epochs=1", "--test_after_fit=false")
     assert randbp("fit", "--version=plain", *one) == 0
-    assert main(["fit", "--config=runs/tiny/plain/config.yaml", "--version=a", "--tensor_dropout.preset=memory"]) == 0
+    memory = f"--config={ROOT / 'configs/memory.yaml'}"
+    assert main(["fit", "--config=runs/tiny/plain/config.yaml", "--version=a", memory]) == 0
     estimator = {"class_path": "randbp.Rounding", "init_args": {"bits": 4}}
     given = {"weight_vjp": estimator, "lean": True, "layers": "*"}
     (tmp_path / "given.yaml").write_text(yaml.safe_dump({"tensor_dropout": given}))
