@@ -7,6 +7,7 @@ from randbp import (
     LowResolution,
     NormChannels,
     NormSpatial,
+    Precision,
     Projection,
     Rounding,
     Spatial,
@@ -29,4 +30,6 @@ FIXED_SIZE = [
     Rounding(4),
     Rounding(3, block="channel"),
     Rounding(4, Spatial(0.5)),
+    Precision(),
+    Precision(estimator=Rounding(4)),
 ]

@@ -11,6 +11,7 @@ from ..estimators import Estimator
 from ..modes import without_autocast
 from ..tn import LayerSpec
 from .compiled import compiled
+from .fastest import fastest
 from .once import edge_of, not_differentiable
 from .operations import Operation
 from .transforms import is_transformed, not_transformed, refuses_vectorised
@@ -114,12 +115,29 @@ def estimated(
     if transformed():
         raise not_transformed()
     spec = operation.spec(x.shape, weight.shape)
+    chosen = fastest(_call, x, weight, bias, operation, spec, weight_vjp, input_vjp)
+    if chosen is None:
+        return operation.native(x, weight, bias)
+    weight_vjp, input_vjp = chosen
     try:
-        y: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, spec, weight_vjp, input_vjp, seed)
+        return _call(x, weight, bias, operation, spec, weight_vjp, input_vjp, seed)
     except RuntimeError as error:
         if not any(map(is_transformed, (x, weight))):
             raise
         raise not_transformed() from error
+
+
+def _call(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    operation: Operation,
+    spec: LayerSpec,
+    weight_vjp: Estimator,
+    input_vjp: Estimator,
+    seed: int,
+) -> Tensor:
+    y: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, spec, weight_vjp, input_vjp, seed)
     return y
 
 

@@ -13,6 +13,7 @@ from .low_resolution import LowResolution
 from .norm_channels import NormChannels
 from .norm_spatial import NormSpatial
 from .plain import configure, plain_estimator
+from .precision import Precision
 from .projection import Projection
 from .rounding import Rounding
 from .seeds import manual_seed
@@ -31,6 +32,7 @@ __all__ = [
     "LowResolution",
     "NormChannels",
     "NormSpatial",
+    "Precision",
     "Projection",
     "Rounding",
     "Spatial",

@@ -79,6 +79,14 @@ class Estimator(ABC):
         """Whether the estimate drops examples of the batch, of which it should then see as many as there are."""
         return False
 
+    @property
+    def fallback(self) -> "Estimator | None":
+        """What :class:`randbp.IfFaster` uses in layers where this one is not faster; ``None`` for the exact VJP.
+
+        An estimator that only computes otherwise what another one holds falls back to that one.
+        """
+        return None
+
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> "Estimator":
         """The estimator that serves a VJP of a layer: this one, unless a class decides layer by layer."""
         return self

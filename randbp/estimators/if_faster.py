@@ -1,34 +1,30 @@
-"""An estimator where it is faster than the exact VJP, by measurement, and the exact VJP elsewhere."""
+"""An estimator where it is faster than what it stands in for, by measurement, and that elsewhere."""
 
 from dataclasses import dataclass, field
-from statistics import median
+from functools import partial
+from math import inf
 from threading import Lock
-from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..tn import LayerSpec
-from .aside import aside
 from .base import Estimator, Vjp
 from .description import Description
 from .draw import Draw
 from .exact import Exact
 from .planned import Planned
+from .race import GAIN, race
 from .wrapping import Wrapping
-
-ROUNDS = (3, 15)  # least and most readings of each
-GAIN = 0.95  # of the exact VJP's time, at most which is worth a change
-SECONDS = 0.1  # for all readings of a layer, unless the least number takes longer
 
 
 class Race(NamedTuple):
     """Seconds of one VJP of one layer, drawing and storing included.
 
-    Of the exact one it is the least reading, for other work on the machine only adds. The time of some kernels differs
-    from call to call, though; what shall take their place must be faster in the least and in the middle readings, so
-    the worse of both ratios counts.
+    Of what serves already it is the least reading; what shall take its place must be faster in the least and in the
+    middle readings, so the worse of both ratios counts (:func:`.race.race`). ``exact`` is the time of what serves where
+    the estimator does not; ``planned`` is infinite if that is not exact.
     """
 
     exact: float
@@ -45,7 +41,7 @@ class Race(NamedTuple):
 
 @dataclass(frozen=True)
 class IfFaster(Wrapping, Estimator):
-    """An estimator in the layers where it is faster than the exact VJP, and the exact VJP in all others.
+    """An estimator in the layers where it is faster, and the exact VJP in all others.
 
     Whether sampling saves time depends on the layer and the machine: products of many channels shrink with the keep
     rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or
@@ -53,10 +49,14 @@ class IfFaster(Wrapping, Estimator):
     each layer is timed when it runs for the first time: all ways in turn, on tensors of the layer's sizes, for
     about a tenth of a second, in which memory for one more input and output is taken. The fastest one then serves
     all layers of these sizes, data type and device until the process ends; what gains less than a twentieth of the
-    time stays exact. As times vary, another process may decide otherwise; for a fixed choice give layers their
-    estimators by name, e.g. with :func:`randbp.autotune`.
+    time stays exact. A layer of which PyTorch's own backward pass, bias included, takes no longer than what was chosen
+    runs that one, with PyTorch's bits (outside of compiled graphs, where each VJP is chosen alone). As times vary,
+    another process may decide otherwise; for a fixed choice give layers their estimators by name, e.g. with
+    :func:`randbp.autotune`.
 
-    A layer that stays exact holds its whole input. :meth:`describe` speaks of the estimator.
+    A layer that stays exact holds its whole input. Around a :class:`randbp.Precision` of an estimator that holds less,
+    the choice is between narrow products and that estimator alone, and what is held is the same: in
+    ``IfFaster(Precision(estimator=Rounding(4)))`` four bits per entry. :meth:`describe` speaks of the estimator.
 
     Args:
         estimator: What is used where it is faster.
@@ -87,14 +87,20 @@ class IfFaster(Wrapping, Estimator):
         """Raise ``ValueError`` if the estimator within cannot stand in for a VJP."""
         self.estimator.check_serves(vjp)
 
+    @property
+    def fallback(self) -> Estimator | None:
+        """That of the estimator within."""
+        return self.estimator.fallback
+
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
-        """The estimator within, or one that is exact; the one within on a device without data, where nothing runs."""
-        if self.exact:
-            return Exact()
+        """The estimator within, or what is faster; the one within on a device without data, where nothing runs."""
+        chosen = self.estimator.for_layer(vjp, spec, dtype, device)
+        fallback = self.fallback or Exact()
+        if chosen.exact or chosen == fallback:
+            return fallback
         if device.type == "meta":
-            return self.estimator
-        first = self.race(vjp, spec, dtype, device).first
-        return _EXACT.get(first, self.estimator)
+            return chosen
+        return {"exact": fallback, "planned": Planned()}.get(self.race(vjp, spec, dtype, device).first, chosen)
 
     def race(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Race:
         """The measurement that decides; it is made once and remembered."""
@@ -102,7 +108,7 @@ class IfFaster(Wrapping, Estimator):
         with _LOCK:
             found = _RACES.get(key)
             if found is None:
-                found = _RACES[key] = aside(lambda: _race(self.estimator, vjp, spec, dtype, device))
+                found = _RACES[key] = _race(self.estimator, vjp, spec, dtype, device)
         return found
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
@@ -123,7 +129,6 @@ class IfFaster(Wrapping, Estimator):
         return self.estimator.describe(spec, dtype)
 
 
-_EXACT: dict[str, Estimator] = {"exact": Exact(), "planned": Planned()}
 _RACES: dict[tuple[Any, ...], Race] = {}
 _LOCK = Lock()
 
@@ -132,23 +137,14 @@ def _race(estimator: Estimator, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, d
     output_grad = torch.ones(spec.output_shape, dtype=dtype, device=device)
     other = torch.ones(spec.input_shape if vjp == "weight_vjp" else spec.weight_shape, dtype=dtype, device=device)
 
-    def run(contender: Estimator, draw: Draw) -> None:
+    def run(contender: Estimator) -> None:
+        draw = Draw(0)
         if vjp == "weight_vjp":
             contender.weight_vjp(contender.sketch(other, spec, draw), output_grad, spec, draw)
         else:
             contender.input_vjp(output_grad, other, spec, draw)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
 
-    contenders = (*_EXACT.values(), estimator)
-    for contender in contenders:  # plans, tables and the kernels' own choices are made in the first call
-        run(contender, Draw(0))
-    readings: tuple[list[float], ...] = [], [], []
-    while len(readings[0]) < ROUNDS[0] or (len(readings[0]) < ROUNDS[1] and sum(map(sum, readings)) < SECONDS):
-        for contender, times in zip(contenders, readings, strict=True):
-            started = perf_counter()
-            run(contender, Draw(len(times)))
-            times.append(perf_counter() - started)
-    least, middle = [min(times) for times in readings], [median(times) for times in readings]
-    worse = [max(low / least[0], mid / middle[0]) for low, mid in zip(least[1:], middle[1:], strict=True)]
-    return Race(least[0], *(least[0] * ratio for ratio in worse))
+    others = (estimator.fallback,) if estimator.fallback else (Exact(), Planned())
+    exact, ratios = race([partial(run, contender) for contender in (*others, estimator)], device)
+    seconds = [exact * max(ratio) for ratio in ratios]
+    return Race(exact, inf if estimator.fallback else seconds[1], seconds[-1])

@@ -21,8 +21,13 @@ class Planned(Exact):
 
     Example:
         >>> Planned().exact
-        True
+        False
     """
+
+    @property
+    def exact(self) -> bool:
+        """Not bit for bit."""
+        return False
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """``V_W = Σ_{n i o} X Π V_Y``."""

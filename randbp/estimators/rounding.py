@@ -1,6 +1,6 @@
 """Stochastic rounding of what is held for backward."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar, Literal
@@ -100,17 +100,19 @@ class Rounding(Wrapping, Estimator):
         """The VJP of what is held, decoded."""
         if not self.estimator.exact:
             return self.estimator.weight_vjp(tuple(self._decode(held)), output_grad, spec, draw)
+        if len(held) == 2:  # not rounded
+            return Exact().weight_vjp(held[1:], output_grad, spec, draw)
+        examples, parts = self.examples(held, spec), chunks(spec.batch_size, entries=prod(spec.input_shape[1:]))
+        return chunked_weight_vjp(lambda _, part: examples(part), parts, output_grad, spec)
+
+    def examples(self, held: tuple[Tensor, ...], spec: LayerSpec) -> Callable[[slice], Tensor]:
+        """Where the estimator within keeps everything: what decodes a slice of the batch, an input ``[n, C, *I]``."""
         like, *rest = held
         layout = self._layout(tuple(like.shape[1:]), like.dtype, 0)
         if layout is None:
-            return Exact().weight_vjp((rest[0],), output_grad, spec, draw)
+            return lambda part: rest[0][part]
         codes, scales = rest
-        parts = chunks(spec.batch_size, entries=layout.entries)
-
-        def rebuild(_: int, part: slice) -> Tensor:
-            return layout.decode(codes[part], scales[part]).view(-1, *spec.input_shape[1:])
-
-        return chunked_weight_vjp(rebuild, parts, output_grad, spec)
+        return lambda part: layout.decode(codes[part], scales[part]).view(-1, *spec.input_shape[1:])
 
     def _decode(self, held: tuple[Tensor, ...]) -> Iterator[Tensor]:
         tensors, number = iter(held), -1

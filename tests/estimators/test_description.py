@@ -19,6 +19,7 @@ from randbp import (
     LowResolution,
     NormChannels,
     NormSpatial,
+    Precision,
     Projection,
     Rounding,
     Spatial,
@@ -42,6 +43,8 @@ MAKERS = {
     "top k": BiasedTopK,
     "projection": lambda keep: Projection(keep, block=7),
     "rounding": lambda keep: Rounding(3, block=16),
+    "narrow": lambda keep: Precision(),
+    "narrow, rounded": lambda keep: Precision(estimator=Rounding(3, block=16)),
     "rounded sample": lambda keep: Rounding(5, LowResolution(keep, block=2), block=16),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:BiasedTopK")

@@ -15,6 +15,7 @@ from randbp import (
     LowResolution,
     NormChannels,
     NormSpatial,
+    Precision,
     Projection,
     Rounding,
     Spatial,
@@ -30,6 +31,7 @@ SAME = [
     (NormSpatial(0.5, center=np.int64(4)), NormSpatial(0.5, center=4)),
     (LowResolution(0.5, block=np.int32(8)), LowResolution(0.5, block=8)),
     (Projection(0.5, block=np.int64(64)), Projection(0.5, block=64)),
+    (Precision("float16", Rounding(np.int64(4))), Precision("float16", Rounding(4))),
     (Rounding(np.int64(4), Spatial(np.float64(0.5)), np.int64(64)), Rounding(4, Spatial(0.5), 64)),
 ]
 

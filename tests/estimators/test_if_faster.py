@@ -14,6 +14,7 @@ from randbp.estimators import Draw, configure, plain_estimator
 from randbp.estimators.if_faster import Race
 from randbp.estimators.planned import Planned
 from randbp.functional import conv, conv_spec
+from randbp.tn import LayerSpec, linear_spec
 
 CALLS: list[str] = []
 
@@ -134,16 +135,23 @@ def test_a_small_gain_is_no_reason_to_change(seconds: tuple[float, float, float]
 
 @pytest.mark.parametrize("estimator", [IfFaster(Quick(0.5)), IfFaster(Slow(0.5)), IfFaster(Spatial(0.25))], ids=str)
 @pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 3, padding=1), nn.Linear(24, 8)], ids=["convolution", "linear"])
-def test_compiled_graphs_make_the_same_choice(estimator: IfFaster, layer: nn.Module) -> None:
+def test_compiled_graphs_use_what_each_vjp_chooses(estimator: IfFaster, layer: nn.Module) -> None:
     torch.compiler.reset()
     model = nn.Sequential(layer)
     x = torch.randn(4, 8, 24, 24, generator=torch.Generator().manual_seed(0))
-    with randbp.randomize(model, weight_vjp=estimator, layers="*") as handle:
-        found = []
-        for run in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
+    if isinstance(layer, nn.Linear):
+        spec: LayerSpec = linear_spec(x.shape, 8)
+    else:
+        spec = conv_spec(x, layer.weight, 1, 1, 1, 1)
+    chosen = estimator.for_layer("weight_vjp", spec, x.dtype, x.device)
+    found = []
+    for compiles, weight_vjp in ((True, estimator), (False, chosen)):
+        with randbp.randomize(model, weight_vjp=weight_vjp, layers="*", seed=1) as handle:
             handle.set_step(3)
             model.zero_grad()
-            run(x).square().sum().backward()
+            (torch.compile(model, fullgraph=True, backend="aot_eager") if compiles else model)(
+                x
+            ).square().sum().backward()
             found.append(layer.weight.grad.clone())
     assert torch.allclose(*found, rtol=1e-4, atol=1e-4)
 

@@ -1,0 +1,175 @@
+"""VJPs multiplied in a narrow type, of operands that are rounded to it stochastically."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..kernels import narrow
+from ..tn import LayerSpec, LinearSpec
+from ..tn.execute.native import memory_format_of
+from ..tn.layers import replace_batch
+from .base import Estimator, Vjp, make_plain
+from .description import Description
+from .draw import Draw
+from .exact import Exact
+from .native import native_input_vjp, native_weight_vjp
+from .rounding import Rounding
+from .wrapping import Wrapping
+
+TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+TOGETHER = 2**20  # entries that are narrowed and multiplied at a time: their copies stay in the caches, or near
+_GRAD, _HELD, _WEIGHT = -3, -4, -5  # keys of the draws that round, apart from those of the estimator within
+
+
+@dataclass(frozen=True)
+class Precision(Wrapping, Estimator):
+    """Multiply in bfloat16 or float16 and sum in single precision; the forward pass keeps the tensors' own.
+
+    Both operands of a VJP are rounded stochastically: an entry ``x`` between neighbours ``a < x < a + u`` of the narrow
+    type becomes ``a + u`` with probability ``(x - a)/u``, else ``a``. Its expectation is ``x``, the draws of different
+    entries and of both operands are independent, and a VJP is linear in each operand, so the sum of products has the
+    exact VJP as its expectation. The variance of an entry is ``u² f (1 - f) ≤ u²/4``
+    with ``f = (x - a)/u`` and ``u ≤ 2^-7 |x|`` (bfloat16) or ``2^-10 |x|`` (float16): a product's relative variance is
+    at most about ``2^-15`` or ``2^-21``, and errors of different products are uncorrelated.
+
+    Sums run in single precision, but PyTorch's kernels return them in the narrow type, rounded to the nearest, a part
+    of the batch at a time. The average of an entry can thus stray by ``2^-8`` (bfloat16) or ``2^-11`` (float16) of the
+    parts' sizes at most; the operands' own noise dithers most of that away.
+
+    It holds what the estimator within holds: by default the input as it is, which the layer in front often holds
+    anyway, or codes of few bits, which are decoded straight into the narrow type.
+
+    Only single precision is narrowed. Tensors of 16 bits have PyTorch's own VJPs already, and double precision is left
+    alone: who asks for it wants its digits. So are layers whose kernel has entries that meet nothing
+    but padding. Entries above the largest number of the narrow type (float16: 65504) become infinite; NaN and infinite
+    entries stay what they are.
+
+    Source: Gupta et al., Deep learning with limited numerical precision, ICML 2015 (arXiv:1502.02551).
+
+    Args:
+        dtype: ``"bfloat16"``, or ``"float16"``, which has three more bits but a narrow range.
+        estimator: What is held of the input: ``Exact()``, or a :class:`randbp.Rounding` of all entries, which serves
+            the weight VJP only.
+
+    Raises:
+        ValueError: If ``dtype`` is another one, or ``estimator`` keeps less than all entries.
+
+    Example:
+        >>> from randbp import Rounding
+        >>> Precision(), Precision(estimator=Rounding(bits=4)).keep  # share of the bytes in single precision
+        (Precision(dtype='bfloat16', estimator=Exact()), 0.125)
+    """
+
+    keep: float = field(default=1.0, init=False, repr=False, compare=False)
+    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    estimator: Estimator = Exact()  # noqa: RUF009 -- a frozen value
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        if not isinstance(self.dtype, str) or self.dtype not in TYPES:
+            raise ValueError(f"Precision: dtype={self.dtype!r}, expected 'bfloat16' or 'float16'")
+        within = self.estimator.estimator if isinstance(self.estimator, Rounding) else self.estimator
+        if not isinstance(within, Estimator) or not within.exact:
+            raise ValueError(f"Precision: estimator={self.estimator!r}, expected Exact() or Rounding(bits)")
+        object.__setattr__(self, "keep", self.estimator.keep)
+        object.__setattr__(self, "serves", self.estimator.serves)
+
+    @property
+    def exact(self) -> bool:
+        """Never: rounding always loses something."""
+        return False
+
+    @property
+    def fallback(self) -> Estimator | None:
+        """The estimator within, which holds the same; ``None`` if it is exact."""
+        return None if self.estimator.exact else self.estimator
+
+    def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
+        """The estimator within where nothing is narrowed."""
+        return self if _narrows(spec, dtype) else self.estimator.for_layer(vjp, spec, dtype, device)
+
+    def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
+        """As of the estimator within."""
+        return (input,) if self.estimator.exact else self.estimator.sketch(input, spec, draw)
+
+    def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
+        """``V_W = Σ_{n i o} X Π V_Y`` of what is held, narrowed a part of the batch at a time."""
+        rounding = self.estimator if isinstance(self.estimator, Rounding) else None
+        if not _narrows(spec, output_grad.dtype):
+            return (rounding or Exact()).weight_vjp(held, output_grad, spec, draw)
+        examples: Callable[[slice], Tensor] = rounding.examples(held, spec) if rounding else held[0].__getitem__
+        result, linear = output_grad.new_zeros(spec.weight_shape), isinstance(spec, LinearSpec)
+        for part in _parts(spec):
+            input = self._narrow(examples(part), draw, _HELD, part.start, linear)
+            grad = self._narrow(output_grad[part], draw, _GRAD, part.start, linear)
+            result += native_weight_vjp(input, grad, spec)
+        return result
+
+    def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
+        """``V_X = Σ_{d o k} W Π V_Y``, narrowed a part of the batch at a time."""
+        if not _narrows(spec, output_grad.dtype):
+            return native_input_vjp(output_grad, weight, spec)
+        kernel = self._narrow(weight, draw, _WEIGHT, 0)
+        result, linear = None, isinstance(spec, LinearSpec)
+        for part in _parts(spec):
+            grad = self._narrow(output_grad[part], draw, _GRAD, part.start, linear)
+            made = native_input_vjp(grad, kernel, replace_batch(spec, len(grad)))
+            if result is None:
+                shape, memory_format = (spec.batch_size, *made.shape[1:]), memory_format_of(made)
+                result = torch.empty(shape, dtype=output_grad.dtype, device=made.device, memory_format=memory_format)
+            result[part] = made
+        assert result is not None
+        return result
+
+    def _narrow(self, tensor: Tensor, draw: Draw, key: int, number: int, channels_last: bool = False) -> Tensor:
+        return narrowed(tensor, TYPES[self.dtype], draw.child(key, number), channels_last)
+
+    def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
+        inner = self.estimator.describe(spec, dtype)
+        if not _narrows(spec, dtype):
+            return inner
+        bound = {"bfloat16": "2^-15", "float16": "2^-21"}[self.dtype]
+        variance = f"≤ about {bound} Σ (entry of one operand × entry of the other)², over the products of an entry"
+        if not self.estimator.exact:
+            variance = f"{inner.variance}; plus {variance}"
+        return replace(inner, relative_variance=None, variance=variance)
+
+
+@lru_cache(maxsize=1024)
+def _narrows(spec: LayerSpec, dtype: torch.dtype) -> bool:
+    """Whether a layer of tensors of that dtype is narrowed.
+
+    PyTorch's 16-bit kernels (2.13, on some processors) leave the weight's gradient unwritten where it meets nothing but
+    padding.
+    """
+    return dtype == torch.float32 and all(
+        p.inputs_at(torch.arange(p.output_size), k)[1].any() for p in spec.patterns for k in range(p.kernel_size)
+    )
+
+
+def _parts(spec: LayerSpec) -> list[slice]:
+    """Slices of the batch, a few examples each."""
+    entries = max(prod(spec.input_shape[1:]), prod(spec.output_shape[1:]))
+    size = max(1, TOGETHER // entries)
+    return [slice(start, min(start + size, spec.batch_size)) for start in range(0, spec.batch_size, size)]
+
+
+def narrowed(tensor: Tensor, dtype: torch.dtype, draw: Draw, channels_last: bool = False) -> Tensor:
+    """A tensor in single precision rounded stochastically to a type of 16 bits.
+
+    Args:
+        tensor: ``[N, C, …]``, however it lies in memory.
+        dtype: The narrow type.
+        draw: Of the noise, for which entries are numbered row by row.
+        channels_last: Whether the channels are the last dimension for that, which then lie innermost in the result; so
+            it is, too, if they do in the tensor.
+    """
+    inner = tensor.movedim(1, -1)
+    if not channels_last and (tensor.is_contiguous() or not inner.is_contiguous()):
+        return narrow(tensor.contiguous(), draw.seed, 0, dtype)
+    return narrow(inner.contiguous(), draw.seed, 0, dtype).movedim(-1, 1)
