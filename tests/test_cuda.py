@@ -23,7 +23,11 @@ from randbp import (
 )
 from randbp.curvature import KFAC, Approximation
 from randbp.functional import conv, conv_transpose, linear
+from randbp.kernels import backends
+from randbp.kernels.operator import OPERATORS
 from tests.estimator_cases import FIXED_SIZE
+from tests.kernels.cases import Case, cases
+from tests.kernels.same import assert_same, results
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ESTIMATORS = [Spatial(0.25), Spatial(0.25, center=False), Axes(0.25), Channels(0.25), Batch(0.25)]
@@ -174,3 +178,24 @@ def test_capturing_a_cuda_graph_says_why_it_cannot_be() -> None:
     refusal = pytest.raises(RuntimeError, match="a captured CUDA graph would repeat one sample")
     with refusal, torch.cuda.graph(torch.cuda.CUDAGraph()):
         model(x)
+
+
+@pytest.mark.parametrize("case", cases(most=16), ids=str)
+def test_fused_kernels_give_the_bits_of_the_processors_reference(case: Case) -> None:
+    """But the sign of zero that ReLU makes is the device's own; and nothing waits for the device."""
+    expected = results(case, "reference", "cuda" if case.operator == "relu" else "cpu")
+    arguments = [x.cuda() if isinstance(x, torch.Tensor) else x for x in case.arguments()]
+    OPERATORS[case.operator](*arguments)  # kernels are compiled
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = OPERATORS[case.operator](*arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = found if isinstance(found, tuple | list) else (found,)
+    assert_same(case, tuple(x.cpu() for x in found), tuple(x.cpu() for x in expected))
+
+
+def test_triton_serves_the_gpu() -> None:
+    served = backends()
+    assert {served[operator]["cuda"] for operator in ("encode", "decode", "narrow", "masked")} == {"triton"}

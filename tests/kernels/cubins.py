@@ -60,8 +60,8 @@ class Launch(NamedTuple):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Launches of the same key are compiled once: numbers that are compiled in need not be tried all."""
-        flags = tuple((name, value) for name, value in self.constants.items() if isinstance(value, bool))
+        """Launches of the same key are compiled once: of numbers that are compiled in one is enough."""
+        flags = tuple((name, value) for name, value in self.constants.items() if isinstance(value, bool | str))
         return self.kernel.__name__, tuple(kind for kind in self.types.values() if kind.startswith("*")), flags
 
     def __str__(self) -> str:
