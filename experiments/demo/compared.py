@@ -86,7 +86,8 @@ WAYS = (
         "checkpointing",
         "rival",
         "torch.utils.checkpoint around each block: only the blocks' inputs are held, and blocks run a second time in "
-        "the backward pass. What everybody uses, in every framework, so it is the published rival here.",
+        "the backward pass. What everybody uses, in every framework, so it is the published rival here. (Batch "
+        "normalisation counts each batch twice in its running averages, which tests of a short training show.)",
         checkpoints=True,
     ),
     Way(

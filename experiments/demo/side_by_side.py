@@ -21,7 +21,7 @@ from .compared import Way
 from .turns import Pause, take_turns
 
 WARMUP = 5  # steps that are not timed
-COUNTED_EVERY = 20  # steps on which bytes are counted, which takes time
+COUNTED_EVERY = 30  # steps on which bytes are counted, which takes time
 HIGHEST_RATE = 0.1  # of learning, in the middle of OneCycle
 Trained = dict[str, Any]
 

@@ -148,9 +148,9 @@ def _better_rivals(standings: Sequence[Standing]) -> list[str]:
     """Rivals whose peak is no higher, and which take no longer, than the preset that holds the least."""
     first = headline(standings)
     return [
-        f"{s.method.name} needs no more memory at the peak than {first.method.name} and takes no longer: use it, "
-        "unless one example does not fit, batch normalisation or the loss needs the whole batch, or small batches "
-        "starve the device."
+        f"With {s.method.name} training peaks no higher than with {first.method.name} and takes no longer: prefer "
+        "that, unless one example does not fit, batch normalisation or the loss needs the whole batch, or small "
+        "batches starve the device."
         for s in standings
         if s.method.role == "rival"
         and s.peak <= first.peak * (1 + SAME_BYTES)
