@@ -7,6 +7,7 @@ from rich.text import Text
 
 from .finding import advice, finding
 from .methods_file import Methods
+from .runs import DISTURBED
 from .standing import Standing, standings, timing_noise
 from .table import MISSING
 from .units import BYTES, PERCENT, SECONDS, quantity, ratio
@@ -48,7 +49,7 @@ def make_methods_table(methods: Methods) -> Table:
 def method_notes(methods: Methods) -> list[str]:
     """What has to be known to read the table."""
     seeds = len(methods.exact.trainings)
-    return [
+    found = [
         f"× is relative to exact. Times: medians over {len(methods.exact.trainings[0].seconds) * seeds} rounds in "
         f"which the methods took turns, step by step, in one process; the machine alone makes exact steps differ by "
         f"{timing_noise(methods):.0%} (between quartiles).".replace("%", " %"),
@@ -56,6 +57,11 @@ def method_notes(methods: Methods) -> list[str]:
         "trainings of one seed, in points, ± half of its 95 % confidence interval. Gradient error: ‖ĝ - g‖ / ‖g‖ of "
         f"all gradients in the trained network; the minibatch alone makes {methods.minibatch_noise:.2g}.",
     ]
+    if (methods.waiting_threads or 0) > DISTURBED:
+        found.append(
+            "Other work took processors meanwhile: do not trust the times, and run it again on a quiet machine."
+        )
+    return found
 
 
 def print_methods(methods: Methods, console: Console) -> None:

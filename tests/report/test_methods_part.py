@@ -12,6 +12,7 @@ from randbp.cli.main import main
 from randbp.report import METHODS, compare, load_runs, print_methods
 from randbp.report.finding import finding
 from randbp.report.methods_file import Methods
+from randbp.report.methods_table import method_notes
 from randbp.report.page import make_page
 from randbp.report.standing import standings
 from tests.cli.run_folders import write_run
@@ -58,6 +59,12 @@ def test_methods_need_no_runs_of_a_sweep_to_be_printed() -> None:
         == 'preset="memory" 6.00 MiB 0.12× 16.8 MiB 0.30× 199 ms 1.90× 0.08 97.2 ± 0.1 % +0.0 ± 0.4'
     )
     assert '· preset="memory" takes 1.90× the time' in printed
+
+
+@pytest.mark.parametrize(("waiting", "trusted"), [(None, True), (0.05, True), (0.5, False)])
+def test_times_that_other_work_disturbed_are_not_to_be_trusted(waiting: float | None, trusted: bool) -> None:
+    notes = method_notes(Methods.model_validate(content(memory()) | {"waiting_threads": waiting}))
+    assert any("do not trust the times" in note for note in notes) != trusted
 
 
 @pytest.mark.parametrize(
