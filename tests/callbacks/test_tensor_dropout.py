@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from randbp import Batch, Channels, Exact, Rounding, Spatial
+from randbp import Batch, Channels, Exact, IfFaster, Precision, Rounding, Spatial
 from randbp.callbacks import TensorDropout
 from randbp.callbacks.summary import describe_estimators
 
@@ -161,7 +161,8 @@ def test_settings_and_counter_are_in_the_checkpoint(tmp_path: Path) -> None:
 
 def test_a_preset_trains_as_its_arguments_do_and_resumes(tmp_path: Path) -> None:
     whole = fit(tmp_path, TensorDropout(preset="memory"))
-    plain = TensorDropout(Rounding(4), layers="*", lean=True)
+    narrow = IfFaster(Precision())
+    plain = TensorDropout(IfFaster(Precision(estimator=Rounding(4))), narrow, layers="*", lean=True)
     save = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="TensorDropout: the checkpoint was written with")
@@ -172,7 +173,7 @@ def test_a_preset_trains_as_its_arguments_do_and_resumes(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match="the checkpoint was written with"):
         fit(tmp_path, TensorDropout(preset="memory", bits=2), ckpt_path=tmp_path / "last.ckpt")
     described = describe_estimators(trainer(tmp_path, TensorDropout(preset="memory", bits=2)))
-    assert described is not None and described["weight_vjp"]["bits"] == 2
+    assert described is not None and described["weight_vjp"]["estimator"]["estimator"]["bits"] == 2
     assert [described[name] for name in ("layers", "preset", "lean", "bits")] == ["*", "memory", True, 2]
 
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 import yaml
 
+from randbp import IfFaster, Precision, Rounding
 from randbp.cli.main import main
 from randbp.cli.run_folder import claim
+from randbp.estimators.plain import configure
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -148,8 +150,8 @@ def test_presets_from_the_command_line_a_file_and_a_saved_configuration(randbp, 
     assert randbp("fit", "--version=plain", *one) == 0
     memory = f"--config={ROOT / 'configs/memory.yaml'}"
     assert main(["fit", "--config=runs/tiny/plain/config.yaml", "--version=a", memory]) == 0
-    estimator = {"class_path": "randbp.Rounding", "init_args": {"bits": 4}}
-    given = {"weight_vjp": estimator, "lean": True, "layers": "*"}
+    narrow, rounded = IfFaster(Precision()), IfFaster(Precision(estimator=Rounding(4)))
+    given = {"weight_vjp": configure(rounded), "input_vjp": configure(narrow), "lean": True, "layers": "*"}
     (tmp_path / "given.yaml").write_text(yaml.safe_dump({"tensor_dropout": given}))
     assert randbp("fit", "--version=b", "--config=given.yaml", *one) == 0
     assert main(["fit", "--config=runs/tiny/a/config.yaml", "--version=c"]) == 0
