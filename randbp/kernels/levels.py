@@ -11,8 +11,8 @@ from .packing import packed_size
 LIFT = 1 + 2**-15
 """Factor of a dithered block's step: it keeps a level plus noise below the first code that would not fit."""
 
-PIECE = 2**17
-"""Entries that fit a processor's cache [entries]."""
+PIECE = 2**18
+"""Entries that the references handle at a time: few enough for a processor's cache, many beside a call [entries]."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Rows:
         return block * packed_size(self.block, self.bits)
 
     def pieces(self, rows: int, device: torch.device) -> Iterator[tuple[slice, slice, int]]:
-        """Cuts of ``rows`` rows that fit a processor's cache: which rows, which blocks, and the entries of each block.
+        """Cuts of ``rows`` rows: which rows, which blocks, and the entries of each block.
 
         A row's shorter last block is in a cut of its own.
         """
@@ -59,12 +59,13 @@ class Rows:
         whole = self.blocks - (self.last < self.block)
         together = max(1, most // max(1, whole * self.block))  # rows
         at_once = max(1, most // self.block)  # blocks
-        for first in range(0, rows, together):
-            some = slice(first, min(first + together, rows))
+        for first in range(0, rows if whole else 0, together):
             for block in range(0, whole, at_once):
-                yield some, slice(block, min(block + at_once, whole)), self.block
-            if whole < self.blocks:
-                yield some, slice(whole, self.blocks), self.last
+                yield slice(first, min(first + together, rows)), slice(block, min(block + at_once, whole)), self.block
+        if whole < self.blocks:
+            together = max(1, most // self.last)
+            for first in range(0, rows, together):
+                yield slice(first, min(first + together, rows)), slice(whole, self.blocks), self.last
 
 
 def numbers(rows: Rows, part: slice, blocks: slice, first: int, device: torch.device) -> Tensor:

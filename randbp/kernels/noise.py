@@ -89,8 +89,10 @@ def uniform(seed: int, blocks: Tensor, entries: int, dtype: torch.dtype = torch.
     """
     half = -(-entries // 2)
     pairs = words(seed, blocks, half)
-    low, high = pairs.bitwise_and(0xFFFF), _shifted(pairs, 16, 32)[..., : entries - half]
-    return torch.cat([low, high], -1).to(dtype).add_(0.5).mul_(2**-16)
+    result = torch.empty(*blocks.shape, entries, dtype=dtype, device=blocks.device)
+    result[..., :half] = pairs.bitwise_and(0xFFFF)
+    result[..., half:] = _shifted(pairs, 16, 32)[..., : entries - half]
+    return result.add_(0.5).mul_(2**-16)
 
 
 def _shifted(x: Tensor, count: int, bits: int) -> Tensor:
