@@ -5,6 +5,7 @@ import torch
 from numba import prange, uint32, uint64
 from torch import Tensor
 
+from .casts_numba import bits_of, number_of
 from .jit import function, parallel, tasks
 from .levels import Rows, factors, scale_dtype
 from .memory_numba import array, kind, load, numpy_dtype
@@ -23,9 +24,9 @@ def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithere
         precise = numpy_dtype(dtype)
         limit = torch.finfo(dtype).max / 2
         numbers: np.ndarray = np.array([whole, np.nan if spoilt is None else spoilt, limit, 1, 0, 0.5, 2**-16], precise)
-        integer = np.array([0, np.iinfo(np.int64).max], np.int64)
+        integer = np.array([63, np.iinfo(np.int64).max], np.int64)
         if dtype == torch.float32:
-            integer = np.array([0, np.iinfo(np.int32).max], np.int32)
+            integer = np.array([31, np.iinfo(np.int32).max], np.int32)
         _encode(
             array(values.contiguous()), kind(values.dtype), array(codes), array(scales), uint64(start(seed)),
             first, bits, block, numbers, integer, tasks(values.numel()),
@@ -46,69 +47,79 @@ def _encode(source, kind, codes, scales, start, first, bits, block, numbers, int
             place = number - row * blocks
             size = min(block, entries - place * block)
             load(source[row, place * block : place * block + size], kind, x)
-            some, scale = x[:size], scales[row, place]
-            good = block_scales(some, numbers, integer, scale)
-            least, step = scale[0], abs(scale[1])
-            inverse = numbers[3] / step if step > numbers[4] else numbers[4]
-            half = (size + 1) // 2
-            words(start, first + number, pairs[:half])
-            round_half(some[:half], least, inverse, pairs[:half], uint32(0), numbers, levels[:half])
-            round_half(some[half:], least, inverse, pairs[:half], uint32(16), numbers, levels[half:size])
-            finish(some, good, (1 << bits) - 1, numbers, levels[:size])
-            for i in range(size, (size + 7) // 8 * 8):
-                levels[i] = 0
             at, length = place * (padded // 8) * bits, (size + 7) // 8 * bits
-            pack_block(levels, bits, codes[row, at : at + length])
+            packed = codes[row, at : at + length]
+            encode_block(
+                x[:size], start, first + number, bits, numbers, integer, pairs, levels, scales[row, place], packed
+            )
+
+
+@function
+def encode_block(x, start, number, bits, numbers, integer, pairs, levels, scale, packed):
+    """Scales and packed codes of the entries of one block.
+
+    ``numbers`` are the factors of the step (:func:`.levels.factors`), half of the largest number, 1, 0, ``1/2`` and
+    ``2^-16`` in the precision of ``x``; ``integer`` the bits of an integer of that size less one, and the largest;
+    ``pairs`` and ``levels`` room for half as many ``uint32`` and, up to a multiple of eight, as many ``int32``.
+    """
+    size, half = len(x), (len(x) + 1) // 2
+    good = block_scales(x, numbers, integer, scale)
+    least, step = scale[0], abs(scale[1])
+    inverse = numbers[3] / step if step > numbers[4] else numbers[4]
+    words(start, number, pairs[:half])
+    top = np.int32((1 << bits) - 1)
+    _round_half(x[:half], least, inverse, pairs[:half], uint32(0), numbers, top, levels[:half])
+    _round_half(x[half:], least, inverse, pairs[:half], uint32(16), numbers, top, levels[half:size])
+    if not good:  # the last level is for entries that are not finite
+        for i in range(size):
+            finite = abs(x[i]) <= numbers[2]
+            levels[i] = np.int32(max(0, min(levels[i], top - 1)) if finite else top)
+    for i in range(size, (size + 7) // 8 * 8):
+        levels[i] = 0
+    pack_block(levels, bits, packed)
 
 
 @function
 def block_scales(x, numbers, integer, scale):
     """Offset and step of a block; whether all entries are finite."""
-    bits = x.view(integer.dtype)
-    low, high = integer[1], ~integer[1]
-    shift = 8 * integer.itemsize - 1
-    for i in range(len(bits)):  # integers in the order of the numbers: minima of these are found many at a time
-        key = bits[i] ^ ((bits[i] >> shift) & integer[1])
+    most, shift = integer[1], integer[0]
+    low, high = most, integer.dtype.type(~most)
+    for i in range(len(x)):  # integers in the order of the numbers: minima of these are found many at a time
+        bits = bits_of(x[i])
+        key = integer.dtype.type(bits ^ (integer.dtype.type(bits >> shift) & most))
         low, high = min(low, key), max(high, key)
-    ends = np.empty(2, x.dtype)
-    ends_bits = ends.view(integer.dtype)
-    ends_bits[0] = low ^ ((low >> shift) & integer[1])
-    ends_bits[1] = high ^ ((high >> shift) & integer[1])
+    least = number_of(integer.dtype.type(low ^ (integer.dtype.type(low >> shift) & most)))
+    largest = number_of(integer.dtype.type(high ^ (integer.dtype.type(high >> shift) & most)))
     limit = numbers[2]
-    good = ends[0] >= -limit and ends[1] <= limit
+    good = least >= -limit and largest <= limit
     if good:
-        step = (ends[1] - ends[0]) * numbers[0]
+        step = (largest - least) * numbers[0]
     else:
-        ends[0], ends[1] = np.inf, -np.inf
-        for i in range(len(x)):
-            if abs(x[i]) <= limit:
-                ends[0], ends[1] = min(ends[0], x[i]), max(ends[1], x[i])
-        if ends[0] > ends[1]:
-            ends[0] = ends[1] = numbers[4]
-        step = -((ends[1] - ends[0]) * numbers[1])
-        if np.isnan(numbers[1]):
-            step = numbers[1]
+        least, step = _narrower(x, numbers)
     if np.isinf(numbers[3] / abs(step)):
         step = np.copysign(numbers[4], step)
-    scale[0], scale[1] = ends[0] + numbers[4], step
+    scale[0], scale[1] = least + numbers[4], step
     return good
 
 
 @function
-def round_half(x, least, inverse, pairs, shift, numbers, levels):
-    """Levels of half of a block's entries, from one half of its noise's words."""
+def _narrower(x, numbers):
+    """Least finite entry, and the step of a block in which others are not finite."""
+    least, largest = numbers[3] / numbers[4], -(numbers[3] / numbers[4])
     for i in range(len(x)):
-        noise = (np.float32(np.int32((pairs[i] >> shift) & uint32(0xFFFF))) + numbers[5]) * numbers[6]
-        levels[i] = np.int32((x[i] - least) * inverse + noise)
+        if abs(x[i]) <= numbers[2]:
+            least, largest = min(least, x[i]), max(largest, x[i])
+    if least > largest:
+        least = largest = numbers[4]
+    if np.isnan(numbers[1]):
+        return least, numbers[1]
+    return least, -((largest - least) * numbers[1])
 
 
 @function
-def finish(x, good, top, numbers, levels):
-    """No level above the last; that one for entries that are not finite, where there are any."""
-    if good:
-        for i in range(len(levels)):
-            levels[i] = min(levels[i], np.int32(top))
-        return
-    for i in range(len(levels)):
-        finite = abs(x[i]) <= numbers[2]
-        levels[i] = np.int32(max(0, min(levels[i], top - 1)) if finite else top)
+def _round_half(x, least, inverse, pairs, shift, numbers, top, levels):
+    """Levels of half of a block's entries, from one half of its noise's words."""
+    for i in range(len(x)):
+        noise = (np.float32(np.int32((pairs[i] >> shift) & uint32(0xFFFF))) + numbers[5]) * numbers[6]
+        level = np.int32((x[i] - least) * inverse + noise)
+        levels[i] = level if level < top else top

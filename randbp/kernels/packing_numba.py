@@ -9,25 +9,50 @@ from .jit import function
 def pack_block(codes, bits, out):
     """Pack a block's codes, ``int32`` with zeros up to a multiple of eight, into ``⌈n/8⌉·bits`` bytes."""
     length = len(out) // bits
+    if bits == 4:
+        _two(codes[: len(out)], codes[len(out) :], 0, out)
+        return
     low = first = 0
     for width in (8, 4, 2, 1):
         if bits & width:
             size, mask = width * length, (1 << width) - 1
             plane = out[first : first + size]
-            _slab(codes[:size], low, mask, 0, plane, False)
-            for number in range(1, 8 // width):
-                _slab(codes[number * size : (number + 1) * size], low, mask, number * width, plane, True)
+            if width == 8:
+                _one(codes[:size], plane)
+            elif width == 4:
+                _two(codes[:size], codes[size : 2 * size], low, plane)
+            else:
+                _four(codes[:size], codes[size:], codes[2 * size :], codes[3 * size :], low, mask, width, plane)
+                if width == 1:
+                    rest = codes[4 * size :]
+                    _four_more(rest[:size], rest[size:], rest[2 * size :], rest[3 * size :], low, plane)
             first, low = first + size, low + width
 
 
 @function
-def _slab(codes, low, mask, up, plane, add):
-    if add:
-        for i in range(len(plane)):
-            plane[i] |= uint8(((codes[i] >> low) & mask) << up)
-    else:
-        for i in range(len(plane)):
-            plane[i] = uint8((codes[i] >> low) & mask)
+def _one(codes, plane):
+    for i in range(len(plane)):
+        plane[i] = uint8(codes[i])
+
+
+@function
+def _two(a, b, low, plane):
+    for i in range(len(plane)):
+        plane[i] = uint8(((a[i] >> low) & 15) | (((b[i] >> low) & 15) << 4))
+
+
+@function
+def _four(a, b, c, d, low, mask, width, plane):
+    for i in range(len(plane)):
+        upper = (((c[i] >> low) & mask) << (2 * width)) | (((d[i] >> low) & mask) << (3 * width))
+        plane[i] = uint8(((a[i] >> low) & mask) | (((b[i] >> low) & mask) << width) | upper)
+
+
+@function
+def _four_more(a, b, c, d, low, plane):
+    for i in range(len(plane)):
+        upper = (((c[i] >> low) & 1) << 6) | (((d[i] >> low) & 1) << 7)
+        plane[i] |= uint8((((a[i] >> low) & 1) << 4) | (((b[i] >> low) & 1) << 5) | upper)
 
 
 @function
