@@ -15,6 +15,7 @@ from .max_pool import max_pool, max_pool_grad
 from .narrow import narrow
 from .operator import Backend, backends, use
 from .relu import relu
+from .scaled import scaled
 from .slope_to_grid import slope_to_grid
 from .times_grid import times_grid
 from .to_grid import to_grid
@@ -33,6 +34,7 @@ __all__ = [
     "max_pool_grad",
     "narrow",
     "relu",
+    "scaled",
     "slope_to_grid",
     "times_grid",
     "to_grid",

@@ -26,6 +26,7 @@ from ..autograd.transforms import refuses_vectorised
 from ..codecs import Uniform
 from ..tn.execute.native import memory_format_of
 from .layout import pieces
+from .normalised import Normalised, are_single, normalised
 from .recipes import Recipe, remember
 from .rules import Call, is_plain, lean_version_of
 
@@ -291,7 +292,7 @@ def _batch_norm(
     if not training or not _needs_grad(input, weight, bias) or not _has_channels(input) or momentum is None:
         return NotImplemented
     if not call.rounds:
-        return _with_recipe(call, input, weight, bias, eps)
+        return _with_recipe(call, input, running_mean, running_var, weight, bias, momentum, eps)
     examples, channels = input.shape[:2]
     size = input[0, 0].numel()
     if not _is_roundable(input, channels * size) or examples * size < 2:
@@ -304,9 +305,28 @@ def _batch_norm(
     return _grouped(call, input, weight, bias, normalise, groups)
 
 
-def _with_recipe(call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _with_recipe(
+    call: Call,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
     """PyTorch's batch normalisation, of whose output others need not hold a copy: it can be made again."""
-    y: Tensor = call.run()
+    y: Tensor
+    if type(x) is Tensor and weight is not None and bias is not None and are_single(x, weight, bias):
+        y, mean, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
+        with torch.no_grad():
+            step = normalised(x, y, Normalised(mean.detach(), rstd.detach(), weight.detach(), bias.detach()))
+        if step is not None:
+            if is_plain(y):
+                remember(y, Recipe(x.detach(), (step,), (weight.detach(), bias.detach())))
+            return y
+    else:
+        y = call.run()
     constants = tuple(tensor.detach() for tensor in (weight, bias) if tensor is not None)
     if is_plain(y) and len(constants) in (0, 2):
         scale, shift = constants or (None, None)

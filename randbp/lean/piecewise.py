@@ -86,7 +86,8 @@ def _apply(call: Call, x: Tensor, kink: _Kink, inplace: bool = False, linked: bo
     recipe = recipe_of(x)
     y = _Piecewise.apply(x, edge_of(x) if linked else None, call, kink, inplace)
     if recipe is not None:
-        remember(y, recipe.then(call.without_input()))
+        step = call.without_input()
+        remember(y, recipe.then_relu(step) if kink is _RELU else recipe.then(step))
     return y
 
 

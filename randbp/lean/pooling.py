@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..autograd.once import connected, edge_of
 from ..kernels import max_pool, max_pool_grad
 from ..kernels.packing import pack, unpack
+from ..modes import in_memory
 from ..tn.execute.native import memory_format_of, placeholder
 from .layout import pieces
 from .rules import Call, is_plain, lean_version_of
@@ -185,7 +186,9 @@ class _FusedMaxPool(torch.autograd.Function):
         codes, edge = ctx.saved_tensors
         windows: _Windows = ctx.windows
         planes, size = grad.reshape(-1, *grad.shape[-windows.dims :]), list(ctx.shape[-windows.dims :])
-        made = max_pool_grad(planes, codes, windows.kernel, windows.stride, windows.padding, windows.dilation, size)
+        # (Only the reference is differentiable, and serves a whole batch of gradients in a vectorised Jacobian.)
+        run = max_pool_grad if in_memory(grad) and not torch.is_grad_enabled() else max_pool_grad.reference
+        made = run(planes, codes, windows.kernel, windows.stride, windows.padding, windows.dilation, size)
         return connected(made.view(ctx.shape), edge), None, None, None
 
 

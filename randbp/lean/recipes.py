@@ -12,12 +12,20 @@ Source: Bulo, Porzi and Kontschieder, In-place activated BatchNorm for memory-op
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 Step = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class TakesRelu(Protocol):
+    """A step that ReLU can be part of."""
+
+    def with_relu(self) -> Step:
+        """The step followed by ReLU."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,12 @@ class Recipe:
     def then(self, step: Step) -> "Recipe":
         """The recipe of a function of the result."""
         return Recipe(self.base, (*self.steps, step), self.constants)
+
+    def then_relu(self, step: Step) -> "Recipe":
+        """The recipe of the result's ReLU, which ``step`` computes: in one pass with the last step if that can."""
+        if isinstance(self.steps[-1], TakesRelu):
+            return Recipe(self.base, (*self.steps[:-1], self.steps[-1].with_relu()), self.constants)
+        return self.then(step)
 
 
 def follow(steps: tuple[Step, ...], base: Tensor) -> Tensor:

@@ -244,6 +244,12 @@ def _relu(seed: int, count: int, dtype: torch.dtype, kind: str, layout: str) -> 
     return (_flat(seed, count, dtype, kind, layout),)
 
 
+def _scaled(seed: int, shape: tuple[int, int, int], kind: str, relu: bool) -> tuple[Any, ...]:
+    x = matrix(seed, (shape[0] * shape[1], shape[2]), torch.float32, kind).view(shape)
+    scale, shift = matrix(seed + 1, (2, shape[1]), torch.float32, "normal")
+    return x, scale, shift, relu
+
+
 def _to_grid(seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, bits: int) -> tuple[Any, ...]:
     return _flat(seed, count, dtype, kind, layout), seed - 2**30, seed % 1000, bits, (2**bits - 1) / 1.3, 0.13
 
@@ -340,6 +346,15 @@ TABLE = {
         _masked, {**ENTRIES, "factors": ((1.0, None), (1 / 6, None), (1.0, 0.3), (1.25, 0.0), (1.0, -0.2))}, count=40
     ),
     "relu": Trials(_relu, ENTRIES, count=30),
+    "scaled": Trials(
+        _scaled,
+        {
+            "shape": ((2, 3, 100), (5, 7, 4), (40, 9, 1), (0, 3, 5), (3, 2, 0), (1, 1, 70)),
+            "kind": KINDS,
+            "relu": (True, False),
+        },
+        count=30,
+    ),
     "to_grid": Trials(_to_grid, {**ENTRIES, "bits": range(1, 9)}, count=40),
     "times_grid": Trials(_times_grid, {**ENTRIES, "bits": range(1, 9)}, count=40),
     "slope_to_grid": Trials(_slope_to_grid, {**ENTRIES, "function": FUNCTIONS, "bits": range(1, 9)}, count=60),
