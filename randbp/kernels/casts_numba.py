@@ -1,23 +1,29 @@
 """Numbers as the integers of the same bits, and back, for numba's kernels."""
 
+from typing import Any
+
 from numba import types
 from numba.extending import intrinsic
 
-_INTEGERS = {types.float32: types.int32, types.float64: types.int64}
-_NUMBERS = {integer: number for number, integer in _INTEGERS.items()}
+_INTEGERS: dict[Any, Any] = {types.float32: types.int32, types.float64: types.int64}
 
 
-@intrinsic
-def bits_of(typing_context, number):
-    """The signed integer that has the bits of a floating number."""
-    return _INTEGERS[number](number), _cast
+def _reading(kinds: dict[Any, Any]) -> Any:
+    """The function that reads the bits of one kind as another."""
 
+    @intrinsic
+    def cast(typing_context, value):
+        return kinds[value](value), _cast
 
-@intrinsic
-def number_of(typing_context, bits):
-    """The floating number that has the bits of a signed integer."""
-    return _NUMBERS[bits](bits), _cast
+    return cast
 
 
 def _cast(context, builder, signature, arguments):
     return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+
+bits_of = _reading(_INTEGERS)
+"""The signed integer that has the bits of a floating number."""
+
+number_of = _reading({integer: number for number, integer in _INTEGERS.items()})
+"""The floating number that has the bits of a signed integer."""
