@@ -1,5 +1,6 @@
 """One deterministic hypothesis profile: the suite gives the same verdict on every run."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -13,3 +14,12 @@ def pytest_collection_modifyitems() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quick_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reading of each way to compute a layer, for tests in which it is of no concern which is the fastest."""
+    from randbp.estimators import race
+
+    monkeypatch.setattr(race, "SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(race, "ROUNDS", (1, 1))

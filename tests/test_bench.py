@@ -184,6 +184,7 @@ def test_training_losses_are_those_of_plain_sgd():
     assert result["loss"] == pytest.approx(first, rel=0.2) and 0 <= result["accuracy"] <= 100
 
 
+@pytest.mark.usefixtures("quick_races")
 def test_lean_measures_what_a_memory_report_counts():
     network = lean.Network(lambda: AllCNNC(width=0.2), 6, 32, 4)
     model = network.build().train()
@@ -206,7 +207,7 @@ def test_lean_measures_what_a_memory_report_counts():
     assert 0 < (gradient - exact).norm() < 0.05 * exact.norm()
 
 
-def test_lean_reports_what_is_missed(monkeypatch, capsys):
+def test_lean_reports_what_is_missed(quick_races, monkeypatch, capsys):
     monkeypatch.setattr(lean, "NETWORKS", {"tiny": lean.Network(lambda: AllCNNC(width=0.1), 4, 32, 4)})
     strict = replace(
         lean.SETTINGS["preset memory"], limits=lean_settings.Limits(held=0.01, peak=10, error={"tiny": 1e-6})
@@ -235,7 +236,7 @@ def test_noise_of_the_minibatch_is_that_of_gradient_error():
     assert found is not None and run.noise() == pytest.approx(found.estimate, rel=1e-4)
 
 
-def test_kernels_are_timed_on_the_largest_calls_of_a_step(monkeypatch, capsys):
+def test_kernels_are_timed_on_the_largest_calls_of_a_step(quick_races, monkeypatch, capsys):
     tiny = {"all-cnn-c": lean_settings.Network(lambda: AllCNNC(width=0.1), 16, 32, 4)}
     for name, value in {"NETWORKS": tiny, "ROWS": 2, "ENTRIES": 1000, "COPIED": 2**16}.items():
         monkeypatch.setattr(kernels, name, value)

@@ -159,6 +159,7 @@ def test_settings_and_counter_are_in_the_checkpoint(tmp_path: Path) -> None:
         fit(tmp_path, TensorDropout(Spatial(0.5), layers="net.3"), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
 
 
+@pytest.mark.usefixtures("quick_races")
 def test_a_preset_trains_as_its_arguments_do_and_resumes(tmp_path: Path) -> None:
     whole = fit(tmp_path, TensorDropout(preset="memory"))
     narrow = IfFaster(Precision())

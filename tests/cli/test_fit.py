@@ -145,7 +145,7 @@ def test_lean_mode_from_the_command_line_and_a_file(randbp, tmp_path):
     assert randbp("fit", "--version=wrong", "--tensor_dropout.lean=fast") == 2
 
 
-def test_presets_from_the_command_line_a_file_and_a_saved_configuration(randbp, tmp_path, capsys):
+def test_presets_from_the_command_line_a_file_and_a_saved_configuration(quick_races, randbp, tmp_path, capsys):
     one = ("--trainer.max_epochs=1", "--test_after_fit=false")
     assert randbp("fit", "--version=plain", *one) == 0
     memory = f"--config={ROOT / 'configs/memory.yaml'}"

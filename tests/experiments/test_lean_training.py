@@ -15,7 +15,7 @@ TINY = ["lean-training", "--width", "0.05", "--steps", "2", "--batch", "4", "--t
 
 
 @pytest.fixture
-def random_images(monkeypatch, tmp_path):
+def random_images(quick_races, monkeypatch, tmp_path):
     def load(self):
         images = torch.randint(0, 256, (16, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         return Samples(images, torch.arange(16) % 10), Samples(images, torch.arange(16) % 10)

@@ -11,16 +11,10 @@ from torch.nn import functional
 import randbp
 from randbp import Exact, Rounding, Spatial
 from randbp.diagnostics import gradient_error, memory_report
-from randbp.estimators import race
 from randbp.randomize import PRESETS, UNSET, Settings
 from randbp.randomize.presets import settings
 
-
-@pytest.fixture(autouse=True)
-def quick_races(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What measures fastest is of no concern here."""
-    monkeypatch.setattr(race, "SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(race, "ROUNDS", (1, 1))
+pytestmark = pytest.mark.usefixtures("quick_races")
 
 
 def network() -> nn.Sequential:
