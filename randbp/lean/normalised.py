@@ -17,6 +17,9 @@ from ..kernels.scaled import multiply_add
 _TRIES = 3
 """Outputs of one shape that are compared before it is given up."""
 
+_SHAPES = 4096
+"""Shapes that are remembered."""
+
 _FOUND: dict[tuple[object, ...], int] = {}
 """By shape, strides and threads: 0 if the bits are the same, else how often they were not."""
 
@@ -67,6 +70,8 @@ def normalised(x: Tensor, y: Tensor, step: Normalised) -> Normalised | None:
     if not x.is_contiguous() and not x.movedim(1, -1).is_contiguous():
         return None
     key = (x.shape, x.stride(), torch.get_num_threads())
+    if len(_FOUND) > _SHAPES:
+        _FOUND.clear()
     if key not in _FOUND or 0 < _FOUND[key] < _TRIES:
         same = _same(step(x), y) and _same(step.with_relu()(x), torch.relu(y))
         _FOUND[key] = 0 if same else _FOUND.get(key, 0) + 1
