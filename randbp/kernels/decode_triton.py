@@ -93,3 +93,18 @@ def entry(code, noise, least, step, BITS: tl.constexpr):
 def signbit(x):
     """Whether the sign of numbers is negative, also that of zeros."""
     return (x.to(tl.int64, bitcast=True) if x.dtype == tl.float64 else x.to(tl.int32, bitcast=True)) < 0
+
+
+@triton.jit
+def entries_at(codes, scales, start, at, count, inside, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Dithered entries, at any places ``int64`` among ``count`` ones that were encoded in blocks from number 0 on."""
+    block = at // BLOCK
+    i = (at - block * BLOCK).to(tl.int32)
+    size = tl.minimum(count - block * BLOCK, BLOCK).to(tl.int32)
+    length, narrow = (size + 7) // 8, BITS & -BITS
+    slab = i // (narrow * length)
+    code = unpacked(codes + block * (BLOCK // 8 * BITS), i - slab * narrow * length, length, inside, slab, BITS)
+    least = tl.load(scales + 2 * block, mask=inside, other=0)
+    step = tl.load(scales + 2 * block + 1, mask=inside, other=0)
+    low, high = keys(start, block)
+    return entry(code, uniforms(i, (size + 1) // 2, low, high, least.dtype), least, step, BITS)
