@@ -4,7 +4,7 @@ A run of ``L`` positions of a row meets, through each kernel entry of the other 
 one row, ``K`` and ``d`` the kernel's size and dilation along it. Both sides are made matrices with the positions of
 these stretches innermost, the kept entries once for each of the ``K`` shifts, and one product gives all of the kernel:
 
-``V_W[d, a, k, c] += Σ_m Σ_j V_Y[d, a, m, j] X[k, c, m, j]``
+``V_W[d, a, c, k] += Σ_m Σ_j V_Y[d, a, m, j] X[c, k, m, j]``
 
 with ``m`` the runs, ``j`` the outputs of a stretch and ``a`` the kernel entries of the other dimensions. Nothing is
 transposed, and an output is read ``(1 + d(K - 1)/L)`` times for each ``a`` where gathered rows read it for each entry.
@@ -17,6 +17,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..kernels.stretches import gather_stretches
 from ..tn import LayerSpec, PositionClass
 from ..tn.execute.kernels import add_product
 from ..tn.execute.rows import PartnerTable
@@ -75,7 +76,7 @@ def run_products(rows: Tensor, runs: Runs, output_grad: Tensor, positions: Posit
     for part, some in [] if empty else _pieces(batch, count, at_once):
         numbers = runs.of(part).numbers[:, some]
         met = where.outputs(flat[part], numbers)
-        kept = where.inputs(rows[part, some.start * runs.length : some.stop * runs.length], numbers, groups)
+        kept = where.inputs(rows[part, some.start * runs.length : some.stop * runs.length], numbers)
         met, kept = met.view(groups, out.shape[1], -1), kept.view(groups, out.shape[2], -1)
         first = part.start == some.start == 0
         if groups == 1:
@@ -84,8 +85,8 @@ def run_products(rows: Tensor, runs: Runs, output_grad: Tensor, positions: Posit
             torch.bmm(met, kept.mT, out=out)
         else:
             out.baddbmm_(met, kept.mT)
-    shape = (groups, wide // groups, *kernel, narrow // groups)
-    return out.view(shape).movedim(-1, 2)
+    shape = (groups, wide // groups, *kernel[:-1], narrow // groups, inner)
+    return out.view(shape).movedim(-2, 2)
 
 
 def _pieces(batch: int, count: int, at_once: int) -> Iterator[tuple[slice, slice]]:
@@ -109,64 +110,47 @@ class _Meetings:
         self._shift = [o - i - row.padding for o, i in zip(self._begin, first, strict=True)]
         most = max(self._shift) + row.dilation * (row.kernel_size - 1)
         self._margins = max(0, -min(self._shift)), max(0, most + self._reach - length)
-        self._made: dict[torch.device, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._made: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Per kernel entry of the other dimensions and run, where its outputs begin; per run, where they lie beside the
-        run; and whether there are any, if not always."""
+    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Per kernel entry of the other dimensions and run, where its outputs begin, -1 if there are none; per kernel
+        entry of the row and run, where the inputs that these meet begin beside the run."""
         made = self._made.get(device)
         if made is None:
-            begins, shift, exists = self._on_host()  # so that no other device has to be waited for
-            there = None if exists is None else exists.to(device, non_blocking=True)
-            made = begins.to(device, non_blocking=True), shift.to(device, non_blocking=True), there
+            begins, shifts = self._on_host()  # so that no other device has to be waited for
+            made = begins.to(device, non_blocking=True), shifts.to(device, non_blocking=True)
             if type(begins) is Tensor:  # not one without data, of a mode that is on just now
                 self._made[device] = made
         return made
 
-    def _on_host(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _on_host(self) -> tuple[Tensor, Tensor]:
         begin, shift = torch.tensor(self._begin, device="cpu"), torch.tensor(self._shift, device="cpu")
+        entries = steps(self._row.kernel_size, self._row.dilation, begin.device).unsqueeze(1)
+        shifts = entries + shift + self._margins[0]
         if not self._others:
-            return begin.unsqueeze(0), shift, None
+            return begin.unsqueeze(0), shifts
         sizes, outputs = (tuple(getattr(p, side) for p in self._others) for side in ("input_size", "output_size"))
-        partners = PartnerTable(sizes, tuple(("i", p) for p in self._others), outputs)
-        met = partners(begin.device)  # [entries, rows]
-        there = met < prod(outputs)
-        begins = ((met * there).unsqueeze(2) * self._row.output_size + begin).flatten(1)
-        exists = None if partners.complete else there.repeat_interleave(len(begin), 1)
-        return begins, shift.repeat(prod(sizes)), exists
+        met = PartnerTable(sizes, tuple(("i", p) for p in self._others), outputs)(begin.device)  # [entries, rows]
+        none = (met == prod(outputs)).unsqueeze(2)
+        begins = (met.unsqueeze(2) * self._row.output_size + begin).masked_fill(none, -1).flatten(1)
+        return begins, shifts.repeat(1, prod(sizes))
 
     def outputs(self, flat: Tensor, numbers: Tensor) -> Tensor:
-        """Outputs ``[D, A, N·R·J]`` of ``[N, D, O]`` that runs ``[N or 1, R]`` meet, zeros where there are none."""
-        begins, _, exists = self._tables(flat.device)
-        batch, wide, size = flat.shape
-        here = begins[:, numbers] + steps(batch, wide * size, flat.device).unsqueeze(1)  # [A, N, R]
-        index = steps(wide, size, flat.device).view(-1, 1, 1, 1) + here
-        met = _stretches(flat, self._reach).index_select(0, index.flatten()).view(*index.shape, self._reach)
-        if exists is not None:
-            met.mul_(exists[:, numbers].unsqueeze(-1))
-        return met.flatten(2)
+        """Outputs ``[D, A, N, R·J]`` of ``[N, D, O]`` that runs ``[N or 1, R]`` meet, zeros where there are none."""
+        return gather_stretches(flat, self._tables(flat.device)[0][:, numbers], self._reach, True)
 
-    def inputs(self, rows: Tensor, numbers: Tensor, groups: int) -> Tensor:
-        """Kept rows ``[N, S, C]`` beside those outputs, for each kernel entry along the row: ``[G, K, C / G, N·R·J]``.
+    def inputs(self, rows: Tensor, numbers: Tensor) -> Tensor:
+        """Kept rows ``[N, S, C]`` beside those outputs, for each kernel entry along the row: ``[C, K, 1, N·R·J]``.
 
         The ``j``-th output of a stretch that begins at ``b`` meets input ``b + j - p + d·k``.
         """
-        _, shifts, _ = self._tables(rows.device)
         batch, _, channels = rows.shape
         count, (before, after) = numbers.shape[1], self._margins
         padded = rows.new_zeros(channels, batch, count, before + self._length + after)
         padded.narrow(3, before, self._length).copy_(rows.permute(2, 0, 1).unflatten(2, (count, -1)))
-        step = padded.shape[3]
-        here = (shifts[numbers] + before).expand(batch, -1) + steps(batch * count, step, rows.device).view(batch, count)
-        channel = steps(channels, batch * count * step, rows.device).view(groups, 1, -1, 1, 1)
-        entry = steps(self._row.kernel_size, self._row.dilation, rows.device).view(-1, 1, 1, 1)
-        index = channel + (entry + here)
-        return _stretches(padded, self._reach).index_select(0, index.flatten())
-
-
-def _stretches(tensor: Tensor, length: int) -> Tensor:
-    """All stretches of so many entries of a contiguous tensor, as the rows of a view."""
-    return tensor.as_strided((tensor.numel() - length + 1, length), (1, 1))
+        runs = steps(batch * count, padded.shape[3], rows.device).view(batch, count)
+        starts = (self._tables(rows.device)[1][:, numbers] + runs).flatten(1).unsqueeze(1)
+        return gather_stretches(padded.view(1, channels, -1), starts, self._reach, True)
 
 
 @lru_cache(maxsize=512)

@@ -17,6 +17,7 @@ from .operator import Backend, backends, use
 from .relu import relu
 from .scaled import scaled
 from .slope_to_grid import slope_to_grid
+from .stretches import gather_stretches
 from .times_grid import times_grid
 from .to_grid import to_grid
 from .unmask import unmask
@@ -28,6 +29,7 @@ __all__ = [
     "depthwise_weight_vjp",
     "encode",
     "gather_planes",
+    "gather_stretches",
     "inside",
     "masked",
     "max_pool",

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numba import prange
+from numba import prange, uint64
 from torch import Tensor
 
 from .jit import function, parallel, tasks
@@ -132,23 +132,24 @@ def _rebuild(kept, numbers, length, weights, middle, flat):
         flat[i] = middle
     if length == 1:
         for r in range(len(numbers)):
-            flat[numbers[r]] = middle + weights[r] * kept[r]
+            flat[uint64(numbers[r])] = middle + weights[r] * kept[r]
         return
+    each, first = uint64(length), uint64(0)
     for r in range(len(numbers)):
-        start = numbers[r] * length
-        _put(kept[r * length : (r + 1) * length], weights[r], middle, flat[start : start + length])
-
-
-@function
-def _put(kept, weight, middle, out):
-    for j in range(len(kept)):
-        out[j] = middle + weight * kept[j]
+        start, weight = uint64(numbers[r]) * each, weights[r]  # numba does not look whether these are negative
+        for j in range(each):
+            flat[start + j] = middle + weight * kept[first + j]
+        first += each
 
 
 @function
 def _spread(flat, width, pitch, out):
-    for row in range(len(flat) // width):
-        _copy(flat[row * width : (row + 1) * width], out[row * pitch :])
+    wide, here, there = uint64(width), uint64(0), uint64(0)
+    for _ in range(len(flat) // width):
+        for j in range(wide):
+            out[there + j] = flat[here + j]
+        here += wide
+        there += uint64(pitch)
 
 
 @function

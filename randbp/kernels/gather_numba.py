@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numba import prange
+from numba import prange, uint64
 from torch import Tensor
 
 from . import gather
@@ -85,11 +85,14 @@ def _one(plane, numbers, length, weights, level, out, mean, sum_):
         mean[0] = total(plane) / len(plane)
     if length == 1:
         for r in range(len(numbers)):
-            out[r] = plane[numbers[r]]
+            out[r] = plane[uint64(numbers[r])]
     else:
+        each, first = uint64(length), uint64(0)
         for r in range(len(numbers)):
-            start = numbers[r] * length
-            _copy(plane[start : start + length], out[r * length : (r + 1) * length])
+            start = uint64(numbers[r]) * each  # numba does not look whether these are negative
+            for j in range(each):
+                out[first + j] = plane[start + j]
+            first += each
     if level < 2:
         return
     middle = mean[0]
