@@ -30,6 +30,12 @@ def as_planes(kept: Tensor, order: str) -> Tensor:
     return kept.transpose(0, 1) if order == "channels" else kept.transpose(1, 2)
 
 
+def on_device(weights: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers as a tensor of the dtype and on the device of another one, without waiting for the device."""
+    numbers = torch.tensor(weights, dtype=like.dtype)
+    return numbers.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else numbers
+
+
 @fused(_fake)
 def gather_planes(
     planes: Tensor, numbers: Tensor, length: int, weights: Sequence[float], order: str, what: str
@@ -61,7 +67,7 @@ def gather_planes(
         means = planes.mean(2)
     if what == "deviations":
         found.sub_(means.unsqueeze(2))
-        sums = found @ found.new_tensor(weights).repeat_interleave(length)
+        sums = found @ on_device(weights, found).repeat_interleave(length)
     kept = empty(planes, found.shape[2], order)
     as_planes(kept, order).copy_(found)
     return kept, means, sums

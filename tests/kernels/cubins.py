@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -74,8 +74,8 @@ class Launch(NamedTuple):
         return f"{self.kernel.__name__.removeprefix('_')}({types}; {rest})"
 
 
-def launches() -> list[Launch]:
-    """One of each kernel and the dtypes of its arguments."""
+def launches(operators: Collection[str]) -> list[Launch]:
+    """One of each kernel of some operations and the dtypes of its arguments."""
     found: dict[tuple[Any, ...], Launch] = {}
 
     def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -101,7 +101,7 @@ def launches() -> list[Launch]:
         for case in sorted(cases(), key=_unusual):
             with use("triton"):
                 there = OPERATORS[case.operator].backend("cpu") == "triton"
-            if there:
+            if there and case.operator in operators:
                 version(case.operator)(*case.arguments())
     return list(found.values())
 
@@ -164,11 +164,12 @@ LAUNCHES: list[Launch] = []
 def main() -> int:
     """Compile everything; 1 if something cannot be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--capability", type=int, nargs="*", default=[80, 90], help="of the GPUs")
+    parser.add_argument("--capability", type=int, action="append", help="of a GPU (80 and 90)")
+    parser.add_argument("operators", nargs="*", default=list(OPERATORS), help="of which kernels are compiled")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    LAUNCHES.extend(launches())
-    work = [(number, capability) for number in range(len(LAUNCHES)) for capability in asked.capability]
+    LAUNCHES.extend(launches(asked.operators))
+    work = [(number, capability) for number in range(len(LAUNCHES)) for capability in asked.capability or [80, 90]]
     print(f"{'GPU':5} {'registers':>9} {'spills':>6} {'shared':>6} {'code':>6}  kernel (bytes)")
     failed = 0
     with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as processes:
