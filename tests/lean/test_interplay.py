@@ -170,7 +170,9 @@ def test_checkpoints(model: Net, how: str, level: Any) -> None:
     before = memory_report(whole, x).held_bytes
     with randbp.randomize(whole, Exact(), lean=level, bits=8):
         assert agrees(level, grads(whole, lambda: whole(x).square().sum()), exact)
-        assert memory_report(whole, x).held_bytes <= before + 64  # a few bytes for a number that some cache keeps
+        # A few bytes for a number that some cache keeps, and the statistics that make the stem's output again: without
+        # the checkpoint, batch normalisation holds these anyway.
+        assert memory_report(whole, x).held_bytes <= before + 64 + 2 * 16 * 4
     with randbp.randomize(whole, Spatial(0.5), lean=level):
         assert len(grads(whole, lambda: whole(x).square().sum())) == len(exact)
 
