@@ -5,9 +5,11 @@ are taken in another order, the same up to rounding. :func:`backends` says what 
 one backend serve.
 """
 
+from .channel_norm import channel_norm_backward
 from .decode import decode
 from .depthwise import depthwise_weight_vjp
 from .encode import encode
+from .encode_normalised import encode_normalised
 from .gather import gather_planes
 from .inside import inside
 from .masked import masked
@@ -15,6 +17,7 @@ from .max_pool import max_pool, max_pool_grad
 from .narrow import narrow
 from .operator import Backend, backends, use
 from .relu import relu
+from .row_norm import row_norm_backward
 from .scaled import scaled
 from .slope_to_grid import slope_to_grid
 from .stretches import gather_stretches
@@ -25,9 +28,11 @@ from .unmask import unmask
 __all__ = [
     "Backend",
     "backends",
+    "channel_norm_backward",
     "decode",
     "depthwise_weight_vjp",
     "encode",
+    "encode_normalised",
     "gather_planes",
     "gather_stretches",
     "inside",
@@ -36,6 +41,7 @@ __all__ = [
     "max_pool_grad",
     "narrow",
     "relu",
+    "row_norm_backward",
     "scaled",
     "slope_to_grid",
     "times_grid",

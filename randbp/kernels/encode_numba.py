@@ -6,12 +6,15 @@ from numba import prange, uint32, uint64
 from torch import Tensor
 
 from .casts_numba import bits_of, number_of
-from .jit import function, parallel, tasks
+from .jit import function, parallel, room, tasks
 from .levels import Rows, factors, scale_dtype
 from .memory_numba import array, kind, load, numpy_dtype
 from .noise import start
 from .noise_numba import words
 from .packing_numba import pack_block
+from .words_numba import both, right
+
+_HALF = uint32(0xFFFF)
 
 
 def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithered: bool) -> tuple[Tensor, Tensor]:
@@ -20,28 +23,29 @@ def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithere
     codes = torch.empty(len(values), rows.nbytes, dtype=torch.uint8)
     scales = torch.empty(len(values), rows.blocks, 2, dtype=dtype)
     if values.numel():
-        whole, spoilt = factors(bits, dithered)
-        precise = numpy_dtype(dtype)
-        limit = torch.finfo(dtype).max / 2
-        numbers: np.ndarray = np.array([whole, np.nan if spoilt is None else spoilt, limit, 1, 0, 0.5, 2**-16], precise)
-        integer = np.array([63, np.iinfo(np.int64).max], np.int64)
-        if dtype == torch.float32:
-            integer = np.array([31, np.iinfo(np.int32).max], np.int32)
+        parts = tasks(values.numel())
         _encode(
             array(values.contiguous()), kind(values.dtype), array(codes), array(scales), uint64(start(seed)),
-            first, bits, block, numbers, integer, tasks(values.numel()),
+            first, bits, block, *constants(dtype, bits, dithered), *room(parts, block, numpy_dtype(dtype)), parts,
         )  # fmt: skip
     return codes, scales
 
 
+def constants(dtype: torch.dtype, bits: int, dithered: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers and integers that :func:`encode_block` needs for scales of that dtype."""
+    whole, spoilt = factors(bits, dithered)
+    several = [whole, np.nan if spoilt is None else spoilt, torch.finfo(dtype).max / 2, 1, 0, 0.5, 2**-16]
+    size, integer = (31, np.int32) if dtype == torch.float32 else (63, np.int64)
+    return np.array(several, numpy_dtype(dtype)), np.array([size, np.iinfo(integer).max], integer)
+
+
 @parallel
-def _encode(source, kind, codes, scales, start, first, bits, block, numbers, integer, tasks):
+def _encode(source, kind, codes, scales, start, first, bits, block, numbers, integer, room, words, tasks):
     rows, entries = source.shape
     blocks, padded = scales.shape[1], (block + 7) // 8 * 8
     each = (rows * blocks + tasks - 1) // tasks
     for task in prange(tasks):
-        x = np.empty(block, scales.dtype)
-        pairs, levels = np.empty((block + 1) // 2, np.uint32), np.zeros(padded, np.int32)
+        x, pairs, levels = room[task, 0], words[task, 0], words[task, 1].view(np.int32)
         for number in range(task * each, min(rows * blocks, (task + 1) * each)):
             row = number // blocks
             place = number - row * blocks
@@ -120,6 +124,6 @@ def _narrower(x, numbers):
 def _round_half(x, least, inverse, pairs, shift, numbers, top, levels):
     """Levels of half of a block's entries, from one half of its noise's words."""
     for i in range(len(x)):
-        noise = (np.float32(np.int32((pairs[i] >> shift) & uint32(0xFFFF))) + numbers[5]) * numbers[6]
+        noise = (np.float32(np.int32(both(right(pairs[i], shift), _HALF))) + numbers[5]) * numbers[6]
         level = np.int32((x[i] - least) * inverse + noise)
         levels[i] = level if level < top else top

@@ -8,6 +8,7 @@ from functools import cache, wraps
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 
 from .operator import lost_threads
@@ -21,6 +22,10 @@ def _most_threads() -> int:
 
 function = numba.njit(cache=True, nogil=True, error_model="numpy")
 """Compile a function that kernels call. Division by zero gives what IEEE says; nothing is reordered or fused."""
+
+
+summing = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+"""Compile a function whose sums are taken in an order of the compiler's, many at a time."""
 
 
 def parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,6 +72,16 @@ def _turn() -> AbstractContextManager[Any]:
     except ValueError:  # nothing has run yet; two threads must not start it together
         return _ONE_AT_A_TIME
     return _ONE_AT_A_TIME if layer == "workqueue" else nullcontext()
+
+
+def room(tasks: int, block: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays that each part of the work may use: two blocks of numbers, and two of ``uint32``.
+
+    Arrays that a kernel makes itself, and all their slices, are counted by atomic instructions, which take as long as
+    the work on a block.
+    """
+    padded = -(-block // 8) * 8
+    return np.empty((tasks, 2, padded), dtype), np.empty((tasks, 2, padded), np.uint32)
 
 
 _LEAST, _EACH = 2**15, 2**13

@@ -22,6 +22,11 @@ def kind(dtype: torch.dtype) -> int:
     return {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}.get(dtype, FLOAT)
 
 
+def storable(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a tensor that :func:`store` can write for one of ``dtype``: single precision for half."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def numpy_dtype(dtype: torch.dtype) -> type:
     """Of the array that a single- or double-precision tensor is.
 

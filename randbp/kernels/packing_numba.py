@@ -1,8 +1,10 @@
 """Integers of 1 to 8 bits packed into bytes, for numba's kernels: see :mod:`.packing`."""
 
-from numba import uint8
+import numpy as np
+from numba import uint8, uint32, uint64
 
 from .jit import function
+from .words_numba import both, either, left, right
 
 
 @function
@@ -57,23 +59,25 @@ def _four_more(a, b, c, d, low, plane):
 
 @function
 def unpack_block(packed, bits, codes):
-    """The inverse: codes up to a multiple of eight, as ``int32``."""
+    """The inverse: codes up to a multiple of eight, as ``uint32``."""
+    whole = codes.view(np.uint32)
     length = len(packed) // bits
     low = first = 0
     for width in (8, 4, 2, 1):
         if bits & width:
-            size, mask = width * length, (1 << width) - 1
-            plane = packed[first : first + size]
+            size, mask = width * length, uint32((1 << width) - 1)
             for number in range(8 // width):
-                _unslab(plane, number * width, mask, low, codes[number * size : (number + 1) * size])
+                place, down = uint64(number * size), uint32(number * width)
+                _unslab(packed, uint64(first), uint64(size), down, mask, uint32(low), whole, place)
             first, low = first + size, low + width
 
 
 @function
-def _unslab(plane, down, mask, low, codes):
+def _unslab(packed, first, size, down, mask, low, codes, place):
     if low:
-        for i in range(len(plane)):
-            codes[i] |= ((plane[i] >> down) & mask) << low
+        for i in range(size):
+            code = left(both(right(uint32(packed[first + i]), down), mask), low)
+            codes[place + i] = either(codes[place + i], code)
     else:
-        for i in range(len(plane)):
-            codes[i] = (plane[i] >> down) & mask
+        for i in range(size):
+            codes[place + i] = both(right(uint32(packed[first + i]), down), mask)

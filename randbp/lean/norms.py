@@ -1,16 +1,15 @@
 """Normalisations: the input in a few bits, and a gradient that stays unbiased although it uses them twice.
 
-What is held is ``x̂ = (x - μ) r`` in :class:`randbp.codecs.Uniform`, dithered: the entries of a block must be of one
-scale, and those of several channels are only when they are normalised. With ``y = γ x̂ + β`` and ``v`` the
-output gradient,
+What is held is ``x̂ = (x - μ) r`` in few bits, dithered: the entries of a block must be of one scale, and those of
+several channels or rows are only when they are normalised. With ``y = γ x̂ + β`` and ``v`` the output gradient,
 
     γ̄ = Σ v x̂,    β̄ = Σ v,    x̄ = r (γ v - mean(γ v) - x̂ mean(γ v x̂)),
 
 where means run over the ``m`` entries that were normalised together. Let ``x̃`` with ``E x̃ = x̂`` stand for ``x̂``.
 The gradient of ``γ`` is linear in it. The last term of ``x̄_i`` is not: in ``x̃_i Σ_j γ v_j x̃_j / m`` the noise of entry
-``i`` meets itself, which adds ``var(x̃_i) γ v_i / m`` to its mean. Subtractive dither (:mod:`.dithered`) has a known
-variance, ``h²/12``, so this excess is taken off and the gradient is unbiased. It matters for layer and group
-normalisation of few entries; where ``m`` is so large that the excess is below 1e-5 of ``r γ v_i``, it is left out.
+``i`` meets itself, which adds ``var(x̃_i) γ v_i / m`` to its mean. Subtractive dither has a known variance, ``h²/12``,
+so this excess is taken off and the gradient is unbiased. It matters for layer and group normalisation of few entries;
+where ``m`` is so large that the excess is below 1e-5 of ``r γ v_i``, it is left out.
 """
 
 from collections.abc import Callable
@@ -23,17 +22,15 @@ from torch.nn import functional as F
 
 from ..autograd.once import edge_of, not_differentiable
 from ..autograd.transforms import refuses_vectorised
-from ..codecs import Uniform
+from ..kernels import channel_norm_backward, encode_normalised, row_norm_backward
+from ..kernels.levels import scale_dtype
 from ..tn.execute.native import memory_format_of
-from .layout import pieces
 from .normalised import Normalised, are_single, normalised
 from .recipes import Recipe, remember
 from .rules import Call, is_plain, lean_version_of
 
 _SMALL = 32
-"""Rows with fewer entries would need as many bytes for their scales as rounding saves."""
-
-_STRETCH = 2**17
+"""Of rows with fewer entries, statistics and scales take as many bytes as rounding saves."""
 
 _NEGLIGIBLE = 1e-5
 """Relative excess of an input gradient below which it is not corrected."""
@@ -47,34 +44,9 @@ class _Groups:
     groups: int
     over_batch: bool
 
-    @property
-    def per_row(self) -> int:
-        """Channels of one example that are rounded in one stretch: as many as a processor's cache has room for."""
-        _, channels, size = self.shape
-        return next(k for k in range(channels, 0, -1) if channels % k == 0 and (k * size <= _STRETCH or k == 1))
-
-    def rows(self, values: Tensor) -> Tensor:
-        """Values ``[N or 1, C]`` for each stretch, ``[N·C / K, K]``."""
-        return values.expand(self.shape[:2]).reshape(-1, self.per_row)
-
-    def pieces(self, device: torch.device) -> list[tuple[slice, Any]]:
-        """Stretches that fit a processor's cache: which rows, and which part of a tensor ``[N, C / K, K, S]``.
-
-        No piece spans more than one example where an example has several stretches: such a part is a view of the
-        tensor however it lies in memory.
-        """
-        examples, channels, size = self.shape
-        each, entries = channels // self.per_row, self.per_row * size
-        count = examples if each == 1 else each
-        parts = [slice(p.start // entries, p.stop // entries) for p in pieces(count * entries, device, entries)]
-        if each == 1:
-            return [(part, (part, 0)) for part in parts]
-        rows = ((n, part, n * each) for n in range(examples) for part in parts)
-        return [(slice(first + part.start, first + part.stop), (n, part)) for n, part, first in rows]
-
-    def per_channel(self, values: Tensor) -> Tensor:
+    def per_channel(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Statistics of each group, repeated for its channels: ``[N or 1, C]``."""
-        repeated = values.view(-1, self.groups, 1).expand(-1, -1, self.shape[1] // self.groups)
+        repeated = values.to(dtype).view(-1, self.groups, 1).expand(-1, -1, self.shape[1] // self.groups)
         return repeated.reshape(-1, self.shape[1])
 
     @property
@@ -83,14 +55,18 @@ class _Groups:
         examples, channels, size = self.shape
         return (examples if self.over_batch else 1) * channels // self.groups * size
 
-    def per_group(self, values: Tensor) -> Tensor:
-        """Sums over all that is normalised together, of sums ``[N, C]`` over positions; ``[N or 1, C]``."""
-        channels = self.shape[1]
-        sums = values.sum(0, keepdim=True) if self.over_batch else values
-        if self.groups == channels:
-            return sums
-        sums = sums.unflatten(1, (self.groups, -1)).sum(2, keepdim=True)
-        return sums.expand(-1, -1, channels // self.groups).flatten(1)
+    def in_order(self, x: Tensor, last: bool) -> Tensor:
+        """A tensor ``[N, P, C, S]`` without gaps, ``S = 1`` if channels are to lie last, else ``P = 1``."""
+        examples, channels, size = self.shape
+        if last:
+            return x.movedim(1, -1).reshape(examples, size, channels, 1).contiguous()
+        return x.reshape(examples, 1, channels, size).contiguous()
+
+    def back(self, values: Tensor, shape: torch.Size, last: bool) -> Tensor:
+        """The inverse, a view."""
+        if last:
+            return values.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+        return values.view(shape)
 
 
 class _ChannelNorm(torch.autograd.Function):
@@ -108,20 +84,13 @@ class _ChannelNorm(torch.autograd.Function):
         bits: int,
         seed: int,
     ) -> Tensor:
-        size, together = groups.shape[2], groups.per_row
         y, *statistics = normalise()
-        mean, rstd = (groups.per_channel(values) for values in statistics)
-        layout = Uniform(bits, together * size, min(256, together * size), dithered=True)
-
-        means, rstds = (groups.rows(values).unsqueeze(2) for values in (mean, rstd))
-
-        def normalised(rows: Tensor, part: slice) -> Tensor:
-            return (rows.view(-1, together, size) - means[part]).mul_(rstds[part]).flatten(1)
-
-        codes, scales = _encode(layout, x.reshape(-1, together * size), seed, normalised)
+        last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+        mean, rstd = (groups.per_channel(values, scale_dtype(x.dtype)) for values in statistics)
+        codes, scales = encode_normalised(groups.in_order(x, last), mean, rstd, seed, bits)
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
-        ctx.layout, ctx.groups, ctx.shape, ctx.dtype = layout, groups, x.shape, x.dtype
+        ctx.bits, ctx.groups, ctx.last, ctx.shape, ctx.dtype = bits, groups, last, x.shape, x.dtype
         return y.detach()  # no view, which nobody could change in place
 
     @staticmethod
@@ -130,37 +99,16 @@ class _ChannelNorm(torch.autograd.Function):
         (output_grad,) = output_grads
         seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
         groups: _Groups = ctx.groups
-        examples, channels, size = groups.shape
-        together = groups.per_row
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         with torch.no_grad():
-            grad = output_grad.reshape(examples, channels, size).to(rstd.dtype)
-            value = ctx.layout.decode(codes, scales, int(seed), dtype=rstd.dtype).view(examples, channels, size)
-            sums = grad.sum(2)
-            value_rows, grad_rows = value.view(-1, together, size), grad.unflatten(1, (-1, together))
-            parts = groups.pieces(value.device)
-            sums_of_rows = [(value_rows[rows] * grad_rows[place]).sum(2) for rows, place in parts]
-            products = torch.cat(sums_of_rows).view(examples, channels)
-            weight_grad = products.sum(0) if ctx.needs_input_grad[1] else None
-            bias_grad = sums.sum(0) if ctx.needs_input_grad[2] else None
-            input_grad = None
-            if ctx.needs_input_grad[0]:
-                scale = rstd if weight is None else rstd * weight
-                if weight is not None:
-                    sums, products = sums * weight, products * weight
-                first, second = groups.per_group(sums), groups.per_group(products)
-                factor = rstd / groups.together
-                value.mul_((second * factor).neg_().unsqueeze(2)).sub_((first * factor).unsqueeze(2))
-                value.addcmul_(grad, scale.unsqueeze(2))
-                if _is_corrected(ctx.layout.bits, groups.together):
-                    excess = groups.rows(scale / groups.together).unsqueeze(2)
-                    for rows, place in parts:
-                        variance = ctx.layout.variances(scales[rows]).view(-1, together, size).to(grad.dtype)
-                        value_rows[rows].addcmul_(variance.mul_(grad_rows[place]), excess[rows])
-                input_grad = value.to(ctx.dtype).view(ctx.shape)
-        grads = not_differentiable(
-            "lean normalisation", (input_grad, weight_grad, bias_grad), (edge, weight, output_grad)
-        )
-        return (*grads, *[None] * 5)
+            x_grad, weight_grad, bias_grad = channel_norm_backward(
+                codes, scales, int(seed), ctx.bits, groups.in_order(output_grad, ctx.last), rstd,
+                None if weight is None else weight.to(rstd.dtype), groups.groups, groups.over_batch,
+                _is_corrected(ctx.bits, groups.together), needs_input,
+            )  # fmt: skip
+            input_grad = groups.back(x_grad.to(ctx.dtype), ctx.shape, ctx.last) if needs_input else None
+        wanted = (input_grad, weight_grad if needs_weight else None, bias_grad if needs_bias else None)
+        return (*not_differentiable("lean normalisation", wanted, (edge, weight, output_grad)), *[None] * 5)
 
 
 class _RowNorm(torch.autograd.Function):
@@ -173,21 +121,19 @@ class _RowNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         edge: Tensor | None,
-        normalise: Callable[[], tuple[Tensor, Tensor | None, Tensor]],
+        normalise: Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor]],
         columns: int,
         bits: int,
         seed: int,
     ) -> Tensor:
-        y, mean, rstd = normalise()
-        layout = Uniform(bits, columns, min(256, columns), dithered=True)
-
-        def normalised(rows: Tensor, part: slice) -> Tensor:
-            return (rows if mean is None else rows - mean[part]) * rstd[part]
-
-        codes, scales = _encode(layout, x.reshape(-1, columns), seed, normalised)
+        x = x.contiguous()
+        y, mean, rstd = normalise(x)
+        centred = mean is not None
+        rstd = rstd.view(-1, 1).to(scale_dtype(x.dtype))
+        mean = torch.zeros_like(rstd) if mean is None else mean.view(-1, 1).to(rstd.dtype)
+        codes, scales = encode_normalised(x.view(-1, 1, 1, columns), mean, rstd, seed, bits)
         ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
-        ctx.layout, ctx.columns, ctx.shape, ctx.dtype = layout, columns, x.shape, x.dtype
-        ctx.centred = mean is not None
+        ctx.bits, ctx.columns, ctx.centred, ctx.shape, ctx.dtype = bits, columns, centred, x.shape, x.dtype
         return y
 
     @staticmethod
@@ -195,44 +141,18 @@ class _RowNorm(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (output_grad,) = output_grads
         seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
-        columns, needs_input = ctx.columns, ctx.needs_input_grad[0]
+        needs_input, *needed = ctx.needs_input_grad[:3]
         with torch.no_grad():
-            grad = output_grad.reshape(-1, columns)
-            flat_weight = None if weight is None else weight.reshape(-1).to(rstd.dtype)
-            value = ctx.layout.decode(codes, scales, int(seed), dtype=rstd.dtype)
-            weight_grad = torch.zeros(columns, dtype=rstd.dtype, device=grad.device)
-            bias_grad = torch.zeros_like(weight_grad)
-            for part in pieces(value.numel(), value.device, columns):
-                rows = slice(part.start // columns, part.stop // columns)
-                v, x, r = grad[rows].to(rstd.dtype), value[rows], rstd[rows]
-                weight_grad += torch.linalg.vecdot(v, x, dim=0)
-                bias_grad += v.sum(0)
-                if not needs_input:
-                    continue
-                v = v if flat_weight is None else v * flat_weight
-                product = torch.linalg.vecdot(v, x, dim=1).unsqueeze(1)
-                x.mul_(product.mul_(r / -columns)).addcmul_(v, r)
-                if ctx.centred:
-                    x.sub_(v.mean(1, keepdim=True) * r)
-                if _is_corrected(ctx.layout.bits, columns):
-                    x.addcmul_(ctx.layout.variances(scales[rows]).mul_(v), r / columns)
-            input_grad = value.to(ctx.dtype).view(ctx.shape) if needs_input else None
-        shaped = [g.view(weight.shape) if weight is not None else None for g in (weight_grad, bias_grad)]
-        wanted = [g if needed else None for g, needed in zip(shaped, ctx.needs_input_grad[1:3], strict=True)]
+            x_grad, *sums = row_norm_backward(
+                codes, scales, int(seed), ctx.bits, output_grad.reshape(-1, ctx.columns).contiguous(),
+                rstd.view(-1), None if weight is None else weight.reshape(-1).to(rstd.dtype), ctx.centred,
+                _is_corrected(ctx.bits, ctx.columns),
+                needs_input,
+            )  # fmt: skip
+            input_grad = x_grad.to(ctx.dtype).view(ctx.shape) if needs_input else None
+        wanted = [g.view(weight.shape) if n and weight is not None else None for g, n in zip(sums, needed, strict=True)]
         grads = not_differentiable("lean normalisation", (input_grad, *wanted), (edge, weight, output_grad))
         return (*grads, *[None] * 5)
-
-
-def _encode(
-    layout: Uniform, rows: Tensor, seed: int, prepare: Callable[[Tensor, slice], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Codes and scales of what a function makes of some rows at a time."""
-    parts = []
-    for span in pieces(rows.numel(), rows.device, layout.entries):
-        part = slice(span.start // layout.entries, span.stop // layout.entries)
-        parts.append(layout.encode(prepare(rows[part], part), seed, part.start * layout.blocks))
-    codes, scales = zip(*parts, strict=True)
-    return torch.cat(codes), torch.cat(scales)
 
 
 def _is_corrected(bits: int, together: int) -> bool:
@@ -402,9 +322,9 @@ def _layer_norm(
         return NotImplemented
     x = _cast(input)
 
-    def normalise() -> tuple[Tensor, Tensor | None, Tensor]:
+    def normalise(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         y, mean, rstd = torch.native_layer_norm(x, list(normalized_shape), weight, bias, eps)
-        return y, mean.view(-1, 1), rstd.view(-1, 1)
+        return y, mean, rstd
 
     session = call.session
     return _RowNorm.apply(x, weight, bias, edge_of(x), normalise, columns, session.bits, session.seed())
@@ -418,11 +338,11 @@ def _rms_norm(
     if not _needs_grad(input, weight) or not _is_roundable(input, columns):
         return NotImplemented
 
-    def normalise() -> tuple[Tensor, Tensor | None, Tensor]:
+    def normalise(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         y = call.run()
-        precise = input.reshape(-1, columns).to(torch.promote_types(input.dtype, torch.float32))
+        precise = x.reshape(-1, columns).to(torch.promote_types(input.dtype, torch.float32))
         small = torch.finfo(input.dtype).eps if eps is None else eps
-        return y, None, precise.square().mean(1, keepdim=True).add_(small).rsqrt_()
+        return y, None, precise.square().mean(1).add_(small).rsqrt_()
 
     session = call.session
     return _RowNorm.apply(input, weight, None, edge_of(input), normalise, columns, session.bits, session.seed())

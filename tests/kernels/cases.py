@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from randbp.kernels import max_pool
+from randbp.kernels import encode_normalised, max_pool
 from randbp.kernels.derivatives import FUNCTIONS
 from randbp.kernels.grid_bits import grid_bytes
 from randbp.kernels.levels import Rows
@@ -278,6 +278,67 @@ def _slope_to_grid(
     return x, function, [factor, 1.5, 1.0], seed, seed % 1000, bits, (2**bits - 1) / 2, 0.13
 
 
+Planes = tuple[int, int, int, int]
+
+PLANES: tuple[Planes, ...] = (
+    *((2, 1, 6, 300), (3, 1, 4, 3), (1, 1, 2, 31), (0, 1, 4, 9), (2, 1, 34, 32), (5, 1, 4, 257)),
+    *((4, 50, 6, 1), (1, 7, 300, 1), (3, 1, 34, 1), (8, 64, 24, 1)),
+)
+"""Examples, positions before the channels, channels, and positions behind them."""
+
+
+def _statistics(seed: int, shape: Planes, dtype: torch.dtype, over_batch: bool) -> tuple[Tensor, Tensor]:
+    precise = torch.promote_types(dtype, torch.float32)
+    mean, rstd = (matrix(seed + n, (1 if over_batch else shape[0], shape[2]), precise, "normal") for n in (1, 2))
+    return mean, rstd.abs().add(0.25)
+
+
+def _encode_normalised(
+    seed: int, shape: Planes, dtype: torch.dtype, kind: str, layout: str, bits: int, over_batch: bool
+) -> tuple[Any, ...]:
+    x = matrix(seed, (shape[0] * shape[1] * shape[2], shape[3]), dtype, kind, layout).unflatten(0, shape[:3])
+    return x, *_statistics(seed, shape, dtype, over_batch), seed - 2**30, bits
+
+
+def _channel_norm_backward(
+    seed: int,
+    shape: Planes,
+    dtype: torch.dtype,
+    layout: str,
+    bits: int,
+    groups: str,
+    weighted: bool,
+    corrected: bool,
+    needs_input: bool,
+) -> tuple[Any, ...]:
+    over_batch, channels = groups == "batch", shape[2]
+    x, mean, rstd, *rest = _encode_normalised(seed, shape, dtype, "normal", layout, bits, over_batch)
+    held = encode_normalised(x, mean, rstd, *rest)
+    grad = _encode_normalised(seed + 1, shape, dtype, "normal", layout, bits, over_batch)[0]
+    weight = matrix(seed + 3, (1, channels), rstd.dtype, "normal")[0] if weighted else None
+    count = {"two": 2, "one": 1}.get(groups, channels)
+    return *held, *rest, grad, rstd, weight, count if channels % count == 0 else 1, over_batch, corrected, needs_input
+
+
+def _row_norm_backward(
+    seed: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    layout: str,
+    bits: int,
+    weighted: bool,
+    centred: bool,
+    corrected: bool,
+    needs_input: bool,
+) -> tuple[Any, ...]:
+    rows, columns = size
+    x, mean, rstd, *rest = _encode_normalised(seed, (rows, 1, 1, columns), dtype, "normal", layout, bits, False)
+    held = encode_normalised(x, mean, rstd, *rest)
+    grad = matrix(seed + 1, size, dtype, "normal", layout)
+    weight = matrix(seed + 3, (1, columns), rstd.dtype, "normal")[0] if weighted else None
+    return *held, *rest, grad, rstd[:, 0].contiguous(), weight, centred, corrected, needs_input
+
+
 TABLE = {
     "encode": Trials(
         _encode,
@@ -379,6 +440,48 @@ TABLE = {
     ),
     "to_grid": Trials(_to_grid, {**ENTRIES, "bits": range(1, 9)}, count=40),
     "times_grid": Trials(_times_grid, {**ENTRIES, "bits": range(1, 9)}, count=40),
+    "encode_normalised": Trials(
+        _encode_normalised,
+        {
+            "shape": PLANES,
+            "dtype": FLOATS,
+            "kind": KINDS,
+            "layout": LAYOUTS,
+            "bits": range(1, 9),
+            "over_batch": (True, False),
+        },
+        count=60,
+    ),
+    "channel_norm_backward": Trials(
+        _channel_norm_backward,
+        {
+            "shape": PLANES,
+            "dtype": FLOATS,
+            "layout": LAYOUTS,
+            "bits": range(1, 9),
+            "groups": ("batch", "each", "one", "two"),
+            "weighted": (True, False),
+            "corrected": (True, False),
+            "needs_input": (True, True, False),
+        },
+        count=60,
+        close=1e-4,
+    ),
+    "row_norm_backward": Trials(
+        _row_norm_backward,
+        {
+            "size": ((3, 300), (1, 1), (0, 5), (200, 49), (2, 777), (40, 96), (9, 256), (700, 32)),
+            "dtype": FLOATS,
+            "layout": LAYOUTS,
+            "bits": range(1, 9),
+            "weighted": (True, False),
+            "centred": (True, False),
+            "corrected": (True, False),
+            "needs_input": (True, True, False),
+        },
+        count=60,
+        close=1e-4,
+    ),
     "slope_to_grid": Trials(_slope_to_grid, {**ENTRIES, "function": FUNCTIONS, "bits": range(1, 9)}, count=60),
 }
 """Of each operation, how it is tried."""

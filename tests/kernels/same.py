@@ -26,6 +26,7 @@ def assert_same(case: Case, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]
         if not mine.is_floating_point():
             assert torch.equal(mine, other)
         elif close:
+            close = max(close, torch.finfo(mine.dtype).eps)  # the nearest number of 16 bits may be another one
             scale = other[other.isfinite()].abs().max().item() if other.isfinite().any() else 0.0
             torch.testing.assert_close(mine, other, rtol=close, atol=close * scale, equal_nan=True)
         else:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import randbp
-from randbp import Exact
-from randbp.lean import layout, norms
+from randbp import Exact, kernels
+from randbp.kernels import channels, row_norm
 
 from .same import lean
 
@@ -93,10 +93,11 @@ def test_inputs_and_output_gradients_may_lie_in_memory_in_any_way(
     x, grad = FORMATS[of_input](x), FORMATS[of_grad](grad)
     parameters = [torch.randn(shape[1], dtype=dtype, generator=generator) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(norms, "_STRETCH", stretch)
-        patch.setattr(layout, "CACHE", stretch)
+        patch.setattr(channels, "PIECE", stretch)
+        patch.setattr(row_norm, "PIECE", stretch)
         ours = gradients(lean(NORMS[name], True, bits=8), x, parameters, grad)
-        dense = gradients(lean(NORMS[name], True, bits=8), x, parameters, grad.contiguous())
+        with kernels.use("reference"):
+            dense = gradients(lean(NORMS[name], True, bits=8), x, parameters, grad.contiguous())
     exact = gradients(NORMS[name], x, parameters, grad.contiguous())
     assert torch.equal(ours[0], exact[0]) and len(ours) == len(exact)
     for mine, same, other in zip(ours, dense, exact, strict=True):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import randbp
 from randbp import Spatial
 from randbp.diagnostics import StepPeak
+from randbp.kernels import channels, use
 
 from .same import assert_same, lean, values_and_grads
 
@@ -85,15 +86,14 @@ def test_a_gradient_that_others_hold_is_not_overwritten() -> None:
         assert torch.equal(grad, before) and torch.equal(x.grad, before * (x > 0))
 
 
-def test_the_normalisations_stretches_divide_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several stretches per example, corrected or not, in the average of many draws."""
-    from randbp.lean import norms
-
+def test_the_normalisations_pieces_divide_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several pieces per example in plain PyTorch, corrected or not, in the average of many draws."""
     x = torch.randn(4, 12, 6, 6, generator=torch.Generator().manual_seed(5)).requires_grad_()
     for norm in (lambda x: F.batch_norm(x, None, None, training=True), lambda x: F.group_norm(x, 3)):
         exact = values_and_grads(norm, x)
-        for stretch in (40, 150, 2**17):  # one, four and all channels
-            monkeypatch.setattr(norms, "_STRETCH", stretch)
-            draws = [values_and_grads(lean(norm, True, bits=8, seed=seed), x)[1] for seed in range(20)]
+        for piece in (40, 150, 2**17):  # one, four and all channels
+            monkeypatch.setattr(channels, "PIECE", piece)
+            with use("reference"):
+                draws = [values_and_grads(lean(norm, True, bits=8, seed=seed), x)[1] for seed in range(20)]
             error = (torch.stack(draws).mean(0) - exact[1]).norm() / exact[1].norm()
             assert error < 4e-3

@@ -1,0 +1,208 @@
+"""Backward of batch, group and instance normalisation by numba: see :mod:`.channel_norm`."""
+
+from math import gcd
+
+import numpy as np
+import torch
+from numba import prange, uint64
+from torch import Tensor
+
+from .channel_norm import terms
+from .channels_numba import Form
+from .decode_numba import decode_block
+from .jit import function, parallel, room, summing, tasks
+from .memory_numba import array, kind, load, numpy_dtype, storable, store
+from .noise import BLOCK, start
+
+_PART = 2**14
+"""Entries whose sums are taken together, about: the same however many threads there are [entries]."""
+
+
+def channel_norm_backward(
+    codes: Tensor,
+    scales: Tensor,
+    seed: int,
+    bits: int,
+    grad: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    groups: int,
+    over_batch: bool,
+    corrected: bool,
+    needs_input: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as the reference's, sums up to rounding."""
+    examples, before, channels, after = grad.shape
+    if not grad.numel():
+        nothing = rstd.new_zeros(channels)
+        return torch.empty_like(grad) if needs_input else grad.new_empty(0), nothing, nothing.clone()
+    form = Form.of(grad.shape, 1 if over_batch else examples)
+    dtype, precise = scales.dtype, numpy_dtype(scales.dtype)
+    numbers: np.ndarray = np.array([0.5, 2**-16, 12, 0], precise)
+    grad = grad.contiguous()
+    held = array(codes[0]), array(scales[0]), uint64(start(seed)), bits, numbers, array(grad.view(-1)), kind(grad.dtype)
+    if form.size == 1:
+        each = min(form.rows, max(1, _PART // form.planes))
+        partial = torch.zeros(form.examples, -(-form.rows // each), 2, form.planes, dtype=dtype)
+        parts = partial.shape[0] * partial.shape[1]
+        _column_sums(*held, form.rows, each, array(partial), *room(parts, BLOCK, precise), parts)
+        sums = form.gather(partial.sum(1).movedim(1, 0))
+    else:
+        least = BLOCK // gcd(form.size, BLOCK)
+        each = max(1, round(_PART / form.size / least)) * least
+        partial = torch.empty(2, form.examples * form.rows * form.planes, dtype=dtype)
+        parts = -(-partial.shape[1] // each)
+        _plane_sums(*held, form.size, each, array(partial), *room(parts, BLOCK, precise), parts)
+        sums = partial.view(2, form.examples, -1, channels).sum(2)
+    together = (examples if over_batch else channels // groups) * before * after
+    weight_grad, bias_grad, coefficients = terms(sums, rstd, weight, groups, over_batch, together)
+    if not needs_input:
+        return grad.new_empty(0), weight_grad, bias_grad
+    result = torch.empty_like(grad, dtype=storable(grad.dtype))
+    several = (array(form.spread(each).view(-1)) for each in coefficients)
+    parts = tasks(grad.numel())
+    _input_grad(
+        *held, form.rows, form.planes, form.size, *several, corrected, array(result.view(-1)), kind(result.dtype),
+        *room(parts, BLOCK, precise), parts,
+    )  # fmt: skip
+    return result.to(grad.dtype), weight_grad, bias_grad
+
+
+@parallel
+def _column_sums(codes, scales, start, bits, numbers, grad, kind, rows, each, sums, room, words, tasks):
+    parts, columns = sums.shape[1], sums.shape[3]
+    nbytes = BLOCK // 8 * bits
+    for task in prange(tasks):
+        example, part = task // parts, task % parts
+        v, x, pairs, levels = room[task, 0], room[task, 1], words[task, 0], words[task, 1]
+        first = (example * rows + part * each) * columns
+        end = (example * rows + min(rows, (part + 1) * each)) * columns
+        for number in range(first // BLOCK, (end + BLOCK - 1) // BLOCK):
+            begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
+            decode_block(
+                codes[number * nbytes : number * nbytes + (stop - begin + 7) // 8 * bits], scales[number], start,
+                number, bits, True, numbers, pairs, levels, x[: stop - begin],
+            )  # fmt: skip
+            load(grad[begin:stop], kind, v)
+            at, stop = max(begin, first), min(stop, end)
+            while at < stop:
+                column = at % columns
+                to = min(stop, at + columns - column)
+                _add_columns(
+                    v, x, uint64(at - begin), uint64(to - at), sums[example, part, 0], sums[example, part, 1],
+                    uint64(column),
+                )  # fmt: skip
+                at = to
+
+
+@function
+def _add_columns(v, x, first, count, plain, products, column):
+    for i in range(count):
+        plain[column + i] += v[first + i]
+        products[column + i] += v[first + i] * x[first + i]
+
+
+@parallel
+def _plane_sums(codes, scales, start, bits, numbers, grad, kind, size, each, sums, room, words, tasks):
+    planes, nbytes = sums.shape[1], BLOCK // 8 * bits
+    for task in prange(tasks):
+        v, x, pairs, levels = room[task, 0], room[task, 1], words[task, 0], words[task, 1]
+        first, end = task * each * size, min(planes, (task + 1) * each) * size
+        sums[:, task * each : min(planes, (task + 1) * each)] = numbers[3]
+        for number in range(first // BLOCK, (end + BLOCK - 1) // BLOCK):
+            begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
+            decode_block(
+                codes[number * nbytes : number * nbytes + (stop - begin + 7) // 8 * bits], scales[number], start,
+                number, bits, True, numbers, pairs, levels, x[: stop - begin],
+            )  # fmt: skip
+            load(grad[begin:stop], kind, v)
+            at, stop = max(begin, first), min(stop, end)
+            while at < stop:
+                plane = at // size
+                to = min(stop, (plane + 1) * size)
+                plain, product = _sums(v, x, uint64(at - begin), uint64(to - at), numbers[3])
+                sums[0, plane] += plain
+                sums[1, plane] += product
+                at = to
+
+
+@summing
+def _sums(v, x, first, count, zero):
+    plain, product = zero, zero
+    for i in range(count):
+        plain += v[first + i]
+        product += v[first + i] * x[first + i]
+    return plain, product
+
+
+@parallel
+def _input_grad(
+    codes,
+    scales,
+    start,
+    bits,
+    numbers,
+    grad,
+    kind,
+    rows,
+    planes,
+    size,
+    scale,
+    slope,
+    shift,
+    excess,
+    corrected,
+    result,
+    result_kind,
+    room,
+    words,
+    tasks,
+):
+    blocks, nbytes = len(scales), BLOCK // 8 * bits
+    each = (blocks + tasks - 1) // tasks
+    for task in prange(tasks):
+        v, x, pairs, levels = room[task, 0], room[task, 1], words[task, 0], words[task, 1]
+        for number in range(task * each, min(blocks, (task + 1) * each)):
+            begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
+            decode_block(
+                codes[number * nbytes : number * nbytes + (stop - begin + 7) // 8 * bits], scales[number], start,
+                number, bits, True, numbers, pairs, levels, x[: stop - begin],
+            )  # fmt: skip
+            load(grad[begin:stop], kind, v)
+            variance = scales[number, 1] * scales[number, 1] / numbers[2] if corrected else numbers[3]
+            at = begin
+            while at < stop:
+                row, entry = at // (planes * size), at % (planes * size)
+                example, plane = row // rows, entry // size
+                if size == 1:
+                    to = min(stop, at + planes - plane)
+                    _columns(
+                        v, x, uint64(at - begin), uint64(to - at), scale, slope, shift, excess,
+                        uint64(example * planes + plane), variance, corrected,
+                    )  # fmt: skip
+                else:
+                    to = min(stop, at + size - entry % size)
+                    here = example * planes + plane
+                    factor = scale[here]
+                    if corrected:
+                        factor = variance * excess[here] + factor
+                    _plane(v, x, uint64(at - begin), uint64(to - at), factor, slope[here], shift[here])
+                at = to
+            store(x[: stop - begin], result_kind, result[begin:stop])
+
+
+@function
+def _columns(v, x, first, count, scale, slope, shift, excess, column, variance, corrected):
+    if corrected:
+        for i in range(count):
+            factor = variance * excess[column + i] + scale[column + i]
+            x[first + i] = (x[first + i] * slope[column + i] + shift[column + i]) + factor * v[first + i]
+    else:
+        for i in range(count):
+            x[first + i] = (x[first + i] * slope[column + i] + shift[column + i]) + scale[column + i] * v[first + i]
+
+
+@function
+def _plane(v, x, first, count, scale, slope, shift):
+    for i in range(count):
+        x[first + i] = (x[first + i] * slope + shift) + scale * v[first + i]
