@@ -47,7 +47,8 @@ class IfFaster(Wrapping, Estimator):
     rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or
     a contraction of :mod:`randbp.tn` (equal up to rounding, and several times as fast for some layers). Each VJP of
     each layer is timed when it runs for the first time: all ways in turn, on tensors of the layer's sizes, for
-    about a tenth of a second, in which memory for one more input and output is taken. The fastest one then serves
+    a tenth to half of a second (three runs of each at least: the first step of a large network then takes as long as
+    some ten others), in which memory for one more input and output is taken. The fastest one then serves
     all layers of these sizes, data type and device until the process ends; what gains less than a twentieth of the
     time stays exact. A layer of which PyTorch's own backward pass, bias included, takes no longer than what was chosen
     runs that one, with PyTorch's bits (outside of compiled graphs, where each VJP is chosen alone). As times vary,

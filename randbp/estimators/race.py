@@ -9,7 +9,7 @@ import torch
 
 from .aside import aside
 
-ROUNDS = (3, 45)  # least and most readings of each
+ROUNDS = (2, 45)  # least and most readings of each
 SECONDS = (0.1, 0.5)  # for all readings: enough if least and middle ones agree, and at most (but ROUNDS[0] are made)
 BEHIND = 1.5  # times another's least reading: who takes longer, twice, is read no more
 GAIN = 0.95  # of the time of what is there already, at most which is worth a change
