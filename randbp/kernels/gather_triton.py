@@ -49,7 +49,7 @@ def _gather(
         for begin in range(0, positions, COLUMNS):
             i = begin + tl.arange(0, COLUMNS)[None, :]
             total += tl.load(plane + i, mask=(row < rows) & (i < positions), other=0)
-        mean = divided(tl.sum(total, 1, keep_dims=True), tl.zeros_like(mean) + positions.to(PRECISE))
+        mean = divided(tl.sum(total, 1, keep_dims=True), tl.zeros_like(mean) + positions)
         tl.store(means + row, mean, mask=row < rows)
     total = tl.zeros((TOGETHER, COLUMNS), PRECISE)
     for begin in range(0, count, COLUMNS):
