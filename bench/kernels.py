@@ -2,7 +2,8 @@
 
 Encode and decode work on 6.4 million entries in 4 bits. Of all others the largest call is taken that a training step of
 some networks makes (``preset="memory"``, ``"time"`` and a sampler). Bytes moved are those of the tensors given and
-returned; the bandwidth is that of a copy of 256 MiB, one of the contenders in each round.
+returned; the bandwidth is that of a copy of 256 MiB, one of the contenders in each round (calls on tensors that the
+caches hold may reach more).
 
 Held to: at least half of the copy bandwidth.
 """
