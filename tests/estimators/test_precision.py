@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import randbp
 from randbp import Estimator, Exact, IfFaster, Precision, Rounding, Spatial
-from randbp.estimators import Draw, configure
+from randbp.estimators import Draw, configure, precision
 from randbp.estimators.precision import _GRAD, _HELD, _WEIGHT, narrowed
 from randbp.functional import conv, conv_spec, linear
 from randbp.kernels import use
@@ -33,10 +33,19 @@ def gradients(case: Case, x: Tensor, weight: Tensor, grad: Tensor, seed: int, **
     return torch.autograd.grad(y, (weight, x), grad)
 
 
+@pytest.mark.parametrize("together", [2**20, 40])
 @given(case=LAYERS, dtype=st.sampled_from(sorted(UNIT)), seed=st.integers(0, 99))
-@settings(max_examples=50)
-def test_no_gradient_strays_further_than_operands_and_result_are_rounded(case: Case, dtype: Any, seed: int) -> None:
-    """Against autograd in double precision, entry by entry, over layers of all kinds."""
+@settings(max_examples=25)
+def test_no_gradient_strays_further_than_operands_and_result_are_rounded(
+    together: int, case: Case, dtype: Any, seed: int
+) -> None:
+    """Against autograd in double precision, entry by entry, over layers of all kinds, at once and in parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "TOGETHER", together)
+        check_errors(case, dtype, seed)
+
+
+def check_errors(case: Case, dtype: Any, seed: int) -> None:
     x, weight, _ = case.tensors(torch.float32)
     output_grad = case.output_grad(case.native(x, weight, None))
     output_grad = output_grad * torch.randn(output_grad.shape, generator=torch.Generator().manual_seed(seed))
