@@ -13,7 +13,7 @@ def pieces(shape: torch.Size, device: torch.device) -> Iterator[tuple[slice, sli
     """Cuts of the first three dimensions that fit a processor's cache and lie in memory without gaps, in its order.
 
     Example:
-        >>> [cut[0] for cut in pieces(torch.Size([3, 1, 64, 1024]), torch.device("cpu"))]
+        >>> [cut[0] for cut in pieces(torch.Size([3, 1, 1, 2**25]), torch.device("cuda"))]
         [slice(0, 2, None), slice(2, 4, None)]
     """
     examples, before, channels, after = shape

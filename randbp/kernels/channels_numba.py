@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_FEW = 32
+_FEW = 8
 """Planes of fewer entries are worked on many at a time [entries]."""
 
 _NARROW = 128
