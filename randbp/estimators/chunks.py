@@ -7,7 +7,7 @@ from torch import Tensor
 from ..tn import LayerSpec
 from .planned import planned_weight_vjp
 
-_LITTLE = 2**22
+LITTLE = 2**22
 """Entries of a rebuilt input that are made at once: kernels lose time on parts, and so few are little beside a step."""
 
 
@@ -27,7 +27,7 @@ def chunks(examples: int, most: int | None = None, entries: int | None = None) -
     """
     size = max(1, -(-examples // 8) if most is None else min(most, -(-examples // 8)))
     if entries is not None:
-        size = max(size, _LITTLE // max(1, entries))
+        size = max(size, LITTLE // max(1, entries))
     return [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
 
 

@@ -93,7 +93,7 @@ class Rounding(Wrapping, Estimator):
             layout = self._layout(tuple(tensor.shape), tensor.dtype, number)
             held.append(tensor.new_empty(0, *tensor.shape))
             noise = draw.child(_NOISE, number).seed
-            held.extend((tensor,) if layout is None else layout.encode(tensor.flatten(1), noise))
+            held.extend((tensor,) if layout is None else _encode(layout, tensor, noise))
         return tuple(held)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -150,3 +150,13 @@ class Rounding(Wrapping, Estimator):
         if not self.estimator.exact:
             variance = f"{inner.variance}; plus {variance}, times squared weights"
         return Description(held, inner.weight_multiply_adds, None, None, variance, self.unbiased)
+
+
+def _encode(layout: Uniform, tensor: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales of ``[N, …]``; of one in another memory order a few examples at a time, which are copied."""
+    if tensor.is_contiguous():
+        return layout.encode(tensor.flatten(1), seed)
+    parts = chunks(len(tensor), entries=layout.entries)
+    several = [layout.encode(tensor[part].flatten(1), seed, part.start * layout.blocks) for part in parts]
+    codes, scales = zip(*several, strict=True)
+    return torch.cat(codes), torch.cat(scales)

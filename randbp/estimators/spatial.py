@@ -131,20 +131,20 @@ class Spatial(Estimator):
     def _gathered(
         self, input: Tensor, where: list[Runs], plan: "_Plan", spec: LayerSpec, draw: Draw
     ) -> tuple[Tensor, ...]:
-        """The same sketch by a fused kernel; rows of several classes are views of one tensor."""
+        """The same sketch by a fused kernel, which makes the rows of all classes at once."""
         rebuilt = rebuilding_pays(spec, self.keep, input.dtype)
         sizes, counts = [positions.size for positions, _ in plan.parts], [each.count for each in where]
         order = "examples" if rebuilt else _order(plan, spec)
         kept, mean, sums = gather_deviations(input, where, sizes, order, plan.centred)
         held = (kept,) if rebuilt else kept.transpose(1, 2).split(counts, 1)
         if not plan.centred:
-            return held
+            return _apart(held)
         parts, kept_of_parts = keep_parts(plan.ranks, input, mean, spec, draw.child(-2))
         for part in parts:
             part.subtract_from([kept.transpose(1, 2)], [joined(where)])
         if plan.grid is not None:
             mean = less_sample_means(mean, held, sizes, 2 if rebuilt else 1) if parts else mean.sub_(sums)
-        return (*held, mean, *kept_of_parts)
+        return (*_apart(held), mean, *kept_of_parts)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Kept rows times the output rows they meet, plus the exact VJPs of the mean and the low-rank parts."""
@@ -306,3 +306,8 @@ def _where(drawn: Iterable[_Drawn], spec: LayerSpec, side: Side) -> list[Runs]:
 def _examples(plan: _Plan, spec: LayerSpec, draw: Draw, device: torch.device) -> Tensor:
     """The examples kept where not even one position of each can be."""
     return draw.child(-1).permutation(spec.batch_size, device)[: plan.examples]
+
+
+def _apart(held: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tensors that own their memory, as what is held must."""
+    return tuple(each.clone() for each in held) if len(held) > 1 else held

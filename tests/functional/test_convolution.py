@@ -21,11 +21,12 @@ from randbp import (
     LowResolution,
     NormChannels,
     NormSpatial,
+    Precision,
     Projection,
     Rounding,
     Spatial,
 )
-from randbp.estimators import native
+from randbp.estimators import chunks, native, precision
 from randbp.functional import conv
 from tests.cases import Case, cases
 from tests.estimator_cases import FIXED_SIZE
@@ -153,7 +154,11 @@ def test_nothing_is_held_for_gradients_that_nobody_needs() -> None:
 
 @pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_no_second_copy_of_the_input(estimator: Estimator, memory_format: torch.memory_format) -> None:
+def test_no_second_copy_of_the_input(
+    estimator: Estimator, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "LITTLE", 0)  # inputs as small as here are decoded in one piece
+    monkeypatch.setattr(precision, "TOGETHER", 2**14)
     x = torch.randn(64, 32, 16, 16).contiguous(memory_format=memory_format)
     weight = torch.randn(4, 32, 3, 3, requires_grad=True)  # output and weight far smaller than the input
     with LargestAllocation() as largest:
@@ -181,7 +186,10 @@ def test_memory_format_does_not_change_the_estimate(estimator: Estimator) -> Non
         generator = torch.Generator().manual_seed(0)
         y = conv(x.contiguous(memory_format=form), weight, None, 2, 1, weight_vjp=estimator, generator=generator)
         grads.append(torch.autograd.grad(y.square().sum(), weight)[0])
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+    if isinstance(estimator, Precision):  # entries are rounded in the order of memory: two samples of one estimate
+        assert (grads[0] - grads[1]).norm() < 0.02 * grads[0].norm()
+    else:
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)

@@ -20,10 +20,12 @@ from randbp import (
     LowResolution,
     NormChannels,
     NormSpatial,
+    Precision,
     Projection,
     Rounding,
     Spatial,
 )
+from randbp.estimators import chunks, precision
 from randbp.functional import conv, conv_transpose, linear
 from tests.cases import Case, linear_cases, transposed_cases
 from tests.estimator_cases import FIXED_SIZE
@@ -145,7 +147,9 @@ def test_nothing_is_held_for_gradients_that_nobody_needs() -> None:
 
 @pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
-def test_no_second_copy_of_the_input(name: str, estimator: Estimator) -> None:
+def test_no_second_copy_of_the_input(name: str, estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "LITTLE", 0)  # inputs as small as here are decoded in one piece
+    monkeypatch.setattr(precision, "TOGETHER", 2**14)
     estimated, _, x, weight = layer(name)
     x = x.detach()
     with LargestAllocation() as largest:
@@ -289,6 +293,8 @@ def test_autocast_does_not_reach_what_is_held(dims: int, estimator: Estimator) -
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, held = held_by(lambda: conv(x, weight, weight_vjp=estimator), apart_from=(weight,))
     y.sum().backward()
+    if estimator == Precision():  # layers of 16 bits are PyTorch's, which holds the weight's copy, too
+        expected += half.nbytes
     assert held == expected and weight.grad is not None
 
 

@@ -184,7 +184,7 @@ def test_bytes_held() -> None:
     assert held(False) == held("exact") >= 4 * q.nbytes
     assert 0 <= held(True) - entries * (4 / 8 + 8 / 256) <= 64
     # With dropout: probabilities before and after it, and which were dropped.
-    entries += 163_840  # rounded in rows of 4096
+    entries += 160_000
     assert 0 <= held(True, dropout_p=0.2) - entries * (4 / 8 + 8 / 256) - 160_000 / 8 - 1600 / 8 <= 256
 
 
