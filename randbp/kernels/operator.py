@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -28,7 +28,9 @@ _LIBRARY = torch.library.Library("randbp", "FRAGMENT")
 class _Choice:
     """Which backend serves, in all threads: the backward pass runs in threads of autograd's own."""
 
-    forced: Backend = "auto"
+    contexts: ClassVar[list[tuple[object, Backend]]] = []
+    """Contexts of :func:`use` that last, of any thread; the one that began last holds."""
+
     forked: bool = False
     """Whether this process was forked from one whose threads numba's kernels ran in: those did not come along."""
 
@@ -62,7 +64,7 @@ class Operator:
 
     def backend(self, device: str) -> str:
         """What serves this operation on ``"cpu"`` or ``"cuda"`` now."""
-        forced = _Choice.forced
+        forced = _forced()
         if forced == "numba" and device == "cuda":
             return "reference"
         if forced != "auto":
@@ -81,7 +83,7 @@ class Operator:
     def _on_cpu(self, *args: Any, **kwargs: Any) -> Any:
         backend = self.backend("cpu")
         if backend == "reference":
-            if _Choice.forced == "auto" and not is_installed("numba"):
+            if _forced() == "auto" and not is_installed("numba"):
                 _warn(f"rounding would be 10 to 50 times faster with numba: {_INSTALL['numba']}")
             return self.reference(*args, **kwargs)
         if backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -161,11 +163,18 @@ def use(backend: Backend) -> Iterator[None]:
         raise ValueError(f"kernels={backend!r}: expected 'auto', 'reference', 'numba' or 'triton'")
     if backend in _INSTALL and not is_installed(backend):
         raise ValueError(f"kernels={backend!r}: {backend} is not installed ({_INSTALL[backend]})")
-    before, _Choice.forced = _Choice.forced, backend
+    context = object(), backend
+    _Choice.contexts.append(context)
     try:
         yield
     finally:
-        _Choice.forced = before
+        _Choice.contexts.remove(context)
+
+
+def _forced() -> Backend:
+    """What the context that began last asks for."""
+    contexts = _Choice.contexts[-1:]
+    return contexts[0][1] if contexts else "auto"
 
 
 def lost_threads() -> None:

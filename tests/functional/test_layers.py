@@ -312,7 +312,7 @@ def test_memory_order_does_not_change_the_estimate(estimator: Estimator) -> None
             y = estimated(kept, weight, **both(estimator), generator=torch.Generator().manual_seed(0))
             grads.append(torch.autograd.grad(y, (weight, kept), grad))
         for left, right in zip(*grads, strict=True):
-            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=5e-4)  # sums in another order
 
 
 @pytest.mark.parametrize(

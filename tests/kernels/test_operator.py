@@ -54,6 +54,18 @@ def test_a_failure_inside_gives_the_choice_back() -> None:
     assert kernels.backends()["encode"]["cpu"] == "numba"
 
 
+def test_contexts_of_several_threads_may_end_in_any_order() -> None:
+    first, second = kernels.use("reference"), kernels.use("numba")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert kernels.backends()["encode"]["cpu"] == "numba"
+    second.__exit__(None, None, None)
+    with kernels.use("reference"):
+        assert kernels.backends()["encode"]["cpu"] == "reference"
+    assert kernels.backends()["encode"]["cpu"] == "numba"
+
+
 def test_the_number_of_threads_of_pytorch_stays() -> None:
     script = (
         "import torch; torch.set_num_threads(1); from randbp.kernels import encode;"
