@@ -59,17 +59,10 @@ def max_pool(
     if not len(x):  # no planes, which PyTorch refuses
         return _fake(x, kernel, stride, padding, dilation, output_size)
     function = aten.max_pool2d_with_indices if len(kernel) == 2 else aten.max_pool3d_with_indices
-    sizes, counts = list(x.shape[1:]), _needed(x, kernel, stride, padding, dilation)
-    ceil = any(size != count for size, count in zip(output_size, counts, strict=True))
+    ceil = _rounds_up(x.shape[1:], output_size, kernel, stride, padding, dilation)
     y, indices = function(x.unsqueeze(0), kernel, stride, padding, dilation, ceil)
-    rest, offset, weight = indices[0].int(), torch.zeros(y.shape[1:], dtype=torch.int32, device=x.device), 1
-    for dim in reversed(range(len(kernel))):
-        coordinate = rest.remainder(sizes[dim]) if dim else rest
-        rest = rest.div(sizes[dim], rounding_mode="floor") if dim else rest
-        entry = (coordinate - _starts(dim, output_size, stride, padding, x.device)) // dilation[dim]
-        offset.add_(entry, alpha=weight)
-        weight *= kernel[dim]
-    return y[0], pack(offset.to(torch.uint8).flatten(1), position_bits(kernel))
+    offsets = offsets_of(indices[0], x.shape[1:], kernel, stride, padding, dilation)
+    return y[0], pack(offsets.to(torch.uint8).flatten(1), position_bits(kernel))
 
 
 def _fake_grad(
@@ -107,18 +100,9 @@ def max_pool_grad(
     if not len(grad):
         return _fake_grad(grad, codes, kernel, stride, padding, dilation, input_size)
     output_size, dims = grad.shape[1:], len(kernel)
-    rest = unpack(codes, position_bits(kernel), prod(output_size)).view(-1, *output_size).long()
-    indices, weight = torch.zeros_like(rest), 1
-    for dim in reversed(range(dims)):
-        entry = rest.remainder(kernel[dim]) if dim else rest
-        rest = rest.div(kernel[dim], rounding_mode="floor") if dim else rest
-        start = _starts(dim, output_size, stride, padding, grad.device)
-        indices.add_((entry * dilation[dim] + start) * weight)
-        weight *= input_size[dim]
-    ceil = any(
-        size != count
-        for size, count in zip(output_size, _counts(input_size, kernel, stride, padding, dilation), strict=True)
-    )
+    offsets = unpack(codes, position_bits(kernel), prod(output_size)).view(-1, *output_size)
+    indices = indices_of(offsets, input_size, kernel, stride, padding, dilation)
+    ceil = _rounds_up(input_size, output_size, kernel, stride, padding, dilation)
     function = aten.max_pool2d_with_indices_backward if dims == 2 else aten.max_pool3d_with_indices_backward
     like = grad.new_empty(1).expand(1, grad.shape[0], *input_size)
     result: Tensor = function(
@@ -127,18 +111,54 @@ def max_pool_grad(
     return result.contiguous()
 
 
-def _needed(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
-    return _counts(x.shape[1:], kernel, stride, padding, dilation)
+def offsets_of(
+    indices: Tensor, input_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """Positions within their windows, ``int32 [P, *O]``, of PyTorch's flat positions in a plane.
+
+    Args:
+        indices: ``[P, *O]``.
+        input_size: Of a plane.
+        kernel: As in the forward pass.
+        stride: The same.
+        padding: The same.
+        dilation: The same.
+    """
+    rest, weight = indices.int(), 1
+    offsets = torch.zeros_like(rest)
+    for dim in reversed(range(len(kernel))):
+        coordinate = rest.remainder(input_size[dim]) if dim else rest
+        rest = rest.div(input_size[dim], rounding_mode="floor") if dim else rest
+        start = _starts(dim, indices.shape[1:], stride, padding, indices.device)
+        offsets.add_((coordinate - start).div_(dilation[dim], rounding_mode="floor"), alpha=weight)
+        weight *= kernel[dim]
+    return offsets
 
 
-def _counts(
-    sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
-    """Outputs along each dimension where none is rounded up."""
-    each = zip(sizes, kernel, stride, padding, dilation, strict=True)
-    return [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in each]
+def indices_of(
+    offsets: Tensor, input_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """The inverse of :func:`offsets_of`, ``int64 [P, *O]``."""
+    rest, weight = offsets, 1
+    indices = torch.zeros(offsets.shape, dtype=torch.int64, device=offsets.device)
+    for dim in reversed(range(len(kernel))):
+        entry = rest.remainder(kernel[dim]) if dim else rest
+        rest = rest.div(kernel[dim], rounding_mode="floor") if dim else rest
+        indices.add_(entry, alpha=dilation[dim] * weight)
+        indices.add_(_starts(dim, offsets.shape[1:], stride, padding, offsets.device), alpha=weight)
+        weight *= input_size[dim]
+    return indices
+
+
+def _rounds_up(
+    sizes: Sequence[int], output_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int],
+) -> bool:  # fmt: skip
+    """Whether the output is longer than whole windows make it, along any dimension."""
+    each = zip(sizes, output_size, kernel, stride, padding, dilation, strict=True)
+    return any(count != (size + 2 * p - d * (k - 1) - 1) // s + 1 for size, count, k, s, p, d in each)
 
 
 def _starts(

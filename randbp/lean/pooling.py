@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..autograd.once import connected, edge_of
 from ..kernels import max_pool, max_pool_grad
+from ..kernels.max_pool import indices_of, offsets_of, position_bits
 from ..kernels.packing import pack, unpack
 from ..modes import in_memory
 from ..tn.execute.native import memory_format_of, placeholder
@@ -65,7 +66,7 @@ class _Windows:
 
     @property
     def _each(self) -> list[tuple[int, int, int, int]]:
-        return list(zip(self.kernel, self.stride, self.padding, self.dilation, strict=True))
+        return list(zip(*self.geometry, strict=True))
 
     def encode(self, indices: Tensor, input_size: torch.Size) -> Tensor:
         """Offsets within the window, packed: ``⌈log2 ∏K⌉`` bits each, rounded up to 1, 2, 4 or 8, or whole integers."""
@@ -75,17 +76,7 @@ class _Windows:
         per_plane = max(1, prod(planes.shape[1:]))
         for part in pieces(planes.numel(), indices.device, per_plane):
             rows = slice(part.start // per_plane, -(-part.stop // per_plane))
-            rest = planes[rows].int()
-            offset = torch.zeros_like(rest)
-            weight = 1
-            for dim in reversed(range(self.dims)):
-                size = input_size[dim - self.dims]
-                coordinate = rest.remainder(size) if dim else rest
-                rest = rest.div(size, rounding_mode="floor") if dim else rest
-                entry = coordinate.sub_(self._first(dim, planes)).div_(self.dilation[dim], rounding_mode="floor")
-                offset.add_(entry, alpha=weight)
-                weight *= self.kernel[dim]
-            codes[rows] = offset.to(dtype)
+            codes[rows] = offsets_of(planes[rows], input_size[-self.dims :], *self.geometry).to(dtype)
         flat = codes.view(1, -1)
         if bits is None:
             return flat
@@ -95,22 +86,13 @@ class _Windows:
         """The indices that were encoded."""
         bits = self._code[1]
         flat = codes if bits is None else unpack(codes, bits, prod(shape))
-        rest = flat.view(-1, *shape[-self.dims :])
-        indices = torch.zeros(rest.shape, dtype=torch.int64, device=codes.device)
-        weight = 1
-        for dim in reversed(range(self.dims)):
-            entry = rest.remainder(self.kernel[dim]) if dim else rest
-            rest = rest.div(self.kernel[dim], rounding_mode="floor") if dim else rest
-            indices.add_(entry, alpha=self.dilation[dim] * weight)
-            indices.add_(self._first(dim, indices), alpha=weight)
-            weight *= input_size[dim - self.dims]
-        return indices.view(shape)
+        planes = flat.view(-1, *shape[-self.dims :])
+        return indices_of(planes, input_size[-self.dims :], *self.geometry).view(shape)
 
-    def _first(self, dim: int, planes: Tensor) -> Tensor:
-        """Input coordinate at which the windows begin, along one dimension of ``[planes, *O]``."""
-        count = planes.shape[dim + 1]
-        start = torch.arange(count, dtype=torch.int32, device=planes.device) * self.stride[dim] - self.padding[dim]
-        return start.view(-1, *[1] * (self.dims - 1 - dim))
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], ...]:
+        """What fused operations take, as these name it."""
+        return self.kernel, self.stride, self.padding, self.dilation
 
     @property
     def _code(self) -> tuple[torch.dtype, int | None]:
@@ -118,7 +100,7 @@ class _Windows:
         size = prod(self.kernel)
         if size > 256:
             return (torch.int16 if size <= 2**15 else torch.int32), None
-        return torch.uint8, next(bits for bits in (1, 2, 4, 8) if size <= 2**bits)
+        return torch.uint8, position_bits(self.kernel)
 
 
 @dataclass(frozen=True)
@@ -175,7 +157,7 @@ class _FusedMaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, edge: Tensor | None, windows: _Windows, output_size: list[int]) -> Tensor:
         planes = x.reshape(-1, *x.shape[-windows.dims :])
-        y, codes = max_pool(planes, windows.kernel, windows.stride, windows.padding, windows.dilation, output_size)
+        y, codes = max_pool(planes, *windows.geometry, output_size)
         ctx.save_for_backward(codes, edge)
         ctx.windows, ctx.shape = windows, x.shape
         return y.view(*x.shape[: -windows.dims], *output_size)
@@ -188,7 +170,7 @@ class _FusedMaxPool(torch.autograd.Function):
         planes, size = grad.reshape(-1, *grad.shape[-windows.dims :]), list(ctx.shape[-windows.dims :])
         # (Only the reference is differentiable, and serves a whole batch of gradients in a vectorised Jacobian.)
         run = max_pool_grad if in_memory(grad) and not torch.is_grad_enabled() else max_pool_grad.reference
-        made = run(planes, codes, windows.kernel, windows.stride, windows.padding, windows.dilation, size)
+        made = run(planes, codes, *windows.geometry, size)
         return connected(made.view(ctx.shape), edge), None, None, None
 
 
