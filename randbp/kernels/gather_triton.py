@@ -20,6 +20,8 @@ def gather_planes(
         return gather.gather_planes.reference(planes, numbers, length, weights, order, what)
     batch, channels, positions = planes.shape
     count, (together, columns) = numbers.shape[1] * length, tile(positions)
+    if planes.dtype == torch.float64:  # fewer planes at once, whose sums take two registers each
+        together = max(1, together // 2)
     kept = gather.empty(planes, count, order)
     means = planes.new_zeros(batch, channels)
     sums = torch.zeros_like(means)

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
 from randbp import kernels
-from randbp.kernels.operator import OPERATORS
+from randbp.kernels.operator import OPERATORS, Operator
 
 WITHOUT = """
 import sys, warnings
@@ -37,6 +39,16 @@ def test_without_numba_the_reference_serves_and_one_line_says_so_once() -> None:
 
 def test_each_operation_has_a_version_of_numba() -> None:
     assert {name: served["cpu"] for name, served in kernels.backends().items()} == dict.fromkeys(OPERATORS, "numba")
+
+
+def test_each_operation_has_a_version_of_triton() -> None:
+    """Whether or not Triton is installed: by the text of its file."""
+
+    def has_one(operator: Operator) -> bool:
+        file = find_spec(f"{operator.reference.__module__}_triton")
+        return file is not None and f"\ndef {operator.name}(" in Path(str(file.origin)).read_text()
+
+    assert [name for name, operator in OPERATORS.items() if not has_one(operator)] == []
 
 
 def test_one_backend_serves_while_the_context_lasts() -> None:
