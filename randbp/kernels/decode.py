@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .levels import Rows, numbers
-from .noise import uniform
+from .noise import halves, keys
 from .operator import fused
 from .packing import unpack
 
@@ -58,18 +58,20 @@ def decode(
     """
     rows, top, precise = Rows(entries, block, bits), 2**bits - 1, scales.dtype
     result = torch.empty(len(codes), entries, dtype=dtype, device=codes.device)
+    noise = keys(seed, numbers(rows, len(codes), first, codes.device)) if dithered else None
     for part, blocks, size in rows.pieces(len(codes), codes.device):
         count = blocks.stop - blocks.start
         packed = codes[part, rows.first_byte(blocks.start) :][:, : count * -(-size // 8) * bits]
         integers = unpack(packed.unflatten(1, (count, -1)), bits, size)
         least, step = scales[part, blocks].split(1, 2)
-        values = integers.to(precise)
-        if dithered:
-            noise = uniform(seed, numbers(rows, part, blocks, first, codes.device), size, precise)
-            values.sub_(noise.sub_(0.5))
+        target = result[part, blocks.start * block :][:, : count * size].unflatten(1, (count, size))
+        values = target.copy_(integers) if dtype == precise else integers.to(precise)
+        if noise is not None:  # 2^-16 (j + 1/2) - 1/2 is exact: it may be multiplied and subtracted at once
+            values.sub_(halves(noise[part, blocks], size, precise).sub_(2**15 - 0.5), alpha=2**-16)
         values.mul_(step.abs()).add_(least)
         spoilt = step.signbit()
         if codes.device.type != "cpu" or bool(spoilt.any()):
             values.masked_fill_(spoilt.logical_and(integers == top), torch.nan)
-        result[part, blocks.start * block : blocks.start * block + count * size] = values.flatten(1)
+        if values is not target:
+            target.copy_(values)
     return result

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .levels import Rows, factors, numbers, scale_dtype
-from .noise import uniform
+from .noise import halves, keys
 from .operator import fused
 from .packing import pack, to_bytes
 
@@ -47,35 +47,32 @@ def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithere
     dtype, top, (whole, spoilt) = scale_dtype(values.dtype), 2**bits - 1, factors(bits, dithered)
     codes = torch.empty(len(values), rows.nbytes, dtype=torch.uint8, device=values.device)
     scales = torch.empty(len(values), rows.blocks, 2, dtype=dtype, device=values.device)
+    noise = keys(seed, numbers(rows, len(values), first, values.device))
     for part, blocks, entries in rows.pieces(len(values), values.device):
         columns = slice(blocks.start * block, blocks.start * block + (blocks.stop - blocks.start) * entries)
         x = values[part, columns].to(dtype).unflatten(1, (-1, entries))
-        least, step, wrong = _levels(x, whole, spoilt)
-        size = step.abs()
-        levels = (x - least).mul_(torch.where(size > 0, size.reciprocal(), 0))
-        noise = uniform(seed, numbers(rows, part, blocks, first, x.device), entries, dtype)
-        levels.add_(noise)
-        if wrong is None:
-            levels.clamp_(max=top)
-        else:
+        least, step, inverse, wrong = _levels(x, whole, spoilt)
+        levels = (x - least).mul_(inverse)
+        # 2^-16 (j + 1/2) is exact: it may be multiplied and added at once.
+        levels.add_(halves(noise[part, blocks], entries, dtype).add_(0.5), alpha=2**-16)
+        if wrong is not None:
             levels.nan_to_num_(0, 0, 0).clamp_(min=0)
             levels = torch.minimum(levels, torch.where(step.signbit(), top - 1, top).to(dtype))
             levels.masked_fill_(wrong, top)
-        packed = pack(to_bytes(levels), bits)
-        codes[part, rows.first_byte(blocks.start) : rows.first_byte(blocks.start) + packed[0].numel()] = packed.flatten(
-            1
-        )
-        scales[part, blocks] = torch.cat([least, step], 2)
+        packed = pack(to_bytes(levels, top), bits).flatten(1)
+        byte = rows.first_byte(blocks.start)
+        codes[part, byte : byte + packed.shape[1]] = packed
+        torch.cat([least, step], 2, out=scales[part, blocks])
     return codes, scales
 
 
-def _levels(x: Tensor, whole: float, spoilt: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Offset and step of each block, and where the entries are that no level stands for; ``None`` if nowhere."""
+def _levels(x: Tensor, whole: float, spoilt: float | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Offset, step and the step's reciprocal of each block, and which entries no level stands for, ``None`` if none."""
     least, largest = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     limit, wrong = torch.finfo(x.dtype).max / 2, None
-    inside = (least >= -limit).logical_and_(largest <= limit)
     step = (largest - least).mul_(whole)
-    if x.device.type != "cpu" or not bool(inside.all()):  # asking an accelerator would make everything wait for it
+    # Asking an accelerator would make everything wait for it.
+    if x.device.type != "cpu" or not (float(least.amin()) >= -limit and float(largest.amax()) <= limit):
         wrong = (x.abs() <= limit).logical_not_()
         least = x.masked_fill(wrong, torch.inf).amin(-1, keepdim=True)
         span = x.masked_fill(wrong, -torch.inf).amax(-1, keepdim=True).sub_(least)
@@ -83,5 +80,8 @@ def _levels(x: Tensor, whole: float, spoilt: float | None) -> tuple[Tensor, Tens
         least, span = least.masked_fill(nothing, 0), span.masked_fill(nothing, 0)
         narrow = torch.full_like(span, torch.nan) if spoilt is None else (span * spoilt).neg_()
         step = torch.where(wrong.any(-1, keepdim=True), narrow, span * whole)
-    too_small = step.abs().reciprocal().isinf()
-    return least + 0.0, torch.where(too_small, torch.zeros_like(step).copysign_(step), step), wrong
+    inverse = step.abs().reciprocal_()
+    too_small = inverse.isinf()
+    zero = 0.0 if wrong is None else torch.zeros_like(step).copysign_(step)
+    step = torch.where(too_small, zero, step)
+    return least.add_(0.0), step, inverse.masked_fill_(too_small, 0), wrong

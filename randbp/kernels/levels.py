@@ -11,8 +11,11 @@ from .packing import packed_size
 LIFT = 1 + 2**-15
 """Factor of a dithered block's step: it keeps a level plus noise below the first code that would not fit."""
 
-PIECE = 2**18
-"""Entries that the references handle at a time: few enough for a processor's cache, many beside a call [entries]."""
+PIECE = 2**19
+"""Entries that the references handle at a time: few enough for a processor's cache, many beside thirty calls [entries].
+
+Of 2^18, 2^19 and 2^20, encoding and decoding in 4 bits took 23, 21, 20 ms and 7, 6, 5 ms (6.4 million, one thread).
+"""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,9 @@ class Rows:
                 yield slice(first, min(first + together, rows)), slice(whole, self.blocks), self.last
 
 
-def numbers(rows: Rows, part: slice, blocks: slice, first: int, device: torch.device) -> Tensor:
-    """Numbers of some blocks for the noise, ``[R, B]``: all blocks of all rows are counted from ``first`` on."""
-    starts = torch.arange(part.start, part.stop, device=device).mul_(rows.blocks).add_(first).unsqueeze(1)
-    return starts + torch.arange(blocks.start, blocks.stop, device=device)
+def numbers(rows: Rows, count: int, first: int, device: torch.device) -> Tensor:
+    """Numbers of the blocks of ``count`` rows for the noise, ``[R, B]``: all are counted from ``first`` on."""
+    return torch.arange(first, first + count * rows.blocks, device=device).view(count, rows.blocks)
 
 
 def factors(bits: int, dithered: bool) -> tuple[float, float | None]:

@@ -62,15 +62,27 @@ def words(seed: int, blocks: Tensor, count: int) -> Tensor:
         >>> several.shape, bool((words(7, torch.tensor(2), 5) == several[2, :5]).all())
         (torch.Size([4, 8]), True)
     """
+    return words_of(keys(seed, blocks), count)
+
+
+def keys(seed: int, blocks: Tensor) -> Tensor:
+    """The low and the high key of some blocks, ``int32 [..., 2]``."""
     z = (blocks + 1).mul_(signed(GAMMA)).add_(signed(start(seed)))
-    z.bitwise_xor_(_shifted(z, 30, 64)).mul_(signed(0xBF58476D1CE4E5B9))
-    z.bitwise_xor_(_shifted(z, 27, 64)).mul_(signed(0x94D049BB133111EB))
-    z.bitwise_xor_(_shifted(z, 31, 64))
-    low, high = z.unsqueeze(-1).view(torch.int32).split(1, -1)  # little-endian: the low half lies first
-    x = torch.arange(count, dtype=torch.int32, device=blocks.device).mul_(signed(STEP, 32)) + low
-    x.bitwise_xor_(_shifted(x, 16, 32)).mul_(FIRST)
-    x.bitwise_xor_(_shifted(x, 15, 32)).add_(high).mul_(SECOND)
-    return x.bitwise_xor_(_shifted(x, 15, 32))
+    room = torch.empty_like(z)
+    z.bitwise_xor_(_shifted(z, 30, 64, room)).mul_(signed(0xBF58476D1CE4E5B9))
+    z.bitwise_xor_(_shifted(z, 27, 64, room)).mul_(signed(0x94D049BB133111EB))
+    z.bitwise_xor_(_shifted(z, 31, 64, room))
+    return z.unsqueeze(-1).view(torch.int32)  # little-endian: the low half lies first
+
+
+def words_of(keys: Tensor, count: int) -> Tensor:
+    """The first ``count`` words of blocks with these keys, ``int32 [..., count]``."""
+    low, high = keys.split(1, -1)
+    x = torch.arange(count, dtype=torch.int32, device=keys.device).mul_(signed(STEP, 32)) + low
+    room = torch.empty_like(x)
+    x.bitwise_xor_(_shifted(x, 16, 32, room)).mul_(FIRST)
+    x.bitwise_xor_(_shifted(x, 15, 32, room)).add_(high).mul_(SECOND)
+    return x.bitwise_xor_(_shifted(x, 15, 32, room))
 
 
 def uniform(seed: int, blocks: Tensor, entries: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -87,14 +99,27 @@ def uniform(seed: int, blocks: Tensor, entries: int, dtype: torch.dtype = torch.
         >>> values.shape, float(values.min()) > 0, float(values.max()) < 1, abs(float(values.mean()) - 0.5) < 0.05
         (torch.Size([4, 256]), True, True, True)
     """
+    return halves(keys(seed, blocks), entries, dtype).add_(0.5).mul_(2**-16)
+
+
+def halves(keys: Tensor, entries: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The numbers ``j`` of which :func:`uniform` makes ``(2 j + 1) / 2^17``, of blocks with these keys.
+
+    Example:
+        >>> blocks = torch.arange(4)
+        >>> bool(((halves(keys(3, blocks), 7) + 0.5) / 2**16 == uniform(3, blocks, 7)).all())
+        True
+    """
     half = -(-entries // 2)
-    pairs = words(seed, blocks, half)
-    result = torch.empty(*blocks.shape, entries, dtype=dtype, device=blocks.device)
-    result[..., :half] = pairs.bitwise_and(0xFFFF)
-    result[..., half:] = _shifted(pairs, 16, 32)[..., : entries - half]
-    return result.add_(0.5).mul_(2**-16)
+    pairs = words_of(keys, half)
+    result = torch.empty(*pairs.shape[:-1], entries, dtype=dtype, device=keys.device)
+    low, high = result.split_with_sizes((half, entries - half), -1)
+    room = torch.bitwise_and(pairs, 0xFFFF)
+    low.copy_(room)
+    high.copy_(_shifted(pairs, 16, 32, room)[..., : entries - half])
+    return result
 
 
-def _shifted(x: Tensor, count: int, bits: int) -> Tensor:
-    """``x >> count`` with zeros from the left."""
-    return x.bitwise_right_shift(count).bitwise_and_((1 << (bits - count)) - 1)
+def _shifted(x: Tensor, count: int, bits: int, room: Tensor) -> Tensor:
+    """``x >> count`` with zeros from the left, in the place of another tensor."""
+    return torch.bitwise_right_shift(x, count, out=room).bitwise_and_((1 << (bits - count)) - 1)

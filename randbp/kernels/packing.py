@@ -61,14 +61,14 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return codes[..., :count]
 
 
-def to_bytes(levels: Tensor) -> Tensor:
-    """``levels.to(torch.uint8)`` of numbers from 0 to 255: their whole part. Through integers it is faster.
+def to_bytes(levels: Tensor, top: int = 255) -> Tensor:
+    """The whole parts of numbers from 0 to ``2^15``, but ``top`` at most, ``uint8``.
 
     Example:
-        >>> to_bytes(torch.tensor([0.9, 255.5]))
-        tensor([  0, 255], dtype=torch.uint8)
+        >>> to_bytes(torch.tensor([0.9, 255.5, 256.5]))
+        tensor([  0, 255, 255], dtype=torch.uint8)
     """
-    return levels.to(torch.int32).to(torch.uint8) if levels.device.type == "cpu" else levels.to(torch.uint8)
+    return levels.to(torch.int16).clamp_(max=top).to(torch.uint8)  # (straight to bytes is slower on a processor)
 
 
 def widths(bits: int) -> list[int]:
