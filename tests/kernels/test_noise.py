@@ -12,7 +12,7 @@ from randbp.kernels import decode, encode, use
 from randbp.kernels.noise import BLOCK, uniform, words
 from randbp.kernels.operator import Backend
 
-ERROR = 1e-3
+ERROR = 5e-4
 """Probability that good noise is refused, in all tests of this file together (Bonferroni)."""
 
 SEEDS = (0, 1, 12345, -(2**63) + 7, 2**40)
