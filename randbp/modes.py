@@ -1,4 +1,4 @@
-"""Questions to tensors about the modes around them, and a way out of one."""
+"""Query vmap state, and leave autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off on the tensor's device; tensors without data are on none that autocasts.
+    """A context without autocast on the tensor's device; a tensor without data is on no device that autocasts.
 
     Example:
         >>> x = torch.ones(2, 2)
@@ -20,7 +20,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def in_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has a place in memory; one that stands for a whole batch, in a vectorised Jacobian, has none.
+    """Whether a tensor has memory of its own, unlike one that a vectorised Jacobian batches.
 
     Example:
         >>> found = []

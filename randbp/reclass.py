@@ -1,4 +1,4 @@
-"""Another class for an existing module, and back: how a model is changed in place and stays the same objects."""
+"""Swap the class of an existing module, and restore it: models change in place and stay the same objects."""
 
 import copyreg
 from typing import Any, ClassVar
@@ -7,12 +7,12 @@ from torch import nn
 
 
 class Reclassed:
-    """Mixed in before a module's own class for as long as the module behaves otherwise.
+    """Mixed in before a module's own class as long as the module behaves differently.
 
     An instance stays one of its own class. Copies and pickles are reclassed, too.
 
     Attributes:
-        prefix: What the made classes' names begin with.
+        prefix: Start of the names of the classes that are made.
     """
 
     prefix: ClassVar[str]
@@ -28,10 +28,10 @@ class Reclassed:
 
 
 _CLASSES: dict[tuple[type[Reclassed], type], type] = {}
-"""What was made, by mixin and own class."""
+"""The classes made so far, by mixin and own class."""
 
 _MADE: dict[type, tuple[type[Reclassed], type]] = {}
-"""The other way round."""
+"""Mixin and own class, by the class made of them."""
 
 
 def _made(mixin: type[Reclassed], own: type) -> type:
@@ -48,7 +48,7 @@ def _new(mixin: type[Reclassed], own: type, *arguments: Any) -> Any:
 
 
 def reclass(module: nn.Module, mixin: type[Reclassed]) -> None:
-    """Let a module behave as the mixin says, in place.
+    """Mix a class into that of a module, in place.
 
     Example:
         >>> class Loud(Reclassed):
@@ -68,13 +68,13 @@ def reclass(module: nn.Module, mixin: type[Reclassed]) -> None:
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
-    """A module's class, as if it had not been reclassed."""
+    """A module's class before it was reclassed."""
     kind = type(module)
     return _MADE[kind][1] if kind in _MADE else kind
 
 
 def is_reclassed(module: nn.Module, mixin: type[Reclassed]) -> bool:
-    """Whether :func:`reclass` made a module's class of this mixin, and nothing has changed the class since."""
+    """Whether :func:`reclass` made a module's present class with this mixin."""
     return type(module) in _MADE and _MADE[type(module)][0] is mixin
 
 

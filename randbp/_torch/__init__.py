@@ -1,1 +1,1 @@
-"""What the library asks of PyTorch itself: its internals about hooks and modes in one place, and breaks of graphs."""
+"""Access to PyTorch's internals, all in one place: hooks, modes and graph breaks."""

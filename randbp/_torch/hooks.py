@@ -1,4 +1,4 @@
-"""Hooks, transforms, modes and calls around code: the one place that knows PyTorch's internals about them."""
+"""Hooks, transforms and modes around a call: the one place that knows PyTorch's internals about them."""
 
 import sys
 import weakref
@@ -36,7 +36,7 @@ def hooks_in_force() -> Hooks | None:
 
 
 def transformed() -> bool:
-    """Whether ``torch.func`` transforms the code.
+    """Whether the running code is inside a ``torch.func`` transform.
 
     Example:
         >>> found = []
@@ -49,13 +49,13 @@ def transformed() -> bool:
 
 
 def transforms_at_work() -> bool:
-    """Whether ``torch.func`` transforms the code, or forward-mode differentiation runs."""
+    """Whether the running code is inside a ``torch.func`` transform or forward-mode differentiation."""
     level: int = getattr(torch.autograd.forward_ad, "_current_level", -1)
     return transformed() or level >= 0
 
 
 def current_backward() -> int:
-    """Number of the backward pass that is under way in this thread, -1 outside of any.
+    """Number of the backward pass that is running in this thread; -1 if there is none.
 
     PyTorch has no public name for it; checkpointing itself asks the same. Where it does not tell, the answer is -1.
 
@@ -68,7 +68,7 @@ def current_backward() -> int:
 
 
 def take_from_stack(mode: TorchFunctionMode) -> int | None:
-    """Take a function mode from the stack of modes, wherever it lies, and leave the others as they are.
+    """Remove a function mode from any place on the stack of modes, and leave the other modes as they are.
 
     Where PyTorch does not show its stack (it has no public name), the innermost one is taken, which is usually it.
 
@@ -96,7 +96,7 @@ def take_from_stack(mode: TorchFunctionMode) -> int | None:
 
 
 def put_on_stack(mode: TorchFunctionMode, above: int) -> None:
-    """Put a function mode on the stack of modes, below as many others as it lay when it was taken from there.
+    """Put a function mode back on the stack of modes, below as many others as when it was removed.
 
     Example:
         >>> lower, upper = TorchFunctionMode(), TorchFunctionMode()
@@ -120,13 +120,13 @@ def _shows_stack() -> bool:
 
 
 class Around(Protocol):
-    """What happens before and after each call of a module. Pickles and copies along with the module."""
+    """Code to run before and after each call of a module. It is copied and pickled along with the module."""
 
     def enter(self, module: nn.Module) -> Any:
-        """The module is called."""
+        """Run before the call."""
 
     def leave(self, token: Any) -> None:
-        """The call ended or failed; ``token`` is what :meth:`enter` returned."""
+        """Run after the call has ended or failed; ``token`` is what :meth:`enter` returned."""
 
 
 class _Calls:
@@ -166,7 +166,7 @@ _IMPLEMENTATION, _CALLS = "_compiled_call_impl", "_randbp_calls"
 
 
 def watch_calls(module: nn.Module, around: Around) -> Callable[[], None]:
-    """Let something happen around each call of a module, its hooks included, without a hook of the module.
+    """Run code around each call of a module (and around its hooks) without registering a hook on it.
 
     A module with hooks is another one to PyTorch: its attention layers leave their fast paths, compiled graphs call the
     hooks, and other libraries look for them. ``nn.Module.compile`` has a call of the module run something else; that is
@@ -213,7 +213,7 @@ def watch_calls(module: nn.Module, around: Around) -> Callable[[], None]:
 
 
 def watchers(module: nn.Module) -> tuple[Around, ...]:
-    """What :func:`watch_calls` lets happen around the calls of a module, where PyTorch has a place for it.
+    """The code that :func:`watch_calls` runs around the calls of a module, where PyTorch has a place for it.
 
     Example:
         >>> watchers(nn.Identity())
@@ -224,7 +224,7 @@ def watchers(module: nn.Module) -> tuple[Around, ...]:
 
 
 def _by_hooks(module: nn.Module, around: Around) -> Callable[[], None]:
-    """The same where PyTorch has no such place."""
+    """:func:`watch_calls` by hooks, where PyTorch has no such place."""
     tokens: list[Any] = []
     before = module.register_forward_pre_hook(lambda module, args: tokens.append(around.enter(module)))
     after = module.register_forward_hook(lambda *_: around.leave(tokens.pop()), always_call=True)
@@ -240,7 +240,7 @@ _QUESTIONS = ("has_torch_function", "has_torch_function_unary", "has_torch_funct
 
 
 def written_out(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    """One of PyTorch's functions written in Python, such that modes see what it calls in its place.
+    """The Python body of one of PyTorch's functions, so that modes see the functions that it calls.
 
     Such a function first asks whether a mode is there, and if so hands itself to it; inside, the mode is no longer
     asked. This copy does not ask. ``None`` if the function is not written so.

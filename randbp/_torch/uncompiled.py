@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def uncompiled(reason: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """``torch.compiler.disable``, once there is something to compile.
+    """Decorate a function with ``torch.compiler.disable``, at the first call under a compiler.
 
     Used as a decorator that one imports all of Dynamo, which takes longer than everything else that randbp imports.
 

@@ -1,9 +1,9 @@
 """A layer with estimated VJPs inside a graph of ``torch.compile``.
 
-The forward pass is PyTorch's own and stays visible to the compiler; what an estimator does are operators that it takes
-as they are: ``randbp::sketch``, ``randbp::weight_vjp``, ``randbp::input_vjp``. Layers and estimators come as text, and
-the seed as a tensor on the CPU that ``randbp::next_seed`` draws in the graph, so that every step has a sample of its
-own. Sizes of what is held follow from shapes, so each shape of the input is compiled on its own.
+The forward pass is PyTorch's own and stays visible to the compiler. The work of an estimator is done by opaque
+operators: ``randbp::sketch``, ``randbp::weight_vjp``, ``randbp::input_vjp``. They take layers and estimators as text,
+and the seed as a tensor on the CPU, which ``randbp::next_seed`` draws in the graph, so that every step has its own
+sample. Sizes of what is held follow from shapes, so each shape of the input is compiled on its own.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _TAGS = (torch.Tag.cudagraph_unsafe,)
 
 @torch.library.custom_op("randbp::next_seed", mutates_args={"place"}, tags=_TAGS)
 def draw_seed(clock: Tensor, place: Tensor) -> Tensor:
-    """:func:`randbp.estimators.seeds.next_seed` on tensors of the CPU."""
+    """Do what :func:`randbp.estimators.seeds.next_seed` does, on tensors of the CPU."""
     values = place.tolist()
     seed = next_seed(clock.tolist(), values)
     place.copy_(torch.tensor(values))
@@ -116,7 +116,7 @@ def _(
 
 
 class _Compiled(torch.autograd.Function):
-    """The eager function in terms of operators."""
+    """The counterpart of the eager autograd function, made of operators."""
 
     @staticmethod
     def forward(
@@ -173,7 +173,7 @@ def compiled(
     input_vjp: Estimator,
     seed: Tensor,
 ) -> Tensor:
-    """A layer whose backward pass is estimated, for ``torch.compile`` to trace; see :func:`estimated`."""
+    """Run a layer with estimated VJPs while ``torch.compile`` traces it; see :func:`estimated`."""
     texts = to_text(operation), to_text(weight_vjp), to_text(input_vjp)
     output: Tensor = _Compiled.apply(x, weight, bias, seed, operation, *texts, weight_vjp.exact)
     return output
@@ -183,7 +183,7 @@ def compiled(
 def _held(
     operation: str, estimator: str, input_shape: Shape, weight_shape: Shape, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Shape, torch.dtype], ...]:
-    """Shapes and dtypes of a sketch, which runs on tensors without data to find them.
+    """Shapes and dtypes of a sketch, found by running it on tensors without data.
 
     It runs outside of the modes in which the compiler traces.
     """

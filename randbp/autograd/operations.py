@@ -1,4 +1,4 @@
-"""The layers that can be estimated: PyTorch's own forward pass, and how their tensors look to an estimator."""
+"""The layers whose VJPs can be estimated: PyTorch's forward pass, and the shapes that an estimator sees."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,7 +33,7 @@ class Operation:
         register(cls)
 
     def spec(self, input_shape: Shape, weight_shape: Shape) -> LayerSpec:
-        """The layer's shapes and hyper-parameters, checked.
+        """Check the layer's shapes and hyper-parameters, and return them as a spec.
 
         Raises:
             ValueError: One line that names the argument, its value and what is allowed.
@@ -41,15 +41,15 @@ class Operation:
         raise NotImplementedError
 
     def native(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """PyTorch's function."""
+        """Call PyTorch's function."""
         raise NotImplementedError
 
     def channels_second(self, tensor: Tensor) -> Tensor:
-        """An input or output as ``[N, C, *positions]``."""
+        """View an input or output as ``[N, C, *positions]``."""
         return tensor
 
     def channels_back(self, tensor: Tensor, like: Shape) -> Tensor:
-        """Inverse of :meth:`channels_second`, in the shape ``like``."""
+        """Undo :meth:`channels_second`; the result has the shape ``like``."""
         return tensor
 
     def kernel(self, weight: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class Product(Linear):
     """A linear layer by ``torch.addmm`` or ``torch.matmul``, which take its weight as ``[C, D]``."""
 
     def native(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The product of matrices, which may round otherwise than ``F.linear``."""
+        """Call PyTorch's matrix product, which may round differently from ``F.linear``."""
         return torch.matmul(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
 
 

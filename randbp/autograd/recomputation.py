@@ -1,4 +1,4 @@
-"""One sample per call, also where activation checkpointing computes the call a second time."""
+"""One sample per call, even if activation checkpointing computes the call twice."""
 
 import weakref
 from collections import deque
@@ -12,7 +12,7 @@ CALLS = 4096  # in one segment; hooks that stay in force for a whole training lo
 
 
 class Recomputation:
-    """Seeds of the calls in the last checkpointed segments, given again when a backward pass computes these again.
+    """Records the seeds of calls in checkpointed segments, and repeats them when a backward pass computes these again.
 
     The calls of one segment are those under the same hooks for saved tensors, by which checkpointing without reentry
     works: each segment has its own in forward, and others when it is computed again. A backward pass starts with the
@@ -45,7 +45,7 @@ class Recomputation:
         self._seeds: Iterator[int] = iter(())
 
     def seed(self, new: Callable[[], int], hooks: Hooks | None) -> int:
-        """A new seed in a forward pass; the noted one where a backward pass repeats the call.
+        """Return a new seed in a forward pass, and the recorded one if a backward pass repeats the call.
 
         Args:
             new: Draws one.
@@ -74,11 +74,11 @@ class Recomputation:
 
 
 def _nobody() -> None:
-    """Stands for a reference to hooks that are gone."""
+    """Stands for a weak reference whose hooks no longer exist."""
 
 
 def _reference(owner: Any) -> Callable[[], Any]:
-    """A weak reference, for hooks of a checkpoint hold its inputs; none to methods written in C, which take none."""
+    """A weak reference to hooks, since those of a checkpoint hold its inputs; methods written in C do not allow one."""
     try:
         return weakref.ref(owner)
     except TypeError:

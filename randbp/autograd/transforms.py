@@ -1,4 +1,4 @@
-"""Refusing to transform an estimate: ``torch.func``, forward mode and vectorised Jacobians have no rule for it."""
+"""Errors for transforms that estimates do not support: ``torch.func``, forward mode and vectorised Jacobians."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,7 +13,7 @@ Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
 def not_transformed() -> RuntimeError:
-    """The error that names the ways out."""
+    """Make the error that says how to avoid the transform."""
     return RuntimeError(
         "randbp: torch.func, forward mode and vectorised Jacobians do not pass estimated VJPs or lean mode's rounding; "
         "use exact estimators (keep=1) without lean, eval() mode or handle.remove() for them"
@@ -21,7 +21,7 @@ def not_transformed() -> RuntimeError:
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor stands for a batch in a vectorised Jacobian, or has a tangent.
+    """Whether a tensor is batched by a vectorised Jacobian or carries a tangent.
 
     Example:
         >>> import torch
@@ -34,7 +34,7 @@ def is_transformed(tensor: Tensor) -> bool:
 
 
 def refuses_vectorised(backward: Backward) -> Backward:
-    """A backward pass whose failure under a vectorised Jacobian says what failed.
+    """Decorate a backward pass so that its failure under a vectorised Jacobian explains itself.
 
     Those that PyTorch can vectorise pass: nothing is asked before something fails.
     """

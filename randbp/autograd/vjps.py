@@ -1,4 +1,4 @@
-"""What forward and backward of an estimated layer compute, in eager mode and in compiled graphs alike."""
+"""The computations in forward and backward of an estimated layer, shared by eager mode and compiled graphs."""
 
 from math import prod
 
@@ -14,9 +14,9 @@ _WEIGHT, _INPUT = 0, 1  # keys of the draws of the two VJPs
 
 
 def output(x: Tensor, weight: Tensor, bias: Tensor | None, operation: Operation, spec: LayerSpec) -> Tensor:
-    """PyTorch's forward pass, bit for bit; large outputs of a processor a few examples at a time, without its scratch.
+    """PyTorch's forward pass, bit for bit; on a CPU, large outputs are made a few examples at a time to save scratch.
 
-    (Not where the kernel has a single entry: products of matrices may round otherwise if there are fewer rows.)
+    (Kernels with a single entry are the exception: a matrix product of fewer rows may round differently.)
     """
     whole = x.dim() != len(spec.input_shape) or prod(spec.kernel_size) == 1
     together = len(x) if whole else examples_together(x, weight, prod(spec.output_shape))
@@ -29,7 +29,7 @@ def output(x: Tensor, weight: Tensor, bias: Tensor | None, operation: Operation,
 
 
 def sketch(x: Tensor, operation: Operation, spec: LayerSpec, estimator: Estimator, seed: int) -> tuple[Tensor, ...]:
-    """What the weight VJP holds of a layer's input."""
+    """The tensors that the weight VJP holds of a layer's input."""
     return _exact_or(estimator).sketch(operation.channels_second(x), spec, Draw(seed).child(_WEIGHT))
 
 
@@ -89,5 +89,5 @@ def memory_format_of(tensor: Tensor, operation: Operation) -> torch.memory_forma
 
 
 def _exact_or(estimator: Estimator) -> Estimator:
-    """Any estimator that keeps everything is PyTorch's own VJP."""
+    """Replace an estimator that keeps everything by :class:`Exact`."""
     return Exact() if estimator.exact else estimator

@@ -1,4 +1,4 @@
-"""What the functions of all layers share: when to estimate, and with which seed."""
+"""Code shared by the functions of all layers: when to estimate, and with which seed."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def call(
     input_vjp: Estimator,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """A layer of tensors with estimators: PyTorch's own where nothing is estimated."""
+    """Run a layer with estimators, or PyTorch's own where nothing is estimated."""
     check_estimator("weight_vjp", weight_vjp)
     check_estimator("input_vjp", input_vjp)
     if not torch.compiler.is_compiling():  # the compiler runs PyTorch's own checks
@@ -42,7 +42,7 @@ def call(
 
 
 _recomputation = Recomputation()
-"""Of all calls, whatever their generators."""
+"""The recorded seeds of all calls, whatever their generators."""
 
 
 def _seed(generator: torch.Generator | None) -> int | Tensor:
@@ -68,7 +68,7 @@ def estimated_call(
     input_vjp: Estimator,
     seed: int | Tensor,
 ) -> Tensor:
-    """Estimated layer of checked arguments, with or without a batch dimension."""
+    """Run an estimated layer on checked arguments, with or without a batch dimension."""
     if x.is_complex() or weight.is_complex():
         raise ValueError(f"x: dtype {x.dtype}, expected a real floating dtype where a VJP is estimated")
     if isinstance(operation, Linear) or x.dim() == weight.dim():
@@ -77,12 +77,12 @@ def estimated_call(
 
 
 def may_be_estimated(x: Tensor, weight_vjp: Estimator, input_vjp: Estimator) -> bool:
-    """Whether :func:`is_estimated` depends on the weight; without it the layer is PyTorch's."""
+    """Whether :func:`is_estimated` can be true for some weight; if not, the layer is PyTorch's."""
     return torch.is_grad_enabled() and not (weight_vjp.exact and input_vjp.exact) and x.numel() > 0
 
 
 def is_estimated(x: Tensor, weight: Tensor, weight_vjp: Estimator, input_vjp: Estimator) -> bool:
-    """Whether backward would differ from PyTorch's in what it computes or holds."""
+    """Whether the backward pass would compute or hold anything else than PyTorch's."""
     if not may_be_estimated(x, weight_vjp, input_vjp):
         return False
     # With a frozen weight nothing of the input need be held, which PyTorch's own layer would.
@@ -98,11 +98,11 @@ def check_estimator(name: Vjp, estimator: object) -> None:
 
 
 MOST = 2**63
-"""From here on an integer is none to PyTorch."""
+"""PyTorch takes integers below this size only."""
 
 
 def as_tuple(name: str, value: Any) -> Any:
-    """An integer or name as it is, a sequence of integers as a tuple.
+    """Return an integer or name unchanged, and a sequence of integers as a tuple.
 
     Raises:
         ValueError: For anything else.
@@ -117,10 +117,10 @@ def as_tuple(name: str, value: Any) -> Any:
 
 
 def checked_groups(groups: object) -> int:
-    """A number of groups as an ``int``.
+    """Return a number of groups as an ``int``.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a positive integer.
     """
     number = groups if type(groups) is int else as_integer(groups)
     if number is None or not 1 <= number < MOST:

@@ -44,8 +44,8 @@ def conv(
         groups: Number of groups.
         weight_vjp: Estimator of the gradient of ``weight``.
         input_vjp: Estimator of the gradient of ``x``.
-        generator: Where the sample's seed is taken from, and which is advanced by that. By default randbp's own
-            stream, see :func:`randbp.manual_seed`; PyTorch's global generators are never touched.
+        generator: Supplies the sample's seed, and is advanced by that. The default is randbp's own stream, see
+            :func:`randbp.manual_seed`; PyTorch's global generators are never touched.
 
     Returns:
         ``[N, D, *O]``, or ``[D, *O]`` without a batch.
@@ -70,10 +70,10 @@ def conv(
 
 
 def _widths(padding: Sequence[Any], dims: int) -> list[int]:
-    """Pairs ``(left, right)`` per dimension as widths for ``F.pad``, which counts from the last dimension.
+    """Turn pairs ``(left, right)`` per dimension into widths for ``F.pad``, which counts from the last dimension.
 
     Raises:
-        ValueError: If they are not that.
+        ValueError: If they are not such pairs.
     """
     pairs = [as_integers(pair) for pair in padding]
     if len(pairs) != dims or any(pair is None or len(pair) != 2 or pair[0] < 0 for pair in pairs):
@@ -82,7 +82,7 @@ def _widths(padding: Sequence[Any], dims: int) -> list[int]:
 
 
 def conv_operation(stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int) -> Convolution:
-    """A convolution call's hyper-parameters; not checked before shapes are known."""
+    """Collect a convolution call's hyper-parameters; they are checked once shapes are known."""
     return Convolution(
         (
             as_tuple("stride", stride),
@@ -101,7 +101,7 @@ def conv_spec(
     dilation: IntOrTuple,
     groups: int,
 ) -> ConvSpec:
-    """The checked hyper-parameters of a convolution call.
+    """Check the hyper-parameters of a convolution call, and return its spec.
 
     Raises:
         ValueError: One line that names the argument, its value and what is allowed.

@@ -64,7 +64,7 @@ def conv_transpose(
 def conv_transpose_operation(
     stride: IntOrTuple, padding: IntOrTuple, output_padding: IntOrTuple, groups: int, dilation: IntOrTuple
 ) -> TransposedConvolution:
-    """A transposed convolution call's hyper-parameters; not checked before shapes are known."""
+    """Collect a transposed convolution call's hyper-parameters; they are checked once shapes are known."""
     steps, pads, extra = as_tuple("stride", stride), as_tuple("padding", padding), output_padding
     geometry = steps, pads, as_tuple("output_padding", extra), checked_groups(groups), as_tuple("dilation", dilation)
     return TransposedConvolution(geometry)
@@ -79,7 +79,7 @@ def conv_transpose_spec(
     groups: int,
     dilation: IntOrTuple,
 ) -> ConvTransposeSpec:
-    """The checked hyper-parameters of a transposed convolution call.
+    """Check the hyper-parameters of a transposed convolution call, and return its spec.
 
     Raises:
         ValueError: One line that names the argument, its value and what is allowed.

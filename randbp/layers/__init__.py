@@ -1,4 +1,4 @@
-"""What a layer is: the rule that tells layers, and the calls of PyTorch's functions that a forward pass makes."""
+"""Layers: the rule that tells which modules are layers, and the layer functions that a forward pass calls."""
 
 from .calls import LayerCall, LayerCalls, answered
 from .rule import (

@@ -17,7 +17,7 @@ NODES = 256
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A call of one of PyTorch's functions that is a layer.
+    """A call of one of PyTorch's layer functions.
 
     Attributes:
         kind: Which layer.
@@ -42,7 +42,7 @@ Answer = Callable[[LayerCall], Tensor]
 
 
 def answered(call: LayerCall, output: Tensor) -> Tensor:
-    """Tell contexts around of a call that PyTorch's function did not answer, so that they do not see it; its output."""
+    """Return the output of a call that PyTorch's function did not answer, and hide the call from outer contexts."""
     if has_torch_function((output,)):  # there is one
         told: Tensor = handle_torch_function(answered, (output,), call, output)
         return told
@@ -50,7 +50,7 @@ def answered(call: LayerCall, output: Tensor) -> Tensor:
 
 
 class LayerCalls(TorchFunctionMode):
-    """A context in which calls of layer functions with a weight made from a module's own parameters are answered.
+    """A context that answers calls of layer functions whose weight is made from a module's own parameters.
 
     Such a weight is one of the parameters that the module itself has, or was computed from these alone: standardised,
     masked, padded, or parametrised. All other calls, and all calls without grad mode, are PyTorch's.

@@ -1,6 +1,6 @@
 """The one rule that tells which modules are layers, how their calls are found, and which of them stay exact.
 
-Estimators, lean mode, K-FAC, tuning and diagnostics ask it alike.
+Estimators, lean mode, K-FAC, tuning and diagnostics all use it.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class Layer:
 
 
 def layer(module: nn.Module) -> Layer | None:
-    """What a module is as a layer; ``None`` if it is none.
+    """Describe a module as a layer; ``None`` if it is not one.
 
     Layers are PyTorch's convolutions and linear layers, their subclasses, and modules of other classes that have a
     parameter of at least two dimensions themselves and whose code names one of the functions ``F.conv*``,
@@ -98,7 +98,7 @@ def layer(module: nn.Module) -> Layer | None:
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """Which of PyTorch's layers a module is an instance of, whatever its forward pass is.
+    """The kind of PyTorch's layer that a module is an instance of, whatever its forward pass is.
 
     Example:
         >>> kind_of(nn.ConvTranspose1d(1, 1, 3)), kind_of(nn.ReLU())
@@ -110,13 +110,13 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 
 def is_convolution(module: nn.Module) -> bool:
-    """Whether a module is a convolution, maybe transposed."""
+    """Whether a module is a convolution or a transposed convolution."""
     found = layer(module)
     return found is not None and found.convolution
 
 
 def runs_pytorchs_forward(module: nn.Module) -> bool:
-    """Whether one of PyTorch's layers runs, when called, the forward pass that PyTorch wrote for it, and nothing else.
+    """Whether a call of one of PyTorch's layers runs PyTorch's forward pass and nothing else.
 
     Neither a subclass nor the class itself nor the module may have another one: code that replaces ``forward`` or
     ``_conv_forward`` of a module that exists (to pad otherwise, or to move tensors between devices) is common.
@@ -133,7 +133,7 @@ def runs_pytorchs_forward(module: nn.Module) -> bool:
 
 
 def has_class_forward(module: nn.Module) -> bool:
-    """Whether a module has the forward pass of its class: no other one was put into it.
+    """Whether a module has the forward pass of its class, that is, no other one was assigned to it.
 
     Example:
         >>> module = nn.ReLU()
@@ -145,7 +145,7 @@ def has_class_forward(module: nn.Module) -> bool:
 
 
 def class_runs_pytorchs_forward(own: type) -> bool:
-    """Whether one of PyTorch's layers, or a class made from it, has PyTorch's forward pass at present.
+    """Whether one of PyTorch's layer classes, or a class derived from it, has PyTorch's forward pass at present.
 
     Example:
         >>> class Scaled(nn.Linear):
@@ -166,7 +166,7 @@ def class_runs_pytorchs_forward(own: type) -> bool:
 
 
 def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of a module itself and those from which its parametrisations make others, by name.
+    """A module's own parameters and those behind its parametrisations, by name.
 
     Example:
         >>> [name for name, _ in own_parameters(nn.utils.parametrizations.spectral_norm(nn.Linear(1, 1)))]
@@ -180,7 +180,7 @@ def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def weights(module: nn.Module) -> list[Tensor]:
-    """What weight gradients of a layer are gradients of: its weight, or its own parameters of two dimensions and more.
+    """The tensors that a layer's weight gradients belong to: its weight, or its own parameters of two or more dims.
 
     A weight that a parametrisation makes is a tensor that is not among the parameters; it is made anew by each call.
     """
@@ -196,7 +196,7 @@ def _base(own: Any) -> type[nn.Module] | None:
 
 @cache
 def _functions(own: Any) -> frozenset[Any]:
-    """PyTorch's layer functions that a class names, its bases outside PyTorch, and the functions that these call."""
+    """PyTorch's layer functions that are named in a class, in its bases outside PyTorch, or in functions these call."""
     found: set[Any] = set()
     for kind in own.__mro__:
         if not _is_from(kind, "torch", "builtins"):
