@@ -1,4 +1,4 @@
-"""Checks of numbers that an optimiser is given."""
+"""Checks of an optimiser's numeric arguments."""
 
 from numbers import Real
 
@@ -8,7 +8,7 @@ from ..tn.integers import as_integer
 
 
 def positive(name: str, value: object) -> int:
-    """A positive integer.
+    """Check and return a positive integer.
 
     Raises:
         ValueError: If it is none.

@@ -20,7 +20,7 @@ Scales = Mapping[str, tuple[float, float]]
 
 
 def scales_of(taken: Mapping[str, Seen], reduction: Reduction) -> Scales:
-    """A gradient of a mean is an example's or a token's own over their number; that of a scaled loss is scaled."""
+    """Scales of both factors: a mean loss divides gradients by the number of terms, a scaled loss multiplies them."""
     if not taken:
         return {}
     squared = loss_scale() ** 2
@@ -33,7 +33,7 @@ def scales_of(taken: Mapping[str, Seen], reduction: Reduction) -> Scales:
 
 
 def update(state: dict[str, Any], seen: Seen, scales: tuple[float, float], decay: float) -> None:
-    """Take the factors that a step's backward passes saw into the averages."""
+    """Update the averages with the factors that a step's backward passes have seen."""
     count = state["updates"] = state.get("updates", 0) + 1
     weight = max(1 - decay, 1 / count)  # early averages weigh all that was seen alike
     for name, moment, scale in zip(NAMES, (seen.input, seen.output_grad), scales, strict=True):
@@ -44,7 +44,7 @@ def update(state: dict[str, Any], seen: Seen, scales: tuple[float, float], decay
 
 
 def finite(taken: Mapping[str, Seen], scales: Scales) -> dict[str, Seen]:
-    """Those whose factors are finite."""
+    """Select the entries whose factors are finite."""
     if not taken:
         return {}
     bounds = [
@@ -65,7 +65,7 @@ def invert(state: dict[str, Any], damping: float) -> None:
 
 
 def follow(state: dict[str, Any], parameter: Tensor) -> None:
-    """Bring the averages to where a parameter is now, and to its precision, with single precision at least."""
+    """Move the averages to a parameter's device and precision, in single precision at least."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     for key in KEYS:
         known = state.get(key)
@@ -86,7 +86,7 @@ def over_processes(
     like: Tensor,
     agreed: bool,
 ) -> dict[str, Seen]:
-    """The means of the factors over the processes that saw any, in all of which this must be called.
+    """Average factors over the processes that have seen any; all processes must call this together.
 
     Args:
         taken: What this process saw.

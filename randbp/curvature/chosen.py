@@ -1,4 +1,4 @@
-"""Which layers of a model K-FAC preconditions, and why others are left to plain steps."""
+"""The choice of layers that K-FAC preconditions, with reasons why others take plain steps."""
 
 from collections.abc import Collection, Container, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -23,7 +23,7 @@ DELIBERATE = frozenset({FROZEN, NOT_CALLED})
 
 
 def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The layers that may be preconditioned by name, and why others of those that are named never are.
+    """The layers that may be preconditioned, and reasons why other named layers never are; both by name.
 
     Raises:
         ValueError: If ``layers`` are no names or globs, or one matches no layer.
@@ -57,7 +57,7 @@ def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[di
 
 
 def shared_parameters(model: nn.Module) -> set[Tensor]:
-    """Those that more than one module has."""
+    """Parameters that belong to more than one module."""
     found: set[Tensor] = set()
     shared: set[Tensor] = set()
     for module in model.modules():
@@ -67,7 +67,7 @@ def shared_parameters(model: nn.Module) -> set[Tensor]:
 
 
 def left_by_parameters(place: Place, held: Container[Tensor], shared: Container[Tensor], largest: int) -> str:
-    """Why a weight is not preconditioned, as far as parameters tell; empty if it is.
+    """The reason in its parameters why a layer's weight is not preconditioned; empty if there is none.
 
     Args:
         place: Where the weight is.
@@ -94,7 +94,7 @@ def left_by_parameters(place: Place, held: Container[Tensor], shared: Container[
 
 
 def left_by_calls(modules: Mapping[str, nn.Module], statistics: Statistics, known: Collection[Any]) -> dict[str, str]:
-    """Why layers have no curvature after a step in which it should have been seen, by name.
+    """Reasons, by layer name, why no curvature was seen in a step in which it should have been.
 
     Args:
         modules: The layers.
@@ -121,7 +121,7 @@ def left_by_calls(modules: Mapping[str, nn.Module], statistics: Statistics, know
 
 
 def summary(left: Mapping[str, str]) -> str:
-    """One line about layers that are left to plain steps.
+    """One line about the layers that take plain steps.
 
     Example:
         >>> summary({"a": "it is large", "b": "it is shared", "c": "it is large"})

@@ -15,7 +15,7 @@ Approximation = Literal["reduce", "expand"]
 
 
 def input_factor(spec: LayerSpec, input: Tensor, approximation: Approximation = "reduce", bias: bool = False) -> Tensor:
-    """The factor of a layer's input ``[G, R, R]`` with ``R = C / G·ΠK``, one more if there is a bias.
+    """The factor of a layer's input ``[G, R, R]``, with ``R = C / G·ΠK`` rows, or one more if there is a bias.
 
     With the unfolded input ``U_n`` ``[R, O]`` of an example, whose last row is ones if there is a bias:
 
@@ -93,7 +93,7 @@ def output_grad_factor(spec: LayerSpec, output_grad: Tensor, approximation: Appr
 
 
 def input_rows(spec: LayerSpec, input: Tensor, bias: bool) -> Tensor:
-    """``ū_n`` ``[G, N, R]``, of which KFAC-reduce's input factor is made: the mean over positions of what they meet."""
+    """The rows ``ū_n`` ``[G, N, R]`` behind KFAC-reduce's input factor: the unfolded input's mean over positions."""
     means = _position_sums(spec).contract(input=input) / prod(spec.output_size)
     if bias:
         means = torch.cat([means, means.new_ones(*means.shape[:2], 1)], 2)
@@ -101,7 +101,7 @@ def input_rows(spec: LayerSpec, input: Tensor, bias: bool) -> Tensor:
 
 
 def output_grad_rows(spec: LayerSpec, output_grad: Tensor) -> Tensor:
-    """``V_n 1`` ``[G, N, D / G]``, of which KFAC-reduce's factor of the output gradient is made."""
+    """The rows ``V_n 1`` ``[G, N, D / G]`` behind KFAC-reduce's factor of the output gradient."""
     return output_grad.flatten(2).sum(2).unflatten(1, (spec.groups, -1)).transpose(0, 1)
 
 

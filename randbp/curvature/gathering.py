@@ -1,4 +1,4 @@
-"""What is seen of a weight while gradients come by, for as long as it holds these gradients."""
+"""Statistics of a weight, gathered in backward passes and kept as long as the weight holds their gradients."""
 
 import weakref
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .sharding import is_sharded
 
 @dataclass
 class Seen:
-    """Of one weight ``Σ_n u_n u_nᵀ`` and ``Σ_n v_n v_nᵀ`` over the examples whose gradients came by, and how many.
+    """Sums ``Σ_n u_n u_nᵀ`` and ``Σ_n v_n v_nᵀ`` for one weight over all examples seen, and their number.
 
     Attributes:
         input: ``Σ_n u_n u_nᵀ``.
@@ -32,7 +32,7 @@ class Seen:
     order: int = field(default_factory=count().__next__)
 
     def add(self, other: "Seen") -> None:
-        """Add what another one saw."""
+        """Add another object's sums."""
         self.input.add(other.input)
         self.output_grad.add(other.output_grad)
         self.examples += other.examples
@@ -40,7 +40,7 @@ class Seen:
 
 
 class Gathering:
-    """What was seen of one weight: in the backward pass that is under way, and in those whose gradient it holds.
+    """Statistics of one weight, from the running backward pass and from those whose gradient it holds.
 
     A pass counts once its gradient has been added to the parameter's, so those of ``torch.autograd.grad`` do not. What
     was seen is dropped as soon as the gradient that came with it is: set to zero or to ``None``, by whomever.
@@ -54,7 +54,7 @@ class Gathering:
         self._mark: Any = None
 
     def note(self, seen: Seen, parameter: Tensor | None) -> None:
-        """Add what a backward pass has seen of a call, ahead of the gradient of the parameter."""
+        """Add a call's statistics from a backward pass, before the parameter's gradient arrives."""
         backward = current_backward()
         if backward != self._backward or self._passing.examples == 0:
             if parameter is not None and not is_sharded(parameter):  # while backward runs, shards hold nothing
@@ -63,11 +63,11 @@ class Gathering:
         self._passing.add(seen)
 
     def watches(self, leaf: Tensor) -> bool:
-        """Whether a tensor is the last one that was watched."""
+        """Whether a tensor is the one that was watched last."""
         return self._leaf() is leaf
 
     def watch(self, leaf: Tensor) -> None:
-        """Say in which tensor a graph accumulates the gradient."""
+        """Set the tensor in which a graph accumulates the gradient."""
         if self.watches(leaf):
             return
         self.remove()
@@ -80,11 +80,11 @@ class Gathering:
         self._leaf, self._handle = weakref.ref(leaf), leaf.register_post_accumulate_grad_hook(accumulated)
 
     def drop(self) -> None:
-        """Forget what was seen."""
+        """Forget all statistics."""
         self.kept, self._passing = None, Seen()
 
     def drop_if_gone(self, parameter: Tensor) -> None:
-        """Forget what was seen if the parameter no longer holds a gradient."""
+        """Forget all statistics if the parameter no longer holds a gradient."""
         grad = parameter.grad
         changed = grad is None or (not is_sharded(grad) and self._mark != _mark(grad))
         if self.kept is not None and changed and (grad is None or not bool(grad.any())):
@@ -107,9 +107,9 @@ class Gathering:
 
 
 def _mark(grad: Tensor) -> tuple[int, int]:
-    """The same for as long as a gradient is the same."""
+    """A value that stays the same as long as a gradient does."""
     return grad.data_ptr(), grad._version
 
 
 def _nobody() -> None:
-    """Stands for a reference to a parameter that is gone."""
+    """Stands for a weak reference whose parameter no longer exists."""

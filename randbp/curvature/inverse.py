@@ -28,7 +28,7 @@ def damped_inverses(input_factor: Tensor, grad_factor: Tensor, damping: float) -
 
 
 def _inverse(factor: Tensor, shift: Tensor) -> Tensor:
-    """``(factor + shift I)⁻¹``, one shift per group, by Cholesky, where rounding allows, else by eigenvalues."""
+    """``(factor + shift I)⁻¹`` with one shift per group, by Cholesky where rounding permits, else by eigenvalues."""
     shift = shift.clamp_min(torch.finfo(factor.dtype).tiny)
     shifted = factor + shift.view(-1, 1, 1) * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     lower, failed = torch.linalg.cholesky_ex(shifted)

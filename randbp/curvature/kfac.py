@@ -177,7 +177,7 @@ class KFAC(torch.optim.Optimizer):
         return self._left | self._by_calls | by_parameters
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, as in PyTorch's optimisers.
+        """Add a group of parameters, as in PyTorch's optimisers.
 
         Raises:
             ValueError: If one of the group's numbers is out of its range.
@@ -194,23 +194,23 @@ class KFAC(torch.optim.Optimizer):
         raise TypeError("KFAC: copies and pickles would lose the hooks on the model; save state_dict() instead")
 
     def remove(self) -> None:
-        """Take the hooks off the model; what was gathered so far stays in use."""
+        """Remove the hooks from the model; statistics gathered so far stay in use."""
         self._statistics.remove()
 
     @property
     def steps(self) -> int:
-        """Steps taken so far."""
+        """Number of steps taken so far."""
         taken: int = self.param_groups[0]["steps"]
         return taken
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients, and what was seen on their way."""
+        """Drop the gradients and the statistics that came with them."""
         super().zero_grad(set_to_none)
         self._statistics.drop()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step down the preconditioned gradient.
+        """Take one step along the preconditioned gradient.
 
         Args:
             closure: Computes the loss and its gradients again, if given.
@@ -254,12 +254,12 @@ class KFAC(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """As of PyTorch's optimisers; what has become of parameters that are no longer held is left out."""
+        """The state, as in PyTorch's optimisers, without that of parameters that are no longer held."""
         self._look()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where another optimiser of the same model was; what was seen since the last step is dropped."""
+        """Continue from the state of another optimiser of the same model; drop statistics since the last step."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             for key, value in self.defaults.items():  # of another optimiser's
@@ -275,7 +275,7 @@ class KFAC(torch.optim.Optimizer):
         self._statistics.drop()
 
     def _look(self) -> dict[Tensor, dict[str, Any]]:
-        """See which parameters the layers have now; the group of each of the optimiser's."""
+        """Look up the layers' current parameters, and return the group of each parameter of the optimiser."""
         groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
         self._statistics.held = groups
         own: list[Tensor] = []
@@ -288,12 +288,12 @@ class KFAC(torch.optim.Optimizer):
         return groups
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        """The weights that are preconditioned now, by key."""
+        """The weights that are preconditioned at present, by key."""
         places = self._statistics.places.items()
         return {key: place.parameter for key, place in places if place.parameter is not None and not place.left}
 
     def _moved(self, parameter: Tensor) -> Tensor:
-        """The momentum of a parameter, where and as precise as the parameter is now."""
+        """The momentum of a parameter, moved to the parameter's device and precision."""
         state = self.state[parameter]
         buffer = state.get("momentum_buffer")
         if buffer is None or buffer.shape != parameter.shape:
@@ -304,7 +304,7 @@ class KFAC(torch.optim.Optimizer):
         return moved
 
     def _average(self) -> None:
-        """Take the factors that the last backward passes saw into the running averages, unless they are not finite."""
+        """Update the running averages with the factors of the last backward passes, where these are finite."""
         taken, weights, places = self._statistics.take(), self._weights(), self._statistics.places
         taken = {key: seen for key, seen in taken.items() if key in weights}
         scales = scales_of(taken, self.reduction)
@@ -330,7 +330,7 @@ class KFAC(torch.optim.Optimizer):
         self._statistics.called.clear()
 
     def _tell(self) -> None:
-        """Warn once of layers that are left to plain steps."""
+        """Warn once about layers that take plain steps."""
         left = {name: why for name, why in self.left_plain.items() if why not in DELIBERATE}
         new = {name: why for name, why in left.items() if self._told.get(name) != why}
         if new and not self._statistics.removed and not (processes() > 1 and torch.distributed.get_rank()):
@@ -339,5 +339,5 @@ class KFAC(torch.optim.Optimizer):
 
 
 def _due(steps: int, every: int) -> bool:
-    """Whether something is updated in a step: in every so-many-th, and in the first ones at powers of two."""
+    """Whether an update is due in a step: at multiples of an interval, and at powers of two before the first one."""
     return steps % every == 0 or (steps < every and steps & (steps - 1) == 0)

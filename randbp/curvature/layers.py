@@ -1,4 +1,4 @@
-"""Layers of :mod:`randbp.tn` in PyTorch: specs of calls, and parameters as one matrix per group."""
+"""PyTorch's layers in terms of :mod:`randbp.tn`: specs of calls, and parameters as one matrix per group."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +21,7 @@ LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 @dataclass(frozen=True)
 class Form:
-    """How a layer's weight is a matrix per group: ``[D / G, C / G·ΠK]``, with the bias as one more column.
+    """The form of a layer's weight as one matrix per group: ``[D / G, C / G·ΠK]``, with the bias as one more column.
 
     Example:
         >>> form = Form.of(nn.Conv2d(4, 6, 3, groups=2))
@@ -48,7 +48,7 @@ class Form:
 
 
 def layer_input(module: Any, input: Tensor, output: Tensor) -> tuple[LayerSpec, Tensor]:
-    """The layer that one call of a module is, and its input ``[N, C, *I]``.
+    """The spec of one call of a module, and its input ``[N, C, *I]``.
 
     Args:
         module: One of ``LAYERS``.
@@ -72,7 +72,7 @@ def layer_input(module: Any, input: Tensor, output: Tensor) -> tuple[LayerSpec, 
 
 
 def call_input(call: LayerCall, output: Tensor) -> tuple[Form, LayerSpec, Tensor]:
-    """The same for a call of one of PyTorch's functions, with the form of its weight.
+    """The spec, input and form of weight of one call of a layer function.
 
     Example:
         >>> x, weight = torch.zeros(8, 3, 5), torch.zeros(4, 3, 2)
@@ -111,7 +111,7 @@ def _call(
 
 
 def _each(value: Any, dims: int) -> Any:
-    """One number per dimension; one number alone, or alone in a sequence, is for all, as in PyTorch's functions."""
+    """Expand a number, or a sequence of one number, to one number per dimension, as PyTorch's functions do."""
     if isinstance(value, str):
         return value
     number = as_integer(value)
@@ -122,7 +122,7 @@ def _each(value: Any, dims: int) -> Any:
 
 
 def pad_widths(module: Any) -> list[int]:
-    """Widths for ``F.pad``, last dimension first, of a convolution that does not pad with zeros.
+    """Widths for ``F.pad`` (last dimension first) that pad as a convolution with a non-zero padding mode does.
 
     Example:
         >>> pad_widths(nn.Conv2d(2, 2, (3, 2), padding="same", padding_mode="circular"))

@@ -1,4 +1,4 @@
-"""Second moments: sums of outer products, held as the rows that they are made of for as long as that is less."""
+"""Second moments: sums of outer products, held as their rows as long as these are smaller."""
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Moment:
         self._matrix = matrix if self._matrix is None else self._matrix + matrix
 
     def add(self, other: "Moment") -> None:
-        """Add what another one has summed, which must not be used any more."""
+        """Add another moment, which must not be used afterwards."""
         if other._matrix is not None:
             self.add_matrix(other._matrix)
         for rows in other._rows:
@@ -48,14 +48,14 @@ class Moment:
 
     @property
     def bound(self) -> Tensor:
-        """At least the largest entry of the sum: where it is finite, so is the sum."""
+        """An upper bound of the sum's largest entry: if the bound is finite, so is the sum."""
         parts = [rows.square().sum() for rows in self._rows]
         if self._matrix is not None:
             parts.append(self._matrix.abs().sum())
         return torch.stack(parts).sum()
 
     def matrix(self) -> Tensor:
-        """``Σ_n r_n r_nᵀ`` ``[G, R, R]``, of which the rows are no longer held."""
+        """The sum ``Σ_n r_n r_nᵀ`` ``[G, R, R]``; its rows are no longer held afterwards."""
         if self._rows:
             rows = torch.cat(self._rows, 1)
             self.add_matrix(rows.mT @ rows)
@@ -64,7 +64,7 @@ class Moment:
         return self._matrix
 
     def averaged(self, known: Tensor | None, weight: float, scale: float) -> Tensor:
-        """``(1 - weight) known + weight scale Σ_n r_n r_nᵀ`` in the memory of ``known``, or without it."""
+        """``(1 - weight) known + weight scale Σ_n r_n r_nᵀ``, written over ``known`` if it is given."""
         if self._rows and self._matrix is None:
             rows = torch.cat(self._rows, 1)
             if known is None:

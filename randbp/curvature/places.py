@@ -1,4 +1,4 @@
-"""The weights that K-FAC preconditions: which parameters of a module they are, whatever becomes of these."""
+"""The weights that K-FAC preconditions, found again when a module's parameters are replaced."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ _READS |= {f"{name}Backward0" for name in ("Transpose", "Unsqueeze", "View")}
 
 @dataclass(frozen=True)
 class View:
-    """The order in which a layer reads the entries of a parameter: size and strides over those of the parameter."""
+    """The order in which a layer reads the entries of a parameter, as a size and strides."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
     def of(self, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """A gradient of the parameter as one of what the layer reads.
+        """Turn a gradient of the parameter into one of the tensor that the layer reads.
 
         Example:
             >>> parameter = torch.zeros(2, 3)
@@ -44,7 +44,7 @@ class View:
         return _in_order_of(parameter, tensor).as_strided(self.size, self.stride)
 
     def back(self, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """The other way round."""
+        """Undo :meth:`of`."""
         whole = torch.empty_strided(parameter.size(), parameter.stride(), dtype=tensor.dtype, device=tensor.device)
         whole.as_strided(self.size, self.stride).copy_(tensor)
         return whole
@@ -58,7 +58,7 @@ def _in_order_of(parameter: Tensor, tensor: Tensor) -> Tensor:
 
 
 class Place:
-    """One weight of a layer, known by its name in the module: its parameter may become another one.
+    """One weight of a layer, known by its name in the module, since its parameter may be replaced.
 
     Attributes:
         layer: The layer's name in the model.
@@ -85,7 +85,7 @@ class Place:
         self.gathering = Gathering()
 
     def look(self, held: Container[Tensor]) -> list[nn.Parameter]:
-        """See which parameters there are now, of which the optimiser holds some; all of the module's own."""
+        """Look up the module's current parameters, some of which the optimiser holds."""
         found = dict(own_parameters(self.module))
         weight, bias = found.get(self.weight), None if self.bias is None else found.get(self.bias)
         if weight is not self.parameter and self.parameter is not None:
@@ -109,7 +109,7 @@ def name_of(module: nn.Module, parameter: Tensor | None) -> str | None:
 
 
 def read_from(weight: Tensor) -> tuple[Tensor | None, View | None]:
-    """The parameter whose entries a tensor is, at most in another order or data type, and how it is read.
+    """The parameter whose entries a tensor holds, perhaps in another order or data type, and that order.
 
     Returns:
         ``None`` for the parameter if the tensor is computed otherwise, and for the view if nothing is in another order.

@@ -1,4 +1,4 @@
-"""Gradients divided by curvature."""
+"""Preconditioning: gradients multiplied by inverse factors."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def preconditioned(
     rates: Mapping[Tensor, float | Tensor],
     kl_clip: float | None,
 ) -> tuple[dict[Tensor, Tensor], Tensor | float]:
-    """``Γ⁻¹ G A⁻¹`` of weights and biases by parameter, and what all of these are to be multiplied by.
+    """``Γ⁻¹ G A⁻¹`` of weights and biases by parameter, and the factor that scales all of them.
 
     Args:
         places: The weights.

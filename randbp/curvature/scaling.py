@@ -1,4 +1,4 @@
-"""The factor by which a loss was scaled on its way back."""
+"""The scale of a loss under a ``GradScaler``."""
 
 import inspect
 
@@ -6,7 +6,7 @@ from torch.amp import GradScaler
 
 
 def loss_scale() -> float:
-    """The scale of the ``GradScaler`` whose ``step`` calls the optimiser's; 1 if none does.
+    """The scale of the ``GradScaler`` whose ``step`` is calling the optimiser's; 1 if there is none.
 
     The scaler takes it out of the gradients before that, ahead of any clipping, and does not tell the optimiser. What
     was seen on the way back still has it.

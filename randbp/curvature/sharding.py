@@ -1,4 +1,4 @@
-"""Parameters of which each process holds a shard (``fully_shard``)."""
+"""Parameters that are sharded over processes (``fully_shard``)."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def whole(tensor: Any) -> Tensor:
-    """All of a tensor of which processes hold shards, on each of them, which must all ask; any other as it is."""
+    """Gather a sharded tensor on all processes, which must call this together; return any other tensor unchanged."""
     full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return full
 
 
 def shard(tensor: Tensor, like: Any) -> Tensor:
-    """Of a tensor that all processes have, what each of them holds of another one."""
+    """Shard a tensor that all processes hold in the way that another tensor is sharded."""
     if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -1,4 +1,4 @@
-"""Gathering the factors of a network's layers while its loss runs forward and backward."""
+"""Hooks that gather the factors of a network's layers during forward and backward passes."""
 
 import weakref
 from collections.abc import Callable, Container, Mapping
@@ -67,22 +67,22 @@ class Statistics:
 
     @property
     def seen(self) -> dict[str, Seen]:
-        """What was added up, by weight."""
+        """The sums so far, by weight."""
         return {key: seen for key, place in self.places.items() if (seen := place.gathering.kept) is not None}
 
     def take(self) -> dict[str, Seen]:
-        """What was added up, which starts again from nothing."""
+        """Return the sums so far, and start again from zero."""
         taken = self.seen
         self.drop()
         return taken
 
     def drop(self) -> None:
-        """Forget what was seen."""
+        """Forget all statistics."""
         for place in self.places.values():
             place.gathering.drop()
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self.removed = True
         for handle in self._handles:
             handle.remove()
@@ -120,7 +120,7 @@ class Statistics:
             self._watch(place, weight, None if place.bias is None else bias, spec, seen, output)
 
     def _place(self, layer: str, module: nn.Module, weight: str) -> Place:
-        """A weight, which may be new."""
+        """The entry of a weight, which is added if it is new."""
         key = layer if weight == "weight" else f"{layer}.{weight}"
         if key not in self.places:
             self.places[key] = place = Place(layer, module, weight)
@@ -130,7 +130,7 @@ class Statistics:
         return self.places[key]
 
     def _usable(self, place: Place, weight: Tensor, input: Tensor, output: Tensor) -> bool:
-        """Whether a call is one of those to learn from."""
+        """Whether a call counts for the statistics."""
         if is_sharded(input) or is_sharded(output):
             place.left = SHARDED
         place.passed_over = place.left not in ("", FROZEN, COMPUTED)
@@ -141,7 +141,7 @@ class Statistics:
     def _watch(
         self, place: Place, weight: Tensor, bias: Tensor | None, spec: LayerSpec, input: Tensor, output: Tensor
     ) -> None:
-        """Make the input's part, and let the output's gradient add it and its own."""
+        """Compute the input's statistics, and let the output's gradient add them together with its own."""
         extended = bias is not None and bias.requires_grad and place.adds_bias
         form, gathering, reduced = place.form, place.gathering, self.approximation == "reduce"
         if max(place.shape(weight, extended)[1:]) > self.largest:
@@ -184,7 +184,7 @@ class _Hook:
 
 
 class _Before(_Hook):
-    """Lets the calls within a layer's own forward pass be seen."""
+    """Observes the calls within a layer's own forward pass."""
 
     def __init__(self, statistics: Statistics, name: str) -> None:
         self.name = name
@@ -218,7 +218,7 @@ class _Before(_Hook):
 
 
 class _After(_Hook):
-    """Sees a layer's call as a whole."""
+    """Observes a layer's call as a whole."""
 
     def __init__(self, before: _Before) -> None:
         self._before = before
@@ -250,14 +250,14 @@ def _nothing() -> Callable[..., None]:
 
 
 def _ignore(*_: Any) -> None:
-    """What is left of a hook in a copy of the model."""
+    """Replaces a hook in a copy of the model."""
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Without graph and subclass: what is kept must not depend on a user's type."""
+    """Detach a tensor and drop its subclass: what is kept must not depend on a user's type."""
     return tensor.detach().as_subclass(Tensor)
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    """In single precision at least: sums over positions outgrow 16 bits."""
+    """Convert a tensor to single precision at least, since sums over positions overflow 16 bits."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

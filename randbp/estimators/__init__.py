@@ -1,4 +1,4 @@
-"""Estimators: what is kept of a saved tensor or of a contraction, and with which weights."""
+"""Estimators: each decides which part of a saved tensor or contraction is kept, and with which weights."""
 
 from .axes import Axes
 from .base import Estimator

@@ -1,4 +1,4 @@
-"""Work in a thread of its own, where no mode of the caller (autocast, tracing, saved-tensor hooks) is in force."""
+"""A thread without the caller's modes (autocast, tracing, saved-tensor hooks)."""
 
 from collections.abc import Callable
 from threading import Thread
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def aside(work: Callable[[], T]) -> T:
-    """The result of ``work``, or what it raises, without grad mode.
+    """Run ``work`` in such a thread, without grad mode; return its result or raise its error.
 
     Example:
         >>> with torch.autocast("cpu"):

@@ -51,7 +51,7 @@ class Axes(Estimator):
 
     @property
     def fixed_size(self) -> bool:
-        """Unless draws are Bernoulli."""
+        """True unless draws are Bernoulli."""
         return not self.bernoulli
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
@@ -60,7 +60,7 @@ class Axes(Estimator):
         return tuple(each.rows for each in self._kept(input, spec, "input", draw))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """Kept rows times the output rows they meet."""
+        """Multiply the kept rows with the output rows that they meet."""
         output_grad, spec = examples_as_positions(output_grad, spec)
         result = output_grad.new_zeros(spec.weight_shape)
         sample = self._sample(spec, "input", draw, output_grad.device)
@@ -69,18 +69,18 @@ class Axes(Estimator):
         return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """Kept output rows times the kernel, added where they land."""
+        """Multiply the kept output rows with the kernel, and add each product to the inputs it belongs to."""
         return input_vjp(self._kept(output_grad, spec, "output", draw), weight, spec)
 
     def _kept(self, tensor: Tensor, spec: LayerSpec, side: Side, draw: Draw) -> Iterator[KeptRows]:
-        """Per class with anything kept of it: rows, which positions of the class they are, and their weight."""
+        """For each class of which something is kept: its rows, their positions in the class, and their weight."""
         for positions, local, weight in self._sample(spec, side, draw, tensor.device):
             yield KeptRows(positions, gather_rows(tensor, at_positions(positions, local, spec, side)), local, weight)
 
     def _sample(
         self, spec: LayerSpec, side: Side, draw: Draw, device: torch.device
     ) -> Iterator[tuple[PositionClass, Runs, float]]:
-        """Per class with anything kept of it: which positions of the class, for all examples, and their weight."""
+        """For each class of which something is kept: positions in the class, for all examples, and their weight."""
         for positions, counts in _plan(self.keep, spec, side):
             axes = [
                 self._choose(len(coordinates), m, draw.child(j, coordinates.start), spec.dims)
@@ -104,7 +104,7 @@ class Axes(Estimator):
         )
 
     def _rows(self, spec: LayerSpec, side: Side) -> tuple[float, float]:
-        """Rows kept of a whole batch, on average if that is random, and their products with kernel entries."""
+        """Number of rows kept of the whole batch (its mean if random), and of their products with kernel entries."""
         rows = met = 0.0
         for positions, counts in _plan(self.keep, spec, side):
             count = spec.batch_size * (self.keep * positions.size if self.bernoulli else prod(counts))
@@ -112,7 +112,7 @@ class Axes(Estimator):
         return rows, met
 
     def _choose(self, size: int, count: int, draw: Draw, axes: int) -> tuple[tuple[int, ...], float]:
-        """Kept coordinates of one of several axes and their weight; drawn on the host, where sizes must be known."""
+        """Draw kept coordinates of one of several axes and their weight, on the host, where sizes must be known."""
         if not self.bernoulli:
             return tuple(sorted(draw.permutation(size)[:count].tolist())), size / count
         rate = self.keep ** (1 / axes)

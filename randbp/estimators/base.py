@@ -1,4 +1,4 @@
-"""What an estimator is: an unbiased, cheaper stand-in for one VJP of a layer."""
+"""The base class of estimators: unbiased, cheaper substitutes for one VJP of a layer."""
 
 from abc import ABC
 from dataclasses import dataclass, fields
@@ -76,23 +76,23 @@ class Estimator(ABC):
 
     @property
     def draws_examples(self) -> bool:
-        """Whether the estimate drops examples of the batch, of which it should then see as many as there are."""
+        """Whether the estimate drops examples, and should therefore see the whole batch at once."""
         return False
 
     @property
     def fallback(self) -> "Estimator | None":
-        """What :class:`randbp.IfFaster` uses in layers where this one is not faster; ``None`` for the exact VJP.
+        """The estimator that :class:`randbp.IfFaster` uses where this one is not faster; ``None`` for the exact VJP.
 
-        An estimator that only computes otherwise what another one holds falls back to that one.
+        An estimator that holds the same as another one, and only computes differently, falls back to that one.
         """
         return None
 
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> "Estimator":
-        """The estimator that serves a VJP of a layer: this one, unless a class decides layer by layer."""
+        """The estimator for a VJP of a certain layer: this one, unless a class decides layer by layer."""
         return self
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """What the weight VJP holds of the layer input ``[N, C, *I]``: tensors that own their memory."""
+        """Return the tensors that the weight VJP holds of the input ``[N, C, *I]``; they own their memory."""
         raise NotImplementedError(f"{type(self).__name__} does not serve weight_vjp")
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -104,18 +104,18 @@ class Estimator(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not serve input_vjp")
 
     def describe(self, spec: LayerSpec, dtype: torch.dtype = torch.float32) -> Description:
-        """What the estimator costs and how far it strays in one layer, as numbers.
+        """Costs and variance of the estimator in one layer, as numbers.
 
         Args:
             spec: The layer.
-            dtype: Of input and output gradient.
+            dtype: Data type of input and output gradient.
 
         Returns:
-            See :class:`Description`. An estimator that does not say more of itself is tried once on zeros of the
+            See :class:`Description`. An estimator without a description of its own is run once on zeros of the
             input's size to count the bytes held; its multiply-adds and variance are then ``None``.
 
         Raises:
-            ValueError: If ``spec`` is not a layer's.
+            ValueError: If ``spec`` is not the spec of a layer.
 
         Example:
             >>> from randbp import Channels, tn
@@ -193,7 +193,7 @@ def check_top(owner: str, top: object) -> None:
 
 
 def kept(size: int, keep: float) -> int:
-    """How many of ``size`` entries a keep rate leaves: ``⌊p·size⌋``, at least one; fixed by shape, never by the draw.
+    """Number of entries that a keep rate leaves of ``size``: ``⌊p·size⌋``, at least one; it never depends on the draw.
 
     Example:
         >>> kept(10, 0.25), kept(3, 0.1)

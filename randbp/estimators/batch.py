@@ -1,4 +1,4 @@
-"""Whole examples of the batch drawn without replacement, with the mean example kept exactly or not."""
+"""Whole examples of the batch, drawn without replacement; the mean example may be kept exactly."""
 
 from dataclasses import dataclass
 from math import prod
@@ -56,12 +56,12 @@ class Batch(Estimator):
 
     @property
     def fixed_size(self) -> bool:
-        """Unless draws are Bernoulli."""
+        """True unless draws are Bernoulli."""
         return not self.bernoulli
 
     @property
     def draws_examples(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
@@ -85,7 +85,7 @@ class Batch(Estimator):
         return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """Refused: see the class."""
+        """Raise ``ValueError``: see the class."""
         raise ValueError(f"input_vjp={self!r}: Batch serves only weight_vjp")
 
     def _examples(self, tensor: Tensor, draw: Draw) -> Tensor:

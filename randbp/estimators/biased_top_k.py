@@ -44,11 +44,11 @@ class BiasedTopK(Pairs):
 
     @property
     def unbiased(self) -> bool:
-        """Never."""
+        """Always false."""
         return False
 
     def choose(self, norms: Tensor, count: int, draw: Draw) -> tuple[Tensor, Tensor | None]:
-        """The largest norms."""
+        """Choose the pairs of largest norm."""
         return norms.topk(count, sorted=False).indices, None
 
     def _variance(self) -> str:

@@ -1,4 +1,4 @@
-"""Channels drawn without replacement: the smaller layer of the kept channels."""
+"""Channels drawn without replacement: the VJP is that of a smaller layer with the kept channels."""
 
 from dataclasses import dataclass
 from math import prod
@@ -40,7 +40,7 @@ class Channels(Estimator):
 
     @property
     def fixed_size(self) -> bool:
-        """Unless draws are Bernoulli."""
+        """True unless draws are Bernoulli."""
         return not self.bernoulli
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
@@ -75,7 +75,7 @@ class Channels(Estimator):
         return torch.arange(groups, device=device), scores.argsort(dim=1)[:, : kept(size, self.keep)]
 
     def _bernoulli(self, groups: int, size: int, draw: Draw, device: torch.device) -> tuple[Tensor, Tensor]:
-        """As :meth:`_sample`; drawn on the host, so that the random sizes are known there."""
+        """The Bernoulli form of :meth:`_sample`, drawn on the host so that the random sizes are known there."""
         whole_groups = self.keep * size < 1 < groups
         leg = groups if whole_groups else size
         chosen = (
@@ -93,7 +93,7 @@ class Channels(Estimator):
         return Description(round(share_in * whole), weight, input_, 1 / share_in - 1, "1/p - 1, p the share kept")
 
     def _share(self, groups: int, size: int) -> float:
-        """Share of the channels that is kept, on average if it is random."""
+        """Share of the channels that is kept (its mean if it is random)."""
         if self.bernoulli:
             return self.keep
         return kept(groups, self.keep) / groups if self.keep * size < 1 else kept(size, self.keep) / size

@@ -1,4 +1,4 @@
-"""A control variate: the low-resolution part of a tensor, whose own VJPs are strided box sums and small products."""
+"""A control variate: the low-resolution part of a tensor, whose VJPs are strided box sums and small products."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -88,7 +88,7 @@ def subtract_sample_means(means: Tensor, rows: Tensor, example: Tensor, where: T
 
 
 def affordable_grid(sizes: tuple[int, ...], block: int, budget: float) -> CoarseGrid | None:
-    """The finest grid with cells of ``block`` or a power of two times that, of which there are at most ``budget``.
+    """The finest grid of at most ``budget`` cells whose size is ``block`` times a power of two.
 
     Example:
         >>> affordable_grid((16, 16), 2, 20)
@@ -170,7 +170,7 @@ def _interleaved(grid: CoarseGrid, spec: LayerSpec) -> tuple[int, ...]:
 
 
 def _cell_sums(tensor: Tensor, leg: Literal["i", "o"], pattern: IndexPattern, block: int) -> Tensor:
-    """What the positions in the last dimension add to the cells of the other leg: ``[…, P]`` to ``[…, cells·K]``."""
+    """Sum over positions in the last dimension into the cells of the other leg: ``[…, P]`` to ``[…, cells·K]``."""
     if not is_identity(pattern):
         return tensor @ _boxes(leg, pattern, block, tensor.dtype, tensor.device).flatten(1)
     if missing := -tensor.shape[-1] % block:

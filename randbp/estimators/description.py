@@ -1,11 +1,11 @@
-"""What an estimator costs in one layer, and how far it strays, as numbers."""
+"""Costs and variance of an estimator in one layer, as numbers."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Description:
-    """Answer of :meth:`randbp.Estimator.describe`.
+    """Result of :meth:`randbp.Estimator.describe`.
 
     Args:
         held_bytes: Bytes that a weight VJP holds of the input from forward to backward, indices and scales included;

@@ -1,4 +1,4 @@
-"""Where the randomness of an estimate comes from: seeds that replay, never PyTorch's global generators."""
+"""The randomness of an estimate: seeds that can be replayed, never PyTorch's global generators."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix(*values: int) -> int:
-    """Hash integers into one 63-bit seed: nearby inputs give unrelated seeds, the order of the inputs matters.
+    """Hash integers into one 63-bit seed; nearby inputs give unrelated seeds, and their order matters.
 
     The finaliser is that of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 
@@ -28,7 +28,7 @@ def mix(*values: int) -> int:
 
 @dataclass(frozen=True)
 class Draw:
-    """One random draw of an estimator. Asked twice, it gives the same numbers twice.
+    """One random draw of an estimator. Repeated calls return the same numbers.
 
     That is what lets the backward pass repeat the forward pass's sample from an integer instead of storing indices.
 
@@ -56,12 +56,12 @@ class Draw:
         return torch.randperm(size, generator=self.generator(device), device=device)
 
     def child(self, *key: int) -> "Draw":
-        """An independent draw, for one of several parts of an estimator."""
+        """Derive an independent draw, for one of several parts of an estimator."""
         return Draw(mix(self.seed, *key))
 
 
 def seed_from(generator: torch.Generator) -> int:
-    """Take one seed from a generator and advance it, without waiting for the device that the generator is on."""
+    """Take one seed from a generator, advancing it, without waiting for the generator's device."""
     if generator.device.type == "cuda":
         offset = generator.get_offset()
         generator.set_offset(offset + 4)

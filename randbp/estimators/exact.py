@@ -1,4 +1,4 @@
-"""The estimator that estimates nothing."""
+"""The exact VJPs, in the form of an estimator."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""An estimator where it is faster than what it stands in for, by measurement, and that elsewhere."""
+"""A choice between an estimator and the exact VJP, by measured time."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,7 @@ class Race(NamedTuple):
 
     @property
     def first(self) -> Literal["exact", "planned", "estimated"]:
-        """The fastest, if it is worth a change; of equals the most exact one."""
+        """The fastest contender, if the gain is worth it; of equally fast ones the most exact."""
         if min(self.planned, self.estimated) > GAIN * self.exact:
             return "exact"
         return "planned" if self.planned <= self.estimated else "estimated"
@@ -41,7 +41,7 @@ class Race(NamedTuple):
 
 @dataclass(frozen=True)
 class IfFaster(Wrapping, Estimator):
-    """An estimator in the layers where it is faster, and the exact VJP in all others.
+    """Use an estimator in the layers where it is faster, and the exact VJP in all others.
 
     Whether sampling saves time depends on the layer and the machine: products of many channels shrink with the keep
     rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or
@@ -81,20 +81,20 @@ class IfFaster(Wrapping, Estimator):
 
     @property
     def exact(self) -> bool:
-        """Whether the estimator within is."""
+        """Whether the wrapped estimator is exact."""
         return self.estimator.exact
 
     def check_serves(self, vjp: Vjp) -> None:
-        """Raise ``ValueError`` if the estimator within cannot stand in for a VJP."""
+        """Raise ``ValueError`` if the wrapped estimator cannot stand in for a VJP."""
         self.estimator.check_serves(vjp)
 
     @property
     def fallback(self) -> Estimator | None:
-        """That of the estimator within."""
+        """The fallback of the wrapped estimator."""
         return self.estimator.fallback
 
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
-        """The estimator within, or what is faster; the one within on a device without data, where nothing runs."""
+        """The wrapped estimator or a faster one; always the wrapped one on the meta device, where nothing runs."""
         chosen = self.estimator.for_layer(vjp, spec, dtype, device)
         fallback = self.fallback or Exact()
         if chosen.exact or chosen == fallback:
@@ -104,7 +104,7 @@ class IfFaster(Wrapping, Estimator):
         return {"exact": fallback, "planned": Planned()}.get(self.race(vjp, spec, dtype, device).first, chosen)
 
     def race(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Race:
-        """The measurement that decides; it is made once and remembered."""
+        """The measurement that decides. It is made once and remembered."""
         key = (self.estimator, vjp, spec, dtype, device)
         with _LOCK:
             found = _RACES.get(key)

@@ -1,4 +1,4 @@
-"""Weight and input VJPs of kept positions: which contraction serves a class of them."""
+"""Weight and input VJPs of kept positions, with a choice of contraction for each class of positions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .runs import Runs, flat_rows
 
 
 class KeptRows(NamedTuple):
-    """What is kept of a class of positions."""
+    """The kept part of a class of positions."""
 
     positions: PositionClass
     rows: Tensor
@@ -59,7 +59,7 @@ def add_weight_vjp(result: Tensor, kept: Sequence[KeptRows], output_grad: Tensor
 
 @lru_cache(maxsize=512)
 def _margins(classes: tuple[PositionClass, ...]) -> tuple[tuple[int, int], ...]:
-    """How far beyond the output, per dimension, the kernel entries of several classes reach.
+    """Widths, per dimension, by which the kernel entries of several classes reach beyond the output.
 
     Empty for one class, and where the margins would be larger than the output.
     """
@@ -76,7 +76,7 @@ def _margins(classes: tuple[PositionClass, ...]) -> tuple[tuple[int, int], ...]:
 
 
 def _widened(positions: PositionClass, margins: tuple[tuple[int, int], ...]) -> PositionClass:
-    """A class beside an output with margins, so that every position meets something through each kernel entry."""
+    """The class on an output widened by margins, so that each position has a partner through each kernel entry."""
     patterns = tuple(
         replace(p, output_size=before + p.output_size + after, padding=p.padding + before)
         for p, (before, after) in zip(positions.patterns, margins, strict=True)
@@ -85,7 +85,7 @@ def _widened(positions: PositionClass, margins: tuple[tuple[int, int], ...]) -> 
 
 
 def _rows_within(tensor: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor:
-    """``[N, *P, C]`` of ``[N, C, *P]`` with zeros around; a view if there are none and it lies in memory so."""
+    """``[N, C, *P]`` as ``[N, *P, C]``, padded with zeros; a view if there are none and channels are innermost."""
     if not any(map(any, margins)) and memory_rows(tensor) is not None:
         return tensor.movedim(1, -1)
     sizes = [before + size + after for size, (before, after) in zip(tensor.shape[2:], margins, strict=True)]
@@ -126,7 +126,7 @@ def products_in_runs(parts: Sequence[Part], runs: Sequence[int]) -> int:
 
 
 def multiplied_by_example(positions: PositionClass, count: int, spec: LayerSpec) -> bool:
-    """Whether so many kept entries of each example are multiplied as a matrix of their own, in any order of memory."""
+    """Whether the kept entries of each example form a matrix product of their own, whatever the memory order."""
     return positions.is_pointwise and spec.groups == 1 and _small_products(spec.in_channels, spec.out_channels, count)
 
 

@@ -1,4 +1,4 @@
-"""A layer's weight with its groups, output and input channels as dimensions of their own."""
+"""Views of a layer's weight with separate dimensions for groups, output channels and input channels."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Parts of a tensor that few directions of its channels span: their weight VJP is that of a layer with few channels."""
+"""Low-rank parts of a tensor: few directions in channel space. Their weight VJP is that of a narrow layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class LowRank:
 
 
 def _order(rows: Tensor) -> Order:
-    """How rows ``[N, S, C]`` lie in memory."""
+    """The memory order of rows ``[N, S, C]``."""
     if rows.is_contiguous():
         return "rows"
     return "examples" if rows.transpose(1, 2).is_contiguous() else "channels"
@@ -96,7 +96,7 @@ def add_low_rank_vjp(result: Tensor, parts: Sequence[LowRank], output_grad: Tens
 
 
 def leading_directions(columns: Tensor, rank: int, draw: Draw) -> Tensor:
-    """Orthonormal directions ``[G, C, rank]`` that hold almost as much of columns ``[G, C, M]`` as any others.
+    """Orthonormal directions ``[G, C, rank]`` that capture almost the largest possible part of columns ``[G, C, M]``.
 
     Two steps of subspace iteration from a random start (N. Halko, P.-G. Martinsson, J. Tropp, Finding structure with
     randomness, SIAM Review 53, 2011, algorithm 4.4), in single precision at least.
@@ -116,7 +116,7 @@ def leading_directions(columns: Tensor, rank: int, draw: Draw) -> Tensor:
 
 
 def low_rank(tensor: Tensor, mean: Tensor, shared: LowRank | None, groups: int, rank: int, draw: Draw) -> LowRank:
-    """What ``rank`` directions span of ``[N, C, *P]`` less its means ``[N, C]`` and a part that examples share.
+    """The part of ``[N, C, *P]``, less its means ``[N, C]`` and a shared part, that ``rank`` directions span.
 
     The directions depend on the tensor only, not on which positions are drawn: they are those of a few columns.
     """
@@ -137,7 +137,7 @@ def low_rank(tensor: Tensor, mean: Tensor, shared: LowRank | None, groups: int, 
 
 
 def shared_low_rank(tensor: Tensor, mean: Tensor, groups: int, rank: int, draw: Draw) -> LowRank:
-    """What ``rank`` directions span of the mean over some examples of ``[N, C, *P]`` less their means ``[N, C]``."""
+    """The part that ``rank`` directions span of the mean of some examples of ``[N, C, *P]`` less means ``[N, C]``."""
     every = max(1, len(tensor) // max(FEWEST, len(tensor) // 4))
     image = flat_spatial(tensor)[::every].mean(0).sub_(mean[::every].mean(0).unsqueeze(1))
     grouped = image.unflatten(0, (groups, -1))

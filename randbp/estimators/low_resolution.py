@@ -40,7 +40,7 @@ from .spatial import Spatial
 
 @dataclass(frozen=True)
 class LowResolution(Estimator):
-    """Keep the low-resolution part of the input exactly and sample positions of what is left.
+    """Keep the low-resolution part of the input exactly, and sample positions of the remainder.
 
     With ``L`` the input whose entries are replaced by the mean of their ``block × block`` cell,
 
@@ -92,7 +92,7 @@ class LowResolution(Estimator):
         return (*(each.rows for each in kept), means.flatten(1))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """Kept rows times the output rows they meet, plus the exact VJP of the means."""
+        """Multiply kept rows with the output rows that they meet, and add the exact VJP of the means."""
         seen, positioned = examples_as_positions(output_grad, spec)
         plan = _plan(self.keep, self.block, positioned, "input")
         if plan is None:
@@ -139,7 +139,7 @@ class LowResolution(Estimator):
 
 @dataclass(frozen=True)
 class _Plan:
-    """How many positions of which classes are sampled beside which cells."""
+    """The number of positions sampled from each class, and the cells whose means are kept."""
 
     parts: tuple[Part, ...]
     coarse: CoarseGrid

@@ -1,4 +1,4 @@
-"""Means that a sample of positions deviates from. They are kept exactly, so only what they leave is estimated."""
+"""Means of positions, used as control variates: they are kept exactly, and only deviations from them are estimated."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,7 +14,7 @@ Grid = tuple[slice, ...]
 
 @lru_cache(maxsize=512)
 def sampled_grid(parts: tuple[Part, ...]) -> Grid | None:
-    """Per dimension the sampled positions as a slice, ``None`` where gaps of unequal width lie between them.
+    """Sampled positions as one slice per dimension; ``None`` if they are not evenly spaced.
 
     Example:
         >>> from randbp import tn
@@ -33,7 +33,7 @@ def sampled_grid(parts: tuple[Part, ...]) -> Grid | None:
 
 
 def position_means(tensor: Tensor) -> Tensor:
-    """Mean ``[N, C]`` of ``[N, C, *P]`` over all positions; as a product where that is faster.
+    """Mean ``[N, C]`` of ``[N, C, *P]`` over all positions, computed as a product where that is faster.
 
     Example:
         >>> position_means(torch.arange(6.0).view(1, 2, 3))
@@ -46,12 +46,12 @@ def position_means(tensor: Tensor) -> Tensor:
 
 
 def covers(grid: Grid | None, sizes: Sequence[int]) -> bool:
-    """Whether a grid is all positions of an image; so is that which is none."""
+    """Whether a grid consists of all positions of an image; ``None`` does."""
     return grid is None or all(range(size)[some] == range(size) for some, size in zip(grid, sizes, strict=True))
 
 
 def example_means(tensor: Tensor, grid: Grid | None) -> Tensor:
-    """Mean ``[N, C]`` of ``[N, C, *P]`` over the positions of a grid, or over all without one."""
+    """Mean ``[N, C]`` of ``[N, C, *P]`` over the positions of a grid, or over all positions if there is no grid."""
     if grid is None or covers(grid, tensor.shape[2:]):
         return position_means(tensor)
     return tensor[(slice(None), slice(None), *grid)].mean(tuple(range(2, tensor.dim())))
@@ -77,7 +77,7 @@ def less_sample_means(means: Tensor, deviations: Sequence[Tensor], sizes: Sequen
 
 
 def _means(columns: Tensor) -> Tensor:
-    """Mean ``[N, C]`` of ``[N, C, S]``, in whatever order of memory."""
+    """Mean ``[N, C]`` of ``[N, C, S]`` in any memory order."""
     channels_first = columns.transpose(0, 1)
     if channels_first.is_contiguous():
         return position_means(channels_first).t()

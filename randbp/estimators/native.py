@@ -52,7 +52,7 @@ def native_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Te
 
 
 def examples_together(given: Tensor, weight: Tensor, elements: int) -> int:
-    """Examples per call: a processor's native kernel holds all that it makes a second time, in another order.
+    """Examples per call: on a CPU, a native kernel holds a second copy of its results in another memory order.
 
     Args:
         given: Input or output gradient ``[N, …]``.
@@ -98,7 +98,7 @@ def _backward(output_grad: Tensor, input: Tensor, weight: Tensor, spec: LayerSpe
 
 
 def _output_padding(adjoint: ConvSpec) -> list[int]:
-    """How much longer a transposed convolution's output is than the shortest that its input could come from."""
+    """Difference between a transposed convolution's output size and the smallest one that fits its input."""
     return [
         p.input_size - ((p.output_size - 1) * p.stride - 2 * p.padding + p.dilation * (p.kernel_size - 1) + 1)
         for p in adjoint.patterns

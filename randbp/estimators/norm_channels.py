@@ -1,4 +1,4 @@
-"""Channels drawn with probabilities that follow their norms."""
+"""Channels drawn with probabilities in proportion to their norms."""
 
 from dataclasses import dataclass
 from math import prod

@@ -1,4 +1,4 @@
-"""Spatial positions drawn with probabilities that follow their norms."""
+"""Spatial positions drawn with probabilities in proportion to their norms."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ class NormSpatial(Pairs):
         check_top("NormSpatial", self.top)
 
     def choose(self, norms: Tensor, count: int, draw: Draw) -> tuple[Tensor, Tensor | None]:
-        """A systematic draw over all pairs."""
+        """Draw systematically from all pairs."""
         start = torch.rand(1, 1, generator=draw.generator(norms.device), device=norms.device)
         index, weights = weighted_draw(norms.unsqueeze(0), count, self.top, start)
         return index[0], weights[0]

@@ -62,7 +62,7 @@ def add_pairs_input_vjp(
 
 
 def rows_with_blank(tensor: Tensor) -> Tensor:
-    """``[N, C, *P]`` as rows ``[N·(P + 1), C]``; every example ends with zeros, the partner of what has none.
+    """``[N, C, *P]`` as rows ``[N·(P + 1), C]``; each example ends with zeros, for positions without a partner.
 
     Example:
         >>> rows_with_blank(torch.tensor([[[1.0, 2.0]]]))[:, 0]
@@ -76,7 +76,7 @@ def rows_with_blank(tensor: Tensor) -> Tensor:
 
 
 def _partners(role: str, patterns: tuple[IndexPattern, ...], device: torch.device) -> Tensor:
-    """Flat partner of each position through each kernel entry, ``[K, P]``; the blank row's number if it has none."""
+    """Flat partner of each position through each kernel entry, ``[K, P]``; the zero row's number if there is none."""
     return _table(role, patterns)(device) if patterns else torch.zeros(1, 1, dtype=torch.long, device=device)
 
 

@@ -39,7 +39,7 @@ from .positions import (
 
 @dataclass(frozen=True)
 class Pairs(Estimator):
-    """Keep (example, position) pairs that depend on the data, so that their indices are stored beside the rows.
+    """Keep (example, position) pairs that depend on the data; their indices are therefore stored with the rows.
 
     What estimators that choose by norm have in common; a subclass says by :meth:`choose` which pairs it keeps. The
     whole batch shares one budget of ``p·N·I`` positions, so examples with larger norms keep more.
@@ -160,7 +160,7 @@ class Pairs(Estimator):
 
 @dataclass(frozen=True)
 class _Plan:
-    """How many pairs of which position classes are kept, and the cells whose means are."""
+    """The number of pairs kept of each position class, and the cells whose means are kept."""
 
     parts: tuple[Part, ...]
     coarse: CoarseGrid | None
@@ -168,7 +168,7 @@ class _Plan:
 
 @lru_cache(maxsize=512)
 def _plan(keep: float, center: bool | int, spec: LayerSpec, side: Side, row: int | None) -> _Plan:
-    """Spend ``p`` of all used positions on means and rows; of their bytes, if ``row`` is the bytes of a position.
+    """Spend a share ``p`` of all used positions (or of their bytes, if ``row`` is given) on means and rows.
 
     Indices count only then: those of the output side are never held.
     """

@@ -7,7 +7,7 @@ from .base import Estimator
 
 
 def plain_estimator(estimator: Estimator) -> dict[str, Any]:
-    """Class name (as ``class``) and fields of an estimator; an estimator within is written the same way.
+    """Class name (as ``class``) and fields of an estimator; a wrapped estimator is written in the same way.
 
     Example:
         >>> from randbp import Batch, Rounding
@@ -20,7 +20,7 @@ def plain_estimator(estimator: Estimator) -> dict[str, Any]:
 
 
 def configure(estimator: Estimator) -> dict[str, Any]:
-    """An estimator as a configuration file names it: ``class_path``, and as ``init_args`` what is not the default.
+    """An estimator in the form of a configuration file: ``class_path``, and non-default fields as ``init_args``.
 
     Example:
         >>> from randbp import Batch, Rounding

@@ -1,4 +1,4 @@
-"""The exact VJPs by the kernels that a contraction plan finds fastest, not bit for bit PyTorch's."""
+"""Exact VJPs by the kernels that a contraction plan finds fastest, equal to PyTorch's up to rounding."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +26,7 @@ class Planned(Exact):
 
     @property
     def exact(self) -> bool:
-        """Not bit for bit."""
+        """Always false: the result is not PyTorch's bit for bit."""
         return False
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -39,7 +39,7 @@ class Planned(Exact):
 
 
 def planned_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
-    """``V_W = Σ_{n i o} X Π V_Y``, for estimators that sum everything of a changed or smaller input.
+    """The full sum ``V_W = Σ_{n i o} X Π V_Y``, for estimators that change or reduce the input.
 
     Args:
         input: ``[N, C, *I]``; ``N`` need not be the spec's.
@@ -52,7 +52,7 @@ def planned_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> T
 
 
 def planned_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
-    """``V_X = Σ_{d o k} W Π V_Y``, for estimators that sum everything of a smaller output gradient.
+    """The full sum ``V_X = Σ_{d o k} W Π V_Y``, for estimators that reduce the output gradient.
 
     Args:
         output_grad: ``[N, D, *O]``; ``N`` need not be the spec's.
@@ -65,7 +65,7 @@ def planned_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> T
 
 
 def shared_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
-    """The weight VJP of an input ``[1, C, *I]`` that all examples share: one's, with the sum of their gradients.
+    """The weight VJP of an input ``[1, C, *I]`` that all examples share: that of one example with the summed gradient.
 
     Args:
         input: ``[1, C, *I]``.

@@ -1,4 +1,4 @@
-"""Kept positions: which there are, how they are drawn, and reading them from a tensor."""
+"""Kept positions: the candidates, drawing them, and reading them from a tensor."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -34,14 +34,14 @@ def examples_as_positions(tensor: Tensor, spec: LayerSpec) -> tuple[Tensor, Laye
 
 
 def sampled_spec(spec: LayerSpec) -> LayerSpec:
-    """The layer as :func:`examples_as_positions` sees it."""
+    """The spec of the layer after :func:`examples_as_positions`."""
     if not isinstance(spec, LinearSpec) or spec.input_size != (1,):
         return spec
     return LinearSpec((1, spec.in_channels, spec.batch_size), spec.out_channels, 1)
 
 
 def memory_rows(tensor: Tensor) -> Tensor | None:
-    """``[N, C, *P]`` as the rows ``[N·P, C]`` that lie one behind the other in memory, ``None`` if they do not.
+    """``[N, C, *P]`` as rows ``[N·P, C]`` if these are contiguous in memory, else ``None``.
 
     Example:
         >>> memory_rows(torch.zeros(2, 5, 3).transpose(1, 2)).shape, memory_rows(torch.zeros(2, 3, 5))
@@ -52,7 +52,7 @@ def memory_rows(tensor: Tensor) -> Tensor | None:
 
 
 def gather_rows(tensor: Tensor, runs: Runs, less: Tensor | None = None) -> Tensor:
-    """Rows ``[N, S, C]`` of ``[N, C, *P]`` at flat positions, less a vector ``[N, C]`` per example."""
+    """Rows ``[N, S, C]`` of ``[N, C, *P]`` at flat positions, minus a vector ``[N, C]`` per example."""
     return gather_classes(tensor, [runs], less)[0]
 
 
@@ -63,7 +63,7 @@ Order = Literal["rows", "examples", "channels"]
 def gather_classes(
     tensor: Tensor, classes: Sequence[Runs], less: Tensor | None = None, order: Order = "rows"
 ) -> list[Tensor]:
-    """The same for several sets of positions; where channels lie outermost, the tensor is read once for all of them.
+    """:func:`gather_rows` for several sets of positions; where channels are outermost, the tensor is read only once.
 
     Args:
         tensor: ``[N, C, *P]``.
@@ -105,7 +105,7 @@ def _gather_piecewise(flat: Tensor, classes: Sequence[Runs], less: Tensor | None
 
 
 def gather_columns(flat: Tensor, runs: Runs, channels_first: bool = False) -> Tensor:
-    """Columns ``[N, C, S]`` of ``[N, C, P]``; where they come in runs, channels may be outermost in memory."""
+    """Columns ``[N, C, S]`` of ``[N, C, P]``; if positions come in runs, channels may be outermost in memory."""
     if _in_runs(flat, runs):
         return gather_runs(flat, runs, channels_first)
     return flat.gather(2, runs.positions.unsqueeze(1).expand(len(flat), flat.shape[1], -1))
@@ -164,7 +164,7 @@ def class_positions(positions: PositionClass, spec: LayerSpec, side: Side, devic
 
 
 def at_positions(positions: PositionClass, local: Runs, spec: LayerSpec, side: Side) -> Runs:
-    """Flat positions of some of a class; runs stay runs where the class is all positions."""
+    """Flat positions of some members of a class; runs stay runs if the class has all positions."""
     if positions.positions == tuple(map(range, side_size(spec, side))):
         return local
     return Runs(class_positions(positions, spec, side, local.numbers.device)[local.positions])
@@ -195,17 +195,17 @@ def used_size(spec: LayerSpec, side: Side) -> int:
 
 
 def uses_every_position(spec: LayerSpec) -> bool:
-    """Whether some output uses each input position, so that means over all are means over those that are sampled."""
+    """Whether some output uses each input position, so that means over all positions are means over sampled ones."""
     return used_size(spec, "input") == prod(spec.input_size)
 
 
 def products(parts: Iterable[Part]) -> int:
-    """Products of rows with kernel entries that one example's kept positions take part in."""
+    """Number of products with kernel entries in which one example's kept positions take part."""
     return sum(count * prod(map(len, each.kernels)) for each, count in parts)
 
 
 def split(spec: LayerSpec, side: Side, count: int, examples: int = 1) -> tuple[Part, ...]:
-    """Spread a number of kept positions over the classes of one side, or over all positions if it is too small.
+    """Spread a number of kept positions over the classes of one side, or over all positions if there are too few.
 
     Args:
         spec: The layer.

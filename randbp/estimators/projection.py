@@ -71,7 +71,7 @@ class Projection(Estimator):
             raise ValueError(f"Projection: block={self.block!r}, expected an integer >= 1")
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """The combinations ``[N, C, m]``."""
+        """Return the combinations ``[N, C, m]``."""
         return (self._combined(*examples_as_positions(input, spec), draw),)
 
     def _combined(self, tensor: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -125,7 +125,7 @@ class Projection(Estimator):
         return planned_input_vjp(combined.reshape(small.output_shape), from_groups(kernels, small), small)
 
     def _matrices(self, draw: Draw, examples: int, like: Tensor) -> Callable[[int, int], Tensor]:
-        """A function that draws the next matrices ``[examples, size, count]`` of entries with variance ``1/count``."""
+        """Make a function that draws matrices ``[examples, size, count]``, whose entries have variance ``1/count``."""
         generator = draw.generator(like.device)
 
         def matrix(size: int, count: int) -> Tensor:
@@ -140,7 +140,7 @@ class Projection(Estimator):
         return matrix
 
     def _sizes(self, spec: LayerSpec) -> list[tuple[int, int]]:
-        """Positions of each stretch, and how many combinations of them are held; in all ``⌊p·I⌋``."""
+        """Sizes of the stretches of positions and, for each, how many combinations are held; ``⌊p·I⌋`` in total."""
         positions = len(used_positions(spec, torch.device("cpu")))
         total = kept(positions, self.keep)
         stretches = max(1, min(-(-positions // self.block), total))
@@ -176,6 +176,6 @@ class Projection(Estimator):
 
 
 def _used(spec: LayerSpec, device: torch.device) -> Tensor | None:
-    """Flat input positions that any output uses, ``None`` if all are."""
+    """Flat input positions that some output uses; ``None`` if all are used."""
     used = used_positions(spec, device)
     return None if len(used) == prod(spec.input_size) else used

@@ -1,4 +1,4 @@
-"""How many directions of the channels are kept beside a sample of positions, and in which tensors."""
+"""Budget of low-rank parts: how many directions in channel space are kept in addition to sampled positions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ BLOCK = 2  # side of the cells at whose resolution these are kept
 
 @dataclass(frozen=True)
 class Ranks:
-    """Directions that are kept at every position, in cells of positions, and of the mean over examples.
+    """Numbers of directions kept at every position, in cells of positions, and of the mean over examples.
 
     ``left`` is how many positions of each example can be kept beside them.
     """
@@ -37,16 +37,16 @@ class Ranks:
 
     @property
     def directions(self) -> int:
-        """Of a group, in all."""
+        """Total number of directions of a group."""
         return self.fine + self.coarse + self.shared
 
     def entries(self, spec: LayerSpec) -> int:
-        """Entries of the directions and of their coefficients."""
+        """Number of entries of the directions and of their coefficients."""
         each = spec.batch_size * (self.fine * prod(spec.input_size) + self.coarse * cells(spec).cells)
         return self.directions * spec.in_channels + spec.groups * (each + self.shared * prod(spec.input_size))
 
     def multiply_adds(self, spec: LayerSpec) -> int:
-        """Of finding the coefficients, of their weight VJPs, and of taking these to the channels."""
+        """Multiply-adds to find the coefficients, for their weight VJPs, and to map these back to channels."""
         outer, total = spec.out_channels // spec.groups, 0
         for rank, batch in ((self.fine + self.coarse, spec.batch_size), (self.shared, 1)):
             if rank:
@@ -57,7 +57,7 @@ class Ranks:
 
 
 def cells(spec: LayerSpec) -> CoarseGrid:
-    """Where coefficients at the lower resolution lie."""
+    """The grid of cells for coefficients at the lower resolution."""
     return CoarseGrid(spec.input_size, BLOCK)
 
 
@@ -67,7 +67,7 @@ def _products_per_entry(spec: LayerSpec) -> float:
 
 
 def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
-    """How to spend the entries of ``budget`` positions of each example, by measurements of All-CNN-C's layers.
+    """Divide the entries of ``budget`` positions per example among low-rank parts, as measured on All-CNN-C's layers.
 
     Example:
         >>> from randbp import tn
@@ -96,7 +96,7 @@ def affordable_ranks(spec: LayerSpec, budget: int) -> Ranks:
 def keep_parts(
     ranks: Ranks, input: Tensor, mean: Tensor, spec: LayerSpec, draw: Draw
 ) -> tuple[list[LowRank], list[Tensor]]:
-    """The low-rank parts of an input less its means, and the tensors that they can be read from again."""
+    """The low-rank parts of an input less its means, and the tensors from which they can be restored."""
     shared, held = None, []
     if ranks.shared:
         shared = shared_low_rank(input, mean, spec.groups, ranks.shared, draw.child(0))
@@ -116,7 +116,7 @@ def keep_parts(
 
 
 def kept_parts(ranks: Ranks, held: Sequence[Tensor], spec: LayerSpec) -> list[LowRank]:
-    """The low-rank parts that were kept."""
+    """Restore the low-rank parts from the tensors that were held."""
     tensors, parts = iter(held), []
     if ranks.shared:
         parts.append(LowRank(spec.groups, next(tensors), next(tensors)))

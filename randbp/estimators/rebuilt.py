@@ -1,4 +1,4 @@
-"""Kept positions put back a few examples at a time, where the exact kernel beats products of gathered rows."""
+"""Weight VJPs by rebuilding inputs from kept positions, where the exact kernel beats products of gathered rows."""
 
 from collections.abc import Sequence
 from math import prod
@@ -23,7 +23,7 @@ FEW, VAST = 1 / 6, 2**23  # keep rate below which, and entries from which on, ru
 
 
 def rebuilding_pays(spec: LayerSpec, keep: float, dtype: torch.dtype) -> bool:
-    """Whether the exact weight VJP is so cheap that no sum over kept positions is cheaper.
+    """Whether the exact weight VJP is cheaper than any sum over kept positions.
 
     Each kept position with few channels meets output rows with many, so these layers (the first of a network, and
     depthwise ones but for small keep rates) are bound by memory. They then take the exact kernel's time and a little
@@ -50,7 +50,7 @@ def rebuilding_pays(spec: LayerSpec, keep: float, dtype: torch.dtype) -> bool:
 
 
 def _is_large_depthwise(spec: LayerSpec) -> bool:
-    """Whether a plan computes the exact weight VJP channel by channel, of all examples at once."""
+    """Whether a plan computes the exact weight VJP channel by channel for all examples at once."""
     depthwise = spec.in_channels == spec.out_channels == spec.groups > 1
     return depthwise and prod(spec.kernel_size) > SMALL_KERNEL
 
@@ -126,7 +126,7 @@ def depthwise_vjp(
     output_grad: Tensor,
     spec: LayerSpec,
 ) -> Tensor:
-    """The same by one fused kernel, which sees one dimension as two."""
+    """:func:`rebuilt_weight_vjp` by one fused kernel, which treats one dimension as two."""
     middle = kept.new_zeros(kept.shape[:2]) if mean is None else mean
     lone = spec.dims == 1
     geometry = [
@@ -148,7 +148,7 @@ def _fill_positions(space: Tensor, where: Runs, values: Tensor, middle: Tensor) 
 
 
 def _fill_runs(space: Tensor, where: Runs, values: Tensor, middle: Tensor) -> Tensor:
-    """The same run by run, written once from front to back: each is one that was kept, or the one for elsewhere."""
+    """:func:`_fill_positions` run by run, written from front to back: each run is a kept one or the filling."""
     (batch, channels, size), length, device = space.shape, where.length, values.device
     count, total = where.numbers.shape[1], size // length
     table = values.new_empty(batch, channels, count + 1, length)

@@ -1,4 +1,4 @@
-"""How many neighbouring positions are kept together: longer runs are read and multiplied faster."""
+"""The length of runs, which are neighbouring positions kept together: longer ones are read and multiplied faster."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,7 +15,7 @@ LOST = 1 / 10  # of the positions that could be kept, the share that may be lost
 
 @lru_cache(maxsize=1024)
 def run_length(spec: LayerSpec, positions: PositionClass, count: int) -> int:
-    """How many neighbouring inputs of a class to keep together, if so many are to be kept; 1 for none.
+    """The run length for a number of kept inputs of a class; 1 means single positions.
 
     That is the longest of 4 to 16 (in depthwise layers 32) that divides each row of the class, leaves two runs at
     least, loses little of the count, and meets few more outputs than it has positions
@@ -40,7 +40,7 @@ def run_length(spec: LayerSpec, positions: PositionClass, count: int) -> int:
 
 @lru_cache(maxsize=1024)
 def rebuilt_run_length(spec: LayerSpec, count: int) -> int:
-    """The same where the input is rebuilt from all positions that are kept, so that runs need not be parts of rows.
+    """The run length where the input is rebuilt, so that runs need not lie within rows.
 
     Example:
         >>> from randbp import tn

@@ -31,7 +31,7 @@ REACH = 1.25  # outputs that a run meets in a row, over its positions, up to whi
 
 
 def stretch(positions: PositionClass, length: int) -> int:
-    """How many outputs of one row the runs of a class may meet.
+    """Number of outputs of one row that a run of a class may meet.
 
     Example:
         >>> from randbp import tn
@@ -44,7 +44,7 @@ def stretch(positions: PositionClass, length: int) -> int:
 
 
 def serves(spec: LayerSpec, positions: PositionClass, length: int) -> bool:
-    """Whether runs of a class of inputs can be multiplied so, without much more arithmetic than they need."""
+    """Whether runs of a class of inputs can be multiplied in this way without much excess arithmetic."""
     if length == 1 or role(spec, "input") != "i" or any(p.stride > 1 for p in positions.patterns):
         return False
     return len(positions.positions[-1]) % length == 0 and stretch(positions, length) <= REACH * length
@@ -90,7 +90,7 @@ def run_products(rows: Tensor, runs: Runs, output_grad: Tensor, positions: Posit
 
 
 def _pieces(batch: int, count: int, at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of the batch and of each example's runs, with about so many runs: several examples, or a part of one."""
+    """Slices of the batch and of each example's runs, at most ``at_once`` runs together where that is possible."""
     together = max(1, at_once // count)
     for start in range(0, batch, together):
         for first in range(0, count, min(count, at_once)):
@@ -98,7 +98,7 @@ def _pieces(batch: int, count: int, at_once: int) -> Iterator[tuple[slice, slice
 
 
 class _Meetings:
-    """For each run of a class the outputs that it meets, as tables that the numbers of drawn runs are looked up in."""
+    """Tables of the outputs that each run of a class meets, indexed by the number of the run."""
 
     def __init__(self, positions: PositionClass, length: int) -> None:
         *self._others, row = positions.patterns

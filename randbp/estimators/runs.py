@@ -1,4 +1,4 @@
-"""Runs: kept positions that lie side by side in memory, so that each is read with its neighbours in one piece."""
+"""Runs: kept positions that are neighbours in memory and therefore read in one piece."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Positions ``[N or 1, R·L]``: the runs with certain numbers, each of ``L`` positions side by side.
+    """Positions ``[N or 1, R·L]`` given as numbers of runs, each of ``L`` neighbouring positions.
 
     Args:
         numbers: ``[N or 1, R]``.
@@ -25,7 +25,7 @@ class Runs:
 
     @property
     def positions(self) -> Tensor:
-        """Position by position."""
+        """All positions, one by one."""
         if self.length == 1:
             return self.numbers
         within = steps(self.length, 1, self.numbers.device)
@@ -33,26 +33,26 @@ class Runs:
 
     @property
     def examples(self) -> int:
-        """``N``, or 1 if all examples share the positions."""
+        """The number of examples ``N``, or 1 if all share the positions."""
         return len(self.numbers)
 
     @property
     def count(self) -> int:
-        """Positions of each example."""
+        """Number of positions of each example."""
         return self.numbers.shape[1] * self.length
 
     def of(self, part: slice) -> "Runs":
-        """Those of some examples."""
+        """The runs of some examples."""
         return self if self.examples == 1 else Runs(self.numbers[part], self.length)
 
 
 def joined(several: Sequence[Runs]) -> Runs:
-    """All positions of several, one after the other; no longer in runs unless there is only one."""
+    """Concatenate the positions of several objects; they stay runs only if there is a single object."""
     return several[0] if len(several) == 1 else Runs(torch.cat([each.positions for each in several], 1))
 
 
 def steps(count: int, step: int, device: torch.device) -> Tensor:
-    """``0, step, 2 step …``: so many numbers."""
+    """The first ``count`` multiples of ``step``: ``0, step, 2 step …``."""
     return torch.arange(0, count * step, step, device=device)
 
 

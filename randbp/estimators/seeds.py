@@ -12,7 +12,7 @@ from .draw import mix
 
 
 class Integers:
-    """A few integers in memory that Python and PyTorch share, so that a compiled graph can read and count them.
+    """A few integers in memory shared by Python and PyTorch, so that a compiled graph can read and increment them.
 
     Python's own numbers would be constants of the graph: every step would compile again, or repeat one sample.
 
@@ -97,7 +97,7 @@ def manual_seed(seed: int) -> None:
 
 
 def checked_seed(seed: object) -> int:
-    """A seed as an ``int``. Those below zero are the same as in :func:`torch.manual_seed`: ``2**64`` is added.
+    """Check a seed and return it as an ``int``; to negative ones ``2**64`` is added, as in :func:`torch.manual_seed`.
 
     Raises:
         ValueError: If it is not an integer, or does not fit into 64 bits: it would be the same as another seed.

@@ -1,4 +1,4 @@
-"""Spatial positions drawn without replacement, of what the spatial mean and few directions of the channels leave."""
+"""Spatial positions drawn without replacement, after removing the mean and a few directions in channel space."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ class Spatial(Estimator):
     def _gathered(
         self, input: Tensor, where: list[Runs], plan: "_Plan", spec: LayerSpec, draw: Draw
     ) -> tuple[Tensor, ...]:
-        """The same sketch by a fused kernel, which makes the rows of all classes at once."""
+        """:meth:`sketch` by a fused kernel, which makes the rows of all classes at once."""
         rebuilt = rebuilding_pays(spec, self.keep, input.dtype)
         sizes, counts = [positions.size for positions, _ in plan.parts], [each.count for each in where]
         order = "examples" if rebuilt else _order(plan, spec)
@@ -147,7 +147,7 @@ class Spatial(Estimator):
         return (*_apart(held), mean, *kept_of_parts)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """Kept rows times the output rows they meet, plus the exact VJPs of the mean and the low-rank parts."""
+        """Multiply kept rows with the output rows that they meet; add the exact VJPs of the mean and low-rank parts."""
         output_grad, spec = examples_as_positions(output_grad, spec)
         dtype = held[0].dtype if held else output_grad.dtype
         plan, device = _plan(self, spec, "input", dtype), output_grad.device
@@ -187,7 +187,7 @@ class Spatial(Estimator):
         return result.contiguous()  # up to here input channels are innermost in memory, as in what was added
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """Kept output rows times the kernel, added where they land, plus the exact VJP of the mean."""
+        """Multiply kept output rows with the kernel, scatter them to the inputs, and add the exact VJP of the mean."""
         plan = _plan(self, spec, "output", output_grad.dtype)
         mean = position_means(output_grad) if plan.centred else None
         drawn = list(self._drawn(plan, draw, output_grad.device))
@@ -232,7 +232,7 @@ class Spatial(Estimator):
 
 
 class _Drawn(NamedTuple):
-    """Which positions of a class are kept, and their weight."""
+    """The kept positions of a class, and their weight."""
 
     positions: PositionClass
     local: Runs
@@ -241,7 +241,7 @@ class _Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is kept of one side: how many positions of which classes, of how many examples, beside which means.
+    """The plan for one side: numbers of positions by class, number of examples, and the means that are kept.
 
     ``runs`` tells for each class how many neighbouring positions are kept together; ``grid`` is where the positions
     sampled lie, if both factors can be centred; ``ranks`` are those of the low-rank parts beside the means.
@@ -275,7 +275,7 @@ def _plan(estimator: Spatial, spec: LayerSpec, side: Side, dtype: torch.dtype) -
 def _split(
     estimator: Spatial, spec: LayerSpec, side: Side, count: int, dtype: torch.dtype
 ) -> tuple[tuple[Part, ...], tuple[int, ...]]:
-    """How many positions of each class to keep, in whole runs, and how long these are."""
+    """Number of positions to keep of each class, in whole runs, and the length of these."""
     in_runs = estimator.runs and side == "input"
     if in_runs and rebuilding_pays(spec, estimator.keep, dtype) and uses_every_position(spec):
         run = rebuilt_run_length(spec, count)
@@ -290,7 +290,7 @@ def _split(
 
 
 def _order(plan: _Plan, spec: LayerSpec) -> Order:
-    """How kept rows shall lie in memory."""
+    """The memory order for kept rows."""
     if not plan.ranks.directions and all(multiplied_by_example(*part, spec) for part in plan.parts):
         return "examples"
     if min(plan.runs) == 1:
@@ -299,15 +299,15 @@ def _order(plan: _Plan, spec: LayerSpec) -> Order:
 
 
 def _where(drawn: Iterable[_Drawn], spec: LayerSpec, side: Side) -> list[Runs]:
-    """Per class the flat positions of what is kept."""
+    """The flat positions kept of each class."""
     return [at_positions(each.positions, each.local, spec, side) for each in drawn]
 
 
 def _examples(plan: _Plan, spec: LayerSpec, draw: Draw, device: torch.device) -> Tensor:
-    """The examples kept where not even one position of each can be."""
+    """The examples that are kept if there is not even one position for each example."""
     return draw.child(-1).permutation(spec.batch_size, device)[: plan.examples]
 
 
 def _apart(held: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Tensors that own their memory, as what is held must."""
+    """Copy each of several tensors that share memory, since held tensors must own theirs."""
     return tuple(each.clone() for each in held) if len(held) > 1 else held

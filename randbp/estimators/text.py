@@ -1,4 +1,4 @@
-"""Frozen dataclasses as text and back: what an operator of PyTorch can be told of an estimator or a layer."""
+"""Frozen dataclasses as text and back, so that operators of PyTorch can take an estimator or a layer."""
 
 from ast import literal_eval
 from dataclasses import fields, is_dataclass
@@ -9,13 +9,13 @@ _CLASSES: dict[str, Any] = {}
 
 
 def register(made: type) -> None:
-    """Let a dataclass be read back from text; of two of the same name the later one counts."""
+    """Register a dataclass to be read back from text; of two with the same name the later one counts."""
     _CLASSES[_path(made)] = made
     from_text.cache_clear()
 
 
 def to_text(value: Any) -> str:
-    """A frozen dataclass as text that says all of it: class and fields, dataclasses within included.
+    """Write a frozen dataclass as text: its class and fields, including nested dataclasses.
 
     Equal values give equal texts in any process, and ``torch.compile`` can trace this function.
 
@@ -34,7 +34,7 @@ def to_text(value: Any) -> str:
 
 @lru_cache(maxsize=1024)
 def from_text(text: str) -> Any:
-    """Inverse of :func:`to_text` for registered classes.
+    """Undo :func:`to_text`, for registered classes.
 
     Raises:
         ValueError: If a field's value is not a number, string, tuple or the like.

@@ -1,10 +1,10 @@
-"""What an estimator around another one has from that."""
+"""Properties that an estimator around another one delegates to it."""
 
 from .base import Estimator
 
 
 class Wrapping:
-    """Mixed in before :class:`Estimator` by those that have an ``estimator`` within.
+    """Mixed in before :class:`Estimator` by classes with a field ``estimator``.
 
     Attributes:
         estimator: The one within.
@@ -14,15 +14,15 @@ class Wrapping:
 
     @property
     def unbiased(self) -> bool:
-        """Whether the estimator within is."""
+        """Whether the wrapped estimator is unbiased."""
         return self.estimator.unbiased
 
     @property
     def fixed_size(self) -> bool:
-        """Whether that of the estimator within is."""
+        """Whether the sizes held by the wrapped estimator are fixed."""
         return self.estimator.fixed_size
 
     @property
     def draws_examples(self) -> bool:
-        """Whether the estimator within does."""
+        """Whether the wrapped estimator drops examples."""
         return self.estimator.draws_examples

@@ -1,4 +1,4 @@
-"""Give the layers of an existing model estimated VJPs, in place, and take them back."""
+"""Conversion of an existing model's layers to estimated VJPs, in place, and back."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -57,7 +57,7 @@ class RandomizedHandle:
 
     @property
     def left_exact(self) -> dict[str, str]:
-        """Why layers that were chosen stay exact, by name.
+        """Reasons, by name, why chosen layers stay exact.
 
         That is known of some when the model is randomised, such as lazy layers. Of others it shows in the first step:
         layers that it does not call, and layers with a forward pass of their own in which no call of ``F.conv*``,
@@ -72,7 +72,7 @@ class RandomizedHandle:
         return self._left_exact | left_exact(self._modules, self._first_step.over)
 
     def set_step(self, step: int, micro_batch: int = 0, rank: int = 0) -> None:
-        """Say which training step comes next: samples depend on it, and on nothing that ran before.
+        """Set the next training step: samples depend on it, and on nothing that ran before.
 
         Without this call every forward pass draws the next sample of an endless sequence that starts at ``seed``.
 
@@ -83,7 +83,7 @@ class RandomizedHandle:
 
     @contextmanager
     def lean(self) -> Iterator[None]:
-        """Code outside of the model's modules, such as its loss, is lean like that of the model, in training mode.
+        """A context in which code outside the model's modules, such as its loss, is as lean as the model in training.
 
         A context manager, and a decorator of functions. Without ``lean`` everything is PyTorch's there, too.
 
@@ -246,7 +246,7 @@ def _counter(name: str, value: object) -> int:
 
 
 def _chosen(model: nn.Module, asked: Settings, any_will_do: bool) -> Selection:
-    """What ``layers`` means; if it is ``None``, the layers that keys name, and all for an estimator without a key.
+    """The layers that ``layers`` means; for ``None``, those that keys name, or all for an estimator without keys.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Tell, once and after the first step of an optimiser, which of the chosen layers it trained without an estimate."""
+"""One warning after an optimiser's first step about chosen layers that it has trained without an estimate."""
 
 import warnings
 import weakref
@@ -36,12 +36,12 @@ class FirstStep:
             _WAITING.append(self)
 
     def remove(self) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         if self in _WAITING:
             _WAITING.remove(self)
 
     def after(self, optimizer: Optimizer) -> None:
-        """A step is over: say what there is to say of the layers that it trained for the first time."""
+        """Called after a step: warn about layers that it has trained for the first time and without an estimate."""
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         stepped = {layer_state(m).name: m for m in list(self._waiting) if is_randomized(m) and _is_trained(m, trained)}
         for module in stepped.values():
@@ -63,7 +63,7 @@ _WAITING: list[FirstStep] = []
 
 @cache
 def _listen() -> None:
-    """Hear of the steps of all optimisers; PyTorch lets no such hook be removed while it runs, so it stays."""
+    """Register one hook on the steps of all optimisers; it stays, as PyTorch lets no hook be removed while it runs."""
     register_optimizer_step_post_hook(_after)
 
 

@@ -1,4 +1,4 @@
-"""A module with estimated VJPs: the same object, with another class for as long as something is estimated."""
+"""Modules with estimated VJPs: the same objects, with another class as long as something is estimated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,18 +28,18 @@ class Clock:
         self.state = Integers((seed, 0, 0, 0, 0))  # … and how often it was set
 
     def set(self, step: int, micro_batch: int, rank: int) -> None:
-        """Go to a training step."""
+        """Set the training step."""
         for number, value in enumerate((step, micro_batch, rank, self.state.values[-1] + 1), 1):
             self.state.values[number] = value
 
 
 @dataclass
 class Seen:
-    """What is known of a layer's calls in training mode, as far as Python sees them.
+    """Record of a layer's calls in training mode, as far as Python sees them.
 
     Attributes:
-        called: Whether there was one.
-        served: Whether in one of them something could be estimated, or was found to need no estimate.
+        called: Whether there was a call.
+        served: Whether in some call something was estimated, or needed no estimate.
     """
 
     called: bool = False
@@ -48,17 +48,17 @@ class Seen:
 
 @dataclass
 class LayerState:
-    """What a randomised layer knows beside its parameters.
+    """The state of a randomised layer in addition to its parameters.
 
     Attributes:
-        name: Of the layer, which its samples depend on.
+        name: The layer's name, on which its samples depend.
         weight_vjp: Estimator of the weight's gradient.
         input_vjp: Estimator of the input's gradient.
-        clock: Of the model.
-        own: The module's class before.
+        clock: The model's clock.
+        own: The module's original class.
         prepare: How to read a call of a module whose class has PyTorch's forward pass; ``None`` for other modules.
-        left_exact: Why layers that were chosen together with this one stay exact, by name.
-        seen: Calls so far.
+        left_exact: Reasons, by name, why layers chosen together with this one stay exact.
+        seen: The calls so far.
     """
 
     name: str
@@ -79,7 +79,7 @@ class LayerState:
     def of(
         cls, module: nn.Module, name: str, weight_vjp: Estimator, input_vjp: Estimator, clock: Clock, **more: Any
     ) -> "LayerState":
-        """The state of a module that is not randomised yet."""
+        """Make the state of a module that is not randomised yet."""
         kind, own = kind_of(module), own_class(module)
         prepare = PREPARE[kind] if kind is not None and class_runs_pytorchs_forward(own) else None
         return cls(name, weight_vjp, input_vjp, clock, own, prepare, **more)
@@ -91,7 +91,7 @@ class LayerState:
 
     @property
     def drew(self) -> bool:
-        """Whether a sample was ever drawn, in a compiled graph or outside."""
+        """Whether a sample was ever drawn, in a compiled graph or elsewhere."""
         return self.place.values[-1] > 0
 
     def next_seed(self) -> int | Tensor:
@@ -102,7 +102,7 @@ class LayerState:
 
 
 class RandomizedLayer(Reclassed):
-    """Mixed in before a layer's class while it is randomised; the state lies in the module's ``__dict__``.
+    """Mixed in before a layer's class while it is randomised; its state is in the module's ``__dict__``.
 
     Where the module runs PyTorch's own forward pass, this is another one that estimates. Otherwise its own runs, with
     the functions that it calls estimated: that of a subclass, or one that was put into the module itself, before or
@@ -113,13 +113,13 @@ class RandomizedLayer(Reclassed):
     _randbp: LayerState | None = None
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """The module with its hooks."""
+        """Call the module with its hooks."""
         if "forward" in self.__dict__ and (state := _at_work(self)) is not None:
             return _with_calls_estimated(self, state, super().__call__, arguments, named)  # type: ignore[misc]
         return super().__call__(*arguments, **named)  # type: ignore[misc]
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        """The layer, with estimated VJPs in training mode."""
+        """Run the layer, with estimated VJPs in training mode."""
         if not isinstance(self, RandomizedLayer):
             return type(self).forward(self, *arguments, **named)
         forward: Callable[..., Any] = super().forward  # type: ignore[misc]
@@ -154,7 +154,7 @@ def _at_work(module: Any) -> LayerState | None:
 def _estimated(
     module: Any, state: LayerState, prepare: Prepare, forward: Any, input: Tensor, *arguments: Any, **named: Any
 ) -> Any:
-    """A call of a module that runs PyTorch's forward pass."""
+    """Run a module that has PyTorch's forward pass."""
     prepared = None
     if may_be_estimated(input, state.weight_vjp, state.input_vjp):
         weight = module.weight  # read once: a parametrisation such as spectral norm goes a step on at each reading
@@ -171,7 +171,7 @@ def _estimated(
 def _with_calls_estimated(
     module: Any, state: LayerState, run: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> Any:
-    """A call of any other module: the functions that it calls with a weight of its own are estimated."""
+    """Run any other module, and estimate the functions that it calls with a weight of its own."""
     state.seen.called = True
     with LayerCalls(module, partial(_answer, state)):
         return run(*arguments, **named)
@@ -200,7 +200,7 @@ def layer_state(module: nn.Module) -> LayerState:
 
 
 def randomize_layer(module: nn.Module, state: LayerState) -> None:
-    """Let a module have a state, in place; its class changes only if something is estimated."""
+    """Attach a state to a module, in place; its class changes only if something is estimated."""
     vars(module)["_randbp"] = state
     if state.estimates and not isinstance(module, RandomizedLayer):
         reclass(module, RandomizedLayer)
@@ -221,7 +221,7 @@ def derandomize_layer(module: nn.Module) -> bool:
 
 
 def forward_without_hooks(module: Any, *arguments: Any, **named: Any) -> Any:
-    """What a module returns now, estimated if it is randomised, without its hooks."""
+    """Call a module, estimated if it is randomised, without its hooks."""
     if isinstance(module, RandomizedLayer) and "forward" in vars(module) and (state := _at_work(module)) is not None:
         return _with_calls_estimated(module, state, module.forward, arguments, named)
     return module.forward(*arguments, **named)

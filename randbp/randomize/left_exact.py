@@ -1,4 +1,4 @@
-"""Why layers that were chosen stay exact."""
+"""Reasons why chosen layers stay exact."""
 
 from collections.abc import Container, Mapping
 
@@ -17,7 +17,7 @@ NO_CALL = (
 
 
 def left_exact(modules: Mapping[str, nn.Module], stepped: Container[nn.Module]) -> dict[str, str]:
-    """Why randomised layers stayed exact so far, by name.
+    """Reasons, by name, why randomised layers have stayed exact so far.
 
     Args:
         modules: The layers.
@@ -35,7 +35,7 @@ def left_exact(modules: Mapping[str, nn.Module], stepped: Container[nn.Module]) 
 
 
 def left_exact_of(model: nn.Module) -> dict[str, str]:
-    """The same of a randomised model that has just run, with the layers of which it was known from the start."""
+    """:func:`left_exact` for a model that has just run, including layers of which it was known from the start."""
     modules = {name: module for name, module in model.named_modules() if is_randomized(module)}
     known: dict[str, str] = {}
     for module in modules.values():
@@ -44,7 +44,7 @@ def left_exact_of(model: nn.Module) -> dict[str, str]:
 
 
 def summary(reasons: Mapping[str, str], served: int) -> str:
-    """One sentence on what stays exact.
+    """One sentence on layers that stay exact.
 
     Args:
         reasons: By name of the layer.
@@ -59,7 +59,7 @@ def summary(reasons: Mapping[str, str], served: int) -> str:
 
 
 def left_exact_lines(reasons: Mapping[str, str]) -> list[str]:
-    """What stays exact as lines below a table, one for each reason.
+    """Lines below a table on layers that stay exact, one for each reason.
 
     Example:
         >>> left_exact_lines({"a": "lazy", "b": "lazy", "c": "not called"})

@@ -1,4 +1,4 @@
-"""Layers' calls as operations: of PyTorch's modules from their attributes, of functions from their arguments."""
+"""Operations from layers' calls: those of modules by their attributes, those of functions by their arguments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,12 +50,12 @@ PREPARE: dict[Kind, Prepare] = {
     "transposed convolution": _transposed,
     "linear": _linear,
 }
-"""Of PyTorch's modules: from a module, its weight and what it is called with to the operation and its input; ``None``
-where PyTorch's own forward pass should answer, because there is nothing to estimate or to raise its error."""
+"""By kind of layer, a function of a module, its weight and its arguments. It returns the operation and its input, or
+``None`` if PyTorch's own forward pass should run: nothing is to be estimated, or PyTorch should raise its error."""
 
 
 def operation_of(call: LayerCall) -> Operation:
-    """The operation that a call of one of PyTorch's functions is."""
+    """The operation of a call of one of PyTorch's layer functions."""
     if call.kind == "convolution":
         return conv_operation(*call.geometry)
     if call.kind == "transposed convolution":

@@ -1,4 +1,4 @@
-"""Measure a randomised model with other estimators and samples of its own, and leave no trace."""
+"""Temporary estimators and samples for measurements of a randomised model."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from .layers import Clock, layer_state, randomize_layer
 
 @contextmanager
 def overridden(modules: Iterable[nn.Module], clock: Clock, **estimators: Any) -> Iterator[None]:
-    """Let randomised modules draw by another clock, and estimate otherwise, for as long as the block runs.
+    """Let randomised modules use another clock and other estimators within the block.
 
     Their own state, with the place in their own sequence of samples, is back afterwards.
 
@@ -45,7 +45,7 @@ def overridden(modules: Iterable[nn.Module], clock: Clock, **estimators: Any) ->
 
 @contextmanager
 def lean_overridden(model: nn.Module, clock: Clock, paused: bool = False) -> Iterator[None]:
-    """Let the lean mode of a model draw by another clock, or be off, for as long as the block runs.
+    """Let a model's lean mode use another clock, or be off, within the block.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""One estimator for all layers, or one for each: what a name or glob of a mapping means."""
+"""One estimator for all layers, or a mapping from names or globs to estimators."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -12,7 +12,7 @@ Estimators = Estimator | Mapping[str, Estimator]
 
 
 def check_estimators(vjp: Vjp, estimators: object) -> None:
-    """Raise unless this is an estimator that serves a VJP, or a mapping from names or globs to such estimators.
+    """Raise unless given an estimator that serves a VJP, or a mapping from names or globs to such estimators.
 
     Raises:
         ValueError: One line that names the VJP, the estimator, and the layers it is meant for.
@@ -43,7 +43,7 @@ def estimators_by_layer(
     layers: Mapping[str, Sequence[str]],
     left_exact: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, Estimator]:
-    """The estimator of each layer: of several keys that match it the first counts, without one it is exact.
+    """The estimator of each layer: the first key that matches it decides; a layer without one is exact.
 
     Args:
         vjp: For messages.

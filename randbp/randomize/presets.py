@@ -1,4 +1,4 @@
-"""Names for good settings of :func:`randbp.randomize`, and what an argument means that is not given."""
+"""Presets: names for good settings of :func:`randbp.randomize`; and the values of omitted arguments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ PresetName = Literal["exact", "memory", "time"]
 
 
 class Unset(Enum):
-    """The value of an argument that is not given; ``None`` and ``False`` are values like others.
+    """The value of an omitted argument; ``None`` and ``False`` are ordinary values.
 
     Its only member is written ``unset`` in configuration files.
     """
@@ -55,7 +55,7 @@ runs for the first time, so another process may decide otherwise."""
 
 
 def settings(preset: object = None, **given: Any) -> Settings:
-    """The arguments of :func:`randbp.randomize` as they are given, and for the others what a preset means.
+    """The given arguments of :func:`randbp.randomize`, completed by those of a preset.
 
     Of two that belong together one may be enough: ``bits`` are also those of the preset's :class:`randbp.Rounding`, and
     keys of ``weight_vjp`` or ``input_vjp`` say which layers unless ``layers`` does.
@@ -90,7 +90,7 @@ def settings(preset: object = None, **given: Any) -> Settings:
 
 
 def _in_bits(estimator: Any, bits: int) -> Any:
-    """An estimator in which, however deep, :class:`randbp.Rounding` rounds to so many bits."""
+    """Set the bits of :class:`randbp.Rounding` in an estimator, at any depth."""
     if isinstance(estimator, Rounding):
         return replace(estimator, bits=bits)
     inner = getattr(estimator, "estimator", None)

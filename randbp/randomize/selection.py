@@ -1,4 +1,4 @@
-"""Which layers of a model a name, glob or predicate means."""
+"""Selection of a model's layers by name, glob or predicate."""
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
@@ -13,7 +13,7 @@ Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
 class Selection(NamedTuple):
-    """What ``layers`` means in a model.
+    """The layers of a model that ``layers`` selects.
 
     Attributes:
         modules: The layers that can be estimated, by their first name, in the order of ``model.named_modules()``.
@@ -59,7 +59,7 @@ def select(model: nn.Module, layers: Layers) -> Selection:
 
 
 def everything(model: nn.Module, convolutions: bool = False) -> Selection:
-    """All convolutions and linear layers that there are, or the convolutions alone; a model may have none.
+    """All convolutions and linear layers of a model, or the convolutions alone; there may be none.
 
     Example:
         >>> list(everything(nn.Sequential(nn.Conv1d(2, 2, 1), nn.Linear(2, 2))).modules), everything(nn.ReLU()).modules
@@ -77,7 +77,7 @@ def _candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Layer]]:
 
 
 def _no_convolutions(model: nn.Module, candidates: dict[str, tuple[nn.Module, Layer]], exact: dict[str, str]) -> str:
-    """What to pass instead of ``layers=None``."""
+    """The advice on what to pass instead of ``layers=None``."""
     convolutions = {name for name, (_, found) in candidates.items() if found.convolution}
     if convolutions:
         return f"model: {type(model).__name__} has as convolutions only {_reasons(exact, convolutions)}"
@@ -87,20 +87,20 @@ def _no_convolutions(model: nn.Module, candidates: dict[str, tuple[nn.Module, La
 
 
 def _but(candidates: dict[str, tuple[nn.Module, Layer]], matched: set[str]) -> str:
-    """The layers that could have been meant, and those that were but stay exact, for the end of a sentence."""
+    """The end of an error: layers that could have been meant, and those that were but stay exact."""
     exact = {name: found.exact for name, (_, found) in candidates.items() if found.exact}
     served = _listed({name: candidate for name, candidate in candidates.items() if name not in exact})
     return f"{served}, only {_reasons(exact, matched)}" if matched else served
 
 
 def _reasons(exact: dict[str, str], names: set[str]) -> str:
-    """Layers that stay exact, for the end of a sentence."""
+    """The end of an error: layers that stay exact, with reasons."""
     shown = [f"{name!r} ({reason})" for name, reason in exact.items() if name in names]
     return f"layers that stay exact: {shortened(shown, 3)}"
 
 
 def all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """All names of each module, by its first one.
+    """All names of each module, keyed by the first one.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -114,12 +114,12 @@ def all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def matching(names: Iterable[str], pattern: str) -> set[str]:
-    """Those of several names that a name or glob means."""
+    """The names that match a name or glob."""
     return {name for name in names if fnmatchcase(name, pattern)}
 
 
 def checked_layers(layers: Layers) -> str | list[str] | Callable[[str, nn.Module], bool] | None:
-    """What says which layers, as it is or as a list of names and globs.
+    """Check an argument ``layers``; return it unchanged or as a list of names and globs.
 
     Raises:
         ValueError: If it is neither names nor globs nor a predicate of two arguments.
@@ -160,12 +160,12 @@ def _takes_two(predicate: Callable[..., object]) -> bool:
 
 
 def _uncompiled(name: str) -> str:
-    """The name without what ``torch.compile`` adds, so that layers and samples are the same before and after it."""
+    """A name without the prefix of ``torch.compile``, so that compiling changes neither layers nor samples."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _listed(candidates: dict[str, tuple[nn.Module, Layer]]) -> str:
-    """The layers by kind, for the end of a sentence."""
+    """The end of an error: the layers by kind."""
     kinds: dict[str, list[str]] = {"convolutions": [], "linear layers": []}
     for name, (_, found) in candidates.items():
         kinds["convolutions" if found.convolution else "linear layers"].append(repr(name))
