@@ -1,4 +1,4 @@
-"""Files that are there whole, or as they were before, whenever the process ends."""
+"""Atomic writes: whenever the process ends, a file is complete or still the old one."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def checked_filename(filename: object) -> str:
-    """The name of a file in a run's folder.
+    """Check the name of a file in a run's folder.
 
     Raises:
         ValueError: If it is no name, or a path.
@@ -24,7 +24,7 @@ def checked_filename(filename: object) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data so that readers see the old or the new content, never a part.
+    """Write plain data as JSON; readers see the old or the new content, never a part of it.
 
     Numbers that JSON does not have (NaN, infinities) become strings that ``float`` reads, and so does what
     else JSON has no type for.
@@ -40,7 +40,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that readers see the old or the new content, never a part; folders are made as needed.
+    """Write a file, making folders as needed; readers see the old or the new content, never a part of it.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -59,7 +59,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def put_in_place(part: Path, path: Path) -> None:
-    """Give a finished file or folder beside its place its name, once its content is on the disk.
+    """Rename a finished file or folder to its final name, once its content is on the disk.
 
     Of a folder that is replaced, the old one goes away first and only then the new one gets its name.
 

@@ -11,7 +11,7 @@ from randbp.diagnostics import StepPeak
 
 
 class HostPeak:
-    """The tensors of a training run at the start of a step, and the allocator's peak above them: the highest so far.
+    """Highest memory so far: a run's tensors at the start of a step plus the allocator's peak above them.
 
     Enter it for every step that is to be measured.
 

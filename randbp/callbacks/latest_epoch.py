@@ -1,4 +1,4 @@
-"""The state of a training after its latest epoch, always there and always whole."""
+"""A checkpoint of the training state after the latest epoch, never missing and never torn."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ class LatestEpoch(Callback):
         self.path = Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINTS / self.filename
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the state after the epoch before, or go on as if this process had trained it."""
+        """Keep the state after the previous epoch, or continue as if this process had trained it."""
         resumed, self._resumed = self._resumed, False
         if resumed:
             # Lightning has restored everything. From here on its loops do what they do between two epochs: they count
@@ -62,15 +62,15 @@ class LatestEpoch(Callback):
         self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether this is a state between two epochs; other checkpoints have the callback's state as well."""
+        """Say whether this state lies between two epochs; other checkpoints hold the callback's state as well."""
         return {"between_epochs": self._saving}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember what the checkpoint is."""
+        """Remember which kind of checkpoint this is."""
         self._resumed = state_dict["between_epochs"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take back that Lightning has announced the next epoch, and where in its data the last one has ended."""
+        """Undo Lightning's announcement of the next epoch, and forget where in its data the last one ended."""
         if self._saving:
             loop = checkpoint["loops"]["fit_loop"]
             for count in loop["epoch_progress"].values():
@@ -97,7 +97,7 @@ class LatestEpoch(Callback):
 
 
 def find_latest(folder: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint that a :class:`LatestEpoch` has left in a run's folder, ``None`` if there is none.
+    """Find the checkpoint that a :class:`LatestEpoch` has left in a run's folder; ``None`` if there is none.
 
     Example:
         >>> from tempfile import TemporaryDirectory

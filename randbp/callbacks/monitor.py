@@ -1,4 +1,4 @@
-"""What a training run costs and reaches, in one JSON file beside its metrics."""
+"""Costs and results of a training run, in one JSON file beside its metrics."""
 
 import json
 import time
@@ -129,7 +129,7 @@ class CostMonitor(Callback):
         self.summary["run"] = describe_run(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock, or on some steps the count of bytes."""
+        """Start the clock or, on some steps, the count of bytes."""
         if self._steps % self.held_every_n_steps == 0:
             live = [*pl_module.parameters(), *pl_module.buffers()]
             self._held = self._hooks.enter_context(held_for_backward(exclude=live))
@@ -139,7 +139,7 @@ class CostMonitor(Callback):
             self._timer.start()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Read the bytes held while all of them are."""
+        """Read how many bytes are held, at the moment when all of them are."""
         if self._held is not None:
             self._held_bytes = max(self._held_bytes or 0, self._held.bytes)
 
@@ -164,7 +164,7 @@ class CostMonitor(Callback):
             logger.log_metrics(costs, step=trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the result of the training; of one that was over when it was resumed, too."""
+        """Write the result of the training, even if it was already over when it was resumed."""
         self.summary["run"] = describe_run(trainer, pl_module)
         self._add_costs()
         self._add_metrics(trainer)
@@ -173,7 +173,7 @@ class CostMonitor(Callback):
         self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what the training has cost and reached so far, for one that goes on from here."""
+        """Add costs and results so far, for a training that continues from this checkpoint."""
         if self._timer is None or self._peak is None:
             return
         self._add_metrics(trainer)
@@ -189,13 +189,13 @@ class CostMonitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember it until fitting starts."""
+        """Remember costs and results until fitting starts."""
         self._earlier = state_dict
 
     # Testing
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue the summary of the training; one that another process wrote is read back."""
+        """Continue the summary of the training; if another process wrote it, read it back."""
         if self.summary["status"] != "new" or self._path is None:
             return
         with suppress(OSError, ValueError):
@@ -214,7 +214,7 @@ class CostMonitor(Callback):
     # Failure
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what is known so far; the exception itself goes its way."""
+        """Write what is known so far; the exception is not handled here."""
         self._stop_counting()
         alone = trainer.world_size == 1  # other ranks may never answer a broadcast or reduction again
         if self._path is None and alone:

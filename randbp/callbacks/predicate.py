@@ -1,4 +1,4 @@
-"""A name for a predicate over layers: the same in every process, and another for another predicate."""
+"""Names for predicates over layers: the same in every process, and different for different predicates."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,7 @@ from zlib import crc32
 
 
 def predicate_name(predicate: Callable[..., object]) -> str:
-    """Where a predicate is defined, and for functions without a name of their own also what they do.
+    """Name a predicate by where it is defined and, if it has no name of its own, by what it does.
 
     Lambdas, functions within functions and ``functools.partial`` may share their place with others, so a checksum of
     their code and of the plain values that they read follows. (The code is Python's, so another Python may give another
@@ -28,7 +28,7 @@ def predicate_name(predicate: Callable[..., object]) -> str:
 
 
 def _deeds(predicate: Any) -> Any:
-    """What a function does, as plain values."""
+    """The code and constants of a function, as plain values."""
     if isinstance(predicate, partial):
         return _deeds(predicate.func), _content(predicate.args), _content(predicate.keywords)
     if not isinstance(predicate, FunctionType):
@@ -38,7 +38,7 @@ def _deeds(predicate: Any) -> Any:
 
 
 def _content(value: Any) -> Any:
-    """What distinguishes a value, without addresses and in an order that every process shares."""
+    """The content of a value, without memory addresses and in the same order in every process."""
     if isinstance(value, str | bytes | int | float | None):
         return value
     if isinstance(value, set | frozenset):

@@ -1,4 +1,4 @@
-"""Resume a run with the random numbers that the interrupted one would have drawn."""
+"""Random states in checkpoints: a resumed run draws the numbers that the interrupted one would have drawn."""
 
 import random
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class RandomState(Callback):
         self._states: list[dict[str, Any]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remember whose data loaders count."""
+        """Remember the trainer, whose data loaders count."""
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
@@ -46,25 +46,25 @@ class RandomState(Callback):
         self._states = state_dict.get("ranks")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the states in force, after all that resuming itself may have drawn."""
+        """Restore the states, after anything that resuming itself may have drawn."""
         self._restore(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the states in force again, if nothing but hooks has run since."""
+        """Restore the states again, if nothing but hooks has run since."""
         self._restore(trainer)
         self._states = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The run has gone on."""
+        """Drop the states: the run has gone on."""
         self._states = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The run has gone on."""
+        """Drop the states: the run has gone on."""
         if not trainer.sanity_checking:
             self._states = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the states in force after a training that was over already, for the test that follows."""
+        """Restore the states after a training that was already over, for the test that follows."""
         self._restore(trainer)
         self._states = None
 
@@ -74,7 +74,7 @@ class RandomState(Callback):
 
 
 def _read(trainer: Trainer | None) -> dict[str, Any]:
-    """All states as plain data and tensors, which `torch.load` takes without trusting the file."""
+    """All states as plain data and tensors, which ``torch.load`` reads without trusting the file."""
     name, keys, *rest = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)  # as the legacy format has it
     loaders = [] if trainer is None else [generator.get_state() for generator in _generators(trainer)]
@@ -101,7 +101,7 @@ def _write(trainer: Trainer, state: dict[str, Any]) -> None:
 
 
 def _generators(trainer: Trainer) -> Iterator[torch.Generator]:
-    """The generators of the training and validation data's loaders and samplers, each once."""
+    """The generators of loaders and samplers of training and validation data, each once."""
     seen: set[int] = set()
     for loaders in (trainer.train_dataloader, trainer.val_dataloaders):
         for loader in tree_leaves(loaders):

@@ -13,7 +13,7 @@ from ..estimators import Estimator, plain_estimator
 
 
 def describe_run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """What is trained on what: class names, number of parameters, batch size, seed, precision, devices.
+    """Describe what is trained on what: class names, number of parameters, batch size, seed, precision, devices.
 
     ``model`` is the network in the module's attribute of that name, otherwise the module itself.
     """
@@ -35,7 +35,7 @@ def describe_run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
 
 
 def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
-    """Settings of the estimators in the Trainer's callbacks, ``None`` where no callback has any.
+    """Settings of the estimators in the Trainer's callbacks; ``None`` if no callback has any.
 
     Returns:
         For each VJP the estimator's fields and its class as ``name`` (that of an estimator within it as ``class``);
@@ -54,7 +54,7 @@ def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def not_finite(metrics: Mapping[str, float]) -> list[str]:
-    """Names of the metrics that are no finite numbers: the training may have diverged.
+    """Names of the metrics that are not finite: the training may have diverged.
 
     Example:
         >>> not_finite({"loss": float("nan"), "accuracy": 0.5})

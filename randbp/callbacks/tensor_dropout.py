@@ -1,4 +1,4 @@
-"""Approximate backpropagation in a Lightning Trainer: one callback."""
+"""The callback for approximate backpropagation in a Lightning Trainer."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -87,7 +87,7 @@ class TensorDropout(Callback):
         self._batches = 0
 
     def check(self, module: nn.Module) -> None:
-        """That a model has the layers that are to be estimated; it stays as it is.
+        """Check that a model has the layers that are to be estimated; the model is not changed.
 
         A model that is built only when fitting starts is left to that moment.
 
@@ -127,7 +127,7 @@ class TensorDropout(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Go to the samples of this training batch."""
+        """Select the samples of this training batch."""
         assert self.handle is not None
         self.handle.set_step(step=self._batches, rank=trainer.global_rank)
         self._batches += 1
@@ -146,7 +146,7 @@ class TensorDropout(Callback):
 
     @property
     def state_key(self) -> str:
-        """Name of this callback's state in a checkpoint: several callbacks are told apart by their layers."""
+        """Name of this callback's state in a checkpoint, which includes the layers to tell several callbacks apart."""
         chosen = {"layers": self._layers_name}
         for name, vjp in (("weight_vjp", self.weight_vjp), ("input_vjp", self.input_vjp)):
             chosen[name] = list(vjp) if isinstance(vjp, Mapping) else None
@@ -158,7 +158,7 @@ class TensorDropout(Callback):
         return {"settings": self._settings(), "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint stopped; keep this callback's own settings, warning if they differ."""
+        """Continue counting where the checkpoint stopped; keep this callback's own settings, warning if they differ."""
         self._batches = state_dict["batches"]
         if state_dict["settings"] != self._settings():
             rank_zero_warn(

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be used, found before anything is made."""
+"""Checks of a checkpoint before anything is created."""
 
 import pickle
 import re
@@ -17,7 +17,7 @@ SHOWN = 3  # names in a message
 
 
 def check_file(option: str, path: str) -> dict[str, Any] | None:
-    """What a checkpoint file holds; ``None`` where only Lightning can tell.
+    """Read a checkpoint file and check its form; ``None`` where only Lightning can tell.
 
     Args:
         option: What named the file, for the message.
@@ -55,7 +55,7 @@ def check_file(option: str, path: str) -> dict[str, Any] | None:
 
 
 def check_content(option: str, path: str, content: dict[str, Any], model: LightningModule, train: bool) -> None:
-    """That a checkpoint fits to a model, as far as that is to be seen before Lightning's hooks have run.
+    """Check that a checkpoint fits a model, as far as that shows before Lightning's hooks have run.
 
     Args:
         option: What named the file, for the message.

@@ -1,4 +1,4 @@
-"""A process that ends with its parent, however that ends, and takes along all that it has started.
+"""Child processes that end when their parent ends, for whatever reason, together with all that they have started.
 
 The parent holds the writing end of a pipe; nobody writes. :func:`start` starts this file as a script, as the leader of
 a process group of its own: it starts the command in the same group, and waits for two things. When the command ends, it
@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 def start(
     command: Sequence[str], lifeline: int, held: int, environment: Mapping[str, str], log: IO[bytes]
 ) -> "subprocess.Popen[bytes]":
-    """Start a command that ends with this process.
+    """Start a command that ends when this process ends.
 
     Args:
         command: Program and arguments.
@@ -62,7 +62,7 @@ def start(
 
 
 def ended(process: "subprocess.Popen[bytes]") -> int | None:
-    """The exit code of a command, negative if a signal ended it, ``None`` as long as it runs.
+    """The exit code of a command: negative if a signal ended it, ``None`` while it runs.
 
     One that failed leaves nothing running.
     """
@@ -76,7 +76,7 @@ def ended(process: "subprocess.Popen[bytes]") -> int | None:
 
 
 def stop(processes: "Sequence[subprocess.Popen[bytes]]", number: signal.Signals, patience: float) -> None:
-    """Send a signal to commands, wait for them to end, and kill what does not obey.
+    """Send a signal to commands, wait for them to end, and kill those that do not.
 
     Args:
         processes: What :func:`start` has returned.
@@ -96,7 +96,7 @@ def stop(processes: "Sequence[subprocess.Popen[bytes]]", number: signal.Signals,
 
 
 def send(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Send a signal to all of a command's processes, if it is still there."""
+    """Send a signal to all of a command's processes, if it is still running."""
     if process.returncode is None:
         os.killpg(process.pid, number)
 
@@ -118,7 +118,7 @@ def _end_with(lifeline: int) -> None:
 
 
 def main(lifeline: int, command: Sequence[str]) -> NoReturn:
-    """Run a command, and end as it does."""
+    """Run a command, and exit as it exits."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # the command gets it as well, and decides
     try:

@@ -1,4 +1,4 @@
-"""What is wrong with options and configuration files, each in one line and before anything is made."""
+"""Checks of options and configuration files: each error is one line, and comes before anything is created."""
 
 import argparse
 import os
@@ -69,7 +69,7 @@ def _message(error: str) -> str:
 
 
 def config_files(args: Sequence[str]) -> list[str]:
-    """What the options name as configuration files; one may also be the text of a configuration.
+    """The configuration files that the options name; one may also be the text of a configuration.
 
     Example:
         >>> config_files(["fit", "--config=a.yaml", "-c", "b.yaml", "--name=x"])
@@ -84,7 +84,7 @@ def config_files(args: Sequence[str]) -> list[str]:
 
 
 def check_config(file: str) -> None:
-    """A configuration file is there, and has options in it.
+    """Check that a configuration file exists and has options in it.
 
     Raises:
         UsageError: If not.
@@ -109,7 +109,7 @@ def check_config(file: str) -> None:
 
 
 def no_estimator(name: str) -> str:
-    """That there is no estimator of that name, and which there are.
+    """Make the error for an unknown estimator name, which lists the known ones.
 
     Example:
         >>> no_estimator("spatail").partition(",")[0]
@@ -122,7 +122,7 @@ def no_estimator(name: str) -> str:
 
 
 def check_values(options: Namespace) -> None:
-    """Estimators, the seed and the number of processes, whose values are clearest beside their keys.
+    """Check estimators, the seed and the number of processes, whose errors are clearest beside their keys.
 
     Raises:
         UsageError: If one is out of range.
@@ -139,7 +139,7 @@ def check_values(options: Namespace) -> None:
 
 
 def check_processes(trainer: Namespace) -> None:
-    """A processor takes a few processes, not any number: Lightning would start them all.
+    """Refuse more processes than a CPU can sensibly run: Lightning would start them all.
 
     Raises:
         UsageError: If more are wanted.
@@ -151,7 +151,7 @@ def check_processes(trainer: Namespace) -> None:
 
 
 def each(name: str, estimators: Any) -> Iterator[tuple[str, Any]]:
-    """An estimator (or its configuration), or those of a mapping, each with the name by which an error calls it."""
+    """One estimator (or its configuration), or those of a mapping, each with the name that errors use for it."""
     if isinstance(estimators, dict):
         yield from ((f"{name}[{pattern!r}]", estimator) for pattern, estimator in estimators.items())
     else:
@@ -159,7 +159,7 @@ def each(name: str, estimators: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _build(config: Any) -> Any:
-    """An object of a parsed ``class_path``, and of those among its ``init_args``; any other value is itself."""
+    """Build the object of a parsed ``class_path`` and those among its ``init_args``; leave any other value as it is."""
     if not isinstance(config, Namespace):
         return config
     if config.class_path == _ABSTRACT:
@@ -169,7 +169,7 @@ def _build(config: Any) -> Any:
 
 
 def _read(path: Path) -> tuple[dict[Any, Any], str]:
-    """What a configuration file says, and why it is none; one of them is empty."""
+    """Read a configuration file; return its content and what is wrong with it, one of which is empty."""
     if not path.exists():
         return {}, "no such file"
     if not path.is_file():
@@ -191,7 +191,7 @@ def _read(path: Path) -> tuple[dict[Any, Any], str]:
 
 
 def _class_names(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Names of estimators in a file, and where they stand: one, or one for each layer."""
+    """Names of estimators in a file, and their places in it: one name, or one for each layer."""
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, dict) and isinstance(value.get("class_path"), str):
@@ -206,7 +206,7 @@ def _class_names(where: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _unreadable_among(args: Sequence[str]) -> str:
-    """The file among the values of options that is no configuration, since the parser does not always say which."""
+    """Find the file among the options' values that is not a configuration, since the parser does not always name it."""
     places = [(Path(), word.partition("=")[2]) for word in args]
     for file in map(Path, config_files(args)):
         places += [(file.parent, value) for value in tree_leaves(_read(file)[0]) if isinstance(value, str)]

@@ -1,4 +1,4 @@
-"""What a parameter of a W&B sweep is drawn from: its distributions' settings, and their quantiles."""
+"""Distributions of the parameters of a W&B sweep: their settings and their quantiles."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -106,7 +106,7 @@ class Parameter:
 
     @property
     def choices(self) -> list[Any] | None:
-        """All values there are, ``None`` if they are not finitely many."""
+        """All values that the parameter can take; ``None`` if there are infinitely many."""
         it = self.settings
         match self.distribution:
             case "constant":
@@ -121,7 +121,7 @@ class Parameter:
         return None
 
     def quantile(self, p: float) -> Any:
-        """The value below which a draw lies with probability ``p``.
+        """The ``p``-quantile: a draw lies below it with probability ``p``.
 
         Example:
             >>> settings = {"values": ["x", "y", "z"], "probabilities": [0.25, 0.75, 0]}
@@ -148,7 +148,7 @@ class Parameter:
 
 
 def multiple(number: int, step: float) -> float:
-    """So many times a step, without the noise of its last binary digits.
+    """A multiple of a step, without rounding noise in its last binary digits.
 
     Example:
         >>> multiple(3, 0.1), multiple(3, 2)

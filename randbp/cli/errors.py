@@ -1,4 +1,4 @@
-"""What went wrong, in one line."""
+"""Errors in one line."""
 
 import argparse
 import os
@@ -7,15 +7,15 @@ from typing import NoReturn
 
 
 class UsageError(Exception):
-    """Options or a configuration that cannot be used."""
+    """Raised for options or a configuration that cannot be used."""
 
 
 class RunError(Exception):
-    """A run that failed after it had started."""
+    """Raised for a run that failed after it had started."""
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as all others of the command are: without the usage before them.
+    """A parser whose errors are one line, like all others of the command, without the usage before them.
 
     Raises:
         UsageError: If the options cannot be used.
@@ -29,7 +29,7 @@ class OptionParser(argparse.ArgumentParser):
     """
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the options."""
+        """Raise a :class:`UsageError`."""
         raise UsageError(message)
 
 
@@ -42,7 +42,7 @@ def debugging() -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception without line breaks, after its class where that says more.
+    """The message of an exception on one line, preceded by its class where that says more.
 
     Of an error of the file system it is the file, and what is wrong with it.
 
@@ -92,7 +92,7 @@ _ALTERNATIVES = re.compile(r"^expected (?=.* - expected |Literal\[)(.*?)(?=, got
 
 
 def _listed(match: re.Match[str]) -> str:
-    """Types and values as a user writes them.
+    """List types and values as a user writes them.
 
     Example:
         >>> _ALTERNATIVES.sub(_listed, "expected bool - expected Literal['exact'], got maybe")
@@ -108,7 +108,7 @@ def _listed(match: re.Match[str]) -> str:
 
 
 def condense(message: str) -> str:
-    """Make one line of jsonargparse's indented explanation: the key, the class, what is wrong.
+    """Turn jsonargparse's indented explanation into one line: the key, the class, what is wrong.
 
     Example:
         >>> condense('''Parser key "data": Problem with given class_path 'my.Data': Option 'x' is not accepted''')

@@ -52,7 +52,7 @@ def tensor_dropout(
     bits: int | None = None,
     parts: int | None = None,
 ) -> TensorDropout:
-    """The callback as the command line configures it: exact unless told otherwise.
+    """Make the callback as the command line configures it: exact unless an estimator is given.
 
     Args:
         preset: ``exact`` (gradients bit for bit, fewer bytes), ``memory`` (everything in a few bits per entry) or
@@ -103,7 +103,7 @@ class CLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands and the arguments of the Trainer's methods that are not options; we print results ourselves."""
+        """The commands, and for each the Trainer's arguments that are not options; results are printed elsewhere."""
         return {name: skipped | {"verbose"} for name, skipped in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -124,7 +124,7 @@ class CLI(LightningCLI):
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Whether fit tests the trained model.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and say in one line what is wrong."""
+        """Parse the options; an error is one line."""
         self.config = parse(parser.parse_args, args)
         options = self.config[self.config["subcommand"]]
         check_values(options)
@@ -132,7 +132,7 @@ class CLI(LightningCLI):
             check_file("--ckpt_path", str(options["ckpt_path"]))
 
     def instantiate_classes(self) -> None:
-        """Build all classes, and say in one line what they refuse."""
+        """Build all classes; an error is one line."""
         try:
             super().instantiate_classes()
         except BaseException as error:
@@ -145,7 +145,7 @@ class CLI(LightningCLI):
             raise UsageError(f"trainer: {message}{self._machine()}" if self.folder is not None else message) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the run's folder, once all is seen that can be wrong, and put loggers and callbacks into the trainer."""
+        """Make the run's folder, after every check that can fail, and give the trainer its loggers and callbacks."""
         options = self.config_init[self.subcommand]
         trainer, name = options["trainer"], options["name"]
         resume = self._resumes()
@@ -184,7 +184,7 @@ class CLI(LightningCLI):
         )
 
     def _machine(self) -> str:
-        """The options by which the trainer chooses devices and processes, as far as they are given."""
+        """The given options by which the trainer chooses devices and processes."""
         usual = {"accelerator": "auto", "devices": "auto", "strategy": "auto", "num_nodes": 1, "precision": None}
         given = self.config[self.subcommand]["trainer"]
         told = [f"{name}={given[name]}" for name, value in usual.items() if given[name] != value]
@@ -203,7 +203,7 @@ class CLI(LightningCLI):
         return resume
 
     def _go_on(self, folder: Path) -> None:
-        """Take the latest epoch's checkpoint; where there is none what an earlier process has logged is in the way."""
+        """Use the latest epoch's checkpoint; if there is none, remove what an earlier process has logged."""
         if (checkpoint := find_latest(folder)) is not None:
             self._check_checkpoint("--resume", checkpoint)
             self.config_init[self.subcommand]["ckpt_path"] = checkpoint
@@ -212,7 +212,7 @@ class CLI(LightningCLI):
                 (folder / name).unlink(missing_ok=True)
 
     def _resolved(self) -> Namespace:
-        """The configuration with all defaults, as it repeats this run in a folder of its own."""
+        """The configuration with all defaults, in the form that repeats this run in another folder."""
         config = self.config[self.subcommand].clone()
         config["resume"] = False
         return config
@@ -225,7 +225,7 @@ class CLI(LightningCLI):
 
     @staticmethod
     def _leave_out_if_exact(options: Any) -> None:
-        """A model without convolutions can be trained, as long as nothing is to be estimated."""
+        """Drop the callback where nothing is to be estimated, so that models without convolutions can be trained."""
         callback = options["tensor_dropout"]
         both = (callback.weight_vjp, callback.input_vjp)
         exact = all(estimator.exact for vjp in both for _, estimator in each("", vjp)) and not callback.lean
@@ -233,7 +233,7 @@ class CLI(LightningCLI):
             options["tensor_dropout"] = Callback()
 
     def fit(self, **kwargs: Any) -> None:
-        """Train; then test the model as it is now, if there is something to test it on."""
+        """Train, then test the trained model if there are test data."""
         with self._failure_on_file():
             self.trainer.fit(**kwargs)
             if self._option("test_after_fit") and not self.trainer.interrupted and self._has_test():
@@ -263,7 +263,7 @@ class CLI(LightningCLI):
 
     @contextmanager
     def _failure_on_file(self) -> Iterator[None]:
-        """Keep the traceback of a failed run beside its metrics, and close W&B's run either way."""
+        """Write the traceback of a failed run beside its metrics, and close W&B's run in any case."""
         assert self.folder is not None
         failed = True
         try:
@@ -302,7 +302,7 @@ class CLI(LightningCLI):
 
 
 def _filename(callbacks: list[Callback]) -> str:
-    """Of the latest epoch's checkpoint: another one where the user's own callback writes the usual file."""
+    """File name of the latest epoch's checkpoint; not the usual one where the user's own callback writes that."""
     taken = any(isinstance(callback, ModelCheckpoint) and callback.save_last for callback in callbacks)
     return FILENAMES[taken]
 

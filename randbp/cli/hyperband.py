@@ -1,4 +1,4 @@
-"""Which runs fall behind: W&B's ``early_terminate`` with Hyperband's bands."""
+"""Early stopping of runs that fall behind: W&B's ``early_terminate`` with Hyperband's bands."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,7 @@ from .sweep_file import Hyperband, Metric
 def falls_behind(
     history: Sequence[float], histories: Iterable[Sequence[float]], metric: Metric, rule: Hyperband
 ) -> int | None:
-    """The band at which a run is not among the best.
+    """The band at which a run is not among the best; ``None`` if there is none.
 
     Whenever a run has logged the metric as often as one of the bands says, it must be among the best ``1/eta`` of all
     runs that came so far. The last band that it has reached counts. Asynchronous successive halving, as W&B decides it

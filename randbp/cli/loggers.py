@@ -1,4 +1,4 @@
-"""Where metrics go: always a CSV file, and W&B where it is installed."""
+"""Loggers of metrics: always a CSV file, and W&B where it is installed."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ WandbMode = Literal["offline", "online", "disabled"]
 
 
 def make_loggers(folder: Path, name: str, wandb: WandbMode) -> tuple[MetricsFile, *tuple[Logger, ...]]:
-    """The loggers of a run.
+    """Make the loggers of a run.
 
     Under a W&B agent (which sets ``WANDB_SWEEP_ID``) its mode is used, that is ``WANDB_MODE``, online by default.
 
@@ -47,7 +47,7 @@ def make_loggers(folder: Path, name: str, wandb: WandbMode) -> tuple[MetricsFile
 
 
 def close_loggers(loggers: list[Logger], failed: bool) -> None:
-    """Finish W&B's run, if there is one, and print where it is."""
+    """Finish W&B's run, if there is one, and print its location."""
     if not any(isinstance(logger, WandbLogger) for logger in loggers):
         return
     import wandb as library

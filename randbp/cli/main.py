@@ -1,4 +1,4 @@
-"""Find the subcommand, and end every failure in one line."""
+"""The entry point: finds the subcommand, and turns every failure into one line."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""The run's ``metrics.csv``: never torn, and continued by a resumed run."""
+"""The run's ``metrics.csv``: never torn, and continued when the run is resumed."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from .run_folder import is_rank_zero
 
 
 class MetricsFile(CSVLogger):
-    """Lightning's CSV logger, which goes on where there is a ``metrics.csv`` already.
+    """Lightning's CSV logger, except that it continues an existing ``metrics.csv``.
 
     Args:
         folder: Folder of the run.
@@ -37,7 +37,7 @@ class MetricsFile(CSVLogger):
 
     @property
     def experiment(self) -> Any:
-        """What writes the file; of other processes than the first a thing that does nothing."""
+        """The writer of the file; in processes other than the first, an object that does nothing."""
         if self._experiment is None and is_rank_zero():
             self._experiment = Rows(self.log_dir)
         return super().experiment
@@ -68,7 +68,7 @@ class Rows(ExperimentWriter):
         self.fields, self.count = rows[0] if rows else [], max(0, len(rows) - 1)
 
     def save(self) -> None:
-        """Write what is held back: to the end of the file, or all anew if there are columns that it lacks."""
+        """Append the rows that are held back, or rewrite the file if it lacks some of their columns."""
         rows, self.metrics = self.metrics, []
         if not rows:
             return
@@ -83,7 +83,7 @@ class Rows(ExperimentWriter):
         self.fields, self.count = fields, self.count + len(rows)
 
     def keep(self, count: int, fields: list[str]) -> None:
-        """Go back to the first rows and their columns: what came after them is logged again."""
+        """Keep the first rows and their columns, and drop the rest, which will be logged again."""
         names, *rows = self._read() or [[]]
         if count <= len(rows) and set(fields) <= set(names):
             kept = [dict(zip(names, row, strict=True)) for row in rows[:count]]
@@ -92,7 +92,7 @@ class Rows(ExperimentWriter):
             self.fields, self.count = fields, count
 
     def _read(self) -> list[list[str]]:
-        """Header and whole rows: where the process was killed while it wrote, the last one may be a part."""
+        """Read the header and all complete rows: the last one may be torn if the process was killed while writing."""
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8", errors="replace")
@@ -101,7 +101,7 @@ class Rows(ExperimentWriter):
 
 
 class KeepRows(Callback):
-    """Note in each checkpoint how far the metrics' file has come, and go back to there when it is resumed.
+    """Note in each checkpoint how long the metrics file is, and go back to that length when a run is resumed.
 
     Args:
         logger: Writes the file.
@@ -111,7 +111,7 @@ class KeepRows(Callback):
         self.logger = logger
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows and columns that are in the file or held back."""
+        """The number of rows and columns that are in the file or held back."""
         rows = self.logger.experiment
         if not isinstance(rows, Rows):
             return {}
@@ -119,7 +119,7 @@ class KeepRows(Callback):
         return {"rows": rows.count, "fields": rows.fields}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Drop later rows, if this is the file that the checkpoint speaks of."""
+        """Drop later rows, if the checkpoint belongs to this file."""
         rows = self.logger.experiment
         if isinstance(rows, Rows) and rows.count and state_dict:
             rows.keep(state_dict["rows"], state_dict["fields"])

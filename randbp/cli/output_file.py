@@ -1,4 +1,4 @@
-"""The file that a command is asked to write, looked at before it works for it."""
+"""Checks of a file that a command will write, made before the work begins."""
 
 import tempfile
 from pathlib import Path
@@ -7,7 +7,7 @@ from .errors import UsageError
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """See to it that a file can be written; folders on the way to it may be missing. Nothing is left behind.
+    """Check that a file can be written, without leaving anything behind; its folders may be missing.
 
     Args:
         path: The file, the value of ``--output``.
@@ -37,5 +37,5 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def refused(path: Path, why: str) -> UsageError:
-    """The error that names the option, its value and what the file system says."""
+    """Make the error that names the option, its value and the file system's message."""
     return UsageError(f"--output={path}: {why}, expected a file to write")

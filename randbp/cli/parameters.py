@@ -1,4 +1,4 @@
-"""The ``parameters`` of a sweep file: which distribution each has, and whether its settings make sense."""
+"""The ``parameters`` of a sweep file: their distributions, with checks of the settings."""
 
 import math
 import re
@@ -17,7 +17,7 @@ _FORMS = "value, values, min and max, a distribution, or parameters"
 
 
 def read_parameters(it: Setting) -> dict[str, Parameter]:
-    """The parameters by their names; those of nested ones have their keys joined by dots.
+    """Read the parameters by name; the name of a nested one is its keys joined by dots.
 
     Raises:
         UsageError: If one of them has no meaning, in one line with file and key.
@@ -52,7 +52,7 @@ def _below(it: Setting, outer: tuple[str, ...]) -> Iterator[Parameter]:
 
 
 def _described(it: Setting) -> tuple[str, dict[str, Any]]:
-    """The distribution of a parameter, and its settings."""
+    """Read the distribution of a parameter and its settings."""
     given = it.value
     name = _distribution(it)
     if name in LISTED:
@@ -82,7 +82,7 @@ def _described(it: Setting) -> tuple[str, dict[str, Any]]:
 
 
 def _distribution(it: Setting) -> str:
-    """The distribution that a parameter names, or the one that W&B takes from its other keys."""
+    """The distribution that a parameter names, or the one that W&B infers from its other keys."""
     given = it.value
     if "distribution" in given:
         it["distribution"].of_kind((str,), "the name of a distribution")
@@ -116,7 +116,7 @@ def _number(it: Setting, distribution: str) -> float:
 
 
 def _check_plain(it: Setting) -> None:
-    """See to it that JSON has a form for a value."""
+    """Check that JSON can express a value."""
     if isinstance(it.value, list | dict):
         for key in it.value if isinstance(it.value, dict) else range(len(it.value)):
             _check_plain(it[key])
@@ -134,7 +134,7 @@ def _check_probabilities(it: Setting) -> None:
 
 
 def _check_size(it: Setting, parameter: Parameter) -> None:
-    """See to it that all draws are finite."""
+    """Check that all draws are finite."""
     try:
         ends = [parameter.quantile(p) for p in (EDGE, 1 - EDGE)]
     except OverflowError:

@@ -1,4 +1,4 @@
-"""What libraries say of themselves, or of what is meant to be so, is left out."""
+"""Suppression of libraries' messages about themselves or about intended behaviour."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ _MEANT = [
 
 
 def quieten() -> None:
-    """Leave out what Lightning says of itself, unless failures are being looked for.
+    """Suppress Lightning's messages about itself, except while debugging.
 
     Example:
         >>> quieten()

@@ -1,4 +1,4 @@
-"""``randbp report``: the runs below a folder side by side."""
+"""``randbp report``: a comparison of the runs below a folder."""
 
 import sys
 from collections.abc import Sequence
@@ -96,5 +96,5 @@ def tell(comparison: Comparison, folder: Path, console: Console, output: Path | 
 
 
 def make_console() -> Console:
-    """The terminal; a file or pipe counts as wide enough for the table."""
+    """Make the console; a file or pipe counts as wide enough for the table."""
     return Console() if sys.stdout.isatty() else Console(width=140)

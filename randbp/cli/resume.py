@@ -12,7 +12,7 @@ CONFIG = "config.yaml"
 
 
 def with_folder(args: Sequence[str]) -> list[str]:
-    """The options, with those of a run's folder in the place of ``--resume=FOLDER``.
+    """Replace ``--resume=FOLDER`` among the options by the options of that run.
 
     Its configuration comes first, so that other options go before it. Without a folder ``--resume`` stays as it is.
 
@@ -38,7 +38,7 @@ def with_folder(args: Sequence[str]) -> list[str]:
 
 
 def how_to_resume(folder: Path) -> str:
-    """The command that goes on with a run.
+    """The command that continues a run.
 
     Example:
         >>> how_to_resume(Path("runs/digits/0"))

@@ -16,25 +16,25 @@ class LogConfig(Callback):
         self.config = config
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Come to a process that the run has started: that one is to be as quiet."""
+        """Make a process that the run has started as quiet as the run itself."""
         self.__dict__ = state
         quieten()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Do so once W&B has started."""
+        """Hand over the configuration once W&B has started."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.config)
 
 
 class RefuseNoData(Callback):
-    """A training without a single batch is no success."""
+    """Fail a training that has not seen a single batch."""
 
     def __init__(self) -> None:
         self._seen = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """There is data."""
+        """Note that there are data."""
         self._seen = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: ``<root>/<name>/<version>``, and who owns it."""
+"""The folder of a run, ``<root>/<name>/<version>``, and its owner."""
 
 import os
 import unicodedata
@@ -18,7 +18,7 @@ LONGEST = 255  # bytes, of a name in the usual file systems
 
 
 def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: bool = False) -> Path:
-    """Make the folder of a new run; no run ever gets the folder of an earlier one, unless it continues that.
+    """Make the folder of a new run; an existing folder is only given to a run that continues it.
 
     Args:
         root: Folder of all runs.
@@ -63,7 +63,7 @@ def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: 
 
 
 def check_name(option: str, name: str, several: bool = False) -> None:
-    """A name of a folder stays below the folder that it is meant for, whatever it is made of.
+    """Check that a folder's name does not lead out of its parent folder.
 
     Args:
         option: What gave the name, for the message.
@@ -90,7 +90,7 @@ def check_name(option: str, name: str, several: bool = False) -> None:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Own a run's folder while its training runs; ownership ends with the process, however that ends.
+    """Own a run's folder while its training runs; ownership ends when the process ends, for whatever reason.
 
     The other processes of a distributed run leave it to rank zero.
 
@@ -144,7 +144,7 @@ def is_rank_zero() -> bool:
 
 
 def withdraw(folder: Path) -> None:
-    """Take away the folder of a run that has not begun; one that holds something stays."""
+    """Remove the folder of a run that has not begun, unless it holds something."""
     with suppress(OSError):
         if all(path.name == LOCK for path in folder.iterdir()):
             (folder / LOCK).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a random or Bayesian sweep tries next, as Optuna proposes it."""
+"""Proposals for the next run of a random or Bayesian sweep, made by Optuna."""
 
 import hashlib
 import warnings
@@ -16,7 +16,7 @@ quantile is the value. Constants have none."""
 
 @dataclass(frozen=True)
 class Trial:
-    """A point that was tried, and what came of it.
+    """A point that was tried, and its result.
 
     Args:
         draw: The point.
@@ -32,7 +32,7 @@ class Trial:
 
 
 def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
-    """The next point of a random or Bayesian sweep.
+    """Propose the next point of a random or Bayesian sweep.
 
     It depends on the sweep, the seed and the trials before it alone, so that a sweep that is taken up again goes on as
     it would have. A random sweep needs only their number.
@@ -91,7 +91,7 @@ def _value(it: Parameter, draw: Draw) -> Any:
 
 
 def _space(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Optuna's distribution of each coordinate, ``None`` for constants."""
+    """Optuna's distribution of each coordinate; constants have ``None``."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     space: dict[str, Any] = {}
@@ -131,7 +131,7 @@ def _frozen(trial: Trial, trials: Sequence[Trial], metric: Metric, space: Mappin
 
 
 def _imputed(metric: Metric, how: str | None, trial: Trial, trials: Sequence[Trial]) -> float | None:
-    """What is taken for the value of a trial that has none of its own."""
+    """The value that is assumed for a trial without one."""
     if how == "latest":
         return trial.history[-1] if trial.history else None
     known = [it.value for it in trials if it.state in ("finished", "stopped") and it.value is not None]

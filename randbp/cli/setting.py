@@ -1,4 +1,4 @@
-"""A value of a file together with its place, so that what is wrong with it can be said in one line."""
+"""Values of a file together with their places in it, so that an error about one is one line."""
 
 import difflib
 import math
@@ -15,7 +15,7 @@ _short.maxstring = _short.maxother = 80
 
 @dataclass(frozen=True)
 class Setting:
-    """A value, and where it stands.
+    """A value and its place in a file.
 
     Args:
         file: The file.
@@ -38,12 +38,12 @@ class Setting:
         return Setting(self.file, place, self.value[key])
 
     def wrong(self, expected: str) -> UsageError:
-        """The complaint about this value."""
+        """Make the error about this value."""
         place = f"{self.key}={_short.repr(self.value)}: " if self.key else ""
         return UsageError(f"{self.file}: {place}expected {expected}")
 
     def of_kind(self, kinds: tuple[type, ...], expected: str) -> Any:
-        """The value, if it is of one of some types; true and false are no integers."""
+        """The value, if it is of one of some types; true and false do not count as integers."""
         if not isinstance(self.value, kinds) or (isinstance(self.value, bool) and bool not in kinds):
             raise self.wrong(expected)
         return self.value
@@ -96,7 +96,7 @@ class Setting:
         return (self[number] for number in range(len(self.value)))
 
     def only(self, *allowed: str) -> None:
-        """Refuse a mapping with other keys than these."""
+        """Refuse keys of a mapping other than these."""
         for key in self.value:
             if key not in allowed:
                 place = f"{self.key}.{key}" if self.key else key
@@ -105,7 +105,7 @@ class Setting:
 
 
 def missing(parent: Setting, key: str, expected: str) -> NoReturn:
-    """Complain about a key that is not there.
+    """Make the error about a missing key.
 
     Raises:
         UsageError: Always.
@@ -120,7 +120,7 @@ def _nearest(word: Any, allowed: tuple[str, ...]) -> str:
 
 
 def _as_number(text: str) -> str:
-    """How to write a text so that YAML takes it for the number that it looks like."""
+    """The spelling that makes YAML read a text as the number that it looks like."""
     try:
         value = float(text)
     except ValueError:

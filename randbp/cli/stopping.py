@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command in one line, wherever it is."""
+"""Ctrl-C and SIGTERM end a command with one line, at any moment."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """The user, or who started the command, wants it to end.
+    """Raised when the user, or whoever started the command, wants it to end.
 
     Attributes:
         code: The exit code: 128 and the number of the signal, as in a shell.
@@ -20,7 +20,7 @@ class Stopped(BaseException):
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception: what KeyboardInterrupt is for Ctrl-C."""
+    """SIGTERM as an exception, like KeyboardInterrupt for Ctrl-C."""
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def sigterm_raises() -> Iterator[None]:
 
 
 def reason(error: BaseException | None) -> tuple[str, int] | None:
-    """What has stopped a command and the exit code for it, ``None`` for any other exception.
+    """The reason why a command was stopped and the exit code for it; ``None`` for any other exception.
 
     Lightning turns Ctrl-C into ``sys.exit``; then the exception's context tells.
 

@@ -25,7 +25,7 @@ __all__ = ["free_name", "main", "plan", "run_sweep"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the runs of a sweep file, then print their table and write the report.
+    """Carry out the runs of a sweep file, then print their table and write the report.
 
     Args:
         argv: The sweep file, and options; those not known here go to each run.
@@ -81,7 +81,7 @@ def run_sweep(
     console: Console | None = None,
     seed: int = 0,
 ) -> int:
-    """Make the runs of a sweep file; the arguments are those of the command line.
+    """Carry out the runs of a sweep file; the arguments are those of the command line.
 
     Returns:
         The exit code, see :func:`main`.
@@ -139,7 +139,7 @@ def plan(
 
 
 def _refuse_misspelt(extra: Sequence[str]) -> None:
-    """See to it that what goes to each run was not meant for the sweep."""
+    """Refuse options for the runs that look like misspelt options of the sweep."""
     own = ("--name", "--root", "--jobs", "--count", "--seed", "--resume", "--help")
     for word in extra:
         name = word.partition("=")[0]
@@ -156,7 +156,7 @@ def _reason(run: Planned) -> str:
 def _how_to_resume(
     file: Path, name: str | None, root: Path, jobs: int, count: int | None, extra: Sequence[str], seed: int
 ) -> str:
-    """The command that goes on with a sweep."""
+    """The command that continues a sweep."""
     defaults = (("name", name, None), ("root", str(root), "runs"), ("jobs", jobs, 1), ("count", count, None))
     options = [f"--{key}={value}" for key, value, default in (*defaults, ("seed", seed, 0)) if value != default]
     return shlex.join(["randbp", "sweep", str(file), "--resume", *options, *extra])

@@ -1,4 +1,4 @@
-"""Command lines of a sweep's runs: the file's macros, replaced by W&B's own helper."""
+"""Command lines of a sweep's runs, in which W&B's own helper replaces the macros."""
 
 import importlib.util
 import re
@@ -63,7 +63,7 @@ def arguments_as_json(values: Mapping[str, Any]) -> str:
 
 
 def check_command(file: str, command: Sequence[str], program: str) -> None:
-    """See to it that the macros of a command have a meaning.
+    """Check that the macros of a command are known.
 
     Raises:
         UsageError: If one has none, with the file and the key.
@@ -81,7 +81,7 @@ def check_command(file: str, command: Sequence[str], program: str) -> None:
 
 
 def check_program(file: str, words: Sequence[str]) -> None:
-    """See to it that what a command starts is there.
+    """Check that the program of a command exists.
 
     Raises:
         UsageError: If it is not.
@@ -106,14 +106,14 @@ def _with_default(command: Sequence[str], program: str) -> Sequence[str]:
 
 
 def _macros(values: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What each macro stands for that W&B's helper knows."""
+    """The values of all macros that W&B's helper knows."""
     _, create_sweep_command_args = _helpers()
     macros = create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})
     return {name: words for name, words in macros.items() if isinstance(words, list)}
 
 
 def _helpers() -> tuple[Any, Any]:
-    """W&B's functions for a sweep's command and its arguments: the one place that knows where they are.
+    """Find W&B's functions for a sweep's command and its arguments; no other place knows where they are.
 
     Raises:
         UsageError: If they are somewhere else in the version that is installed.

@@ -1,4 +1,4 @@
-"""The runs of a sweep, made so many at a time."""
+"""Execution of a sweep's runs, several at a time."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ GRACE_SECONDS = 20.0
 
 @dataclass
 class Working:
-    """A run whose process is at work.
+    """A run whose process is running.
 
     Args:
         process: What :func:`randbp.cli.child.start` has returned.
@@ -44,7 +44,7 @@ class Working:
 
 
 class Execution:
-    """The work of a sweep.
+    """Carries out the runs of a sweep.
 
     Args:
         plan: Its runs.
@@ -59,7 +59,7 @@ class Execution:
         self.done = 0
 
     def run(self) -> tuple[str, int] | None:
-        """Make the runs that are not finished.
+        """Carry out the runs that are not finished.
 
         Returns:
             ``None`` after the last one; what has stopped the sweep and the exit code for it otherwise.
@@ -93,7 +93,7 @@ class Execution:
         return None
 
     def _missing(self) -> Iterator[Planned]:
-        """The runs that are not finished, each made ready for its start."""
+        """Yield the runs that are not finished, each made ready for its start."""
         known = list(self.plan.known())
         if self.plan.sweep.method != "bayes":
             self.plan.count = len(known)  # without those that were drawn twice
@@ -107,7 +107,7 @@ class Execution:
         return (run.made_ready(self._say) for run in chain(missing, self.plan))
 
     def _start(self, waiting: Iterator[Planned], line: int) -> bool:
-        """Start runs until enough are at work; false if none was left to start."""
+        """Start runs until enough are running; false if none was left to start."""
         while len(self.working) < self.jobs and not self.target_reached():
             if (run := next(waiting, None)) is None:
                 return False
@@ -115,7 +115,7 @@ class Execution:
         return bool(self.working)
 
     def target_reached(self) -> bool:
-        """Whether a run is as good as the sweep file asks for, so that no other is started."""
+        """Whether some run has reached the sweep file's target, so that no other is started."""
         metric = self.plan.sweep.metric
         if metric is None or metric.target is None:
             return False
@@ -180,7 +180,7 @@ class Execution:
 
 @contextmanager
 def lifeline() -> Iterator[int]:
-    """The reading end of a pipe that ends with this process."""
+    """The reading end of a pipe that closes when this process ends."""
     reading, writing = os.pipe()
     try:
         yield reading
@@ -200,7 +200,7 @@ def _grown(run: Planned, work: Working) -> bool:
 
 
 def _progress(run: Planned) -> tuple[int, int]:
-    """Epochs that a run has completed, and how many it will; zero where that is not known."""
+    """Completed epochs of a run and their total; zero where that is not known."""
     progress = run.summary().get("progress")
     known = progress if isinstance(progress, dict) else {}
     epochs, most = (known.get(key) for key in ("epochs", "max_epochs"))

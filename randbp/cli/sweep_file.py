@@ -1,4 +1,4 @@
-"""Sweep files in W&B's format: what they may say, and the sweep that they describe."""
+"""Sweep files in W&B's format: their schema, and the sweep that they describe."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ MOST_RUNS = 100_000
 
 @dataclass(frozen=True)
 class Metric:
-    """What a sweep wants to be best.
+    """The metric that a sweep optimises.
 
     Args:
         name: The metric, as runs log it.
@@ -55,7 +55,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Hyperband:
-    """When runs that fall behind are stopped.
+    """Settings for stopping runs that fall behind.
 
     Args:
         bands: Numbers of times that the metric has been logged, at which a run must be among the best.
@@ -70,7 +70,7 @@ class Hyperband:
 
 @dataclass(frozen=True)
 class SweepFile:
-    """A sweep as its file describes it.
+    """A sweep, as described by its file.
 
     Args:
         name: The file's ``name``, else the name of the file.
@@ -108,7 +108,7 @@ class SweepFile:
             yield dict(zip(self.parameters, values, strict=True))
 
     def nested(self, values: Values) -> Values:
-        """Values as W&B hands them to a program: those of nested parameters in one mapping by the outermost key.
+        """Values as W&B passes them to a program: nested parameters form one mapping under their outermost key.
 
         Example:
             >>> lr = Parameter(("optimizer", "lr"), "constant", {"value": 0.1})

@@ -1,4 +1,4 @@
-"""The folder of a sweep has one owner: the sweep that works there, or what is left of its runs."""
+"""Ownership of a sweep's folder: by the running sweep, or by runs that outlive it."""
 
 import fcntl
 import os
@@ -65,7 +65,7 @@ def _lock(file: int, folder: Path) -> None:
 
 
 def _take_away(folder: Path) -> None:
-    """Remove a folder that holds nothing but what was made here."""
+    """Remove a folder that holds only what was created here."""
     if {path.name for path in folder.iterdir()} <= {LOCK, "logs"} and not any((folder / "logs").iterdir()):
         (folder / "logs").rmdir()
         (folder / LOCK).unlink()

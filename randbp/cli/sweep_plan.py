@@ -1,4 +1,4 @@
-"""The runs of a sweep in the order in which they are made."""
+"""The runs of a sweep, in the order in which they are carried out."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ LONGEST = 120
 
 
 class Plan:
-    """The runs of a sweep, each made known when it is its turn: a search proposes it from what is known by then.
+    """The runs of a sweep, each determined when its turn comes: a search proposes it from the results so far.
 
     Args:
         file: The sweep file.
@@ -73,21 +73,21 @@ class Plan:
         self.count = count
 
     def __iter__(self) -> Iterator[Planned]:
-        """The runs that were not made known yet."""
+        """Yield the runs that have not been determined yet."""
         return self._until(self.count)
 
     def known(self) -> Iterator[Planned]:
-        """Those of them that do not depend on what comes of others."""
+        """The runs that do not depend on the results of others."""
         return self._until(min(self.count, len(self._draws)) if self.sweep.method == "bayes" else self.count)
 
     def example(self) -> Planned:
-        """A run like those to come."""
+        """A run like those that will follow."""
         if self.sweep.method == "grid":
             return self._run(self._grid[0])
         return self._run(values_at(self.sweep, propose(self.sweep, [])))
 
     def take_up(self) -> None:
-        """Take what an earlier sweep in this folder has drawn.
+        """Reuse what an earlier sweep in this folder has drawn.
 
         Raises:
             UsageError: If it is none of this file's draws.
@@ -145,7 +145,7 @@ class Plan:
 
 
 def version_name(varied: Sequence[str], values: Mapping[str, Any]) -> str:
-    """A folder's name for one run: the varied parameters, each by the shortest ending that tells it from the others.
+    """Name the folder of one run by the varied parameters, each by its shortest unambiguous ending.
 
     Example:
         >>> varied = ("weight_vjp.keep", "input_vjp.keep", "lr")

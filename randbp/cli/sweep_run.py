@@ -1,4 +1,4 @@
-"""One run of a sweep: its command, its folder, and what came of it."""
+"""One run of a sweep: its command, its folder and its result."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ STOPPED = "stopped"
 
 @dataclass(frozen=True)
 class Planned:
-    """One run that is to be made.
+    """One run of a sweep.
 
     Args:
         version: Name of its folder.
@@ -52,7 +52,7 @@ class Planned:
 
     @property
     def json_file(self) -> Path:
-        """What ``${args_json_file}`` stands for."""
+        """The file that ``${args_json_file}`` stands for."""
         return self.log.with_suffix(".json")
 
     def summary(self) -> dict[str, Any]:
@@ -64,12 +64,12 @@ class Planned:
 
     @property
     def status(self) -> Literal["open", "finished", "stopped", "failed"]:
-        """What its summary says has become of it; ``open`` while it may still come to an end."""
+        """The run's status in its summary; ``open`` while it may still finish."""
         found = self.summary().get("status")
         return found if found in ("finished", STOPPED, "failed") else "open"
 
     def history(self, metric: str) -> list[float]:
-        """A metric's values in the order in which the run logged them, those that are no number left out."""
+        """A metric's values in the order in which the run logged them, without those that are not numbers."""
         values = []
         with suppress(OSError, csv.Error, UnicodeDecodeError), (self.folder / "metrics.csv").open(newline="") as file:
             for row in csv.DictReader(file):
@@ -78,7 +78,7 @@ class Planned:
         return [value for value in values if math.isfinite(value)]
 
     def value(self, metric: str) -> float | None:
-        """A metric's last value, ``None`` if it was not logged or is no number."""
+        """A metric's last value; ``None`` if it was not logged or is not a number."""
         metrics = self.summary().get("metrics")
         with suppress(TypeError, ValueError, KeyError):
             value = float(metrics[metric] if isinstance(metrics, dict) else "")
@@ -87,7 +87,7 @@ class Planned:
         return history[-1] if history else None
 
     def is_done(self) -> bool:
-        """Whether an earlier sweep has made this run.
+        """Whether an earlier sweep has finished this run.
 
         Raises:
             UsageError: If it was made by another command.
@@ -99,7 +99,7 @@ class Planned:
         return True
 
     def made_ready(self, say: Callable[[str], None]) -> "Planned":
-        """This run, or one that goes on where an earlier process of the same command was ended.
+        """This run, or one that continues where an earlier process of the same command ended.
 
         Where there is nothing to go on from, what the earlier one has left is kept out of the way.
 
@@ -121,7 +121,7 @@ class Planned:
         return self
 
     def start(self, lifeline: int, held: int, alone: bool) -> "subprocess.Popen[bytes]":
-        """Start the run; it ends with this process, see :func:`randbp.cli.child.start`."""
+        """Start the run, which ends when this process ends: see :func:`randbp.cli.child.start`."""
         if any(str(self.json_file) == word for word in self.command):
             write_text(self.json_file, self.arguments)
         # Threads that wait for each other by spinning take the processor from those they wait for as soon as there is
@@ -134,7 +134,7 @@ class Planned:
             return child.start(command, lifeline, held, environment, log)
 
     def settle(self, code: int, stopped: str | None = None) -> None:
-        """See to it that the summary says what has become of the run, even if the process had no time to.
+        """Write the run's outcome into its summary if its process had no time to do so.
 
         A program that writes none has finished if its exit code says so.
 
@@ -166,7 +166,7 @@ class Planned:
 
 
 def free_name(root: Path, name: str) -> str:
-    """The name, or with the next number where there are results of that name already.
+    """The name, followed by the next free number if there are already results of that name.
 
     Example:
         >>> from tempfile import TemporaryDirectory

@@ -32,7 +32,7 @@ writes a file to be given to `randbp fit` after the other files. --tensor_dropou
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of ``tune``, and those of ``fit``.
+    """Split the command line into options of ``tune`` and options of ``fit``.
 
     Raises:
         UsageError: If a value is out of range, or the file cannot be written or exists.
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 class Measure(Callback):
-    """Measure a model's layers on the first training batches, as they come to the training step, and stop.
+    """Measure a model's layers on the first batches that reach the training step, then stop.
 
     Args:
         options: Of the command.
@@ -84,7 +84,7 @@ class Measure(Callback):
         self.measured: tuple[LayerOptions, ...] = ()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what would train by itself."""
+        """Refuse models that optimise by themselves."""
         if not pl_module.automatic_optimization:
             name = type(pl_module).__name__
             raise UsageError(f"model: {name} optimises by itself, expected a training_step that returns the loss")
@@ -92,7 +92,7 @@ class Measure(Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> int:
-        """Take the batch; after the last one measure, and return -1, which ends the epoch without an update."""
+        """Collect the batch; after the last one, measure and return -1, which ends the epoch without an update."""
         self.batches.append(batch)
         if len(self.batches) < min(self.options.batches, trainer.num_training_batches):
             return 0
@@ -126,7 +126,7 @@ class TuneCLI(CLI):
         super().__init__(["fit", *args])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Replace all callbacks, and all that would leave something behind or train."""
+        """Replace all callbacks, and everything that would train or leave files behind."""
         settings = self.config_init[self.subcommand]
         layers = self._option("tensor_dropout")["layers"]
         self.measuring = Measure(self.options, None if layers is UNSET else layers)
@@ -163,7 +163,7 @@ class TuneCLI(CLI):
 
 
 def as_file(chosen: Assignment) -> str:
-    """The configuration file of an assignment, with the table that explains it as a comment."""
+    """The configuration file of an assignment, with its table as a comment."""
     comment = "\n".join(f"# {line}".rstrip() for line in ["Written by randbp tune.", "", *str(chosen).splitlines()])
     content = {"tensor_dropout": {"weight_vjp": chosen.configuration()}}
     return f"{comment}\n{yaml.safe_dump(content, sort_keys=False)}"

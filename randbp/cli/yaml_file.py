@@ -1,4 +1,4 @@
-"""YAML files whose keys all count: none is given twice, none is read as something other than text."""
+"""Strict YAML files: no key is given twice, and every key is text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+    """Read a YAML file.
 
     YAML 1.1 reads the keys ``on``, ``yes`` and ``1`` as true and as a number, and of a key that is given twice only the
     last; what a user meant by them is lost. Both are refused.
@@ -46,7 +46,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _faults(node: yaml.Node, place: str, looked_at: dict[int, bool]) -> Iterator[str]:
-    """What is wrong below a node; each node is looked at once, however many aliases lead to it."""
+    """Errors below a node; each node is visited once, however many aliases refer to it."""
     if id(node) in looked_at:
         if not looked_at[id(node)]:
             yield f"{place}: an alias makes it contain itself, expected content that ends"

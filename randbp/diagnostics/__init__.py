@@ -1,4 +1,4 @@
-"""Measure what a training step costs, and how far its gradients stray. Needs torch alone; figures need matplotlib."""
+"""Measurements of a training step: its costs and the errors of its gradients. Figures need matplotlib."""
 
 from .alive import Allocation, LiveStorages
 from .contention import ProcessorWait

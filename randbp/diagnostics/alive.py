@@ -1,4 +1,4 @@
-"""The tensors that are alive, whoever holds them: counted at PyTorch's dispatcher."""
+"""Live storages, whoever holds them, followed at PyTorch's dispatcher."""
 
 import weakref
 from collections.abc import Callable
@@ -66,19 +66,19 @@ class LiveStorages(TorchDispatchMode):
 
     @property
     def allocations(self) -> list[Allocation]:
-        """What is alive now, oldest first."""
+        """The allocations that are alive now, oldest first."""
         return list(self._alive.values())
 
     def keyed(self) -> dict[int, Allocation]:
-        """What is alive now, by the identity of its storage."""
+        """The allocations that are alive now, by the identity of their storage."""
         return dict(self._alive)
 
     def find(self, storage: torch.UntypedStorage) -> Allocation | None:
-        """The allocation behind a storage, ``None`` if it was there before."""
+        """The allocation behind a storage; ``None`` if it existed before this mode was entered."""
         return self._alive.get(id(storage))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and note what it allocated."""
+        """Run an operation and record its allocations."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         before: set[int] | None = None

@@ -1,4 +1,4 @@
-"""Whether the processor was this process's own while it was timed."""
+"""Contention for the CPU while a process is timed."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +8,7 @@ _TASKS = Path("/proc/self/task")
 
 
 class ProcessorWait:
-    """How much the threads of this process have waited for a processor since the construction of this object.
+    """Time that this process's threads have waited for a CPU since this object was made.
 
     A thread that is ready to run but finds all processors taken waits, and with it every parallel loop it is
     part of. Times measured meanwhile say more about the other work on the machine than about the work timed.
@@ -26,7 +26,7 @@ class ProcessorWait:
 
     @property
     def threads(self) -> float | None:
-        """Number of threads that waited, on average over time; ``None`` where Linux's scheduler does not tell."""
+        """Average number of waiting threads over time; ``None`` where Linux's scheduler does not report it."""
         now = _waited_seconds()
         if now is None or self._before is None:
             return None
@@ -34,7 +34,7 @@ class ProcessorWait:
 
 
 def _waited_seconds() -> float | None:
-    """Sum over the living threads of the time each was ready but not running."""
+    """Total time that the living threads were ready but not running [seconds]."""
     waited = None
     with suppress(OSError, ValueError, IndexError):
         for task in _TASKS.iterdir():

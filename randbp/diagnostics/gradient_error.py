@@ -1,4 +1,4 @@
-"""How far the gradients of a randomised model stray, beside the noise that its minibatch has anyway."""
+"""Errors of a randomised model's gradients, in comparison with the minibatch's own noise."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -179,7 +179,7 @@ def _randomized(
     seed: int,
     preset: PresetName | None,
 ) -> Iterator[dict[str, nn.Module]]:
-    """The randomised layers: the model's own, or those made for the length of the block."""
+    """The randomised layers: the model's own, or those that are randomised for the duration of the block."""
     own = {name: module for name, module in model.named_modules() if is_randomized(module)}
     given = {"weight_vjp": weight_vjp, "input_vjp": input_vjp, "layers": layers, "preset": preset}
     if not own:
@@ -195,7 +195,7 @@ def _randomized(
 
 @dataclass(frozen=True)
 class _Groups:
-    """The trainable parameters, and which of them are the weight of which layer."""
+    """The trainable parameters, and the layer whose weight each of them is."""
 
     parameters: list[Tensor]
     layers: dict[str, list[int]]
@@ -245,7 +245,7 @@ def _draw(
     clock: Clock,
     rewind: Callable[[], None],
 ) -> _Sample:
-    """Estimate and reduce: nothing waits for the device before the last draw, and one draw is held at a time."""
+    """Draw estimates and reduce them, holding one at a time and not waiting for the device before the last one."""
     sums = [torch.zeros_like(g) for g in exact]
     direction: list[Tensor] = []
     squares, along, held_out = [], [], []
@@ -277,7 +277,7 @@ def _dots(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def _rounding(gradient: Tensor) -> float:
-    """Relative error by which two exact kernels may differ; under autocast it is the lower precision's."""
+    """Relative rounding difference between two exact kernels; under autocast, that of the lower precision."""
     error = 100 * torch.finfo(gradient.dtype).eps
     device = gradient.device.type
     if torch.is_autocast_enabled(device):
@@ -287,7 +287,7 @@ def _rounding(gradient: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _RowMaker:
-    """Rows of any set of parameters, from the sums over each and estimates of ``E‖g - E g‖²``, ``[pairs, P]``."""
+    """Makes rows for any set of parameters, from sums over each and estimates of ``E‖g - E g‖²``, ``[pairs, P]``."""
 
     groups: _Groups
     sample: _Sample

@@ -28,7 +28,7 @@ ERROR, NOISE = "#0072B2", "#D55E00"
 
 
 def plot_gradient_error(result: GradientError) -> Figure:
-    """One line per layer: the estimate's error and the minibatch noise with their intervals, on one logarithmic axis.
+    """Plot, for each layer on its own line, the estimate's error and the minibatch noise on a logarithmic axis.
 
     Errors are root mean squares over draws, so that they compare with the noise.
     """
@@ -74,7 +74,7 @@ def plot_gradient_error(result: GradientError) -> Figure:
 
 
 def _tick(values: list[float], below: bool) -> float:
-    """The tick next to all values: below the least or above the largest."""
+    """The tick just below the least value or just above the largest one."""
     if below:
         return max((tick for tick in TICKS if tick <= min(values, default=1.0)), default=TICKS[0])
     return min((tick for tick in TICKS if tick >= max(values, default=1.0)), default=TICKS[-1])

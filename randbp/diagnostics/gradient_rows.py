@@ -1,4 +1,4 @@
-"""What :func:`randbp.diagnostics.gradient_error` found, as numbers and as a table."""
+"""Results of :func:`randbp.diagnostics.gradient_error`, as numbers and as a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -84,7 +84,7 @@ class GradientError:
         return dict(zip([row.name for row in self.rows], holm([row.bias_p for row in self.rows]), strict=True))
 
     def biased(self, level: float = 0.01) -> list[str]:
-        """Layers whose estimate is biased; naming any unbiased one has at most the probability ``level``."""
+        """Layers whose estimate is biased; the probability of naming any unbiased one is at most ``level``."""
         return [name for name, p in self.bias_p.items() if p < level]
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class GradientError:
         return "\n".join([table, "", *lines])
 
     def plot(self) -> "Figure":
-        """Errors and minibatch noise of all layers as a matplotlib figure.
+        """Plot errors and minibatch noise of all layers as a matplotlib figure.
 
         Raises:
             ModuleNotFoundError: If matplotlib is not installed.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class _Saved:
-    """What a graph stores in place of a saved tensor; it dies together with the graph's reference."""
+    """Stored by a graph in place of a saved tensor; it dies together with the graph's reference."""
 
     __slots__ = ("__weakref__", "tensor")
 

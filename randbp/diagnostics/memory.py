@@ -55,7 +55,7 @@ class PeakMemory:
 
     @property
     def bytes(self) -> int | None:
-        """Highest number of bytes in use so far, ``None`` where the platform does not tell."""
+        """Highest number of bytes in use so far; ``None`` where the platform does not report it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return _process_peak_bytes()
@@ -74,7 +74,7 @@ def _process_peak_bytes() -> int | None:
 
 
 def _status_bytes(field: str) -> int | None:
-    """A field of Linux's ``/proc/self/status``, which counts in KiB."""
+    """Read a field of Linux's ``/proc/self/status``, which counts in KiB, as bytes."""
     with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
             name, _, value = line.partition(":")
@@ -84,7 +84,7 @@ def _status_bytes(field: str) -> int | None:
 
 
 def _reset_high_water_mark() -> bool:
-    """Set Linux's ``VmHWM`` back to the present resident set; false where that is not possible."""
+    """Reset Linux's ``VmHWM`` to the present resident set; false where that is impossible."""
     if _status_bytes("VmHWM") is None:
         return False
     try:

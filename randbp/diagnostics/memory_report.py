@@ -1,4 +1,4 @@
-"""Who holds which bytes for the backward pass of a model."""
+"""Bytes held for the backward pass of a model, by holder."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ _FUNCTION_NAMES = {value: name for name, value in vars(F).items() if callable(va
 def memory_report(
     model: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None, **keywords: Any
 ) -> MemoryReport:
-    """Run a forward and backward pass and report what was held in between, by whom, and whether it had to be.
+    """Run a forward and a backward pass, and report the bytes held in between, their holders, and which were needed.
 
     Counted is every storage that the forward pass allocated and that is still alive at its end while the program
     itself holds the loss alone: what autograd saved, and what sits on a ``ctx``, in a closure or in a packed form.
@@ -105,7 +105,7 @@ def _measured(
 
 
 class _Watch:
-    """Where the program is, what it allocates there, and who saves it."""
+    """Follows which module and function is running, what it allocates, and who saves that."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -133,7 +133,7 @@ class _Watch:
         self._stack.close()
 
     def held(self, loss: Tensor) -> "list[tuple[Allocation, list[tuple[_Place, torch.dtype, int]]]]":
-        """What is alive beside the loss, and who saved it."""
+        """The live storages other than the loss, and who saved them."""
         root = id(loss.untyped_storage())
         found = []
         for key, allocation in self._live.keyed().items():
@@ -166,13 +166,13 @@ class _Place:
 
 @dataclass
 class _Held:
-    """Detached, because a graph that holds its own output through a hook would be a reference cycle."""
+    """A saved tensor, detached: a graph that held its own output through a hook would be a reference cycle."""
 
     tensor: Tensor
 
 
 class _Functions(TorchFunctionMode):
-    """The function of PyTorch that is being called, by the name a program calls it."""
+    """Follows which function of PyTorch is being called, by its public name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 @contextmanager
 def _restored(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Leave buffers, gradients and random state as they were."""
+    """Restore buffers, gradients and random state at the end of the block."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in grads:

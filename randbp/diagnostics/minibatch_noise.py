@@ -1,4 +1,4 @@
-"""How far the gradient of a minibatch strays from that of the whole distribution."""
+"""Noise of minibatch gradients: their distance from the gradient over the whole distribution."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def parts_of(batch: Any, micro_batches: int) -> list[Any]:
-    """An even number of micro-batches of equal size, as many as wanted if the batch has the examples; none below four.
+    """Split a batch into an even number of equal micro-batches, at most as many as wanted; none if fewer than four.
 
     Example:
         >>> len(parts_of(torch.zeros(7, 2), micro_batches=16)), parts_of(torch.zeros(3, 2), micro_batches=16)

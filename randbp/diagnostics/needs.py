@@ -1,4 +1,4 @@
-"""What the gradient of an operation needs, beside what PyTorch's version of it holds."""
+"""Bytes that the gradient of an operation needs, as opposed to those that PyTorch holds."""
 
 from math import ceil
 
@@ -82,7 +82,7 @@ _FACTS = {
 
 
 def least_bytes(operation: str, held: list[tuple[torch.dtype, int]]) -> tuple[int | None, str]:
-    """Bytes that suffice for the gradient of an operation, and why.
+    """Bytes that suffice for the gradient of an operation, and the reason.
 
     Args:
         operation: Name of the function, such as ``"relu"``.

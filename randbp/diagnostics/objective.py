@@ -1,4 +1,4 @@
-"""From a model and a batch to the scalar that is differentiated."""
+"""The scalar that is differentiated, made from a model and a batch."""
 
 from collections.abc import Callable, Mapping
 from numbers import Number
@@ -13,7 +13,7 @@ Objective = Callable[[Any], Tensor]
 
 
 def make_objective(model: nn.Module, loss: Callable[..., Tensor] | None) -> Objective:
-    """The loss of a batch as a function of the batch alone.
+    """Make the loss of a batch a function of the batch alone.
 
     Args:
         model: Called with the inputs of a batch; a dictionary of inputs is given as keywords.
@@ -57,7 +57,7 @@ def make_objective(model: nn.Module, loss: Callable[..., Tensor] | None) -> Obje
 
 
 def check_batch(name: str, batch: object) -> None:
-    """Raise ``ValueError`` unless something in a batch can be an input: a tensor, text, an object of another library.
+    """Raise ``ValueError`` if nothing in a batch can be an input: a tensor, text, or an object of another library.
 
     Example:
         >>> check_batch("batch", {"x": [None, 3]})
@@ -91,7 +91,7 @@ def batch_size(batch: Any) -> int:
 
 
 def split(batch: Any, parts: int) -> list[Any]:
-    """Micro-batches of equal size; examples that are left over are left out.
+    """Split a batch into micro-batches of equal size; examples that remain are left out.
 
     Args:
         batch: Tensors in tuples, lists and dictionaries; those as long as the batch are split, the others are shared.

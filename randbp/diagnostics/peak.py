@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work, as PyTorch's allocator counts it."""
+"""Peak memory of a block of code, as PyTorch's allocator counts it."""
 
 import json
 import os
@@ -28,7 +28,7 @@ _Event = tuple[int | None, int]
 
 
 class StepPeak:
-    """Peak of the bytes that PyTorch's allocator hands out within a block, above what was in use at its start.
+    """Peak of the bytes that PyTorch's allocator hands out within a block, relative to the block's start.
 
     On a CPU every allocation and release that PyTorch's profiler records is added up, kernels' scratch memory
     included; nothing rests on the process, so libraries, other threads' work and what came before do not show. (Memory
@@ -70,7 +70,7 @@ class StepPeak:
         self._live: LiveStorages | None = None
 
     def mark(self) -> None:
-        """Note the bytes in use at this moment, say between forward and backward pass."""
+        """Record the bytes in use at this moment, for example between forward and backward pass."""
         if self.device.type == "cuda":
             self.marks.append(torch.cuda.memory_allocated(self.device) - self._start)
         elif self._live is not None:
@@ -111,7 +111,7 @@ class StepPeak:
 
 
 def profiler_running() -> bool:
-    """Whether a profiler of PyTorch is at work in this thread; a second one cannot start beside it."""
+    """Whether a profiler of PyTorch is running in this thread; a second one cannot start."""
     running = getattr(torch.autograd, "_profiler_enabled", None)
     return bool(running()) if running is not None else False
 
@@ -124,7 +124,7 @@ def _memory_profile() -> profile:
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Hold standard error back, and leave out that the profiler does not know what was allocated before its start."""
+    """Hold standard error back, and drop the profiler's remark that it does not know earlier allocations."""
     sys.stderr.flush()
     with TemporaryFile() as written:
         stderr = os.dup(2)
@@ -142,7 +142,7 @@ def _without_remarks() -> Iterator[None]:
 
 
 def _events(profiled: profile) -> list[_Event]:
-    """All that happened, in order."""
+    """All allocator events, in order."""
     # The trace file is the profiler's public face; its records of memory have no other.
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -155,7 +155,7 @@ def _events(profiled: profile) -> list[_Event]:
 
 
 def _named(trace: str, *names: str) -> list[dict[str, Any]]:
-    """Records of these names; the others, which are many, are not even parsed."""
+    """Read the records of these names; the others, which are many, are not even parsed."""
     decoder, found, end = json.JSONDecoder(), [], 0
     for match in re.finditer("|".join(re.escape(json.dumps(name)) for name in names), trace):
         if match.start() >= end:  # flat fields come first, so the last brace before the name opens its record
@@ -165,7 +165,7 @@ def _named(trace: str, *names: str) -> list[dict[str, Any]]:
 
 
 def _peak(events: list[_Event], persistent: set[int]) -> tuple[int, list[int]]:
-    """Highest sum, and sums at the marks.
+    """The highest running sum of bytes, and the sums at the marks.
 
     Blocks that are in place at the end at one of the ``persistent`` addresses do not count.
     """

@@ -1,4 +1,4 @@
-"""Run a model in training mode as often as needed, and leave it as it was found."""
+"""A context in which a model may run in training mode without lasting effects."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Put a model into training mode for the block; afterwards modes, buffers and random states are those from before.
+    """Put a model into training mode for the block, and restore modes, buffers and random states afterwards.
 
     A model that is in training mode already keeps the modes of its parts, such as a BatchNorm that is frozen. Buffers
     are what BatchNorm counts in. Random states are those of PyTorch's generators on the CPU and on the model's devices.

@@ -1,4 +1,4 @@
-"""What memory reports say, as tables and plots."""
+"""Memory reports as tables and plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NEGLIGIBLE = 0.005
 
 @dataclass(frozen=True)
 class Row:
-    """What one operation in one module holds for backward.
+    """Bytes that one operation in one module holds for backward.
 
     Attributes:
         module: Name within the model; the model's class for itself.
@@ -73,7 +73,7 @@ class MemoryReport:
         return sorted((row for row in self.rows if row.excess > 0), key=lambda row: -row.excess)
 
     def compare(self, other: MemoryReport) -> MemoryComparison:
-        """This report beside a later one of the same model.
+        """Compare this report with a later one of the same model.
 
         Raises:
             ValueError: If ``other`` is not a report.
@@ -96,7 +96,7 @@ class MemoryReport:
         return "\n".join([head, *_aligned(cells, numbers=(2, 3)), *more, *left_exact_lines(self.left_exact)])
 
     def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
-        """Bars of what each operation holds, with a mark at what would be enough.
+        """Plot a bar for the bytes of each operation, with a mark at those that would suffice.
 
         Args:
             ax: Where to draw; a new figure by default. Needs matplotlib.
@@ -147,12 +147,12 @@ class MemoryComparison:
 
     @property
     def held_ratio(self) -> float:
-        """Bytes held, after over before."""
+        """Ratio of the bytes held, after over before."""
         return self.after.held_bytes / max(1, self.before.held_bytes)
 
     @property
     def peak_ratio(self) -> float:
-        """Peak of a step, after over before."""
+        """Ratio of a step's peaks, after over before."""
         return self.after.peak_bytes / max(1, self.before.peak_bytes)
 
     @property
@@ -176,7 +176,7 @@ class MemoryComparison:
         return "\n".join([*lines, *_aligned(cells, numbers=(1, 2, 3)), *([f"… {left} more"] if left else [])])
 
     def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
-        """Bars of both reports, module by module."""
+        """Plot the bars of both reports, module by module."""
         import matplotlib.pyplot as plt
 
         pairs = list(self.modules.items())[:most]
@@ -198,7 +198,7 @@ class MemoryComparison:
 
 
 def human(size: float) -> str:
-    """Bytes as people read them.
+    """Format a number of bytes for people.
 
     Example:
         >>> human(3 * 2**19), human(100)

@@ -17,7 +17,7 @@ class Interval:
     high: float
 
     def map(self, function: Callable[[float], float]) -> "Interval":
-        """The interval of an increasing function of what is estimated.
+        """The interval of an increasing function of the estimated quantity.
 
         Example:
             >>> Interval(4.0, 1.0, 9.0).map(sqrt)
@@ -53,7 +53,7 @@ def mean_interval(values: Tensor, confidence: float) -> Interval:
 
 
 def t_test(values: Tensor, rounding: float = 0.0, one_sided: bool = False) -> float:
-    """Probability of a mean as far from zero as this, or further, if the expectation is zero.
+    """P-value of Student's t-test: the probability of a mean at least this far from zero if the expectation is zero.
 
     Args:
         values: Independent values ``[n]``, ``n ≥ 2``.
@@ -111,7 +111,7 @@ def t_distribution(t: float, degrees: int) -> float:
 
 @cache
 def t_quantile(probability: float, degrees: int) -> float:
-    """Where Student's distribution function reaches a probability above one half.
+    """Quantile of Student's distribution for a probability above one half.
 
     Example:
         >>> round(t_quantile(0.975, degrees=9), 3)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, rules: Sequence[int] = ()) -> str:
-    """Columns as wide as they need to be, under a rule.
+    """Format rows as a table with columns of the necessary width and a rule under the head.
 
     Args:
         columns: Headings.

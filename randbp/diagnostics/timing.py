@@ -1,4 +1,4 @@
-"""Time of a repeated step, without stopping a GPU to look at the clock."""
+"""Timing of a repeated step, without synchronising a GPU at every step."""
 
 from array import array
 from collections import deque
@@ -67,11 +67,11 @@ class StepTimer:
         self._started: float | torch.cuda.Event | None = None
 
     def start(self) -> None:
-        """Begin a step; one that was begun and not stopped is forgotten."""
+        """Begin a step; a step that was begun and not stopped is forgotten."""
         self._started = self._now()
 
     def stop(self) -> None:
-        """End the step; without a :meth:`start` before it nothing happens."""
+        """End the step; without an earlier :meth:`start` nothing happens."""
         started, self._started = self._started, None
         if started is None:
             return
