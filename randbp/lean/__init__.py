@@ -15,9 +15,9 @@ activation checkpoints, offloading and measurements see it, and a checkpoint tha
 tensors. Lines that a checkpoint runs outside any module call (a lambda) run PyTorch's operations both times: lean
 versions step in only under the saved-tensor hooks that were in force when the innermost module was entered.
 
-Tensors on their way count as well as those held: :mod:`.parts` runs the widest layers of a container on a part of the
-batch at a time, so that a step's peak falls, too. Inside ``torch.compile``, ``torch.func`` and forward-mode
-differentiation everything is PyTorch's, too.
+A step's peak also depends on tensors that are in use but not held. :mod:`.parts` runs the widest layers of a container
+on a part of the batch at a time, which lowers the peak. Inside ``torch.compile``, ``torch.func`` and forward-mode
+differentiation PyTorch's own functions run.
 """
 
 from . import (

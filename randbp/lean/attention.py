@@ -28,10 +28,10 @@ from .products import cast_by_autocast
 from .rules import Call, is_activation, is_unadorned, lean_version_of
 
 _WORTHWHILE = 0.75
-"""Share of PyTorch's bytes up to which holding probabilities is worth its time."""
+"""Holding probabilities is worth its time up to this share of PyTorch's bytes."""
 
 _TOGETHER = 2**20
-"""Probabilities made at a time, unless those of one example are more."""
+"""Number of probabilities computed at a time [entries]; at least those of one example."""
 
 
 class _Attention(torch.autograd.Function):
@@ -100,21 +100,21 @@ class _Attention(torch.autograd.Function):
 
 
 def _parts(q: Tensor, k: Tensor) -> list[slice]:
-    """Some examples at a time."""
+    """Slices of a few examples each."""
     examples = len(q)
     together = max(1, _TOGETHER // max(1, q.shape[1:-1].numel() * k.shape[-2]))
     return [slice(start, min(start + together, examples)) for start in range(0, examples, together)]
 
 
 def _alike(queries: Tensor, keys: Tensor) -> Tensor:
-    """Queries ``[…, H, L, E]`` of as many heads as keys ``[…, K, S, E]``: those that share keys one after the other."""
+    """Reshape queries ``[…, H, L, E]`` to the heads of keys ``[…, K, S, E]``; heads that share keys are joined."""
     if queries.dim() < 4 or queries.shape[-3] == keys.shape[-3]:
         return queries
     return queries.unflatten(-3, (keys.shape[-3], -1)).flatten(-3, -2)
 
 
 def _add(grad: Tensor, total: Tensor, part: slice) -> None:
-    """Add the gradient of scores of some examples to that of a mask which was broadcast to all."""
+    """Add the scores' gradient of some examples to the gradient of a mask that was broadcast to all."""
     whole = total.view(*[1] * (grad.dim() - total.dim()), *total.shape)
     place = whole[part] if len(whole) > 1 else whole
     place += grad.sum_to_size(place.shape)
@@ -168,7 +168,7 @@ def _attention(
 
 
 def _fit(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> bool:
-    """Whether queries, keys and values are of as many examples, and of as many heads, or of heads in groups."""
+    """Whether queries, keys and values agree in their numbers of examples and of heads, or have heads in groups."""
     if q.dim() < 3 or k.shape[:-2] != v.shape[:-2] or k.shape[-2] != v.shape[-2] or q.shape[-1] != k.shape[-1]:
         return False
     if q.shape[:-2] == k.shape[:-2]:
@@ -183,7 +183,7 @@ def _is_mask(mask: Tensor, scores: tuple[int, ...]) -> bool:
 
 
 def _cast(mask: Tensor) -> Tensor:
-    """A mask as autocast would make it."""
+    """Cast a mask as autocast would."""
     kind = mask.device.type
     if not mask.is_floating_point() or mask.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return mask
@@ -191,7 +191,7 @@ def _cast(mask: Tensor) -> Tensor:
 
 
 def _is_worthwhile(q: Tensor, k: Tensor, v: Tensor, learnt: Tensor | None, bits: int) -> bool:
-    """Whether rounded inputs and probabilities are clearly less than what PyTorch's kernel holds.
+    """Whether rounded inputs and probabilities take clearly fewer bytes than PyTorch's kernel holds.
 
     That is the inputs and the output; on a processor, where a mask is learnt, the probabilities in place of the output.
     """
@@ -211,7 +211,7 @@ def _mask(mask: Tensor | None, causal: bool, scores: Tensor) -> Tensor | None:
 def _step_by_step(
     call: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float, causal: bool, scale: float
 ) -> Any:
-    """With dropout PyTorch's processor kernel holds all probabilities, and more than once.
+    """Attention as separate operations: with dropout, PyTorch's CPU kernel holds all probabilities more than once.
 
     These are the very steps that it takes, in single precision where it does so, for the same bits; each of them lean.
     """

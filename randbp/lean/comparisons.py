@@ -1,9 +1,9 @@
-"""Functions whose gradient asks how numbers compare: one or two bits per entry.
+"""Functions whose gradient depends on comparisons of numbers: one or two bits per entry.
 
-Whether ``x`` or ``y`` was larger, where a row has its maximum, which sign a number has: that is all that the backward
-pass of ``maximum``, ``amax`` or ``abs`` finds out from the tensors that PyTorch holds for it. They are given stand-ins
-that compare alike, ``-1``, ``0``, ``1`` and NaN, so PyTorch's own backward pass does the rest: ties and NaN are shared
-out as ever, and gradients can be differentiated again.
+Whether ``x`` or ``y`` was larger, where a row has its maximum, which sign a number has: the backward pass of
+``maximum``, ``amax`` or ``abs`` needs nothing else of the tensors that PyTorch holds for it. In their place are held
+stand-ins that compare in the same way, ``-1``, ``0``, ``1`` and NaN. PyTorch's own backward pass does the rest: it
+divides gradients among ties and NaN as usual, and gradients can be differentiated again.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from .rules import Call, is_activation, is_unadorned, lean_version_of
 _ABS = ("abs", "abs_", "absolute", "absolute_", "__abs__")
 
 _ORDER = (-1.0, 1.0, 0.0, torch.nan)
-"""Less, more, equal, and none of these; a function that tells two cases takes one bit."""
+"""Less, greater, equal, and none of these; a function that distinguishes two cases takes one bit."""
 
 
 class StandIns(Entries):
-    """One of a few numbers per entry, packed.
+    """A tensor whose entries take only a few values, packed.
 
     Args:
         source: The tensor that they stand for.
@@ -41,7 +41,7 @@ class StandIns(Entries):
         super().__init__(source, (pack(flatten(codes, self._order), self._bits),), outer)
 
     def tensor(self) -> Tensor:
-        """The stand-ins."""
+        """Unpack the tensor of stand-ins."""
         (packed,) = self._parts()
         count = self._shape.numel()
         codes = unpack(packed, self._bits, count)
@@ -53,12 +53,12 @@ class StandIns(Entries):
 
 
 class _Later:
-    """What is known only when the function has run."""
+    """A stand-in that is known only after the function has run."""
 
     made: Packed
 
     def tensor(self) -> Tensor:
-        """It."""
+        """Return the stand-in."""
         return self.made.tensor()
 
 
@@ -73,7 +73,7 @@ def _is(tensor: Tensor, other: Tensor) -> bool:
 
 
 def _are_compared(*values: Any) -> bool:
-    """Whether these are tensors of one kind, of which PyTorch would hold more than their comparison takes."""
+    """Whether these are tensors of one kind whose comparison takes fewer bytes than PyTorch would hold."""
     first = values[0]
     if not all(
         is_unadorned(value)
@@ -88,7 +88,7 @@ def _are_compared(*values: Any) -> bool:
 
 
 def _order(x: Tensor, y: Tensor) -> Tensor:
-    """Places in :data:`_ORDER`."""
+    """Indices into :data:`_ORDER` of the comparison of two tensors."""
     codes = torch.add((x > y).to(torch.uint8), x == y, alpha=2)
     return codes.add_((x != x).logical_or(y != y), alpha=3)
 
@@ -102,7 +102,7 @@ def _smaller(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _run(call: Call, pack: Callable[..., Packed], *operands: Any) -> Any:
-    """The function, with what ``pack`` makes of a saved tensor, the hooks around, and the operands."""
+    """Run the function; ``pack`` replaces a saved tensor, given the outer hooks and the operands."""
     lent: list[Any] = list(operands)
     made: dict[Any, Packed] = {}
 
@@ -121,7 +121,7 @@ def _run(call: Call, pack: Callable[..., Packed], *operands: Any) -> Any:
 def _choose(
     call: Call, x: Any, y: Any, compare: Callable[[Tensor, Tensor], Tensor], values: tuple[float, ...] = _ORDER
 ) -> Any:
-    """One of two tensors, entry by entry; the second's stand-in is 0."""
+    """Functions that choose between two tensors, entry by entry; the second tensor's stand-in is 0."""
     if not _are_compared(x, y):
         return NotImplemented
 
@@ -144,7 +144,7 @@ _register("fmin", _smaller, (1.0, -1.0))
 
 
 def clamp_between(call: Call, x: Tensor, low: Tensor | None, high: Tensor | None) -> Any:
-    """``clamp`` by tensors, whose stand-ins are -1/2 and 1/2."""
+    """``clamp`` between tensors, whose stand-ins are -1/2 and 1/2."""
     bounds = [bound for bound in (low, high) if bound is not None]
     if not _are_compared(x, *bounds):
         return NotImplemented
@@ -158,7 +158,7 @@ def clamp_between(call: Call, x: Tensor, low: Tensor | None, high: Tensor | None
 
 
 def _sides(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-    """Places in :data:`_ORDER` of entries below, above and within the bounds."""
+    """Indices into :data:`_ORDER` of entries below, above and within the bounds."""
     no = torch.zeros((), dtype=torch.bool, device=x.device)
     below, above = no if low is None else x < low, no if high is None else x > high
     if low is not None and high is not None:
@@ -172,7 +172,7 @@ def _sides(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
 
 
 def _extreme(call: Call, x: Any, dim: Any = ()) -> Any:
-    """An entry of each row: stand-ins are 1 where it was found and 0 elsewhere, and 1 is the result's."""
+    """Functions that return one entry of each row: its stand-in is 1, as is the result's, and others are 0."""
     if not is_activation(x):
         return NotImplemented
     later, nan_too = _Later(), call.function not in _OF_ROWS
@@ -215,7 +215,7 @@ def _median(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
 
 
 def _hold_codes(call: Call, x: Any, code: Callable[[Tensor], Tensor], values: tuple[float, ...]) -> Any:
-    """A function of one tensor."""
+    """Run a function of one tensor, holding codes in place of the tensor."""
     if not is_activation(x) or call.kwargs.get("out") is not None:
         return NotImplemented
     count, dtype = x.numel(), x.dtype
@@ -230,7 +230,7 @@ def _hold_codes(call: Call, x: Any, code: Callable[[Tensor], Tensor], values: tu
 
 
 def hold_signs(call: Call, x: Any) -> Any:
-    """A function whose gradient needs the signs of a tensor."""
+    """Run a function whose gradient needs the signs of a tensor, holding these."""
     return _hold_codes(call, x, lambda tensor: _order(tensor, tensor.new_zeros(())), _ORDER)
 
 

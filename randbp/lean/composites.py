@@ -1,4 +1,4 @@
-"""PyTorch's functions that call others which have lean versions: these step in there, too.
+"""PyTorch functions that call other functions with lean versions, which are used inside them, too.
 
 Attention layers of ``nn.MultiheadAttention`` and ``nn.Transformer`` are one such function, with linear layers,
 products, softmax and dropout inside.
@@ -26,7 +26,7 @@ _COMPOSITES = [
 
 @lean_version_of(_COMPOSITES, exact=True)
 def lean_inside(call: Call, *args: Any, **kwargs: Any) -> Any:
-    """The function, with the lean versions of those that it calls."""
+    """Run the function with the lean versions of the functions that it calls."""
     function = written_out(call.function)
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if function is None or not all(map(is_unadorned, given)):

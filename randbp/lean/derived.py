@@ -1,4 +1,4 @@
-"""Functions of which every input entry enters one output entry: PyTorch's own derivatives, in a few bits.
+"""Functions in which each input entry affects one output entry: derivatives by PyTorch, held in a few bits.
 
 If ``x_i`` enters ``y_j`` alone, its gradient is ``v_j ∂y_j/∂x_i``: linear in the derivative, so any unbiased rounding
 of that will do. It need not be written down: differentiating ``Σ_j y_j`` gives all at once, in the forward pass.
@@ -23,14 +23,14 @@ from .rules import RULES, Call, Rule, is_activation, is_unadorned, lean_version_
 
 @dataclass(frozen=True)
 class _Place:
-    """An argument that wants a gradient."""
+    """An argument that requires a gradient."""
 
     key: int | str
     tensor: Tensor
 
 
 def _places(call: Call) -> list[_Place] | None:
-    """Arguments that want gradients, if rounding their derivatives is worth it."""
+    """The arguments that require gradients, if rounding their derivatives is worthwhile."""
     given: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     tensors = [(key, value) for key, value in given if isinstance(value, Tensor)]
     if call.kwargs.get("out") is not None or not any(is_activation(value) for _, value in tensors):
@@ -43,7 +43,7 @@ def _places(call: Call) -> list[_Place] | None:
 def _with_derivatives(
     call: Call, places: list[_Place], shape: torch.Size | None
 ) -> tuple[Tensor, list[tuple[_Place, Tensor]]]:
-    """The function's value, and the derivatives of its sum with respect to arguments that enter it.
+    """The function's value, and the derivatives of its sum with respect to its arguments.
 
     Arguments are expanded to a shape if there is one.
     """
@@ -61,7 +61,7 @@ def _with_derivatives(
 
 
 def hold_derivatives(call: Call, rows: Any = None, expand: bool = False, poles: bool = True) -> Any:
-    """The function's value, holding its rounded derivatives.
+    """Compute the function's value, holding its rounded derivatives.
 
     Args:
         call: Of a function of tensors, each entry of which enters one entry of the result.
@@ -112,7 +112,7 @@ def _double(value: Any) -> Any:
 
 
 def _of_several(of_one: Rule | None, call: Call, *args: Any, **kwargs: Any) -> Any:
-    """Of several tensors; :mod:`.elementwise` has some of these functions with numbers."""
+    """Functions of several tensors; :mod:`.elementwise` serves some of them with numbers as arguments."""
     if call.function in _IN_DOUBLE:  # as PyTorch does first: derivatives may exceed a narrower type's range
         args, kwargs = tuple(map(_double, args)), {name: _double(value) for name, value in kwargs.items()}
         call = replace(call, args=args, kwargs=kwargs)
@@ -158,7 +158,7 @@ _ROWS_OF_LOSSES = {
     **dict.fromkeys((F.multi_margin_loss, F.multilabel_margin_loss, F.multilabel_soft_margin_loss), -1),
     **dict.fromkeys((F.cosine_embedding_loss, F.triplet_margin_loss), -1),
 }
-"""Losses, and the dimension that they reduce in any case."""
+"""Losses, with the dimension that they always reduce."""
 
 
 def _loss(rows: int | None, call: Call, *args: Any, **kwargs: Any) -> Any:
@@ -171,5 +171,5 @@ for _function, _rows in _ROWS_OF_LOSSES.items():
 
 @lean_version_of([F.kl_div], exact=False)
 def _kl_div(call: Call, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """The gradient of the input needs the target alone."""
+    """``kl_div``, whose input gradient needs the target alone."""
     return hold_derivatives(call, poles=False) if target.requires_grad else NotImplemented

@@ -17,7 +17,7 @@ from .rules import Call, is_activation, is_plain, lean_version_of
 
 
 class _Dropout(torch.autograd.Function):
-    """Draws from PyTorch's generator exactly as its own dropout does, and holds one bit per entry."""
+    """Draws from PyTorch's generator exactly as PyTorch's dropout does, and holds one bit per entry."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float, inplace: bool) -> Tensor:
@@ -78,7 +78,7 @@ _LEAST = 1.7580993408473766  # minus SELU's lower limit, to all the digits that 
 
 @lean_version_of([F.alpha_dropout], exact=True)
 def _alpha_dropout(call: Call, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Any:
-    """Its factors are 0 and one other number."""
+    """``alpha_dropout``, whose factors are 0 and one other number."""
     if not training or not 0 < p < 1 or not is_activation(input):
         return NotImplemented
     count, factor = input.numel(), 1 / sqrt((_LEAST**2 * p + 1) * (1 - p))

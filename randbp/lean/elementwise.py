@@ -51,11 +51,11 @@ _POWERS = ["pow", "__pow__", "__ipow__", "float_power"]
 
 
 def _register(name: str, kind_of: Callable[..., Slopes]) -> None:
-    """The functions of that name and their in-place variants, in all of PyTorch's name spaces.
+    """Register a function and its in-place variant by name, in all of PyTorch's name spaces.
 
     Args:
-        name: Of the function.
-        kind_of: How its derivative is held, given the bits per entry and the numbers that the call names.
+        name: Name of the function.
+        kind_of: Chooses how its derivative is held, given the bits per entry and the call's numeric arguments.
     """
     for space in (torch, Tensor, torch.special, torch.nn.functional):
         for each in (name, f"{name}_"):
@@ -66,7 +66,7 @@ def _register(name: str, kind_of: Callable[..., Slopes]) -> None:
 
 
 def _elementwise(kind_of: Callable[..., Slopes], inplace: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
-    """A function of one tensor, which may stand in any place, and numbers."""
+    """Run a function of numbers and one tensor, at any position among the arguments."""
     if "input" in kwargs:
         kwargs = dict(kwargs)
         args = (kwargs.pop("input"), *args)
@@ -82,7 +82,7 @@ def _elementwise(kind_of: Callable[..., Slopes], inplace: bool, call: Call, *arg
 
 
 def _power(bits: int, *numbers: Any) -> Slopes:
-    """Of ``x^n`` or ``n^x``: there are poles only where an exponent below 1 may be meant."""
+    """The slopes of ``x^n`` or ``n^x``, which have poles only if an exponent may be below 1."""
     return slopes(bits, poles=not all(number >= 1 for number in numbers))
 
 

@@ -1,6 +1,7 @@
-"""Functions that move entries: indices in the smallest integers, masks in bits, and of the entries the shape alone.
+"""Functions that move entries: they hold indices in the smallest integers, masks in bits, and shapes, but no entries.
 
-A sum's gradient reads where its terms came from, never what they were, and so do gathering, sorting and padding.
+The gradient of a sum depends on where its terms came from, not on their values. The same holds for gathering, sorting
+and padding.
 """
 
 from typing import Any
@@ -15,20 +16,20 @@ from .rules import Call, is_activation, is_plain, is_small, lean_version_of
 
 
 class _Indices(Entries):
-    """Indices below a limit, in the smallest integers."""
+    """Indices below a limit, held in the smallest integers."""
 
     def __init__(self, indices: Tensor, limit: int, outer: Hooks | None) -> None:
         small = next(t for t in (torch.uint8, torch.int16, torch.int32, torch.int64) if limit <= torch.iinfo(t).max + 1)
         super().__init__(indices, (indices.to(small),), outer)
 
     def tensor(self) -> Tensor:
-        """The indices."""
+        """Restore the indices."""
         (small,) = self._parts()
         return small.long()
 
 
 def with_indices(call: Call, input: Any, *args: Any, **options: Any) -> Any:
-    """A function that returns entries of rows and their indices along a dimension."""
+    """Run a function that returns entries of rows and their indices along a dimension."""
     if options.get("out") is not None or not is_activation(input):
         return NotImplemented
     limit, source = max(input.shape, default=1), id(input.untyped_storage())
@@ -47,7 +48,7 @@ lean_version_of([getattr(space, name) for space in (torch, Tensor) for name in _
 
 
 def _of_shapes(call: Call, *args: Any, **kwargs: Any) -> Any:
-    """A function whose gradient needs shapes, indices and masks."""
+    """Run a function whose gradient needs shapes, indices and masks."""
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if kwargs.get("out") is not None or not any(map(is_plain, given)):
         return NotImplemented
@@ -88,7 +89,7 @@ def _scatter_reduce(
 
 @lean_version_of([Tensor.__getitem__], exact=True)
 def _items(call: Call, input: Tensor, index: Any) -> Any:
-    """``x[mask]``; most other subscripts are views."""
+    """``x[mask]``. Most other subscripts are views."""
     given = index if isinstance(index, tuple) else (index,)
     masked = any(isinstance(value, Tensor) and value.dtype == torch.bool for value in given)
     return _of_shapes(call, input, *given) if masked else NotImplemented
@@ -101,7 +102,7 @@ def _pad(call: Call, input: Tensor, pad: Any, mode: str = "constant", value: Any
 
 @lean_version_of([F.grid_sample], exact=True)
 def _grid_sample(call: Call, input: Tensor, grid: Tensor, *args: Any, **options: Any) -> Any:
-    """Linear in the input, and so is the gradient of the grid, which alone needs its entries."""
+    """``grid_sample``: linear in the input, as is the gradient of the grid, which alone needs the input's entries."""
     if not is_activation(input) or (grid.requires_grad and not call.rounds):
         return NotImplemented
     source, needed, session = id(input.untyped_storage()), grid.requires_grad, call.session

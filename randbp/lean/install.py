@@ -1,4 +1,4 @@
-"""Make a model lean, and take it back."""
+"""Installation of lean mode in a model, and its removal."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from .mode import Level, Part, Session
 from .parts import join_chain, split_chains
 
 Lean = bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]]
-"""What ``lean=`` takes; see :func:`randbp.randomize`."""
+"""The values of ``lean=``; see :func:`randbp.randomize`."""
 
 _LEVELS: dict[Any, Level] = {True: "rounded", "exact": "exact", False: None}
 
@@ -42,7 +42,7 @@ def check_lean(lean: object, bits: object, parts: object = 1) -> None:
 
 
 class LeanHandle:
-    """What :func:`make_lean` did to a model, and the way back."""
+    """Result of :func:`make_lean`: it undoes the installation."""
 
     def __init__(
         self, stops: list[Callable[[], None]], chains: list[nn.Module], model: nn.Module, around: Part
@@ -51,7 +51,7 @@ class LeanHandle:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Code inside is lean as that of the model itself is, in its training mode."""
+        """A context in which code is as lean as the model itself, in training mode."""
         if not self._stops or torch.compiler.is_compiling():
             yield
             return
@@ -79,20 +79,20 @@ def make_lean(
     parts: int = 1,
     whole: Collection[nn.Module] = (),
 ) -> LeanHandle:
-    """Let every operation of a model store the least that still gives its gradient, in training mode.
+    """Let the operations of a model store only what their gradients need, in training mode.
 
     Args:
         model: Any module.
         lean: ``True``, ``"exact"``, or a mapping from names or globs of modules to these or ``False``: the last entry
             that matches a module, or else one around it, holds; a module that nothing matches is lean.
         bits: Bits per entry where a version rounds.
-        clock: Seed, training step and how often it was set.
-        apart: Modules that an estimator serves, and inside which therefore nothing else is rounded.
+        clock: Seed, training step, and the number of times that it was set.
+        apart: Modules that an estimator serves; inside them nothing else is rounded.
         parts: Into how many parts of the batch the wide stretches of chains are split, where lean versions may round.
         whole: Modules that need the whole batch at once.
 
     Raises:
-        ValueError: If a setting is none, or a name or glob matches no module.
+        ValueError: If a setting is invalid, or a name or glob matches no module.
     """
     check_lean(lean, bits, parts)
     level_of = _levels(model, lean)
@@ -117,7 +117,7 @@ def make_lean(
 
 
 def _levels(model: nn.Module, lean: Lean) -> Callable[[set[str]], Level]:
-    """The level of a module by its names."""
+    """Make a function that returns the level of a module, given its names."""
     if not isinstance(lean, Mapping):
         return lambda names: _LEVELS[lean]
     known = [name for name, _ in model.named_modules(remove_duplicate=False)]

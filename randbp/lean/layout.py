@@ -1,4 +1,4 @@
-"""Tensors in the order in which their entries lie in memory."""
+"""The memory order of tensors, and tensors flattened in that order."""
 
 from collections.abc import Iterable
 from operator import index
@@ -12,7 +12,7 @@ CACHE = 2**17
 
 
 def memory_order(tensor: Tensor) -> tuple[int, ...]:
-    """Dimensions from the outermost to the innermost in memory; as they stand if the tensor has gaps or overlaps.
+    """Dimensions from the outermost to the innermost in memory; in their own order if the tensor has gaps or overlaps.
 
     Example:
         >>> memory_order(torch.empty(2, 3, 4, 5, memory_format=torch.channels_last))
@@ -27,18 +27,18 @@ def memory_order(tensor: Tensor) -> tuple[int, ...]:
 
 
 def flatten(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
-    """All entries in the given order; a view where the tensor lies in that order."""
+    """All entries in the given order; a view if the tensor has that memory order."""
     return tensor.permute(order).reshape(-1)
 
 
 def unflatten(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
-    """Inverse of :func:`flatten`, as a view."""
+    """Undo :func:`flatten`, as a view."""
     inverse = sorted(range(len(order)), key=lambda dim: order[dim])
     return flat.view([shape[dim] for dim in order]).permute(inverse)
 
 
 def unexpanded(tensor: Tensor) -> Tensor:
-    """A view without the repetitions of ``expand``: one entry stands for all that share its memory.
+    """A view without the repetitions of ``expand``: one entry for all those that share its memory.
 
     Example:
         >>> unexpanded(torch.ones(3, 1).expand(3, 5)).shape
@@ -51,7 +51,7 @@ def unexpanded(tensor: Tensor) -> Tensor:
 
 
 def broadcast(tensors: Iterable[Tensor]) -> torch.Size | None:
-    """The shape that tensors have together, if there is one.
+    """The shape to which tensors broadcast; ``None`` if they do not.
 
     Example:
         >>> broadcast([torch.ones(3, 1), torch.ones(5)]), broadcast([torch.ones(3), torch.ones(5)])
@@ -64,7 +64,7 @@ def broadcast(tensors: Iterable[Tensor]) -> torch.Size | None:
 
 
 def reduced_shape(shape: torch.Size, dim: Any) -> torch.Size:
-    """A shape with ones for the dimensions that a reduction names: one, several, or all if none.
+    """A shape with ones in the reduced dimensions: one, several, or all if none is given.
 
     Example:
         >>> reduced_shape(torch.Size([2, 3, 5]), (0, -1)), reduced_shape(torch.Size([2, 3]), 1)
@@ -76,7 +76,7 @@ def reduced_shape(shape: torch.Size, dim: Any) -> torch.Size:
 
 
 def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:
-    """Slices of ``0 … count - 1`` that fit a processor's cache; on an accelerator few and large ones.
+    """Slices of ``0 … count - 1`` that fit a CPU's cache; few and large ones on an accelerator.
 
     Args:
         count: Entries in all.

@@ -1,4 +1,4 @@
-"""Losses within a model: of cross-entropy rounded probabilities, where PyTorch holds the logarithms of all classes.
+"""Losses within a model: cross-entropy holds rounded probabilities, where PyTorch holds the logarithms of all classes.
 
 A language model's loss is over its whole vocabulary, which makes this its largest tensor. Absolute errors need signs
 alone; other losses are in :mod:`.derived`.
@@ -18,7 +18,7 @@ from .rules import Call, is_activation, lean_version_of
 
 @lean_version_of([F.nll_loss], exact=True)
 def _nll_loss(call: Call, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """The gradient is minus the weights at the targets, whatever the input was."""
+    """``nll_loss``, whose gradient is minus the weights at the targets, whatever the input was."""
     if not is_activation(input):
         return NotImplemented
     source = id(input.untyped_storage())
@@ -42,7 +42,7 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Any:
-    """Of classes by their numbers, in the two steps that PyTorch takes, too; else its derivatives are held."""
+    """``cross_entropy``: with class numbers, the two steps that PyTorch takes; else its derivatives are held."""
     if not is_activation(input) or input.dim() < 2:
         return NotImplemented
     if target.is_floating_point() or label_smoothing != 0 or size_average is not None or reduce is not None:
@@ -64,7 +64,7 @@ def _l1_loss(
     reduction: str = "mean",
     weight: Any = None,
 ) -> Any:
-    """In the steps that PyTorch takes, of which the second needs signs alone."""
+    """``l1_loss`` in PyTorch's steps, of which the second needs signs alone."""
     old = size_average is not None or reduce is not None
     if old or weight is not None or input.shape != target.shape or reduction not in ("mean", "sum", "none"):
         return NotImplemented

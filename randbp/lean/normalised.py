@@ -1,4 +1,4 @@
-"""Batch normalisation made again from its statistics, with PyTorch's bits.
+"""Batch normalisation recomputed from its statistics, bit for bit as PyTorch's.
 
 PyTorch's kernel for processors computes ``a x + b`` with ``a = r γ`` and ``b = β - μ a``, where ``μ`` and ``r`` are the
 statistics that its backward pass holds anyway. Where :func:`randbp.kernels.scaled` gives the very bits of its output,
@@ -26,7 +26,7 @@ _FOUND: dict[tuple[object, ...], int] = {}
 
 @dataclass(frozen=True)
 class Normalised:
-    """A step of a recipe: normalise by known statistics.
+    """A step of a recipe: normalisation by known statistics.
 
     Attributes:
         mean: ``μ``, ``[C]``.
@@ -43,11 +43,11 @@ class Normalised:
     relu: bool = False
 
     def with_relu(self) -> "Normalised":
-        """The same, followed by ReLU."""
+        """The same step, followed by ReLU."""
         return replace(self, relu=True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Make the output again."""
+        """Recompute the output."""
         scale = self.rstd * self.weight
         shift = multiply_add(self.mean.neg(), scale, self.bias)
         channels = len(scale)
@@ -59,12 +59,12 @@ class Normalised:
 
 
 def are_single(*tensors: Tensor) -> bool:
-    """Whether all are tensors of a processor, in single precision."""
+    """Whether all are single-precision tensors on a CPU."""
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
 
 
 def normalised(x: Tensor, y: Tensor, step: Normalised) -> Normalised | None:
-    """The step, if it gives the bits of PyTorch's output ``y``."""
+    """Make the step, if it reproduces PyTorch's output ``y`` bit for bit."""
     if scaled.backend("cpu") != "numba" or x.stride() != y.stride():
         return None
     if not x.is_contiguous() and not x.movedim(1, -1).is_contiguous():

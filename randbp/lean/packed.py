@@ -1,4 +1,4 @@
-"""What may stand in the place of a tensor that an operation of PyTorch saves, through saved-tensor hooks."""
+"""Substitutes for tensors that operations of PyTorch save, put in place by saved-tensor hooks."""
 
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
@@ -18,15 +18,15 @@ from .rules import Session, is_small
 
 
 class Packed(Protocol):
-    """What can make a saved tensor again."""
+    """Base class of objects that can restore a saved tensor."""
 
     def tensor(self) -> Tensor:
-        """The tensor, or an unbiased estimate of it."""
+        """Restore the tensor, or return an unbiased estimate of it."""
 
 
 @contextmanager
 def packing(pack: Callable[[Tensor, Hooks | None], Packed | None]) -> Iterator[None]:
-    """Operations inside hold what a function makes of the tensors that they save.
+    """A context in which operations hold what a function makes of the tensors that they save.
 
     Args:
         pack: Gets the tensor, and the saved-tensor hooks around, to which what is held goes on. ``None`` for a tensor
@@ -50,18 +50,18 @@ def _unpacked(held: Any) -> Tensor:
 
 
 class _Passed:
-    """A tensor that went to the saved-tensor hooks around ours."""
+    """A tensor that was passed on to the outer saved-tensor hooks."""
 
     def __init__(self, tensor: Tensor, outer: Hooks) -> None:
         self._held, self._unpack = outer[0](tensor), outer[1]
 
     def tensor(self) -> Tensor:
-        """What those hooks give back."""
+        """Return what the outer hooks give back."""
         return self._unpack(self._held)
 
 
 class Entries:
-    """The entries of a tensor in the order of its memory, in the place of saved tensors of autograd.
+    """The entries of a tensor in memory order, as a substitute for saved tensors.
 
     Args:
         source: The tensor.
@@ -78,7 +78,7 @@ class Entries:
 
 
 class Rounded(Entries):
-    """The entries in a few bits each.
+    """Entries in a few bits each.
 
     Args:
         flat: The entries as they lie in memory.
@@ -94,14 +94,14 @@ class Rounded(Entries):
         super().__init__(flat, held, outer)
 
     def flat(self) -> Tensor:
-        """The entries, unbiased."""
+        """Return unbiased estimates of the entries."""
         codes, scales, seed = self._parts()
         return self._layout.decode(codes, scales, int(seed), dtype=self._dtype).view(-1)
 
 
 @dataclass(frozen=True)
 class Constant:
-    """Stands for a tensor of which a backward pass reads the shape, or compares its entries with a stand-in's."""
+    """Replaces a tensor of which a backward pass reads only the shape, or compares entries with those of a stand-in."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -110,16 +110,16 @@ class Constant:
 
     @staticmethod
     def like(tensor: Tensor, value: float = 0) -> "Constant":
-        """In the place of a tensor."""
+        """Make the substitute for a tensor."""
         return Constant(tensor.shape, tensor.dtype, tensor.device, value)
 
     def tensor(self) -> Tensor:
-        """One number, repeated."""
+        """Return one number, repeated."""
         return torch.tensor(self.value, dtype=self.dtype, device=self.device).expand(self.shape)
 
 
 class _Bits(Entries):
-    """The entries of a mask in one bit each, without repetitions."""
+    """Entries of a mask in one bit each, without repetitions."""
 
     def __init__(self, mask: Tensor, outer: Hooks | None) -> None:
         once = unexpanded(mask)
@@ -127,26 +127,26 @@ class _Bits(Entries):
         super().__init__(mask, (Mask(once.numel()).encode(flatten(once, self._order)),), outer)
 
     def once(self) -> Tensor:
-        """The entries."""
+        """Return the entries."""
         (bits,) = self._parts()
         return unflatten(Mask(self._shape.numel()).decode(bits), self._shape, self._order)
 
 
 @dataclass(frozen=True)
 class _View:
-    """One tensor that looks at rounded entries."""
+    """A tensor that is a view of rounded entries."""
 
     entries: Rounded
     shape: torch.Size
     stride: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        """It, unbiased."""
+        """Return an unbiased estimate of the tensor."""
         return self.entries.flat().as_strided(self.shape, self.stride)
 
 
 class Again:
-    """A tensor that is made again by its recipe; the recipe's base is held in its place."""
+    """A tensor that is recomputed by its recipe; the base of the recipe is held in its place."""
 
     def __init__(self, recipe: Recipe, outer: Hooks | None) -> None:
         self._steps, self._constants, self._outer = recipe.steps, recipe.constants, outer
@@ -154,7 +154,7 @@ class Again:
         self._versions = self._now()
 
     def tensor(self) -> Tensor:
-        """It, bit for bit."""
+        """Recompute the tensor, bit for bit."""
         if self._now() != self._versions:
             raise RuntimeError(
                 "lean: a tensor needed for backward was modified in place after its use; "
@@ -170,14 +170,14 @@ class Again:
 Roundings = MutableMapping[Any, Rounded]
 
 ROUNDED: WeakValueDictionary[Any, Rounded] = WeakValueDictionary()
-"""What is rounded already, for tensors that several layers save."""
+"""Entries that have been rounded already, for tensors that several layers save."""
 
 _MASKS: WeakValueDictionary[Any, _Bits] = WeakValueDictionary()
-"""Masks that are packed already."""
+"""Masks that have been packed already."""
 
 
 def rounded(tensor: Tensor, session: Session, outer: Hooks | None, known: Roundings | None) -> Packed:
-    """A saved tensor in a few bits per entry, once for all that save it.
+    """Round a saved tensor to a few bits per entry, once for all operations that save it.
 
     Args:
         tensor: Any.
@@ -198,24 +198,24 @@ def rounded(tensor: Tensor, session: Session, outer: Hooks | None, known: Roundi
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Of the entries of a tensor without gaps."""
+    """Identify the memory of a tensor without gaps."""
     return id(tensor.untyped_storage()), tensor.storage_offset(), tensor.numel(), tensor.dtype, tensor._version
 
 
 @dataclass(frozen=True)
 class _Mask:
-    """A mask that looks at bits, and may repeat them."""
+    """A mask that is a view of bits, and may repeat them."""
 
     bits: _Bits
     shape: torch.Size
 
     def tensor(self) -> Tensor:
-        """It."""
+        """Restore the mask."""
         return self.bits.once().expand(self.shape)
 
 
 def packed_mask(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-    """A saved ``bool`` tensor in one bit per entry, once for all that save it; ``None`` for others and small ones."""
+    """Pack a saved ``bool`` tensor to one bit per entry, once for all that save it; ``None`` for other tensors."""
     if tensor.dtype != torch.bool or tensor.layout != torch.strided or is_small(unexpanded(tensor)):
         return None
     key = (*_place(tensor), tensor.shape, tensor.stride(), outer)

@@ -22,7 +22,7 @@ from .slopes import Slopes, slopes
 
 @dataclass(frozen=True)
 class _Argument:
-    """One of the tensors, and what makes the function's derivative with respect to it (``None``: 1 all over)."""
+    """One of the tensors, and a function for the derivative with respect to it (``None``: the derivative is 1)."""
 
     tensor: Tensor
     partial: Callable[[], Tensor] | None
@@ -30,7 +30,7 @@ class _Argument:
 
 @dataclass(frozen=True)
 class _Place:
-    """How a partial derivative lies in memory."""
+    """The memory layout of a partial derivative."""
 
     shape: torch.Size
     order: tuple[int, ...]
@@ -98,7 +98,7 @@ def _slope(kind: Slopes, place: _Place, held: Tensor, noise: Stream) -> Tensor:
 
 
 def _apply(call: Call, *arguments: _Argument, poles: bool = True, inplace: bool = False) -> Any:
-    """The function's value, holding rounded partial derivatives, if that is worth its while."""
+    """Compute the function's value, holding rounded partial derivatives, if that is worthwhile."""
     tensors = [argument.tensor for argument in arguments]
     if not any(map(is_activation, tensors)) or (inplace and not is_plain(tensors[0])):
         return NotImplemented
@@ -113,7 +113,7 @@ def apply_partials(
     inplace: bool = False,
     reduced: torch.Size | None = None,
 ) -> Tensor:
-    """The function's value, holding its rounded partial derivatives.
+    """Compute the function's value, holding its rounded partial derivatives.
 
     Args:
         call: What gives the value.
@@ -129,7 +129,7 @@ def apply_partials(
 
 
 def _are_factors(*values: Any) -> bool:
-    """Whether all are tensors of numbers, and none of them large and alive anyway."""
+    """Whether all are floating tensors, and none is a large one that stays alive anyway."""
     return all(
         is_unadorned(value)
         and value.layout is torch.strided

@@ -1,10 +1,10 @@
 """Run the wide stretch of a chain on one part of the batch at a time, so that its tensors are never all alive.
 
-What layers hold for backward adds up to the same, but a step's peak is also made of tensors on their way: a layer's
-input and output in the forward pass, their gradients in the backward pass. Where layers treat examples one by one, the
-widest of them need not be there for the whole batch at once. Autograd works the parts off one after the other, too, and
-adds their weight gradients up. (Unlike micro-batches of a whole step this leaves batch normalisation, the loss and
-everything else outside the stretch as it is.)
+The bytes held for backward stay the same, but a step's peak also includes tensors that are only in use: a layer's input
+and output in the forward pass, their gradients in the backward pass. If layers treat examples one by one, the widest
+tensors need not exist for the whole batch at once. Autograd, too, goes through the parts one after the other, and adds
+up their weight gradients. (Unlike micro-batches of a whole step, this does not change batch normalisation, the loss or
+anything else outside the stretch.)
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ WORTHWHILE = 2**24
 
 
 def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:
-    """Which layers of a chain to run in parts: from the first to the last of the wide ones, if that lowers the peak.
+    """The layers of a chain to run in parts: from the first to the last wide one, if that lowers the peak.
 
     A layer is wide if its input and output are more than one part of the widest layer's. What enters the stretch, and
     what leaves it, is there for the whole batch, the latter twice while its parts are joined.
@@ -56,18 +56,18 @@ def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Chain:
-    """What a container beside its layers knows.
+    """The state of a container in addition to its layers.
 
     Attributes:
-        parts: How many there are at most.
-        free: Of each layer, whether it may be run in parts if it treats examples one by one.
+        parts: Largest number of parts.
+        free: Whether each layer may be run in parts if it treats examples one by one.
     """
 
     parts: int
     free: tuple[bool, ...]
 
     def sizes_from(self, first: int, layers: Sequence[nn.Module], input: Tensor) -> list[int]:
-        """Entries per example of the input and each layer's output, from a layer on, as far as they may be split.
+        """Entries per example of the input and each layer's output, starting at a layer, as far as they may be split.
 
         They are computed anew each time, for layers may have other settings by now.
         """
@@ -76,12 +76,12 @@ class _Chain:
 
 
 class PartwiseChain(Reclassed):
-    """Mixed in before ``nn.Sequential``; the state lies in the container's ``__dict__``."""
+    """Mixed in before ``nn.Sequential``; its state is in the container's ``__dict__``."""
 
     prefix = "Partwise"
 
     def forward(self, input: Tensor) -> Tensor:
-        """The layers one after the other, in training mode the widest of them for a part of the batch at a time."""
+        """Run the layers in turn; in training mode, the widest of them on a part of the batch at a time."""
         container, chain = cast(nn.Sequential, self), self.__dict__.get(_STATE)  # slices of a container have no state
         if chain is None or not _may_be_split(container, chain, input):
             output: Tensor = super().forward(input)  # type: ignore[misc]
@@ -118,7 +118,7 @@ def _may_be_split(container: nn.Sequential, chain: _Chain, input: object) -> boo
 
 
 def _stretch(layers: Sequence[nn.Module], sizes: Sequence[int], input: Tensor, parts: int) -> tuple[int, int]:
-    """:func:`wide_stretch` where it is worth it."""
+    """:func:`wide_stretch` if the tensors are large enough."""
     widest = max((before + after for before, after in pairwise(sizes)), default=0)
     if widest * len(input) * input.element_size() < WORTHWHILE:
         return 0, 0
@@ -152,15 +152,15 @@ def _run_in_parts(layers: Sequence[nn.Module], input: Tensor, parts: int) -> Ten
 
 
 def split_chains(model: nn.Module, parts: int, free: Callable[[nn.Module], bool]) -> list[nn.Module]:
-    """Let the plain ``nn.Sequential`` containers of a model run wide stretches in parts, in training mode.
+    """Let a model's plain ``nn.Sequential`` containers run wide stretches in parts, in training mode.
 
     Args:
         model: Any module.
-        parts: How many parts of the batch.
-        free: Whether a container or one of its layers may.
+        parts: Number of parts of the batch.
+        free: Whether a container or one of its layers may be split.
 
     Returns:
-        The containers; :func:`join_chain` takes it back.
+        The containers that were changed; :func:`join_chain` restores each.
     """
     chains: list[nn.Module] = []
     for module in model.modules():

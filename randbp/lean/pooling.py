@@ -1,4 +1,4 @@
-"""Pooling: where in its window a maximum was, in a few bits; nothing at all of an average."""
+"""Pooling: a maximum holds its place in the window in a few bits, an average holds nothing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class _Windows:
         return function(grad, stand_in, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, indices)
 
     def fused_size(self, input_size: torch.Size) -> list[int] | None:
-        """Of a plane of maxima where the fused operation serves; ``None`` where PyTorch's is to run, or to refuse."""
+        """Size of the plane of maxima if the fused operation serves; ``None`` if PyTorch's should run or raise."""
         valid = (k > 0 and s > 0 and d > 0 and 0 <= 2 * p <= k for k, s, p, d in self._each)
         if prod(self.kernel) > 256 or not all(valid):
             return None
@@ -83,7 +83,7 @@ class _Windows:
         return pack(flat, bits)
 
     def decode(self, codes: Tensor, shape: torch.Size, input_size: torch.Size) -> Tensor:
-        """The indices that were encoded."""
+        """Restore the encoded indices."""
         bits = self._code[1]
         flat = codes if bits is None else unpack(codes, bits, prod(shape))
         planes = flat.view(-1, *shape[-self.dims :])
@@ -91,12 +91,12 @@ class _Windows:
 
     @property
     def geometry(self) -> tuple[tuple[int, ...], ...]:
-        """What fused operations take, as these name it."""
+        """The arguments of fused operations, by name."""
         return self.kernel, self.stride, self.padding, self.dilation
 
     @property
     def _code(self) -> tuple[torch.dtype, int | None]:
-        """Dtype of an offset, and the bits that it is packed into if a byte can hold it."""
+        """Data type of an offset, and its number of bits when packed, if a byte can hold it."""
         size = prod(self.kernel)
         if size > 256:
             return (torch.int16 if size <= 2**15 else torch.int32), None
@@ -105,7 +105,7 @@ class _Windows:
 
 @dataclass(frozen=True)
 class _Adaptive:
-    """Max-pooling to a given size; its windows differ, so positions are held in the narrowest integers."""
+    """Max-pooling to a given size; windows differ, so positions are held in the narrowest integers."""
 
     size: tuple[int, ...]
 
@@ -152,7 +152,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 class _FusedMaxPool(torch.autograd.Function):
-    """Makes the maxima and their packed positions in one pass, without integers of 64 bits on the way."""
+    """Computes the maxima and their packed positions in one pass, without 64-bit integers in between."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, edge: Tensor | None, windows: _Windows, output_size: list[int]) -> Tensor:
@@ -246,7 +246,7 @@ def _register_adaptive_max_pool(dims: int) -> None:
 
 
 def _wanted(size: Any, dims: int) -> tuple[int | None, ...] | None:
-    """The size that an adaptive pooling is to give, if it is written as PyTorch documents it."""
+    """The output size of an adaptive pooling, if it is given in a documented form."""
     if isinstance(size, int):
         return (size,) * dims
     if not isinstance(size, tuple | list) or len(size) != dims:
@@ -255,7 +255,7 @@ def _wanted(size: Any, dims: int) -> tuple[int | None, ...] | None:
 
 
 class _ShapeOnly(torch.autograd.Function):
-    """An operation whose gradient reads only the shape of its input; holds nothing."""
+    """An operation whose gradient reads only the shape of its input; it holds nothing."""
 
     @staticmethod
     def forward(

@@ -76,7 +76,7 @@ def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
 
 
 def cast_by_autocast(value: Any) -> Any:
-    """An activation as autocast would make it, so that what is saved can be recognised."""
+    """Cast an activation as autocast would, so that a saved tensor can be recognised."""
     if not is_activation(value) or not torch.is_autocast_enabled(value.device.type) or value.dtype == torch.float64:
         return value
     return value.to(torch.get_autocast_dtype(value.device.type))

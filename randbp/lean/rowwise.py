@@ -1,4 +1,4 @@
-r"""Functions of rows whose gradient needs their output alone: softmax, its logarithm and unit vectors.
+r"""Functions of rows whose gradient needs only their output: softmax, its logarithm and unit vectors.
 
 With ``v`` the output gradient, ``y`` the output and sums over a row, the input gradients are
 
@@ -28,7 +28,7 @@ from .rules import Call, is_activation, lean_version_of
 
 
 def _times_own_product(y: Tensor, v: Tensor, variance: Tensor) -> Tensor:
-    """``y_i Σ_j y_j v_j``, unbiased."""
+    """An unbiased estimate of ``y_i Σ_j y_j v_j``."""
     return torch.addcmul(y * torch.linalg.vecdot(y, v).unsqueeze(1), variance, v, value=-1)
 
 
@@ -111,7 +111,7 @@ class _RowWise(torch.autograd.Function):
 
 
 def _parts(rows: Tensor) -> list[slice]:
-    """Some rows at a time."""
+    """Slices of some rows each."""
     columns = rows.shape[1]
     return [slice(p.start // columns, p.stop // columns) for p in pieces(rows.numel(), rows.device, columns)]
 
@@ -124,7 +124,7 @@ def _apply(kind: _Kind, call: Call, x: Tensor, dim: Any) -> Any:
 
 
 def _register(name: str, kind: _Kind) -> None:
-    """A function of that name in all of PyTorch's name spaces: ``(input, dim, dtype)``, and in one a stack level."""
+    """Register a function by name in all of PyTorch's name spaces; it takes ``(input, dim, dtype)``."""
 
     @lean_version_of([getattr(torch, name), getattr(Tensor, name), getattr(torch.special, name)], exact=False)
     def version(call: Call, input: Tensor, dim: Any, dtype: Any = None, *, out: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Which functions of PyTorch have a lean version: a register that the files beside this one fill."""
+"""The table of PyTorch functions with lean versions, which the other files of this folder fill."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -12,23 +12,25 @@ from torch import Tensor
 
 
 class Session(Protocol):
-    """What a lean version may ask for."""
+    """The part of a session that lean versions may use."""
 
     bits: int
 
     def seed(self) -> int:
-        """A seed that was never given before."""
+        """Return a new seed."""
 
     def inside(self) -> AbstractContextManager[Any]:
-        """Lean versions step in again, for what a version itself calls."""
+        """A context in which lean versions are used again, for functions that a lean version itself calls."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a function of PyTorch.
+    """One call of a PyTorch function.
 
     Attributes:
-        run: The function itself; ``run()`` is what would have happened.
+        function: PyTorch's function.
+        args: Its positional arguments.
+        kwargs: Its named arguments.
         session: Settings and seeds.
         rounds: Whether a version may round.
     """
@@ -40,35 +42,35 @@ class Call:
     rounds: bool
 
     def run(self) -> Any:
-        """What PyTorch would have done."""
+        """Call PyTorch's function."""
         return self.function(*self.args, **self.kwargs)
 
     def run_on(self, input: Tensor) -> Any:
-        """The same with another first argument."""
+        """Call PyTorch's function with another first argument."""
         if self.args:
             return self.function(input, *self.args[1:], **self.kwargs)
         return self.function(**{**self.kwargs, "input": input})
 
     def without_input(self) -> Callable[[Tensor], Any]:
-        """The function of its first argument alone, which it does not keep alive."""
+        """The call as a function of its first argument, which is not kept alive."""
         function, rest = self.function, self.args[1:]
         options = {name: value for name, value in self.kwargs.items() if name != "input"}
         return lambda input: function(input, *rest, **options)
 
 
 Version = Callable[..., Any]
-"""Takes the :class:`Call`, then the arguments as the function names them."""
+"""A lean version takes the :class:`Call`, then the arguments under the names that the function gives them."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A lean version, and whether its gradient is PyTorch's bit for bit (unless the call says it may round)."""
+    """A lean version, and whether its gradient is PyTorch's bit for bit (unless the call permits rounding)."""
 
     version: Version
     exact: bool
 
     def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether the version knows all arguments; PyTorch's functions know some by NumPy's names, too."""
+        """Whether the version accepts all arguments; PyTorch's functions accept some under NumPy's names, too."""
         try:
             _signature(self.version).bind(None, *args, **kwargs)
         except TypeError:
@@ -82,7 +84,7 @@ RULES: dict[Any, Rule] = {}
 
 
 def lean_version_of(functions: Iterable[Any], exact: bool) -> Callable[[Version], Version]:
-    """Register a lean version; it may return ``NotImplemented`` to let PyTorch's run."""
+    """Register a lean version, which may return ``NotImplemented`` to let PyTorch's function run."""
 
     def register(version: Version) -> Version:
         for function in functions:
@@ -93,12 +95,12 @@ def lean_version_of(functions: Iterable[Any], exact: bool) -> Callable[[Version]
 
 
 def is_unadorned(value: object) -> bool:
-    """Whether a value is a tensor of PyTorch's own classes, for whose subclasses functions may mean something else."""
+    """Whether a value is a tensor of PyTorch's own classes; for subclasses, functions may mean something else."""
     return type(value) in (Tensor, torch.nn.Parameter)
 
 
 def is_plain(tensor: object) -> bool:
-    """Whether a tensor is one of numbers in memory that autograd follows."""
+    """Whether a tensor is a dense, non-empty floating tensor that requires a gradient."""
     return (
         type(tensor) is Tensor
         and tensor.requires_grad
@@ -110,14 +112,14 @@ def is_plain(tensor: object) -> bool:
 
 
 SMALL = 2**12
-"""Tensors of fewer entries are not worth the time [entries]; :func:`is_small` asks."""
+"""Tensors with fewer entries are not worth the time [entries]; see :func:`is_small`."""
 
 
 def is_activation(value: object) -> bool:
-    """Whether a value is a plain tensor worth rounding: not small, and no leaf (parameters and inputs live anyway)."""
+    """Whether a value is a plain tensor worth rounding: not small, and not a leaf (leaves stay alive anyway)."""
     return isinstance(value, Tensor) and is_plain(value) and not value.is_leaf and not is_small(value)
 
 
 def is_small(tensor: Tensor) -> bool:
-    """Whether a tensor has too few entries (:data:`SMALL`) for what is saved to be worth the time."""
+    """Whether a tensor has fewer than :data:`SMALL` entries."""
     return tensor.numel() < SMALL

@@ -1,4 +1,4 @@
-"""Choosing entries by a mask: one bit per entry of the mask, which PyTorch holds in a byte."""
+"""Selection of entries by a mask, which is held in one bit per entry instead of PyTorch's byte."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Shapes of the outputs of PyTorch's layers that treat examples one by one, by arithmetic alone: no layer is run."""
+"""Output shapes of PyTorch's layers that treat examples one by one, by arithmetic, without running a layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import floor
@@ -17,7 +17,7 @@ def _each(value: Any, dims: int) -> Sequence[Any]:
 
 
 def _windows(layer: Any, sizes: Shape) -> Shape:
-    """Numbers of windows of a convolution or pooling along each dimension."""
+    """Number of windows of a convolution or pooling along each dimension."""
     if layer.padding == "same":
         return sizes
     ceil, dims = getattr(layer, "ceil_mode", False), len(sizes)
@@ -66,7 +66,7 @@ Rule = Callable[[Any, Shape], Shape | None]
 
 
 def _by_dims(rule: Rule, *names: str) -> dict[type[nn.Module], tuple[Rule, int]]:
-    """A rule for the layers of one, two and three spatial dimensions."""
+    """Register a rule for layers of one, two and three spatial dimensions."""
     return {getattr(nn, f"{name}{dims}d"): (rule, dims) for name in names for dims in (1, 2, 3)}
 
 
@@ -91,7 +91,7 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 
 def example_shape(layer: nn.Module, shape: Shape) -> Shape | None:
-    """Shape of one example of a layer's output, from that of its input.
+    """Shape of one example of a layer's output, given that of its input.
 
     Args:
         layer: Any module.
@@ -131,13 +131,13 @@ def example_shape(layer: nn.Module, shape: Shape) -> Shape | None:
 
 
 def is_observed(layer: nn.Module) -> bool:
-    """Whether a layer has forward hooks beside those that only keep count, and are therefore always called."""
+    """Whether a layer has forward hooks other than those that only count calls."""
     hooks, always = getattr(layer, "_forward_hooks", {}), getattr(layer, "_forward_hooks_always_called", {})
     return any(number not in always for number in hooks)
 
 
 def chain_shapes(layers: Sequence[nn.Module], shape: Shape) -> list[Shape]:
-    """Shapes of one example, for the input and each layer's output, as far as layers treat examples one by one.
+    """Shapes of one example of the input and of each layer's output, as far as layers treat examples one by one.
 
     Example:
         >>> chain_shapes([nn.Conv1d(1, 2, 3), nn.ReLU(), nn.BatchNorm1d(2), nn.ReLU()], (1, 6))

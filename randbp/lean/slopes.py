@@ -1,4 +1,4 @@
-"""How derivatives of elementwise functions are held: on a fixed grid where their range is known, else in blocks."""
+"""Storage of elementwise derivatives: on a fixed grid if their range is known, else in blocks."""
 
 from ..codecs import Blocks, Geometric, Grid
 
@@ -7,5 +7,5 @@ Slopes = Grid | Blocks | Geometric
 
 
 def slopes(bits: int, poles: bool) -> Blocks | Geometric:
-    """How derivatives of unknown range are held: those with poles in one more bit, with small relative errors."""
+    """Storage for derivatives of unknown range; with poles, in one more bit and with small relative errors."""
     return Geometric(min(8, bits + 1)) if poles else Blocks(bits)

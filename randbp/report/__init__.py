@@ -1,4 +1,4 @@
-"""Results of several runs side by side, as a table and as a page: methods that took turns, runs by keep rate."""
+"""Comparisons of several runs, as a table and as a page: methods that took turns, and runs by keep rate."""
 
 from .damaged import Damaged
 from .folder import Results, load_runs

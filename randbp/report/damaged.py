@@ -1,10 +1,10 @@
-"""A file that does not hold what it should."""
+"""The error for a file with invalid content."""
 
 from pathlib import Path
 
 
 class Damaged(ValueError):
-    """A file among the runs that cannot be used, and why, in one line.
+    """Raised for a file of a run that cannot be used, with the reason in one line.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""What a comparison of methods has found, in plain words that follow from its numbers."""
+"""The findings of a comparison of methods, in words derived from its numbers."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ SLOWER = 1.1
 
 
 def finding(standings: Sequence[Standing]) -> str:
-    """The first sentence: what the preset that holds the least brings and costs.
+    """The first sentence: gains and costs of the preset that holds the least.
 
     Args:
         standings: Of all methods; there is a preset among them.
@@ -82,7 +82,7 @@ def _exact_mean(standing: Standing) -> float:
 
 
 def share(part: float) -> str:
-    """A part of a whole, to be followed by "the memory": a unit fraction where one is within a twelfth of it.
+    """A share in words, to be followed by "the memory": a unit fraction if one is within a twelfth of it.
 
     Example:
         >>> share(0.128), share(0.5), share(0.43), share(0.72), share(1.3)
@@ -98,7 +98,7 @@ def share(part: float) -> str:
 
 
 def advice(standings: Sequence[Standing], minibatch_noise: float) -> list[str]:
-    """What to change where something does not pay here; nothing where all of it does."""
+    """Advice on what to change where something does not pay; empty if everything does."""
     found = []
     for standing in standings:
         if standing.method.role == "preset":

@@ -1,4 +1,4 @@
-"""All that the folder of several runs tells, and what in it cannot be read."""
+"""The content of a folder of runs, and the files in it that cannot be read."""
 
 import re
 from dataclasses import dataclass

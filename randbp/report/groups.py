@@ -50,7 +50,7 @@ class Statistic:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Statistic | None":
-        """The statistic of some values, ``None`` of no values."""
+        """The statistic of some values; ``None`` if there are none."""
         values = tuple(values)
         if not values:
             return None
@@ -62,7 +62,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with equal estimators and settings.
+    """Runs with equal estimators and settings, which differ in their seeds.
 
     Args:
         weight_vjp: Estimator of the weight VJP.
@@ -78,12 +78,12 @@ class Group:
 
     @cached_property
     def finished(self) -> tuple[Run, ...]:
-        """The runs that came to their end: only these count."""
+        """The finished runs, which are the only ones that count."""
         return tuple(run for run in self.runs if run.finished)
 
     @property
     def exact(self) -> bool:
-        """Whether it is plain backpropagation: both VJPs exact, without preset and lean mode."""
+        """Whether these runs are plain backpropagation: both VJPs exact, without preset and lean mode."""
         return self.weight_vjp == EXACT == self.input_vjp and not any(run.way for run in self.runs)
 
     @property
@@ -98,12 +98,12 @@ class Group:
 
     @property
     def rate(self) -> str:
-        """That keep rate as text, which says if it is a mean over layers."""
+        """The keep rate as text, which says if it is a mean over layers."""
         return self._leading.rate
 
     @property
     def by_layer(self) -> bool:
-        """Whether that keep rate is a mean over layers."""
+        """Whether the keep rate is a mean over layers."""
         return self._leading.by_layer
 
     @property
@@ -111,15 +111,15 @@ class Group:
         return self.input_vjp if self.weight_vjp == EXACT else self.weight_vjp
 
     def metric(self, name: str) -> Statistic | None:
-        """A metric over the finished runs."""
+        """Statistic of a metric over the finished runs."""
         return Statistic.of(run.metrics[name] for run in self.finished if name in run.metrics)
 
     def cost(self, name: str) -> Statistic | None:
-        """A cost over the finished runs."""
+        """Statistic of a cost over the finished runs."""
         return self._cost(name, self.finished)
 
     def trusted_cost(self, name: str) -> Statistic | None:
-        """A cost over the finished runs; a time only over those that had their processors to themselves."""
+        """Statistic of a cost over the finished runs; a time counts only if the run had its processors to itself."""
         return self._cost(name, [run for run in self.finished if name not in TIMES or not run.disturbed])
 
     @staticmethod
@@ -163,12 +163,12 @@ class Comparison:
         return tuple(run for run in self.runs if not run.finished)
 
     def exact(self, group: Group) -> Group | None:
-        """The finished exact group with the settings of another group."""
+        """The finished exact group with the same settings as another group."""
         same = [g for g in self.groups if g.exact and g.finished and g.conditions == group.conditions]
         return same[0] if same else None
 
     def ratio(self, group: Group, measure: "Callable[[Group], Statistic | None]") -> float | None:
-        """Mean of a group in relation to that of its exact group, ``None`` where either is not known or finite."""
+        """Ratio of a group's mean to that of its exact group; ``None`` if either is unknown or not finite."""
         exact = self.exact(group)
         ours, theirs = measure(group), measure(exact) if exact else None
         ratio = ours.mean / theirs.mean if ours and theirs and theirs.mean else None
@@ -176,16 +176,16 @@ class Comparison:
 
     @property
     def both_vjps(self) -> bool:
-        """Whether the input VJP is estimated anywhere, so that two keep rates have to be told."""
+        """Whether the input VJP is estimated anywhere, so that two keep rates have to be shown."""
         return any(group.input_vjp != EXACT for group in self.groups)
 
     @property
     def disturbed(self) -> tuple[Run, ...]:
-        """The finished runs that had to share their processors with other work, so that their times mislead."""
+        """The finished runs that shared their processors with other work, so that their times mislead."""
         return tuple(run for run in self.runs if run.finished and run.disturbed)
 
     def label(self, group: Group) -> str:
-        """What tells a group from others except the keep rate of :attr:`Group.keep`: estimators and settings."""
+        """The label of a group: the estimators and settings that distinguish it, without :attr:`Group.keep`."""
         parts = [] if group.exact else [self._estimators(group)]
         parts += [f"{key.rpartition('.')[2]} {value}" for key, value in group.settings]
         return " · ".join(parts) or "exact"
@@ -204,7 +204,7 @@ class Comparison:
         return f"{self._name(weight)} (weight VJP), {self._name(input_)} {input_.rate} (input VJP)"
 
     def _name(self, estimate: Estimate) -> str:
-        """Class name, with those options in which estimators of that class differ here.
+        """Class name, with the options in which estimators of that class differ in this comparison.
 
         Mappings from layers to estimators have the names of these; those that only differ in which layer has which
         are numbered.
@@ -267,7 +267,7 @@ def _incidental(key: str) -> bool:
 
 
 def _telling(settings: list[dict[str, str]]) -> list[str]:
-    """The first keys that, together, tell apart all that differ in any key; preset and lean mode come first."""
+    """The first keys that together distinguish all settings that differ in any key; preset and lean mode come first."""
     keys = dict.fromkeys((*WAY, *(key for one in settings for key in one)))
     told: list[str] = []
     parts = 1

@@ -1,4 +1,4 @@
-"""``methods.json``: ways to train one network that took turns, step by step, in one process."""
+"""``methods.json``: methods of training one network that took turns, step by step, in one process."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ Role = Literal["exact", "preset", "rival"]
 
 
 class Training(Fields):
-    """One training by one method.
+    """One training run by one method.
 
     Args:
         seed: Of weights, order of the images, and samples.
@@ -34,7 +34,7 @@ class Training(Fields):
 
 
 class Method(Fields):
-    """One way to train.
+    """One method of training.
 
     Args:
         name: In the table.
@@ -53,7 +53,7 @@ class Method(Fields):
 
 
 class Methods(Fields):
-    """All that was compared, and on what.
+    """The methods that were compared, and the task.
 
     Args:
         methods: The exact one first.
@@ -90,12 +90,12 @@ class Methods(Fields):
 
     @property
     def exact(self) -> Method:
-        """What the others are measured by."""
+        """The exact method, to which the others are compared."""
         return self.methods[0]
 
 
 def read_methods(folder: Path) -> Methods | None:
-    """The methods that were compared in a folder, ``None`` where none were.
+    """Read the methods that were compared in a folder; ``None`` if there were none.
 
     Raises:
         Damaged: If the file cannot be read, or does not hold what it should.

@@ -11,7 +11,7 @@ from .standing import Standing, standings
 
 
 def methods_part(methods: Methods) -> str:
-    """Finding, table, plots, what to change, and what was compared."""
+    """Make the part: finding, table, plots, advice, and the facts of the comparison."""
     stand = standings(methods)
     return "".join(
         (

@@ -1,4 +1,4 @@
-"""Memory against time with accuracy, method by method."""
+"""Plots of memory, time and accuracy by method."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ SHAPES = {"exact": "s", "preset": "o", "rival": "D"}
 
 
 def tradeoff_plot(methods: Methods) -> str:
-    """Time per step against peak memory, both over exact's, each point with its accuracy."""
+    """Plot time per step against peak memory, both as ratios to exact, labelling each point with its accuracy."""
     stand = standings(methods)
     with _figure(5.2, 3.8) as (figure, axes):
         axes.set_title("Time per step over exact")
@@ -46,7 +46,7 @@ def tradeoff_plot(methods: Methods) -> str:
 
 
 def accuracy_difference_plot(methods: Methods) -> str:
-    """Test accuracy less exact's: each seed, their mean, and its confidence interval."""
+    """Plot the difference of test accuracy to exact: each seed, the mean, and its confidence interval."""
     stand = [standing for standing in standings(methods) if standing.method is not standing.exact]
     colours = _colours(standings(methods))[1:]
     with _figure(5.2, 3.8) as (figure, axes):
@@ -75,13 +75,13 @@ def accuracy_difference_plot(methods: Methods) -> str:
 
 
 def _colours(stand: list[Standing]) -> list[str]:
-    """Exact in ink, each other method in a colour of its own."""
+    """The colours: black for exact, a colour of its own for each other method."""
     others = iter(SERIES)
     return [INK if standing.method.role == "exact" else next(others) for standing in stand]
 
 
 def _label(axes: Any, stand: list[Standing]) -> None:
-    """Name and accuracy beside each point, on the first side where nothing else is."""
+    """Write name and accuracy beside each point, on the first side that is free."""
     halo = [withStroke(linewidth=3, foreground=PAPER)]
     to_points = axes.transData + axes.figure.dpi_scale_trans.inverted()
     places = [to_points.transform((s.peak, s.time.estimate)) * 72 for s in stand]
@@ -108,14 +108,14 @@ def _label(axes: Any, stand: list[Standing]) -> None:
 
 
 def _sides(wide: float) -> list[tuple[float, float]]:
-    """Where a text may begin, and its middle, from its point: to the right, left, above and below, near and far."""
+    """Offsets of a text from its point, start and middle: right, left, above and below, near and far."""
     left, middle = -9.0 - wide, -wide / 2
     near = [(9.0, 0.0), (middle, 19.0), (middle, -19.0), (left, 0.0)]
     return [*near, *((right, up) for up in (12.0, -12.0, 26.0, -26.0) for right in (9.0, left))]
 
 
 class Box(NamedTuple):
-    """What a text or a point covers, in points."""
+    """The rectangle that a text or a point covers [points]."""
 
     left: float
     low: float
@@ -123,5 +123,5 @@ class Box(NamedTuple):
     high: float
 
     def meets(self, other: "Box") -> bool:
-        """Whether they have anything in common."""
+        """Whether two boxes overlap."""
         return self.left < other.right and other.left < self.right and self.low < other.high and other.low < self.high

@@ -16,7 +16,7 @@ HEADINGS = ("held for backward", "peak memory", "time per step", "gradient error
 
 
 def cells(standing: Standing) -> list[tuple[str, str]]:
-    """What the table tells of a method: each value, and beside it its ratio to exact."""
+    """The table's cells for a method: each value with its ratio to exact."""
     difference = standing.difference
     half = (difference.high - difference.low) / 2 * 100
     exact = standing.method is standing.exact
@@ -47,7 +47,7 @@ def make_methods_table(methods: Methods) -> Table:
 
 
 def method_notes(methods: Methods) -> list[str]:
-    """What has to be known to read the table."""
+    """Notes that explain the table."""
     seeds = len(methods.exact.trainings)
     found = [
         f"× is relative to exact. Times: medians over {len(methods.exact.trainings[0].seconds) * seeds} rounds in "
@@ -65,7 +65,7 @@ def method_notes(methods: Methods) -> list[str]:
 
 
 def print_methods(methods: Methods, console: Console) -> None:
-    """Print the finding, the table, and what to change."""
+    """Print the finding, the table and the advice."""
     stand = standings(methods)
     console.print()
     console.print(Text(finding(stand)), style="bold", highlight=False)

@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing else to be read."""
+"""The comparison as one self-contained HTML file."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -44,7 +44,7 @@ RUNS_NOTE = (
 
 
 def write_page(comparison: Comparison, path: Path, title: str) -> None:
-    """Write the comparison as a self-contained HTML page, whole or not at all.
+    """Write the comparison as a self-contained HTML page, completely or not at all.
 
     Args:
         comparison: What to show.
@@ -55,7 +55,7 @@ def write_page(comparison: Comparison, path: Path, title: str) -> None:
 
 
 def make_page(comparison: Comparison, title: str) -> str:
-    """The page as a string: table, plots, what was measured how, runs, settings and environment."""
+    """Make the page as a string: table, plots, methods of measurement, runs, settings and environment."""
     title = printable(title)
     heading, facts = f"<p class=kicker>randbp report</p><h1>{escape(title)}</h1>", _facts(comparison)
     if comparison.methods:
@@ -104,7 +104,7 @@ def _facts(comparison: Comparison) -> str:
 
 
 def _lead(comparison: Comparison) -> str:
-    """What the smallest keep rate brings, in a sentence; of several estimators the most accurate one."""
+    """A sentence on the gains of the smallest keep rate, for the most accurate estimator if there are several."""
     groups = [g for g in comparison.groups if g.finished and not g.exact and comparison.exact(g)]
     if not groups:
         return ""
@@ -228,7 +228,7 @@ def _run_row(comparison: Comparison, run: Run) -> str:
 
 
 def _settings(comparison: Comparison) -> str:
-    """Estimators of each group, and the configuration that all runs share."""
+    """The estimators of each group, and the configuration that all runs share."""
     rows = [
         (name, sorted({_estimate(run, vjp) for group in comparison.groups for run in group.runs}))
         for vjp, name in (("weight_vjp", "Weight VJP"), ("input_vjp", "Input VJP"))

@@ -1,4 +1,4 @@
-"""The comparison as vector plots that take their colours from the page they stand in."""
+"""The comparison as vector plots whose colours come from the page around them."""
 
 import io
 import re
@@ -58,7 +58,7 @@ STYLE: Any = {
 
 
 def accuracy_plot(comparison: Comparison) -> str | None:
-    """Accuracy against keep rate: mean, standard deviation and every run; ``None`` if there is nothing to compare."""
+    """Plot accuracy against keep rate: mean, standard deviation and every run; ``None`` if nothing can be compared."""
     name = comparison.accuracy
     if name is None or not _comparable(comparison):
         return None
@@ -74,7 +74,7 @@ def accuracy_plot(comparison: Comparison) -> str | None:
 
 
 def cost_plots(comparison: Comparison) -> list[str]:
-    """Each cost against keep rate, as ratio to exact if there is an exact run, else in its unit.
+    """Plot each cost against keep rate, as a ratio to exact if there is an exact run, else in its unit.
 
     Times that other work disturbed are left out, and so is a plot with less than two keep rates to show.
     """
@@ -107,7 +107,7 @@ def cost_plots(comparison: Comparison) -> list[str]:
 
 
 def loss_plot(comparison: Comparison) -> str | None:
-    """Training loss against step, for each group the mean over its runs; ``None`` if no run logged one."""
+    """Plot training loss against step, as the mean over each group's runs; ``None`` if no run logged one."""
     curves = [(group, curve) for group in comparison.groups if (curve := mean_curve(group.runs))]
     if not curves:
         return None
@@ -145,7 +145,7 @@ Curve = tuple[Sequence[int], Sequence[float]]
 
 
 def mean_curve(runs: Sequence[Run]) -> Curve | None:
-    """Loss curve averaged over runs at the steps that all of them logged, ``None`` if there are none."""
+    """Loss curve averaged over runs at the steps that all of them logged; ``None`` if there are none."""
     curves = [dict(zip(*run.losses, strict=True)) for run in runs]
     curves = [curve for curve in curves if curve]
     if not curves:
@@ -155,7 +155,7 @@ def mean_curve(runs: Sequence[Run]) -> Curve | None:
 
 
 def smooth(curve: Curve, points: int = 40) -> Curve:
-    """Running mean over a window that leaves about so many independent points; short curves stay as they are.
+    """Running mean over a window that leaves about ``points`` independent points; short curves are not changed.
 
     Example:
         >>> smooth((range(4), [4.0, 2.0, 2.0, 0.0]), points=2)
@@ -176,7 +176,7 @@ def _comparable(comparison: Comparison) -> bool:
 
 
 def _series(comparison: Comparison) -> dict[str, list[Group]]:
-    """Finished groups that make one line: those of one label, and the exact group that belongs to them."""
+    """Finished groups that form one line: those with one label, and their exact group."""
     series: dict[str, list[Group]] = {}
     for group in comparison.groups:
         if group.finished and not group.exact:

@@ -10,7 +10,7 @@ REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
-    r"""The text with each character that a terminal would obey written as an escape sequence.
+    r"""Replace each character that controls a terminal by its escape sequence.
 
     Example:
         >>> print(printable("a\x1b[2J\nb"), printable("ünïcode-数字"))

@@ -21,7 +21,7 @@ LossCurve = tuple[list[int], list[float]]
 
 
 def read_config(path: Path) -> dict[str, str]:
-    """A configuration with nested keys joined by dots, empty where there is none.
+    """Read a configuration, with nested keys joined by dots; empty if there is none.
 
     Raises:
         Damaged: If it cannot be read, or is no mapping.
@@ -43,7 +43,7 @@ def read_config(path: Path) -> dict[str, str]:
 
 
 def parse_yaml(path: Path) -> Any:
-    """The content of a YAML file, ``None`` where there is no file. Tags of Python are never obeyed.
+    """Read a YAML file without executing Python tags; ``None`` if there is no file.
 
     Raises:
         Damaged: If it cannot be read.
@@ -63,7 +63,7 @@ def parse_yaml(path: Path) -> Any:
 
 
 def read_losses(path: Path) -> LossCurve:
-    """Training loss over steps from the metrics of a run; empty where there are none.
+    """Read training losses by step from the metrics of a run; empty if there are none.
 
     Raises:
         Damaged: If the file cannot be read, or a step or loss is no number.

@@ -1,4 +1,4 @@
-"""Runs as their folders tell them: summary, configuration, loss curve."""
+"""Runs, read from their folders: summary, configuration, loss curve."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,12 +39,12 @@ class Estimate:
 
     @property
     def by_layer(self) -> bool:
-        """Whether layers have estimators of their own, so that there is no such thing as *the* keep rate."""
+        """Whether layers have different estimators, so that there is not a single keep rate."""
         return self.name == BY_LAYER
 
     @property
     def rate(self) -> str:
-        """The keep rate as text that says if it is only a mean.
+        """The keep rate as text, which says if it is only a mean.
 
         Example:
             >>> Estimate("Spatial", 0.125).rate, Estimate("PerLayer", 0.1172).rate
@@ -76,12 +76,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run has finished."""
         return self.summary.finished
 
     @property
     def problem(self) -> str | None:
-        """Why the run is not finished, in one line; ``None`` if it is."""
+        """The reason why the run has not finished, in one line; ``None`` if it has."""
         if self.finished:
             return None
         if self.summary.status == "running":
@@ -100,11 +100,11 @@ class Run:
 
     @property
     def disturbed(self) -> bool:
-        """Whether the run had to share its processors with other work, so that its times mislead."""
+        """Whether the run shared its processors with other work, so that its times mislead."""
         return (self.cost("waiting_threads") or 0) > DISTURBED
 
     def cost(self, name: str) -> float | None:
-        """A cost by its name in ``summary.json``, ``None`` if it was not measured."""
+        """A cost by its name in ``summary.json``; ``None`` if it was not measured."""
         value = getattr(self.summary.cost, name, None)
         return value if isinstance(value, int | float) else None
 
@@ -119,7 +119,7 @@ class Run:
 
     @property
     def way(self) -> dict[str, str]:
-        """Preset, or else lean mode and its bits, where the run has one, as text."""
+        """The preset, or else lean mode and its bits, as text; empty if the run has neither."""
         found = self.summary.estimators
         if found is None or not (found.preset or found.lean):
             return {}
@@ -129,7 +129,7 @@ class Run:
 
     @property
     def exact(self) -> bool:
-        """Whether it is plain backpropagation: both VJPs exact, without preset and lean mode."""
+        """Whether the run is plain backpropagation: both VJPs exact, without preset and lean mode."""
         return self.estimate("weight_vjp") == EXACT == self.estimate("input_vjp") and not self.way
 
 
@@ -150,7 +150,7 @@ def _parts(options: Mapping[str, Any]) -> str:
 
 
 def _option(value: Any) -> str:
-    """An estimator's option as text; an estimator within as its class and options.
+    """An estimator's option as text; a wrapped estimator is written as its class and options.
 
     The keep rate of one within is left out: it follows from that of the estimator around it.
     """

@@ -1,4 +1,4 @@
-"""How a method stands beside exact backpropagation: ratios of bytes and time, and a paired difference of accuracy."""
+"""A method in comparison with exact backpropagation: ratios of bytes and time, paired differences of accuracy."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ Verdict = Literal["better", "same", "worse", "open"]
 
 @dataclass(frozen=True)
 class Standing:
-    """One method in relation to the exact one.
+    """One method in comparison with the exact one.
 
     Args:
         method: The method.
@@ -37,23 +37,23 @@ class Standing:
 
     @cached_property
     def accuracy(self) -> Statistic:
-        """Over seeds."""
+        """Statistic of the accuracy over seeds."""
         return _over(self.method, "accuracy")
 
     @cached_property
     def gradient_error(self) -> float:
-        """Root of the mean square over seeds."""
+        """Gradient error, as a root mean square over seeds."""
         values = _over(self.method, "gradient_error").values
         return sqrt(sum(value**2 for value in values) / len(values))
 
     @cached_property
     def held(self) -> float:
-        """Bytes held for backward over exact's."""
+        """Ratio of the bytes held for backward to exact."""
         return _over(self.method, "held_bytes").mean / _over(self.exact, "held_bytes").mean
 
     @cached_property
     def peak(self) -> float:
-        """Peak memory over exact's."""
+        """Ratio of peak memory to exact."""
         return _over(self.method, "peak_bytes").mean / _over(self.exact, "peak_bytes").mean
 
     @cached_property
@@ -63,7 +63,7 @@ class Standing:
 
     @cached_property
     def ratios(self) -> list[float]:
-        """Time over exact's, round by round of the steps that took turns."""
+        """Ratios of time to exact, one for each round of steps that took turns."""
         pairs = zip(_seconds(self.method), _seconds(self.exact), strict=True)
         return [ours / theirs for ours, theirs in pairs]
 
@@ -74,7 +74,7 @@ class Standing:
 
     @cached_property
     def differences(self) -> list[float]:
-        """Accuracy less exact's, seed by seed: pairs start from the same weights and see the same images."""
+        """Differences of accuracy to exact by seed; each pair starts from the same weights and sees the same images."""
         pairs = zip(self.accuracy.values, _over(self.exact, "accuracy").values, strict=True)
         return [ours - theirs for ours, theirs in pairs]
 
@@ -90,19 +90,19 @@ class Standing:
 
     @property
     def bytes_verdict(self) -> Verdict:
-        """Whether less is held."""
+        """Verdict on whether fewer bytes are held."""
         return "same" if abs(self.held - 1) < SAME_BYTES else "better" if self.held < 1 else "worse"
 
     @property
     def time_verdict(self) -> Verdict:
-        """Whether a step takes less time, as far as the machine's noise lets one say."""
+        """Verdict on whether a step takes less time, given the machine's noise."""
         if abs(self.time.estimate - 1) < SAME_TIME or self.time.low <= 1 <= self.time.high:
             return "same"
         return "better" if self.time.estimate < 1 else "worse"
 
     @property
     def accuracy_verdict(self) -> Verdict:
-        """Whether accuracy differs by more than it does between seeds of the exact method."""
+        """Verdict on whether accuracy differs by more than between seeds of the exact method."""
         difference = self.difference
         if not abs(difference.estimate) > self.spread:  # no number is not the same as any
             return "same" if abs(difference.estimate) <= self.spread else "worse"
@@ -112,18 +112,18 @@ class Standing:
 
 
 def standings(methods: Methods) -> list[Standing]:
-    """One standing for each method, in their order."""
+    """The standing of each method, in the order of the methods."""
     return [Standing(method, methods.exact) for method in methods.methods]
 
 
 def timing_noise(methods: Methods) -> float:
-    """Distance between the quartiles of the exact method's steps over their median: what the machine alone does."""
+    """Noise of the machine: the interquartile range of the exact method's steps over their median."""
     low, median, high = quartiles(_seconds(methods.exact))
     return (high - low) / median
 
 
 def median_interval(values: list[float]) -> Interval:
-    """Median of independent values, and the order statistics between which it lies with a probability of 95 %.
+    """Median of independent values, and order statistics that enclose it with a probability of 95 %.
 
     The number of values below the median is binomial, so these are about the ``n/2 ± 0.98 √n``-th values.
 

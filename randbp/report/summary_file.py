@@ -1,4 +1,4 @@
-"""``summary.json`` of a run: the fields that a report uses, checked once when the file is read."""
+"""``summary.json`` of a run: the fields that a report uses, checked when the file is read."""
 
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ BOUNDS = frozenset({"greater_than", "greater_than_equal", "less_than_equal"})
 
 
 def _non_finite(value: Any) -> Any:
-    """NaN and infinities, which JSON does not have, are written as text."""
+    """Read NaN and infinities, which JSON lacks and which are therefore written as text."""
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
@@ -28,13 +28,13 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Fields(BaseModel):
-    """Fields of which no other type than the one named is taken; those not named are left out."""
+    """Fields of strictly checked types; unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
 class Described(Fields):
-    """What was trained on what."""
+    """Description of the model and its data."""
 
     model: Text | None = None
     data: Text | None = None
@@ -64,13 +64,13 @@ class Estimators(Fields):
 
 
 class Progress(Fields):
-    """How far the training came."""
+    """Progress of the training."""
 
     epochs: Count | None = None
 
 
 class Costs(Fields):
-    """What the training cost; ``None`` where it was not measured."""
+    """Costs of the training; ``None`` where not measured."""
 
     step_seconds: Cost | None = None
     step_seconds_q25: Cost | None = None
@@ -105,7 +105,7 @@ class Summary(Fields):
 
     @property
     def trained(self) -> bool:
-        """Whether this is a training run: the evaluation of a checkpoint has finished without any cost."""
+        """Whether this is a training run, unlike the evaluation of a checkpoint, which finishes without any costs."""
         return not self.finished or bool(self.cost.model_fields_set)
 
 
@@ -127,7 +127,7 @@ def read_summary(path: Path) -> Summary:
 
 
 def what_is_wrong(error: ValidationError) -> str:
-    """The first complaint as key, value and what is allowed.
+    """The first error as key, value and what is allowed.
 
     Example:
         >>> try:

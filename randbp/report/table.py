@@ -43,13 +43,13 @@ def measures(comparison: Comparison, group: Group) -> list[Measure]:
 
 
 def wants_labels(comparison: Comparison) -> bool:
-    """Whether keep rates alone do not tell the rows apart."""
+    """Whether keep rates alone do not distinguish the rows."""
     labels = {comparison.label(group) for group in comparison.groups if not group.exact}
     return len(labels) > 1 or any(group.settings for group in comparison.groups)
 
 
 def make_table(comparison: Comparison) -> Table:
-    """The table: one row per group, each measure with its ratio to exact backpropagation."""
+    """Make the table: one row per group, each measure with its ratio to exact backpropagation."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     told = wants_labels(comparison)
     if told:
@@ -75,7 +75,7 @@ def make_table(comparison: Comparison) -> Table:
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Print the table and, below it, what has to be known to read it."""
+    """Print the table, with notes that explain it below."""
     if comparison.groups:
         console.print(make_table(comparison))
     for note in notes(comparison):
@@ -91,12 +91,12 @@ def _tell(console: Console, line: str, style: str) -> None:
 
 
 def left_out(damage: Damaged) -> str:
-    """A file that could not be read, and why, in one line."""
+    """A line on a file that could not be read, with the reason."""
     return printable(f"left out: {damage}")
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What has to be known to read the table."""
+    """Notes that explain the table."""
     found = best_run(comparison)
     if any(comparison.exact(group) for group in comparison.groups):
         found.append("× is relative to exact backpropagation (keep rate 1).")
@@ -117,7 +117,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def best_run(comparison: Comparison) -> list[str]:
-    """The best run by the metric of the sweep, or why there is none; nothing where no sweep names a metric."""
+    """A line on the best run by the sweep's metric, or why there is none; empty if no sweep names a metric."""
     target, best = comparison.target, comparison.best
     if target is None:
         return []

@@ -1,4 +1,4 @@
-"""The metric that a sweep is about, and the run that is best by it."""
+"""The metric that a sweep optimises, and the best run by it."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -17,7 +17,7 @@ SWEEP = "sweep.yaml"
 
 
 class Target(Fields):
-    """``metric`` of a sweep file: its name, and whether the least or the largest value is sought.
+    """``metric`` of a sweep file: its name, and whether it is minimised or maximised.
 
     Example:
         >>> Target(name="val/accuracy", goal="maximize").goal
@@ -28,21 +28,21 @@ class Target(Fields):
     goal: Literal["minimize", "maximize"] = "minimize"  # W&B's default
 
     def value(self, run: Run) -> float | None:
-        """The metric of a run, ``None`` where it has none that is finite."""
+        """The metric of a run; ``None`` if it is missing or not finite."""
         value = run.metrics.get(self.name)
         if value is None and self.name.startswith("cost/"):  # as the callback logs it
             value = run.cost(self.name.removeprefix("cost/"))
         return value if value is not None and isfinite(value) else None
 
     def best(self, runs: Sequence[Run]) -> Run | None:
-        """The finished run with the best value, the first of equal ones; ``None`` if no finished run has the metric."""
+        """The finished run with the best value, or the first of equal ones; ``None`` if none has the metric."""
         sign = -1.0 if self.goal == "minimize" else 1.0
         known = [(sign * value, run) for run in runs if run.finished and (value := self.value(run)) is not None]
         return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
 def read_target(folder: Path) -> Target | None:
-    """The metric of the sweep whose folder this is, ``None`` if it is none or its file names no metric.
+    """The metric of the sweep in a folder; ``None`` if it is no sweep's or its file names no metric.
 
     Raises:
         Damaged: If the sweep's file cannot be read, or its metric is not one.

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers formatted for people."""
 
 from collections.abc import Sequence
 from math import floor, isfinite, log10
@@ -10,7 +10,7 @@ Unit = tuple[float, str]
 
 
 def pick_unit(value: float, units: Sequence[Unit]) -> Unit:
-    """The largest unit that leaves at least one before the decimal point, the smallest for tiny values.
+    """The largest unit in which a value is at least one; the smallest unit for tiny values.
 
     Example:
         >>> pick_unit(3 * 2**20, BYTES)
@@ -20,7 +20,7 @@ def pick_unit(value: float, units: Sequence[Unit]) -> Unit:
 
 
 def quantity(mean: float, std: float | None, units: Sequence[Unit]) -> str:
-    """A value with three significant digits, its spread if that shows at this precision, and its unit.
+    """A value with three significant digits and its unit, and with its spread if that is visible at this precision.
 
     Example:
         >>> quantity(0.0123456, 0.0004, SECONDS), quantity(96 * 2**20, None, BYTES)
@@ -51,7 +51,7 @@ def interval(low: float, high: float, units: Sequence[Unit]) -> str:
 
 
 def decimals(value: float, significant: int = 3) -> int:
-    """Digits after the decimal point that show so many significant ones.
+    """Number of digits after the decimal point that shows a number of significant digits.
 
     Example:
         >>> decimals(12.3), decimals(0.0456), decimals(1234.0)
@@ -63,7 +63,7 @@ def decimals(value: float, significant: int = 3) -> int:
 
 
 def ratio(value: float) -> str:
-    """A ratio with two decimals, or as a power of ten where these would not matter.
+    """A ratio with two decimals, or as a power of ten if it is too large or too small for that.
 
     Example:
         >>> ratio(0.8149), ratio(1e12)
@@ -73,7 +73,7 @@ def ratio(value: float) -> str:
 
 
 def keep_rate(keep: float) -> str:
-    """A keep rate as a unit fraction where it is one.
+    """A keep rate, written as a unit fraction if it is one.
 
     Example:
         >>> keep_rate(1.0), keep_rate(0.125), keep_rate(0.3)

@@ -1,4 +1,4 @@
-"""From measurements to an assignment: the least total variance within a budget."""
+"""The assignment of estimators to layers with the least total variance within a budget."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ UNTIMED = "rounds=0: expected at least 1 where the objective is 'time'"
 
 
 class UnreachableBudget(ValueError):
-    """No assignment of the candidates keeps within the budget.
+    """Raised if no assignment of the candidates keeps within the budget.
 
     Attributes:
         cheapest: The assignment of least cost; its ``with_budget`` tries another budget without measuring again.
@@ -29,7 +29,7 @@ class UnreachableBudget(ValueError):
 def assign(
     layers: Sequence[LayerOptions], budget: float, objective: Objective = "memory", count_shared: bool = True
 ) -> Assignment:
-    """Choose for each layer the option with which the total variance is least within a budget of the total cost.
+    """Choose one option for each layer so that total variance is least within a budget of total cost.
 
     Layers are independent, so their variances add up, and this is a multiple-choice knapsack problem. Its relaxation
     is solved exactly: a step down the lower convex hull of a layer's points (cost, variance) has a price in variance
@@ -87,7 +87,7 @@ def assign(
 
 
 def check_budget(budget: object, objective: object) -> None:
-    """Raise ``ValueError`` unless this is a share in ``(0, 1]`` and a known objective.
+    """Raise ``ValueError`` unless given a share in ``(0, 1]`` and a known objective.
 
     Example:
         >>> check_budget(25, "memory")
@@ -104,7 +104,7 @@ _Point = tuple[float, float, Option]
 
 
 def _points(layer: LayerOptions, objective: Objective, count_shared: bool) -> list[_Point]:
-    """Cost, variance and option: the exact one, and all that pay."""
+    """Cost, variance and option of the exact VJP and of all options that cost less."""
     exact = layer.cost(layer.exact, objective, count_shared)
     points = [(layer.cost(option, objective, count_shared), option.variance, option) for option in layer.candidates]
     return [(exact, 0.0, layer.exact), *(point for point in points if point[0] <= PAYS * exact)]
@@ -119,7 +119,7 @@ class _Step:
 
 
 def _relaxed(hulls: Sequence[Sequence[_Point]], allowed: float) -> tuple[list[_Point], float]:
-    """The points before the step that would meet the budget or exceed it, and the optimum of the relaxed problem."""
+    """The points before the step that would meet or exceed the budget, and the relaxed problem's optimum."""
     chosen = [hull[0] for hull in hulls]
     steps = [
         _Step(number, dear[0] - cheap[0], cheap[1] - dear[1], cheap)
@@ -160,7 +160,7 @@ def _best(
     left: float,
     choices: Iterable[tuple[int, ...]],
 ) -> dict[int, _Point] | None:
-    """The change of some layers that lowers the variance most, ``None`` if none does.
+    """The change of some layers that lowers the variance most; ``None`` if none does.
 
     While the budget is exceeded (``left < 0``), the one that raises it least.
     """

@@ -1,4 +1,4 @@
-"""The estimator of each layer, and what it costs."""
+"""The estimator of each layer, with its costs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Assignment(Mapping[str, Estimator]):
 
     @property
     def left_exact(self) -> Mapping[str, str]:
-        """Why layers that were chosen stay exact, by name."""
+        """Reasons, by name, why chosen layers stay exact."""
         return self.layers.left_exact if isinstance(self.layers, Measured) else {}
 
     @property
@@ -58,7 +58,7 @@ class Assignment(Mapping[str, Estimator]):
 
     @property
     def error(self) -> float:
-        """Root of the total variance over ``‖g‖`` of all these layers' weights together."""
+        """Root of the total variance over ``‖g‖``, for the weights of all these layers together."""
         return _root_ratio(self.variance, sum(layer.norm_square for layer in self.layers))
 
     @property
@@ -68,12 +68,12 @@ class Assignment(Mapping[str, Estimator]):
 
     @property
     def exact_bytes(self) -> int:
-        """The same without estimators."""
+        """Bytes that the layers hold without estimators."""
         return sum(layer.exact.held_bytes for layer in self.layers)
 
     @property
     def freed_bytes(self) -> int:
-        """Bytes that nobody holds any more, thanks to the estimators; negative if they hold more than they free."""
+        """Bytes that nobody holds any more thanks to the estimators; negative if these hold more than they free."""
         return sum(
             layer.exact.held_bytes - layer.shared_bytes - option.held_bytes
             for layer, option in zip(self.layers, self.chosen, strict=True)
@@ -82,16 +82,16 @@ class Assignment(Mapping[str, Estimator]):
 
     @property
     def seconds(self) -> float:
-        """Time of the weight VJPs."""
+        """Time of the weight VJPs [seconds]."""
         return sum(option.seconds for option in self.chosen)
 
     @property
     def exact_seconds(self) -> float:
-        """The same without estimators."""
+        """Time of the exact weight VJPs [seconds]."""
         return sum(layer.exact.seconds for layer in self.layers)
 
     def with_budget(self, budget: float, objective: Objective | None = None) -> "Assignment":
-        """Another budget, or another objective, for the same measurements.
+        """Make an assignment with another budget or objective from the same measurements.
 
         Raises:
             ValueError: As :func:`randbp.autotune` does.
@@ -101,7 +101,7 @@ class Assignment(Mapping[str, Estimator]):
         return assign(self.layers, budget, objective or self.objective, self.count_shared)
 
     def prefixed(self, prefix: str) -> dict[str, Estimator]:
-        """The same for a module that has the measured model as its attribute ``prefix``.
+        """The assignment for a module that has the measured model as its attribute ``prefix``.
 
         Example:
             >>> from randbp import Exact
@@ -112,7 +112,7 @@ class Assignment(Mapping[str, Estimator]):
         return {f"{prefix}.{name}" if name else prefix: estimator for name, estimator in self.items()}
 
     def configuration(self) -> dict[str, Any]:
-        """The mapping as a configuration file names it: ``class_path`` and ``init_args`` for each layer."""
+        """The mapping in the form of a configuration file: ``class_path`` and ``init_args`` for each layer."""
         return {name: configure(estimator) for name, estimator in self.items()}
 
     def __str__(self) -> str:

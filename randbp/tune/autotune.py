@@ -1,4 +1,4 @@
-"""Measure a model's layers, and give each the estimator that serves a budget best."""
+"""Automatic choice of an estimator for each layer, from measurements."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Measure candidates layer by layer, on the inputs and output gradients of real batches."""
+"""Measurements of candidates, layer by layer, on the inputs and output gradients of real batches."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def measure(
     rounds: int = 3,
     seed: int = 0,
 ) -> Measured:
-    """Error, bytes and seconds of every candidate in every layer.
+    """Measure error, bytes and seconds of every candidate in every layer.
 
     One exact pass per batch records what each layer gets and the gradient of what it returns. Each layer then runs
     alone on its record, with one candidate after the other: with exact input VJPs its weight's gradient depends on
@@ -111,7 +111,7 @@ def measure(
 
 
 class _Layer:
-    """What is known of a layer so far."""
+    """The measurements of a layer so far."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
@@ -124,7 +124,7 @@ class _Layer:
         self.shared: tuple[int, tuple[str, ...]] = (0, ())
 
     def draw(self, calls: list[Call], candidates: Iterable[Estimator], draws: int, seed: int, batch: int) -> None:
-        """Squared errors ``‖ĝ - g‖²`` of each candidate on a batch."""
+        """Measure squared errors ``‖ĝ - g‖²`` of each candidate on a batch."""
         exact = self._gradient(calls, Exact(), Clock(seed))
         norm = exact.double().square().sum()
         squares = {}
@@ -149,7 +149,7 @@ class _Layer:
                 self.refused[estimator] = ValueError("its estimate of the gradient is not finite")
 
     def weigh(self, calls: list[Call], notes: Record, rounds: int) -> None:
-        """Bytes and seconds of each candidate that is left."""
+        """Measure bytes and seconds of each candidate that is left."""
         self.shared = notes.shared(self.name)
         contenders: dict[Estimator, Callable[[], Any]] = {}
         for estimator in (Exact(), *self.errors):
@@ -179,7 +179,7 @@ class _Layer:
         return LayerOptions(self.name, fmean(self.norm_squares), exact, options, *self.shared)
 
     def _gradient(self, calls: list[Call], estimator: Estimator, clock: Clock) -> Tensor:
-        """Gradient of the layer's (effective) weights, one after the other: the sum over its calls."""
+        """Gradient of the layer's (effective) weights, concatenated and summed over its calls."""
         with self._as(estimator, clock), parametrize.cached():
             trained = [weight for weight in weights(self.module) if weight.requires_grad]
             columns = zip(*(call.gradients(self.module, trained) for call in calls), strict=True)
@@ -205,7 +205,7 @@ class _Contender:
 def _net_seconds(
     forward: Callable[[], Any], contenders: dict[Estimator, Callable[[], Any]], device: torch.device, rounds: int
 ) -> dict[Estimator, float]:
-    """Median seconds of each contender less those of the forward pass, measured in turn."""
+    """Median seconds of each contender minus those of the forward pass, measured in turns."""
     if not rounds:
         return dict.fromkeys(contenders, nan)
     runners = [_Contender(run, StepTimer(device)) for run in (forward, *contenders.values())]

@@ -1,4 +1,4 @@
-"""What was measured of each layer: error, bytes and seconds of each estimator that it could have."""
+"""Measurements of each layer: error, bytes and seconds of each candidate estimator."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Objective = Literal["memory", "time"]
 
 @dataclass(frozen=True)
 class Option:
-    """One estimator in one layer, measured.
+    """The measurements of one estimator in one layer.
 
     Args:
         estimator: Of the weight VJP.
@@ -71,7 +71,7 @@ class Measured(tuple[LayerOptions, ...]):
     left_exact: Mapping[str, str]
 
     def __new__(cls, layers: Iterable[LayerOptions], left_exact: Mapping[str, str]) -> "Measured":
-        """As a tuple with one more attribute."""
+        """Make the tuple, with one more attribute."""
         made = super().__new__(cls, layers)
         made.left_exact = left_exact
         return made

@@ -1,4 +1,4 @@
-"""One exact pass on file: what each layer was called with, the gradient of its output, and who holds its input."""
+"""A record of one exact pass: the arguments of each layer, the gradient of its output, and who holds its input."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,7 +32,7 @@ class Call:
     output_grads: list[Tensor | None] = field(default_factory=list)
 
     def repeat(self, module: nn.Module) -> list[Tensor]:
-        """The differentiable tensors that the module returns now, without its hooks."""
+        """Call the module again without its hooks, and return the differentiable tensors of its result."""
         with ExitStack() as stack:
             if self.autocast is not None:
                 device, dtype = self.autocast
@@ -40,7 +40,7 @@ class Call:
             return _differentiable(forward_without_hooks(module, *self.arguments, **self.keywords))
 
     def gradients(self, module: nn.Module, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The loss's gradients with respect to weights of the module, as far as they come from this call."""
+        """Gradients of the loss with respect to the module's weights, as far as they come from this call."""
         pairs = [
             (output, grad)
             for output, grad in zip(self.repeat(module), self.output_grads, strict=True)
@@ -59,14 +59,14 @@ class Record:
     holders: dict[int, tuple[int, set[str]]] = field(default_factory=dict)
 
     def shared(self, name: str) -> tuple[int, tuple[str, ...]]:
-        """Of the bytes that a layer holds those that others hold, too, and who these are."""
+        """The bytes held by a layer that others hold as well, and the names of these."""
         found = [(size, owners - {name}) for size, owners in self.holders.values() if name in owners]
         others = sorted({other or "the model" for _, owners in found for other in owners})
         return sum(size for size, owners in found if owners), tuple(others)
 
 
 def record(model: nn.Module, objective: Objective, batch: Any, layers: dict[str, nn.Module]) -> Record:
-    """Run a forward and a backward pass of a batch and note what the layers see.
+    """Run a forward and a backward pass of a batch, and record the layers' calls.
 
     Args:
         model: Its modules' names say who holds what.
@@ -99,7 +99,7 @@ def record(model: nn.Module, objective: Objective, batch: Any, layers: dict[str,
 
 @contextmanager
 def _hooks(model: nn.Module, layers: dict[str, nn.Module], result: Record, stack: list[str]) -> Iterator[None]:
-    """Let modules say where the pass is, and layers what they get."""
+    """Hooks by which modules report where the pass is, and layers what they receive."""
     names = {module: name for name, module in layers.items()}
 
     def enter(name: str, module: nn.Module, arguments: Any) -> None:
