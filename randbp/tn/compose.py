@@ -1,4 +1,4 @@
-"""Moves on two networks: the outer product, and plugging one network into another."""
+"""Moves on two networks: the outer product, and composition, which plugs one network into another."""
 
 from collections.abc import Mapping
 from dataclasses import replace

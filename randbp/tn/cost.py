@@ -20,7 +20,7 @@ LAUNCH = 20_000  # fixed cost of a step
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step costs.
+    """Cost of one step of a contraction.
 
     Args:
         multiplications: Multiply-adds.
@@ -142,7 +142,7 @@ class CostModel:
         return Cost(self.volume(rest) * nonzeros, moved, size)
 
     def _depthwise(self, left: int, relation: Windows, right: int, out: int) -> diagonals.Method | None:
-        """How matrix products compute a weight gradient with one channel in and out per group, if they are faster."""
+        """The method by which matrix products compute a depthwise weight gradient; ``None`` if they are not faster."""
         everything = self.encode(relation.legs)
         if not self.diagonal or self.volume((left ^ right) & ~everything) > 1:
             return None
@@ -150,7 +150,7 @@ class CostModel:
         return diagonals.choose(patterns, self.volume(left & right & ~everything & ~out))
 
     def convolution_roles(self, left: int, relation: Windows, right: int, out: int) -> tuple[str, str] | None:
-        """Which of the legs i, o, k the left and the right tensor hold, if a native kernel fits."""
+        """The roles (i, o, k) of the left and the right tensor in a convolution; ``None`` if no native kernel fits."""
         if not self.native:
             return None
         masks = dict(zip("iok", self._masks(relation)[:3], strict=True))
@@ -186,7 +186,7 @@ class CostModel:
         return Cost(multiplications, moved, size)
 
     def lookup_form(self, left: int, relation: Lookup, right: int, out: int) -> tuple[str, bool] | None:
-        """``"gather"`` or ``"scatter"``, and whether the left tensor is the one that holds the chosen rows."""
+        """The kind of product (``"gather"`` or ``"scatter"``), and whether the left tensor holds the chosen rows."""
         sample = self.encode((relation.selection.sample,))
         batch = self.encode(relation.selection.batch)
         positions, entries = self.encode(relation.determined), self.encode(relation.enumerated)
@@ -222,7 +222,7 @@ class CostModel:
 
 
 def _are_blocks(relation: Windows) -> bool:
-    """Whether windows of more than one entry do not overlap, so that they are a reshaped tensor."""
+    """Whether windows of several entries do not overlap, so that they are a reshaped tensor."""
     patterns = [p.pattern for p in relation.patterns]
     apart = all(p.dilation == 1 and p.kernel_size <= p.stride for p in patterns)
     return apart and any(p.kernel_size > 1 for p in patterns)

@@ -37,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Sketch:
-    """What a diagram shows, before it has places.
+    """The content of a diagram, without positions.
 
     Args:
         nodes: Number of tensor nodes (the network's own, in order).
@@ -221,12 +221,12 @@ def _crosses(box: tuple[float, float, float, float], segment: tuple[Point, Point
 
 
 def _private(net: TensorNetwork) -> set[str]:
-    """Legs of one tensor alone that are summed."""
+    """Summed legs that only one tensor holds."""
     return {leg for leg in net.sizes if sum(leg in node.legs for node in net.nodes) == 1 and leg not in net.open_legs}
 
 
 def symbol(slot: str) -> str:
-    """The field's symbol for a slot."""
+    """The usual mathematical symbol for a slot."""
     return SYMBOLS.get(slot, r"\mathrm{" + slot.replace("_", r"\_").replace(" ", r"\ ") + "}")
 
 

@@ -27,7 +27,7 @@ class NaiveEinsum:
         self.net = net
 
     def __call__(self, **tensors: Tensor) -> Tensor:
-        """Evaluate."""
+        """Evaluate the einsum."""
         equation, operands = self.arguments(tensors)
         return torch.einsum(equation, *operands)
 
@@ -105,7 +105,7 @@ def _positions(axis: Axis, sizes: Mapping[str, int]) -> Tensor:
 
 
 def _grouping(axis: Axis, sizes: Mapping[str, int]) -> Tensor:
-    """``1`` where legs meet their position in the dimension, else ``0``."""
+    """A 0/1 tensor: 1 where values of legs correspond to their position in the dimension."""
     return (_positions(axis, sizes)[..., None] == torch.arange(axis.size)).long()
 
 

@@ -1,4 +1,4 @@
-"""Integers of any type as Python's own, and nothing else."""
+"""Conversion of integers of any type to Python's own."""
 
 from operator import index
 
@@ -7,8 +7,8 @@ def as_integer(value: object) -> int | None:
     """An integer of any type, NumPy's included, as an ``int``; ``None`` for anything else, truth values included.
 
     Example:
-        >>> import numpy as np
-        >>> as_integer(np.int64(3)), as_integer(3.0), as_integer(True)
+        >>> import torch
+        >>> as_integer(torch.tensor(3)), as_integer(3.0), as_integer(True)
         (3, None, None)
     """
     try:

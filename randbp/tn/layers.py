@@ -1,4 +1,4 @@
-"""Layers beside the convolution, in its terms: the transposed convolution and the linear layer."""
+"""Layers in terms of the convolution: the transposed convolution and the linear layer."""
 
 from dataclasses import dataclass
 from math import prod
@@ -151,7 +151,7 @@ def as_sequence(tensor: Tensor) -> Tensor:
 
 
 def role(spec: LayerSpec, side: Side) -> Literal["i", "o"]:
-    """Which leg of the index patterns the positions on one side of a layer are.
+    """The leg of the index patterns that stands for the positions on one side of a layer.
 
     Example:
         >>> from randbp import tn
@@ -174,7 +174,7 @@ def is_identity(pattern: IndexPattern) -> bool:
 
 
 def replace_batch(spec: LayerSpec, batch: int) -> LayerSpec:
-    """The same layer with another number of examples.
+    """Replace a layer's number of examples.
 
     Example:
         >>> replace_batch(linear_spec((8, 10, 64), 32), 2).input_shape
@@ -184,7 +184,7 @@ def replace_batch(spec: LayerSpec, batch: int) -> LayerSpec:
 
 
 def replace_channels(spec: LayerSpec, groups: int, inner: int, outer: int) -> LayerSpec:
-    """The same layer with ``groups`` groups of ``inner`` input and ``outer`` output channels each.
+    """Replace a layer's channels by ``groups`` groups of ``inner`` input and ``outer`` output channels each.
 
     Example:
         >>> from randbp import tn

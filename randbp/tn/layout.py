@@ -122,7 +122,7 @@ def _crossings(points: list[Point], edges: list[tuple[int, int]]) -> int:
 
 
 def _near(points: list[Point], inner: int, edges: list[tuple[int, int]]) -> int:
-    """How often a node or joint lies on a line that is not its own, or two vertices lie on each other."""
+    """Number of nodes and joints on lines that are not theirs, and of pairs of vertices that coincide."""
     count = 0
     for a, b in edges:
         for vertex in range(inner):
@@ -150,7 +150,7 @@ def _to_segment(p: Point, a: Point, b: Point) -> float:
 
 
 def _upright(points: list[Point]) -> list[Point]:
-    """Turned so that the longest extent is horizontal, the first vertex on the left, centred."""
+    """Rotate the drawing so that its longest extent is horizontal and the first vertex on the left, and centre it."""
     count = len(points)
     mx, my = sum(x for x, _ in points) / count, sum(y for _, y in points) / count
     sxx = sum((x - mx) ** 2 for x, _ in points)

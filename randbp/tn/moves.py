@@ -68,7 +68,7 @@ def with_leg(net: TensorNetwork, leg: str, size: int | None, slots: tuple[str, .
 
 
 def rename(net: TensorNetwork, legs: Mapping[str, str], slots: Mapping[str, str]) -> TensorNetwork:
-    """Other names; see `TensorNetwork.rename`."""
+    """Rename legs and slots; see `TensorNetwork.rename`."""
     for leg in legs:
         check_leg(net, leg, "rename")
     for slot in slots:
@@ -87,7 +87,7 @@ def rename(net: TensorNetwork, legs: Mapping[str, str], slots: Mapping[str, str]
 
 
 def group(net: TensorNetwork, axes: tuple[tuple[str, ...], ...]) -> TensorNetwork:
-    """Another layout of the result; see `TensorNetwork.group`."""
+    """Lay out the result anew; see `TensorNetwork.group`."""
     if sorted(leg for legs in axes for leg in legs) != sorted(net.open_legs):
         raise ValueError(f"group: {axes} must hold each open leg once: {' '.join(net.open_legs)}")
     return replace(net, output=tuple(Axis.grouped(legs, net.sizes) for legs in axes))
@@ -109,7 +109,7 @@ def only_operand(net: TensorNetwork, slot: str, move: str) -> Operand:
 
 
 def pruned(net: TensorNetwork) -> TensorNetwork:
-    """Drop sizes of legs that are gone and tensors bound to slots that are gone."""
+    """Drop sizes of legs, and tensors bound to slots, that no longer exist."""
     used = {leg for node in net.nodes for leg in node.legs} | set(layout_legs(net.output))
     slots = {node.slot for node in net.nodes if not isinstance(node, Pattern)}
     return replace(

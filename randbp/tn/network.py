@@ -92,7 +92,7 @@ class TensorNetwork:
 
     @cached_property
     def takes(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]:
-        """Per slot its name, the shape of its tensor, and whether that is an index."""
+        """The name of each slot, the shape of its tensor, and whether that is an index."""
         return tuple((slot, shape, slot in self.index_slots) for slot, shape in self.slots.items())
 
     @cached_property
@@ -114,7 +114,7 @@ class TensorNetwork:
     # ------------------------------------------------------------------------------------------------------
 
     def remove(self, slot: str) -> "TensorNetwork":
-        """Differentiate with respect to a tensor: it goes, and its legs become open.
+        """Differentiate with respect to a tensor: it is removed, and its legs become open.
 
         The result is the Jacobian, with the output's dimensions first and then the removed tensor's. A leg
         that the tensor shares with the output (batch, groups) is kept once: entries off that diagonal are
@@ -185,13 +185,13 @@ class TensorNetwork:
         return with_leg(self, leg, size, slots)
 
     def rename(self, legs: Mapping[str, str] | None = None, slots: Mapping[str, str] | None = None) -> "TensorNetwork":
-        """The same network with other names for legs and slots."""
+        """Rename legs and slots of the network."""
         from .moves import rename
 
         return rename(self, legs or {}, slots or {})
 
     def scaled(self, factor: float) -> "TensorNetwork":
-        """The network times a number."""
+        """Multiply the network by a number."""
         return replace(self, scale=self.scale * factor)
 
     def named(self, name: str) -> "TensorNetwork":
@@ -288,7 +288,7 @@ class TensorNetwork:
         return replace(self, bound={**self.bound, **tensors})
 
     def simplify(self) -> "TensorNetwork":
-        """Replace patterns that are reshapes or slices (dense, down-sampling, identity, size-1) by just that.
+        """Replace patterns by reshapes or slices where possible (dense, down-sampling, identity, size-1 patterns).
 
         Example:
             >>> from randbp import tn
@@ -321,7 +321,7 @@ class TensorNetwork:
         return _engine().contract(self, {**operands, **tensors} if operands else tensors)
 
     def plan(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Plan":
-        """The contraction plan, found now or taken from the cache; print it to read it.
+        """The contraction plan, computed or taken from the cache; print it to read it.
 
         Raises:
             ValueError: If ``dtype`` is not a ``torch.dtype``.
@@ -333,7 +333,7 @@ class TensorNetwork:
         return cache.plan(self, dtype, torch.device(device))
 
     def path_report(self, samples: int = 200) -> "PathReport":
-        """Cost of the best, median and worst contraction order, before anything is run."""
+        """Costs of the best, median and worst contraction order, without running anything."""
         from .report import path_report
 
         return path_report(self, samples)
@@ -369,7 +369,7 @@ class TensorNetwork:
 
 @cache
 def _engine() -> ModuleType:
-    """What contracts networks and therefore imports them; an import statement at every call would take long."""
+    """The modules that contract networks and therefore import this one; an import statement in every call is slow."""
     from . import contraction
 
     return contraction
@@ -389,19 +389,19 @@ def network(
 
 
 def check_leg(net: TensorNetwork, leg: str, move: str) -> None:
-    """Raise unless the network has the leg."""
+    """Raise ``ValueError`` unless the network has the leg."""
     if leg not in net.sizes:
         raise ValueError(f"{move}: unknown leg {leg!r}; the legs of {net.name} are {' '.join(net.sizes)}")
 
 
 def check_slot(net: TensorNetwork, slot: str, move: str) -> None:
-    """Raise unless the network has the slot."""
+    """Raise ``ValueError`` unless the network has the slot."""
     if slot not in net.slots:
         raise ValueError(f"{move}: unknown slot {slot!r}; {net.name} takes {', '.join(net.slots)}")
 
 
 def check_operand(net: TensorNetwork, slot: str, tensor: Tensor) -> None:
-    """Raise unless the tensor fits the slot."""
+    """Raise ``ValueError`` unless the tensor fits the slot."""
     check_slot(net, slot, "contract")
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{slot}={type(tensor).__name__}: expected a torch.Tensor of shape {net.slots[slot]}")

@@ -31,7 +31,7 @@ class Axis:
 
     @classmethod
     def grouped(cls, legs: tuple[str, ...], sizes: Mapping[str, int]) -> "Axis":
-        """The axis that holds these legs row-major, with nothing left out."""
+        """The axis that holds these legs row-major and completely."""
         terms, step = [], 1
         for leg in reversed(legs):
             terms.append((leg, step))
@@ -48,7 +48,7 @@ class Axis:
         return self == Axis.grouped(self.legs, sizes)
 
     def replace(self, leg: str, terms: tuple[tuple[str, int], ...], start: int = 0) -> "Axis":
-        """The axis with ``leg := start + Σ step·other`` put in; the axis itself if it lacks the leg."""
+        """Substitute ``leg := start + Σ step·other``; an axis without the leg is not changed."""
         if leg not in self.legs:
             return self
         new: list[tuple[str, int]] = []
@@ -84,11 +84,11 @@ class Operand:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor to hand in."""
+        """Shape of the tensor that the slot takes."""
         return tuple(axis.size for axis in self.axes)
 
     def rename(self, names: Mapping[str, str]) -> "Operand":
-        """The operand with other leg names."""
+        """Rename legs of the operand."""
         axes = (Axis(tuple((names.get(leg, leg), step) for leg, step in a.terms), a.size, a.start) for a in self.axes)
         return Operand(self.slot, tuple(axes))
 
@@ -111,7 +111,7 @@ class Pattern:
         return (self.i, self.o, self.k)
 
     def rename(self, names: Mapping[str, str]) -> "Pattern":
-        """The pattern with other leg names."""
+        """Rename legs of the pattern."""
         return Pattern(self.pattern, *(names.get(leg, leg) for leg in self.legs))
 
     def __str__(self) -> str:
@@ -144,7 +144,7 @@ class Selection:
         return (*self.batch, self.sample, *self.targets)
 
     def rename(self, names: Mapping[str, str]) -> "Selection":
-        """The selection with other leg names."""
+        """Rename legs of the selection."""
         get = lambda leg: names.get(leg, leg)  # noqa: E731
         return Selection(self.slot, tuple(map(get, self.batch)), get(self.sample), tuple(map(get, self.targets)))
 
@@ -161,7 +161,7 @@ def index_shape(selection: Selection, sizes: Mapping[str, int]) -> tuple[int, ..
 
 
 def leg_counts(nodes: tuple[Node, ...]) -> dict[str, int]:
-    """How many nodes hold each leg."""
+    """Number of nodes that hold each leg."""
     counts: dict[str, int] = {}
     for node in nodes:
         for leg in set(node.legs):

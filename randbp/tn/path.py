@@ -17,7 +17,7 @@ EXHAUSTIVE = 9  # items up to which the search is optimal
 
 @dataclass(frozen=True)
 class Move:
-    """One step of a contraction: which items it joins, what it leaves and what that costs."""
+    """One step of a contraction: the items that it joins, its result and its cost."""
 
     items: tuple[int, ...]
     legs: int
@@ -66,7 +66,7 @@ class PatternAware(PathOptimizer):
         return inside & outside
 
     def _item_kinds(self) -> list[int]:
-        """A number per item such that sums over sets of items agree where the sets are alike."""
+        """Assign a number to each item so that sums over equivalent sets of items are equal."""
         numbers: dict[object, int] = {}
         kinds = []
         for item in self.items:
@@ -80,7 +80,7 @@ class PatternAware(PathOptimizer):
         return kinds
 
     def kind(self, mask: int) -> int:
-        """What a set of items holds, names of legs aside: the two halves of a Gram matrix are of one kind."""
+        """The kind of a set of items, regardless of leg names: the two halves of a Gram matrix are of one kind."""
         known = self._kind_of.get(mask)
         if known is None:
             low = mask & -mask
@@ -268,7 +268,7 @@ class PatternAware(PathOptimizer):
 
 
 def _linear(tree: tuple, count: int) -> Path:
-    """opt_einsum's linear path from a nested tree of items."""
+    """Convert a nested tree of items to opt_einsum's linear path."""
     remaining: list[object] = list(range(count))
     path: Path = []
 

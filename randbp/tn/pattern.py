@@ -52,7 +52,7 @@ class IndexPattern:
             object.__setattr__(self, field.name, number)
 
     def outputs_at(self, inputs: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
-        """Output position that each input position meets through a kernel entry: ``(i + p - d·k) / s``.
+        """The output position that each input position meets through a kernel entry: ``(i + p - d·k) / s``.
 
         Returns:
             Integer positions, and a boolean mask of the same shape that is true where such an output exists;
@@ -64,7 +64,7 @@ class IndexPattern:
         return outputs, valid
 
     def inputs_at(self, outputs: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
-        """Input position that each output position meets through a kernel entry: ``s·o + d·k - p``.
+        """The input position that each output position meets through a kernel entry: ``s·o + d·k - p``.
 
         Returns:
             Integer positions, and a boolean mask of the same shape that is false where the kernel entry lies
@@ -83,7 +83,7 @@ class IndexPattern:
 
     @property
     def nonzeros(self) -> int:
-        """Number of index triples that satisfy the pattern: what a contraction with it has to visit."""
+        """Number of index triples that satisfy the pattern, which a contraction has to visit."""
         return _nonzeros(self)
 
 

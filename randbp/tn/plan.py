@@ -41,7 +41,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is contracted; made once per structure, data type and device, then called often.
+    """A way to contract a network, made once per structure, data type and device, then called often.
 
     Args:
         network: The network's equation.
@@ -140,7 +140,7 @@ def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> P
 
 
 def searches(net: TensorNetwork, native: bool, diagonal: bool) -> Iterator[tuple[TensorNetwork, PatternAware]]:
-    """The network's equivalent forms, each with the search for its order; arguments as of `PatternAware`."""
+    """The network's equivalent forms, each with a search for its order; `PatternAware` explains the arguments."""
     simple = net.simplify()
     for form in [net] if simple == net else [simple, net]:
         for merge in (False, True) if net.index_slots else (True,):

@@ -37,7 +37,7 @@ class CacheInfo:
 
 @dataclass(slots=True)
 class Entry:
-    """A plan in the cache, and when it was used last (in calls of the cache)."""
+    """A plan in the cache, and the time of its last use (counted in calls of the cache)."""
 
     net: TensorNetwork
     dtype: torch.dtype
@@ -84,7 +84,7 @@ class PlanCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> Plan:
-        """The plan of a network, made if it is not held."""
+        """Return the plan of a network, and make it if it is not in the cache."""
         entry = self._nearest.get(id(net))
         if entry is None or entry.net is not net or entry.dtype is not dtype or entry.device != device:
             entry = self._plans.get((net, dtype, device))
@@ -119,7 +119,7 @@ class PlanCache:
             del self._nearest[id(entry.net)]
 
     def info(self) -> CacheInfo:
-        """Hits, misses, number of plans, and the planning time saved."""
+        """Return hits, misses, number of plans, and the planning time saved."""
         with self._lock:
             return CacheInfo(self._hits, self._misses, len(self._plans), self.maxsize, self._planning, self._saved)
 

@@ -88,12 +88,12 @@ Relation = Windows | Lookup
 
 
 def free_leg(pattern: Pattern, target: str) -> str:
-    """The leg of a pattern that stays free when ``target`` is given: the kernel's, or the output's."""
+    """The leg of a pattern that stays free when ``target`` is given: kernel or output."""
     return pattern.o if target == pattern.k else pattern.k
 
 
 def other_leg(pattern: Pattern, target: str) -> str:
-    """The leg of a pattern that then is determined."""
+    """The leg of a pattern that is determined by the target and the free leg."""
     return pattern.o if target == pattern.i else pattern.i
 
 
@@ -128,7 +128,7 @@ def problem(net: TensorNetwork, merge: bool = True) -> Problem:
 
 
 def _fed_patterns(net: TensorNetwork, node: Selection, patterns: list[Pattern]) -> tuple[Pattern | None, ...]:
-    """Per target of a selection the pattern that it goes on through, if one of its own does.
+    """The pattern that each target of a selection feeds, if there is one of its own.
 
     A table is a function: it counts its free legs and gives one value to each leg that follows. A pattern that joins
     two of its legs (it is fed twice, or shares a leg with another one) is a condition instead, and stays apart.
@@ -148,7 +148,7 @@ def _fed_patterns(net: TensorNetwork, node: Selection, patterns: list[Pattern]) 
 
 
 def _only_holder(net: TensorNetwork, target: str) -> Pattern | None:
-    """The one pattern that holds a selection's target, if nothing else does."""
+    """The only pattern that holds a selection's target, if nothing else holds it."""
     holders = [other for other in net.nodes if target in other.legs]
     if len(holders) != 2 or target in net.open_legs:
         return None

@@ -1,4 +1,4 @@
-"""How much the contraction order of a network matters, before anything is run."""
+"""The effect of a network's contraction order on its cost, found without running anything."""
 
 import random
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def _three(values):  # type: ignore[no-untyped-def]
 
 
 def _all_paths(search: PatternAware, limit: int):  # type: ignore[no-untyped-def]
-    """Paths in depth-first order, at most ``limit`` of them."""
+    """Yield paths in depth-first order, at most ``limit`` of them."""
     stack: list[tuple[Path, list[tuple[int, int, bool]]]] = [([], search.start())]
     found = 0
     while stack and found < limit:
@@ -115,7 +115,7 @@ def _all_paths(search: PatternAware, limit: int):  # type: ignore[no-untyped-def
 
 
 def random_path(search: PatternAware, generator: random.Random) -> Path:
-    """An order whose every step is drawn."""
+    """An order in which every step is drawn at random."""
     path: Path = []
     state = search.start()
     while len(state) > 1:

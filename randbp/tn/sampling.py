@@ -15,7 +15,7 @@ BATCH = "n"
 
 @dataclass(frozen=True)
 class Sample:
-    """How a leg is restricted, without the index values: what a contraction plan needs to know.
+    """The restriction of a leg without its index values, which is all that a contraction plan depends on.
 
     Args:
         size: Number of chosen values.
@@ -103,13 +103,13 @@ def _check_index(net: TensorNetwork, key: str, index: Tensor) -> None:
 
 
 def _range(index: Tensor) -> tuple[int, int]:
-    """Least and largest value, of unsigned types too."""
+    """Least and largest value, for unsigned types as well."""
     wide = index.long()
     return int(wide.min()), int(wide.max())
 
 
 def check_indices(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
-    """Raise unless all indices are within the legs that they choose from."""
+    """Raise ``ValueError`` unless all indices lie within the legs that they choose from."""
     for node in net.nodes:
         if isinstance(node, Selection) and (index := tensors[node.slot]).numel():
             size = volume(node.targets, net.sizes)
@@ -168,7 +168,7 @@ def _restrict(net: TensorNetwork, key: str, sample: Sample, stored: tuple[str, .
 
 
 def _merged(axes: tuple[Axis, ...], legs: tuple[str, ...], key: str, sizes: Mapping[str, int]) -> tuple[Axis, ...]:
-    """A layout in which the restricted legs are one leg, at the place of the first; its neighbours close up."""
+    """A layout in which the restricted legs are one leg, at the position of the first."""
     merged: list[Axis] = []
     place = next((leg for leg in layout_legs(axes) if leg in legs), None)
     for axis in axes:

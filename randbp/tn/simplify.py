@@ -1,4 +1,4 @@
-"""Simplification: index patterns that are reshapes, slices or identities become just that."""
+"""Simplification: index patterns that are reshapes, slices or identities are replaced by these."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def simplify(net: TensorNetwork) -> TensorNetwork:
 
 
 def _without(net: TensorNetwork, node: Pattern) -> TensorNetwork | None:
-    """The network without one pattern, if the pattern is simple."""
+    """Remove one pattern from the network, if the pattern is simple."""
     pattern = node.pattern
     rest = tuple(other for other in net.nodes if other is not node)
     held = {*net.open_legs, *(leg for other in rest for leg in other.legs)}

@@ -1,4 +1,4 @@
-"""The hyper-parameters of a convolution, normalised and checked once."""
+"""Specs: the hyper-parameters of a convolution, normalised and checked once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Kernels for patterns with one leg summed on its own: what is left of ``Π`` is a small banded matrix.
+"""Kernels for patterns with one leg summed on its own, which reduces ``Π`` to a small banded matrix.
 
-Summed over ``o`` it says which inputs a kernel entry meets: box sums, from which KFAC-reduce is made. Summed over ``i``
-it says which kernel entries do not lie in the padding: the VJP of a constant. Nothing as large as ``Π`` is ever built.
+Summed over ``o``, the matrix says which inputs a kernel entry meets: box sums, as in KFAC-reduce. Summed over ``i``, it
+says which kernel entries do not lie in the padding: the VJP of a constant. Nothing as large as ``Π`` is ever built.
 """
 
 from collections.abc import Callable
@@ -95,7 +95,7 @@ banded.takes_factor = True  # type: ignore[attr-defined]
 
 
 def _shortened(x: Tensor, bands: list[Tensor | None]) -> Tensor:
-    """A few examples ``[n, R, *source]`` times bands on all dimensions but the last: ``[n·R·targets, last source]``."""
+    """A few examples ``[n, R, *source]`` times bands on all dimensions but the last: ``[n·R·targets, source]``."""
     count = x.shape[0] * x.shape[1]
     sizes = x.shape[2:]
     for matrix, size in zip(bands, sizes, strict=False):
@@ -107,7 +107,7 @@ def _shortened(x: Tensor, bands: list[Tensor | None]) -> Tensor:
 
 
 def band(pattern: IndexPattern, source: str, target: str) -> Tensor:
-    """How many index triples join each target and source position: ``[target, source]``."""
+    """Number of index triples that join each target and source position: ``[target, source]``."""
     outputs = torch.arange(pattern.output_size)
     found = [pattern.inputs_at(outputs, k) for k in range(pattern.kernel_size)]
     inputs, valid = (torch.stack(part, dim=1) for part in zip(*found, strict=True))  # [O, K]

@@ -35,7 +35,7 @@ MARGIN = 0.8  # native kernels need no memory: keep them unless the gain is clea
 
 @dataclass(frozen=True)
 class Method:
-    """A way to compute the gradient.
+    """One method of computing the gradient.
 
     Args:
         name: For the printed plan.
@@ -56,7 +56,7 @@ def serves(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def choose(patterns: tuple[IndexPattern, ...], examples: int) -> Method | None:
-    """The faster of the two ways, for so many examples summed over; None if a native kernel is faster."""
+    """The faster of the two methods for a number of examples; ``None`` if a native kernel is faster."""
     if not patterns or any(p.nonzeros == 0 for p in patterns):
         return None
     tuned = all(p.kernel_size == 3 and p.dilation == 1 for p in patterns) and len(patterns) == 2
@@ -156,7 +156,7 @@ def _outputs(p: IndexPattern, k: int) -> tuple[int, int]:
 
 
 def _inputs(x: Tensor, p: IndexPattern, k: int, dim: int) -> Tensor:
-    """The inputs that meet those outputs, as a view."""
+    """The inputs that meet these outputs, as a view."""
     low, high = _outputs(p, k)
     if low == high:
         return x.narrow(dim, 0, 0)
@@ -172,5 +172,5 @@ def _block(p: IndexPattern) -> int:
 
 
 def _reach(p: IndexPattern, outputs: int) -> int:
-    """Inputs, padding included, that so many neighbouring outputs meet."""
+    """Number of inputs, padding included, that a number of neighbouring outputs meet."""
     return p.stride * (outputs - 1) + p.dilation * (p.kernel_size - 1) + 1

@@ -42,7 +42,7 @@ def multiplications(patterns: tuple[IndexPattern, ...], channels: int) -> tuple[
 
 
 def prefers_lags(patterns: tuple[IndexPattern, ...], channels: int, examples: int) -> bool:
-    """Whether lag products are the cheaper way for so many channels per group, and groups times examples."""
+    """Whether lag products are cheaper for a number of channels per group and of groups times examples."""
     lags, windows = multiplications(patterns, channels)
     pairs = prod(p.kernel_size**2 for p in patterns)
     unfolding = UNFOLD * channels * prod(p.kernel_size for p in patterns)
@@ -80,7 +80,7 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
 
 
 def lagged(patterns: tuple[IndexPattern, ...]) -> Kernel:
-    """``x [N, G, C, *I] → [G, *K, C, *K, C]``: the same from lag products, for stride 1.
+    """``x [N, G, C, *I] → [G, *K, C, *K, C]``: the products of :func:`unfolded` from lag products, for stride 1.
 
     Positions ``j = o + d·k`` count from the start of the left padding. The input lies in a buffer with
     enough zeros behind every row that a lag is one shift of the flattened positions: no product copies
@@ -128,12 +128,12 @@ def _block(gram: Tensor, first: tuple[int, ...], second: tuple[int, ...]) -> Ten
 
 
 def _length(p: IndexPattern) -> int:
-    """Positions that windows reach, from the start of the left padding."""
+    """Number of positions that windows reach, from the start of the left padding."""
     return p.stride * (p.output_size - 1) + p.dilation * (p.kernel_size - 1) + 1
 
 
 def _padded(p: IndexPattern) -> int:
-    """Positions of a buffer with zeros enough that no lag leaves it."""
+    """Number of positions of a buffer with enough zeros that no lag leaves it."""
     return max(_length(p), p.padding + p.input_size) + p.dilation * (p.kernel_size - 1)
 
 

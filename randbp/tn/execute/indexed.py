@@ -17,7 +17,7 @@ def table(
     via: tuple[tuple[str, IndexPattern] | None, ...],
     determined_sizes: tuple[int, ...],
 ) -> Kernel:
-    """Positions in the grid of determined legs, per chosen value and free leg.
+    """Positions in the grid of determined legs, for each chosen value and free leg.
 
     The kernel maps an index ``[*batch, S]`` to ``[*batch, S, F1, F2, …]``. Where nothing is met it gives the
     grid's volume, the position of an extra zero.
@@ -72,7 +72,7 @@ def _through(value: Tensor, entry: tuple[str, IndexPattern], dim: int) -> tuple[
 
 
 def gather(batched: bool, held: tuple[tuple[int, int], ...], volume: int, partial: bool) -> Kernel:
-    """Read the last dimension at the positions of a table.
+    """Make a kernel that reads the last dimension at the positions of a table.
 
     ``x`` is ``[(n), *rest, *held, volume]``, the table ``[(n), *free]``; the result ``[(n), *rest, *free]``.
     Held free legs, which ``x`` has already, are read along their diagonal.
@@ -101,7 +101,7 @@ def gather(batched: bool, held: tuple[tuple[int, int], ...], volume: int, partia
 
 
 def scatter(batched: bool, kept: tuple[tuple[int, int], ...], volume: int) -> Kernel:
-    """Add up at the positions of a table: the transpose of `gather`.
+    """Make a kernel that adds up at the positions of a table: the transpose of `gather`.
 
     ``x`` is ``[(n), *rest, *free]``, the table ``[(n), *free]``; the result ``[(n), *rest, *kept, volume]``.
     """

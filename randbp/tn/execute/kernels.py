@@ -43,7 +43,7 @@ def expand(shape: tuple[int, ...]) -> Kernel:
 
 
 def reduce_sum(dims: tuple[int, ...]) -> Kernel:
-    """Sum over dimensions, in the tensor's own data type; over the last ones as a product with ones, if it can be."""
+    """Sum over dimensions in the tensor's own data type; over the last ones as a product with ones, if possible."""
 
     def kernel(x: Tensor) -> Tensor:
         first = x.ndim - len(dims)
@@ -56,7 +56,7 @@ def reduce_sum(dims: tuple[int, ...]) -> Kernel:
 
 
 def sums_by_products(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether sums over lines of memory may be products with ones, which processors read short lines faster for.
+    """Whether sums over contiguous lines may be products with ones, which are faster for short lines on a CPU.
 
     Other types, and other devices if they are set so, round what they multiply.
     """
@@ -106,7 +106,7 @@ def embedded(shape: tuple[int, ...], axes: tuple[tuple[int, tuple[tuple[int, int
 
 
 def pad(amounts: tuple[int, ...]) -> Kernel:
-    """Zeros around (or, where negative, fewer elements), in `torch.nn.functional.pad`'s order."""
+    """Pad with zeros (or crop, where widths are negative), in `torch.nn.functional.pad`'s order."""
     return lambda x: pad_zeros(x, amounts)
 
 
@@ -147,7 +147,7 @@ def diagonal(first: int, second: int) -> Kernel:
 
 
 def place(pattern: IndexPattern, keep_o: bool, keep_k: bool) -> Kernel:
-    """The transpose of `window`: ``[…, o, k] → […, i, (o), (k)]``, adding up what meets in one place.
+    """The transpose of `window`: ``[…, o, k] → […, i, (o), (k)]``, adding up entries of the same position.
 
     The last two dimensions may have size one, which stands for a constant.
     """
@@ -196,7 +196,7 @@ def gram(transpose_left: bool) -> Kernel:
 
 
 def _lying(x: Tensor) -> Tensor:
-    """The matrices, copied if neither rows nor columns lie in one piece: PyTorch would copy them one by one."""
+    """The matrices, copied if neither rows nor columns are contiguous: PyTorch would copy them one by one."""
     strides = x.stride()
     return x if strides[-1] == 1 or strides[-2] == 1 else x.contiguous()
 
@@ -213,7 +213,7 @@ def repeated_matmul(count: int) -> Kernel:
 
 
 def summed_matmul() -> Kernel:
-    """``a [N, M, K]`` times ``b [N, L, K]``, summed over ``N``: ``[M, L]``, with few products held at a time."""
+    """``a [N, M, K]`` times ``b [N, L, K]``, summed over ``N`` to ``[M, L]``, with few products held at a time."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         a, b = _lying(a), _lying(b).transpose(1, 2)

@@ -24,7 +24,7 @@ class Windowed:
 
 @dataclass(frozen=True)
 class Value:
-    """A register and, per dimension, the legs it groups row-major; ``windows`` if it is a view of windows."""
+    """A register and, per dimension, the legs that it groups row-major; ``windows`` if it is a view of windows."""
 
     register: int
     axes: Axes
@@ -112,12 +112,12 @@ class Builder:
         return Value(register, axes)
 
     def pieces(self, value: Value, legs: tuple[str, ...]) -> int:
-        """In how many pieces the value's legs are moved to get into another order."""
+        """Number of pieces in which the value's legs are moved to another order."""
         have, want = (tuple(leg for leg in order if self.sizes[leg] > 1) for order in (value.legs, legs))
         return len(_runs(have, want))
 
     def unmoved(self, value: Value, legs: tuple[str, ...]) -> int:
-        """How many neighbours in memory stay neighbours when the value's legs get into another order."""
+        """Number of neighbours in memory that stay neighbours when the value's legs are moved to another order."""
         have, want = (tuple(leg for leg in order if self.sizes[leg] > 1) for order in (value.legs, legs))
         runs = _runs(have, want)
         return self.volume(runs[-1]) if runs and runs[-1][-1] == want[-1] else 1

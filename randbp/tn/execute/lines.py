@@ -38,7 +38,7 @@ class Stretch(NamedTuple):
 
 
 def pay(patterns: tuple[IndexPattern, ...], examples: int, channels: tuple[int, int]) -> bool:
-    """Whether the products are faster than a native kernel."""
+    """Whether products by lines are faster than a native kernel."""
     wide = min(channels) >= WIDE and max(channels) >= WIDEST
     several = any(p.kernel_size > 1 for p in patterns)
     outputs = patterns[-1].output_size
@@ -87,7 +87,7 @@ def stretch(pattern: IndexPattern, entry: int) -> Stretch:
 
 
 def _lines(outer: list[IndexPattern], entry: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Lines of outputs and of inputs, each counted through all outer dimensions, that an entry joins."""
+    """The lines of outputs and of inputs that an entry joins, numbered over all outer dimensions."""
     joined = [(0, 0)]
     for pattern, k in zip(outer, entry, strict=True):
         offset = pattern.dilation * k - pattern.padding

@@ -1,4 +1,4 @@
-"""Lowering: which kernels carry out one step of a contraction."""
+"""Lowering: the choice of kernels for one step of a contraction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,7 +151,7 @@ class Lowering:
         return Value(register, tuple((leg,) for leg in legs), origin if plain else None)
 
     def place(self, value: Value, pattern: Pattern, out: frozenset[str]) -> Value:
-        """The transpose of a window: ``o`` and ``k`` are added up into ``i``; those still needed are kept."""
+        """The transpose of a window: ``o`` and ``k`` are added up into ``i``; legs that are still needed are kept."""
         rest = tuple(leg for leg in value.legs if leg not in (pattern.o, pattern.k))
         ends = tuple((leg,) if leg in value.legs else () for leg in (pattern.o, pattern.k))
         value = self.builder.convert(value, (*((leg,) for leg in rest), *ends))
@@ -161,7 +161,7 @@ class Lowering:
         return Value(register, tuple((leg,) for leg in (*rest, pattern.i, *kept)))
 
     def _lookup(self, value: Value, relation: Lookup, out: frozenset[str]) -> Lowered:
-        """A selection, maybe merged with patterns: gather at a table's positions, or add up at them."""
+        """A selection, perhaps merged with patterns: gather at a table's positions, or add up at them."""
         selection, determined, batch = relation.selection, relation.determined, relation.selection.batch
         table = self.program.emit(
             indexed.table,
@@ -235,7 +235,7 @@ class Lowering:
         return Lowered(Value(register, (lead, determined, groups + lone_tensor)), "scattered matmul")
 
     def _roles(self, relation: Lookup) -> tuple[tuple[str, IndexPattern] | None, ...]:
-        """Per target of the selection, its role in the pattern that it feeds."""
+        """The role of each target of the selection in the pattern that it feeds."""
         return tuple(
             None if p is None else ("i" if target == p.i else "o" if target == p.o else "k", p.pattern)
             for p, target in zip(relation.via, relation.selection.targets, strict=True)
@@ -313,7 +313,7 @@ class Lowering:
         return Lowered(value, "convolution_backward (input)")
 
     def _depthwise(self, x: Value, y: Value, patterns: tuple[Pattern, ...], out: frozenset[str]) -> Lowered | None:
-        """A weight gradient with one channel in and out per group, through matrix products if they are faster."""
+        """A depthwise weight gradient through matrix products; ``None`` if they are not faster."""
         inputs, outputs, entries = (tuple(getattr(p, role) for p in patterns) for role in "iok")
         shared = [leg for leg in x.legs if leg in y.legs]
         lone = tuple(leg for leg in (*x.legs, *y.legs) if leg not in (*shared, *inputs, *outputs))

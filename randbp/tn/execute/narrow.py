@@ -24,7 +24,7 @@ WIDE = 64  # output channels from which on
 
 
 def pay(patterns: tuple[IndexPattern, ...], channels: tuple[int, int]) -> bool:
-    """Whether the products are faster than a native kernel, for so many input and output channels."""
+    """Whether products by image are faster than a native kernel for a number of input and output channels."""
     narrow, wide = channels
     if not (FEWEST <= narrow <= MOST and wide >= WIDE) or all(p.kernel_size == 1 for p in patterns):
         return False

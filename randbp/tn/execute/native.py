@@ -109,7 +109,7 @@ def weight_gradient(
 
 
 def _unmet(patterns: tuple[IndexPattern, ...]) -> list[tuple[int, int]]:
-    """Dimensions and numbers of kernel entries that meet padding alone.
+    """Dimensions and numbers of kernel entries that meet only padding.
 
     PyTorch's kernels for 16-bit types leave their gradients unwritten on processors with AMX (2.13).
     """
@@ -118,7 +118,7 @@ def _unmet(patterns: tuple[IndexPattern, ...]) -> list[tuple[int, int]]:
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    """The memory format in which native kernels would take a tensor to be.
+    """The memory format that native kernels would infer for a tensor.
 
     Example:
         >>> memory_format_of(torch.empty(2, 3, 4, 4, memory_format=torch.channels_last))

@@ -1,9 +1,9 @@
 """Native kernels on a few examples at a time, where tensors are large.
 
-Native convolutions copy what they read and what they make into an order of their own. The C library returns large
-memory to the system as soon as it is free, so a large copy starts with pages that the system has yet to find and clear,
-which takes longer than the arithmetic of a depthwise layer. The copies of a few examples stay in memory that the C
-library has at hand.
+Native convolutions copy their inputs and outputs into a memory order of their own. The C library returns large blocks
+of memory to the system as soon as they are free, so a large copy starts with pages that the system has yet to find and
+clear, which takes longer than the arithmetic of a depthwise layer. The copies of a few examples stay in memory that the
+C library keeps.
 """
 
 import torch
@@ -20,7 +20,7 @@ PART = 2**23
 
 
 def examples_at_once(tensors: tuple[Tensor, ...], elements: int) -> int:
-    """Examples per call of a native kernel: all of them, unless a tensor is large.
+    """Number of examples per call of a native kernel: all of them, unless a tensor is large.
 
     Args:
         tensors: What the kernel reads, the first with an example per row.
@@ -38,7 +38,7 @@ def examples_at_once(tensors: tuple[Tensor, ...], elements: int) -> int:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor lies in a processor's memory in plain order, and nothing records what is done with it."""
+    """Whether a tensor is contiguous on a CPU, and no mode records operations on it."""
     if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return False
     if torch.compiler.is_compiling():

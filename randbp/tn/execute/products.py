@@ -152,7 +152,7 @@ def _image_by_image(
 
 
 def _around(legs: tuple[str, ...], middle: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """What lies before and after some neighbouring legs; None if they are no neighbours or an end is empty."""
+    """The legs before and after some neighbouring legs; None if these are not neighbours or an end is empty."""
     first = legs.index(middle[0]) if middle else 0
     last = first + len(middle)
     found = legs[:first], legs[last:]
@@ -160,7 +160,7 @@ def _around(legs: tuple[str, ...], middle: tuple[str, ...]) -> tuple[tuple[str, 
 
 
 def _ranks(legs: tuple[str, ...], rank: Mapping[str, int]) -> list[int]:
-    """Places of legs in the network's result; behind it if there are none."""
+    """Positions of legs in the network's result; legs that are not in it come last."""
     return [rank.get(leg, len(rank)) for leg in legs] or [len(rank)]
 
 
@@ -176,7 +176,7 @@ def _without_private(builder: Builder, value: Value, other: Value, out: frozense
 def _matrix(
     builder: Builder, value: Value, batch: tuple[str, ...], first: tuple[str, ...], second: tuple[str, ...]
 ) -> tuple[Value, bool]:
-    """The value as ``[batch, first, second]``, or transposed if it lies that way in memory."""
+    """The value as ``[batch, first, second]``, or transposed if that is its memory order."""
     lead: Axes = (batch,) if builder.volume(batch) > 1 else ()
     lies = _lies(builder, value, batch, first, second)
     straight, flipped = (_copying(builder, value, (*batch, *legs)) for legs in ((*first, *second), (*second, *first)))
@@ -186,14 +186,14 @@ def _matrix(
 
 
 def _copying(builder: Builder, value: Value, legs: tuple[str, ...]) -> tuple[bool, int]:
-    """What makes copying a value into another order slow: torn lines of memory, then the number of pieces."""
+    """Cost of copying a value into another order: the number of torn lines of memory, then that of pieces."""
     return builder.unmoved(value, legs) < LINE, builder.pieces(value, legs)
 
 
 def _lies(
     builder: Builder, value: Value, batch: tuple[str, ...], first: tuple[str, ...], second: tuple[str, ...]
 ) -> bool | None:
-    """Whether the value lies in memory as ``[batch, second, first]``; None if neither so nor the other way round."""
+    """Whether the memory order is ``[batch, second, first]``; None if it is neither that nor the other way round."""
     held, *orders = (
         tuple(leg for leg in legs if builder.sizes[leg] > 1)
         for legs in (value.legs, (*batch, *first, *second), (*batch, *second, *first))

@@ -39,7 +39,7 @@ class Program:
         return register
 
     def scaled(self, register: int, factor: float) -> int | None:
-        """The register of the same result times a number, if the kernel that makes it can do that for nothing.
+        """The register of a result times a number, if the kernel that computes it can multiply at no cost.
 
         Such kernels are named by a ``takes_factor`` of their factory, whose last argument is the factor.
         """
@@ -86,7 +86,7 @@ class Program:
         return len(self._compiled)
 
     def run(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Execute on input tensors."""
+        """Run the program on input tensors."""
         if self._alone is not None:
             kernel, arguments = self._alone
             return kernel(*[tensors[index] for index in arguments])

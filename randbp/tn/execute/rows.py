@@ -82,12 +82,12 @@ def gathered_product(
 
 
 def _evenly(count: int, most: int) -> int:
-    """The size of as few groups as possible, of at most so many, that are as equal as possible."""
+    """The size of groups that are as few and as equal as possible, with at most ``most`` members each."""
     return -(-count // -(-count // most))
 
 
 def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
-    """Slices of a batch that is worked on piece by piece, so that what a piece needs stays in a processor's cache.
+    """Slices of a batch for work piece by piece, so that the data of a piece stay in a CPU's cache.
 
     No large batch is one piece: what is made on the way would double its memory.
 
@@ -106,18 +106,18 @@ def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
 
 
 def _add_weighted(place: Tensor, met: Tensor, kept: Tensor, first: bool) -> None:
-    """``[R, F, C]``, which it overwrites, times ``[R, C]``, summed over the rows, added to ``[C, F, 1]``."""
+    """Multiply ``[R, F, C]``, in place, by ``[R, C]``, sum over rows, and add the sums to ``[C, F, 1]``."""
     sums = met.mul_(kept.unsqueeze(1)).sum(0).t().unsqueeze(2)
     place.copy_(sums) if first else place.add_(sums)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """``[R, C, P]`` as rows ``[R·P, C]``; a view if they lie in memory so."""
+    """``[R, C, P]`` as rows ``[R·P, C]``; a view if that is the memory order."""
     return x.transpose(1, 2).reshape(-1, x.shape[1])
 
 
 def _with_blank(x: Tensor) -> Tensor:
-    """``[R, C, P]`` as rows ``[R·(P + 1), C]``; each ``r`` ends with zeros, the partner of positions that have none."""
+    """``[R, C, P]`` as rows ``[R·(P + 1), C]``; each ``r`` ends with zeros, for positions without a partner."""
     batch, channels, positions = x.shape
     blank = x.new_empty(batch, positions + 1, channels)
     blank[:, :-1].copy_(x.transpose(1, 2))
@@ -167,7 +167,7 @@ class PartnerTable:
 
     @cached_property
     def _table(self) -> Tensor:
-        """On the host, so that no other device has to be waited for."""
+        """The table on the host, so that no device has to be waited for."""
         return self._kernel(torch.arange(self._grid, device="cpu")).reshape(self._grid, -1).t().contiguous()
 
     @cached_property

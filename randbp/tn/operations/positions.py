@@ -1,4 +1,4 @@
-"""VJPs of a layer's positions, class by class: what sampling positions sub-samples.
+"""VJPs of a layer's positions, class by class: the networks that samplers of positions sub-sample.
 
 The networks serve convolutions, linear layers and transposed convolutions alike. Legs are named from the layer's own
 view: ``i`` and ``c`` belong to its input, ``o`` and ``d`` to its output. In a transposed convolution the index pattern
@@ -45,7 +45,7 @@ class PositionClass:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each position meets the one of the same number on the other side, and no other."""
+        """Whether each position meets exactly the position of the same number on the other side."""
         return all(map(is_identity, self.patterns))
 
 
@@ -174,7 +174,7 @@ def constant_output_grad_input_vjp(spec: LayerSpec) -> TensorNetwork:
 
 
 class _Legs:
-    """Legs of a layer's tensors where only the positions of a class are there.
+    """Legs of a layer's tensors that are restricted to the positions of a class.
 
     Attributes:
         sizes: Size of every leg.
