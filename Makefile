@@ -24,6 +24,27 @@ demo: $(READY)  ## Presets beside exact backpropagation and its rivals, and four
 test: $(READY)  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
+quick: $(READY)  ## Some tests of each part, in less than a minute on two cores: tests/quick.txt lists them
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal @tests/quick.txt
+
+core:  ## Test the core with its two dependencies alone, torch and opt_einsum, in an environment of its own
+	$(call in_new_environment,core)
+
+oldest:  ## The same with the oldest supported PyTorch; PIP_EXTRA_INDEX_URL must name an index that has its CPU build
+	$(call in_new_environment,oldest,s/^torch==.*/$(OLDEST)/; /^setuptools==/d)
+
+# The lower bound of pyproject.toml. `+cpu` takes a CPU build or fails; the plain version may be gigabytes of CUDA.
+OLDEST ?= torch==2.11.0+cpu
+
+# $(1): name of the environment; $(2): what sed changes in the constraints
+define in_new_environment
+	$(PYTHON) -m venv --clear $(VENV)-$(1)
+	sed '$(2)' constraints.txt > $(VENV)-$(1)/constraints.txt
+	$(VENV)-$(1)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)-$(1)/constraints.txt --editable . pytest hypothesis
+	$(VENV)-$(1)/bin/python -m pytest @tests/core.txt
+endef
+
 nightly: $(READY)  ## Long checks: 10,000 generated tensor networks, all of PyTorch's operator database (an hour)
 	$(BIN)/python -m tests.tn.generated_networks --count 10000 --processes 2
 	$(BIN)/python -m tests.lean.operators
@@ -50,6 +71,6 @@ gallery: $(READY)  ## Draw all tensor networks into docs/gallery
 	$(BIN)/python docs/gallery.py
 
 clean:  ## Remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-core $(VENV)-oldest .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
 
-.PHONY: help setup demo test nightly triton bench gallery lint format clean
+.PHONY: help setup demo test quick core oldest nightly triton bench gallery lint format clean

@@ -2,6 +2,11 @@
 
 from importlib.util import find_spec
 
-collect_ignore_glob = [f"randbp/kernels/*_{name}.py" for name in ("numba", "triton") if find_spec(name) is None]
-if find_spec("triton") is None:
-    collect_ignore_glob.append("tests/kernels/cubins.py")
+NEEDED = {
+    "numba": ["randbp/kernels/*_numba.py", "randbp/kernels/jit.py"],
+    "triton": ["randbp/kernels/*_triton.py", "tests/kernels/cubins.py"],
+    "matplotlib": ["randbp/diagnostics/gradient_plot.py", "randbp/tn/draw.py"],
+}
+"""Package: the files whose examples need it, though ``import randbp`` does not."""
+
+collect_ignore_glob = [name for package, names in NEEDED.items() if find_spec(package) is None for name in names]
