@@ -11,7 +11,7 @@ import torch
 
 from randbp.kernels import use
 
-from . import contractions, estimators, kernels, lean, overhead
+from . import calls, contractions, estimators, kernels, lean, overhead
 from .harness import CLOCKS, use_clock
 from .layers import NETWORKS
 from .place import Place
@@ -23,7 +23,7 @@ QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,
 
 def main() -> None:
     """Parse arguments and run."""
-    names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "estimators"]
+    names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "calls", "estimators"]
     names += ["kernels", "step", "second-order", "merit", "lean"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
@@ -88,6 +88,8 @@ def _run(name: str, arguments: argparse.Namespace, place: Place) -> None:
     budget = 0.5 if arguments.quick else arguments.budget
     if name == "overhead":
         overhead.run()
+    elif name == "calls":
+        calls.run()
     elif name == "estimators":
         estimators.run(pattern, budget, place, arguments.settings)
     elif name == "kernels":
