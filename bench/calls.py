@@ -123,7 +123,7 @@ def of_contraction() -> Trace:
 
 def run() -> dict[str, Any]:
     """Print and write the figures of some estimators, the default first, and of a contraction."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, estimator in {"default": None, **ESTIMATORS}.items():
         forward, backward = of_layer(**({} if estimator is None else {"weight_vjp": estimator}))
         both = (forward + backward).figures | {"changes": forward.changes + backward.changes}
@@ -131,13 +131,15 @@ def run() -> dict[str, Any]:
             {"what": name, "forward": forward.figures, "backward": backward.figures, "both": both}
             | {"names": [f"{file}: {each}" for file, each in (forward + backward).functions]}
         )
-    rows.append({"what": "warm contraction", "both": of_contraction().figures})
+    contraction = of_contraction()
+    names = [f"{file}: {each}" for file, each in contraction.functions]
+    rows.append({"what": "warm contraction", "both": contraction.figures, "names": names})
     columns = ["weight VJP", *(f"{part}: calls, functions, files, changes" for part in ("forward", "backward", "both"))]
     cells = [
         [row["what"], *(", ".join(map(str, row.get(part, {}).values())) for part in ("forward", "backward", "both"))]
         for row in rows
     ]
     show("calls within the package", columns, cells)
-    summary = rows[0]["both"]
+    summary: dict[str, Any] = rows[0]["both"]
     print(f"written to {save('calls', rows, summary)}")
     return summary

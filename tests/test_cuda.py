@@ -12,9 +12,7 @@ from bench import contractions, estimators, lean_cuda, lean_settings
 from bench.place import Place
 from experiments.models import AllCNNC
 from randbp import (
-    Axes,
     Batch,
-    Channels,
     Estimator,
     Exact,
     NormSpatial,
@@ -25,12 +23,12 @@ from randbp.curvature import KFAC, Approximation
 from randbp.functional import conv, conv_transpose, linear
 from randbp.kernels import backends
 from randbp.kernels.operator import OPERATORS
-from tests.estimator_cases import FIXED_SIZE
+from tests.catalogue import FIXED_SIZE, named
 from tests.kernels.cases import Case, cases
 from tests.kernels.same import assert_same, results
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-ESTIMATORS = [Spatial(0.25), Spatial(0.25, center=False), Axes(0.25), Channels(0.25), Batch(0.25)]
+ESTIMATORS = [case.real for case in named("spatial", "spatial raw", "axes", "channels", "batch")]
 
 
 def network() -> nn.Sequential:

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import randbp
 from randbp import (
     Axes,
-    BiasedTopK,
     Channels,
     Estimator,
     Exact,
@@ -38,10 +37,11 @@ from randbp.estimators.seeds import Integers
 from randbp.estimators.text import to_text
 from randbp.functional import conv, conv_spec
 from randbp.tn import LayerSpec
-from tests.estimator_cases import FIXED_SIZE
+from tests import catalogue
+from tests.catalogue import FIXED_SIZE
 from tests.functional.observe import held_by
 
-ESTIMATORS = [*FIXED_SIZE, BiasedTopK(0.25)]
+ESTIMATORS = [*FIXED_SIZE, *(case.real for case in catalogue.ESTIMATORS if case.biased and case.real)]
 HAS_COMPILER = bool(shutil.which("g++")) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 BACKENDS = ["aot_eager", "inductor"] if HAS_COMPILER else ["aot_eager"]
 

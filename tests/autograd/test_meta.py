@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 import randbp
-from randbp import Axes, Batch, Exact, IfFaster, Rounding, Spatial
-from randbp.estimators import Estimator
-from tests.estimator_cases import FIXED_SIZE
+from randbp import Exact, Rounding, Spatial
+from tests.catalogue import ESTIMATORS, EstimatorCase
 
-BOTH = [Spatial(0.25), Axes(0.25), Axes(0.5, bernoulli=True), randbp.Channels(0.5), randbp.NormChannels(0.5)]
+BOTH = [case for case in ESTIMATORS if "input_vjp" in case.vjps and not (case.exact or case.chooses)]
 
 
 def convolutions() -> nn.Module:
@@ -37,8 +36,9 @@ def check(model: nn.Module, real: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("make", [convolutions, linears])
-@pytest.mark.parametrize("estimator", [*FIXED_SIZE, Batch(0.5, bernoulli=True), IfFaster(Spatial(0.25))], ids=str)
-def test_weight_vjps(estimator: Estimator, make: Any) -> None:
+@pytest.mark.parametrize("case", [case for case in ESTIMATORS if not case.exact], ids=str)
+def test_weight_vjps(case: EstimatorCase, make: Any) -> None:
+    estimator = case.real or case.make(0.5)
     with torch.device("meta"):
         model = make()
     with randbp.randomize(model, estimator, layers="*"):
@@ -46,9 +46,9 @@ def test_weight_vjps(estimator: Estimator, make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [convolutions, linears])
-@pytest.mark.parametrize("estimator", BOTH, ids=str)
-def test_input_vjps_of_a_model_moved_there(estimator: Estimator, make: Any) -> None:
-    model = make()
+@pytest.mark.parametrize("case", BOTH, ids=str)
+def test_input_vjps_of_a_model_moved_there(case: EstimatorCase, make: Any) -> None:
+    model, estimator = make(), case.make(0.25)
     with randbp.randomize(model, Exact(), estimator, layers="*"):
         check(model.to("meta"), make())
 

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import randbp
-from randbp import Axes, Batch, Estimator, Exact, Spatial
+from randbp import Estimator, Exact, Spatial
 from randbp.functional import conv, conv_transpose, linear
-
-ESTIMATORS = [Spatial(0.25), Axes(0.3, bernoulli=True), Batch(0.5, bernoulli=True)]
+from tests.catalogue import DRAWN_OF_EACH_KIND
 
 
 class Segment(nn.Module):
@@ -69,7 +68,7 @@ def check(model: Repeated, handle: Any, x: Tensor, random: bool = True) -> None:
         seen.append(found[0])
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", DRAWN_OF_EACH_KIND, ids=str)
 def test_several_calls_in_a_segment(estimator: Estimator) -> None:
     model, x = Repeated(), torch.randn(6, 4, 12, 12, requires_grad=True)
     with randbp.randomize(model, estimator) as handle:
@@ -81,7 +80,7 @@ def test_several_calls_in_a_segment(estimator: Estimator) -> None:
 
 
 @pytest.mark.parametrize("lean", [True, "exact"])
-@pytest.mark.parametrize("estimator", [Exact(), *ESTIMATORS[:2]], ids=str)
+@pytest.mark.parametrize("estimator", [Exact(), *DRAWN_OF_EACH_KIND[:2]], ids=str)
 def test_rounding_of_lean_mode(estimator: Estimator, lean: Any) -> None:
     model, x = Repeated(), torch.randn(16, 4, 16, 16, requires_grad=True)
     layers = "shared" if estimator.exact else None
@@ -90,7 +89,7 @@ def test_rounding_of_lean_mode(estimator: Estimator, lean: Any) -> None:
 
 
 @pytest.mark.parametrize("generators", [False, True])
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", DRAWN_OF_EACH_KIND, ids=str)
 def test_functions(estimator: Estimator, generators: bool) -> None:
     torch.manual_seed(0)
     first, second = torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)

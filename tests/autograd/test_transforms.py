@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 
 import randbp
 from randbp import Exact, Rounding, Spatial
-from tests.estimator_cases import FIXED_SIZE
+from tests.catalogue import FIXED_SIZE
 
 MESSAGE = "^randbp: torch.func, forward mode and vectorised Jacobians do not pass estimated VJPs .*remove.* for them$"
 

@@ -6,23 +6,16 @@ import pytest
 from jsonargparse import ArgumentParser
 
 import randbp
-from randbp import Estimator, LowResolution, NormSpatial, Projection, Rounding, Spatial
+from randbp import Estimator, NormSpatial, Rounding
+from tests.catalogue import ESTIMATORS
+
+SETTINGS = [
+    *(case.make(0.5) for case in ESTIMATORS),
+    *(NormSpatial(0.5, center=4, top=0.25), Rounding(4), Rounding(2, NormSpatial(0.5, center=4), block=64)),
+]
 
 
-@pytest.mark.parametrize(
-    "estimator",
-    [
-        Projection(0.25, kind="gaussian"),
-        NormSpatial(0.5, center=4, top=0.25),
-        NormSpatial(0.5, center=False),
-        LowResolution(0.5, block=8),
-        Rounding(4),
-        Rounding(3, block="channel"),
-        Rounding(4, Spatial(0.25)),
-        Rounding(2, NormSpatial(0.5, center=4), block=64),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("estimator", SETTINGS, ids=str)
 def test_estimators_survive_a_configuration_file(estimator: Estimator) -> None:
     def plain(value: Estimator) -> dict:
         options = {field.name: getattr(value, field.name) for field in fields(value) if field.init}

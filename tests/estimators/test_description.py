@@ -9,63 +9,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from randbp import (
-    Axes,
-    Batch,
-    BiasedTopK,
-    Channels,
-    Estimator,
-    Exact,
-    LowResolution,
-    NormChannels,
-    NormSpatial,
-    Precision,
-    Projection,
-    Rounding,
-    Spatial,
-)
+from randbp import BiasedTopK, Channels, Estimator, Exact, Rounding, Spatial
 from randbp.estimators import Draw
 from randbp.functional import conv_spec, conv_transpose_spec
 from randbp.tn import linear_spec
 from tests.cases import Case, cases, linear_cases, transposed_cases
+from tests.catalogue import ESTIMATORS
 
-MAKERS = {
-    "exact": lambda keep: Exact(),
-    "spatial": Spatial,
-    "spatial raw": lambda keep: Spatial(keep, center=False),
-    "axes": Axes,
-    "channels": Channels,
-    "batch": Batch,
-    "low resolution": lambda keep: LowResolution(keep, block=2),
-    "norm spatial": NormSpatial,
-    "norm spatial cells": lambda keep: NormSpatial(keep, center=2),
-    "norm channels": NormChannels,
-    "top k": BiasedTopK,
-    "projection": lambda keep: Projection(keep, block=7),
-    "rounding": lambda keep: Rounding(3, block=16),
-    "narrow": lambda keep: Precision(),
-    "narrow, rounded": lambda keep: Precision(estimator=Rounding(3, block=16)),
-    "rounded sample": lambda keep: Rounding(5, LowResolution(keep, block=2), block=16),
-}
+SAID = {case.name: case for case in ESTIMATORS if case.fixed_size and not case.chooses}
+COUNTED = sorted(name for name, case in SAID.items() if case.counted)
 pytestmark = pytest.mark.filterwarnings("ignore:BiasedTopK")
 
 
 @given(
     case=st.one_of(cases(), transposed_cases(), linear_cases()),
-    name=st.sampled_from(sorted(MAKERS)),
+    name=st.sampled_from(sorted(SAID)),
     keep=st.sampled_from([0.1, 0.3, 0.5, 0.9, 1.0]),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
 )
 @settings(max_examples=400)
 def test_held_bytes_are_those_measured(case: Case, name: str, keep: float, dtype: torch.dtype) -> None:
-    estimator: Estimator = MAKERS[name](keep)
+    estimator: Estimator = SAID[name].make(keep)
     x, spec = case.channels_second(case.tensors(dtype)[0].detach()), case.spec()
     held = (Exact() if estimator.exact else estimator).sketch(x, spec, Draw(0))
     measured = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held if t.numel()}.values())
     assert estimator.describe(spec, dtype).held_bytes == measured
 
 
-@pytest.mark.parametrize("name", sorted(MAKERS))
+@pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_multiply_adds_are_those_counted(name: str, stride: int) -> None:
     """PyTorch's own count of matrix products and convolutions; without padding it knows no zeros to leave out.
@@ -73,7 +44,7 @@ def test_multiply_adds_are_those_counted(name: str, stride: int) -> None:
     The sums that the mean of `Spatial` meets run as a product with a matrix of zeros and ones in a layer as small as
     this one; as sums they are not part of the description.
     """
-    estimator: Estimator = MAKERS[name](0.25)
+    estimator: Estimator = SAID[name].make(0.25)
     x, weight = torch.randn(8, 8, 13, 11), torch.randn(12, 8, 3, 3)
     spec = conv_spec(x, weight, stride, 0, 1, 1)
     output_grad, description = torch.randn(spec.output_shape), estimator.describe(spec)
@@ -98,11 +69,13 @@ def test_narrow_layers_multiply_as_much_as_exact_ones() -> None:
     assert estimator.describe(spec).weight_multiply_adds == counter.get_total_flops() // 2 == spec.multiply_adds
 
 
-@pytest.mark.parametrize("name", sorted(MAKERS.keys() - {"spatial"}))  # whose small sums are products here or not
+@pytest.mark.parametrize(
+    "name", [name for name in COUNTED if name != "spatial"]
+)  # whose small sums are products here or not
 @pytest.mark.parametrize("layer", ["transposed", "sequence", "vectors"])
 def test_multiply_adds_of_other_layers_are_those_counted(name: str, layer: str) -> None:
     """As above; transposed with stride 2 and kernel 2, where every product meets an entry."""
-    estimator: Estimator = MAKERS[name](0.25)
+    estimator: Estimator = SAID[name].make(0.25)
     x_shape, spec = {
         "transposed": (
             (8, 8, 8, 8),

@@ -7,6 +7,17 @@ import pytest
 
 from randbp import Estimator, Exact, LowResolution, NormSpatial, Rounding, Spatial
 from randbp.estimators import plain_estimator
+from tests.catalogue import ESTIMATORS, EstimatorCase
+
+
+@pytest.mark.parametrize("case", ESTIMATORS, ids=str)
+def test_class_and_fields(case: EstimatorCase) -> None:
+    estimator, fields = case.make(0.25), asdict(case.make(0.25))
+    for name in fields:  # what holds another one names its class, too
+        if isinstance(getattr(estimator, name), Estimator):
+            fields[name] = plain_estimator(getattr(estimator, name))
+    assert plain_estimator(estimator) == {"class": type(estimator).__name__, **fields}
+    assert json.loads(json.dumps(fields)) == fields
 
 
 @pytest.mark.parametrize("estimator", [Exact(), Spatial(0.25), LowResolution(0.5, block=8), NormSpatial(0.5)], ids=str)

@@ -14,22 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from randbp import (
-    Axes,
-    Batch,
-    Channels,
-    Estimator,
-    Exact,
-    LowResolution,
-    NormChannels,
-    NormSpatial,
-    Projection,
-    Rounding,
-    Spatial,
-)
+from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
 from randbp.estimators import Draw
 from randbp.functional import conv_spec, conv_transpose_spec
 from randbp.tn import LayerSpec, linear_spec
+from tests import catalogue
 from tests.cases import Case, cases, linear_cases, transposed_cases
 
 DRAWS = 400
@@ -38,33 +27,11 @@ FIRST_DRAWS = 40
 ERROR = 1e-6
 
 ESTIMATORS = {
-    "spatial": lambda keep: Spatial(keep),
-    "spatial shared": lambda keep: Spatial(keep, per_example=False),
-    "spatial raw": lambda keep: Spatial(keep, center=False),
-    "axes": lambda keep: Axes(keep),
-    "axes bernoulli": lambda keep: Axes(keep, bernoulli=True),
-    "channels": lambda keep: Channels(keep),
-    "channels bernoulli": lambda keep: Channels(keep, bernoulli=True),
-    "batch": lambda keep: Batch(keep),
-    "batch bernoulli": lambda keep: Batch(keep, bernoulli=True),
-    "batch centred": lambda keep: Batch(keep, center=True),
-    "low resolution": lambda keep: LowResolution(keep, block=2),
-    "norm spatial": lambda keep: NormSpatial(keep),
-    "norm spatial raw": lambda keep: NormSpatial(keep, center=False),
-    "norm spatial cells": lambda keep: NormSpatial(keep, center=2),
-    "norm spatial top": lambda keep: NormSpatial(keep, center=False, top=0.4),
-    "norm channels": lambda keep: NormChannels(keep),
-    "norm channels top": lambda keep: NormChannels(keep, top=0.4),
-    "projection rademacher": lambda keep: Projection(keep),
-    "projection gaussian": lambda keep: Projection(keep, kind="gaussian", block=5),
-    "rounding": lambda keep: Rounding(bits=round(6 * keep)),
-    "rounding per channel": lambda keep: Rounding(bits=round(6 * keep), block="channel"),
-    "rounded sample": lambda keep: Rounding(bits=2, estimator=Spatial(keep), block=16),
-    "rounded norm sample": lambda keep: Rounding(bits=2, estimator=NormSpatial(keep, center=2), block=16),
+    case.name: case for case in catalogue.ESTIMATORS if not (case.biased or case.narrow or case.chooses or case.exact)
 }
-SIMPLE = [name for name in ESTIMATORS if name.split()[0] in ("spatial", "axes", "channels", "batch")]
+SIMPLE = [name for name, case in ESTIMATORS.items() if isinstance(case.make(0.5), Spatial | Axes | Channels | Batch)]
 WEIGHT = sorted(ESTIMATORS)
-INPUT = [name for name in WEIGHT if "input_vjp" in ESTIMATORS[name](0.5).serves]
+INPUT = [name for name in WEIGHT if "input_vjp" in ESTIMATORS[name].vjps]
 
 
 def z_limit(entries: int) -> float:
@@ -105,7 +72,7 @@ def exact_vjps(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def check_weight_vjp(name: str, case: Case, keep: float) -> None:
-    estimator: Estimator = ESTIMATORS[name](keep)
+    estimator: Estimator = ESTIMATORS[name].make(keep)
     x, weight, output_grad, _, exact = exact_vjps(case)
     spec = conv_spec(x, weight, **case.geometry)
 
@@ -118,7 +85,7 @@ def check_weight_vjp(name: str, case: Case, keep: float) -> None:
 
 
 def check_input_vjp(name: str, case: Case, keep: float) -> None:
-    estimator: Estimator = ESTIMATORS[name](keep)
+    estimator: Estimator = ESTIMATORS[name].make(keep)
     x, weight, output_grad, exact, _ = exact_vjps(case)
     spec = conv_spec(x, weight, **case.geometry)
 
@@ -160,7 +127,7 @@ def test_input_vjp_is_unbiased_in_fewer_cases(name: str, case: Case, keep: float
 
 def check_layer(name: str, case: Case, keep: float) -> None:
     """Both VJPs at once, through the whole layer."""
-    estimator: Estimator = ESTIMATORS[name](keep)
+    estimator: Estimator = ESTIMATORS[name].make(keep)
     x, weight, _ = case.tensors()
     output_grad = case.output_grad(case.native(x, weight, None))
     exact = torch.autograd.grad(case.native(x, weight, None), (weight, x), output_grad)
@@ -228,7 +195,7 @@ def test_deviations_from_means_have_the_right_weight(name: str, layer: str) -> N
     x = torch.randn(input_shape, generator=generator, dtype=torch.float64)
     weight = torch.randn(weight_shape, generator=generator, dtype=torch.float64)
     spec, output_grad = make_spec(x, weight), native(x, weight)
-    estimator, exact, draws = ESTIMATORS[name](0.5), Exact(), [Draw(seed) for seed in range(150)]
+    estimator, exact, draws = ESTIMATORS[name].make(0.5), Exact(), [Draw(seed) for seed in range(150)]
     weights = [estimator.weight_vjp(estimator.sketch(x, spec, draw), output_grad, spec, draw) for draw in draws]
     inputs = [estimator.input_vjp(output_grad, weight, spec, draw) for draw in draws]
     for found, true in (

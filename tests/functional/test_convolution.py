@@ -29,26 +29,16 @@ from randbp import (
 from randbp.estimators import chunks, native, precision
 from randbp.functional import conv
 from tests.cases import Case, cases
-from tests.estimator_cases import FIXED_SIZE
+from tests.catalogue import EXACT_AT_ONE, FIXED_SIZE, EstimatorCase
 from tests.functional.observe import LargestAllocation, held_by
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
-@given(case=cases(), dtype=st.sampled_from(DTYPES), which=st.integers(0, 8))
+@given(case=cases(), dtype=st.sampled_from(DTYPES), made=st.sampled_from(EXACT_AT_ONE))
 @settings(max_examples=100)
-def test_keep_one_is_pytorch_bit_for_bit(case: Case, dtype: torch.dtype, which: int) -> None:
-    estimator = [
-        Spatial(1),
-        Axes(1, bernoulli=True),
-        Channels(1),
-        Batch(1),
-        LowResolution(1),
-        NormSpatial(1),
-        NormChannels(1),
-        Projection(1),
-        Exact(),
-    ][which]
+def test_keep_one_is_pytorch_bit_for_bit(case: Case, dtype: torch.dtype, made: EstimatorCase) -> None:
+    estimator = made.make(1)
     assume(case.is_defined(dtype))
     x, weight, bias = case.tensors(dtype)
     inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]

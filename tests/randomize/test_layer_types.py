@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import randbp
-from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
-from tests.estimator_cases import FIXED_SIZE
+from randbp import Batch, Channels, Estimator, Exact, Spatial
+from tests.catalogue import ESTIMATORS, FIXED_SIZE
 from tests.randomize.test_randomize import grads, same
 
 
@@ -218,7 +218,9 @@ def test_training_goes_down(estimator: Any) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("estimator", [*FIXED_SIZE, Axes(0.25, bernoulli=True)], ids=str)
+@pytest.mark.parametrize(
+    "estimator", [*FIXED_SIZE, *(case.make(0.25) for case in ESTIMATORS if not case.fixed_size)], ids=str
+)
 def test_an_empty_batch_gives_zero_gradients_as_in_pytorch(estimator: Estimator) -> None:
     layers = nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3, stride=2), nn.Flatten(), nn.Linear(338, 5)
     model = nn.Sequential(*layers)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import randbp
 from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
+from tests.catalogue import DRAWN_OF_EACH_KIND
 
 
 class Net(nn.Module):
@@ -324,7 +325,7 @@ def checkpointed(model: nn.Sequential, x: Tensor, reentrant: bool) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("estimator", [Spatial(0.25), Axes(0.3, bernoulli=True), Batch(0.5, bernoulli=True)], ids=str)
+@pytest.mark.parametrize("estimator", DRAWN_OF_EACH_KIND, ids=str)
 def test_checkpointing_gives_the_gradient_of_the_same_step_without_it(estimator: Estimator) -> None:
     shared = nn.Conv2d(3, 3, 3)
     model = nn.Sequential(shared, nn.ReLU(), nn.Conv2d(3, 3, 3), shared, nn.Tanh(), nn.Conv2d(3, 4, 3))
