@@ -27,3 +27,14 @@ bits_of = _reading(_INTEGERS)
 
 number_of = _reading({integer: number for number, integer in _INTEGERS.items()})
 """The floating number that has the bits of a signed integer."""
+
+
+def _converted(typing_context, value, like):
+    def convert(context, builder, signature, arguments):
+        return context.cast(builder, arguments[0], *signature.args)
+
+    return like(value, like), convert
+
+
+converted: Any = intrinsic(_converted)
+"""A number as one of another's type."""

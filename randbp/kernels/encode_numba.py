@@ -2,19 +2,20 @@
 
 import numpy as np
 import torch
-from numba import prange, uint32, uint64
+from numba import int32, prange, uint8, uint64
 from torch import Tensor
 
 from .casts_numba import bits_of, number_of
 from .jit import function, parallel, room, tasks
 from .levels import Rows, factors, scale_dtype
-from .memory_numba import array, kind, load, numpy_dtype
+from .memory_numba import array, kind, loaded, numpy_dtype
 from .noise import start
-from .noise_numba import words
-from .packing_numba import pack_block
-from .words_numba import both, right
+from .noise_numba import high_uniform, keys, low_uniform, word
+from .packing_numba import pack_bytes
+from .pointers_numba import as_bytes, at, part_of
+from .words_numba import both, differ, either, left, right_signed
 
-_HALF = uint32(0xFFFF)
+_FOUR = uint8(4)
 
 
 def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithered: bool) -> tuple[Tensor, Tensor]:
@@ -34,72 +35,71 @@ def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithere
 def constants(dtype: torch.dtype, bits: int, dithered: bool) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and integers that :func:`encode_block` needs for scales of that dtype."""
     whole, spoilt = factors(bits, dithered)
-    several = [whole, np.nan if spoilt is None else spoilt, torch.finfo(dtype).max / 2, 1, 0, 0.5, 2**-16]
-    size, integer = (31, np.int32) if dtype == torch.float32 else (63, np.int64)
-    return np.array(several, numpy_dtype(dtype)), np.array([size, np.iinfo(integer).max], integer)
+    several = [whole, np.nan if spoilt is None else spoilt, torch.finfo(dtype).max / 2, 1, 0]
+    shift, integer = (31, np.int32) if dtype == torch.float32 else (63, np.int64)
+    integers = [shift, np.iinfo(integer).max, np.iinfo(integer).min]
+    return np.array(several, numpy_dtype(dtype)), np.array(integers, integer)
 
 
 @parallel
-def _encode(source, kind, codes, scales, start, first, bits, block, numbers, integer, room, words, tasks):
+def _encode(source, kind, codes, scales, start, first, bits, block, numbers, integers, room, words, tasks):
     rows, entries = source.shape
-    blocks, padded = scales.shape[1], (block + 7) // 8 * 8
+    blocks, nbytes = scales.shape[1], codes.shape[1]
     each = (rows * blocks + tasks - 1) // tasks
     for task in prange(tasks):
-        x, pairs, levels = room[task, 0], words[task, 0], words[task, 1].view(np.int32)
+        x, levels = part_of(room, task), as_bytes(part_of(words, task))
         for number in range(task * each, min(rows * blocks, (task + 1) * each)):
             row = number // blocks
             place = number - row * blocks
             size = min(block, entries - place * block)
-            load(source[row, place * block : place * block + size], kind, x)
-            at, length = place * (padded // 8) * bits, (size + 7) // 8 * bits
-            packed = codes[row, at : at + length]
             encode_block(
-                x[:size], start, first + number, bits, numbers, integer, pairs, levels, scales[row, place], packed
-            )
+                loaded(at(source, row * entries + place * block), size, kind, x), size, start, first + number,
+                bits, at(numbers, 0), at(integers, 0), levels, at(scales, 2 * number),
+                at(codes, row * nbytes + place * ((block + 7) // 8 * bits)),
+            )  # fmt: skip
 
 
 @function
-def encode_block(x, start, number, bits, numbers, integer, pairs, levels, scale, packed):
+def encode_block(x, size, start, number, bits, numbers, integers, levels, scale, packed):
     """Scales and packed codes of the entries of one block.
 
-    ``numbers`` are the factors of the step (:func:`.levels.factors`), half of the largest number, 1, 0, ``1/2`` and
-    ``2^-16`` in the precision of ``x``; ``integer`` the bits of an integer of that size less one, and the largest;
-    ``pairs`` and ``levels`` room for half as many ``uint32`` and, up to a multiple of eight, as many ``int32``.
+    ``numbers`` and ``integers`` are the :func:`constants`; ``levels`` room for as many bytes as there are entries, up
+    to a multiple of eight.
     """
-    size, half = len(x), (len(x) + 1) // 2
-    good = block_scales(x, numbers, integer, scale)
+    good = block_scales(x, size, numbers, integers, scale)
     least, step = scale[0], abs(scale[1])
     inverse = numbers[3] / step if step > numbers[4] else numbers[4]
-    words(start, number, pairs[:half])
-    top = np.int32((1 << bits) - 1)
-    _round_half(x[:half], least, inverse, pairs[:half], uint32(0), numbers, top, levels[:half])
-    _round_half(x[half:], least, inverse, pairs[:half], uint32(16), numbers, top, levels[half:size])
-    if not good:  # the last level is for entries that are not finite
-        for i in range(size):
-            finite = abs(x[i]) <= numbers[2]
-            levels[i] = np.int32(max(0, min(levels[i], top - 1)) if finite else top)
+    low, high = keys(start, number)
+    top, half = int32((1 << bits) - 1), uint64((size + 1) // 2)
+    if good and bits == 4 and size % 8 == 0:
+        _round_to_halves(x, least, inverse, low, high, top, half, packed)
+        return
+    if good:
+        _round(x, least, inverse, low, high, top, half, uint64(size) - half, levels)
+    else:
+        _round_finite(x, size, least, inverse, low, high, numbers[2], top, half, levels)
     for i in range(size, (size + 7) // 8 * 8):
         levels[i] = 0
-    pack_block(levels, bits, packed)
+    pack_bytes(levels, (size + 7) // 8, bits, packed)
 
 
 @function
-def block_scales(x, numbers, integer, scale):
+def block_scales(x, size, numbers, integers, scale):
     """Offset and step of a block; whether all entries are finite."""
-    most, shift = integer[1], integer[0]
-    low, high = most, integer.dtype.type(~most)
-    for i in range(len(x)):  # integers in the order of the numbers: minima of these are found many at a time
+    shift, most = integers[0], integers[1]
+    low, high = most, integers[2]
+    for i in range(size):  # integers in the order of the numbers: minima of these are found many at a time
         bits = bits_of(x[i])
-        key = integer.dtype.type(bits ^ (integer.dtype.type(bits >> shift) & most))
+        key = differ(bits, both(right_signed(bits, shift), most))
         low, high = min(low, key), max(high, key)
-    least = number_of(integer.dtype.type(low ^ (integer.dtype.type(low >> shift) & most)))
-    largest = number_of(integer.dtype.type(high ^ (integer.dtype.type(high >> shift) & most)))
+    least = number_of(differ(low, both(right_signed(low, shift), most)))
+    largest = number_of(differ(high, both(right_signed(high, shift), most)))
     limit = numbers[2]
     good = least >= -limit and largest <= limit
     if good:
         step = (largest - least) * numbers[0]
     else:
-        least, step = _narrower(x, numbers)
+        least, step = _narrower(x, size, numbers)
     if np.isinf(numbers[3] / abs(step)):
         step = np.copysign(numbers[4], step)
     scale[0], scale[1] = least + numbers[4], step
@@ -107,10 +107,10 @@ def block_scales(x, numbers, integer, scale):
 
 
 @function
-def _narrower(x, numbers):
+def _narrower(x, size, numbers):
     """Least finite entry, and the step of a block in which others are not finite."""
     least, largest = numbers[3] / numbers[4], -(numbers[3] / numbers[4])
-    for i in range(len(x)):
+    for i in range(size):
         if abs(x[i]) <= numbers[2]:
             least, largest = min(least, x[i]), max(largest, x[i])
     if least > largest:
@@ -121,9 +121,37 @@ def _narrower(x, numbers):
 
 
 @function
-def _round_half(x, least, inverse, pairs, shift, numbers, top, levels):
-    """Levels of half of a block's entries, from one half of its noise's words."""
-    for i in range(len(x)):
-        noise = (np.float32(np.int32(both(right(pairs[i], shift), _HALF))) + numbers[5]) * numbers[6]
-        level = np.int32((x[i] - least) * inverse + noise)
-        levels[i] = level if level < top else top
+def _level(x, least, inverse, noise, top):
+    level = int32((x - least) * inverse + noise)
+    return uint8(level if level < top else top)
+
+
+@function
+def _round_to_halves(x, least, inverse, low, high, top, half, packed):
+    """Levels of four bits, packed: the two that share a word share a byte."""
+    for i in range(half):
+        each = word(i, low, high)
+        first = _level(x[i], least, inverse, low_uniform(each), top)
+        second = _level(x[half + i], least, inverse, high_uniform(each), top)
+        packed[i] = either(first, left(second, _FOUR))
+
+
+@function
+def _round(x, least, inverse, low, high, top, half, rest, levels):
+    """Levels of a block's entries; two of them share a word."""
+    for i in range(rest):
+        each = word(i, low, high)
+        levels[i] = _level(x[i], least, inverse, low_uniform(each), top)
+        levels[half + i] = _level(x[half + i], least, inverse, high_uniform(each), top)
+    for i in range(rest, half):
+        levels[i] = _level(x[i], least, inverse, low_uniform(word(i, low, high)), top)
+
+
+@function
+def _round_finite(x, size, least, inverse, low, high, limit, top, half, levels):
+    """The same where the last level is for entries that are not finite."""
+    for i in range(uint64(size)):
+        each = word(i if i < half else i - half, low, high)
+        noise = low_uniform(each) if i < half else high_uniform(each)
+        level = int32((x[i] - least) * inverse + noise)
+        levels[i] = uint8(max(0, min(level, top - 1)) if abs(x[i]) <= limit else top)

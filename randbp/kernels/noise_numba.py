@@ -1,30 +1,56 @@
 """Random numbers by counter for numba's kernels: see :mod:`.noise`."""
 
 import numpy as np
-from numba import uint32, uint64
+from numba import int32, uint32, uint64
 
+from .casts_numba import number_of
 from .jit import function
-from .words_numba import add, differ, multiply, right
+from .words_numba import add, both, differ, either, left, multiply, right
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _SPLIT_1, _SPLIT_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _FIRST, _SECOND, _STEP = np.uint32(0x21F0AAAD), np.uint32(0x735A2D97), np.uint32(0x9E3779B9)
+_LOW, _HIGH, _FRACTION, _MIDDLE, _UNIT = uint32(7), uint32(9), uint32(0x7FFF80), uint32(0x3F800040), np.float32(1)
 
 
 @function
-def words(start, block, out):
-    """Fill ``out`` with the first words of a block; ``start`` is :func:`.noise.start` of the seed."""
+def keys(start, block):
+    """The two keys of a block; ``start`` is :func:`.noise.start` of the seed."""
     z = start + uint64(block + 1) * _GAMMA
     z = (z ^ (z >> uint64(30))) * _SPLIT_1
     z = (z ^ (z >> uint64(27))) * _SPLIT_2
     z = z ^ (z >> uint64(31))
-    low, high = uint32(z), uint32(z >> uint64(32))
+    return uint32(z), uint32(z >> uint64(32))
+
+
+@function
+def word(i, low, high):
+    """A word of the block that has these keys."""
+    x = add(multiply(uint32(i), _STEP), low)
+    x = multiply(differ(x, right(x, uint32(16))), _FIRST)
+    x = differ(x, right(x, uint32(15)))
+    x = multiply(add(x, high), _SECOND)
+    return differ(x, right(x, uint32(15)))
+
+
+@function
+def words(start, block, out):
+    """Fill ``out`` with the first words of a block."""
+    low, high = keys(start, block)
     for i in range(len(out)):
-        x = add(multiply(uint32(i), _STEP), low)
-        x = multiply(differ(x, right(x, uint32(16))), _FIRST)
-        x = differ(x, right(x, uint32(15)))
-        x = multiply(add(x, high), _SECOND)
-        out[i] = differ(x, right(x, uint32(15)))
+        out[i] = word(i, low, high)
+
+
+@function
+def low_uniform(word):
+    """The number in ``(0, 1)`` that the low half of a word is: the mantissa of one between 1 and 2."""
+    return number_of(int32(either(both(left(word, _LOW), _FRACTION), _MIDDLE))) - _UNIT
+
+
+@function
+def high_uniform(word):
+    """The same of the high half."""
+    return number_of(int32(either(both(right(word, _HIGH), _FRACTION), _MIDDLE))) - _UNIT
 
 
 @function
