@@ -3,7 +3,9 @@
 import numpy as np
 
 from . import derivatives
+from .casts_numba import number_of
 from .jit import function
+from .words_numba import left, subtract
 
 _GELU, _GELU_TANH, _SILU, _MISH, _SIGMOID, _TANH, _TANHSHRINK, _SOFTPLUS, _ELU, _HARDSWISH = range(10)
 
@@ -28,120 +30,115 @@ _TANH_RATE, _CUBE, _CUBE_3 = (
     np.float32(derivatives.CUBE),
     np.float32(3 * derivatives.CUBE),
 )
+_1, _23, _NAN = np.int32(1), np.int32(23), np.float32(np.nan)
 
 
 @function
-def exp(x, scale, out):
-    """``e^x``; ``scale`` is room. No two of these may lie in one place: such loops would not be vectorised."""
-    bits = scale.view(np.int32)
-    for i in range(len(x)):
-        z = x[i]
-        z = _REACH if z > _REACH else z
-        z = -_REACH if z < -_REACH else z
-        power = np.int32(z * _LOG2_E + _UP)
-        whole = np.float32(power) - _DOWN
-        z = (z - whole * _HIGH) - whole * _LOW
-        y = ((((z * _E0 + _E1) * z + _E2) * z + _E3) * z + _E4) * z
-        out[i] = ((y + _E5) * z) * z + z + _ONE
-        bits[i] = (power - 1) << 23
-    for i in range(len(x)):
-        out[i] *= scale[i]
+def exp(x):
+    """``e^x`` of a number in single precision."""
+    z = _REACH if x > _REACH else x
+    z = -_REACH if z < -_REACH else z
+    power = np.int32(z * _LOG2_E + _UP)
+    whole = np.float32(power) - _DOWN
+    z = (z - whole * _HIGH) - whole * _LOW
+    y = ((((z * _E0 + _E1) * z + _E2) * z + _E3) * z + _E4) * z
+    return (((y + _E5) * z) * z + z + _ONE) * number_of(left(subtract(power, _1), _23))
 
 
 @function
-def _sigmoid(x, minus, scale, power, out):
-    for i in range(len(x)):
-        minus[i] = -x[i]
-    exp(minus, scale, power)
-    for i in range(len(x)):
-        out[i] = _ONE / (power[i] + _ONE)
+def _sigmoid(x):
+    return _ONE / (exp(-x) + _ONE)
 
 
 @function
-def derivative(x, function, parameters, z, scale, p, q, e):
-    """Put the derivatives in the place of ``x``; ``z`` to ``e`` are room for as many numbers each."""
+def derivative(x, size, function, parameters, out):
+    """Put the derivatives at ``size`` numbers ``x`` into ``out``: pointers to places that do not overlap."""
     factor, second, third = parameters[0], parameters[1], parameters[2]
-    for i in range(len(x)):
-        value = x[i] * factor
-        value = _FAR if value > _FAR else value
-        value = -_FAR if value < -_FAR else value
-        z[i] = value if value == value else _ZERO
     if function == _GELU:
-        _gelu(z, scale, p, e, q)
+        for i in range(size):
+            out[i] = _where_finite(x[i], _gelu(_within(x[i], factor)))
     elif function == _GELU_TANH:
-        _gelu_tanh(z, scale, p, e, q)
+        for i in range(size):
+            out[i] = _where_finite(x[i], _gelu_tanh(_within(x[i], factor)))
     elif function == _SILU:
-        _sigmoid(z, q, scale, e, p)
-        for i in range(len(z)):
-            q[i] = ((_ONE - p[i]) * z[i] + _ONE) * p[i]
+        for i in range(size):
+            z = _within(x[i], factor)
+            p = _sigmoid(z)
+            out[i] = _where_finite(x[i], ((_ONE - p) * z + _ONE) * p)
     elif function == _MISH:
-        _mish(z, scale, p, e, q)
+        for i in range(size):
+            out[i] = _where_finite(x[i], _mish(_within(x[i], factor)))
     elif function == _ELU:
-        for i in range(len(z)):
-            p[i] = z[i] if z[i] < _ZERO else _ZERO
-        exp(p, scale, e)
-        for i in range(len(z)):
-            q[i] = third if z[i] > _ZERO else e[i] * second
+        for i in range(size):
+            z = _within(x[i], factor)
+            below = exp(z if z < _ZERO else _ZERO) * second
+            out[i] = _where_number(x[i], third if z > _ZERO else below)
     elif function == _HARDSWISH:
-        for i in range(len(z)):
-            middle = z[i] * _THIRD + _HALF
-            high = middle if z[i] < _THREE else _ONE
-            q[i] = _ZERO if z[i] <= -_THREE else high
+        for i in range(size):
+            z = _within(x[i], factor)
+            middle = z * _THIRD + _HALF
+            high = middle if z < _THREE else _ONE
+            out[i] = _where_number(x[i], _ZERO if z <= -_THREE else high)
+    elif function == _SOFTPLUS:
+        for i in range(size):
+            z = _within(x[i], factor)
+            p = _sigmoid(z)
+            out[i] = _where_number(x[i], _ONE if z > second else p)
+    elif function == _SIGMOID:
+        for i in range(size):
+            p = _sigmoid(_within(x[i], factor))
+            out[i] = _where_number(x[i], (_ONE - p) * p)
+    elif function == _TANH:
+        for i in range(size):
+            p = _sigmoid(_within(x[i], factor))
+            out[i] = _where_number(x[i], ((_ONE - p) * p) * _FOUR)
     else:
-        _sigmoid(z, q, scale, e, p)
-        if function == _SOFTPLUS:
-            for i in range(len(z)):
-                q[i] = _ONE if z[i] > second else p[i]
-        elif function == _SIGMOID:
-            for i in range(len(z)):
-                q[i] = (_ONE - p[i]) * p[i]
-        elif function == _TANH:
-            for i in range(len(z)):
-                q[i] = ((_ONE - p[i]) * p[i]) * _FOUR
-        else:
-            for i in range(len(z)):
-                q[i] = _ONE - ((_ONE - p[i]) * p[i]) * _FOUR
-    if function <= _MISH:
-        for i in range(len(x)):
-            x[i] = q[i] if abs(x[i]) <= _LARGEST else np.float32(np.nan)
-    else:
-        for i in range(len(x)):
-            x[i] = q[i] if x[i] == x[i] else np.float32(np.nan)
+        for i in range(size):
+            p = _sigmoid(_within(x[i], factor))
+            out[i] = _where_number(x[i], _ONE - ((_ONE - p) * p) * _FOUR)
 
 
 @function
-def _gelu(z, scale, minus, density, out):
-    for i in range(len(z)):
-        size = abs(z[i]) * _ROOT_HALF
-        minus[i] = -(size * size)
-    exp(minus, scale, density)
-    for i in range(len(z)):
-        near = _ONE / (abs(z[i]) * _ROOT_HALF * _RATE + _ONE)
-        tail = ((((near * _C0 + _C1) * near + _C2) * near + _C3) * near + _C4) * near
-        tail = (tail * density[i]) * _HALF
-        share = _ONE - tail if z[i] > _ZERO else tail
-        out[i] = share + (z[i] * density[i]) * _DENSITY
+def _within(x, factor):
+    """``factor x``, not too far from 0, and 0 for NaN."""
+    z = x * factor
+    z = _FAR if z > _FAR else z
+    z = -_FAR if z < -_FAR else z
+    return z if z == z else _ZERO
 
 
 @function
-def _gelu_tanh(z, scale, p, power, out):
-    for i in range(len(z)):
-        p[i] = -(((z[i] * z[i]) * _CUBE + _ONE) * z[i] * _TANH_RATE)
-    exp(p, scale, power)
-    for i in range(len(z)):
-        p[i] = _ONE / (power[i] + _ONE)
-    for i in range(len(z)):
-        inner = ((z[i] * z[i]) * _CUBE_3 + _ONE) * _TANH_RATE
-        out[i] = p[i] + (((_ONE - p[i]) * p[i]) * z[i]) * inner
+def _where_finite(x, slope):
+    return slope if abs(x) <= _LARGEST else _NAN
 
 
 @function
-def _mish(z, scale, low, power, out):
-    for i in range(len(z)):
-        low[i] = z[i] if z[i] < _TWENTY else _TWENTY
-    exp(low, scale, power)
-    for i in range(len(z)):
-        share = power[i] / (power[i] + _ONE)
-        double = (power[i] + _TWO) * power[i]
-        tanh = double / (double + _TWO)
-        out[i] = tanh + ((_ONE - tanh * tanh) * share) * z[i]
+def _where_number(x, slope):
+    return slope if x == x else _NAN
+
+
+@function
+def _gelu(z):
+    size = abs(z) * _ROOT_HALF
+    density = exp(-(size * size))
+    near = _ONE / (size * _RATE + _ONE)
+    tail = ((((near * _C0 + _C1) * near + _C2) * near + _C3) * near + _C4) * near
+    tail = (tail * density) * _HALF
+    share = _ONE - tail if z > _ZERO else tail
+    return share + (z * density) * _DENSITY
+
+
+@function
+def _gelu_tanh(z):
+    p = _sigmoid(((z * z) * _CUBE + _ONE) * z * _TANH_RATE)
+    inner = ((z * z) * _CUBE_3 + _ONE) * _TANH_RATE
+    return p + (((_ONE - p) * p) * z) * inner
+
+
+@function
+def _mish(z):
+    power = exp(z if z < _TWENTY else _TWENTY)
+    share = power / (power + _ONE)
+    double = (power + _TWO) * power
+    tanh = double / (double + _TWO)
+    return tanh + ((_ONE - tanh * tanh) * share) * z

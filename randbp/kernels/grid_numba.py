@@ -1,13 +1,15 @@
 """Blocks of entries on equally spaced levels, for numba's kernels: see :mod:`.grid_bits`."""
 
 import numpy as np
-from numba import uint32
+from numba import int32, uint8, uint64
 
 from .jit import function
-from .noise_numba import words
-from .packing_numba import pack_block, unpack_block
+from .noise_numba import high_uniform, keys, low_uniform, word
+from .packing_numba import pack_bytes, unpack_block
+from .pointers_numba import as_signed
+from .words_numba import both, either, left
 
-_EXPONENT = np.int32(0x7F800000)
+_EXPONENT, _FOUR = int32(0x7F800000), uint8(4)
 
 
 def numbers(bits: int, factor: float, zero: float, stretch: float) -> np.ndarray:
@@ -16,52 +18,54 @@ def numbers(bits: int, factor: float, zero: float, stretch: float) -> np.ndarray
 
 
 @function
-def encode_block(x, bits, start, number, numbers_, pairs, levels, out):
-    """Codes of the entries of one block; whether it is spoilt.
+def encode_block(x, size, bits, start, number, numbers_, levels, out):
+    """Codes of the entries of one block, given by pointers; whether it is spoilt.
 
-    ``pairs`` and ``levels`` are room for half as many ``uint32`` and as many ``int32``, up to a multiple of eight.
+    ``levels`` is room for as many bytes as there are entries, up to a multiple of eight.
     """
-    integers, wrong = x.view(np.int32), np.int32(0)
-    for i in range(len(x)):
-        wrong |= np.int32((integers[i] & _EXPONENT) == _EXPONENT)
-    size = len(x)
-    half = (size + 1) // 2
-    words(start, number, pairs[:half])
+    wrong, integers = int32(0), as_signed(x)
+    for i in range(size):
+        wrong |= int32(both(integers[i], _EXPONENT) == _EXPONENT)
+    low, high = keys(start, number)
+    factor, zero, stretch, top, least = numbers_[0], numbers_[1], numbers_[2], numbers_[3], numbers_[6]
+    half = uint64((size + 1) // 2)
+    if not wrong and bits == 4 and size % 8 == 0:
+        for i in range(half):
+            each = word(i, low, high)
+            first = _level(x[i] * factor + zero, low_uniform(each), least, top)
+            second = _level(x[half + i] * factor + zero, high_uniform(each), least, top)
+            out[i] = either(first, left(second, _FOUR))
+        return False
     if wrong:
-        _stretch(x, numbers_)
-        _round(x[:half], pairs[:half], uint32(0), numbers_, numbers_[3] - numbers_[7], levels[:half])
-        _round(x[half:], pairs[:half], uint32(16), numbers_, numbers_[3] - numbers_[7], levels[half:size])
-        for i in range(size):
-            if (integers[i] & _EXPONENT) == _EXPONENT:
-                levels[i] = np.int32(numbers_[3])
+        last = top - numbers_[7]
+        for i in range(uint64(size)):
+            each = word(i if i < half else i - half, low, high)
+            noise = low_uniform(each) if i < half else high_uniform(each)
+            level = _level((x[i] * factor + zero) * stretch, noise, least, last)
+            levels[i] = uint8(int32(top)) if both(integers[i], _EXPONENT) == _EXPONENT else level
     else:
-        for i in range(size):
-            x[i] = x[i] * numbers_[0] + numbers_[1]
-        _round(x[:half], pairs[:half], uint32(0), numbers_, numbers_[3], levels[:half])
-        _round(x[half:], pairs[:half], uint32(16), numbers_, numbers_[3], levels[half:size])
+        _round(x, low, high, half, uint64(size) - half, factor, zero, least, top, levels)
     for i in range(size, (size + 7) // 8 * 8):
         levels[i] = 0
-    pack_block(levels, bits, out)
-    return wrong
+    pack_bytes(levels, (size + 7) // 8, bits, out)
+    return wrong != 0
 
 
 @function
-def _stretch(x, numbers_):
-    for i in range(len(x)):
-        place = (x[i] * numbers_[0] + numbers_[1]) * numbers_[2]
-        if abs(place) <= np.finfo(np.float32).max:
-            x[i] = place
+def _level(place, noise, least, top):
+    level = place + noise
+    level = level if level > least else least
+    return uint8(int32(level if level < top else top))
 
 
 @function
-def _round(place, pairs, shift, numbers_, top, levels):
-    half, fine, least = numbers_[4], numbers_[5], numbers_[6]
-    for i in range(len(place)):
-        noise = (np.float32(np.int32((pairs[i] >> shift) & uint32(0xFFFF))) + half) * fine
-        level = place[i] + noise
-        level = level if level > least else least
-        level = level if level < top else top
-        levels[i] = np.int32(level)
+def _round(x, low, high, half, rest, factor, zero, least, top, levels):
+    for i in range(rest):
+        each = word(i, low, high)
+        levels[i] = _level(x[i] * factor + zero, low_uniform(each), least, top)
+        levels[half + i] = _level(x[half + i] * factor + zero, high_uniform(each), least, top)
+    for i in range(rest, half):
+        levels[i] = _level(x[i] * factor + zero, low_uniform(word(i, low, high)), least, top)
 
 
 @function

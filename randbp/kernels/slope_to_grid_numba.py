@@ -9,11 +9,11 @@ from .derivatives import FUNCTIONS
 from .derivatives_numba import derivative
 from .grid_bits import encoded, stretched
 from .grid_numba import encode_block, numbers
-from .inside_numba import inside
-from .jit import parallel, tasks
-from .memory_numba import array, kind, load
+from .jit import parallel, room, tasks
+from .memory_numba import array, kind, loaded
 from .noise import BLOCK, start
-from .packing import packed_size
+from .pointers_numba import as_bytes, at, beyond, part_of
+from .to_grid_numba import put_marks
 
 
 def slope_to_grid(
@@ -29,30 +29,28 @@ def slope_to_grid(
     """The same bits as the reference's."""
     held = encoded(len(values), values.device, bits)
     if len(values):
-        spoilt, split = torch.empty(-(-len(values) // BLOCK), dtype=torch.bool), packed_size(len(values), bits)
+        spoilt, parts = torch.empty(-(-len(values) // BLOCK), dtype=torch.bool), tasks(len(values))
         _slope_to_grid(
             array(values.contiguous()), kind(values.dtype), FUNCTIONS.index(function),
             np.array(parameters, np.float32), uint64(start(seed)), first, bits,
-            numbers(bits, inverse, zero, stretched(bits)[0]), array(held[:split]), array(spoilt), tasks(len(values)),
+            numbers(bits, inverse, zero, stretched(bits)[0]), array(held), array(spoilt),
+            *room(parts, BLOCK, np.float32), parts,
         )  # fmt: skip
-        held[split:] = inside(spoilt, "true", 0.0, 0.0)
+        put_marks(spoilt, held, len(values), bits)
     return held
 
 
 @parallel
-def _slope_to_grid(source, kind, function, parameters, start, first, bits, numbers_, codes, spoilt, tasks):
+def _slope_to_grid(source, kind, function, parameters, start, first, bits, numbers_, codes, spoilt, room, words, tasks):
     entries, blocks = len(source), len(spoilt)
     each = (blocks + tasks - 1) // tasks
     for task in prange(tasks):
-        x, room = np.empty(BLOCK, np.float32), np.empty((5, BLOCK), np.float32)
-        pairs, levels = np.empty(BLOCK // 2, np.uint32), np.empty(BLOCK, np.int32)
+        x, levels = part_of(room, task), as_bytes(part_of(words, task))
+        slopes = beyond(x, BLOCK)
         for number in range(task * each, min(blocks, (task + 1) * each)):
-            at = number * BLOCK
-            size = min(BLOCK, entries - at)
-            load(source[at : at + size], kind, x[:size])
-            derivative(
-                x[:size], function, parameters, room[0, :size], room[1, :size], room[2, :size], room[3, :size],
-                room[4, :size],
-            )  # fmt: skip
-            out = codes[at // 8 * bits : (at // 8 + (size + 7) // 8) * bits]
-            spoilt[number] = encode_block(x[:size], bits, start, first + number, numbers_, pairs, levels, out) != 0
+            begin = number * BLOCK
+            size = min(BLOCK, entries - begin)
+            derivative(loaded(at(source, begin), size, kind, x), size, function, at(parameters, 0), slopes)
+            spoilt[number] = encode_block(
+                slopes, size, bits, start, first + number, at(numbers_, 0), levels, at(codes, begin // 8 * bits)
+            )
