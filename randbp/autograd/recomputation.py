@@ -7,8 +7,8 @@ from typing import Any
 
 from .._torch.hooks import Hooks, current_backward
 
-SEGMENTS = 64  # between a forward pass and the backward pass that computes them again
-CALLS = 4096  # in one segment; hooks that stay in force for a whole training look like one
+SEGMENTS = 64  # most segments between a forward pass and the backward pass that computes them again [segments]
+CALLS = 4096  # most calls in one segment; hooks that stay in force for a whole training look like one [calls]
 
 
 class Recomputation:

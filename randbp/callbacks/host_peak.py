@@ -22,7 +22,7 @@ class HostPeak:
     Attributes:
         bytes: The highest peak, ``None`` before the first step.
         start_bytes: Parameters and buffers at construction.
-        source: What was measured, in words.
+        source: The measured quantity, in words.
     """
 
     bytes: int | None

@@ -111,4 +111,4 @@ def find_latest(folder: str | os.PathLike[str]) -> Path | None:
 
 
 FILENAMES = ("last.ckpt", "latest-epoch.ckpt")
-"""What the checkpoint may be called: the second where another callback writes ``last.ckpt``."""
+"""Possible names of the checkpoint: the second is used if another callback writes ``last.ckpt``."""

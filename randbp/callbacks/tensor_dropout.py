@@ -26,29 +26,29 @@ class TensorDropout(Callback):
     Validation, testing and prediction are exact. A sample depends only on the seed, the layer, the number of training
     batches seen and the rank: a resumed run repeats what the uninterrupted run would have drawn.
 
-    What is given goes before what ``preset`` means. Without a preset all arguments have the values named below.
+    Explicit arguments take precedence over ``preset``. Without a preset, omitted ones have the defaults named below.
 
     Args:
-        weight_vjp: Estimator of the weights' gradients, by default ``Spatial(keep=0.25)``; or several, by name or glob
-            of the layers that each is for, e.g. what :func:`randbp.autotune` returns. Of several keys that match a
-            layer the first counts; layers that none matches are exact.
-        input_vjp: Estimator of the inputs' gradients, or several by name or glob; exact by default.
-        layers: Which layers: ``None``, the default, for all convolutions (transposed ones included, linear layers not),
-            names or globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``; these select
-            ``nn.Linear``, too (``"*"`` means all).
+        weight_vjp: Estimator of the weights' gradients, by default ``Spatial(keep=0.25)``; or a mapping from names or
+            globs of layers to estimators, such as the result of :func:`randbp.autotune`. The first key that matches a
+            layer decides; a layer without one is exact.
+        input_vjp: Estimator of the inputs' gradients, or a mapping as for ``weight_vjp``; exact by default.
+        layers: The layers to estimate: ``None``, the default, for all convolutions including transposed ones; names
+            or globs of ``pl_module.named_modules()``, or a predicate ``(name, module) -> bool``. These also
+            select ``nn.Linear`` (``"*"`` means all), which the default does not.
         seed: Determines all samples; PyTorch's generators are neither read nor changed.
-        lean: Whether all other operations, those of ``training_step`` and so the loss included, hold the least for
-            backward, too: ``False``, the default, ``True``, ``"exact"`` or a mapping from module names or globs; see
+        lean: Whether all other operations, including the loss in ``training_step``, hold only what gradients need:
+            ``False`` (the default), ``True``, ``"exact"`` or a mapping from module names or globs; see
             :func:`randbp.randomize`.
-        bits: Bits per entry of what lean mode rounds; 4 by default.
-        parts: Into how many parts of the batch lean mode splits the widest stretch of layers of an ``nn.Sequential``, 4
-            by default; see :func:`randbp.randomize`.
+        bits: Bits per entry of tensors that lean mode rounds; 4 by default.
+        parts: Number of parts of the batch into which lean mode splits the widest layers of an ``nn.Sequential``; 4 by
+            default; see :func:`randbp.randomize`.
         preset: ``"exact"`` (gradients bit for bit, fewer bytes), ``"memory"`` (everything in ``bits`` bits per entry)
-            or ``"time"`` (each layer as fast as it can be with an error of 0.02 at most); see
+            or ``"time"`` (each layer as fast as possible with an error of at most 0.02); see
             :func:`randbp.randomize`.
 
     Attributes:
-        weight_vjp, input_vjp, layers, lean, bits, parts: As they are given, or else as the preset means them.
+        weight_vjp, input_vjp, layers, lean, bits, parts: The given values, or else those of the preset.
 
     Raises:
         ValueError: At construction if an argument is out of range or an estimator cannot serve its VJP; when fitting

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from .errors import UsageError
 
-NAMES = ("best", "last", "hpc")  # which Lightning looks up itself
-SHOWN = 3  # names in a message
+NAMES = ("best", "last", "hpc")  # names that Lightning looks up itself
+SHOWN = 3  # most parameter names in a message
 
 
 def check_file(option: str, path: str) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ def start(
         lifeline: Reading end of a pipe whose writing end this process alone has and never uses.
         held: A file that stays open until the command has ended, and with it a lock on that file.
         environment: The command's.
-        log: Where all output goes.
+        log: The file for all output.
 
     Returns:
         The process to wait for. Its number is that of the group, to which signals go.
@@ -79,7 +79,7 @@ def stop(processes: "Sequence[subprocess.Popen[bytes]]", number: signal.Signals,
     """Send a signal to commands, wait for them to end, and kill those that do not.
 
     Args:
-        processes: What :func:`start` has returned.
+        processes: Processes that :func:`start` has returned.
         number: The signal.
         patience: Seconds to wait for all of them.
     """

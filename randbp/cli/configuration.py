@@ -19,8 +19,8 @@ from randbp import Estimator
 
 from .errors import UsageError, condense, one_line
 
-LARGEST_SEED = 2**32 - 1  # what numpy takes
-FEW_PROCESSES = 8  # which any processor takes, if only to try something out
+LARGEST_SEED = 2**32 - 1  # the largest seed that NumPy accepts
+FEW_PROCESSES = 8  # always permitted, even with fewer cores, so that people can try something out [processes]
 
 ESTIMATORS = sorted(
     name
@@ -45,7 +45,7 @@ def parse(parse_args: Callable[[Any], Namespace], args: Sequence[str]) -> Namesp
     """Parse the options and the files that they name.
 
     Args:
-        parse_args: Of the parser.
+        parse_args: The parser's method.
         args: The options.
 
     Raises:

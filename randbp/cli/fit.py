@@ -61,7 +61,7 @@ def tensor_dropout(
             each name or glob of layers.
         input_vjp: Estimator of the inputs' gradients, or one for each name or glob.
         layers: Names or globs of the layers, ``null`` for all convolutions; by default these or what the preset means.
-        seed: Of the samples; by default that of the run (``--seed_everything``).
+        seed: Seed of the samples; by default that of the run (``--seed_everything``).
         lean: Whether all other operations hold the least for backward, too: ``true``, ``exact`` or, in a file, one of
             these or ``false`` for each name or glob of modules; by default ``false`` or what the preset means.
         bits: Bits per entry of what lean mode rounds, 4 by default.

@@ -16,8 +16,8 @@ def falls_behind(
 
     Args:
         history: The metric's values of the run in question.
-        histories: Those of all runs of the sweep, this one included.
-        metric: What is compared, and whether small or large is good.
+        histories: Histories of all runs of the sweep, this one included.
+        metric: The metric to compare, and whether small or large values are good.
         rule: The bands and the share.
 
     Returns:

@@ -21,7 +21,7 @@ def make_loggers(folder: Path, name: str, wandb: WandbMode) -> tuple[MetricsFile
 
     Args:
         folder: Folder of this run.
-        name: What W&B calls it.
+        name: The run's name in W&B.
         wandb: Whether W&B writes to the run's folder only, to its server, or nothing.
 
     Returns:

@@ -50,8 +50,8 @@ def write_report(folder: Path, console: Console, output: Path | None = None) -> 
     """Print the table of the runs below a folder, and write the page.
 
     Args:
-        folder: Where the runs are.
-        console: Where the table goes.
+        folder: The folder with the runs.
+        console: The console for the table.
         output: The file, by default ``report.html`` in the folder.
 
     Returns:

@@ -13,8 +13,8 @@ from .errors import UsageError
 
 SHARED = "RANDBP_RUN_FOLDER"  # tells the other processes of a distributed run which folder rank zero has made
 LOCK = ".lock"
-PATIENCE = 2.0  # seconds, in which another process may look whether the folder is owned
-LONGEST = 255  # bytes, of a name in the usual file systems
+PATIENCE = 2.0  # time for another process to check whether the folder is owned [seconds]
+LONGEST = 255  # longest name in the usual file systems [bytes]
 
 
 def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: bool = False) -> Path:
@@ -22,7 +22,7 @@ def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: 
 
     Args:
         root: Folder of all runs.
-        name: What is run; one folder, or several with ``/`` in between.
+        name: Name of the run; one folder, or several with ``/`` in between.
         version: Folder below it; by default the next free number.
         prefix: Goes before that number.
         resume: Whether the folder may be there already.
@@ -66,7 +66,7 @@ def check_name(option: str, name: str, several: bool = False) -> None:
     """Check that a folder's name does not lead out of its parent folder.
 
     Args:
-        option: What gave the name, for the message.
+        option: The option that gave the name, for the message.
         name: The name.
         several: Whether it may be several names with ``/`` in between.
 

@@ -22,7 +22,7 @@ class Trial:
         draw: The point.
         state: Whether its run is still to end, came to its end, was stopped because it fell behind, or failed.
         history: The metric's values in the order in which they were logged.
-        value: Its last one, ``None`` if there is none.
+        value: The metric's last value; ``None`` if there is none.
     """
 
     draw: Draw
@@ -38,7 +38,7 @@ def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
     it would have. A random sweep needs only their number.
 
     Args:
-        sweep: What is searched.
+        sweep: The sweep to search.
         trials: All trials so far, in the order of their proposals.
         seed: Determines the draws.
 

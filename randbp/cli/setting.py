@@ -20,7 +20,7 @@ class Setting:
     Args:
         file: The file.
         key: The keys that lead to the value, joined by dots; empty for the whole content.
-        value: What is there.
+        value: The value.
 
     Example:
         >>> Setting("a.yaml", "run_cap", "3").integer(least=1)

@@ -28,9 +28,9 @@ def command_line(
 
     Args:
         command: The sweep file's ``command``; empty for W&B's default, or, without a program, for ``randbp fit``.
-        program: What ``${program}`` stands for.
+        program: The value of ``${program}``.
         values: The run's parameters, nested ones in mappings.
-        json_file: What ``${args_json_file}`` stands for; :func:`arguments_as_json` has its content.
+        json_file: The value of ``${args_json_file}``; :func:`arguments_as_json` makes its content.
 
     Raises:
         UsageError: If this version of W&B has no such helper.

@@ -29,7 +29,7 @@ class Working:
     """A run whose process is running.
 
     Args:
-        process: What :func:`randbp.cli.child.start` has returned.
+        process: The process that :func:`randbp.cli.child.start` has returned.
         began: When it was started.
         seen: Size of its metrics when it was last looked whether it falls behind.
         stopped: Why it is being stopped, if it is.
@@ -47,10 +47,10 @@ class Execution:
     """Carries out the runs of a sweep.
 
     Args:
-        plan: Its runs.
-        jobs: How many are made at the same time.
+        plan: The runs of the sweep.
+        jobs: Number of runs at the same time.
         lock: The open file that owns the sweep's folder.
-        console: Where to tell about the work.
+        console: The console for messages about progress.
     """
 
     def __init__(self, plan: Plan, jobs: int, lock: int, console: Console) -> None:

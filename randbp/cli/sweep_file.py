@@ -28,9 +28,9 @@ class Metric:
         name: The metric, as runs log it.
         goal: Whether small or large values are good.
         target: The sweep starts no further run once one has reached this.
-        impute: What Bayesian search takes for the value of a run that failed: its latest, or the best or the worst of
+        impute: The value that Bayesian search assumes for a run that failed: its latest, or the best or the worst of
             all others.
-        impute_while_running: The same for a run that has not ended yet; ``None`` to leave it open.
+        impute_while_running: The value assumed for a run that has not ended yet; ``None`` to leave it open.
     """
 
     name: str
@@ -77,9 +77,9 @@ class SweepFile:
         method: ``"grid"``, ``"random"`` or ``"bayes"``.
         parameters: The parameters by their names, in the file's order.
         command: The command with macros such as ``${args}``; empty for ``randbp fit ${args}``.
-        program: What ``${program}`` stands for.
+        program: The value of ``${program}``.
         run_cap: The largest number of runs, ``None`` for all.
-        metric: What is to be best.
+        metric: The metric to optimise.
         early_terminate: When runs that fall behind are stopped.
 
     Example:

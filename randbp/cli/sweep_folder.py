@@ -11,7 +11,7 @@ from .errors import UsageError
 
 LOCK = ".lock"
 PATIENCE = 5.0
-"""Seconds in which the runs of a sweep that was killed have ended, too."""
+"""Time within which the runs of a killed sweep have ended as well [seconds]."""
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def owned_by_sweep(folder: Path) -> Iterator[int]:
     there while a run of an earlier one is alive.
 
     Args:
-        folder: Of the sweep.
+        folder: Folder of the sweep.
 
     Yields:
         The open file.

@@ -19,7 +19,7 @@ from .sweep_run import Planned
 TRIALS = "trials.json"
 """What a random or Bayesian sweep has drawn, in the sweep's folder."""
 LONGEST = 120
-"""Bytes of a run's name that are spelt out."""
+"""Length up to which a run's name is spelt out [bytes]."""
 
 
 class Plan:
@@ -35,7 +35,7 @@ class Plan:
         seed: Determines the draws.
 
     Attributes:
-        sweep: What the file says.
+        sweep: The content of the sweep file.
         text: The file as it is.
         runs: The runs made known so far, by their versions; what was drawn twice is there once.
 

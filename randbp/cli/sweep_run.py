@@ -31,9 +31,9 @@ class Planned:
     Args:
         version: Name of its folder.
         folder: The folder itself.
-        log: Where its output goes.
-        command: What starts it.
-        arguments: Its parameters as JSON, for commands that read them from a file.
+        log: The file for its output.
+        command: The command that starts it.
+        arguments: The parameters as JSON, for commands that read them from a file.
         resumes: Whether it goes on after the latest epoch that an earlier process has completed.
     """
 
@@ -139,7 +139,7 @@ class Planned:
         A program that writes none has finished if its exit code says so.
 
         Args:
-            code: Its exit code.
+            code: The exit code of the process.
             stopped: Why the sweep has stopped it, if it has.
         """
         if (code == 0 and self.status == "finished") or (self.status == "failed" and stopped is None):

@@ -74,7 +74,7 @@ class Measure(Callback):
     """Measure a model's layers on the first batches that reach the training step, then stop.
 
     Args:
-        options: Of the command.
+        options: Options of the command.
         layers: Which layers, as in :func:`randbp.randomize`.
     """
 

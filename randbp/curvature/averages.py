@@ -89,8 +89,8 @@ def over_processes(
     """Average factors over the processes that have seen any; all processes must call this together.
 
     Args:
-        taken: What this process saw.
-        scales: To make factors of it.
+        taken: The statistics that this process has seen.
+        scales: The scales that turn them into factors.
         shapes: ``(G, D / G, R)`` of all weights that this process knows.
         like: A tensor with the device and the data type for what is exchanged.
         agreed: Whether all processes know the same weights; else they tell each other first.

@@ -70,7 +70,7 @@ def left_by_parameters(place: Place, held: Container[Tensor], shared: Container[
     """The reason in its parameters why a layer's weight is not preconditioned; empty if there is none.
 
     Args:
-        place: Where the weight is.
+        place: The place of the weight.
         held: The optimiser's parameters.
         shared: Parameters of more than one module.
         largest: Rows of a factor, at most.
@@ -98,7 +98,7 @@ def left_by_calls(modules: Mapping[str, nn.Module], statistics: Statistics, know
 
     Args:
         modules: The layers.
-        statistics: Of this step.
+        statistics: Statistics of this step.
         known: Places whose curvature is known.
     """
     left: dict[str, str] = {}

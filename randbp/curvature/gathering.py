@@ -20,9 +20,9 @@ class Seen:
     Attributes:
         input: ``Σ_n u_n u_nᵀ``.
         output_grad: ``Σ_n v_n v_nᵀ``.
-        examples: How many.
+        examples: Number of examples.
         terms: Positions in these at which the gradient is not zero, where they are counted.
-        order: Smaller for what came by earlier.
+        order: Smaller for statistics that were seen earlier.
     """
 
     input: Moment = field(default_factory=Moment)

@@ -57,17 +57,17 @@ class KFAC(torch.optim.Optimizer):
     Args:
         model: The network.
         lr: Learning rate.
-        momentum: Of the steps, in ``[0, 1)``.
+        momentum: Momentum of the steps, in ``[0, 1)``.
         weight_decay: Times the parameter, added to the preconditioned gradient.
         damping: ``λ`` added to the curvature, see :func:`~randbp.curvature.damped_inverses`. Large values approach SGD
             with the learning rate ``lr / λ``.
-        decay: Of the running averages of factors, in ``[0, 1)``.
-        approximation: Of weight sharing: ``"reduce"`` (cheap) or ``"expand"``.
+        decay: Decay of the running averages of factors, in ``[0, 1)``.
+        approximation: Approximation of weight sharing: ``"reduce"`` (cheap) or ``"expand"``.
         factor_every: Steps from one update of the factors to the next.
         inverse_every: Steps from one update of the inverses to the next.
         kl_clip: Steps are shortened to keep ``lr² Σ ⟨direction, gradient⟩`` over preconditioned layers at most this,
             an estimate of how far the network's output distribution moves; ``None`` for no bound.
-        reduction: How the loss joins its terms: ``"mean"`` over examples, ``"sum"``, or ``"tokens"`` for a mean over
+        reduction: The reduction of the loss: ``"mean"`` over examples, ``"sum"``, or ``"tokens"`` for a mean over
             all tokens (positions, pixels) of the batch that the loss does not ignore. With ``g_n`` an example's part in
             the gradient, the curvature is ``M Σ_n g_n g_nᵀ`` where the loss is a mean of ``M`` terms, and without ``M``
             for a sum: so ``"mean"`` makes that of a loss over tokens too small by their number per example. Tokens are

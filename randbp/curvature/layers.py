@@ -52,8 +52,8 @@ def layer_input(module: Any, input: Tensor, output: Tensor) -> tuple[LayerSpec, 
 
     Args:
         module: One of ``LAYERS``.
-        input: What it was called with.
-        output: What it returned: the size of a transposed convolution's may be an argument of the call.
+        input: The argument of the call.
+        output: The result of the call: the output size of a transposed convolution may be an argument.
 
     Example:
         >>> layer, x = nn.Linear(3, 4), torch.zeros(8, 5, 3)
@@ -155,7 +155,7 @@ def as_matrices(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Args:
         layer: A module, or the form of its weight.
-        weight: In PyTorch's layout.
+        weight: The weight in PyTorch's layout.
         bias: ``[D]``.
     """
     matrices = _grouped(_form(layer), weight).flatten(2)

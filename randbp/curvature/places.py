@@ -64,14 +64,14 @@ class Place:
         layer: The layer's name in the model.
         module: The layer.
         weight, bias: Names of the parameters in the module; ``bias`` is ``None`` if the layer adds none of them.
-        form: How the weight is a matrix; ``None`` before the first call that tells.
-        view: How the layer reads the parameter; ``None`` for as it is.
+        form: The form of the weight as a matrix; ``None`` before the first call that determines it.
+        view: The order in which the layer reads the parameter; ``None`` for the parameter's own.
         parameter: The optimiser's, which holds the gradient between passes; ``None`` if it is not preconditioned.
         adds_bias: Whether a bias that needs a gradient is the optimiser's, too.
         added_bias: The bias that is preconditioned together with the weight.
         left: Why the weight is not preconditioned at present; empty if it is.
         passed_over: Whether nothing was made of its last call for that.
-        gathering: What was seen of it.
+        gathering: The statistics of the weight.
     """
 
     def __init__(self, layer: str, module: nn.Module, weight: str, bias: str | None = "bias") -> None:

@@ -22,7 +22,7 @@ def preconditioned(
 
     Args:
         places: The weights.
-        states: Of the parameters, with inverses; a weight without, or with those of another shape, is left out.
+        states: States of the parameters, with inverses; weights without inverses of the right shape are left out.
         rates: Learning rates.
         kl_clip: Bound on ``lr² Σ ⟨direction, gradient⟩``, which the factor keeps; ``None`` for none.
     """

@@ -33,8 +33,8 @@ class Statistics:
     checkpointing repeats, do not.
 
     Args:
-        layers: By name.
-        approximation: Of weight sharing: ``"reduce"`` or ``"expand"``.
+        layers: The layers by name.
+        approximation: Approximation of weight sharing: ``"reduce"`` or ``"expand"``.
         largest: Rows of a factor that is still made.
         counts_terms: Whether positions with a gradient are counted.
 

@@ -18,10 +18,10 @@ class Allocation:
     """One storage that an operation allocated.
 
     Attributes:
-        bytes: Its size when it appeared.
+        bytes: Size of the storage when it appeared.
         operation: The ATen operation that returned it first.
-        origin: What :class:`LiveStorages` was told about the place in the program.
-        reference: Of the storage; dead once the memory is given back.
+        origin: The place in the program, as given to :class:`LiveStorages`.
+        reference: Weak reference to the storage; dead once the memory is given back.
     """
 
     bytes: int

@@ -72,7 +72,7 @@ def gradient_error(
         preset: Of a plain model, as in :func:`randbp.randomize`; what else is given goes before it.
         draws: Number of estimates, at least 4. Each takes one forward and backward pass.
         micro_batches: Number of parts for the minibatch noise, as far as the batch has examples; 0 leaves it out.
-        confidence: Of all intervals, which are Student's intervals of a mean.
+        confidence: Confidence level of all intervals, which are Student's intervals of a mean.
         seed: Determines the draws. A layer draws the same here as in a model randomised with this seed.
 
     Returns:

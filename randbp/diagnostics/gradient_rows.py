@@ -20,7 +20,7 @@ class GradientRow:
 
     Args:
         name: The layer.
-        estimator: How its weight VJP is estimated, and its input VJP if that is.
+        estimator: Estimator of the layer's weight VJP, and of its input VJP if that is estimated.
         parameters: Length of g.
         norm: ``‖g‖``.
         error: Mean over draws of ``‖ĝ - g‖ / ‖g‖``.
@@ -63,8 +63,8 @@ class GradientError:
         draws: Number of estimates.
         batch_size: Number of examples.
         micro_batches: Number of parts from which the minibatch noise is estimated; 0 where it is not.
-        confidence: Of all intervals.
-        notes: What has to be known to read the numbers.
+        confidence: Confidence level of all intervals.
+        notes: Notes that explain the numbers.
         left_exact: Why layers that were chosen stay exact, by name.
     """
 

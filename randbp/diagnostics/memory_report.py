@@ -40,9 +40,9 @@ def memory_report(
 
     Args:
         model: Any module.
-        inputs: Its positional arguments.
+        inputs: Positional arguments of the model.
         loss: Function of the output that returns a scalar; by default the sum of all that is differentiable.
-        keywords: Its keyword arguments, of any name but ``model`` and ``loss``; a batch that is a dictionary of them
+        keywords: Keyword arguments of the model, except ``model`` and ``loss``; a batch that is a dictionary of them
             is given as ``memory_report(model, **batch)``.
 
     Returns:

@@ -95,7 +95,7 @@ def split(batch: Any, parts: int) -> list[Any]:
 
     Args:
         batch: Tensors in tuples, lists and dictionaries; those as long as the batch are split, the others are shared.
-        parts: How many.
+        parts: Number of parts.
 
     Example:
         >>> [x.tolist() for x, _ in split((torch.arange(5), "label"), 2)]

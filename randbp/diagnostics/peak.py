@@ -45,7 +45,7 @@ class StepPeak:
     Attributes:
         bytes: The peak, known at the end of the block.
         marks: Bytes in use at each call of :meth:`mark`, known at the end of the block.
-        source: What was measured, in words.
+        source: The measured quantity, in words.
 
     Example:
         >>> with StepPeak("cpu") as peak:

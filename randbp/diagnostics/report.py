@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 40
 _NEGLIGIBLE = 0.005
-"""Rows below this share of the whole are summed up in the table."""
+"""Rows below this share of the total are summed up in one row of the table."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Row:
         module: Name within the model; the model's class for itself.
         operation: Function of PyTorch, or the class of a custom ``torch.autograd.Function``.
         bytes: All it holds, each storage once.
-        alone: The part of it that nobody else holds: what would be free if it let go.
+        alone: The part of these bytes that nobody else holds.
         least: Bytes that suffice for its gradient, ``None`` where that is not known.
         why: The reason.
         shared_with: Module and operation of those who hold the rest with it.
@@ -55,9 +55,9 @@ class MemoryReport:
         peak_bytes: Peak of forward and backward pass above their start, without the parameters' gradients; see
             :class:`randbp.diagnostics.StepPeak`.
         rows: Largest first. A storage that several operations hold is in the rows of all of them.
-        kept_bytes: What outlived the backward pass: zero unless the model keeps tensors of its own.
+        kept_bytes: Bytes that outlived the backward pass: zero unless the model keeps tensors.
         peak_source: How the peak was measured.
-        left_exact: Of a randomised model, why layers that were chosen stay exact, by name.
+        left_exact: Reasons, by name, why chosen layers of a randomised model stay exact.
     """
 
     held_bytes: int

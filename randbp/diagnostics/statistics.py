@@ -57,7 +57,7 @@ def t_test(values: Tensor, rounding: float = 0.0, one_sided: bool = False) -> fl
 
     Args:
         values: Independent values ``[n]``, ``n ≥ 2``.
-        rounding: What floating-point error alone may do to the mean; it counts as a standard error.
+        rounding: Floating-point error of the mean; it counts as a standard error.
         one_sided: Whether only positive means speak against zero.
 
     Example:

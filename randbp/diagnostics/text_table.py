@@ -9,7 +9,7 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int 
     Args:
         columns: Headings.
         rows: Cells, as many per row as there are headings.
-        left: So many columns are flushed left, the others right.
+        left: Number of columns that are aligned left; the others are aligned right.
         rules: Numbers of the rows that have a rule above them, too.
 
     Example:

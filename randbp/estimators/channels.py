@@ -133,7 +133,7 @@ def input_vjp_of_channels(
     """Exact input VJP of some output channels.
 
     Args:
-        kernels: Of the kept output channels, ``[G', S / G', C / G, *K]``.
+        kernels: Kernels of the kept output channels, ``[G', S / G', C / G, *K]``.
         output_grad: ``[N, D, *O]``, all channels.
         groups: Kept groups ``[G']``.
         channels: The output channels kept of each ``[G', S / G']``, numbered within the group.

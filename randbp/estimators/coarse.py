@@ -76,7 +76,7 @@ def subtract_sample_means(means: Tensor, rows: Tensor, example: Tensor, where: T
     Args:
         means: ``[N, C, cells]``.
         rows: Kept deviations times their weights, ``[S, C]``.
-        example: Which example each is from, ``[S]``.
+        example: The example of each row, ``[S]``.
         where: And from which flat position, ``[S]``.
         grid: The cells.
     """

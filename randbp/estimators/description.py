@@ -12,9 +12,9 @@ class Description:
             the expectation if the size is random. ``None`` if the estimator does not serve the weight VJP.
         weight_multiply_adds: Multiply-adds of the weight VJP with all that the estimator adds to it (projections,
             the control variate's own VJP), but without gathers and sums. ``None`` if not served or not stated.
-        input_multiply_adds: The same of the input VJP.
+        input_multiply_adds: Multiply-adds of the input VJP.
         relative_variance: ``E‖ĝ - g‖² / ‖g‖²`` of the weight VJP where it is the same whatever the data, else ``None``.
-        variance: Its formula or a bound.
+        variance: Formula of the variance, or of a bound.
         unbiased: Whether the average over draws is the exact VJP.
     """
 

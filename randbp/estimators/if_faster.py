@@ -60,7 +60,7 @@ class IfFaster(Wrapping, Estimator):
     ``IfFaster(Precision(estimator=Rounding(4)))`` four bits per entry. :meth:`describe` speaks of the estimator.
 
     Args:
-        estimator: What is used where it is faster.
+        estimator: The estimator to use where it is faster.
 
     Raises:
         ValueError: If ``estimator`` is not an estimator, or one of this class.

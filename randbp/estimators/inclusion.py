@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-_ROUNDS = 6  # how often probabilities above 1 are cut and the rest raised; fixed, so that nothing waits for the device
+_ROUNDS = 6  # times that probabilities above 1 are cut and others raised; fixed, so nothing waits for the device
 
-_DEFENCE = 0.1  # share of the mean norm that is added to each
+_DEFENCE = 0.1  # share of the mean norm that is added to each norm
 
 
 def inclusion_probabilities(sizes: Tensor, count: int) -> Tensor:
@@ -61,7 +61,7 @@ def weighted_draw(norms: Tensor, count: int, top: float, start: Tensor) -> tuple
     ``11·n/count``, however small the norm. Without that, a small entry that meets a large factor is drawn too seldom.
 
     Args:
-        norms: Of what is summed, ``[B, n]``.
+        norms: Norms of the terms of a sum, ``[B, n]``.
         count: Entries to draw.
         top: Share of ``count`` that goes to the largest entries, which are kept surely with weight 1; the others are
             drawn from the rest.

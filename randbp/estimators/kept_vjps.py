@@ -33,8 +33,8 @@ def add_weight_vjp(result: Tensor, kept: Sequence[KeptRows], output_grad: Tensor
     """Add the weight VJP of kept rows to the weight's gradient.
 
     Args:
-        result: In the shape of the layer's weight.
-        kept: What is kept of each class.
+        result: The sum so far, in the shape of the layer's weight.
+        kept: The kept rows of each class.
         output_grad: ``[N, D, *O]``.
         spec: The layer, with as many examples as there are rows.
     """

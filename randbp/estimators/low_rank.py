@@ -15,8 +15,8 @@ from .planned import planned_weight_vjp, shared_weight_vjp
 from .positions import Order, flat_spatial, gather_classes, memory_rows
 from .runs import Runs
 
-COLUMNS = 4  # positions per channel that directions are found from
-FEWEST = 16  # examples that a mean over examples is taken of, if a quarter of the batch is fewer
+COLUMNS = 4  # positions from which directions are found [positions per channel]
+FEWEST = 16  # least number of examples in a mean over examples, which takes a quarter of the batch [examples]
 
 
 @dataclass(frozen=True)

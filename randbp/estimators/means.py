@@ -68,7 +68,7 @@ def less_sample_means(means: Tensor, deviations: Sequence[Tensor], sizes: Sequen
         means: ``m``, ``[N, C]``.
         deviations: Kept ones of each class of positions, ``[N, S, C]`` or ``[N, C, S]``.
         sizes: Positions of each class.
-        dim: Where ``S`` lies.
+        dim: The dimension ``S``.
     """
     total = sum(sizes)
     for kept, size in zip(deviations, sizes, strict=True):

@@ -11,7 +11,7 @@ from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, LinearSpec
 from ..tn.execute.native import memory_format_of, placeholder
 
 LARGE = 2**21
-"""Entries of a result from which on it is made in parts, to save memory."""
+"""Results of at least this size are computed in parts, to save memory [entries]."""
 
 
 def native_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
@@ -57,7 +57,7 @@ def examples_together(given: Tensor, weight: Tensor, elements: int) -> int:
     Args:
         given: Input or output gradient ``[N, …]``.
         weight: The layer's.
-        elements: Of the result.
+        elements: Number of elements of the result.
     """
     plain = given.device.type == "cpu" and given.is_contiguous() and weight.is_contiguous()
     if not plain or elements < LARGE:

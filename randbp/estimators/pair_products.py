@@ -24,7 +24,7 @@ def add_pairs_weight_vjp(
     """Add the weight VJP of kept pairs of one class of positions to the weight's gradient.
 
     Args:
-        result: In the shape of the layer's weight.
+        result: The sum so far, in the shape of the layer's weight.
         rows: Kept input entries, times their weights, ``[S, C]``.
         index: Which pairs of the class they are: example times size of the class, plus position, ``[S]``.
         output_rows: The output gradient as :func:`rows_with_blank` orders it, ``[N·(O + 1), D]``.

@@ -56,9 +56,9 @@ class Pairs(Estimator):
         """Choose ``count`` pairs.
 
         Args:
-            norms: Of each pair's entries over the channels, ``[N·P]``; example by example.
-            count: How many to keep.
-            draw: Where randomness comes from.
+            norms: Norm over channels of each pair's entries, ``[N·P]``, example by example.
+            count: Number of pairs to keep.
+            draw: The source of randomness.
 
         Returns:
             Indices into ``norms`` and the weights of those pairs, both ``[count]``; ``None`` for weights of 1.

@@ -122,12 +122,12 @@ def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device,
     are kept, those left out are such stretches.
 
     Args:
-        draw: Where the permutation comes from.
-        size: How many positions there are.
-        count: How many to keep.
-        batch: How many examples.
-        device: Where.
-        run: How many neighbours to keep together; it divides both numbers.
+        draw: The source of the permutation.
+        size: Number of positions.
+        count: Number of positions to keep.
+        batch: Number of examples.
+        device: Device of the result.
+        run: Number of neighbours to keep together; it divides ``size`` and ``count``.
 
     Example:
         >>> windows(Draw(0), 6, 3, 2, torch.device("cpu")).positions.flatten().sort().values
@@ -209,9 +209,9 @@ def split(spec: LayerSpec, side: Side, count: int, examples: int = 1) -> tuple[P
 
     Args:
         spec: The layer.
-        side: Where positions are kept.
-        count: How many to keep, of ``examples`` examples together.
-        examples: How many examples share them.
+        side: The side on which positions are kept.
+        count: Number of positions to keep, over all ``examples``.
+        examples: Number of examples that share the count.
 
     Example:
         >>> [(each.size, count) for each, count in split(tn.ConvSpec((1, 1, 9), 1, 3, stride=2), "input", 4)]

@@ -18,7 +18,7 @@ from .kernels import by_group, from_groups
 from .planned import planned_input_vjp, planned_weight_vjp
 from .positions import examples_as_positions, flat_spatial, sampled_spec, used_positions
 
-_MOST_RANDOM = 1 << 22  # entries of the projection matrices that exist at once
+_MOST_RANDOM = 1 << 22  # most entries of projection matrices that exist at once [entries]
 
 
 @dataclass(frozen=True)

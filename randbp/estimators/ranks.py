@@ -15,19 +15,19 @@ from .low_rank import FEWEST, LowRank, low_rank, shared_low_rank
 from .positions import uses_every_position
 from .rebuilt import rebuilding_pays
 
-WIDE = 200  # multiply-adds per input entry from which on low-rank parts take little of the time
-LARGE = 2**30  # multiply-adds of the layer below which finding directions takes long beside the rest
-SPENT = 3 / 8  # of what there is, the share that goes to directions of the channels
-SHARED, SHARE = 8, 8  # directions of the mean over examples, which take one kept entry in so many at most
-EVEN = 8  # kernels are fastest with a multiple of so many channels, and with fewer take as long
-BLOCK = 2  # side of the cells at whose resolution these are kept
+WIDE = 200  # layers above this spend little of their time on low-rank parts [multiply-adds per input entry]
+LARGE = 2**30  # in layers below this, finding directions takes a large part of the time [multiply-adds]
+SPENT = 3 / 8  # share of the budget that is spent on directions in channel space
+SHARED, SHARE = 8, 8  # directions of the mean over examples; they take at most one in SHARE kept entries
+EVEN = 8  # kernels are fastest with a multiple of this number of channels; fewer take as long [channels]
+BLOCK = 2  # side of the cells for directions at the lower resolution [positions]
 
 
 @dataclass(frozen=True)
 class Ranks:
     """Numbers of directions kept at every position, in cells of positions, and of the mean over examples.
 
-    ``left`` is how many positions of each example can be kept beside them.
+    ``left`` is the number of positions of each example that can still be kept.
     """
 
     left: int

@@ -15,19 +15,19 @@ from .planned import planned_weight_vjp
 from .positions import flat_spatial, gather_columns, gather_rows, memory_rows
 from .runs import Runs, steps
 
-NARROW = 8  # channels per group below which gathering output rows costs more than the products it saves
-SMALL_KERNEL = 9  # entries up to which PyTorch's depthwise kernels are fast
-MANY = 1 / 4  # keep rate from which the matrix products of larger depthwise kernels are faster than sums over a sample
-LARGE = 2**21  # entries of the input from which on
-FEW, VAST = 1 / 6, 2**23  # keep rate below which, and entries from which on, runs beat PyTorch's depthwise kernels
+NARROW = 8  # below this, gathering output rows costs more than the products that it saves [channels per group]
+SMALL_KERNEL = 9  # PyTorch's depthwise kernels are fast up to this size [kernel entries]
+MANY = 1 / 4  # above this keep rate, matrix products of larger depthwise kernels are faster than sums over a sample
+LARGE = 2**21  # the same holds for inputs from this size on [entries]
+FEW, VAST = 1 / 6, 2**23  # runs beat PyTorch's depthwise kernels below this keep rate and from this size on [entries]
 
 
 def rebuilding_pays(spec: LayerSpec, keep: float, dtype: torch.dtype) -> bool:
     """Whether the exact weight VJP is cheaper than any sum over kept positions.
 
-    Each kept position with few channels meets output rows with many, so these layers (the first of a network, and
-    depthwise ones but for small keep rates) are bound by memory. They then take the exact kernel's time and a little
-    more, while what is held from forward to backward stays as small.
+    In these layers (the first of a network, and depthwise ones unless the keep rate is small) a kept position has few
+    channels and meets output rows with many, so sums over kept positions are bound by memory. Rebuilding takes slightly
+    more than the exact kernel's time, and does not change what is held from forward to backward.
 
     Example:
         >>> from randbp import tn
@@ -76,8 +76,8 @@ def rebuilt_weight_vjp(
     Args:
         kept: Kept entries less their mean, ``[N, C, S]``.
         where: Their flat positions.
-        weights: How many neighbouring entries have which weight, first to last.
-        mean: What they are deviations from, ``[N, C]``; zero if ``None``.
+        weights: Numbers of consecutive entries with their common weights, first to last.
+        mean: The mean from which entries are deviations, ``[N, C]``; zero if ``None``.
         output_grad: ``[N, D, *O]``.
         spec: The layer.
     """

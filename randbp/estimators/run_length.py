@@ -7,10 +7,10 @@ from math import prod
 from ..tn import LayerSpec, LinearSpec, PositionClass
 from .run_products import serves
 
-LONGEST = 16  # positions
-LONGEST_WHERE_BOUND = 32  # where reading them is all the work: in depthwise layers, and rebuilt ones
-SHORTEST, SHORTEST_REBUILT = 4, 7  # below it, indices cost more than they save
-LOST = 1 / 10  # of the positions that could be kept, the share that may be lost to whole runs
+LONGEST = 16  # the longest run [positions]
+LONGEST_WHERE_BOUND = 32  # the same where reading is the only work: depthwise and rebuilt layers [positions]
+SHORTEST, SHORTEST_REBUILT = 4, 7  # shorter runs cost more than they save [positions]
+LOST = 1 / 10  # share of the budget of positions that may be lost by keeping only whole runs
 
 
 @lru_cache(maxsize=1024)

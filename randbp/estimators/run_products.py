@@ -25,9 +25,9 @@ from ..tn.layers import role
 from .positions import flat_spatial
 from .runs import Runs, steps
 
-PIECE = 2**20  # elements of one side worked on together on a processor: they stay in its cache
-SMALL_PIECE = 2**18  # and in any layer; between them, half as many as the inputs of the class
-REACH = 1.25  # outputs that a run meets in a row, over its positions, up to which they are read together
+PIECE = 2**20  # most elements of one side that a CPU works on together, so that they stay in its cache [elements]
+SMALL_PIECE = 2**18  # least such number; between the two, half the number of the class's inputs [elements]
+REACH = 1.25  # largest ratio of the outputs that a run meets in a row to its positions
 
 
 def stretch(positions: PositionClass, length: int) -> int:
@@ -55,7 +55,7 @@ def run_products(rows: Tensor, runs: Runs, output_grad: Tensor, positions: Posit
 
     Args:
         rows: ``[N, S, C]``.
-        runs: Which positions of the class they are.
+        runs: The positions of the rows in the class.
         output_grad: ``[N, D, *O]``.
         positions: The class, one that `serves`.
         groups: ``G``.

@@ -61,7 +61,7 @@ def gather_runs(flat: Tensor, runs: Runs, channels_first: bool) -> Tensor:
 
     Args:
         flat: The tensor.
-        runs: Which columns.
+        runs: The columns to gather.
         channels_first: Whether channels shall be outermost in memory, not examples.
 
     Example:

@@ -17,7 +17,7 @@ class Integers:
     Python's own numbers would be constants of the graph: every step would compile again, or repeat one sample.
 
     Attributes:
-        values: For Python.
+        values: The integers as Python sees them.
         tensor: The same memory as an ``int64`` tensor.
 
     Example:

@@ -32,7 +32,7 @@ def linear(
         bias: ``[D]`` or ``None``.
         weight_vjp: Estimator of the gradient of ``weight``.
         input_vjp: Estimator of the gradient of ``x``.
-        generator: Where the sample's seed is taken from, as in :func:`conv`.
+        generator: Supplies the sample's seed, as in :func:`conv`.
 
     Returns:
         ``x``'s shape with ``D`` as its last size.

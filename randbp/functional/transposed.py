@@ -41,7 +41,7 @@ def conv_transpose(
         dilation: Dilation, one for all or one per dimension. The order of arguments is PyTorch's.
         weight_vjp: Estimator of the gradient of ``weight``.
         input_vjp: Estimator of the gradient of ``x``.
-        generator: Where the sample's seed is taken from, as in :func:`conv`.
+        generator: Supplies the sample's seed, as in :func:`conv`.
 
     Returns:
         ``[N, D, *O]``, or ``[D, *O]`` without a batch.

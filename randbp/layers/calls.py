@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 from .rule import Kind, own_parameters
 
 NODES = 256
-"""Operations between parameters and a weight that is made from them, at most."""
+"""Most operations between parameters and a weight that is made from them."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class LayerCall:
     """A call of one of PyTorch's layer functions.
 
     Attributes:
-        kind: Which layer.
+        kind: The kind of layer.
         input: ``[N, C, *I]``, for a linear layer ``[N, *sequence, C]``; either may come without a batch.
-        weight: As PyTorch's modules have it: ``[D, C / groups, *K]``, ``[C, D / groups, *K]`` or ``[D, C]``.
+        weight: ``[D, C / groups, *K]``, ``[C, D / groups, *K]`` or ``[D, C]``, as in PyTorch's modules.
         bias: ``[D]`` or ``None``.
-        geometry: What ``F.conv2d`` or ``F.conv_transpose2d`` takes after the bias, in its order; empty for others.
+        geometry: Arguments of ``F.conv2d`` or ``F.conv_transpose2d`` after the bias, in order; empty for linear layers.
         product: Whether the function takes a linear layer's weight as ``[C, D]``: ``torch.addmm`` and its relatives.
         run: Computes what PyTorch returns.
     """

@@ -39,7 +39,7 @@ _PYTORCHS: dict[type[nn.Module], tuple[Any, ...]] = {
 _CONVOLUTIONS = {getattr(F, f"conv{transpose}{dims}d") for transpose in ("", "_transpose") for dims in (1, 2, 3)}
 _PRODUCTS = {F.linear, torch.addmm}
 _DEPTH = 3
-"""How many calls deep the code of a class is searched for the name of a function."""
+"""Depth of calls to which the code of a class is searched for the name of a function."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Layer:
 
     Attributes:
         convolution: Whether it is a convolution, maybe transposed; else it is a linear layer.
-        exact: Why no call of it can be told, so that nothing of it can be estimated; empty if calls can be told.
+        exact: The reason why its calls cannot be recognised, hence not be estimated; empty if they can.
     """
 
     convolution: bool

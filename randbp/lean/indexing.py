@@ -67,7 +67,7 @@ def _of_shapes(call: Call, *args: Any, **kwargs: Any) -> Any:
 
 
 _COPIES = (torch.take_along_dim, Tensor.take_along_dim)
-"""Functions that hold indices of their own, none of which is negative."""
+"""Functions that hold indices of their own, which are never negative."""
 
 _MOVES = (
     *("gather", "take", "take_along_dim", "masked_select"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CACHE = 2**17
-"""Entries that fit a processor's cache."""
+"""Size of pieces that fit a CPU's cache [entries]."""
 
 
 def memory_order(tensor: Tensor) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:
 
     Args:
         count: Entries in all.
-        device: Where they lie.
+        device: Device of the tensor.
         multiple: The length of every slice but the last is a multiple of it.
     """
     size = CACHE if device.type == "cpu" else 2**26

@@ -15,10 +15,10 @@ from ..kernels import scaled
 from ..kernels.scaled import multiply_add
 
 _TRIES = 3
-"""Outputs of one shape that are compared before it is given up."""
+"""Number of outputs of one shape that are compared before giving up."""
 
 _SHAPES = 4096
-"""Shapes that are remembered."""
+"""Number of shapes that are remembered."""
 
 _FOUND: dict[tuple[object, ...], int] = {}
 """By shape, strides and threads: 0 if the bits are the same, else how often they were not."""

@@ -30,7 +30,7 @@ def packing(pack: Callable[[Tensor, Hooks | None], Packed | None]) -> Iterator[N
 
     Args:
         pack: Gets the tensor, and the saved-tensor hooks around, to which what is held goes on. ``None`` for a tensor
-            that is held as ever.
+            that is held as usual.
     """
     outer = hooks_in_force()
 
@@ -65,7 +65,7 @@ class Entries:
 
     Args:
         source: The tensor.
-        held: What is held of its entries.
+        held: The data that are held of the entries.
         outer: Saved-tensor hooks that were in force, and that get what is held in the tensor's place.
     """
 
@@ -83,7 +83,7 @@ class Rounded(Entries):
     Args:
         flat: The entries as they lie in memory.
         bits: Bits per entry.
-        seed: Of the noise.
+        seed: Seed of the noise.
         outer: See :class:`Entries`.
     """
 
@@ -181,9 +181,9 @@ def rounded(tensor: Tensor, session: Session, outer: Hooks | None, known: Roundi
 
     Args:
         tensor: Any.
-        session: For bits and seeds.
+        session: Supplies bits and seeds.
         outer: The hooks around.
-        known: Where to look for, and note, what is rounded already; ``None`` for noise of its own.
+        known: A table of entries that have been rounded already; ``None`` for independent noise.
     """
     tensor = tensor.detach()
     if not tensor.permute(memory_order(tensor)).is_contiguous():

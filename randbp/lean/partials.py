@@ -116,9 +116,9 @@ def apply_partials(
     """Compute the function's value, holding its rounded partial derivatives.
 
     Args:
-        call: What gives the value.
-        tensors: Its arguments.
-        partials: What makes the derivative with respect to each (``None``: 1 all over).
+        call: The call that gives the value.
+        tensors: The arguments.
+        partials: For each argument, a function for the derivative with respect to it (``None``: the derivative is 1).
         poles: Whether derivatives may be infinite.
         inplace: Whether the function overwrites the first argument.
         reduced: The output's shape with ones where dimensions are missing that the derivatives have.

@@ -22,18 +22,18 @@ from ..reclass import Reclassed, reclass, restore
 from .shapes import chain_shapes
 
 WORTHWHILE = 2**24
-"""Bytes of input and output of a chain's widest layer, for the whole batch, below which the batch stays whole."""
+"""The batch is split only if input and output of a chain's widest layer are larger than this [bytes]."""
 
 
 def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:
     """The layers of a chain to run in parts: from the first to the last wide one, if that lowers the peak.
 
-    A layer is wide if its input and output are more than one part of the widest layer's. What enters the stretch, and
-    what leaves it, is there for the whole batch, the latter twice while its parts are joined.
+    A layer is wide if its input and output are larger than one part of the widest layer's. The input of the stretch and
+    its output exist for the whole batch, the output twice while its parts are joined.
 
     Args:
         sizes: Entries per example of the chain's input and of each layer's output.
-        parts: How many.
+        parts: Number of parts.
 
     Returns:
         The first layer and the one after the last; equal if there is none.

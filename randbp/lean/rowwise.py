@@ -52,8 +52,8 @@ class _Kind:
     """One of the functions.
 
     Attributes:
-        gradient: Of rows ``y``, their variance, output gradients ``v`` and one number per row.
-        held: What is rounded, of the output.
+        gradient: A function of rows ``y``, their variance, output gradients ``v`` and one number per row.
+        held: A function that makes the rounded tensor from the output.
         number: One number per row, of the input and the dimension.
     """
 

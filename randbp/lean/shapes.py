@@ -87,7 +87,7 @@ _ELEMENTWISE = (
 )
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-"""In parts these would draw other masks than PyTorch's from the same state of its generator."""
+"""Layers that, in parts, would draw other masks than PyTorch does from the same state of its generator."""
 
 
 def example_shape(layer: nn.Module, shape: Shape) -> Shape | None:
@@ -95,7 +95,7 @@ def example_shape(layer: nn.Module, shape: Shape) -> Shape | None:
 
     Args:
         layer: Any module.
-        shape: Of one example, without the batch.
+        shape: Shape of one example, without the batch.
 
     Returns:
         ``None`` unless the layer is one of PyTorch's that treat the examples of a batch one by one, and takes examples

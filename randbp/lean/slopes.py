@@ -3,7 +3,7 @@
 from ..codecs import Blocks, Geometric, Grid
 
 Slopes = Grid | Blocks | Geometric
-"""How derivatives may be held."""
+"""The codecs for derivatives."""
 
 
 def slopes(bits: int, poles: bool) -> Blocks | Geometric:

@@ -152,47 +152,47 @@ def randomize(
     The model is changed in place and keeps its parameters, ``state_dict``, hooks and types (each layer stays an
     instance of its class). In ``eval()`` mode, without grad mode and with ``keep=1`` each layer is PyTorch's.
 
-    What is given goes before what ``preset`` means. Without a preset all arguments have the values named below.
+    Explicit arguments take precedence over ``preset``. Without a preset, omitted ones have the defaults named below.
 
     Args:
         model: Any module.
-        weight_vjp: Estimator of the weights' gradients, ``Spatial(keep=0.25)`` by default; or several, by name or glob
-            of the layers that each is for. Of several keys that match a layer the first counts; layers that none
-            matches are exact. With ``layers=None`` the keys say which layers. Each name of a module that is shared
-            under several means it.
-        input_vjp: Estimator of the inputs' gradients, ``Exact()`` by default, or several by name or glob.
-        layers: Which layers: ``None``, the default, for all convolutions, transposed ones
+        weight_vjp: Estimator of the weights' gradients, ``Spatial(keep=0.25)`` by default; or a mapping from names or
+            globs of layers to estimators. The first key that matches a layer decides; a layer without one is exact.
+            With ``layers=None`` the keys also select the layers. A module that is shared under several names can be
+            given by any of them.
+        input_vjp: Estimator of the inputs' gradients, ``Exact()`` by default, or a mapping as for ``weight_vjp``.
+        layers: The layers to estimate: ``None``, the default, for all convolutions, transposed ones
             (``nn.ConvTranspose1d/2d/3d``) included, but no linear layers; a name or glob of ``model.named_modules()``
             or several of them; or a predicate ``(name, module) -> bool``. Names, globs and predicates select
             ``nn.Linear`` like any other layer: ``layers="*"`` means all convolutions and linear layers. A predicate is
-            asked for each name of a module. What a layer is, :func:`randbp.layers.layer` says: subclasses of PyTorch's
-            layers and modules of other classes are served by the calls of ``F.conv*``, ``F.linear`` or ``torch.addmm``
-            in their forward pass.
+            called for each name of a module. :func:`randbp.layers.layer` defines what a layer is: subclasses of
+            PyTorch's layers and modules of other classes are served through the calls of ``F.conv*``, ``F.linear`` or
+            ``torch.addmm`` in their forward pass.
         seed: Determines all samples, together with the layer's name, the step, micro-batch and rank.
-        lean: Whether all other operations of the model, too, hold the least that still gives their gradient; ``False``
-            by default. ``True``: what an activation's kink, a maximum's place or a dropout mask needs in bits,
-            gradients as before; and normalisations, smooth activations and products in ``bits`` bits per entry,
-            gradients unbiased. ``"exact"``: only the former. A mapping from names or globs of modules to ``True``,
-            ``"exact"`` or ``False`` says so for some of them (the last match holds); the others are lean. See
-            :mod:`randbp.lean`.
-        bits: Bits per entry of what lean mode rounds, 1 to 8; 4 by default.
-        parts: Where ``lean`` is true: into how many parts of the batch to split the widest stretch of layers of an
-            ``nn.Sequential``, so that a step's peak falls, too; 4 by default, 1 for none. Only layers that treat
-            examples one by one are split, only where their tensors take 16 MiB and more, and none with forward hooks
+        lean: Whether all other operations of the model, too, hold only what their gradients need; ``False`` by default.
+            With ``True``, kinks of activations, places of maxima and dropout masks are held in the bits that they need
+            and gradients are unchanged; normalisations, smooth activations and products hold ``bits`` bits per entry
+            and gradients are unbiased. ``"exact"`` means only the former. A mapping from names or globs of modules to
+            ``True``, ``"exact"`` or ``False`` decides for these modules (the last match counts); all others are lean.
+            See :mod:`randbp.lean`.
+        bits: Bits per entry of tensors that lean mode rounds, 1 to 8; 4 by default.
+        parts: If ``lean`` is true, the number of parts of the batch into which the widest layers of an
+            ``nn.Sequential`` are split to lower a step's peak; 4 by default, 1 to split nothing. Layers are split only
+            if they treat examples one by one, if their tensors take at least 16 MiB, and if they have no forward hooks
             (other than those registered with ``always_call=True``).
-        preset: ``"exact"``: gradients as before, bit for bit, with fewer bytes (``Exact()``, ``lean="exact"``).
-            ``"memory"``: everything in ``bits`` bits per entry, all convolutions and linear layers included, multiplied
-            in bfloat16 where that is faster (``IfFaster(Precision(estimator=Rounding(bits)))``, ``lean=True``).
-            ``"time"``: each VJP as it measures fastest with an error of 0.02 at most, never slower than exact
-            (``IfFaster(Precision())``). See :data:`randbp.randomize.PRESETS`. Its ``layers`` are all that there are,
-            if any.
+        preset: ``"exact"``: unchanged gradients, bit for bit, with fewer bytes (``Exact()``, ``lean="exact"``).
+            ``"memory"``: everything is held in ``bits`` bits per entry, in convolutions and linear layers as well, and
+            multiplied in bfloat16 where that is faster (``IfFaster(Precision(estimator=Rounding(bits)))``,
+            ``lean=True``). ``"time"``: each VJP runs in the way that is measured to be the fastest with an error of at
+            most 0.02, never slower than exact (``IfFaster(Precision())``). A preset selects all convolutions and linear
+            layers; there may be none. See :data:`randbp.randomize.PRESETS`.
 
     Returns:
-        A handle with ``layers``, ``keep_rates``, ``left_exact`` and ``remove()``; use it in ``with`` to remove at the
-        end.
+        A handle with ``layers``, ``keep_rates``, ``left_exact`` and ``remove()``; as a context manager it removes the
+        estimators at the end.
 
     Warns:
-        UserWarning: If layers that were chosen stay exact, now or once it shows in the first step of an optimiser.
+        UserWarning: If chosen layers stay exact, now or, where that shows only later, after an optimiser's first step.
 
     Raises:
         ValueError: If an argument is out of range, a pattern matches no convolution or linear layer or none that can be

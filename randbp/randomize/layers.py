@@ -56,7 +56,7 @@ class LayerState:
         input_vjp: Estimator of the input's gradient.
         clock: The model's clock.
         own: The module's original class.
-        prepare: How to read a call of a module whose class has PyTorch's forward pass; ``None`` for other modules.
+        prepare: Reads a call of a module whose class has PyTorch's forward pass; ``None`` for other modules.
         left_exact: Reasons, by name, why layers chosen together with this one stay exact.
         seen: The calls so far.
     """

@@ -21,7 +21,7 @@ def left_exact(modules: Mapping[str, nn.Module], stepped: Container[nn.Module]) 
 
     Args:
         modules: The layers.
-        stepped: Those that should have been called by now.
+        stepped: Modules that should have been called by now.
 
     Example:
         >>> from randbp import randomize
@@ -47,8 +47,8 @@ def summary(reasons: Mapping[str, str], served: int) -> str:
     """One sentence on layers that stay exact.
 
     Args:
-        reasons: By name of the layer.
-        served: How many layers do not.
+        reasons: Reasons by name of the layer.
+        served: Number of layers that do not stay exact.
 
     Example:
         >>> summary({"a": "lazy", "b": "lazy", "c": "not called"}, 5)

@@ -46,10 +46,10 @@ def estimators_by_layer(
     """The estimator of each layer: the first key that matches it decides; a layer without one is exact.
 
     Args:
-        vjp: For messages.
-        estimators: One for all, or by name or glob; any name of a shared layer will do.
+        vjp: Name of the VJP, for messages.
+        estimators: One estimator for all layers, or several by name or glob; any name of a shared layer counts.
         layers: All names of each layer, by the first one.
-        left_exact: The same of layers that cannot be estimated.
+        left_exact: All names of each layer that cannot be estimated, by the first one.
 
     Raises:
         ValueError: If a key matches none of the layers, or none that can be estimated, or different keys give

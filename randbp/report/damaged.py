@@ -8,7 +8,7 @@ class Damaged(ValueError):
 
     Args:
         path: The file.
-        what: What is wrong with it.
+        what: The error in the file.
 
     Example:
         >>> str(Damaged(Path("a/summary.json"), "empty"))

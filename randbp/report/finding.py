@@ -7,14 +7,14 @@ from .units import PERCENT, quantity, ratio
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SLOWER = 1.1
-"""Ratio of times above which a method that saves memory is said to cost time."""
+"""Above this ratio of times, a method that saves memory is said to cost time."""
 
 
 def finding(standings: Sequence[Standing]) -> str:
     """The first sentence: gains and costs of the preset that holds the least.
 
     Args:
-        standings: Of all methods; there is a preset among them.
+        standings: Standings of all methods; there is a preset among them.
     """
     return _sentence(headline(standings), of_what=True)
 

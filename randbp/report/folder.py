@@ -18,7 +18,7 @@ class Results:
     """The runs below a folder.
 
     Args:
-        runs: Those that can be read, in the order of their names.
+        runs: The runs that can be read, in the order of their names.
         damaged: The files that cannot, each with what is wrong. Without its summary or configuration a run is left
             out; without its metrics it only has no loss curve.
         target: The metric of the sweep whose folder it is.

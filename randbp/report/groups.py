@@ -17,7 +17,7 @@ from .target import Target
 LAYERS = "layers"
 WAY = ("preset", "lean", "bits")
 OWN = (*WAY, LAYERS)
-"""What belongs to the estimates, as exact backpropagation has none of it."""
+"""Settings that belong to the estimates, and that exact backpropagation does not have."""
 
 # Configuration in which runs may differ without being different experiments: where they write, seeds, and the
 # estimators, which the summary tells more plainly.
@@ -67,8 +67,8 @@ class Group:
     Args:
         weight_vjp: Estimator of the weight VJP.
         input_vjp: Estimator of the input VJP.
-        settings: What else tells these runs from others in the comparison.
-        runs: All of them, failed ones included.
+        settings: Other settings that distinguish these runs from others in the comparison.
+        runs: All runs, failed ones included.
     """
 
     weight_vjp: Estimate
@@ -134,7 +134,7 @@ class Comparison:
     Args:
         groups: The groups.
         accuracy: Name of the metric that counts as accuracy, ``None`` if the runs have none.
-        strays: Runs that failed before it was known what they were.
+        strays: Runs that failed before their estimators and settings were known.
         damaged: Files that could not be read.
         target: The metric by which the sweep that made the runs names the best.
         methods: Ways to train that were compared side by side.

@@ -17,9 +17,9 @@ class Training(Fields):
     """One training run by one method.
 
     Args:
-        seed: Of weights, order of the images, and samples.
+        seed: Seed of weights, order of the images, and samples.
         accuracy: Share of the test images that are named rightly.
-        held_bytes: What the forward pass leaves for backward, the largest of the steps on which it was counted.
+        held_bytes: Bytes that the forward pass leaves for backward, the largest number of the steps that were counted.
         peak_bytes: Peak memory of a step, model and optimiser included.
         gradient_error: ``‖ĝ - g‖ / ‖g‖`` of all gradients, of one draw.
         seconds: Time of each step that was timed; those of one number belong to one round of all methods.
@@ -37,10 +37,10 @@ class Method(Fields):
     """One method of training.
 
     Args:
-        name: In the table.
+        name: Name in the table.
         role: ``exact`` is what the others are measured by, ``preset`` what is recommended, ``rival`` what
             else there is.
-        what: What it does, in one sentence.
+        what: Description in one sentence.
         trainings: One for each seed, in the same order in all methods.
         reference_kernels: Whether an operation had no fused kernel here and ran by its reference, so that it is slow.
     """
@@ -60,9 +60,9 @@ class Methods(Fields):
         model: Name of the network.
         data: Name of the data.
         about: Sentences on the choice of network, data and rivals.
-        parameters: Of the network.
+        parameters: Number of parameters of the network.
         batch_size: Images per step.
-        steps: Of each training.
+        steps: Number of steps of each training.
         minibatch_noise: ``√E‖g - E g‖² / √E‖g‖²`` of the gradients of batches of this size, in the trained network.
         waiting_threads: Threads that found no free processor, on average.
     """

@@ -47,7 +47,7 @@ def write_page(comparison: Comparison, path: Path, title: str) -> None:
     """Write the comparison as a self-contained HTML page, completely or not at all.
 
     Args:
-        comparison: What to show.
+        comparison: The comparison to show.
         path: The file.
         title: Heading of the page.
     """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 LOSSES = ("train/loss", "train/loss_step", "train_loss", "train_loss_step", "train/loss_epoch", "loss")
 MOST_ENTRIES = 10_000
-"""Entries of a configuration: one whose aliases multiply to more was not written by a run."""
+"""Most entries of a configuration; one whose aliases multiply to more was not written by a run."""
 
 LossCurve = tuple[list[int], list[float]]
 """Steps, and the training loss at each."""

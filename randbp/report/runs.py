@@ -12,7 +12,7 @@ from .units import keep_rate
 
 SUMMARY = "summary.json"
 DISTURBED = 0.1
-"""Threads waiting for a processor, on average, above which times are not to be trusted; alone it is about 0.01."""
+"""Average number of threads waiting for a CPU above which times are not trusted; undisturbed, it is about 0.01."""
 
 TIMES = ("step_seconds", "step_seconds_q25", "step_seconds_q75")
 """The costs that other work on the machine disturbs."""
@@ -29,7 +29,7 @@ class Estimate:
         name: Name of the class.
         keep: The keep rate; of a mapping from layers to estimators the mean of theirs.
         options: The other fields as text.
-        parts: Of such a mapping, in a few words: which estimators, at which keep rates.
+        parts: Summary of such a mapping in a few words: estimators and keep rates.
     """
 
     name: str = "Exact"
@@ -61,7 +61,7 @@ class Run:
     """One run's folder, read once.
 
     Args:
-        folder: Where the run wrote its files.
+        folder: Folder of the run's files.
         name: The folder's name relative to the folder of all runs.
         summary: Content of ``summary.json``.
         config: Content of ``config.yaml``, nested keys joined by dots.

@@ -15,7 +15,7 @@ from .methods_file import Method, Methods
 
 CONFIDENCE = 0.95
 SAME_TIME = 0.02
-"""Ratios of times that differ from one by no more than this count as none, however sure they are."""
+"""Ratios of times that differ from one by at most this much do not count, however certain they are."""
 
 SAME_BYTES = 0.05
 
@@ -29,7 +29,7 @@ class Standing:
 
     Args:
         method: The method.
-        exact: What it is measured by.
+        exact: The method to which it is compared.
     """
 
     method: Method

@@ -10,7 +10,7 @@ from .damaged import Damaged
 from .printable import printable
 
 MOST = 1e18
-"""The largest cost that can be meant, in seconds or bytes."""
+"""The largest plausible cost [seconds or bytes]."""
 
 BOUNDS = frozenset({"greater_than", "greater_than_equal", "less_than_equal"})
 

@@ -10,12 +10,12 @@ from .relations import Lookup, Problem, Relation, Windows
 
 # A multiply-add in a matrix product is far cheaper than moving an element through memory. The weights count
 # multiply-adds per element, of the order found on current CPUs and GPUs; orders hardly depend on them.
-STREAM = 16  # read or write once, in order
-GATHER = 64  # read or write through an index
-REORDER = 2.5  # passes over its tensors that a native input gradient makes on top of a matrix product's one
-BLOCKS = 1.5  # multiply-adds of a native weight gradient over blocks, in those of a matrix product
-LAST_RESORT = 1000  # scattering chosen entries into zeros: right, but never while another order does without
-LAUNCH = 20_000  # fixed cost of a step
+STREAM = 16  # one read or write in order [multiply-adds per element]
+GATHER = 64  # one read or write through an index [multiply-adds per element]
+REORDER = 2.5  # passes over its tensors of a native input gradient, in addition to a matrix product's one [passes]
+BLOCKS = 1.5  # cost of a multiply-add of a native weight gradient over blocks [multiply-adds of a matrix product]
+LAST_RESORT = 1000  # scattering chosen entries into zeros, which is correct but avoided if possible [per element moved]
+LAUNCH = 20_000  # fixed cost of a step [multiply-adds]
 
 
 @dataclass(frozen=True)

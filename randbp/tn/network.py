@@ -33,7 +33,7 @@ class TensorNetwork:
         leg_sizes: ``(leg, size)`` pairs, sorted by leg.
         output: Layout of the result.
         scale: Number that multiplies the result.
-        name: What the network computes, for printing.
+        name: Name of the result, for printing.
         bound: Tensors that are already attached to slots (indices and weights of `subsample`).
 
     Example:

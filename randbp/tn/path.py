@@ -12,7 +12,7 @@ from .relations import Lookup, Problem, Windows
 Path = list[tuple[int, ...]]
 
 FREE = Cost(0, 0, 0)
-EXHAUSTIVE = 9  # items up to which the search is optimal
+EXHAUSTIVE = 9  # the search is optimal up to this number of items [items]
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ class Step:
     """One step of a plan.
 
     Args:
-        expression: What is joined, leg by leg.
-        kernel: What runs it.
+        expression: The joined items and the legs of the result.
+        kernel: The kernel that runs the step.
         multiplications: Multiply-adds; pairs that meet a zero of a pattern are not counted.
         result_bytes: Size of the result.
     """

@@ -209,7 +209,7 @@ def transposed_spec(
 
     Args:
         input_shape: ``(N, C, *I)`` of the transposed convolution's input.
-        out_channels: Its number of output channels.
+        out_channels: Number of output channels of the transposed convolution.
         kernel_size: Kernel size per dimension.
         stride: Stride per dimension.
         padding: Padding per dimension (it makes the output smaller).

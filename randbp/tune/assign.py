@@ -9,7 +9,7 @@ from .assignment import Assignment
 from .options import LayerOptions, Measured, Objective, Option, lower_hull
 
 PAYS = 0.95
-"""An estimator whose cost is above this share of the exact one's is no option: that is within the error of timing."""
+"""An estimator whose cost exceeds this share of the exact one's is not an option: the difference is within noise."""
 
 UNTIMED = "rounds=0: expected at least 1 where the objective is 'time'"
 

@@ -16,10 +16,10 @@ class Assignment(Mapping[str, Estimator]):
     """A mapping from layers' names to estimators of their weight VJPs, for ``randomize`` and ``TensorDropout``.
 
     Args:
-        layers: What was measured.
+        layers: The measurements of the layers.
         chosen: One option for each layer.
         budget: Share of the exact layers' cost.
-        objective: What cost is.
+        objective: The kind of cost, ``"memory"`` or ``"time"``.
         count_shared: Whether bytes that others hold as well were counted.
         lower_bound: Total variance that no assignment of these options within the budget can fall below.
     """

@@ -64,13 +64,13 @@ def autotune(
         candidates: Estimators to choose from, beside leaving a layer exact. By default, for memory: ``Spatial`` at keep
             rates 1/2 to 1/16, 2 to 8 bits of everything, and 4 bits of such samples; for time: ``Spatial``,
             ``Axes`` and ``Batch``.
-        layers: Which layers, as in :func:`randbp.randomize`; the others stay exact and count in no budget.
+        layers: The layers to tune, as in :func:`randbp.randomize`; the others stay exact and count in no budget.
         draws: Draws per candidate. The variances, unlike the seconds, are a function of ``seed``.
         rounds: Timings per candidate, of which the median counts; 0 saves this time where memory is the objective.
         count_shared: Whether a layer's bytes count if others (a ReLU before it, say) hold the same tensor and keep it
             alive. If false, such layers stay exact, because an estimator would free nothing there; if true the result
             says how many bytes are freed.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         A mapping from layers' names to estimators that :func:`randbp.randomize` and

@@ -27,7 +27,7 @@ from .record import Call, Record, record
 NOT_TRAINED = "not called, or the loss depends on no trainable weight of it"
 
 READING = 2e-3
-"""Seconds that a reading of the clock lasts at least; shorter work is repeated."""
+"""Shortest duration of one timing; shorter work is repeated [seconds]."""
 
 
 def measure(
@@ -52,10 +52,10 @@ def measure(
         batches: Whatever ``objective`` takes.
         objective: Loss of a batch.
         candidates: Estimators of the weight VJP. One that refuses a layer is not among that layer's options.
-        layers: Which layers, as in :func:`randbp.randomize`.
+        layers: The layers to measure, as in :func:`randbp.randomize`.
         draws: Draws per candidate and batch, at least 2.
         rounds: Timings per candidate; 0 times nothing, and seconds are NaN.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         One entry for each layer that the loss depends on and whose weight is trainable, and why others have none.

@@ -14,11 +14,11 @@ class Option:
     """The measurements of one estimator in one layer.
 
     Args:
-        estimator: Of the weight VJP.
+        estimator: Estimator of the weight VJP.
         variance: Mean of ``‖ĝ - g‖²`` over draws, g the gradient of the layer's weight: the variance of an unbiased
             estimator.
         held_bytes: Held for the weight VJP from forward to backward.
-        seconds: For the weight VJP, with drawing and storing what is held.
+        seconds: Time of the weight VJP, including drawing and storing what is held.
         spread: Standard error of ``variance``.
     """
 
@@ -36,9 +36,9 @@ class LayerOptions:
     Args:
         name: As in ``model.named_modules()``.
         norm_square: ``‖g‖²``.
-        exact: What the layer has without an estimator.
-        candidates: What it could have instead.
-        shared_bytes: Of the bytes that ``exact`` holds, those that others hold, too: an estimator frees none of them.
+        exact: The measurements of the exact VJP.
+        candidates: The measurements of other estimators.
+        shared_bytes: Bytes held by ``exact`` that others hold as well, so that an estimator does not free them.
         held_by: Names of these others.
     """
 

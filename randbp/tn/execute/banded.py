@@ -16,11 +16,11 @@ from .kernels import add_product, sums_by_products
 
 Kernel = Callable[..., Tensor]
 
-JOINT = 10_000  # entries of the joint band up to which one product with it beats one dimension after the other
-SMALL = 2_000_000  # multiplications of that product that cost less than starting several kernels
-NARROW = 16  # columns below which a product runs no faster
-SHORTER = 2  # a dimension is worth a product of its own if that makes it so much shorter
-PARTIAL = 2**19, 0.02  # elements, and share of the input, that partial sums may take
+JOINT = 10_000  # up to this size, one product with the joint band beats one dimension after the other [entries]
+SMALL = 2_000_000  # a joint product up to this size costs less than starting several kernels [multiply-adds]
+NARROW = 16  # products with fewer columns take as long [columns]
+SHORTER = 2  # a dimension has a product of its own if that makes it shorter by this factor
+PARTIAL = 2**19, 0.02  # largest size of partial sums [elements] and [share of the input]
 
 
 def banded(
@@ -42,9 +42,9 @@ def banded(
         patterns: One per dimension.
         ends: Roles of the legs that the tensor holds and of the legs of the result: ``"ik"`` sums over outputs.
         volume: Elements of ``x``.
-        dtype: Of ``x``.
-        device: Of ``x``.
-        factor: What the result is multiplied by.
+        dtype: Data type of ``x``.
+        device: Device of ``x``.
+        factor: The result is multiplied by this.
     """
     bands = [band(pattern, *ends).double() for pattern in patterns]
     sources, targets = prod(matrix.shape[1] for matrix in bands), prod(map(len, bands))

@@ -19,18 +19,18 @@ from ..pattern import IndexPattern
 
 Kernel = Callable[..., Tensor]
 
-BLOCK = 16  # outputs of the last dimension per product
-CHUNK = 2**20  # elements of operands or products handled at a time: they stay in the cache
+BLOCK = 16  # outputs of the last dimension per product [outputs]
+CHUNK = 2**20  # operands or products handled at a time, so that they stay in the cache [elements]
 
 
-# Time in multiplications of a wide product, measured on two cores with AVX2 (PyTorch 2.13):
-NATIVE = 15  # of a native kernel's multiplication
-NATIVE_3X3 = 4.5  # the same where a kernel was written for the size
-SUMS = 30  # per pair of positions, to sum the diagonals
-COPY = 20  # per element laid out in blocks
-START = 12_500  # per product
-WIDE = 16  # outputs below which products run no faster
-MARGIN = 0.8  # native kernels need no memory: keep them unless the gain is clear
+# Times [multiply-adds of a wide product], measured on two cores with AVX2 (PyTorch 2.13):
+NATIVE = 15  # one multiply-add of a native kernel
+NATIVE_3X3 = 4.5  # one multiply-add of a native kernel that was written for the size
+SUMS = 30  # summing the diagonals, for each pair of positions
+COPY = 20  # laying out one element in blocks
+START = 12_500  # starting one product
+WIDE = 16  # products of fewer outputs take as long [outputs]
+MARGIN = 0.8  # largest ratio of times at which products replace native kernels, which need no memory
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Method:
     """One method of computing the gradient.
 
     Args:
-        name: For the printed plan.
+        name: Name in the printed plan.
         make: Makes the kernel for some patterns.
         multiplications: Multiply-adds per example and group.
-        time: In units of a wide product's multiply-add, per group.
+        time: Time per group [multiply-adds of a wide product].
     """
 
     name: str

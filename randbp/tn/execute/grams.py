@@ -20,12 +20,12 @@ from .kernels import windows
 
 Kernel = Callable[..., Tensor]
 
-POSITIONS = 1024  # positions per product when windows are unfolded for a few examples at a time
-ROWS = 512  # from so many rows on only the blocks above the diagonal are multiplied, in BLOCKS rows of blocks
+POSITIONS = 1024  # positions per product when windows are unfolded for a few examples at a time [positions]
+ROWS = 512  # from this size on, only blocks above the diagonal are multiplied, in BLOCKS rows of blocks [rows]
 BLOCKS = 8
-NARROW = 16  # channels below which products run no faster
-UNFOLD = 32  # multiplications that take as long as writing one entry of an unfolded input and reading it again
-STARTS = 100_000  # multiplications that take as long as starting the kernels of one pair's borders
+NARROW = 16  # products of fewer channels take as long [channels]
+UNFOLD = 32  # time to write and read one entry of an unfolded input [multiply-adds]
+STARTS = 100_000  # time to start the kernels for the borders of one pair [multiply-adds]
 
 
 def multiplications(patterns: tuple[IndexPattern, ...], channels: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from ..pattern import IndexPattern
 
 Kernel = Callable[..., Tensor]
 
-PRODUCTS = 2**18  # elements of the products that are held before they are summed
+PRODUCTS = 2**18  # products that are held before they are summed [elements]
 
 
 def reshape(shape: tuple[int, ...]) -> Kernel:

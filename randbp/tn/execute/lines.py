@@ -22,9 +22,9 @@ from . import native
 
 Kernel = Callable[..., Tensor]
 
-WIDE, WIDEST = 256, 512  # channels on either side, and on one, from which products are faster (two cores)
-LONG = 128  # positions times examples of a line
-SMALL = 8  # outputs of a line up to which they are also faster where native kernels use AVX-512
+WIDE, WIDEST = 256, 512  # products are faster from these widths on: both sides, and one side (two cores) [channels]
+LONG = 128  # least length of a line [positions times examples]
+SMALL = 8  # up to this length of a line, products are faster even if native kernels use AVX-512 [outputs]
 
 
 class Stretch(NamedTuple):

@@ -27,7 +27,7 @@ class Lowering:
     """Emits the instructions of each kind of step.
 
     Args:
-        program: Where the instructions go.
+        program: The program to which instructions are appended.
         sizes: Leg sizes.
         indices: Register of each index slot.
         dtype: Data type of the operands.

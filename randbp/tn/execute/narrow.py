@@ -18,9 +18,9 @@ from .kernels import windows
 
 Kernel = Callable[..., Tensor]
 
-CHUNK = 2**21  # elements of the windows that are laid out at a time
-FEWEST, MOST = 4, 12  # input channels for which products are faster (two cores); native kernels for images have three
-WIDE = 64  # output channels from which on
+CHUNK = 2**21  # windows that are laid out at a time [elements]
+FEWEST, MOST = 4, 12  # products are faster for these inputs (two cores); there is a native kernel for three [channels]
+WIDE = 64  # products are faster from this number of output channels on [channels]
 
 
 def pay(patterns: tuple[IndexPattern, ...], channels: tuple[int, int]) -> bool:

@@ -14,7 +14,7 @@ from . import parts
 Kernel = Callable[..., Tensor]
 
 _FORWARD = {1: conv1d, 2: conv2d, 3: conv3d}
-PLACEHOLDER = 2**14  # elements of a weight up to which a plan holds a placeholder, for making one shows in the time
+PLACEHOLDER = 2**14  # a plan holds a placeholder for weights up to this size, as making one takes time [elements]
 _BACKWARD = torch.ops.aten.convolution_backward.default
 
 
@@ -141,8 +141,8 @@ def placeholder(
     Args:
         tensor: Gives dtype and device, and its memory if it has enough: the system would clear the pages of a new one,
             and may have to do so at every call.
-        shape: Of the result.
-        memory_format: Of the result.
+        shape: Shape of the result.
+        memory_format: Memory format of the result.
         dense: Whether the kernel wants plain memory in one piece, and would copy an expanded scalar.
     """
     count = prod(shape)

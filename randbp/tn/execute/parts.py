@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 LARGE = 2**25
-"""Bytes from which on glibc keeps no memory at hand for the next tensor."""
+"""From this size on, glibc keeps no memory for the next tensor [bytes]."""
 
 # Up to that glibc keeps free memory, twice as much as the largest block that it has mapped and seen freed: this one.
 torch.empty(LARGE - 2**16, dtype=torch.uint8, device="cpu")
 
 PART = 2**23
-"""Bytes of the largest tensor of a kernel that are worked on together where that tensor is large."""
+"""Size of the part of a kernel's largest tensor that is processed at a time if the tensor is large [bytes]."""
 
 
 def examples_at_once(tensors: tuple[Tensor, ...], elements: int) -> int:
     """Number of examples per call of a native kernel: all of them, unless a tensor is large.
 
     Args:
-        tensors: What the kernel reads, the first with an example per row.
-        elements: Of the largest tensor that it reads or makes.
+        tensors: The tensors that the kernel reads, the first with an example per row.
+        elements: Number of elements of the largest tensor that it reads or makes.
 
     Example:
         >>> x = torch.zeros(64, 2**18)

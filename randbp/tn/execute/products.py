@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from . import grams, kernels
 from .layout import Axes, Builder, Value
 
-LINE = 8  # neighbours in memory that stay neighbours, from which on a copy moves them together
-FEW = 64  # columns of a matrix up to which its products run below the processor's speed
+LINE = 8  # a copy moves at least this number of neighbours in memory together [elements]
+FEW = 64  # products of matrices up to this width run below the CPU's full speed [columns]
 
 
 def product(

@@ -18,11 +18,11 @@ from .kernels import add_product
 
 Kernel = Callable[..., Tensor]
 
-WIDTH = 4096  # channels gathered for one matrix product, at most: narrow ones run far below the processor's speed
-PIECE = 2**21  # elements of the examples worked on together
-WEIGHTED = 2**18  # elements gathered at a time where they are not multiplied as matrices
-NARROW = 8  # columns of a matrix below which matrix products are slow
-GATHERED = 2**20  # elements gathered at a time: they are multiplied before they leave the processor's cache
+WIDTH = 4096  # most channels gathered for one matrix product; narrow products run far below full speed [channels]
+PIECE = 2**21  # examples that are processed together [elements]
+WEIGHTED = 2**18  # gathered at a time if not multiplied as matrices [elements]
+NARROW = 8  # products of narrower matrices are slow [columns]
+GATHERED = 2**20  # gathered at a time, so that they are multiplied before they leave the CPU's cache [elements]
 
 
 def gathered_product(
@@ -89,11 +89,11 @@ def _evenly(count: int, most: int) -> int:
 def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
     """Slices of a batch for work piece by piece, so that the data of a piece stay in a CPU's cache.
 
-    No large batch is one piece: what is made on the way would double its memory.
+    A large batch is never one piece: intermediate tensors would double its memory.
 
     Args:
         batch: Number of examples.
-        elements: Of one example's share of the largest tensor made on the way.
+        elements: Number of elements of one example in the largest intermediate tensor.
         device: Only processors have such a cache; on other devices the batch is one piece.
 
     Example:

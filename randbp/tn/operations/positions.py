@@ -180,8 +180,8 @@ class _Legs:
         sizes: Size of every leg.
         patterns: The index patterns as nodes.
         input: Legs of each dimension of the layer's input.
-        output: The same of its output.
-        weight: The same of its weight.
+        output: Legs of its output.
+        weight: Legs of its weight.
     """
 
     def __init__(self, spec: LayerSpec, positions: PositionClass) -> None:
