@@ -31,17 +31,17 @@ core:  ## Test the core with its two dependencies alone, torch and opt_einsum, i
 	$(call in_new_environment,core)
 
 oldest:  ## The same with the oldest supported PyTorch; PIP_EXTRA_INDEX_URL must name an index that has its CPU build
-	$(call in_new_environment,oldest,s/^torch==.*/$(OLDEST)/; /^setuptools==/d)
+	$(call in_new_environment,oldest,/^torch==/d; /^setuptools==/d,$(OLDEST))
 
 # The lower bound of pyproject.toml. `+cpu` takes a CPU build or fails; the plain version may be gigabytes of CUDA.
 OLDEST ?= torch==2.11.0+cpu
 
-# $(1): name of the environment; $(2): what sed changes in the constraints
+# $(1): name of the environment; $(2): what sed changes in the constraints; $(3): what else is installed
 define in_new_environment
 	$(PYTHON) -m venv --clear $(VENV)-$(1)
 	sed '$(2)' constraints.txt > $(VENV)-$(1)/constraints.txt
 	$(VENV)-$(1)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint $(VENV)-$(1)/constraints.txt --editable . pytest hypothesis
+		--constraint $(VENV)-$(1)/constraints.txt --editable . pytest hypothesis $(3)
 	$(VENV)-$(1)/bin/python -m pytest @tests/core.txt
 endef
 

@@ -37,28 +37,28 @@ class CostMonitor(Callback):
 
     The numbers go to the Trainer's loggers after each epoch, and together with the run's metrics, settings
     and environment into one file in the run's folder (``trainer.log_dir``, else
-    ``trainer.default_root_dir``), written atomically: at the start with ``"status": "running"``, updated
-    after each epoch, at the end of ``fit`` and of ``test`` with ``"finished"``, after an exception with
-    ``"failed"`` and whatever is known by then; ``"not_finite"`` names the metrics that are no numbers, or infinite.
-    A training that is resumed in the folder of the interrupted one
-    continues its file: the steps of both count. Only rank zero writes; times, bytes and peaks are its own.
+    ``trainer.default_root_dir``), written atomically. It is written at the start with ``"status": "running"``,
+    updated after each epoch, and completed with ``"finished"`` at the end of ``fit`` and of ``test``, or with
+    ``"failed"`` after an exception; ``"not_finite"`` names the metrics that are NaN or infinite. A training that is
+    resumed in the folder of the interrupted one continues its file: the steps of both count. Only rank zero writes, and
+    only its times, bytes and peaks are measured.
 
-    Logged and written are
+    The following costs are logged and written:
 
     - ``cost/step_seconds``: median over training steps (batches) of the time from ``on_train_batch_start`` to
       ``on_train_batch_end``: forward, backward and update, without data loading. The first ``warmup_steps``
       and the steps on which bytes are measured do not count.
-    - ``cost/held_bytes``: what autograd holds for the backward pass at its start, each storage once,
-      parameters and buffers excluded; measured on the first step and on every ``held_every_n_steps``-th
-      after it; the largest counts.
-    - ``cost/peak_bytes``: peak memory. On a GPU that of PyTorch's allocator since the start of ``fit``
-      (:class:`randbp.diagnostics.PeakMemory`). Elsewhere, on the steps on which bytes are measured, the parameters,
-      buffers, gradients and optimiser state at the step's start and the allocator's peak above it
-      (:class:`randbp.diagnostics.StepPeak`): tensors alone, whatever else the process holds.
+    - ``cost/held_bytes``: bytes that autograd holds at the start of the backward pass, each storage once, without
+      parameters and buffers. They are measured on the first step and on every ``held_every_n_steps``-th step after it;
+      the largest number counts.
+    - ``cost/peak_bytes``: peak memory. On a GPU it is that of PyTorch's allocator since the start of ``fit``
+      (:class:`randbp.diagnostics.PeakMemory`). Elsewhere it is measured on the same steps as the bytes: parameters,
+      buffers, gradients and optimiser state at the step's start plus the allocator's peak above them
+      (:class:`randbp.diagnostics.StepPeak`). That counts only tensors, not the other memory of the process.
 
     Args:
         warmup_steps: Number of first steps whose time does not count.
-        held_every_n_steps: Distance of the steps on which the bytes held for backward are measured.
+        held_every_n_steps: Number of steps between measurements of the bytes held for backward.
         filename: Name of the file in the run's folder.
 
     Raises:

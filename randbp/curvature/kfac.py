@@ -30,56 +30,56 @@ class KFAC(torch.optim.Optimizer):
             cross_entropy(model(images), labels).backward()  # factors are gathered here
             optimizer.step()
 
-    Factors are gathered in every ``factor_every``-th step, in one pass over each layer's input and output gradient and
-    without holding either any longer than the layer does; running averages of them are inverted in every
-    ``inverse_every``-th step. While a network is new it changes fast, so before that both are done in the steps 0, 1,
-    2, 4, 8 and so on, too. Factors that are not finite are left out. With several backward passes per step they see all
-    examples. Under ``torch.distributed`` they are averaged over the processes, as gradients are.
+    Factors are gathered in every ``factor_every``-th step, in one pass over each layer's input and output gradient,
+    neither of which is held any longer than by the layer itself. Running averages of factors are inverted in every
+    ``inverse_every``-th step. A new network changes fast, so both are also done in steps 0, 1, 2, 4, 8 and so on before
+    that. Factors that are not finite are skipped. If a step has several backward passes, factors include the examples
+    of all of them. Under ``torch.distributed`` they are averaged over the processes, as gradients are.
 
-    Factors belong to gradients. What was seen of a backward pass counts if its gradient is still in the weight's
-    ``grad`` when the step is taken: it is dropped with gradients that are set to ``None`` or zero, by whomever, and
-    passes that add to no ``grad`` (``torch.autograd.grad``) do not count. Where a ``GradScaler`` takes the step, its
-    scale is taken out. A layer that is called several times in a forward pass sees each call as more examples.
+    Factors belong to gradients. The statistics of a backward pass count if its gradient is still in the weight's
+    ``grad`` when the step is taken. They are dropped when anybody sets the gradient to ``None`` or zero, and passes
+    that do not add to ``grad`` (``torch.autograd.grad``) do not count. If a ``GradScaler`` takes the step, its scale is
+    divided out. If a layer is called several times in a forward pass, each call counts as further examples.
 
-    Factors follow layers. A layer that runs PyTorch's own forward pass is seen as a whole; one with a forward pass of
-    its own (of a subclass, or put into the module) by the calls of ``F.conv*``, ``F.conv_transpose*``, ``F.linear`` or
-    ``torch.addmm`` in it whose weight is one of its parameters, maybe transposed or in another data type. Weights that
-    are computed otherwise (masked, standardised, parametrised) take plain steps, and so do those that are frozen,
-    complex, shared or not among the optimiser's parameters, layers in ``eval()`` mode, and factors of more than
-    ``largest`` rows: :attr:`left_plain` tells, and one warning. It is asked anew in each step, so layers may be
-    pruned, frozen, thawed, moved or given other parameters at any time. The model is not changed but for hooks;
-    :meth:`remove` takes them off.
+    Factors follow layers. A layer that runs PyTorch's own forward pass is observed as a whole. A layer with another
+    forward pass (of a subclass, or assigned to the module) is observed through its calls of ``F.conv*``,
+    ``F.conv_transpose*``, ``F.linear`` or ``torch.addmm`` whose weight is one of its parameters, perhaps transposed or
+    in another data type. Plain steps are taken by weights that are computed in other ways (masked, standardised,
+    parametrised), by those that are frozen, complex, shared or not among the optimiser's parameters, by layers in
+    ``eval()`` mode, and where a factor would have more than ``largest`` rows; :attr:`left_plain` and one warning name
+    them. All this is checked in every step, so layers may be pruned, frozen, thawed, moved or given other parameters at
+    any time. The model is not changed except for hooks, which :meth:`remove` removes.
 
-    Beside ``torch.compile`` factors are gathered outside of graphs. A model that ran compiled before has a graph
-    without them until ``torch.compiler.reset()`` is called, which a warning says. Parameters that ``fully_shard`` has
-    split are served; each process then holds all of the factors.
+    With ``torch.compile``, factors are gathered outside of graphs. The graph of a model that was compiled and run
+    before does not gather them until ``torch.compiler.reset()`` is called; a warning says so. Parameters that are
+    sharded by ``fully_shard`` are supported; each process then holds all factors.
 
     Args:
         model: The network.
         lr: Learning rate.
         momentum: Momentum of the steps, in ``[0, 1)``.
-        weight_decay: Times the parameter, added to the preconditioned gradient.
+        weight_decay: Factor of the parameter in the term that is added to the preconditioned gradient.
         damping: ``λ`` added to the curvature, see :func:`~randbp.curvature.damped_inverses`. Large values approach SGD
             with the learning rate ``lr / λ``.
         decay: Decay of the running averages of factors, in ``[0, 1)``.
         approximation: Approximation of weight sharing: ``"reduce"`` (cheap) or ``"expand"``.
         factor_every: Steps from one update of the factors to the next.
         inverse_every: Steps from one update of the inverses to the next.
-        kl_clip: Steps are shortened to keep ``lr² Σ ⟨direction, gradient⟩`` over preconditioned layers at most this,
-            an estimate of how far the network's output distribution moves; ``None`` for no bound.
+        kl_clip: Bound of ``lr² Σ ⟨direction, gradient⟩`` over preconditioned layers, an estimate of the change of the
+            network's output distribution; longer steps are shortened. ``None`` for no bound.
         reduction: The reduction of the loss: ``"mean"`` over examples, ``"sum"``, or ``"tokens"`` for a mean over
             all tokens (positions, pixels) of the batch that the loss does not ignore. With ``g_n`` an example's part in
             the gradient, the curvature is ``M Σ_n g_n g_nᵀ`` where the loss is a mean of ``M`` terms, and without ``M``
             for a sum: so ``"mean"`` makes that of a loss over tokens too small by their number per example. Tokens are
             counted where the loss enters the layers: positions of the output with a gradient that is not zero, in the
             layer that the backward pass reaches first.
-        layers: Names or globs of the layers to precondition; ``None`` for all that can be.
-        largest: Rows of a factor up to which a layer is preconditioned.
+        layers: Names or globs of the layers to precondition; ``None`` for all possible ones.
+        largest: Largest number of rows of a factor; layers with larger factors take plain steps.
         params: Parameters or groups of them, as PyTorch's optimisers take them; ``None`` for all of the model's. A
             group may have its own ``lr``, ``momentum``, ``weight_decay`` and ``damping``.
 
     Raises:
-        ValueError: If an argument is not of these values, or ``layers`` matches none.
+        ValueError: If an argument is out of range, or ``layers`` matches none.
 
     Source: J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, 2015;
     J. Ba, R. Grosse, J. Martens, Distributed second-order optimization using Kronecker-factored approximations, 2017

@@ -40,27 +40,27 @@ def gradient_error(
     """Compare estimated gradients ĝ of one batch with the exact gradient g, layer by layer.
 
     The error ``‖ĝ - g‖/‖g‖``, the cosine of ĝ and g, and whether ``E ĝ = g`` are measured on ``draws`` independent
-    draws. Every pass starts from the same random state, so that ``nn.Dropout`` drops the same units in all of them
-    and what is left is the estimators' doing, and that of lean mode where the model is lean.
+    draws. Every pass starts from the same random state, so ``nn.Dropout`` drops the same units in all of them, and
+    differences are due to the estimators alone (and to lean mode, if the model is lean).
 
     **Bias test.** With ``d_r = ĝ_r - g``: a two-sided t-test of ``⟨d_r, g⟩`` over all draws, which sees wrong weights,
     and a one-sided one of ``⟨d_r, u⟩`` over the second half of the draws, with ``u`` the sum of the first half's
     ``d_r``, which sees a bias in any direction. Both are tests of independent numbers whose expectation is zero if ĝ is
     unbiased. The p-value is twice the smaller one (Bonferroni); ``result.bias_p`` adjusts it for the number of layers.
-    It is approximate as far as a t-test is, so do not rest a verdict on fewer than 16 draws.
+    It is as approximate as a t-test, so do not judge by fewer than 16 draws.
 
     **Minibatch noise.** The batch of ``B`` examples is split into ``m`` micro-batches of ``b = ⌊B/m⌋`` with gradients
-    ``h_1 … h_m``. Examples being independent, ``Var g = b/B · Var h``, and so ``b/B`` times the mean over pairs of
-    ``‖h_2j - h_2j-1‖²/2`` is an unbiased estimate of ``E‖g - E g‖²``. The result is its root over ``‖g‖``. It contains
-    the noise of ``nn.Dropout``, which is part of it. The loss must be a mean over the examples. BatchNorm in training
-    mode normalises each micro-batch by itself, so for such models the noise is that of smaller batches' statistics,
-    too; the result notes it.
+    ``h_1 … h_m``. As examples are independent, ``Var g = b/B · Var h``, and ``b/B`` times the mean over pairs of
+    ``‖h_2j - h_2j-1‖²/2`` is an unbiased estimate of ``E‖g - E g‖²``. The result is the root of this over ``‖g‖``. It
+    includes the noise of ``nn.Dropout``. The loss must be a mean over the examples. BatchNorm in training mode
+    normalises each micro-batch separately, so for such models the noise also includes that of smaller batches'
+    statistics; the result notes it.
 
-    The model is left as it was: parameters and their ``.grad``, buffers, modes, random states, and what was randomised.
+    The model is restored: parameters and their ``.grad``, buffers, modes, random states, and its estimators.
 
     Args:
-        model: Plain, then the estimators below are applied for the measurement; or randomised already, then its own
-            are measured. It is put into training mode if it is not.
+        model: Either a plain model, to which the estimators below are applied for the measurement, or a randomised
+            model, whose own estimators are measured. The measurement runs in training mode.
         batch: A pair ``(inputs, targets)``, or inputs alone. Inputs that are a dictionary are given to the model as
             keywords.
         loss: ``loss(output, targets)`` for a pair, else ``loss(output)``, such as ``lambda output: output.loss``. By
@@ -68,10 +68,10 @@ def gradient_error(
         weight_vjp: Estimator of the weights' gradients as in :func:`randbp.randomize`; ``Spatial(keep=0.25)`` for a
             plain model.
         input_vjp: Estimator of the inputs' gradients; exact for a plain model.
-        layers: Which layers of a plain model, as in :func:`randbp.randomize`.
-        preset: Of a plain model, as in :func:`randbp.randomize`; what else is given goes before it.
+        layers: Layers of a plain model, as in :func:`randbp.randomize`.
+        preset: Preset for a plain model, as in :func:`randbp.randomize`; other arguments take precedence.
         draws: Number of estimates, at least 4. Each takes one forward and backward pass.
-        micro_batches: Number of parts for the minibatch noise, as far as the batch has examples; 0 leaves it out.
+        micro_batches: Number of parts for the minibatch noise, at most one per example; 0 skips it.
         confidence: Confidence level of all intervals, which are Student's intervals of a mean.
         seed: Determines the draws. A layer draws the same here as in a model randomised with this seed.
 

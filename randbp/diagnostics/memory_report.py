@@ -29,19 +29,19 @@ def memory_report(
 ) -> MemoryReport:
     """Run a forward and a backward pass, and report the bytes held in between, their holders, and which were needed.
 
-    Counted is every storage that the forward pass allocated and that is still alive at its end while the program
-    itself holds the loss alone: what autograd saved, and what sits on a ``ctx``, in a closure or in a packed form.
-    Parameters, buffers, gradients and the inputs do not count. The report names the module and operation that saved a
-    storage, or, where autograd does not know of it, those that made it.
+    The report counts every storage that the forward pass allocated and that is still alive at its end, when the program
+    itself holds only the loss: tensors that autograd saved, and those on a ``ctx``, in a closure or in packed form.
+    Parameters, buffers, gradients and inputs do not count. The report names the module and operation that saved a
+    storage or, if autograd does not know of it, those that allocated it.
 
-    The model is run as it stands (in ``train()`` mode, if that is meant). Its buffers, gradients and PyTorch's random
-    state are as before afterwards. It is run once more if anything is still alive after the backward pass: caches are
-    filled by then, so that what is alive after the second time, the model keeps.
+    The model runs in its present mode; call ``train()`` before if you mean training. Its buffers, gradients and
+    PyTorch's random state are restored afterwards. If anything is still alive after the backward pass, the model runs
+    once more: caches are filled by then, so storages that survive the second run are kept by the model.
 
     Args:
         model: Any module.
         inputs: Positional arguments of the model.
-        loss: Function of the output that returns a scalar; by default the sum of all that is differentiable.
+        loss: Function of the output that returns a scalar; by default the sum of all differentiable outputs.
         keywords: Keyword arguments of the model, except ``model`` and ``loss``; a batch that is a dictionary of them
             is given as ``memory_report(model, **batch)``.
 
@@ -49,7 +49,7 @@ def memory_report(
         See :class:`MemoryReport`.
 
     Raises:
-        ValueError: If nothing given can be an input, or the loss is no scalar or does not depend on anything that
+        ValueError: If no argument can be an input, or if the loss is not a scalar or does not depend on anything that
             requires a gradient.
 
     Example:

@@ -46,18 +46,18 @@ class IfFaster(Wrapping, Estimator):
     Whether sampling saves time depends on the layer and the machine: products of many channels shrink with the keep
     rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or
     a contraction of :mod:`randbp.tn` (equal up to rounding, and several times as fast for some layers). Each VJP of
-    each layer is timed when it runs for the first time: all ways in turn, on tensors of the layer's sizes, for
-    a tenth to half of a second (three runs of each at least: the first step of a large network then takes as long as
-    some ten others), in which memory for one more input and output is taken. The fastest one then serves
-    all layers of these sizes, data type and device until the process ends; what gains less than a twentieth of the
-    time stays exact. A layer of which PyTorch's own backward pass, bias included, takes no longer than what was chosen
-    runs that one, with PyTorch's bits (outside of compiled graphs, where each VJP is chosen alone). As times vary,
-    another process may decide otherwise; for a fixed choice give layers their estimators by name, e.g. with
+    each layer is timed when it first runs: all contenders take turns, on tensors of the layer's sizes, for a tenth to
+    half of a second and at least three runs each. The first step of a large network then takes as long as about ten
+    others, and needs memory for one more input and output. The fastest contender serves all layers of these sizes, data
+    type and device until the process ends; a VJP stays exact if the gain is less than a twentieth of its time. If
+    PyTorch's own backward pass, including the bias, takes no longer than the chosen VJPs, the layer uses it, with
+    PyTorch's bits (except in compiled graphs, where each VJP is chosen separately). As times vary, another process may
+    choose differently; for a fixed choice give layers their estimators by name, for example with
     :func:`randbp.autotune`.
 
     A layer that stays exact holds its whole input. Around a :class:`randbp.Precision` of an estimator that holds less,
-    the choice is between narrow products and that estimator alone, and what is held is the same: in
-    ``IfFaster(Precision(estimator=Rounding(4)))`` four bits per entry. :meth:`describe` speaks of the estimator.
+    the choice is between narrow products and that estimator alone, and both hold the same: four bits per entry in
+    ``IfFaster(Precision(estimator=Rounding(4)))``. :meth:`describe` describes the wrapped estimator.
 
     Args:
         estimator: The estimator to use where it is faster.

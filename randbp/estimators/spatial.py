@@ -47,45 +47,46 @@ class Spatial(Estimator):
 
     ``V_W ≈ Σ_n (m - r_n)[c] (Σ_i Π) V_Y + I/|S| Σ_n Σ_{i∈S_n} (X[n c i] - m[n c]) Π V_Y``
 
-    with ``m`` the mean and ``r`` the mean of the kept deviations ``X - m``. As these add up to zero before they are
-    sampled, ``r`` takes the mean of ``Π V_Y`` out of the second sum, too: both factors are centred, at no cost.
+    with ``m`` the mean and ``r`` the mean of the kept deviations ``X - m``. As these add up to zero before
+    sampling, ``r`` also removes the mean of ``Π V_Y`` from the second sum: both factors are centred, at no cost.
 
     The variance of sampling without replacement is ``(1/p - 1)·I/(I-1)`` times the sum over examples and positions of
     the squared deviation of each position's contribution from their mean (W. G. Cochran, Sampling Techniques, 1977,
-    ch. 2 and 5). The examples of a batch keep disjoint stretches of one random permutation in turn, so that together
-    they cover the positions evenly.
+    ch. 2 and 5). The examples of a batch keep disjoint stretches of one random permutation, so that together they
+    cover the positions evenly.
 
     For the weight VJP of convolutions, positions come in runs of neighbours, which are read and multiplied in one
-    piece: the longest of 4 to 16 (of 32 in depthwise layers, and where there are few channels) that divides the rows,
-    loses at most a tenth of the kept entries and reads few outputs twice (with kernels of 3 entries, from 7 or 8 on).
-    Where there is none, and in linear and most transposed layers, they are single. The formula above is then that of
-    runs and their contributions. In networks after some training on images the error is 1.0 to 1.3 times that of
-    single positions, most at large keep rates; where both the input and the output gradient are smooth, as below
-    bilinear upsampling, it can be 1.8 times as large. Channels-last layers gain no time by it.
+    piece. The run length is the largest of 4 to 16 (up to 32 in depthwise layers and with few channels) that divides
+    the rows, loses at most a tenth of the kept entries, and reads few outputs twice (with kernels of 3 entries: from 7
+    or 8 on). If there is no such length, and in linear and most transposed layers, positions are single. With runs, the
+    formula above applies to runs and their contributions. In networks trained for a while on images, the error is 1.0
+    to 1.3 times that of single positions, most at large keep rates; if both the input and the output gradient are
+    smooth, as below bilinear upsampling, it can be 1.8 times as large. Channels-last layers gain no time by runs.
 
-    In layers with much arithmetic ``center=True`` also keeps what few directions ``u_r`` of the channels span:
+    In layers with much arithmetic, ``center=True`` also keeps the part that a few directions ``u_r`` in channel space
+    span:
 
     ``X[n c i] - m[n c] ≈ Σ_r u[c r] z[n r i]``
 
-    of which all coefficients ``z`` are held and only the remainder is sampled. Their weight VJP is that of a layer with
-    as many input channels as there are directions, and exact. Three eighths of the kept entries go there, found by two
-    steps of subspace iteration on some of the columns (:func:`~randbp.estimators.low_rank.leading_directions`); where
-    that is few, further coefficients are held at half the resolution. From 16 examples on, eight directions of the
-    mean over examples are kept before. That is done where it takes little time: from 2^30 multiply-adds of the layer
-    and 200 for each input entry on. Channels of a trained network are so alike that it divides the variance by 2 to 15;
-    where they are not (noise, a new network with batch normalisation) it multiplies it by 5/3 at small keep rates, and
-    by 2 at 1/2.
+    All coefficients ``z`` are held, and only the remainder is sampled. The weight VJP of this part is exact; it is that
+    of a layer with one input channel per direction. The part takes three eighths of the kept entries. Its directions
+    are found by two steps of subspace iteration on some of the columns
+    (:func:`~randbp.estimators.low_rank.leading_directions`); if they are few, further coefficients are held at half the
+    resolution. From 16 examples on, eight directions of the mean over examples are kept first. All this is done only
+    where it takes little time: in layers of at least 2^30 multiply-adds, and 200 for each input entry. Channels of a
+    trained network are so similar that this divides the variance by 2 to 15; if they are not (noise, a new network with
+    batch normalisation), it multiplies the variance by 5/3 at small keep rates, and by 2 at ``keep=1/2``.
 
-    Only positions that some output uses are counted and sampled. All that is held counts among the ``⌊p·I⌋`` kept
-    entries; where fewer than two are left nothing is centred. Where ``p·I < 1`` the weight VJP keeps one position of
-    ``⌊p·I·N⌋`` examples, drawn without replacement. A linear layer on vectors ``[N, C]`` has no positions but its
-    examples: the weight VJP samples these, with their mean as the control variate; the input VJP is exact.
+    Only positions that some output uses are counted and sampled. Everything that is held counts among the ``⌊p·I⌋``
+    kept entries; if fewer than two are left, nothing is centred. If ``p·I < 1``, the weight VJP keeps one position of
+    each of ``⌊p·I·N⌋`` examples, drawn without replacement. In a linear layer on vectors ``[N, C]``, examples take the
+    place of positions: the weight VJP samples them, with their mean as the control variate; the input VJP is exact.
 
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``; the share of the layer input that is held for backward.
-        per_example: Whether each example keeps positions of its own; otherwise all share one set.
+        per_example: Whether each example keeps its own positions; otherwise all examples share one set.
         center: Whether to keep the spatial mean exactly, and the low-rank parts.
-        runs: Whether positions may come in runs: that takes less time, and gives a little more error.
+        runs: Whether positions may come in runs, which take less time and give a slightly larger error.
 
     Raises:
         ValueError: If ``keep`` is not a number in ``(0, 1]``.

@@ -46,30 +46,32 @@ def autotune(
 ) -> Assignment:
     """Choose an estimator of the weight VJP for each layer: the least gradient variance within a budget.
 
-    Every candidate is tried in every layer on the real inputs and output gradients of a batch: its variance
-    ``E‖ĝ - g‖²`` over ``draws`` draws, the bytes it holds, and the seconds that it takes with drawing and storing
-    included. As weight gradients of different layers are estimated independently, the variances add up, and
-    :func:`randbp.tune.assign` finds the assignment of least sum. A layer where no candidate is worth it stays exact.
+    Every candidate is tried in every layer on the real inputs and output gradients of a batch. Measured are its
+    variance ``E‖ĝ - g‖²`` over ``draws`` draws, the bytes it holds, and its time including drawing and storing. Weight
+    gradients of different layers are estimated independently, so their variances add up, and :func:`randbp.tune.assign`
+    finds the assignment with the least sum. A layer in which no candidate is worthwhile stays exact.
 
-    What is best changes during training: tune on a model that has been trained for a while, and again later.
+    The best assignment changes during training: tune a model that has been trained for a while, and tune it again
+    later.
 
     Args:
         model: A plain model, left as it was found (see :func:`randbp.diagnostics.gradient_error`).
         sample_batch: A pair ``(inputs, targets)`` or inputs alone, of the size used in training. Inputs that are a
             dictionary are given to the model as keywords.
-        budget: Share, in ``(0, 1]``, of what the weight VJPs of these layers cost when they are exact.
-        objective: Whether cost is the bytes held for backward (``"memory"``) or seconds (``"time"``).
+        budget: Share, in ``(0, 1]``, of the cost of these layers' exact weight VJPs.
+        objective: The cost: bytes held for backward (``"memory"``) or seconds (``"time"``).
         loss: ``loss(output, targets)`` for a pair, else ``loss(output)``, such as ``lambda output: output.loss``. By
             default the cross-entropy of a pair.
-        candidates: Estimators to choose from, beside leaving a layer exact. By default, for memory: ``Spatial`` at keep
-            rates 1/2 to 1/16, 2 to 8 bits of everything, and 4 bits of such samples; for time: ``Spatial``,
+        candidates: Estimators to choose from; a layer may always stay exact. By default, for memory: ``Spatial`` at
+            keep rates 1/2 to 1/16, 2 to 8 bits of everything, and 4 bits of such samples; for time: ``Spatial``,
             ``Axes`` and ``Batch``.
-        layers: The layers to tune, as in :func:`randbp.randomize`; the others stay exact and count in no budget.
+        layers: The layers to tune, as in :func:`randbp.randomize`; other layers stay exact and do not count in the
+            budget.
         draws: Draws per candidate. The variances, unlike the seconds, are a function of ``seed``.
-        rounds: Timings per candidate, of which the median counts; 0 saves this time where memory is the objective.
-        count_shared: Whether a layer's bytes count if others (a ReLU before it, say) hold the same tensor and keep it
-            alive. If false, such layers stay exact, because an estimator would free nothing there; if true the result
-            says how many bytes are freed.
+        rounds: Timings per candidate, of which the median counts; 0 skips them if memory is the objective.
+        count_shared: Whether a layer's bytes count if something else, such as a ReLU before the layer, holds the same
+            tensor and keeps it alive. If false, such layers stay exact, since an estimator would free nothing there; if
+            true, the result says how many bytes are freed.
         seed: Seed of the draws.
 
     Returns:
