@@ -16,7 +16,7 @@ Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 def hooks_in_force() -> Hooks | None:
     """Innermost pack and unpack hook of ``torch.autograd.graph.saved_tensors_hooks``; ``None`` if there are none.
 
-    Where PyTorch does not tell (the function has no public name), the answer is ``None``.
+    If PyTorch does not provide the answer (the function has no public name), it is ``None``.
 
     Example:
         >>> pack = lambda tensor: tensor
@@ -57,7 +57,8 @@ def transforms_at_work() -> bool:
 def current_backward() -> int:
     """Number of the backward pass that is running in this thread; -1 if there is none.
 
-    PyTorch has no public name for it; checkpointing itself asks the same. Where it does not tell, the answer is -1.
+    PyTorch has no public name for it; checkpointing itself asks the same. If PyTorch does not provide the number, it is
+    -1.
 
     Example:
         >>> current_backward()
@@ -242,7 +243,7 @@ _QUESTIONS = ("has_torch_function", "has_torch_function_unary", "has_torch_funct
 def written_out(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """The Python body of one of PyTorch's functions, so that modes see the functions that it calls.
 
-    Such a function first asks whether a mode is there, and if so hands itself to it; inside, the mode is no longer
+    Such a function first checks whether a mode is active, and if so passes itself to it; inside, the mode is no longer
     asked. This copy does not ask. ``None`` if the function is not written so.
 
     Example:

@@ -18,8 +18,8 @@ class Recomputation:
     works: each segment has its own in forward, and others when it is computed again. A backward pass starts with the
     last segment, and within a segment calls come in the order of the forward pass.
 
-    Segments that come in another order, or lie in one another, may get each other's seeds. Their samples are then other
-    ones, but what is held and what is used belong together all the same. Copies and pickles start empty.
+    Segments that are recomputed in another order, or are nested, may get each other's seeds. Their samples are then
+    other ones, but what is held and what is used belong together all the same. Copies and pickles start empty.
 
     Example:
         >>> from itertools import count

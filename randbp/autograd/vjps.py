@@ -80,7 +80,7 @@ def bias_vjp(output_grad: Tensor, operation: Operation) -> Tensor:
 
 
 def memory_format_of(tensor: Tensor, operation: Operation) -> torch.memory_format:
-    """``torch.channels_last`` if an input or weight lies in memory that way, else ``torch.contiguous_format``."""
+    """``torch.channels_last`` if an input or weight has that memory format, else ``torch.contiguous_format``."""
     if isinstance(operation, Linear) or tensor.dim() != 4:
         return torch.contiguous_format
     if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):

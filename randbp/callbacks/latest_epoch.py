@@ -13,7 +13,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class LatestEpoch(Callback):
-    """Keep a checkpoint of the latest finished epoch, from which a training goes on bit for bit.
+    """Keep a checkpoint of the latest finished epoch, from which a training continues bit for bit.
 
     It is written between two epochs and at the end of the training: after all that Lightning does at an epoch's end
     (metrics, schedules on a plateau), before anything of the next one. Lightning's own checkpoints of an epoch's end
@@ -21,8 +21,8 @@ class LatestEpoch(Callback):
     beside its place, synchronised to disk and renamed: whenever the process ends, the earlier or the later epoch is
     there. What loggers hold back is written first.
 
-    The callback must come before all others that act at the start of an epoch, since they will do so again. It goes
-    together with :class:`~randbp.callbacks.random_state.RandomState`, which comes right after it.
+    The callback must come before all others that act at the start of an epoch, since they will do so again. Use it
+    together with :class:`~randbp.callbacks.random_state.RandomState`, which must come right after it.
 
     Args:
         filename: Name of the checkpoint in the folder ``checkpoints`` of the run (``trainer.log_dir``, else

@@ -43,7 +43,7 @@ class MetricsFile(CSVLogger):
         return super().experiment
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a logger that goes to another process: that one looks at the file anew."""
+        """The state for another process, which reads the file anew."""
         self.save()
         return self.__dict__ | {"_experiment": None}
 

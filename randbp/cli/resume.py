@@ -14,7 +14,7 @@ CONFIG = "config.yaml"
 def with_folder(args: Sequence[str]) -> list[str]:
     """Replace ``--resume=FOLDER`` among the options by the options of that run.
 
-    Its configuration comes first, so that other options go before it. Without a folder ``--resume`` stays as it is.
+    Its configuration comes first, so that other options override it. Without a folder ``--resume`` stays as it is.
 
     Raises:
         UsageError: If that is not the folder of a run.

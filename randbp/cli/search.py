@@ -34,8 +34,8 @@ class Trial:
 def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
     """Propose the next point of a random or Bayesian sweep.
 
-    It depends on the sweep, the seed and the trials before it alone, so that a sweep that is taken up again goes on as
-    it would have. A random sweep needs only their number.
+    It depends only on the sweep, the seed and the earlier trials, so that a resumed sweep continues as it would have. A
+    random sweep needs only their number.
 
     Args:
         sweep: The sweep to search.

@@ -33,7 +33,7 @@ class Working:
         began: When it was started.
         seen: Size of its metrics when it was last looked whether it falls behind.
         stopped: Why it is being stopped, if it is.
-        deadline: When it is killed if it has not stopped by then.
+        deadline: The time at which it is killed if it has not stopped.
     """
 
     process: "subprocess.Popen[bytes]"

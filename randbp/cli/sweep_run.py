@@ -34,7 +34,7 @@ class Planned:
         log: The file for its output.
         command: The command that starts it.
         arguments: The parameters as JSON, for commands that read them from a file.
-        resumes: Whether it goes on after the latest epoch that an earlier process has completed.
+        resumes: Whether it continues after the latest epoch that an earlier process has completed.
     """
 
     version: str
@@ -101,7 +101,7 @@ class Planned:
     def made_ready(self, say: Callable[[str], None]) -> "Planned":
         """This run, or one that continues where an earlier process of the same command ended.
 
-        Where there is nothing to go on from, what the earlier one has left is kept out of the way.
+        If there is nothing to continue from, the files of the earlier process are moved aside.
 
         Args:
             say: Tells the user.

@@ -91,7 +91,7 @@ def over_processes(
     Args:
         taken: The statistics that this process has seen.
         scales: The scales that turn them into factors.
-        shapes: ``(G, D / G, R)`` of all weights that this process knows.
+        shapes: ``(G, D / G, R)`` for each weight known to this process.
         like: A tensor with the device and the data type for what is exchanged.
         agreed: Whether all processes know the same weights; else they tell each other first.
     """

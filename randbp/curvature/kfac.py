@@ -162,11 +162,11 @@ class KFAC(torch.optim.Optimizer):
 
     @property
     def left_plain(self) -> dict[str, str]:
-        """Why other layers take plain steps at present, by name.
+        """Reasons, by name, why other layers take plain steps at present.
 
-        Of some that shows in the first step: layers that were not called, and layers with a forward pass of their own
-        in which no call of ``F.conv*``, ``F.conv_transpose*``, ``F.linear`` or ``torch.addmm`` has one of their
-        parameters as its weight. A layer that calls several is told of if one of these is left.
+        Some reasons show only in the first step: a layer was not called, or it has another forward pass than PyTorch's
+        in which no call of ``F.conv*``, ``F.conv_transpose*``, ``F.linear`` or ``torch.addmm`` has one of its
+        parameters as the weight. A layer with several such calls is named if one of them takes plain steps.
 
         Example:
             >>> model = nn.Sequential(nn.Linear(2, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))

@@ -8,8 +8,8 @@ from torch.amp import GradScaler
 def loss_scale() -> float:
     """The scale of the ``GradScaler`` whose ``step`` is calling the optimiser's; 1 if there is none.
 
-    The scaler takes it out of the gradients before that, ahead of any clipping, and does not tell the optimiser. What
-    was seen on the way back still has it.
+    The scaler divides gradients by it before that, ahead of any clipping, without informing the optimiser. What was
+    seen on the way back still has it.
 
     Example:
         >>> import torch

@@ -28,9 +28,9 @@ COMPILED = "its forward pass is its own and compiled"
 class Statistics:
     """Hooks that add up the Kronecker factors of layers, while ``active`` is true.
 
-    What is needed of an input is made in the forward pass, so that no input is held for it; it counts once the gradient
-    of the layer's output and then that of its weight has come by, so passes without a backward pass, and those that
-    checkpointing repeats, do not.
+    What is needed of an input is made in the forward pass, so that no input is held for it; a call counts once the
+    gradients of the layer's output and then of its weight have been computed, so calls without a backward pass, and
+    those that checkpointing repeats, do not count.
 
     Args:
         layers: The layers by name.

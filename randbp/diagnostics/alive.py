@@ -33,9 +33,9 @@ class Allocation:
 class LiveStorages(TorchDispatchMode):
     """Follow every storage that operations allocate while this mode is entered, until it dies.
 
-    A storage counts once, however many tensors and views look at it and whoever holds them: autograd's saved tensors,
-    a ``ctx``, a closure, a list. What existed before (parameters, inputs) does not count, and neither does scratch
-    memory inside a kernel: :class:`randbp.diagnostics.StepPeak` sees that. Backward passes are followed, too.
+    A storage counts once, however many tensors and views use it and whoever holds them: autograd's saved tensors, a
+    ``ctx``, a closure, a list. What existed before (parameters, inputs) does not count, and neither does scratch memory
+    inside a kernel: :class:`randbp.diagnostics.StepPeak` sees that. Backward passes are followed, too.
 
     Args:
         origin: Called at each allocation; its result is kept as :attr:`Allocation.origin`.

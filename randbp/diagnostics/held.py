@@ -57,11 +57,10 @@ class HeldTensors:
 def held_for_backward(exclude: Iterable[Tensor] = ()) -> Iterator[HeldTensors]:
     """Measure the bytes that graphs built inside the block hold for their backward pass.
 
-    Read the result after the forward and before the backward pass; it also shows when backward has let go of
-    everything. Values and gradients are unchanged. Counted is what goes through autograd's saved tensors
-    (``ctx.save_for_backward`` in a custom function); tensors hidden in attributes are invisible to PyTorch
-    and so to this function. Inside the block autograd does not detect that a saved tensor was modified in
-    place.
+    Read the result after the forward and before the backward pass; it also shows when the backward pass has released
+    everything. Values and gradients are unchanged. Only autograd's saved tensors count (``ctx.save_for_backward`` in a
+    custom function); tensors hidden in attributes are invisible to PyTorch and so to this function. Inside the block
+    autograd does not detect that a saved tensor was modified in place.
 
     Args:
         exclude: Tensors whose storages do not count: parameters and buffers, which live anyway.

@@ -63,7 +63,7 @@ def weighted_draw(norms: Tensor, count: int, top: float, start: Tensor) -> tuple
     Args:
         norms: Norms of the terms of a sum, ``[B, n]``.
         count: Entries to draw.
-        top: Share of ``count`` that goes to the largest entries, which are kept surely with weight 1; the others are
+        top: Share of ``count`` that goes to the largest entries, which are always kept, with weight 1; the others are
             drawn from the rest.
         start: Uniform in ``[0, 1)``, ``[B, 1]``.
 

@@ -177,7 +177,7 @@ def _first_entry(positions: PositionClass) -> tuple[int, ...]:
 
 
 def _entries(positions: PositionClass) -> tuple[slice, ...]:
-    """Where a class's kernel entries lie in a weight."""
+    """The slices of a weight with a class's kernel entries."""
     return (slice(None), slice(None), *(slice(r.start, r.stop, r.step) for r in positions.kernels))
 
 

@@ -24,7 +24,7 @@ class LowRank:
     """A tensor ``[N, C, P]`` with the entries ``Σ_r directions[c r] coefficients[n r i]``, group by group.
 
     Args:
-        groups: ``G``, consecutive channels that have directions of their own.
+        groups: Number ``G`` of groups of consecutive channels, each of which has its own directions.
         directions: ``[C, R]``, orthonormal within each group.
         coefficients: ``[N, G·R, P]``, or ``[G·R, P]`` of what all examples share.
 

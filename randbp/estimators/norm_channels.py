@@ -23,8 +23,8 @@ class NormChannels(Estimator):
     """Keep a fixed number of channels, drawn without replacement in proportion to their norms.
 
     Input channels with probabilities ``π_c = min(1, λ‖X_c‖)`` for a weight VJP; for an input VJP output channels with
-    ``π_d = min(1, λ‖V_d‖‖W_d‖)``, the optimal ones, as both factors are known there. Weights are ``1/π``, channels
-    with ``π = 1`` are kept surely, each group keeps ``⌊p·C⌋`` of its own, and the draw is systematic in a random order.
+    ``π_d = min(1, λ‖V_d‖‖W_d‖)``, the optimal ones, as both factors are known there. Weights are ``1/π``, channels with
+    ``π = 1`` are always kept, each group keeps ``⌊p·C⌋`` of its channels, and the draw is systematic in a random order.
     Groups too narrow for that (depthwise convolutions) are kept or dropped as a whole. A tenth of the mean norm is
     added to each norm.
 

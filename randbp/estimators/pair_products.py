@@ -1,7 +1,7 @@
 """VJPs of kept (example, position) pairs of a whole batch, which no rectangular sub-sampled network describes.
 
-A kernel entry pairs every position with at most one partner on the other side of the convolution, of the same
-example. Each VJP is therefore a gather (weight) or a scatter (input) of rows beside a matrix product per kernel entry.
+A kernel entry pairs every position with at most one partner on the other side of the convolution, of the same example.
+Each VJP is therefore a gather (weight) or a scatter (input) of rows and a matrix product for each kernel entry.
 """
 
 from functools import lru_cache

@@ -69,7 +69,7 @@ def gather_classes(
         tensor: ``[N, C, *P]``.
         classes: Flat positions.
         less: ``[N, C]``, subtracted.
-        order: How rows shall lie in memory where channels are not innermost already; others than ``"rows"`` save a
+        order: Memory order of the rows if channels are not innermost already; others than ``"rows"`` save a
             transposition. Only a lone class of runs can have its channels outermost; else examples are.
     """
     if not classes:

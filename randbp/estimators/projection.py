@@ -90,7 +90,7 @@ class Projection(Estimator):
         return held
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """The exact weight VJP of the input that the combinations stand for."""
+        """The exact weight VJP of the input that is restored from the combinations."""
         output_grad, spec = examples_as_positions(output_grad, spec)
         if isinstance(spec, LinearSpec):
             return planned_weight_vjp(held[0], self._combined(output_grad, spec, draw), spec)

@@ -19,8 +19,8 @@ def run_length(spec: LayerSpec, positions: PositionClass, count: int) -> int:
 
     That is the longest of 4 to 16 (in depthwise layers 32) that divides each row of the class, leaves two runs at
     least, loses little of the count, and meets few more outputs than it has positions
-    (:func:`~randbp.estimators.run_products.serves`). Where each position meets one output, runs may go on in the next
-    row.
+    (:func:`~randbp.estimators.run_products.serves`). If each position meets a single output, runs may continue in the
+    next row.
 
     Example:
         >>> from randbp import tn

@@ -1,4 +1,4 @@
-"""Products of kept runs with the stretches of output gradient that they meet, read as they lie in memory.
+"""Products of kept runs with the stretches of output gradient that they meet, read in memory order.
 
 A run of ``L`` positions of a row meets, through each kernel entry of the other dimensions, ``L + d(K - 1)`` outputs of
 one row, ``K`` and ``d`` the kernel's size and dilation along it. Both sides are made matrices with the positions of

@@ -244,8 +244,8 @@ class _Drawn(NamedTuple):
 class _Plan:
     """The plan for one side: numbers of positions by class, number of examples, and the means that are kept.
 
-    ``runs`` tells for each class how many neighbouring positions are kept together; ``grid`` is where the positions
-    sampled lie, if both factors can be centred; ``ranks`` are those of the low-rank parts beside the means.
+    ``runs`` is the number of neighbouring positions that are kept together, for each class; ``grid`` is where the
+    positions sampled lie, if both factors can be centred; ``ranks`` are those of the low-rank parts.
     """
 
     parts: tuple[Part, ...]

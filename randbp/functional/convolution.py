@@ -29,9 +29,9 @@ def conv(
 ) -> Tensor:
     """Convolution in one, two or three dimensions: forward exact, backward estimated.
 
-    ``Y[n g d o] = Σ_{c i k} X[n g c i] Π[i o k] W[g d c k]``; in the backward pass ``weight_vjp`` stands for
-    ``V_W = Σ_{n i o} X Π V_Y`` and ``input_vjp`` for ``V_X = Σ_{d o k} W Π V_Y``. The bias gradient is exact. Without
-    grad mode, or with exact estimators, this is PyTorch's convolution and nothing else.
+    ``Y[n g d o] = Σ_{c i k} X[n g c i] Π[i o k] W[g d c k]``; in the backward pass ``weight_vjp`` estimates
+    ``V_W = Σ_{n i o} X Π V_Y``, and ``input_vjp`` estimates ``V_X = Σ_{d o k} W Π V_Y``. The bias gradient is exact.
+    Without grad mode, or with exact estimators, this is exactly PyTorch's convolution.
 
     Args:
         x: Input ``[N, C, *I]``, or ``[C, *I]`` without a batch.

@@ -26,9 +26,9 @@ def conv_transpose(
     """Transposed convolution in one, two or three dimensions: forward exact, backward estimated.
 
     ``Y[n g d o] = Σ_{c i k} X[n g c i] Π[o i k] W[g c d k]``, a convolution's network with the roles of input and
-    output exchanged; in the backward pass ``weight_vjp`` stands for ``V_W = Σ_{n i o} X Π V_Y`` and ``input_vjp`` for
-    ``V_X = Σ_{d o k} W Π V_Y``, which is the convolution. The bias gradient is exact. Without grad mode, or with exact
-    estimators, this is PyTorch's transposed convolution and nothing else.
+    output exchanged; in the backward pass ``weight_vjp`` estimates ``V_W = Σ_{n i o} X Π V_Y``, and ``input_vjp``
+    estimates ``V_X = Σ_{d o k} W Π V_Y``, which is the convolution. The bias gradient is exact. Without grad mode, or
+    with exact estimators, this is exactly PyTorch's transposed convolution.
 
     Args:
         x: Input ``[N, C, *I]``, or ``[C, *I]`` without a batch.

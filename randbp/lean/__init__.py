@@ -10,7 +10,7 @@ LightningModule's ``training_step`` calls its network, not itself), and nothing 
 get no hooks for that (:func:`randbp._torch.hooks.watch_calls`), and a module that is called in ``eval()`` mode or
 without grad runs without the mode: to PyTorch they are as before, fast paths included.
 
-What is held goes through ``ctx.save_for_backward`` or on to the saved-tensor hooks around it, seeds included. So
+Everything that is held, seeds included, goes through ``ctx.save_for_backward`` or to the outer saved-tensor hooks. So
 activation checkpoints, offloading and measurements see it, and a checkpoint that runs a module again finds the same
 tensors. Lines that a checkpoint runs outside any module call (a lambda) run PyTorch's operations both times: lean
 versions step in only under the saved-tensor hooks that were in force when the innermost module was entered.

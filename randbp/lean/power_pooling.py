@@ -1,8 +1,8 @@
 """Power-average pooling: both of its powers are held with small relative errors.
 
 With ``s`` the sum of ``x^p`` over a window the output is ``s^(1/p)``, and the gradient is ``v s^(1/p - 1) x^(p - 1)``.
-Where a window is nearly zero the first power is huge and the second tiny, so an error in the second that is small only
-beside other windows would not do.
+Where a window is nearly zero the first power is huge and the second tiny, so an error in the second must be small
+relative to the number itself, not only to those of other windows.
 """
 
 from functools import partial

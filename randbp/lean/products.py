@@ -1,9 +1,9 @@
 """Products: each factor is held for the other's gradient, which is linear in it, so rounding it keeps that unbiased.
 
 Several layers that read one tensor share its rounding: it only enters the gradients of their weights, which go no
-further. A product of activations draws noise of its own: in ``x (x y)`` the gradient of ``y`` passes through both
-products, and ``E[x̃ x̃]`` would not be ``x²``, but for independent ``x̃`` and ``x̃'`` it is. For the same reason each of
-the products that make up one of three or more factors draws its own.
+further. A product of activations draws independent noise: in ``x (x y)`` the gradient of ``y`` passes through both
+products, and ``E[x̃ x̃]`` would not be ``x²``, but for independent ``x̃`` and ``x̃'`` it is. For the same reason each
+of the products that make up one of three or more factors draws its own.
 
 Where nothing may be rounded, a factor that can be made again from what is held anyway is not held (:mod:`.recipes`).
 """
