@@ -21,10 +21,10 @@ def linear(
     """Linear layer on vectors or sequences: forward exact, backward estimated.
 
     ``Y[n t d] = Σ_c X[n t c] W[d c]``; in the backward pass ``weight_vjp`` estimates ``V_W = Σ_{n t} X V_Y`` and
-    ``input_vjp`` estimates ``V_X = Σ_d W V_Y``. To estimators this is a convolution along the sequence with a kernel of one
-    entry: they keep positions ``t`` of each example. Without a sequence the weight VJP sums over examples only, so what
-    samples positions samples examples. The bias gradient is exact. Without grad mode, or with exact estimators, this is
-    PyTorch's linear layer and nothing else.
+    ``input_vjp`` estimates ``V_X = Σ_d W V_Y``. Estimators treat this as a convolution along the sequence with a kernel
+    of one entry: they keep positions ``t`` of each example. Without a sequence the weight VJP sums over examples only,
+    so samplers of positions sample examples. The bias gradient is exact. Without grad mode, or with exact estimators,
+    this is PyTorch's linear layer and nothing else.
 
     Args:
         x: Input ``[C]``, ``[N, C]`` or ``[N, *sequence, C]``.

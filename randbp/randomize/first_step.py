@@ -18,8 +18,8 @@ from .left_exact import left_exact, summary
 class FirstStep:
     """Waits for the first steps of optimisers that have parameters of a model's randomised layers.
 
-    A layer whose parameters are among them, but which was not called in training mode, or made no call that can be
-    estimated, trains exactly, whatever its keep rate: a warning names all of them, once.
+    A layer whose parameters are among them, but which was not called in training mode or made no call that can be
+    estimated, is trained exactly, whatever its keep rate: a warning names all of them, once.
 
     Args:
         modules: The randomised layers; they are not kept alive.

@@ -38,8 +38,7 @@ class Method(Fields):
 
     Args:
         name: Name in the table.
-        role: ``exact`` is what the others are measured by, ``preset`` what is recommended, ``rival`` what
-            else there is.
+        role: ``exact`` is the reference of the comparison, ``preset`` a recommended method, ``rival`` an alternative.
         what: Description in one sentence.
         trainings: One for each seed, in the same order in all methods.
         reference_kernels: Whether an operation had no fused kernel here and ran by its reference, so that it is slow.

@@ -72,7 +72,7 @@ def layout_legs(axes: tuple[Axis, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Operand:
-    """A dense tensor handed in under a slot name, with the legs that its dimensions stand for."""
+    """A dense tensor that is given under a slot name, with the legs of its dimensions."""
 
     slot: str
     axes: tuple[Axis, ...]

@@ -27,10 +27,9 @@ class Move:
 class PatternAware(PathOptimizer):
     """Finds the order in which to contract a problem's tensors and relations.
 
-    A step joins two tensors, a tensor and a relation, or two tensors and the relation between them (a
-    convolution). Two relations are never joined: that would be a dense pattern. Up to nine items the order
-    is the cheapest there is (dynamic programming over subsets, after opt_einsum's ``optimal``); beyond, the
-    cheapest step is taken greedily.
+    A step joins two tensors, a tensor and a relation, or two tensors and the relation between them (a convolution). Two
+    relations are never joined: that would be a dense pattern. For up to nine items the order is the cheapest possible
+    one (dynamic programming over subsets, after opt_einsum's ``optimal``); beyond, the cheapest step is taken greedily.
 
     Args:
         problem: Tensors and relations; opt_einsum's ``inputs`` are their legs, tensors first.

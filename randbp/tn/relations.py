@@ -47,7 +47,7 @@ class Lookup:
 
     Args:
         selection: The index of which slot picks which legs.
-        via: Per target, the pattern through which it goes on, or None where the target itself is determined.
+        via: The pattern that each target feeds, or None if the target itself is determined.
     """
 
     selection: Selection

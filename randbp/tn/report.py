@@ -64,9 +64,8 @@ class PathReport:
 def path_report(net: TensorNetwork, samples: int, seed: int = 0) -> PathReport:
     """Costs of contraction orders; see `TensorNetwork.path_report`.
 
-    Steps are those that plans are made of (a pattern is never built), so the worst order here is the worst
-    that the library would run, not the worst that dense patterns allow. Outer products are left out where a
-    better step exists.
+    Steps are those of plans (a pattern is never built), so the worst order is the worst that the library would run, not
+    the worst with dense patterns. Outer products are left out where a better step exists.
 
     Args:
         net: The network.

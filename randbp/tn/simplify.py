@@ -10,12 +10,12 @@ from .nodes import Axis, Node, Operand, Pattern
 def simplify(net: TensorNetwork) -> TensorNetwork:
     """Remove every pattern that only renames, slices or reshapes; see `TensorNetwork.simplify`.
 
-    A pattern goes if no kernel position meets the padding and if no two pairs ``(o, k)`` meet the same input:
-    kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single
-    output. Its leg ``i`` then is the affine function ``stride·o + dilation·k - padding`` of the other two,
-    and moves into the layout of the one tensor (operand or output) that holds it. A pattern with ``i = o``
-    or ``i = k`` throughout joins the legs, and one that is summed on its own becomes a number. A pattern or an index
-    that occurs twice with the same legs says the same twice.
+    A pattern is removed if no kernel position meets the padding and if no two pairs ``(o, k)`` meet the same input:
+    kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single output. Its leg
+    ``i`` then is the affine function ``stride·o + dilation·k - padding`` of the other two, and moves into the layout of
+    the one tensor (operand or output) that holds it. A pattern with ``i = o`` or ``i = k`` throughout joins the legs,
+    and one that is summed on its own becomes a number. A pattern or an index that occurs twice with the same legs says
+    the same twice.
     """
     relations = dict.fromkeys(node for node in net.nodes if not isinstance(node, Operand))
     nodes = tuple(node for node in net.nodes if isinstance(node, Operand) or relations.pop(node, ...) is None)

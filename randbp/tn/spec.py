@@ -26,7 +26,7 @@ class ConvSpec:
         dilation: Dilation per dimension.
         groups: Number of groups; divides both channel numbers.
 
-    A plain integer stands for the same number in every dimension.
+    A plain integer means the same number in every dimension.
 
     Raises:
         ValueError: If a value is out of range, names the argument, the value and what is allowed.

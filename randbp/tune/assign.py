@@ -45,8 +45,8 @@ def assign(
         layers: The options of each layer.
         budget: Share of the total cost of exact layers, in ``(0, 1]``.
         objective: Whether cost is bytes (``"memory"``) or seconds (``"time"``).
-        count_shared: Whether bytes that others hold as well are a layer's cost. If not, nothing is assigned to a layer
-            where no byte would be freed.
+        count_shared: Whether bytes that others hold as well count as a layer's cost. If not, nothing is assigned to a
+            layer where no byte would be freed.
 
     Raises:
         ValueError: If the budget is not in ``(0, 1]``, the objective is unknown, or it is time and none was measured.

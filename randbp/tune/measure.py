@@ -58,7 +58,8 @@ def measure(
         seed: Seed of the draws.
 
     Returns:
-        One entry for each layer that the loss depends on and whose weight is trainable, and why others have none.
+        One entry for each layer that the loss depends on and whose weight is trainable, and reasons why other layers
+        have none.
 
     Raises:
         ValueError: If there is no such layer, a gradient is not finite, or a candidate cannot serve the weight VJP or

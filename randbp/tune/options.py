@@ -61,7 +61,7 @@ class Measured(tuple[LayerOptions, ...]):
     """The options of each layer that was measured.
 
     Attributes:
-        left_exact: Why other layers that were chosen have none, by name.
+        left_exact: Reasons, by name, why other chosen layers have no entry.
 
     Example:
         >>> Measured([], {"head": "a lazy layer has no weight before its first call"}).left_exact["head"]

@@ -3,7 +3,7 @@
 ``W[g, k] = Σ_{n o} X[n, g, s·o + d·k - p] Y[n, g, o]`` has neither a channel nor a batch leg to make a matrix product
 of, and large kernels are where native ones are slowest. But the product of all inputs with all outputs of a small
 range, ``M[g, i, o] = Σ_n X Y``, is one, and ``W[g, k]`` is the sum of ``M`` over a diagonal. Some multiplications are
-wasted; they run so much faster that up to several times as many pay.
+wasted, but they run so fast that even several times as many can be worthwhile.
 """
 
 from collections.abc import Callable

@@ -53,8 +53,8 @@ def prefers_lags(patterns: tuple[IndexPattern, ...], channels: int, examples: in
 def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
     """``x [N, G, C, *I] → [G, C·ΠK, C·ΠK]``: products of all pairs of windows, summed over examples and positions.
 
-    Inputs are unfolded for a few examples at a time: memory stays near the result's. Of a large result only what lies
-    above the diagonal is computed, and mirrored in the end.
+    Inputs are unfolded for a few examples at a time: memory stays near the result's. If the result is large, only the
+    part above the diagonal is computed, and mirrored at the end.
     """
     kernels = tuple(p.kernel_size for p in patterns)
     unfold = windows(patterns, 3)

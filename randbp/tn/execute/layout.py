@@ -79,7 +79,7 @@ class Builder:
         return tuple((a.start, tuple((self.sizes[leg], step) for leg, step in a.terms)) for a in axes)
 
     def convert(self, value: Value, axes: Axes) -> Value:
-        """The value with other axes; legs may be added (repeated), none may be lost but those of size one."""
+        """The value with other axes; legs may be added (repeated); only legs of size one may be lost."""
         wanted = tuple(leg for axis in axes for leg in axis)
         extra = tuple(leg for leg in wanted if leg not in value.legs and self.sizes[leg] > 1)
         if extra:

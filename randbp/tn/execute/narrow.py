@@ -1,4 +1,4 @@
-"""Weight gradients of layers with few input channels: windows of the input beside outputs, a product per image.
+"""Weight gradients of layers with few input channels: a product of the input's windows and the outputs for each image.
 
     W[d, c k] = Σ_n Y_n[d, o] U_n[c k, o],    U_n[c k, o] = X_n[c, s·o + d·k - p].
 

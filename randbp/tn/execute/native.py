@@ -1,4 +1,4 @@
-"""Factories of PyTorch's native convolution kernels, for a pattern whose two neighbours are both at hand."""
+"""Factories of PyTorch's native convolution kernels, for a pattern between two given tensors."""
 
 from collections.abc import Callable
 from math import prod

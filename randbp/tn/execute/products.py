@@ -133,8 +133,8 @@ def _image_by_image(
 ) -> Value | None:
     """``Σ_n X[n, rows, inner] Y[n, columns, inner]``: a product per image, and a sum over images.
 
-    This is the weight gradient of a channel-mixing matrix. At least one value is read as it lies, the larger one if
-    both could be. It pays while the products are smaller than the images.
+    This is the weight gradient of a channel-mixing matrix. At least one value is read in its memory order, the larger
+    one if both could be. It pays while the products are smaller than the images.
     """
     values = sorted((left, right), key=lambda value: builder.volume(value.legs), reverse=True)
     lies = [tuple(leg for leg in value.legs if builder.sizes[leg] > 1) for value in values]

@@ -1,7 +1,7 @@
 """Kernels that join two tensors through a selection: gathered or scattered rows beside matrix products.
 
 A value of the free legs (a kernel entry) pairs every chosen position with at most one partner. The sum over the
-relation is therefore a row gather or a row scatter beside one dense matrix product per value, and what is gathered is
+relation is therefore a row gather or a row scatter and one dense matrix product for each value, and gathered rows are
 never held for all values at once.
 """
 
@@ -176,7 +176,8 @@ class PartnerTable:
         return not bool((self._table == self._none).any())
 
     def __call__(self, device: torch.device) -> Tensor:
-        """The table ``[F, grid]`` on a device; the number of positions stands for no partner."""
+        """The table ``[F, grid]`` on a device; entries equal to the number of positions mean that there is no
+        partner."""
         made = self._made.get(device)
         if made is None:
             made = self._made[device] = self._table.to(device, non_blocking=True)

@@ -2,7 +2,7 @@
 
 The networks serve convolutions, linear layers and transposed convolutions alike. Legs are named from the layer's own
 view: ``i`` and ``c`` belong to its input, ``o`` and ``d`` to its output. In a transposed convolution the index pattern
-is turned round.
+is reversed.
 """
 
 from dataclasses import dataclass
