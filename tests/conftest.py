@@ -18,8 +18,7 @@ def pytest_collection_modifyitems() -> None:
 
 @pytest.fixture
 def quick_races(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One reading of each way to compute a layer, for tests in which it is of no concern which is the fastest."""
+    """Two readings of each way to compute a layer, for tests in which it is of no concern which is the fastest."""
     from randbp.estimators import race
 
-    monkeypatch.setattr(race, "SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(race, "ROUNDS", (1, 1))
+    monkeypatch.setattr(race, "READINGS", (2, 2))

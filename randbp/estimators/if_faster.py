@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,15 +15,15 @@ from .draw import Draw
 from .exact import Exact
 from .planned import Planned
 from .race import GAIN, race
+from .sizes import BySize
 from .wrapping import Wrapping
 
 
 class Race(NamedTuple):
-    """Seconds of one VJP of one layer, drawing and storing included.
+    """Seconds of one VJP of one layer, drawing and storing included, as :func:`.race.race` reads them.
 
-    Of what serves already it is the least reading; what shall take its place must be faster in the least and in the
-    middle readings, so the worse of both ratios counts (:func:`.race.race`). ``exact`` is the time of what serves where
-    the estimator does not; ``planned`` is infinite if that is not exact.
+    ``exact`` is the time of what serves where the estimator does not; ``planned`` is infinite if that is not exact, or
+    if the plan is PyTorch's own kernel.
     """
 
     exact: float
@@ -44,16 +43,17 @@ class IfFaster(Wrapping, Estimator):
     """Use an estimator in the layers where it is faster, and the exact VJP in all others.
 
     Whether sampling saves time depends on the layer and the machine: products of many channels shrink with the keep
-    rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or
-    a contraction of :mod:`randbp.tn` (equal up to rounding, and several times as fast for some layers). Each VJP of
-    each layer is timed when it first runs: all contenders take turns, on tensors of the layer's sizes, for a tenth to
-    half of a second and at least three runs each. The first step of a large network then takes as long as about ten
-    others, and needs memory for one more input and output. The fastest contender serves all layers of these sizes, data
-    type and device until the process ends; a VJP stays exact if the gain is less than a twentieth of its time. If
-    PyTorch's own backward pass, including the bias, takes no longer than the chosen VJPs, the layer uses it, with
-    PyTorch's bits (except in compiled graphs, where each VJP is chosen separately). As times vary, another process may
-    choose differently; for a fixed choice give layers their estimators by name, for example with
-    :func:`randbp.autotune`.
+    rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or a
+    contraction of :mod:`randbp.tn` (equal up to rounding, and several times as fast for some layers). Each VJP of each
+    layer is timed when it first runs: all contenders take turns, on tensors of the layer's sizes. Each runs two or
+    three times if the difference is clear or a run takes long, and at most ten times otherwise. The first step of a
+    network then takes as long as two to five others, and needs memory for one more input and output; the first step
+    ever on a machine takes about half a minute more if numba compiles kernels. The fastest contender serves all layers
+    of these sizes, data type and device until the process ends, and batches that are smaller by a factor of up to four;
+    a VJP stays exact if the gain is less than a twentieth of its time. If PyTorch's own backward pass, including the
+    bias, takes no longer than the chosen VJPs, the layer uses it, with PyTorch's bits (except in compiled graphs, where
+    each VJP is chosen separately). As times vary, another process may choose differently; for a fixed choice give
+    layers their estimators by name, for example with :func:`randbp.autotune`.
 
     A layer that stays exact holds its whole input. Around a :class:`randbp.Precision` of an estimator that holds less,
     the choice is between narrow products and that estimator alone, and both hold the same: four bits per entry in
@@ -104,13 +104,10 @@ class IfFaster(Wrapping, Estimator):
         return {"exact": fallback, "planned": Planned()}.get(self.race(vjp, spec, dtype, device).first, chosen)
 
     def race(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Race:
-        """The measurement that decides. It is made once and remembered."""
-        key = (self.estimator, vjp, spec, dtype, device)
-        with _LOCK:
-            found = _RACES.get(key)
-            if found is None:
-                found = _RACES[key] = _race(self.estimator, vjp, spec, dtype, device)
-        return found
+        """The measurement that decides. It is made once and remembered, and serves somewhat smaller batches, too."""
+        return _RACES.get(
+            (self.estimator, vjp, dtype, device), spec, lambda: _race(self.estimator, vjp, spec, dtype, device)
+        )
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """As the chosen one's."""
@@ -130,8 +127,7 @@ class IfFaster(Wrapping, Estimator):
         return self.estimator.describe(spec, dtype)
 
 
-_RACES: dict[tuple[Any, ...], Race] = {}
-_LOCK = Lock()
+_RACES: BySize[Race] = BySize()
 
 
 def _race(estimator: Estimator, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Race:
@@ -145,7 +141,7 @@ def _race(estimator: Estimator, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, d
         else:
             contender.input_vjp(output_grad, other, spec, draw)
 
-    others = (estimator.fallback,) if estimator.fallback else (Exact(), Planned())
+    planned = Planned().for_layer(vjp, spec, dtype, device)
+    others = [estimator.fallback] if estimator.fallback else [Exact(), *([] if planned.exact else [planned])]
     exact, ratios = race([partial(run, contender) for contender in (*others, estimator)], device)
-    seconds = [exact * max(ratio) for ratio in ratios]
-    return Race(exact, inf if estimator.fallback else seconds[1], seconds[-1])
+    return Race(exact, exact * ratios[1] if len(others) > 1 else inf, exact * ratios[-1])

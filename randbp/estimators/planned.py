@@ -10,6 +10,7 @@ from .. import tn
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.native import memory_format_of
 from ..tn.layers import replace_batch
+from .base import Estimator, Vjp
 from .draw import Draw
 from .exact import Exact
 from .native import native_input_vjp, native_weight_vjp
@@ -28,6 +29,10 @@ class Planned(Exact):
     def exact(self) -> bool:
         """Always false: the result is not PyTorch's bit for bit."""
         return False
+
+    def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
+        """:class:`Exact` where the plan is PyTorch's own kernel, too."""
+        return Exact() if isinstance(spec, LinearSpec) or _is_native(spec, spec.batch_size, vjp) else self
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """``V_W = Σ_{n i o} X Π V_Y``."""
@@ -59,7 +64,7 @@ def planned_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> T
         weight: The layer's.
         spec: The layer.
     """
-    if not _is_plain(spec, output_grad, weight) or _is_native(spec, len(output_grad)):
+    if not _is_plain(spec, output_grad, weight) or _is_native(spec, len(output_grad), "input_vjp"):
         return native_input_vjp(output_grad, weight, spec)
     return _input_vjp(spec, len(output_grad)).contract({"output_grad": output_grad, "weight": weight})
 
@@ -87,9 +92,10 @@ def _weight_vjp(spec: LayerSpec, examples: int) -> tn.TensorNetwork:
 
 
 @lru_cache(maxsize=512)
-def _is_native(spec: LayerSpec, examples: int) -> bool:
+def _is_native(spec: LayerSpec, examples: int, vjp: Vjp) -> bool:
     """Whether the plan is PyTorch's own kernel, which :func:`native_input_vjp` runs with less scratch memory."""
-    return any(step.kernel.startswith("convolution_backward") for step in _input_vjp(spec, examples).plan().steps)
+    network = (_input_vjp if vjp == "input_vjp" else _weight_vjp)(spec, examples)
+    return any(step.kernel.startswith("convolution_backward") for step in network.plan().steps)
 
 
 @lru_cache(maxsize=512)

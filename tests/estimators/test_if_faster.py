@@ -91,8 +91,12 @@ def test_a_layer_is_measured_once() -> None:
     assert measured > 0
     gradients(x, weight, weight_vjp=IfFaster(Slow(0.25)))
     assert len(CALLS) == measured  # equal estimators share what is known
-    gradients(*tensors(batch=6), weight_vjp=estimator)
-    assert len(CALLS) > measured  # other sizes are another layer
+    gradients(*tensors(batch=2), weight_vjp=estimator)
+    assert len(CALLS) == measured  # the last batch of an epoch is no other layer
+    for batch in (8, 1):  # larger ones are, and much smaller ones
+        measured = len(CALLS)
+        gradients(*tensors(batch), weight_vjp=estimator)
+        assert len(CALLS) > measured
 
 
 def test_measuring_leaves_the_caller_alone() -> None:
@@ -117,6 +121,14 @@ def test_measuring_leaves_the_caller_alone() -> None:
     chosen = estimator.for_layer("weight_vjp", spec, torch.bfloat16, torch.device("cpu"))
     assert chosen == {"exact": Exact(), "planned": Planned(), "estimated": Spatial(0.5)}[race.first]
     assert race.first == "exact" or getattr(race, race.first) == min(race)
+
+
+def test_rows_of_a_linear_layer_are_its_size() -> None:
+    cpu, slow = torch.device("cpu"), IfFaster(Slow(0.125))
+    for shape, measures in (((4, 6, 5), True), ((2, 9, 5), False), ((20, 5), False), ((4, 7, 5), True)):
+        CALLS.clear()
+        slow.race("weight_vjp", linear_spec(shape, 3), torch.float32, cpu)
+        assert bool(CALLS) == measures
 
 
 @pytest.mark.parametrize(
