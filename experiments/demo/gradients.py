@@ -1,5 +1,6 @@
 """How far each way's gradient is from the exact one, and how far minibatches' gradients are from one another."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import islice
 
@@ -30,7 +31,7 @@ def gradient(network: nn.Module, batch: Batch, way: Way, seed: int) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
-def gradient_errors(network: nn.Module, batch: Batch, ways: tuple[Way, ...], seed: int) -> dict[str, float]:
+def gradient_errors(network: nn.Module, batch: Batch, ways: Sequence[Way], seed: int) -> dict[str, float]:
     """``‖ĝ - g‖ / ‖g‖`` of each way; the first one is exact."""
     exact = gradient(network, batch, ways[0], seed)
     scale = exact.norm()

@@ -27,8 +27,8 @@ def other_findings(standings: Sequence[Standing]) -> list[str]:
 
 
 def headline(standings: Sequence[Standing]) -> Standing:
-    """The preset that holds the least."""
-    return min((s for s in standings if s.method.role == "preset"), key=lambda s: s.held)
+    """The preset that holds the least, of those that were trained to the end."""
+    return min((s for s in standings if s.method.role == "preset" and s.trained), key=lambda s: s.held)
 
 
 def _sentence(standing: Standing, of_what: bool) -> str:
@@ -53,7 +53,11 @@ def _time(standing: Standing) -> str:
 
 
 def _accuracy(standing: Standing) -> str:
-    """The outcome, with both accuracies unless all are equal."""
+    """The outcome, with both accuracies unless all are equal; the gradient of what was only timed."""
+    if not standing.trained:
+        if not standing.gradient_error:
+            return "and its gradients are the same, bit for bit"
+        return f"and its gradient strays by {standing.gradient_error:.2g} of the exact one's norm"
     if not any(standing.differences):
         same_bits = not standing.gradient_error
         return "and reaches the same accuracy" + (", for its gradients are the same, bit for bit" if same_bits else "")
@@ -133,6 +137,8 @@ def _advice(standing: Standing, minibatch_noise: float) -> list[str]:
             "faster than PyTorch's own kernels by a twentieth. It gains in wider layers; for memory there is "
             'preset="memory".'
         )
+    if not standing.trained:
+        return found
     lost = -100 * standing.difference.estimate
     if standing.accuracy_verdict == "open" and lost > 0:
         found.append(f"{name} has {lost:.1f} points less accuracy, which may be chance: train more seeds to be sure.")

@@ -18,15 +18,16 @@ class Training(Fields):
 
     Args:
         seed: Seed of weights, order of the images, and samples.
-        accuracy: Share of the test images that are named rightly.
+        accuracy: Share of the test images that are named rightly; ``None`` of a training run that was only timed.
         held_bytes: Bytes that the forward pass leaves for backward, the largest number of the steps that were counted.
         peak_bytes: Peak memory of a step, model and optimiser included.
         gradient_error: ``‖ĝ - g‖ / ‖g‖`` of all gradients, of one draw.
-        seconds: Time of each step that was timed; those of one number belong to one round of all methods.
+        seconds: Time of each step that was timed; those of one number belong to one round of all methods that took
+            part in it.
     """
 
     seed: int
-    accuracy: Number
+    accuracy: Number | None = None
     held_bytes: Cost
     peak_bytes: Cost
     gradient_error: Number
@@ -40,7 +41,8 @@ class Method(Fields):
         name: Name in the table.
         role: ``exact`` is the reference of the comparison, ``preset`` a recommended method, ``rival`` an alternative.
         what: Description in one sentence.
-        trainings: One for each seed, in the same order in all methods.
+        trainings: One for each seed, in the same order in all methods; of one that was only timed, perhaps of the first
+            seeds alone.
         reference_kernels: Whether an operation had no fused kernel here and ran by its reference, so that it is slow.
     """
 
@@ -49,6 +51,11 @@ class Method(Fields):
     what: Text
     trainings: list[Training] = Field(min_length=1)
     reference_kernels: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether it was trained to the end, and tested."""
+        return all(training.accuracy is not None for training in self.trainings)
 
 
 class Methods(Fields):
@@ -81,10 +88,19 @@ class Methods(Fields):
         roles = [method.role for method in self.methods]
         if roles[:1] != ["exact"] or "exact" in roles[1:] or "preset" not in roles:
             raise ValueError("expected the exact method, then others, a preset among them")
-        names = {method.name for method in self.methods}
-        shapes = {tuple((t.seed, len(t.seconds)) for t in method.trainings) for method in self.methods}
-        if len(names) < len(self.methods) or len(shapes) > 1:
-            raise ValueError("expected different names, and the same seeds and number of timed steps in all methods")
+        if len({method.name for method in self.methods}) < len(self.methods):
+            raise ValueError("expected different names")
+        if not (self.exact.trained and any(m.trained for m in self.methods if m.role == "preset")):
+            raise ValueError("expected accuracies of the exact method and of a preset")
+        shape = [(t.seed, len(t.seconds)) for t in self.exact.trainings]
+        for method in self.methods:
+            ours = [(t.seed, len(t.seconds)) for t in method.trainings]
+            if method.trained and ours != shape:
+                raise ValueError(f"{method.name}: expected the exact method's seeds, and as many timed steps")
+            if any(seed != of or count > most for (seed, count), (of, most) in zip(ours, shape, strict=False)) or (
+                len(ours) > len(shape)
+            ):
+                raise ValueError(f"{method.name}: expected the exact method's first seeds, and no more timed steps")
         return self
 
     @property

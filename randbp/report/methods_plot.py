@@ -47,15 +47,16 @@ def tradeoff_plot(methods: Methods) -> str:
 
 def accuracy_difference_plot(methods: Methods) -> str:
     """Plot the difference of test accuracy to exact: each seed, the mean, and its confidence interval."""
-    stand = [standing for standing in standings(methods) if standing.method is not standing.exact]
-    colours = _colours(standings(methods))[1:]
+    every = standings(methods)
+    shown = [(s, colour) for s, colour in zip(every, _colours(every), strict=True) if s.trained][1:]
+    stand = [standing for standing, _ in shown]
     with _figure(5.2, 3.8) as (figure, axes):
         axes.set_title("Test accuracy less exact's, points")
         spread = stand[0].spread * 100
         axes.axvspan(-spread, spread, color=MUTED, alpha=0.13, linewidth=0, zorder=0)
         axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
         reach = max([spread, 0.5, *(abs(100 * d) for s in stand for d in s.differences)]) * 1.5
-        for row, (standing, colour) in enumerate(zip(stand, colours, strict=True)):
+        for row, (standing, colour) in enumerate(shown):
             difference = standing.difference.map(lambda value: value * 100)
             height = len(stand) - 1 - row
             ends = [max(-reach, difference.low), min(reach, difference.high)]
@@ -87,8 +88,9 @@ def _label(axes: Any, stand: list[Standing]) -> None:
     places = [to_points.transform((s.peak, s.time.estimate)) * 72 for s in stand]
     taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     for standing, (x, y) in zip(stand, places, strict=True):
-        accuracy = quantity(standing.accuracy.mean, standing.accuracy.std, PERCENT)
-        lines = (standing.method.name, accuracy)
+        lines = [standing.method.name]
+        if standing.trained:
+            lines.append(quantity(standing.accuracy.mean, standing.accuracy.std, PERCENT))
         wide = 4.9 * max(map(len, lines))  # a character of this size, on average
         boxes = [Box(x + right, y + up - 11, x + right + wide, y + up + 11) for right, up in _sides(wide)]
         free = [box for box in boxes if not any(box.meets(other) for other in taken)]

@@ -17,18 +17,21 @@ HEADINGS = ("held for backward", "peak memory", "time per step", "gradient error
 
 def cells(standing: Standing) -> list[tuple[str, str]]:
     """The table's cells for a method: each value with its ratio to exact."""
-    difference = standing.difference
-    half = (difference.high - difference.low) / 2 * 100
-    exact = standing.method is standing.exact
-    paired = f"{round(difference.estimate * 100, 1) + 0.0:+.1f}" + (f" ± {half:.1f}" if half < 1000 else "")
+    accuracy = paired = MISSING
+    if standing.trained:
+        accuracy = quantity(standing.accuracy.mean, standing.accuracy.std, PERCENT)
+    if standing.trained and standing.method is not standing.exact:
+        difference = standing.difference
+        half = (difference.high - difference.low) / 2 * 100
+        paired = f"{round(difference.estimate * 100, 1) + 0.0:+.1f}" + (f" ± {half:.1f}" if half < 1000 else "")
     trainings = standing.method.trainings
     return [
         (quantity(max(t.held_bytes for t in trainings), None, BYTES), ratio(standing.held)),
         (quantity(max(t.peak_bytes for t in trainings), None, BYTES), ratio(standing.peak)),
         (quantity(standing.seconds, None, SECONDS), ratio(standing.time.estimate)),
         (f"{standing.gradient_error:.2g}", ""),
-        (quantity(standing.accuracy.mean, standing.accuracy.std, PERCENT), ""),
-        (MISSING if exact else paired, ""),
+        (accuracy, ""),
+        (paired, ""),
     ]
 
 
@@ -57,6 +60,13 @@ def method_notes(methods: Methods) -> list[str]:
         "trainings of one seed, in points, ± half of its 95 % confidence interval. Gradient error: ‖ĝ - g‖ / ‖g‖ of "
         f"all gradients in the trained network; the minibatch alone makes {methods.minibatch_noise:.2g}.",
     ]
+    timed = [method for method in methods.methods if not method.trained]
+    if timed:
+        rounds = max(sum(len(training.seconds) for training in method.trainings) for method in timed)
+        found.append(
+            f"Without an accuracy: took part in {rounds} of these rounds, to be timed, and was not trained to the end. "
+            "Where the gradient error is 0, the training would be exact's."
+        )
     if (methods.waiting_threads or 0) > DISTURBED:
         found.append(
             "Other work took processors meanwhile: do not trust the times, and run it again on a quiet machine."

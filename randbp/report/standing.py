@@ -35,6 +35,11 @@ class Standing:
     method: Method
     exact: Method
 
+    @property
+    def trained(self) -> bool:
+        """Whether the method has accuracies; else it was only timed, and nothing below may be asked about them."""
+        return self.method.trained
+
     @cached_property
     def accuracy(self) -> Statistic:
         """Statistic of the accuracy over seeds."""
@@ -64,7 +69,8 @@ class Standing:
     @cached_property
     def ratios(self) -> list[float]:
         """Ratios of time to exact, one for each round of steps that took turns."""
-        pairs = zip(_seconds(self.method), _seconds(self.exact), strict=True)
+        trainings = zip(self.method.trainings, self.exact.trainings, strict=False)
+        pairs = (pair for ours, theirs in trainings for pair in zip(ours.seconds, theirs.seconds, strict=False))
         return [ours / theirs for ours, theirs in pairs]
 
     @cached_property

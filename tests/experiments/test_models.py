@@ -40,7 +40,7 @@ def test_parameter_counts_are_those_of_the_literature(build, expected):
         (ResNet18(num_classes=7), (3, 64, 64)),
         (VGG19(num_classes=7, in_channels=1, head="cifar"), (1, 32, 32)),
         (SmallVGG(num_classes=7, width=4), (1, 28, 28)),
-        (SmallVGG(num_classes=7, width=4, in_channels=3), (3, 32, 32)),
+        (SmallVGG(num_classes=7, width=4, in_channels=3, convolutions=(1, 2, 2)), (3, 32, 32)),
         (DigitsCNN(num_classes=7, width=8), (1, 16, 16)),
         (DigitsCNN(num_classes=7, width=8, in_channels=3), (3, 8, 8)),
     ],
@@ -54,6 +54,7 @@ def test_forward_gives_logits_and_backward_reaches_every_parameter(model, image)
 
 def test_small_vgg_has_the_parameters_that_it_names():
     assert "288,170" in SmallVGG.__doc__ and count(SmallVGG()) == 288_170
+    assert count(SmallVGG(width=8, convolutions=(1, 2, 2))) == count(SmallVGG(width=8)) - 9 * 64 - 2 * 8
     assert count(SmallVGG(width=8, in_channels=3)) == 9 * (24 + 64 + 128 + 256 + 512 + 1024) + 2 * 112 + 33 * 10
 
 
@@ -94,6 +95,7 @@ def test_he_initialisation_keeps_the_scale_of_activations():
         (lambda: VGG19(head="tiny"), "head"),
         (lambda: AllCNNC(width=0.0), "width"),
         (lambda: SmallVGG(width=0), "width"),
+        (lambda: SmallVGG(convolutions=(1, 2)), "convolutions"),  # type: ignore[arg-type]
         (lambda: Net3c3d(image_size=8), "image_size"),
     ],
 )

@@ -66,6 +66,19 @@ def test_the_first_sentence_is_of_the_preset_that_holds_least_and_the_others_fol
     assert len(others) == 2
 
 
+def test_of_what_was_only_timed_the_gradient_is_told() -> None:
+    timed = {"accuracy": (None,), "rounds": 12}
+    same = method('preset="exact"', "preset", held=0.05, time=1.04, **timed)
+    other = method("8 micro-batches", "rival", held=0.125, time=1.1, error=0.91, **timed)
+    stand = standings_of(same, memory(), other)
+    assert finding(stand).startswith(START)  # of the presets that were trained
+    first, second = other_findings(stand)
+    assert first.endswith("takes 1.04× the time, and its gradients are the same, bit for bit.")
+    assert second.endswith("takes 1.10× the time, and its gradient strays by 0.91 of the exact one's norm.")
+    assert stand[1].time.estimate == pytest.approx(1.04) and len(stand[1].ratios) == 12
+    assert advised(same, memory(), other) == []
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -61,6 +61,22 @@ def test_methods_need_no_runs_of_a_sweep_to_be_printed() -> None:
     assert '· preset="memory" takes 1.90× the time' in printed
 
 
+def test_what_was_only_timed_has_no_accuracy_in_table_and_plots(tmp_path: Path) -> None:
+    timed = method("checkpointing", "rival", held=0.05, peak=0.7, time=1.4, accuracy=(None,), rounds=12)
+    methods = Methods.model_validate(content(memory(), timed))
+    console = Console(width=150, record=True, file=io.StringIO())
+    print_methods(methods, console)
+    printed = console.export_text()
+    row = next(line for line in printed.splitlines() if line.strip().startswith("checkpointing"))
+    assert " ".join(row.split()) == "checkpointing 2.40 MiB 0.05× 39.2 MiB 0.70× 146 ms 1.40× 0 – –"
+    assert "took part in 12 of these rounds, to be timed" in printed
+    assert not any("took part" in note for note in method_notes(Methods.model_validate(content(memory()))))
+    folder_with(tmp_path, json.dumps(content(memory(), timed)))
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "checkpointing" in page and page.count("<svg") == 2 + 5
+
+
 @pytest.mark.parametrize(("waiting", "trusted"), [(None, True), (0.05, True), (0.5, False)])
 def test_times_that_other_work_disturbed_are_not_to_be_trusted(waiting: float | None, trusted: bool) -> None:
     notes = method_notes(Methods.model_validate(content(memory()) | {"waiting_threads": waiting}))
@@ -75,6 +91,12 @@ def test_times_that_other_work_disturbed_are_not_to_be_trusted(waiting: float | 
         ({"methods": [memory(), RIVAL]}, "expected the exact method, then others"),
         ({"methods": content(RIVAL)["methods"]}, "expected the exact method, then others, a preset"),
         ({"methods": [*content(memory())["methods"], memory()]}, "expected different names"),
+        ({"methods": content(memory(accuracy=(None,)))["methods"]}, "expected accuracies of the exact method and of a"),
+        ({"methods": content(memory(rounds=39))["methods"]}, "expected the exact method's seeds, and as many timed"),
+        (
+            {"methods": content(memory(), method("a", "rival", accuracy=(None,), rounds=41))["methods"]},
+            "a: expected the exact method's first seeds, and no more timed steps",
+        ),
         ({"model": 3}, "model=3: expected a valid string"),
     ],
 )
