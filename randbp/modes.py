@@ -16,7 +16,9 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
         ...     (x @ x).dtype
         torch.float32
     """
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+    if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def in_memory(tensor: Tensor) -> bool:

@@ -3,6 +3,8 @@
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -116,6 +118,39 @@ def put_on_stack(mode: TorchFunctionMode, above: int) -> None:
         overrides._push_mode(top)
 
 
+def apart_from_modes(*tensors: Tensor | None) -> AbstractContextManager[Any]:
+    """A context whose code no function mode sees, if all that are there have the attribute ``passes_layers_by``.
+
+    A mode is asked whenever a tensor is asked for as little as its shape. Of tensors of other classes than PyTorch's
+    own, which may look after themselves, nothing is hidden.
+
+    Example:
+        >>> class Tell(TorchFunctionMode):
+        ...     passes_layers_by = False
+        ...     def __torch_function__(self, function, types, args=(), kwargs=None):
+        ...         print("seen")
+        ...         return function(*args, **(kwargs or {}))
+        >>> x = torch.ones(2)
+        >>> with Tell(), apart_from_modes(x):
+        ...     shape = x.shape
+        seen
+        >>> Tell.passes_layers_by = True
+        >>> with Tell(), apart_from_modes(x):
+        ...     shape = x.shape
+    """
+    disabled = getattr(torch._C, "DisableTorchFunction", None)
+    if disabled is None or not _shows_stack():
+        return nullcontext()
+    modes = overrides._get_current_function_mode_stack()
+    if not modes or not all(getattr(mode, "passes_layers_by", False) for mode in modes):
+        return nullcontext()
+    if any(type(tensor) not in (Tensor, nn.Parameter, type(None)) for tensor in tensors):
+        return nullcontext()
+    apart: AbstractContextManager[Any] = disabled()
+    return apart
+
+
+@cache
 def _shows_stack() -> bool:
     return all(hasattr(overrides, name) for name in ("_get_current_function_mode_stack", "_pop_mode", "_push_mode"))
 

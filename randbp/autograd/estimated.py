@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch.hooks import transformed
+from .._torch.hooks import apart_from_modes, transformed
 from .._torch.uncompiled import uncompiled
 from ..estimators import Estimator
 from ..modes import without_autocast
@@ -114,17 +114,17 @@ def estimated(
         )
     if transformed():
         raise not_transformed()
-    spec = operation.spec(x.shape, weight.shape)
-    chosen = fastest(_call, x, weight, bias, operation, spec, weight_vjp, input_vjp)
-    if chosen is None:
-        return operation.native(x, weight, bias)
-    weight_vjp, input_vjp = chosen
-    try:
-        return _call(x, weight, bias, operation, spec, weight_vjp, input_vjp, seed)
-    except RuntimeError as error:
-        if not any(map(is_transformed, (x, weight))):
-            raise
-        raise not_transformed() from error
+    with apart_from_modes(x, weight, bias):
+        spec = operation.spec(x.shape, weight.shape)
+        chosen = fastest(_call, x, weight, bias, operation, spec, weight_vjp, input_vjp)
+        if chosen is not None:
+            try:
+                return _call(x, weight, bias, operation, spec, *chosen, seed)
+            except RuntimeError as error:
+                if not any(map(is_transformed, (x, weight))):
+                    raise
+                raise not_transformed() from error
+    return operation.native(x, weight, bias)
 
 
 def _call(

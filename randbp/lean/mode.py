@@ -159,6 +159,8 @@ class _Running(threading.local):
 
 
 class _Mode(TorchFunctionMode):
+    passes_layers_by = True
+
     def __init__(self, session: Session) -> None:
         super().__init__()
         self._session = session

@@ -71,14 +71,44 @@ class Rule:
 
     def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the version accepts all arguments; PyTorch's functions accept some under NumPy's names, too."""
-        try:
-            _signature(self.version).bind(None, *args, **kwargs)
-        except TypeError:
-            return False
-        return True
+        parameters = _parameters(self.version)
+        if parameters is None:
+            return _binds(self.version, args, kwargs)
+        positional, named, required = parameters
+        given = positional[: len(args)]
+        return (
+            len(args) <= len(positional)
+            and all(name in named and name not in given for name in kwargs)
+            and all(name in kwargs or name in given for name in required)
+        )
 
 
 _signature = cache(inspect.signature)
+
+
+def _binds(version: Version, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        _signature(version).bind(None, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+@cache
+def _parameters(version: Version) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...]] | None:
+    """Names of a version's parameters behind the call: by position, by name, and without a default.
+
+    ``None`` if there are others, such as ``*args``; ``inspect.Signature.bind`` knows all, but takes longer than many
+    an operation.
+    """
+    parameters = list(_signature(version).parameters.values())[1:]
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    if len(named) < len(parameters):
+        return None
+    positional = tuple(one.name for one in named if one.kind is one.POSITIONAL_OR_KEYWORD)
+    required = tuple(one.name for one in named if one.default is one.empty)
+    return positional, frozenset(one.name for one in named), required
+
 
 RULES: dict[Any, Rule] = {}
 

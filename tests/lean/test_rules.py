@@ -1,0 +1,83 @@
+"""The register of lean versions: which calls a version takes, and what its model's layers cost the mode."""
+
+import inspect
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+import randbp
+from randbp import Precision, Rounding
+from randbp.lean.mode import Session
+from randbp.lean.rules import RULES
+
+VERSIONS = {id(rule.version): rule for rule in RULES.values()}
+
+
+def binds(version: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(version).bind(None, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def test_a_version_takes_what_python_would_bind_to_its_parameters() -> None:
+    random, answers = Random(0), set()
+    for rule in VERSIONS.values():
+        names = [*list(inspect.signature(rule.version).parameters)[1:], "input", "other", "call", "self"]
+        for _ in range(40):
+            args = (1,) * random.randint(0, len(names) - 2)
+            kwargs = dict.fromkeys(random.sample(sorted(set(names)), random.randint(0, 3)), 1)
+            taken = rule.takes(args, kwargs)
+            assert taken == binds(rule.version, args, kwargs), (rule, args, kwargs)
+            answers.add(taken)
+    assert answers == {True, False} and len(VERSIONS) > 200
+
+
+class Seeing(TorchFunctionMode):
+    """Keeps the functions that it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_mode_is_not_asked_within_an_estimated_layer_but_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()).train()
+    x = torch.randn(4, 8, 16, 16)
+    randbp.randomize(model, weight_vjp=Precision(estimator=Rounding(4)), input_vjp=Precision(), lean=True, seed=0)
+    asked: list[Any] = []
+    call = Session.call
+
+    def watched(self: Session, function: Any, args: Any, kwargs: Any) -> Any:
+        asked.append(function)
+        return call(self, function, args, kwargs)
+
+    monkeypatch.setattr(Session, "call", watched)
+    alone = model(x)
+    assert F.relu in asked and F.conv2d not in asked and torch.ops.randbp.encode.default not in asked
+    with Seeing() as mode:
+        beside = model(x)
+    assert F.conv2d in mode.seen
+    assert torch.equal(alone, beside)
+
+
+def test_layers_of_other_tensors_hide_nothing_from_them() -> None:
+    """A subclass of ``Tensor`` sees the operations of a lean, estimated layer, and stays what it is."""
+
+    class Own(torch.Tensor):
+        pass
+
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).train()
+    randbp.randomize(model, weight_vjp=Rounding(4), lean=True, seed=0)
+    assert type(model(torch.randn(4, 8, 16, 16).as_subclass(Own))) is Own
