@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import decode, encode
+from ..kernels import decode, encode, narrow
 from ..kernels.levels import Rows, scale_dtype
+
+FEW = 2
+"""Bits up to which scales may be held in bfloat16: the levels lie so far apart that the error does not show."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,11 @@ class Uniform:
         """Blocks per row."""
         return Rows(self.entries, self.block, self.bits).blocks
 
-    def nbytes(self, rows: int, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of codes and scales of a tensor of that dtype."""
-        layout = Rows(self.entries, self.block, self.bits)
-        return rows * (layout.nbytes + 2 * layout.blocks * scale_dtype(dtype).itemsize)
+    def nbytes(self, rows: int, dtype: torch.dtype = torch.float32, short: bool = False) -> int:
+        """Bytes of codes and scales of a tensor of that dtype, of :meth:`short_scales` if they are ``short``."""
+        layout, scales = Rows(self.entries, self.block, self.bits), scale_dtype(dtype)
+        each = 2 if short and self._may_be_short(scales) else scales.itemsize
+        return rows * (layout.nbytes + 2 * layout.blocks * each)
 
     def encode(self, rows: Tensor, seed: int, first_block: int = 0) -> tuple[Tensor, Tensor]:
         """Codes ``[R, bytes]`` and scales ``[R, blocks, 2]`` of ``[R, entries]``.
@@ -70,6 +74,24 @@ class Uniform:
         """
         codes, scales = encode(rows, seed, first_block, self.bits, self.block, self.dithered)
         return codes, scales
+
+    def short_scales(self, scales: Tensor, seed: int) -> Tensor:
+        """Scales in bfloat16, rounded stochastically, where levels are :data:`FEW` and far apart; else as they are.
+
+        ``a + h k`` is linear in them, so what is decoded stays unbiased. It strays by ``2^-8`` of ``|a| + h k`` at
+        most, the entries of a block together; dithered rounding, whose variance must be known, keeps its scales.
+
+        Args:
+            scales: ``[R, blocks, 2]``, of any rows.
+            seed: Of a noise of its own.
+        """
+        if not self._may_be_short(scales.dtype):
+            return scales
+        short: Tensor = narrow(scales, seed, 0, torch.bfloat16)
+        return short
+
+    def _may_be_short(self, scales: torch.dtype) -> bool:
+        return self.bits <= FEW and not self.dithered and scales == torch.float32
 
     def decode(
         self,
@@ -84,12 +106,13 @@ class Uniform:
 
         Args:
             codes: Of these rows.
-            scales: Of these rows.
+            scales: Of these rows, short or not.
             seed: Of the noise; plain rounding needs none.
             first_block: Where in the noise encoding began.
             first_row: The number of the first of these rows.
-            dtype: Of the result; by default the scales'.
+            dtype: Of the result; by default that of the scales, if they are not short.
         """
+        scales = scales.to(scale_dtype(scales.dtype))
         first, precise = first_block + first_row * self.blocks, scales.dtype if dtype is None else dtype
         return decode(codes, scales, seed, first, self.bits, self.block, self.entries, self.dithered, precise)
 

@@ -17,7 +17,7 @@ from .draw import Draw
 from .exact import Exact
 from .wrapping import Wrapping
 
-_NOISE = -2  # key of the draws that round, apart from those of the estimator within
+_NOISE, _OF_SCALES = -2, 1  # keys of the draws that round, apart from those of the estimator within
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,12 @@ class Rounding(Wrapping, Estimator):
     variance of the weight VJP is thus at most ``Σ_i h_i²/4`` times the squared norm of the output gradients that entry
     ``i`` meets, and it adds to the variance of the estimator within.
 
-    The bytes are ``b/8`` per entry plus two scales per block. Rounding saves no arithmetic: the weight VJP decodes an
-    eighth of the batch, or 2^22 entries if that is more, at a time and runs PyTorch's own kernel. Around a sampler it
-    decodes the sample only.
+    The bytes are ``b/8`` per entry plus two scales per block: numbers of the input's precision, or of single precision
+    if that is more. Beside codes of one or two bits, scales in single precision become bfloat16, rounded at random;
+    the relative variance that this adds to an entry is at most ``2^-16``.
+
+    Rounding saves no arithmetic: the weight VJP decodes an eighth of the batch, or 2^22 entries if that is more, at a
+    time and runs PyTorch's own kernel. Around a sampler it decodes the sample only.
 
     What an estimator holds as a ``[N, M]`` matrix after its sample, such as means, is rounded to eight bits at least,
     since an error in it touches all positions at once. Tensors that would not get smaller are held as they are. NaN
@@ -92,8 +95,11 @@ class Rounding(Wrapping, Estimator):
                 continue
             layout = self._layout(tuple(tensor.shape), tensor.dtype, number)
             held.append(tensor.new_empty(0, *tensor.shape))
-            noise = draw.child(_NOISE, number).seed
-            held.extend((tensor,) if layout is None else _encode(layout, tensor, noise))
+            if layout is None:
+                held.append(tensor)
+                continue
+            codes, scales = _encode(layout, tensor, draw.child(_NOISE, number).seed)
+            held.extend((codes, layout.short_scales(scales, draw.child(_NOISE, number, _OF_SCALES).seed)))
         return tuple(held)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -137,7 +143,7 @@ class Rounding(Wrapping, Estimator):
             block = prod(shape[2:])
         bits = max(8, self.bits) if number and len(shape) == 2 else self.bits
         layout = Uniform(bits, entries, block)
-        return layout if layout.nbytes(1, dtype) < entries * dtype.itemsize else None
+        return layout if layout.nbytes(1, dtype, short=True) < entries * dtype.itemsize else None
 
     def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         inner, zeros = self.estimator.describe(spec, dtype), torch.zeros(spec.input_shape, dtype=dtype)
@@ -145,7 +151,7 @@ class Rounding(Wrapping, Estimator):
         held = 0
         for number, tensor in enumerate(sketch):
             layout = self._layout(tuple(tensor.shape), dtype, number) if tensor.is_floating_point() else None
-            held += tensor.nbytes if layout is None else len(tensor) * layout.nbytes(1, dtype)
+            held += tensor.nbytes if layout is None else len(tensor) * layout.nbytes(1, dtype, short=True)
         variance = "≤ Σ_i (h_i²/4) ‖V_Y met by entry i‖², h = range of its block / (2^bits - 1)"
         if not self.estimator.exact:
             variance = f"{inner.variance}; plus {variance}, times squared weights"

@@ -10,6 +10,7 @@ anything else outside the stretch.)
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise, takewhile
 from math import prod
 from typing import cast
@@ -86,16 +87,21 @@ class PartwiseChain(Reclassed):
         if chain is None or not _may_be_split(container, chain, input):
             output: Tensor = super().forward(input)  # type: ignore[misc]
             return output
-        layers, value = list(container), input
+        layers = list(container)
         while layers:
-            sizes = chain.sizes_from(len(container) - len(layers), layers, value)
+            sizes = chain.sizes_from(len(container) - len(layers), layers, input)
             count = max(1, len(sizes) - 1)  # a layer that needs the whole batch runs alone
-            start, stop = _stretch(layers, sizes, value, chain.parts)
-            value = _run(layers[:start], value)
-            value = _run_in_parts(layers[start:stop], value, chain.parts)
-            value = _run(layers[stop:count], value)
+            start, stop = _stretch(layers, sizes, input, chain.parts)
+            stretch = partial(_run_in_parts, layers[start:stop], chain.parts)
+            steps: list[Callable[[Tensor], Tensor]] = [
+                *layers[:start],
+                *[stretch] * (start < stop),
+                *layers[stop:count],
+            ]
+            for run in steps:
+                input = run(input)  # nothing but this name holds a tensor on its way
             layers = layers[count:]
-        return value
+        return input
 
 
 _STATE = "_randbp_chain"
@@ -141,9 +147,7 @@ def _run(layers: Sequence[nn.Module], value: Tensor) -> Tensor:
     return value
 
 
-def _run_in_parts(layers: Sequence[nn.Module], input: Tensor, parts: int) -> Tensor:
-    if not layers:
-        return input
+def _run_in_parts(layers: Sequence[nn.Module], parts: int, input: Tensor) -> Tensor:
     outer = _IN_PARTS.set(True)
     try:
         return torch.cat([_run(layers, part) for part in input.split(-(-len(input) // parts))])

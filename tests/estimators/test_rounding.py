@@ -85,8 +85,43 @@ def test_held_bytes_of_a_real_layer(bits: int, block: Any) -> None:
     x = torch.randn(16, 32, 16, 16)
     spec = conv_spec(x, torch.randn(8, 32, 3, 3), 1, 1, 1, 1)
     held = Rounding(bits, block=block).sketch(x, spec, Draw(0))
-    scales = 16 * 32 * 256 // (256 if block == "channel" else block) * 8
-    assert sum(t.untyped_storage().nbytes() for t in held) == x.numel() * bits // 8 + scales
+    scales = 16 * 32 * 256 // (256 if block == "channel" else block) * 2 * (2 if bits <= 2 else 4)
+    expected = x.numel() * bits // 8 + scales
+    assert sum(t.untyped_storage().nbytes() for t in held) == Rounding(bits, block=block).describe(spec).held_bytes
+    assert sum(t.untyped_storage().nbytes() for t in held) == expected
+
+
+@given(bits=st.integers(1, 3), block=st.sampled_from([8, 16, 256]), seed=st.integers(0, 99), offset=st.integers(-9, 9))
+@settings(max_examples=20)
+def test_scales_of_one_and_two_bits_are_short_and_unbiased(bits: int, block: int, seed: int, offset: int) -> None:
+    """z-test of each entry's mean over 2000 draws of its scales; error probability 1e-6 per case (Bonferroni)."""
+    x = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(seed)) + offset
+    layout = Uniform(bits, 120, min(block, 120))
+    codes, scales = layout.encode(x.flatten(1), seed)
+    exact = layout.decode(codes, scales).double()
+    many, again = scales.repeat(2000, 1, 1), codes.repeat(2000, 1)
+    short = layout.short_scales(many, seed + 1)
+    assert short.dtype == (torch.bfloat16 if bits <= 2 else torch.float32)
+    draws = layout.decode(again, short).double().view(2000, 2, 120)
+    size = scales.abs().repeat_interleave(layout.block, 1)[:, :120]
+    reach = (size[..., 0] + (2**bits - 1) * size[..., 1]) * 2**-7
+    assert ((draws - exact).abs() <= reach).all() and bool((draws != exact).any()) == (bits <= 2)
+    deviation = draws.std(0).clamp_min(1e-9)
+    limit = math.sqrt(2) * torch.erfinv(torch.tensor(1 - 1e-6 / x.numel(), dtype=torch.float64)).item()
+    # Two numbers are drawn per entry; where one of their two outcomes is rare, the mean is not normal.
+    common = deviation > 0.1 * (draws - draws.mean(0)).abs().amax(0)
+    assert (((draws.mean(0) - exact).abs() / (deviation / 2000**0.5))[common] < limit).all()
+
+
+def test_precise_and_dithered_scales_stay_as_they_are() -> None:
+    x = torch.randn(2, 64, dtype=torch.float64)
+    for layout, values in (
+        (Uniform(2, 64), x),
+        (Uniform(2, 64, dithered=True), x.float()),
+        (Uniform(3, 64), x.float()),
+    ):
+        scales = layout.encode(values, 0)[1]
+        assert layout.short_scales(scales, 1) is scales
 
 
 @given(case=cases(), bits=st.integers(1, 8), block=st.sampled_from([8, 256, "channel"]))

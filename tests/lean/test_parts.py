@@ -17,6 +17,7 @@ import randbp
 from randbp import Batch, Exact, Rounding, Spatial
 from randbp.callbacks import TensorDropout
 from randbp.diagnostics import StepPeak
+from randbp.diagnostics.alive import LiveStorages
 from randbp.lean import parts as module
 from randbp.lean.parts import wide_stretch
 
@@ -178,6 +179,17 @@ def test_the_peak_of_a_step_falls() -> None:
                 model(x).sum().backward()
         peak[parts] = measured.bytes
     assert peak[4] < 0.6 * peak[1]
+
+
+def test_only_its_input_and_output_are_there_when_the_last_layer_has_run() -> None:
+    """Beside what is held: neither what entered nor what left the layers in parts."""
+    model, alive, live = wide().extend([nn.ReLU(), nn.Conv2d(4, 8, 1), nn.ReLU()]), [], LiveStorages()
+    model[-1].register_forward_hook(lambda layer, args, output: alive.append(live.bytes), always_call=True)
+    seen, x = Seen(model[0]), images(64)
+    with randbp.randomize(model, Rounding(4), layers="*", lean=True, parts=4), live:
+        y = model(x)
+        assert alive == [live.bytes + y.nbytes]  # its input is as large
+    assert seen.sizes == [16] * 4
 
 
 def whole(model: nn.Module, x: Tensor, **options: Any) -> bool:
