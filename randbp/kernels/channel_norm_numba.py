@@ -11,8 +11,9 @@ from .channel_norm import terms
 from .channels_numba import Form
 from .decode_numba import decode_block
 from .jit import function, parallel, room, summing, tasks
-from .memory_numba import array, kind, load, numpy_dtype, storable, store
+from .memory_numba import array, buffer_of, kind, loaded, numpy_dtype, storable, stored
 from .noise import BLOCK, start
+from .pointers_numba import as_bytes, at, beyond, part_of
 
 _PART = 2**14
 """Entries whose sums are taken together, about: the same however many threads there are [entries]."""
@@ -62,7 +63,7 @@ def channel_norm_backward(
     several = (array(form.spread(each).view(-1)) for each in coefficients)
     parts = tasks(grad.numel())
     _input_grad(
-        *held, form.rows, form.planes, form.size, *several, corrected, array(result.view(-1)), kind(result.dtype),
+        *held, form.rows, form.planes, form.size, *several, corrected, array(result.view(-1)),
         *room(parts, BLOCK, precise), parts,
     )  # fmt: skip
     return result.to(grad.dtype), weight_grad, bias_grad
@@ -74,64 +75,67 @@ def _column_sums(codes, scales, start, bits, numbers, grad, kind, rows, each, su
     nbytes = BLOCK // 8 * bits
     for task in prange(tasks):
         example, part = task // parts, task % parts
-        v, x, pairs, levels = room[task, 0], room[task, 1], words[task, 0], words[task, 1]
+        given, levels = part_of(room, task), as_bytes(part_of(words, task))
+        x = beyond(given, BLOCK)
         first = (example * rows + part * each) * columns
         end = (example * rows + min(rows, (part + 1) * each)) * columns
         for number in range(first // BLOCK, (end + BLOCK - 1) // BLOCK):
             begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
             decode_block(
-                codes[number * nbytes : number * nbytes + (stop - begin + 7) // 8 * bits], scales[number], start,
-                number, bits, True, numbers, pairs, levels, x[: stop - begin],
+                at(codes, number * nbytes), stop - begin, at(scales, 2 * number), start, number, bits, True,
+                at(numbers, 0), levels, x,
             )  # fmt: skip
-            load(grad[begin:stop], kind, v)
-            at, stop = max(begin, first), min(stop, end)
-            while at < stop:
-                column = at % columns
-                to = min(stop, at + columns - column)
+            v = loaded(at(grad, begin), stop - begin, kind, given)
+            here, stop = max(begin, first), min(stop, end)
+            while here < stop:
+                column = here % columns
+                to = min(stop, here + columns - column)
+                place = (example * parts + part) * 2 * columns + column
                 _add_columns(
-                    v, x, uint64(at - begin), uint64(to - at), sums[example, part, 0], sums[example, part, 1],
-                    uint64(column),
+                    beyond(v, here - begin), beyond(x, here - begin), to - here, at(sums, place),
+                    at(sums, place + columns),
                 )  # fmt: skip
-                at = to
+                here = to
 
 
 @function
-def _add_columns(v, x, first, count, plain, products, column):
+def _add_columns(v, x, count, plain, products):
     for i in range(count):
-        plain[column + i] += v[first + i]
-        products[column + i] += v[first + i] * x[first + i]
+        plain[i] += v[i]
+        products[i] += v[i] * x[i]
 
 
 @parallel
 def _plane_sums(codes, scales, start, bits, numbers, grad, kind, size, each, sums, room, words, tasks):
     planes, nbytes = sums.shape[1], BLOCK // 8 * bits
     for task in prange(tasks):
-        v, x, pairs, levels = room[task, 0], room[task, 1], words[task, 0], words[task, 1]
+        given, levels = part_of(room, task), as_bytes(part_of(words, task))
+        x = beyond(given, BLOCK)
         first, end = task * each * size, min(planes, (task + 1) * each) * size
         sums[:, task * each : min(planes, (task + 1) * each)] = numbers[3]
         for number in range(first // BLOCK, (end + BLOCK - 1) // BLOCK):
             begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
             decode_block(
-                codes[number * nbytes : number * nbytes + (stop - begin + 7) // 8 * bits], scales[number], start,
-                number, bits, True, numbers, pairs, levels, x[: stop - begin],
+                at(codes, number * nbytes), stop - begin, at(scales, 2 * number), start, number, bits, True,
+                at(numbers, 0), levels, x,
             )  # fmt: skip
-            load(grad[begin:stop], kind, v)
-            at, stop = max(begin, first), min(stop, end)
-            while at < stop:
-                plane = at // size
+            v = loaded(at(grad, begin), stop - begin, kind, given)
+            here, stop = max(begin, first), min(stop, end)
+            while here < stop:
+                plane = here // size
                 to = min(stop, (plane + 1) * size)
-                plain, product = _sums(v, x, uint64(at - begin), uint64(to - at), numbers[3])
+                plain, product = _sums(beyond(v, here - begin), beyond(x, here - begin), to - here, numbers[3])
                 sums[0, plane] += plain
                 sums[1, plane] += product
-                at = to
+                here = to
 
 
 @summing
-def _sums(v, x, first, count, zero):
+def _sums(v, x, count, zero):
     plain, product = zero, zero
     for i in range(count):
-        plain += v[first + i]
-        product += v[first + i] * x[first + i]
+        plain += v[i]
+        product += v[i] * x[i]
     return plain, product
 
 
@@ -153,7 +157,6 @@ def _input_grad(
     excess,
     corrected,
     result,
-    result_kind,
     room,
     words,
     tasks,
@@ -161,48 +164,51 @@ def _input_grad(
     blocks, nbytes = len(scales), BLOCK // 8 * bits
     each = (blocks + tasks - 1) // tasks
     for task in prange(tasks):
-        v, x, pairs, levels = room[task, 0], room[task, 1], words[task, 0], words[task, 1]
+        given, levels = part_of(room, task), as_bytes(part_of(words, task))
+        made = beyond(given, BLOCK)
         for number in range(task * each, min(blocks, (task + 1) * each)):
             begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
+            out = at(result, begin)
+            x = buffer_of(out, made)
             decode_block(
-                codes[number * nbytes : number * nbytes + (stop - begin + 7) // 8 * bits], scales[number], start,
-                number, bits, True, numbers, pairs, levels, x[: stop - begin],
+                at(codes, number * nbytes), stop - begin, at(scales, 2 * number), start, number, bits, True,
+                at(numbers, 0), levels, x,
             )  # fmt: skip
-            load(grad[begin:stop], kind, v)
+            v = loaded(at(grad, begin), stop - begin, kind, given)
             variance = scales[number, 1] * scales[number, 1] / numbers[2] if corrected else numbers[3]
-            at = begin
-            while at < stop:
-                row, entry = at // (planes * size), at % (planes * size)
+            here = begin
+            while here < stop:
+                row, entry = here // (planes * size), here % (planes * size)
                 example, plane = row // rows, entry // size
+                channel = example * planes + plane
+                some, entries = beyond(v, here - begin), beyond(x, here - begin)
                 if size == 1:
-                    to = min(stop, at + planes - plane)
+                    to = min(stop, here + planes - plane)
                     _columns(
-                        v, x, uint64(at - begin), uint64(to - at), scale, slope, shift, excess,
-                        uint64(example * planes + plane), variance, corrected,
+                        some, entries, to - here, at(scale, channel), at(slope, channel), at(shift, channel),
+                        at(excess, channel), variance, corrected,
                     )  # fmt: skip
                 else:
-                    to = min(stop, at + size - entry % size)
-                    here = example * planes + plane
-                    factor = scale[here]
+                    to = min(stop, here + size - entry % size)
+                    factor = scale[channel]
                     if corrected:
-                        factor = variance * excess[here] + factor
-                    _plane(v, x, uint64(at - begin), uint64(to - at), factor, slope[here], shift[here])
-                at = to
-            store(x[: stop - begin], result_kind, result[begin:stop])
+                        factor = variance * excess[channel] + factor
+                    _plane(some, entries, to - here, factor, slope[channel], shift[channel])
+                here = to
+            stored(x, stop - begin, out)
 
 
 @function
-def _columns(v, x, first, count, scale, slope, shift, excess, column, variance, corrected):
+def _columns(v, x, count, scale, slope, shift, excess, variance, corrected):
     if corrected:
         for i in range(count):
-            factor = variance * excess[column + i] + scale[column + i]
-            x[first + i] = (x[first + i] * slope[column + i] + shift[column + i]) + factor * v[first + i]
+            x[i] = (x[i] * slope[i] + shift[i]) + (variance * excess[i] + scale[i]) * v[i]
     else:
         for i in range(count):
-            x[first + i] = (x[first + i] * slope[column + i] + shift[column + i]) + scale[column + i] * v[first + i]
+            x[i] = (x[i] * slope[i] + shift[i]) + scale[i] * v[i]
 
 
 @function
-def _plane(v, x, first, count, scale, slope, shift):
+def _plane(v, x, count, scale, slope, shift):
     for i in range(count):
-        x[first + i] = (x[first + i] * slope + shift) + scale * v[first + i]
+        x[i] = (x[i] * slope + shift) + scale * v[i]

@@ -2,17 +2,20 @@
 
 import numpy as np
 import torch
-from numba import prange, uint32, uint64
+from numba import prange, uint8, uint32, uint64
 from torch import Tensor
 
+from .casts_numba import converted
 from .jit import function, parallel, room, tasks
-from .memory_numba import array, kind, numpy_dtype, store
+from .memory_numba import array, buffer_of, copied, numpy_dtype, stored
 from .noise import start
-from .noise_numba import words
-from .packing_numba import unpack_block
+from .noise_numba import keys, word
+from .packing_numba import unpack_bytes
+from .pointers_numba import as_bytes, at, part_of
 from .words_numba import add, both, left, right, subtract
 
 _ONE, _UP, _DOWN, _MIDDLE, _EVEN = uint32(1), uint32(17), uint32(15), uint32(2**16 - 1), uint32(2**17 - 2)
+_4, _15 = uint8(4), uint8(15)
 
 
 def decode(
@@ -34,69 +37,72 @@ def decode(
         precise = numpy_dtype(scales.dtype)
         numbers: np.ndarray = np.array([0.5, 2**-16], precise)
         _decode(
-            array(codes.contiguous()), array(scales.contiguous()), array(result), kind(direct), uint64(start(seed)),
+            array(codes.contiguous()), array(scales.contiguous()), array(result), uint64(start(seed)),
             first, bits, block, dithered, numbers, *room(parts, block, precise), parts,
         )  # fmt: skip
     return result.to(dtype)
 
 
 @parallel
-def _decode(codes, scales, result, kind, start, first, bits, block, dithered, numbers, room, words, tasks):
+def _decode(codes, scales, result, start, first, bits, block, dithered, numbers, room, words, tasks):
     rows, entries = result.shape
-    blocks, padded = scales.shape[1], (block + 7) // 8 * 8
+    blocks, nbytes = scales.shape[1], codes.shape[1]
     each = (rows * blocks + tasks - 1) // tasks
     for task in prange(tasks):
-        x, pairs, levels = room[task, 0], words[task, 0], words[task, 1]
+        buffer, levels = part_of(room, task), as_bytes(part_of(words, task))
         for number in range(task * each, min(rows * blocks, (task + 1) * each)):
             row = number // blocks
             place = number - row * blocks
             size = min(block, entries - place * block)
-            at, length = place * (padded // 8) * bits, (size + 7) // 8 * bits
+            out = at(result, row * entries + place * block)
+            # (Noise makes two entries at a time: such a block is copied, since memory is best written in its order.)
+            x = buffer if dithered else buffer_of(out, buffer)
             decode_block(
-                codes[row, at : at + length], scales[row, place], start, first + number, bits, dithered, numbers, pairs,
-                levels, x[:size],
+                at(codes, row * nbytes + place * ((block + 7) // 8 * bits)), size, at(scales, 2 * number), start,
+                first + number, bits, dithered, at(numbers, 0), levels, x,
             )  # fmt: skip
-            store(x[:size], kind, result[row, place * block : place * block + size])
+            if dithered:
+                copied(x, size, out)
+            else:
+                stored(x, size, out)
 
 
 @function
-def decode_block(packed, scale, start, number, bits, dithered, numbers, pairs, levels, out):
-    """The entries of one block.
+def decode_block(packed, size, scale, start, number, bits, dithered, numbers, levels, out):
+    """The entries of one block; what is not a number is a pointer.
 
-    ``numbers`` are ``1/2`` and ``2^-16`` in the precision of ``out``; ``pairs`` and ``levels``, ``uint32``, are room
-    for its noise and its integers (:func:`.jit.room`).
+    ``numbers`` are ``1/2`` and ``2^-16`` in the precision of ``out``; ``levels`` is room for as many bytes as there are
+    entries, up to a multiple of eight.
     """
-    size = len(out)
-    unpack_block(packed, bits, levels)
-    least, step = scale[0], abs(scale[1])
+    least, step, spoilt = scale[0], abs(scale[1]), np.signbit(scale[1])
+    half, unit = uint64((size + 1) // 2), numbers[0] * numbers[1]
+    low, high = keys(start, number)
+    if dithered and bits == 4 and size % 8 == 0 and not spoilt:
+        for i in range(half):
+            each = word(i, low, high)
+            out[i] = _less(both(packed[i], _15), left(each, _ONE), unit) * step + least
+            out[half + i] = _less(right(packed[i], _4), right(each, _DOWN), unit) * step + least
+        return
+    unpack_bytes(packed, (size + 7) // 8, bits, levels)
     if dithered:
-        half = (size + 1) // 2
-        words(start, number, pairs[:half])
-        whole, unit = levels.view(np.uint32), numbers[0] * numbers[1]
-        _less_low(whole, pairs, uint64(half), unit, least, step, out)
-        _less_high(whole, pairs, uint64(half), uint64(size - half), unit, least, step, out)
+        rest = uint64(size) - half
+        for i in range(rest):
+            each = word(i, low, high)
+            out[i] = _less(levels[i], left(each, _ONE), unit) * step + least
+            out[half + i] = _less(levels[half + i], right(each, _DOWN), unit) * step + least
+        for i in range(rest, half):
+            out[i] = _less(levels[i], left(word(i, low, high), _ONE), unit) * step + least
     else:
         for i in range(size):
             out[i] = np.float32(np.int32(levels[i])) * step + least
-    if np.signbit(scale[1]):
+    if spoilt:
         for i in range(size):
             if levels[i] == (1 << bits) - 1:
                 out[i] = np.nan
 
 
 @function
-def _less_low(levels, pairs, half, unit, least, step, out):
-    """``k + 1/2 - u`` is ``2^-17`` times the integer ``2^17 k + 2^16 - 1 - 2 j``, where ``u = (2 j + 1) / 2^17``."""
-    for i in range(half):
-        twice = both(left(pairs[i], _ONE), _EVEN)
-        place = subtract(add(left(levels[i], _UP), _MIDDLE), twice)
-        out[i] = out.dtype.type(np.int32(place)) * unit * step + least
-
-
-@function
-def _less_high(levels, pairs, half, rest, unit, least, step, out):
-    """The same with the other halves of the words."""
-    for i in range(rest):
-        twice = both(right(pairs[i], _DOWN), _EVEN)
-        place = subtract(add(left(levels[half + i], _UP), _MIDDLE), twice)
-        out[half + i] = out.dtype.type(np.int32(place)) * unit * step + least
+def _less(level, twice, unit):
+    """``k + 1/2 - u``: ``2^-17`` times the integer ``2^17 k + 2^16 - 1 - 2 j``, where ``u = (2 j + 1) / 2^17``."""
+    place = subtract(add(left(uint32(level), _UP), _MIDDLE), both(twice, _EVEN))
+    return converted(np.int32(place), unit) * unit

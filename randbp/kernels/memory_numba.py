@@ -133,6 +133,28 @@ def _store_as_needed(values, size, out):
     return round_to_bits
 
 
+def _copied(values, size, out):
+    """Move entries to where they belong."""
+
+
+@overload(_copied)
+def _copy_as_needed(values, size, out):
+    if values != out:
+        return lambda values, size, out: _stored(values, size, out)
+
+    def copy(values, size, out):
+        for i in range(size):
+            out[i] = values[i]
+
+    return copy
+
+
+@function
+def copied(values, size, out):
+    """Move entries from a buffer to where they belong, whatever their precision."""
+    _copied(values, size, out)
+
+
 @function
 def stored(values, size, out):
     """Move entries made in a :func:`buffer <buffer_of>` to where they belong, rounded to the nearest bfloat16."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .decode_numba import decode_block
 from .jit import function, parallel, summing
-from .memory_numba import array, kind, load, numpy_dtype, storable, store
+from .memory_numba import array, buffer_of, kind, loaded, numpy_dtype, storable, stored
 from .noise import BLOCK, start
+from .pointers_numba import at, beyond, part_of
 
 _PART, _CHUNK, _PARTS = 2**14, 2**12, 64
 """Entries whose sums over rows are taken together, at least; entries decoded together, about; the most such parts."""
@@ -47,8 +48,8 @@ def row_norm_backward(
     _row_norm_backward(
         array(codes[0]), array(scales[0]), uint64(start(seed)), bits, numbers, array(grad), kind(grad.dtype),
         array(rstd.contiguous()), array(factors), centred, corrected, each, chunk, array(sums), array(result),
-        kind(result.dtype), np.empty((parts, (chunk + 1) * columns + 2 * BLOCK), numbers.dtype),
-        np.empty((parts, 2, BLOCK), np.uint32), parts,
+        np.empty((parts, (chunk + 2) * columns + 2 * BLOCK), numbers.dtype),
+        np.empty((parts, BLOCK), np.uint8), parts,
     )  # fmt: skip
     weight_grad, bias_grad = sums[:, 0].sum(0), sums[:, 1].sum(0)
     return result.to(grad.dtype) if needs_input else grad.new_empty(0), weight_grad, bias_grad
@@ -71,67 +72,69 @@ def _row_norm_backward(
     chunk,
     sums,
     result,
-    result_kind,
-    buffer,
+    room,
     words,
     tasks,
 ):
     count, columns = grad.shape
     nbytes = BLOCK // 8 * bits
     for task in prange(tasks):
-        v, decoded, pairs, levels = buffer[task, :columns], buffer[task, columns:], words[task, 0], words[task, 1]
+        buffer, levels = part_of(room, task), part_of(words, task)
+        decoded = beyond(buffer, 2 * columns)
+        products, plain = at(sums, 2 * task * columns), at(sums, (2 * task + 1) * columns)
         last = min(count, (task + 1) * each)
         for top in range(task * each, last, chunk):
             first, end = top * columns // BLOCK, (min(last, top + chunk) * columns + BLOCK - 1) // BLOCK
             for number in range(first, end):
                 size = min(BLOCK, count * columns - number * BLOCK)
-                at = (number - first) * BLOCK
                 decode_block(
-                    codes[number * nbytes : number * nbytes + (size + 7) // 8 * bits], scales[number], start, number,
-                    bits, True, numbers, pairs, levels, decoded[at : at + size],
+                    at(codes, number * nbytes), size, at(scales, 2 * number), start, number, bits, True, at(numbers, 0),
+                    levels, beyond(decoded, (number - first) * BLOCK),
                 )  # fmt: skip
             for row in range(top, min(last, top + chunk)):
                 begin = row * columns
-                place, length = uint64(begin - first * BLOCK), uint64(columns)
-                load(grad[row], kind, v)
-                _add(v, decoded, place, length, sums[task, 0], sums[task, 1])
+                x, v = beyond(decoded, begin - first * BLOCK), loaded(at(grad, begin), columns, kind, buffer)
+                _add(v, x, columns, products, plain)
                 if len(result):
                     r = rstd[row]
-                    plain, product = _sums(v, decoded, place, length, weight, numbers[3])
+                    total, product = _sums(v, x, columns, at(weight, 0), numbers[3])
                     slope = -(product * (r / numbers[5]))
-                    shift = -(plain / numbers[5] * r) if centred else numbers[3]
-                    at = begin
-                    while at < begin + columns:
-                        block = at // BLOCK
-                        to = min(begin + columns, (block + 1) * BLOCK) if corrected else begin + columns
+                    shift = -(total / numbers[5] * r) if centred else numbers[3]
+                    target = at(result, begin)
+                    out = buffer_of(target, beyond(buffer, columns))
+                    here = 0
+                    while here < columns:
+                        block = (begin + here) // BLOCK
+                        to = min(columns, (block + 1) * BLOCK - begin) if corrected else columns
                         factor = r
                         if corrected:
                             factor = scales[block, 1] * scales[block, 1] / numbers[2] * (r / numbers[5]) + r
-                        here, some = uint64(at - begin), uint64(to - at)
-                        _entries(v, decoded, place, here, some, weight, factor, slope, shift)
-                        at = to
-                    store(decoded[begin - first * BLOCK :][:columns], result_kind, result[row])
+                        _entries(
+                            beyond(v, here), beyond(x, here), to - here, at(weight, here), factor, slope, shift,
+                            beyond(out, here),
+                        )  # fmt: skip
+                        here = to
+                    stored(out, columns, target)
 
 
 @function
-def _add(v, x, place, count, products, plain):
+def _add(v, x, count, products, plain):
     for i in range(count):
-        products[i] += v[i] * x[place + i]
+        products[i] += v[i] * x[i]
         plain[i] += v[i]
 
 
 @summing
-def _sums(v, x, place, count, weight, zero):
+def _sums(v, x, count, weight, zero):
     plain, product = zero, zero
     for i in range(count):
         each = v[i] * weight[i]
         plain += each
-        product += each * x[place + i]
+        product += each * x[i]
     return plain, product
 
 
 @function
-def _entries(v, x, place, here, count, weight, factor, slope, shift):
-    first = place + here
+def _entries(v, x, count, weight, factor, slope, shift, out):
     for i in range(count):
-        x[first + i] = (x[first + i] * slope + shift) + v[here + i] * weight[here + i] * factor
+        out[i] = (x[i] * slope + shift) + v[i] * weight[i] * factor
