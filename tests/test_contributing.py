@@ -1,6 +1,5 @@
 """The recipes of CONTRIBUTING.md work; what it and the architecture page name is there, and parts are in that order."""
 
-import ast
 import re
 import runpy
 import subprocess
@@ -21,8 +20,10 @@ from randbp.functional import conv_spec
 from randbp.kernels.operator import is_installed
 from randbp.lean.rules import RULES
 from tests.estimators.test_unbiased import assert_unbiased
+from tests.import_graph import import_graph, upward
 from tests.lean.same import lean
 from tests.lean.test_rounded import is_unbiased
+from tests.test_imports_order import FLOORS
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,39 +110,12 @@ def test_commands_that_the_page_names_are_targets() -> None:
     assert set(re.findall(r"^make ([a-z]+)", ci, re.MULTILINE)) == {"lint", "core", "test", "triton"}
 
 
-def imported_parts(file: Path) -> set[str]:
-    """The parts of randbp that a file imports anything of, its own left out."""
-    package = list(file.relative_to(ROOT).parent.parts)
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) + 1 - node.level] if node.level else []
-            module = [*base, *(node.module or "").split(".")] if node.module else base
-            names = [module] if len(module) > 1 else [[*module, alias.name] for alias in node.names]
-        else:
-            continue
-        found |= {name[1] for name in names if name[0] == "randbp" and len(name) > 1}
-    return {part for part in found if (ROOT / "randbp" / part).is_dir()} - {package[1] if len(package) > 1 else ""}
-
-
 def test_parts_import_only_what_stands_below_them_in_the_picture() -> None:
     floors = runpy.run_path(str(ROOT / "docs/draw_architecture.py"))["FLOORS"]
-    order = [name for floor in floors for name, _, _ in floor]
-    folders = {folder.parent.name for folder in (ROOT / "randbp").glob("*/__init__.py")}
-    assert sorted(order) == sorted(folders)
-    files = [file for part in order for file in (ROOT / "randbp" / part).rglob("*.py")]
-    wrong = {
-        f"{file.relative_to(ROOT)} imports {part}"
-        for file in files
-        for part in imported_parts(file)
-        if order.index(part) < order.index(file.relative_to(ROOT).parts[1])
-    }
-    assert len(files) > 200 and not wrong
-    assert {"tn", "estimators"} <= imported_parts(ROOT / "randbp/autograd/estimated.py")
-    beside = {part for name in ("modes", "reclass") for part in imported_parts(ROOT / f"randbp/{name}.py")}
-    assert not beside
+    from_the_ground = ["_torch", "modes", "reclass", *[name for floor in floors for name, _, _ in floor][::-1]]
+    order = list(dict.fromkeys(from_the_ground))
+    assert set(order) == {part for floor in FLOORS for part in floor}
+    assert list(upward(import_graph(), [(part,) for part in order])) == []
 
 
 def test_the_version_is_the_same_everywhere() -> None:
