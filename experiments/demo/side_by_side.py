@@ -21,8 +21,8 @@ from .compared import Way
 from .turns import Pause, take_turns
 
 WARMUP = 5  # steps that are not timed
-TIMED = WARMUP + 12  # steps of what is only timed
-COUNTED_EVERY = 15  # steps on which bytes are counted, which takes time; the optimiser's state is there from the second
+TIMED = WARMUP + 10  # steps of what is only timed
+COUNTED_EVERY = 12  # steps on which bytes are counted, which takes time; the optimiser's state is there from the second
 CONVOLUTIONS = 1, 2, 2  # of each block of the network
 HIGHEST_RATE = 0.002  # of learning, a quarter of the way through OneCycle
 Trained = dict[str, Any]
