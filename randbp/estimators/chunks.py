@@ -45,5 +45,5 @@ def chunked_weight_vjp(
     result: Tensor | None = None
     for number, part in enumerate(parts):
         each = planned_weight_vjp(rebuild(number, part).to(output_grad.dtype), output_grad[part], spec)
-        result = each if result is None else result + each
+        result = each if result is None else result.add_(each)
     return output_grad.new_zeros(spec.weight_shape) if result is None else result

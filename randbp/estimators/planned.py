@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import tn
 from ..tn import LayerSpec, LinearSpec
+from ..tn.execute.meetings import MEETING_SUMS
 from ..tn.execute.native import memory_format_of
 from ..tn.layers import replace_batch
 from .base import Estimator, Vjp
@@ -51,7 +52,7 @@ def planned_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> T
         output_grad: ``[N, D, *O]``.
         spec: The layer.
     """
-    if not _is_plain(spec, input):
+    if not _is_plain(spec, input) and not _takes_any_order(spec, len(input)):
         return native_weight_vjp(input, output_grad, spec)
     return _weight_vjp(spec, len(input)).contract({"input": input, "output_grad": output_grad})
 
@@ -89,6 +90,14 @@ def _is_plain(spec: LayerSpec, *tensors: Tensor) -> bool:
 def _weight_vjp(spec: LayerSpec, examples: int) -> tn.TensorNetwork:
     layer = replace_batch(spec, examples)
     return tn.weight_vjp_of_positions(layer, tn.whole_class(layer, "input"))
+
+
+@lru_cache(maxsize=512)
+def _takes_any_order(spec: LayerSpec, examples: int) -> bool:
+    """Whether the plan of a weight VJP is as fast, or faster, if channels lie innermost in memory."""
+    if isinstance(spec, LinearSpec):
+        return False
+    return any(step.kernel == MEETING_SUMS for step in _weight_vjp(spec, examples).plan().steps)
 
 
 @lru_cache(maxsize=512)

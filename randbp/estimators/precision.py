@@ -104,11 +104,13 @@ class Precision(Wrapping, Estimator):
         if not _narrows(spec, output_grad.dtype):
             return (rounding or Exact()).weight_vjp(held, output_grad, spec, draw)
         examples: Callable[[slice], Tensor] = rounding.examples(held, spec) if rounding else held[0].__getitem__
-        result, linear = output_grad.new_zeros(spec.weight_shape), isinstance(spec, LinearSpec)
+        result, linear = None, isinstance(spec, LinearSpec)
         for part in _parts(spec):
             input = self._narrow(examples(part), draw, _HELD, part.start, linear)
             grad = self._narrow(output_grad[part], draw, _GRAD, part.start, linear)
-            result += native_weight_vjp(input, grad, spec)
+            each = native_weight_vjp(input, grad, spec)
+            result = each.to(output_grad.dtype) if result is None else result.add_(each)
+        assert result is not None
         return result
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -116,10 +118,12 @@ class Precision(Wrapping, Estimator):
         if not _narrows(spec, output_grad.dtype):
             return native_input_vjp(output_grad, weight, spec)
         kernel = self._narrow(weight, draw, _WEIGHT, 0)
-        result, linear = None, isinstance(spec, LinearSpec)
-        for part in _parts(spec):
+        parts, result, linear = _parts(spec), None, isinstance(spec, LinearSpec)
+        for part in parts:
             grad = self._narrow(output_grad[part], draw, _GRAD, part.start, linear)
             made = native_input_vjp(grad, kernel, replace_batch(spec, len(grad)))
+            if len(parts) == 1:
+                return made.to(output_grad.dtype)
             if result is None:
                 shape, memory_format = (spec.batch_size, *made.shape[1:]), memory_format_of(made)
                 result = torch.empty(shape, dtype=output_grad.dtype, device=made.device, memory_format=memory_format)

@@ -16,6 +16,7 @@ from .masked import masked
 from .max_pool import max_pool, max_pool_grad
 from .narrow import narrow
 from .operator import Backend, backends, use
+from .pair_sums import pair_sums
 from .relu import relu
 from .row_norm import row_norm_backward
 from .scaled import scaled
@@ -40,6 +41,7 @@ __all__ = [
     "max_pool",
     "max_pool_grad",
     "narrow",
+    "pair_sums",
     "relu",
     "row_norm_backward",
     "scaled",

@@ -4,6 +4,9 @@
 of, and large kernels are where native ones are slowest. But the product of all inputs with all outputs of a small
 range, ``M[g, i, o] = Σ_n X Y``, is one, and ``W[g, k]`` is the sum of ``M`` over a diagonal. Some multiplications are
 wasted, but they run so fast that even several times as many can be worthwhile.
+
+Where numba is installed, a fused operation multiplies the pairs of positions that meet and no others, all channels
+side by side (:mod:`.meetings`). It wins where images are small, and where channels lie innermost in memory.
 """
 
 from collections.abc import Callable
@@ -16,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_zeros
 
 from ..pattern import IndexPattern
+from . import meetings
+from .kernels import lying
 
 Kernel = Callable[..., Tensor]
 
@@ -26,7 +31,9 @@ CHUNK = 2**20  # operands or products handled at a time, so that they stay in th
 # Times [multiply-adds of a wide product], measured on two cores with AVX2 (PyTorch 2.13):
 NATIVE = 15  # one multiply-add of a native kernel
 NATIVE_3X3 = 4.5  # one multiply-add of a native kernel that was written for the size
+NATIVE_ENTRY = 400  # one kernel entry of an example, where no native kernel was written for the size
 SUMS = 30  # summing the diagonals, for each pair of positions
+DIAGONAL = 200  # starting the sum of one diagonal, for few are long
 COPY = 20  # laying out one element in blocks
 START = 12_500  # starting one product
 WIDE = 16  # products of fewer outputs take as long [outputs]
@@ -60,14 +67,27 @@ def choose(patterns: tuple[IndexPattern, ...], examples: int) -> Method | None:
     if not patterns or any(p.nonzeros == 0 for p in patterns):
         return None
     tuned = all(p.kernel_size == 3 and p.dilation == 1 for p in patterns) and len(patterns) == 2
-    native = (NATIVE_3X3 if tuned else NATIVE) * prod(p.nonzeros for p in patterns) * examples
-    best = min(_pairs(patterns, examples), _rows(patterns, examples), key=lambda method: method.time)
+    entries = 0 if tuned else NATIVE_ENTRY * prod(p.kernel_size for p in patterns)
+    native = ((NATIVE_3X3 if tuned else NATIVE) * prod(p.nonzeros for p in patterns) + entries) * examples
+    ways = [_pairs(patterns, examples), _rows(patterns, examples)]
+    if meetings.serve(patterns):
+        ways.append(_meetings(patterns, examples))
+    best = min(ways, key=lambda method: method.time)
     return best if best.time < MARGIN * native else None
 
 
 def _pairs(patterns: tuple[IndexPattern, ...], examples: int) -> Method:
     count = prod(p.input_size * p.output_size for p in patterns)
-    return Method("pairs + diagonal sums", pairs, count, (examples + SUMS) * count)
+    sums = sum(
+        prod(p.kernel_size for p in patterns[: dim + 1]) * prod(p.input_size * p.output_size for p in patterns[dim + 1 :])
+        for dim in range(len(patterns))
+    )
+    return Method("pairs + diagonal sums", pairs, count, (examples + SUMS) * count + DIAGONAL * sums)
+
+
+def _meetings(patterns: tuple[IndexPattern, ...], examples: int) -> Method:
+    count = prod(p.nonzeros for p in patterns)
+    return Method(meetings.MEETING_SUMS, meetings.meeting_sums, count, meetings.time(patterns, examples))
 
 
 def _rows(patterns: tuple[IndexPattern, ...], examples: int) -> Method:
@@ -93,7 +113,7 @@ def pairs(patterns: tuple[IndexPattern, ...]) -> Kernel:
         left, right = x.flatten(2).permute(1, 2, 0), y.flatten(2).transpose(0, 1)
         parts = []
         for a, b in zip(left.split(size), right.split(size), strict=True):
-            m = torch.bmm(a, b).unflatten(2, outputs).unflatten(1, inputs)
+            m = torch.bmm(lying(a), lying(b)).unflatten(2, outputs).unflatten(1, inputs)
             for dim, p in enumerate(patterns):  # m [g, k…, i, i…, o, o…]
                 m = torch.stack([_diagonal(m, p, k, dim + 1, dims + 1) for k in range(p.kernel_size)], dim + 1)
             parts.append(m)

@@ -177,28 +177,38 @@ def place(pattern: IndexPattern, keep_o: bool, keep_k: bool) -> Kernel:
 def matmul(transpose_left: bool, transpose_right: bool) -> Kernel:
     """A (batched) matrix product, reading an operand transposed where that saves a copy."""
     if transpose_left and transpose_right:
-        return lambda a, b: _lying(a).transpose(-1, -2) @ _lying(b).transpose(-1, -2)
+        return lambda a, b: lying(a).transpose(-1, -2) @ lying(b).transpose(-1, -2)
     if transpose_left:
-        return lambda a, b: _lying(a).transpose(-1, -2) @ _lying(b)
+        return lambda a, b: lying(a).transpose(-1, -2) @ lying(b)
     if transpose_right:
-        return lambda a, b: _lying(a) @ _lying(b).transpose(-1, -2)
-    return lambda a, b: _lying(a) @ _lying(b)
+        return lambda a, b: lying(a) @ lying(b).transpose(-1, -2)
+    return lambda a, b: lying(a) @ lying(b)
 
 
 def gram(transpose_left: bool) -> Kernel:
     """A (batched) matrix times its own transpose."""
 
     def kernel(a: Tensor) -> Tensor:
-        a = _lying(a)
+        a = lying(a)
         return a.transpose(-1, -2) @ a if transpose_left else a @ a.transpose(-1, -2)
 
     return kernel
 
 
-def _lying(x: Tensor) -> Tensor:
-    """The matrices, copied if neither rows nor columns are contiguous: PyTorch would copy them one by one."""
-    strides = x.stride()
-    return x if strides[-1] == 1 or strides[-2] == 1 else x.contiguous()
+def lying(x: Tensor) -> Tensor:
+    """The matrices ``[…, M, K]``, copied if neither rows nor columns lie in one piece, one behind the other.
+
+    PyTorch's batched product would take the others apart and copy them one by one.
+
+    Example:
+        >>> first, last = torch.zeros(5, 3, 4).transpose(0, 1), torch.zeros(4, 5, 3).movedim(2, 0)
+        >>> lying(first) is first, lying(last) is last
+        (True, False)
+    """
+    (rows, columns), (row, column) = x.shape[-2:], x.stride()[-2:]
+    if (column == 1 and row >= columns) or (row == 1 and column >= rows):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def repeated_matmul(count: int) -> Kernel:
@@ -216,7 +226,7 @@ def summed_matmul() -> Kernel:
     """``a [N, M, K]`` times ``b [N, L, K]``, summed over ``N`` to ``[M, L]``, with few products held at a time."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        a, b = _lying(a), _lying(b).transpose(1, 2)
+        a, b = lying(a), lying(b).transpose(1, 2)
         at_once = max(1, PRODUCTS // (a.shape[1] * b.shape[2]))
         total: Tensor | None = None
         for left, right in zip(a.split(at_once), b.split(at_once), strict=True):

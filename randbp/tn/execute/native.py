@@ -100,9 +100,11 @@ def weight_gradient(
             for dim, entry in unmet:
                 grad.select(dim, entry).zero_()
             return grad
-        total = x.new_zeros(weight_shape)
+        total: Tensor | None = None
         for part, met in zip(x.split(together), y.split(together), strict=True):
-            total += _BACKWARD(met, part, w, None, stride, padding, dilation, False, none, groups, mask)[1]
+            each: Tensor = _BACKWARD(met, part, w, None, stride, padding, dilation, False, none, groups, mask)[1]
+            total = each if total is None else total.add_(each)
+        assert total is not None
         return total
 
     return kernel

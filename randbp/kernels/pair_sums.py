@@ -1,0 +1,41 @@
+"""Sums of products of pairs of positions, channel by channel: weight VJPs of depthwise convolutions on small images."""
+
+import torch
+from torch import Tensor
+
+from .operator import fused
+
+
+def _fake(left: Tensor, right: Tensor, pairs: Tensor, starts: Tensor) -> Tensor:
+    return left.new_empty(left.shape[2], len(starts) - 1)
+
+
+@fused(_fake)
+def pair_sums(left: Tensor, right: Tensor, pairs: Tensor, starts: Tensor) -> Tensor:
+    """``V[c, k] = Σ_n Σ_{(i, o) of k} left[n, i, c] right[n, o, c]``.
+
+    With the pairs of input and output positions that an entry of a kernel joins this is the weight VJP of a depthwise
+    convolution. The numba version reads channels side by side, so it takes positions however they lie, and is fast
+    where channels lie innermost in memory.
+
+    Args:
+        left: ``[N, I, C]``.
+        right: ``[N, O, C]``, of the same dtype.
+        pairs: ``int64 [P, 2]``, positions ``i`` and ``o``, those of the first ``k`` first.
+        starts: ``int64 [K + 1]``, where the pairs of each ``k`` begin, and their number.
+
+    Returns:
+        ``[C, K]``.
+
+    Example:
+        >>> left, right = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[3.0], [4.0]]])
+        >>> pair_sums(left, right, torch.tensor([[0, 0], [1, 1], [1, 0]]), torch.tensor([0, 2, 3]))
+        tensor([[11.,  6.]])
+    """
+    precise = torch.promote_types(left.dtype, torch.float32)
+    result = left.new_empty(left.shape[2], len(starts) - 1)
+    bounds = starts.tolist()
+    for k, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        i, o = pairs[first:last].unbind(1)
+        result[:, k] = (left[:, i].to(precise) * right[:, o].to(precise)).sum((0, 1))
+    return result

@@ -1,0 +1,74 @@
+"""Weight gradients of depthwise convolutions by one fused operation on the pairs of positions that meet."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ...kernels import pair_sums
+from ..pattern import IndexPattern
+
+MEETING_SUMS = "sums of meeting pairs"
+"""The operation's name in printed plans."""
+
+# Time in multiplications of a wide product, as in :mod:`.diagonals`; measured with AVX2 (PyTorch 2.13, numba 0.66):
+PRODUCT = 3.5  # per multiplication
+LAID = 40  # per entry of an operand that is laid out with channels innermost
+START = 2000  # per channel
+
+MOST = 2**16  # pairs of positions that are listed: a mebibyte
+
+
+def serve(patterns: tuple[IndexPattern, ...]) -> bool:
+    """Whether a compiled version serves the operation, and there are few enough pairs to list them."""
+    return prod(p.nonzeros for p in patterns) <= MOST and pair_sums.backend("cpu") == "numba"
+
+
+def time(patterns: tuple[IndexPattern, ...], examples: int) -> float:
+    """Per group, of operands that must be laid out."""
+    laid = sum(prod(getattr(p, side) for p in patterns) for side in ("input_size", "output_size"))
+    return examples * (PRODUCT * prod(p.nonzeros for p in patterns) + LAID * laid) + START
+
+
+def meeting_sums(patterns: tuple[IndexPattern, ...]) -> Callable[..., Tensor]:
+    """``(x [N, G, *I], y [N, G, *O]) → w [G, *K]``; without a copy where channels lie innermost in memory."""
+    kernels = tuple(p.kernel_size for p in patterns)
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        left, right = (tensor.movedim(1, -1).flatten(1, -2) for tensor in (x, y))
+        return pair_sums(left, right, *_meeting(patterns)).unflatten(1, kernels)
+
+    return kernel
+
+
+@lru_cache(maxsize=128)
+def _meeting(patterns: tuple[IndexPattern, ...]) -> tuple[Tensor, Tensor]:
+    """Flat positions ``[P, 2]`` of inputs and outputs that meet, kernel entry by kernel entry, and where each begins.
+
+    Example:
+        >>> _meeting((IndexPattern(2, 2, 3, padding=1),))
+        (tensor([[0, 1],
+                [0, 0],
+                [1, 1],
+                [1, 0]]), tensor([0, 1, 3, 4]))
+    """
+    of_entries = [[_along(p, k) for k in range(p.kernel_size)] for p in patterns]
+    found = []
+    for along in product(*of_entries):
+        i, o = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        for p, (inputs, outputs) in zip(patterns, along, strict=True):
+            i = (i.unsqueeze(1) * p.input_size + inputs).flatten()
+            o = (o.unsqueeze(1) * p.output_size + outputs).flatten()
+        found.append(torch.stack((i, o), 1))
+    lengths = torch.tensor([0, *map(len, found)])
+    return torch.cat(found), lengths.cumsum(0)
+
+
+def _along(p: IndexPattern, k: int) -> tuple[Tensor, Tensor]:
+    """Inputs and outputs of one dimension that a kernel entry joins."""
+    outputs = torch.arange(p.output_size)
+    inputs, there = p.inputs_at(outputs, k)
+    return inputs[there], outputs[there]
