@@ -62,8 +62,8 @@ def input_vjp(
     The native kernel takes the memory format from the weight, the input being gone.
     """
     kernel = operation.kernel(weight)
-    if memory_format is torch.channels_last:
-        kernel = kernel.contiguous(memory_format=memory_format)
+    if memory_format is torch.channels_last and memory_format_of(kernel, operation) is not memory_format:
+        kernel = kernel.clone(memory_format=memory_format)  # with strides that say so, also of one channel per group
     grad = _exact_or(estimator).input_vjp(output_grad, kernel, spec, Draw(seed).child(_INPUT))
     return operation.channels_back(grad, input_shape).contiguous(memory_format=memory_format)
 

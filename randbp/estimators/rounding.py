@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..codecs import Uniform
-from ..tn import LayerSpec
+from ..tn import LayerSpec, LinearSpec
 from .base import Estimator, make_plain
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
@@ -87,7 +87,10 @@ class Rounding(Wrapping, Estimator):
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""
-        inner = (input,) if self.estimator.exact else self.estimator.sketch(input, spec, draw)
+        if self.estimator.exact:
+            inner: tuple[Tensor, ...] = (input.movedim(1, -1) if self._rows(spec) else input,)
+        else:
+            inner = self.estimator.sketch(input, spec, draw)
         held: list[Tensor] = []
         for number, tensor in enumerate(inner):
             if not tensor.is_floating_point():
@@ -107,18 +110,26 @@ class Rounding(Wrapping, Estimator):
         if not self.estimator.exact:
             return self.estimator.weight_vjp(tuple(self._decode(held)), output_grad, spec, draw)
         if len(held) == 2:  # not rounded
-            return Exact().weight_vjp(held[1:], output_grad, spec, draw)
+            return Exact().weight_vjp((self.examples(held, spec)(slice(None)),), output_grad, spec, draw)
         examples, parts = self.examples(held, spec), chunks(spec.batch_size, entries=prod(spec.input_shape[1:]))
         return chunked_weight_vjp(lambda _, part: examples(part), parts, output_grad, spec)
 
     def examples(self, held: tuple[Tensor, ...], spec: LayerSpec) -> Callable[[slice], Tensor]:
         """Where the estimator within keeps everything: what decodes a slice of the batch, an input ``[n, C, *I]``."""
         like, *rest = held
-        layout = self._layout(tuple(like.shape[1:]), like.dtype, 0)
-        if layout is None:
-            return lambda part: rest[0][part]
-        codes, scales = rest
-        return lambda part: layout.decode(codes[part], scales[part]).view(-1, *spec.input_shape[1:])
+        layout, rows = self._layout(tuple(like.shape[1:]), like.dtype, 0), self._rows(spec)
+
+        def decoded(part: slice) -> Tensor:
+            found = rest[0][part]
+            if layout is not None:
+                found = layout.decode(found, rest[1][part]).view(-1, *like.shape[2:])
+            return found.movedim(-1, 1) if rows else found
+
+        return decoded
+
+    def _rows(self, spec: LayerSpec) -> bool:
+        """Whether the input is held with its channels innermost: as linear layers take it, and need it back."""
+        return isinstance(spec, LinearSpec) and self.block != "channel"
 
     def _decode(self, held: tuple[Tensor, ...]) -> Iterator[Tensor]:
         tensors, number = iter(held), -1

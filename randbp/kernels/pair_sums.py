@@ -1,5 +1,7 @@
 """Sums of products of pairs of positions, channel by channel: weight VJPs of depthwise convolutions on small images."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -34,8 +36,7 @@ def pair_sums(left: Tensor, right: Tensor, pairs: Tensor, starts: Tensor) -> Ten
     """
     precise = torch.promote_types(left.dtype, torch.float32)
     result = left.new_empty(left.shape[2], len(starts) - 1)
-    bounds = starts.tolist()
-    for k, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for k, (first, last) in enumerate(pairwise(starts.tolist())):
         i, o = pairs[first:last].unbind(1)
         result[:, k] = (left[:, i].to(precise) * right[:, o].to(precise)).sum((0, 1))
     return result

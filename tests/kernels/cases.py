@@ -215,6 +215,19 @@ def _depthwise_weight_vjp(
     return entries, numbers, length, counts, [2.5, 3.5], means, grad, kernel, input, stride, padding, dilation
 
 
+def _pair_sums(
+    seed: int, shape: tuple[int, int, int, int], dtype: torch.dtype, lengths: tuple[int, ...], layout: str
+) -> tuple[Any, ...]:
+    batch, inputs, outputs, channels = shape
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (
+        matrix(seed + place, (batch * size, channels), dtype, "normal", layout).unflatten(0, (batch, size))
+        for place, size in enumerate((inputs, outputs))
+    )
+    several = [torch.randint(0, size, (sum(lengths),), generator=generator) for size in (inputs, outputs)]
+    return left, right, torch.stack(several, 1), torch.tensor([0, *lengths]).cumsum(0)
+
+
 ENTRIES: dict[str, Sequence[Any]] = {
     "count": (3000, 1, 0, 256, 2049, 7),
     "dtype": FLOATS,
@@ -410,6 +423,17 @@ TABLE = {
             "shared": (True, False),
         },
         count=90,
+        close=2e-5,
+    ),
+    "pair_sums": Trials(
+        _pair_sums,
+        {
+            "shape": ((3, 5, 4, 40), (1, 1, 1, 1), (9, 16, 16, 300), (2, 40, 600, 128), (0, 2, 3, 4), (2, 2, 2, 0)),
+            "dtype": FLOATS,
+            "lengths": ((1, 4, 0, 7), (9,), (0,), (3, 2, 25, 6, 5), ()),
+            "layout": ("contiguous", "transposed", "every second"),
+        },
+        count=60,
         close=2e-5,
     ),
     "inside": Trials(

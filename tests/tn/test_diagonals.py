@@ -1,4 +1,4 @@
-"""Depthwise weight gradients through matrix products and sums over their diagonals."""
+"""Depthwise weight gradients through matrix products and sums over their diagonals, or over pairs that meet."""
 
 from dataclasses import replace
 from unittest import mock
@@ -9,13 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randbp import tn
+from randbp.kernels import use
+from randbp.kernels.operator import is_installed
 from randbp.tn.execute import diagonals
+from randbp.tn.execute.meetings import MEETING_SUMS
 from randbp.tn.plan import make_plan
 
 from .strategies import random_operands, specs
 
 CPU = torch.device("cpu")
-WAYS = {"pairs": diagonals._pairs, "rows": diagonals._rows}
+WAYS = {"pairs": diagonals._pairs, "rows": diagonals._rows, "meetings": diagonals._meetings}
+NAMES = {"pairs": "pairs + diagonal sums", "rows": "row products + diagonal sums", "meetings": MEETING_SUMS}
 
 
 def depthwise(spec: tn.ConvSpec) -> tn.ConvSpec:
@@ -49,9 +53,13 @@ def test_a_way_says_what_it_multiplies(way):
     spec = tn.ConvSpec((2, 3, 9, 40), 3, 5, padding=2, groups=3)
     plan, result, oracle = contracted(tn.weight_vjp(spec), way, 2**20, 16)
     torch.testing.assert_close(result, oracle, rtol=1e-10, atol=1e-10)
-    assert [step.kernel for step in plan.steps] == [f"{'pairs' if way == 'pairs' else 'row products'} + diagonal sums"]
+    assert [step.kernel for step in plan.steps] == [NAMES[way]]
     lines = 5 * 9 - 2 * (1 + 2)  # pairs of rows that meet
-    expected = {"pairs": (9 * 40) ** 2, "rows": lines * 3 * 16 * 20}  # three blocks of 16 outputs that meet 20 inputs
+    expected = {
+        "pairs": (9 * 40) ** 2,
+        "rows": lines * 3 * 16 * 20,  # three blocks of 16 outputs that meet 20 inputs
+        "meetings": lines * (5 * 40 - 2 * (1 + 2)),
+    }
     assert plan.multiplications == 2 * 3 * expected[way]
 
 
@@ -74,3 +82,12 @@ def test_large_depthwise_kernels_become_products(shape, kernel, groups, expected
         for dtype, device in ((torch.bfloat16, CPU), (torch.float32, torch.device("meta"))):
             plan = make_plan(tn.weight_vjp(spec), dtype, device)
             assert [step.kernel for step in plan.steps] == ["convolution_backward (weight)"]
+
+
+@pytest.mark.skipif(not is_installed("numba"), reason="a compiled version is what makes it fast")
+@pytest.mark.parametrize("size", [2, 4, 8, 16])
+def test_pairs_of_small_images_are_summed_where_that_is_compiled(size):
+    net = tn.weight_vjp(tn.ConvSpec((8, 512, size, size), 512, 7, padding=3, groups=512))
+    assert [step.kernel for step in make_plan(net, torch.float32, CPU).steps] == [MEETING_SUMS]
+    with use("reference"):
+        assert [step.kernel for step in make_plan(net, torch.float32, CPU).steps] != [MEETING_SUMS]

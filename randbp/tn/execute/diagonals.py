@@ -79,7 +79,8 @@ def choose(patterns: tuple[IndexPattern, ...], examples: int) -> Method | None:
 def _pairs(patterns: tuple[IndexPattern, ...], examples: int) -> Method:
     count = prod(p.input_size * p.output_size for p in patterns)
     sums = sum(
-        prod(p.kernel_size for p in patterns[: dim + 1]) * prod(p.input_size * p.output_size for p in patterns[dim + 1 :])
+        prod(p.kernel_size for p in patterns[: dim + 1])
+        * prod(p.input_size * p.output_size for p in patterns[dim + 1 :])
         for dim in range(len(patterns))
     )
     return Method("pairs + diagonal sums", pairs, count, (examples + SUMS) * count + DIAGONAL * sums)

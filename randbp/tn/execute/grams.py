@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..pattern import IndexPattern
-from .kernels import windows
+from .kernels import lying, windows
 
 Kernel = Callable[..., Tensor]
 
@@ -68,7 +68,7 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
         gram = x.new_zeros(groups, rows, rows)
         step = -(-rows // BLOCKS) if rows >= ROWS and groups == 1 else rows
         for part in x.split(size):
-            part = unfold(part).permute(order).reshape(groups, rows, -1)
+            part = lying(unfold(part).permute(order).reshape(groups, rows, -1))
             for row in range(0, rows, step):
                 block = part[:, row : row + step]
                 gram[:, row : row + step, row:].baddbmm_(block, part[:, row:].transpose(1, 2))

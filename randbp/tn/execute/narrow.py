@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..pattern import IndexPattern
-from .kernels import windows
+from .kernels import lying, windows
 
 Kernel = Callable[..., Tensor]
 
@@ -48,7 +48,7 @@ def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
         total: Tensor | None = None
         for part, met in zip(x.split(together), y.split(together), strict=True):
             unfolded = unfold(part).permute(order).reshape(len(part), channels * entries, outputs)
-            product = torch.bmm(met.flatten(2), unfolded.transpose(1, 2)).sum(0)
+            product = torch.bmm(lying(met.flatten(2)), lying(unfolded).transpose(1, 2)).sum(0)
             total = product if total is None else total.add_(product)
         if total is None:
             return x.new_zeros(y.shape[1], channels, *sizes)

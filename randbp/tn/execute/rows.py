@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..pattern import IndexPattern
 from . import indexed
-from .kernels import add_product
+from .kernels import add_product, lying
 
 Kernel = Callable[..., Tensor]
 
@@ -216,7 +216,7 @@ def add_rows_by_rows(total: Tensor, left: Tensor, right: Tensor, first: bool) ->
         if min(left.shape[2], right.shape[2]) == 1:  # depthwise: a weighted sum over rows, no matrix product
             product = (left.unsqueeze(3) * right.unsqueeze(2)).sum(0)
         else:
-            product = torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1))
+            product = torch.bmm(lying(left.permute(1, 2, 0)), lying(right.transpose(0, 1)))
     total.copy_(product) if first else total.add_(product)
 
 
