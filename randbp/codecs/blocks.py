@@ -6,12 +6,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..kernels.packing import packed_size
+from .flat import Flat, needed
 from .stream import Stream
 from .uniform import Uniform
 
+_BLOCK = 256
+
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(Flat):
     """Flat entries of any range in :class:`.Uniform`, all in one tensor of bytes.
 
     Args:
@@ -26,37 +30,50 @@ class Blocks:
 
     bits: int
     dithered: ClassVar[bool] = True
+    unit: ClassVar[int] = _BLOCK
 
     def _layout(self, count: int) -> Uniform:
-        return Uniform(self.bits, count, min(256, count), dithered=True)
+        return Uniform(self.bits, count, max(1, min(_BLOCK, count)), dithered=True)
 
     def nbytes(self, count: int) -> int:
         """Bytes of codes and scales."""
         return self._layout(count).nbytes(1)
 
-    def encode(self, values: Tensor, noise: Stream) -> Tensor:
+    def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
         """What is held of flat values."""
-        layout = self._layout(values.numel())
-        codes, scales = layout.encode(values.view(1, -1).float(), noise.seed, noise.take(layout.blocks))
+        layout, stream = self._layout(values.numel()), needed(noise)
+        codes, scales = layout.encode(values.view(1, -1).float(), stream.seed, stream.take(layout.blocks))
         return torch.cat([codes.view(-1), scales.view(-1).view(torch.uint8)])
 
-    def decode(self, held: Tensor, count: int, noise: Stream) -> Tensor:
-        """The entries, unbiased, in single precision."""
-        return self.decode_with_scales(held, count, noise)[0]
+    def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:
+        stream, layout = needed(noise), self._layout(count)
+        codes, scales = self._split(held, layout)
+        first, some = part.start // _BLOCK, Uniform(self.bits, part.stop - part.start, layout.block, dithered=True)
+        codes, scales = codes[:, first * packed_size(_BLOCK, self.bits) :], scales[:, first : first + some.blocks]
+        return some.decode(codes, scales, stream.seed, stream.take(layout.blocks) + first).view(-1)
 
-    def times(self, values: Tensor, held: Tensor, noise: Stream | None) -> Tensor:
-        """Flat values times the entries, in the values' dtype."""
-        assert noise is not None
-        entries = self.decode(held, len(values), noise)
-        return values * entries if values.dtype == torch.float64 else entries.mul_(values).to(values.dtype)
+    def variance(self, values: Tensor) -> Tensor:
+        """``h²/12`` of each entry, with ``h`` the step of its block.
+
+        Example:
+            >>> Blocks(bits=2).variance(torch.tensor([0.0, 18.0]))  # h = 6
+            tensor([3.0002, 3.0002])
+        """
+        return self._layout(values.numel()).variance(values.view(1, -1).float()).view(-1)
 
     def decode_with_scales(self, held: Tensor, count: int, noise: Stream) -> tuple[Tensor, Tensor]:
         """The entries, and the scales, of which :meth:`variances` tells."""
         layout = self._layout(count)
+        codes, scales = self._split(held, layout)
+        return layout.decode(codes, scales, noise.seed, noise.take(layout.blocks)).view(-1), scales
+
+    @staticmethod
+    def _split(held: Tensor, layout: Uniform) -> tuple[Tensor, Tensor]:
+        """Codes and scales, of one row."""
         whole = layout.nbytes(1)
         size = whole - 8 * layout.blocks
         scales = held[size:whole].clone().view(torch.float32).view(1, -1, 2)  # a copy lies at an address that fits
-        return layout.decode(held[:size].view(1, -1), scales, noise.seed, noise.take(layout.blocks)).view(-1), scales
+        return held[:size].view(1, -1), scales
 
     def variances(self, scales: Tensor, count: int) -> Tensor:
         """Variance of each entry."""

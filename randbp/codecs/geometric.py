@@ -1,12 +1,13 @@
 """Levels in geometric progression: rounding whose error is small beside each entry, however large others are."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..kernels.packing import pack, packed_size, to_bytes, unpack
+from .flat import Flat, needed
 from .stream import Stream
 
 _BLOCK = 256
@@ -19,7 +20,7 @@ _FINE, _DEEP = 0.25, 8.0
 
 
 @dataclass(frozen=True)
-class Geometric:
+class Geometric(Flat):
     r"""Flat entries in ``bits`` bits each, and two scales per block of 256.
 
     A derivative with poles has a few huge entries beside many ordinary ones, and what comes after it in the backward
@@ -42,7 +43,7 @@ class Geometric:
     """
 
     bits: int
-    dithered: ClassVar[bool] = False
+    unit: ClassVar[int] = _BLOCK
 
     @staticmethod
     def _blocks(count: int) -> tuple[int, int]:
@@ -55,13 +56,37 @@ class Geometric:
         blocks, block = self._blocks(count)
         return packed_size(blocks * block, self.bits) + 8 * blocks
 
-    def encode(self, values: Tensor, noise: Stream) -> Tensor:
+    def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
         """What is held of flat values."""
+        at = self._places(values)
+        share = (at.size - at.under).div_(at.over - at.under).nan_to_num_(0, 0, 0)
+        drawn = needed(noise).next(share.numel()).view(share.shape).add_(0.5)
+        code = at.below.add_(drawn < share).minimum(at.levels)
+        half = 2 ** (self.bits - 1)
+        code.add_(at.negative.logical_and_(at.mixed).logical_and_(code > 0), alpha=half)
+        code = torch.where(at.wrong, torch.where(at.mixed, half, 2 * half - 1), code)
+        codes = to_bytes(code.view(-1))
+        signed = torch.where(at.downwards.logical_and(at.mixed.logical_not()), -at.largest, at.largest)
+        scales = torch.cat([signed, torch.where(at.mixed, -at.ratio, at.ratio)], 1)
+        return torch.cat([pack(codes, self.bits), scales.view(-1).view(torch.uint8)])
+
+    def variance(self, values: Tensor) -> Tensor:
+        """``(s - a) (b - s)`` of a magnitude ``s`` between two levels ``a`` and ``b``.
+
+        Example:
+            >>> Geometric(bits=2).variance(torch.tensor([4.0, 3.0, 1.0]))  # levels 0, 1 and 4
+            tensor([0., 2., 0.])
+        """
+        at = self._places(values)
+        each = (at.size - at.under).mul_(at.over - at.size).clamp_(min=0).masked_fill_(at.wrong, torch.nan)
+        return each.view(-1)[: values.numel()]
+
+    def _places(self, values: Tensor) -> "_Places":
         blocks, block = self._blocks(values.numel())
         values = values.float()
         if missing := blocks * block - values.numel():
             values = torch.cat([values, values[-1:].expand(missing)])
-        values = values.view(blocks, block)
+        values = values.reshape(blocks, block)
         size = values.abs()
         wrong = size.isfinite().logical_not_()
         size.masked_fill_(wrong, 0)
@@ -74,38 +99,41 @@ class Geometric:
         below = place.floor()
         under = torch.where(below == 0, 0, largest * torch.exp2(ratio * (below - levels)))
         over = largest * torch.exp2(ratio * (below - levels + 1))
-        share = (size - under).div_(over - under).nan_to_num_(0, 0, 0)
-        code = below.add_(noise.next(share.numel()).view(blocks, block).add_(0.5) < share).minimum(levels)
-        half = 2 ** (self.bits - 1)
-        code.add_(negative.logical_and_(mixed).logical_and_(code > 0), alpha=half)
-        code = torch.where(wrong, torch.where(mixed, half, 2 * half - 1), code)
-        codes = to_bytes(code.view(-1))
-        signed = torch.where(downwards.logical_and(mixed.logical_not()), -largest, largest)
-        scales = torch.cat([signed, torch.where(mixed, -ratio, ratio)], 1)
-        return torch.cat([pack(codes, self.bits), scales.view(-1).view(torch.uint8)])
+        return _Places(size, wrong, negative, downwards, mixed, levels, largest, ratio, below, under, over)
 
-    def decode(self, held: Tensor, count: int, noise: Stream | None = None) -> Tensor:
-        """The entries, unbiased, in single precision."""
+    def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:
         blocks, block = self._blocks(count)
         size, half = packed_size(blocks * block, self.bits), 2 ** (self.bits - 1)
-        codes = unpack(held[:size], self.bits, blocks * block).view(blocks, block)
+        some = slice(part.start // block, -(-part.stop // block))
+        codes = unpack(held[:size], self.bits, blocks * block).view(blocks, block)[some]
         scales = held[size : size + 8 * blocks].clone().view(torch.float32)  # a copy lies at an address that fits
-        largest, ratio = scales.view(-1, 2).split(1, 1)
+        largest, ratio = scales.view(-1, 2)[some].split(1, 1)
         mixed = ratio.signbit()
         place = torch.where(mixed, codes.remainder(half), codes)
         values = torch.exp2(place.sub(self._levels(mixed)).mul_(ratio.abs())).mul_(largest)
         values = torch.where(mixed.logical_and(codes > half), -values, values).masked_fill_(place == 0, 0)
         values.masked_fill_(codes == torch.where(mixed, half, 2 * half - 1), torch.nan)
-        return values.view(-1)[:count]
-
-    def times(self, values: Tensor, held: Tensor, noise: Stream | None = None) -> Tensor:
-        """Flat values times the entries, in the values' dtype."""
-        entries = self.decode(held, len(values), noise)
-        return values * entries if values.dtype == torch.float64 else entries.mul_(values).to(values.dtype)
+        return values.view(-1)[: part.stop - part.start]
 
     def _levels(self, mixed: Tensor) -> Tensor:
         """Number ``M`` of levels above zero."""
         return torch.where(mixed, 2.0 ** (self.bits - 1) - 1, 2.0**self.bits - 2)
+
+
+class _Places(NamedTuple):
+    """Where entries ``[blocks, block]`` lie among the levels of their blocks."""
+
+    size: Tensor
+    wrong: Tensor
+    negative: Tensor
+    downwards: Tensor
+    mixed: Tensor
+    levels: Tensor
+    largest: Tensor
+    ratio: Tensor
+    below: Tensor
+    under: Tensor
+    over: Tensor
 
 
 def _progression(size: Tensor, present: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

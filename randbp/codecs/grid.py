@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from ..kernels import slope_to_grid, times_grid, to_grid
-from ..kernels.grid_bits import grid_bytes
+from ..kernels.grid_bits import codes_of, grid_bytes, spoilt_blocks, stretched
+from ..kernels.mask_bits import bits_of
 from ..kernels.noise import BLOCK
+from .flat import Flat, needed
 from .stream import Stream
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Flat):
     """Levels ``first + step·k`` with ``k = 0 … 2^bits - 1`` that span a range, for flat entries in ``bits`` bits each.
 
     Where there are enough levels, 0 and 1 are among them, so that saturated entries are exact. Rounding is stochastic
@@ -29,7 +31,7 @@ class Grid:
     first: float
     step: float
     bits: int
-    dithered: ClassVar[bool] = False
+    unit: ClassVar[int] = BLOCK
 
     @staticmethod
     def over(low: float, high: float, bits: int) -> "Grid":
@@ -50,10 +52,11 @@ class Grid:
         """Bytes of codes, and of one bit per block of 256."""
         return grid_bytes(count, self.bits)
 
-    def encode(self, values: Tensor, noise: Stream) -> Tensor:
+    def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
         """What is held of flat values, ``uint8``; the mean over the noise is the values."""
-        first = noise.take(-(-len(values) // BLOCK))
-        held: Tensor = to_grid(values, noise.seed, first, self.bits, 1 / self.step, self._zero)
+        stream = needed(noise)
+        first = stream.take(-(-len(values) // BLOCK))
+        held: Tensor = to_grid(values, stream.seed, first, self.bits, 1 / self.step, self._zero)
         return held
 
     def encode_slopes(self, x: Tensor, function: str, parameters: list[float], noise: Stream) -> Tensor:
@@ -63,9 +66,32 @@ class Grid:
         held: Tensor = slope_to_grid(x, function, parameters, noise.seed, first, self.bits, inverse, self._zero)
         return held
 
-    def decode(self, held: Tensor, count: int, noise: Stream | None = None) -> Tensor:
-        """The levels, in single precision."""
-        return self.times(torch.ones(count, device=held.device), held)
+    def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:
+        size = part.stop - part.start
+        if size < count:
+            marks = spoilt_blocks(held, count, self.bits)[part.start // BLOCK : -(-part.stop // BLOCK)]
+            held = torch.cat([held[codes_of(part, self.bits)], bits_of(marks)])
+        return self.times(torch.ones(size, device=held.device), held)
+
+    def variance(self, values: Tensor) -> Tensor:
+        """``h² f (1 - f)`` with ``f`` the fractional part of an entry's place among the levels.
+
+        ``h`` is their distance; in a block with entries that are not finite, whose last level stands for these, it is
+        wider. With one bit, such a block is NaN.
+
+        Example:
+            >>> Grid(first=0.0, step=2.0, bits=3).variance(torch.tensor([0.0, 1.0, 3.5]))
+            tensor([0.0000, 1.0000, 0.7500])
+        """
+        top, wrong = 2**self.bits - 1, values.isfinite().logical_not_()
+        spoilt = torch.cat([some.any(0, keepdim=True).expand(len(some)) for some in wrong.split(BLOCK)])
+        less, more = stretched(self.bits)
+        place = (values.float() / self.step).add_(self._zero)
+        place, distance = (
+            torch.where(spoilt, x * by, x) for x, by in ((place, less), (place.new_tensor(self.step), more))
+        )
+        share = place.clamp_(0, top).frac()
+        return ((1 - share) * share * distance.square()).masked_fill_(spoilt if top == 1 else wrong, torch.nan)
 
     def times(self, values: Tensor, held: Tensor, noise: Stream | None = None) -> Tensor:
         """Flat values times what is held."""

@@ -1,49 +1,55 @@
 """Yes or no per entry, in one bit."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..kernels import inside, masked, unmask
-from ..kernels.mask_bits import mask_bytes
+from ..kernels.mask_bits import BLOCK, bytes_of, mask_bytes
+from .flat import Flat
+from .stream import Stream
 
 
 @dataclass(frozen=True)
-class Mask:
+class Mask(Flat):
     """How a flat ``bool`` tensor, or what entries pass a comparison, is held in one bit per entry.
 
-    Args:
-        entries: Number of entries.
-
     Example:
-        >>> mask = Mask(3)
+        >>> mask = Mask()
         >>> bits = mask.encode(torch.tensor([True, False, True]))
-        >>> bits, mask.decode(bits), mask.apply(bits, torch.ones(3), other=0.5)
+        >>> bits, mask.decode(bits, 3), mask.apply(bits, torch.ones(3), other=0.5)
         (tensor([5], dtype=torch.uint8), tensor([ True, False,  True]), tensor([1.0000, 0.5000, 1.0000]))
     """
 
-    entries: int
+    unit: ClassVar[int] = BLOCK
 
-    @property
-    def nbytes(self) -> int:
+    def nbytes(self, count: int) -> int:
         """Bytes of the bits."""
-        return mask_bytes(self.entries)
+        return mask_bytes(count)
 
-    def encode(self, mask: Tensor) -> Tensor:
+    def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
         """The bits of a mask, ``uint8``."""
-        bits: Tensor = inside(mask, "true", 0.0, 0.0)
-        return bits
+        return self.where(values, "true")
 
     def where(self, values: Tensor, test: str, low: float = 0.0, high: float = torch.inf) -> Tensor:
         """The bits of where flat entries pass a test of :func:`randbp.kernels.inside`."""
         bits: Tensor = inside(values, test, low, high)
         return bits
 
-    def decode(self, bits: Tensor) -> Tensor:
-        """The mask."""
-        mask: Tensor = unmask(bits, self.entries)
+    def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:
+        mask: Tensor = unmask(held[bytes_of(part)], part.stop - part.start)
         return mask
+
+    def variance(self, values: Tensor) -> Tensor:
+        """Zeros: a mask is exact.
+
+        Example:
+            >>> Mask().variance(torch.tensor([True, False]))
+            tensor([0., 0.])
+        """
+        return torch.zeros(values.shape, device=values.device)
 
     def apply(self, bits: Tensor, values: Tensor, factor: float = 1.0, other: float | None = None) -> Tensor:
         """Flat entries times the one number or the other: see :func:`randbp.kernels.masked`."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._torch.hooks import Hooks
-from ..kernels.packing import pack, unpack
+from ..codecs import Codes
 from .indexing import with_indices
 from .layout import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten
 from .packed import Constant, Entries, Packed, packing
@@ -37,14 +37,14 @@ class StandIns(Entries):
 
     def __init__(self, source: Tensor, codes: Tensor, values: tuple[float, ...], outer: Hooks | None) -> None:
         self._shape, self._order, self._values = codes.shape, memory_order(codes), values
-        self._dtype, self._bits = source.dtype, 1 if len(values) <= 2 else 2
-        super().__init__(source, (pack(flatten(codes, self._order), self._bits),), outer)
+        self._dtype, self._codec = source.dtype, Codes(1 if len(values) <= 2 else 2)
+        super().__init__(source, (self._codec.encode(flatten(codes, self._order)),), outer)
 
     def tensor(self) -> Tensor:
         """Unpack the tensor of stand-ins."""
         (packed,) = self._parts()
         count = self._shape.numel()
-        codes = unpack(packed, self._bits, count)
+        codes = self._codec.decode(packed, count)
         values = torch.tensor(self._values, dtype=self._dtype).to(codes.device, non_blocking=True)
         flat = torch.empty(count, dtype=self._dtype, device=codes.device)
         for part in pieces(count, codes.device):

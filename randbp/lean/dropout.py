@@ -33,7 +33,7 @@ class _Dropout(torch.autograd.Function):
             y = x.mul_(factors) if inplace else x * factors
         if inplace:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(Mask(len(mask)).encode(mask))
+        ctx.save_for_backward(Mask().encode(mask))
         ctx.rate, ctx.shape, ctx.dtype = rate, x.shape, x.dtype
         return y
 
@@ -41,12 +41,12 @@ class _Dropout(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
         (bits,) = ctx.saved_tensors
-        layout = Mask(grad.numel())
+        layout = Mask()
         if not ctx.fused and not torch.is_grad_enabled() and in_memory(grad):
             factor = float(_factors(torch.ones((), dtype=ctx.dtype), ctx.rate))
             result = layout.apply(bits, flatten(grad, ctx.order), factor, other=0.0)
             return unflatten(result, ctx.shape, ctx.order), None, None
-        mask = unflatten(layout.decode(bits), ctx.shape, ctx.order)
+        mask = unflatten(layout.decode(bits, grad.numel()), ctx.shape, ctx.order)
         if ctx.fused:
             return torch.ops.aten.native_dropout_backward(grad, mask, 1 / (1 - ctx.rate)), None, None
         return grad * _factors(mask.to(ctx.dtype), ctx.rate), None, None

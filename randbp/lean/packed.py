@@ -124,12 +124,12 @@ class _Bits(Entries):
     def __init__(self, mask: Tensor, outer: Hooks | None) -> None:
         once = unexpanded(mask)
         self._order, self._shape = memory_order(once), once.shape
-        super().__init__(mask, (Mask(once.numel()).encode(flatten(once, self._order)),), outer)
+        super().__init__(mask, (Mask().encode(flatten(once, self._order)),), outer)
 
     def once(self) -> Tensor:
         """Return the entries."""
         (bits,) = self._parts()
-        return unflatten(Mask(self._shape.numel()).decode(bits), self._shape, self._order)
+        return unflatten(Mask().decode(bits, self._shape.numel()), self._shape, self._order)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class _Piecewise(torch.autograd.Function):
             values, bits = relu(flat)
             y: Tensor = unflatten(values, x.shape, order)
         else:
-            bits = Mask(len(flat)).where(flat, kink.test, kink.low, kink.high)  # the function may overwrite x
+            bits = Mask().where(flat, kink.test, kink.low, kink.high)  # the function may overwrite x
             y = call.run()
         if inplace:
             ctx.mark_dirty(x)
@@ -63,9 +63,9 @@ class _Piecewise(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
         bits, edge = ctx.saved_tensors
-        flat, kink, mask = flatten(grad, ctx.order), ctx.kink, Mask(grad.numel())
+        flat, kink, mask = flatten(grad, ctx.order), ctx.kink, Mask()
         if torch.is_grad_enabled() or not in_memory(grad):
-            result = chosen(flat, mask.decode(bits), kink.slope, kink.other)
+            result = chosen(flat, mask.decode(bits, len(flat)), kink.slope, kink.other)
         else:
             result = mask.apply(bits, flat, kink.slope, kink.other)
         return connected(unflatten(result, ctx.shape, ctx.order), edge), *[None] * 4

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.once import connected, edge_of
+from ..codecs import Codes
 from ..kernels import max_pool, max_pool_grad
 from ..kernels.max_pool import indices_of, offsets_of, position_bits
-from ..kernels.packing import pack, unpack
 from ..modes import in_memory
 from ..tn.execute.native import memory_format_of, placeholder
 from .layout import pieces
@@ -77,15 +77,15 @@ class _Windows:
         for part in pieces(planes.numel(), indices.device, per_plane):
             rows = slice(part.start // per_plane, -(-part.stop // per_plane))
             codes[rows] = offsets_of(planes[rows], input_size[-self.dims :], *self.geometry).to(dtype)
-        flat = codes.view(1, -1)
+        flat = codes.view(-1)
         if bits is None:
             return flat
-        return pack(flat, bits)
+        return Codes(bits).encode(flat)
 
     def decode(self, codes: Tensor, shape: torch.Size, input_size: torch.Size) -> Tensor:
         """Restore the encoded indices."""
         bits = self._code[1]
-        flat = codes if bits is None else unpack(codes, bits, prod(shape))
+        flat = codes if bits is None else Codes(bits).decode(codes, prod(shape))
         planes = flat.view(-1, *shape[-self.dims :])
         return indices_of(planes, input_size[-self.dims :], *self.geometry).view(shape)
 

@@ -28,7 +28,7 @@ class _PReLU(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             seed = torch.tensor(call.session.seed())
             negative = ctx.kind.encode(flat.clamp(max=0), Stream(int(seed), x.device))
-        ctx.save_for_backward(Mask(len(flat)).where(flat, "over"), weight, negative, seed, edge)
+        ctx.save_for_backward(Mask().where(flat, "over"), weight, negative, seed, edge)
         y: Tensor = call.run()
         return y
 
@@ -38,7 +38,7 @@ class _PReLU(torch.autograd.Function):
         (grad,) = output_grads
         bits, weight, negative, seed, edge = ctx.saved_tensors
         count = ctx.shape.numel()
-        positive = unflatten(Mask(count).decode(bits), ctx.shape, ctx.order)
+        positive = unflatten(Mask().decode(bits, count), ctx.shape, ctx.order)
         slopes = weight if weight.numel() == 1 else weight.view(-1, *[1] * (len(ctx.shape) - 2))
         input_grad = torch.where(positive, grad, grad * slopes)
         if negative is None:

@@ -84,7 +84,7 @@ class _RowWise(torch.autograd.Function):
             values = kind.held(rows[part])
             codes.append(layout.encode(values.masked_fill(wrong[part].unsqueeze(1), 0).flatten(), noise))
         each = None if kind.number is None else kind.number(x, dim).movedim(dim, -1).reshape(-1, 1)
-        ctx.save_for_backward(torch.cat(codes), Mask(len(rows)).encode(wrong), torch.tensor(seed), edge, each)
+        ctx.save_for_backward(torch.cat(codes), Mask().encode(wrong), torch.tensor(seed), edge, each)
         ctx.layout, ctx.dim, ctx.gradient, ctx.dtype = layout, dim, kind.gradient, x.dtype
         return y
 
@@ -96,7 +96,7 @@ class _RowWise(torch.autograd.Function):
         with torch.no_grad():
             moved = output_grad.movedim(ctx.dim, -1)
             rows, noise, first = moved.reshape(-1, moved.shape[-1]), Stream(int(seed), codes.device), 0
-            wrong = Mask(len(rows)).decode(mask).unsqueeze(1)
+            wrong = Mask().decode(mask, len(rows)).unsqueeze(1)
             result = torch.empty(rows.shape, dtype=ctx.dtype, device=rows.device)
             for part in _parts(rows):
                 v = rows[part].to(torch.promote_types(rows.dtype, torch.float32))

@@ -1,0 +1,42 @@
+"""Small integers, such as positions in a window, in a few bits each."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.packing import pack, packed_size, unpack
+from .flat import Flat
+from .stream import Stream
+
+
+@dataclass(frozen=True)
+class Codes(Flat):
+    """Integers from 0 to ``2^bits - 1``, exact.
+
+    Args:
+        bits: Bits per entry, 1 to 8.
+
+    Example:
+        >>> codes = torch.tensor([3, 0, 2], dtype=torch.uint8)
+        >>> held = Codes(2).encode(codes)
+        >>> held.nbytes, Codes(2).decode(held, 3)
+        (2, tensor([3, 0, 2], dtype=torch.uint8))
+    """
+
+    bits: int
+
+    def nbytes(self, count: int) -> int:
+        """``bits`` for every eight entries."""
+        return packed_size(count, self.bits)
+
+    def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
+        """What is held of flat ``uint8``."""
+        return pack(values, self.bits)
+
+    def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:
+        return unpack(held, self.bits, count)[part]
+
+    def variance(self, values: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros(values.shape, device=values.device)
