@@ -5,6 +5,7 @@ runs/bench/*.json.
 """
 
 import argparse
+import sys
 from dataclasses import replace
 
 import torch
@@ -16,7 +17,7 @@ from .harness import CLOCKS, use_clock
 from .layers import NETWORKS
 from .place import Place
 
-LONG = ("error", "training")
+LONG = ("error", "training", "baseline")
 EXPERIMENTS = ("step", "second-order", "merit", *LONG)
 QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,convnext-base.5"
 
@@ -39,13 +40,19 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="six layers, small networks, a short time each")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds per layer for the timed rounds")
-    parser.add_argument("--no-times", action="store_true", help="lean: bytes and errors alone, for a busy machine")
+    parser.add_argument("--write", metavar="FILE", help="baseline: record to this file")
+    parser.add_argument(
+        "--compare", metavar="FILE", help="baseline: compare with this file, end with 1 if anything differs"
+    )
+    parser.add_argument(
+        "--no-times", action="store_true", help="lean, baseline: bytes and errors alone, for a busy machine"
+    )
     parser.add_argument(
         *("--settings", "--estimators"),
         nargs="+",
         default=[""],
         metavar="TEXT",
-        help="lean, estimators: those whose name contains one of these, and exact",
+        help="lean, estimators: those whose name contains one of these, and exact; baseline: parts",
     )
     parser.add_argument(
         "--kernels", default="auto", choices=["auto", "reference", "numba"], help="what serves fused operations"
@@ -79,7 +86,10 @@ def main() -> None:
         torch.set_float32_matmul_precision("high")
     with use(arguments.kernels):
         for name in arguments.names or names:
-            _run(name, arguments, place)
+            if name == "baseline":
+                _baseline(arguments)
+            else:
+                _run(name, arguments, place)
 
 
 def _run(name: str, arguments: argparse.Namespace, place: Place) -> None:
@@ -103,6 +113,16 @@ def _run(name: str, arguments: argparse.Namespace, place: Place) -> None:
         _experiment(name, arguments, place)
     else:
         contractions.run(name, pattern, budget, place)
+
+
+def _baseline(arguments: argparse.Namespace) -> None:
+    """Imported here, as it brings the tests' catalogue."""
+    from . import baseline
+
+    budget = 0 if arguments.no_times else arguments.budget / 6
+    status = baseline.run(budget, arguments.write, arguments.compare, arguments.settings)
+    if status:
+        sys.exit(status)
 
 
 def _experiment(name: str, arguments: argparse.Namespace, place: Place) -> None:
