@@ -50,7 +50,7 @@ Form(examples=1, channels=64, rows=8, planes=256, size=1, copies=1))
         each = self.planes // self.copies // self.channels
         if each > 1:
             values = values.repeat_interleave(each, 1)
-        return values.repeat(1, self.copies).contiguous()
+        return (values.repeat(1, self.copies) if self.copies > 1 else values).contiguous()
 
     def gather(self, sums: Tensor) -> Tensor:
         """The opposite, for sums ``[…, planes]``: ``[…, C]``."""

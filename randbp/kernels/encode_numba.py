@@ -1,5 +1,7 @@
 """Stochastic rounding of blocks by numba: see :mod:`.encode`."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from numba import int32, prange, uint8, uint64
@@ -32,8 +34,9 @@ def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithere
     return codes, scales
 
 
+@cache
 def constants(dtype: torch.dtype, bits: int, dithered: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and integers that :func:`encode_block` needs for scales of that dtype."""
+    """Numbers and integers that :func:`encode_block` needs for scales of that dtype; they are not to be changed."""
     whole, spoilt = factors(bits, dithered)
     several = [whole, np.nan if spoilt is None else spoilt, torch.finfo(dtype).max / 2, 1, 0]
     shift, integer = (31, np.int32) if dtype == torch.float32 else (63, np.int64)

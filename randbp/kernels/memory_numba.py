@@ -23,7 +23,7 @@ _ONE, _UNDER_HALF, _ALL = uint32(1), uint32(0x7FFF), uint32(0x7FFFFFFF)
 
 def array(tensor: Tensor) -> np.ndarray:
     """A tensor's memory, ``uint16`` for numbers of 16 bits; the tensor must outlive it."""
-    tensor = tensor.detach()
+    tensor = tensor.detach() if tensor.requires_grad else tensor
     return (tensor.view(torch.uint16) if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
 
 
