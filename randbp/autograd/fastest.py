@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..estimators import Estimator, IfFaster
+from ..estimators.if_faster import at_hand
 from ..estimators.race import GAIN, race
 from ..estimators.sizes import BySize
 from ..tn import LayerSpec
@@ -62,10 +63,11 @@ def _chosen(
 ) -> Pair | None:
     x, weight = tensors[:2]
     chosen = list(given)
-    if weight.requires_grad:
-        chosen[0] = given[0].for_layer("weight_vjp", spec, x.dtype, x.device)
-    if x.requires_grad:
-        chosen[1] = given[1].for_layer("input_vjp", spec, x.dtype, x.device)
+    with at_hand(operation.channels_second(x), operation.kernel(weight)):
+        if weight.requires_grad:
+            chosen[0] = given[0].for_layer("weight_vjp", spec, x.dtype, x.device)
+        if x.requires_grad:
+            chosen[1] = given[1].for_layer("input_vjp", spec, x.dtype, x.device)
     pair = chosen[0], chosen[1]
     needed = [number for number, tensor in enumerate((weight, x)) if tensor.requires_grad]
     if all(chosen[number] is given[number] for number in needed):

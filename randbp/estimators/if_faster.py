@@ -1,5 +1,8 @@
 """A choice between an estimator and the exact VJP, by measured time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -47,7 +50,7 @@ class IfFaster(Wrapping, Estimator):
     contraction of :mod:`randbp.tn` (equal up to rounding, and several times as fast for some layers). Each VJP of each
     layer is timed when it first runs: all contenders take turns, on tensors of the layer's sizes. Each runs two or
     three times if the difference is clear or a run takes long, and at most ten times otherwise. The first step of a
-    network then takes as long as two to five others, and needs memory for one more input and output; the first step
+    network then takes as long as two to five others, and needs memory for one more output; the first step
     ever on a machine takes about half a minute more if numba compiles kernels. The fastest contender serves all layers
     of these sizes, data type and device until the process ends, and batches that are smaller by a factor of up to four;
     a VJP stays exact if the gain is less than a twentieth of its time. If PyTorch's own backward pass, including the
@@ -130,9 +133,33 @@ class IfFaster(Wrapping, Estimator):
 _RACES: BySize[Race] = BySize()
 
 
+_AT_HAND: ContextVar[tuple[Tensor, ...]] = ContextVar("at hand", default=())
+
+
+@contextmanager
+def at_hand(*tensors: Tensor) -> Iterator[None]:
+    """Races within the context run on these tensors where they fit, and make none of their sizes.
+
+    Args:
+        tensors: A layer's input and weight as its spec has them; weights can be larger than all else in a step.
+    """
+    before = _AT_HAND.set(tensors)
+    try:
+        yield
+    finally:
+        _AT_HAND.reset(before)
+
+
+def _operand(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    for tensor in _AT_HAND.get():
+        if (tensor.shape, tensor.dtype, tensor.device) == (shape, dtype, device) and tensor.is_contiguous():
+            return tensor.detach()
+    return torch.ones(shape, dtype=dtype, device=device)
+
+
 def _race(estimator: Estimator, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Race:
     output_grad = torch.ones(spec.output_shape, dtype=dtype, device=device)
-    other = torch.ones(spec.input_shape if vjp == "weight_vjp" else spec.weight_shape, dtype=dtype, device=device)
+    other = _operand(spec.input_shape if vjp == "weight_vjp" else spec.weight_shape, dtype, device)
 
     def run(contender: Estimator) -> None:
         draw = Draw(0)

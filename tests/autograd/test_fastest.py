@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from randbp import Estimator, Exact, IfFaster
+from randbp import Estimator, Exact, IfFaster, Precision, Rounding
 from randbp.autograd import fastest
+from randbp.diagnostics import StepPeak
 from randbp.estimators import Draw, if_faster
 from randbp.estimators.base import Vjp
 from randbp.estimators.if_faster import Race
 from randbp.estimators.planned import Planned
-from randbp.functional import conv
+from randbp.functional import conv, linear
 from randbp.tn import ConvSpec, LayerSpec
 
 
@@ -110,3 +111,13 @@ def test_a_plan_that_is_pytorchs_kernel_is_no_other_way() -> None:
             served.add(type(server))
             assert not server.exact or torch.equal(planned, exact)
     assert served == {Exact, Planned}
+
+
+@pytest.mark.usefixtures("quick_races")
+def test_the_races_of_a_layer_run_on_its_own_input_and_weight() -> None:
+    """A weight can be larger than all that a step holds; the first step must not make one of its size."""
+    x, weight = torch.randn(3, 257, requires_grad=True), torch.randn(1031, 257, requires_grad=True)
+    narrow = IfFaster(Precision(estimator=Rounding(4))), IfFaster(Precision())
+    with StepPeak("cpu") as peak:
+        y = linear(x, weight, weight_vjp=narrow[0], input_vjp=narrow[1])
+    assert y.nbytes <= peak.bytes < 4 * y.nbytes < weight.nbytes / 10
