@@ -103,7 +103,7 @@ class Precision(Wrapping, Estimator):
         rounding = self.estimator if isinstance(self.estimator, Rounding) else None
         if not _narrows(spec, output_grad.dtype):
             return (rounding or Exact()).weight_vjp(held, output_grad, spec, draw)
-        examples: Callable[[slice], Tensor] = rounding.examples(held, spec) if rounding else held[0].__getitem__
+        examples: Callable[[slice], Tensor] = rounding.examples(held, spec, draw) if rounding else held[0].__getitem__
         result, linear = None, isinstance(spec, LinearSpec)
         for part in _parts(spec):
             input = self._narrow(examples(part), draw, _HELD, part.start, linear)
