@@ -59,7 +59,7 @@ def test_the_list_has_all_of_them() -> None:
     assert public == {type(codec) for codec in FLAT} | {Uniform}
 
 
-@pytest.mark.parametrize("kind", {type(codec) for codec in FLAT}, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", dict.fromkeys(map(type, FLAT)), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("method", ["nbytes", "encode", "decode", "variance", "times"])
 def test_all_are_called_alike(kind: type[Flat], method: str) -> None:
     assert inspect.signature(getattr(kind, method)) == inspect.signature(getattr(Flat, method))
