@@ -57,7 +57,7 @@ ROWS = [
         "weight_vjp help",
         ("fit", "--tensor_dropout.weight_vjp.help=Spatial"),
         code=0,
-        says=("weight_vjp.per_example", "more error"),
+        says=("weight_vjp.per_example", "larger error"),
     ),
     after("resume ckpt", *RUN, "--trainer.max_epochs=2", f"--ckpt_path={LAST}", leaves="runs/first/1"),
     after("resume 2", *RUN, f"--ckpt_path={LAST}", leaves="runs/first/1"),
