@@ -25,7 +25,7 @@ from .gradients import gradient_errors, minibatch_noise
 from .side_by_side import WARMUP, train_side_by_side
 
 SWEEP = Path("configs/sweeps/demo.yaml")
-BATCH, STEPS, SEEDS, WIDTH, TEST_IMAGES = 64, 36, 3, 64, 1000
+BATCH, STEPS, SEEDS, WIDTH, TEST_IMAGES = 64, 40, 3, 64, 1000
 DATA: dict[str, Any] = {"mnist": MNIST5k, "fashion-mnist": FashionMNIST}
 PARTS = "methods"  # folder of what each training has cost
 
