@@ -5,7 +5,7 @@ from numba import int32, uint8, uint64
 
 from .jit import function
 from .noise_numba import high_uniform, keys, low_uniform, word
-from .packing_numba import pack_bytes, unpack_block
+from .packing_numba import pack_bytes, unpack_bytes
 from .pointers_numba import as_signed
 from .words_numba import both, either, left
 
@@ -69,15 +69,15 @@ def _round(x, low, high, half, rest, factor, zero, least, top, levels):
 
 
 @function
-def decode_block(packed, bits, spoilt, numbers_, levels, out):
-    """The entries of one block; ``levels`` is room for as many ``int32`` up to a multiple of eight."""
-    unpack_block(packed, bits, levels)
+def decode_block(packed, size, bits, spoilt, numbers_, levels, out):
+    """The entries of one block; what is not a number is a pointer, ``levels`` as in :func:`encode_block`."""
+    unpack_bytes(packed, (size + 7) // 8, bits, levels)
     step, zero = numbers_[0], numbers_[1]
     if spoilt:
-        for i in range(len(out)):
+        for i in range(size):
             out[i] = (np.float32(levels[i]) * numbers_[2] - zero) * step
             if levels[i] == np.int32(numbers_[3]) or bits == 1:
                 out[i] = np.nan
     else:
-        for i in range(len(out)):
+        for i in range(size):
             out[i] = (np.float32(levels[i]) - zero) * step

@@ -6,10 +6,11 @@ from numba import prange
 from torch import Tensor
 
 from .inside_numba import INTEGERS
-from .jit import function, parallel, tasks
+from .jit import function, parallel, room, tasks
 from .levels import scale_dtype
 from .mask_bits import BLOCK
-from .memory_numba import FLOAT, array, kind, load, numpy_dtype, store
+from .memory_numba import array, buffer_of, kind, loaded, numpy_dtype, storable, stored
+from .pointers_numba import at, part_of
 
 
 def masked(values: Tensor, bits: Tensor, factor: float, other: float | None) -> Tensor:
@@ -24,11 +25,10 @@ def masked(values: Tensor, bits: Tensor, factor: float, other: float | None) -> 
         _keep(array(source.view(integers)), packed, array(result.view(integers)), number)
         return result
     precise = scale_dtype(values.dtype)
-    if values.dtype == torch.float16:
-        result = torch.empty_like(source, dtype=precise)
+    result = torch.empty_like(source, dtype=storable(values.dtype))
     factors: np.ndarray = np.array([factor, 0 if other is None else other], numpy_dtype(precise))
-    given, wanted = kind(values.dtype), kind(result.dtype)
-    _scale(array(source), given, packed, factors, other is None, array(result), wanted, number)
+    buffers, _ = room(number, BLOCK // 8, numpy_dtype(precise))
+    _scale(array(source), kind(values.dtype), packed, factors, other is None, array(result), buffers, number)
     return result.to(values.dtype)
 
 
@@ -56,41 +56,32 @@ def _kept(x, bits, k, y):
 
 
 @parallel
-def _scale(source, kind, bits, factors, drops, result, wanted, tasks):
+def _scale(source, kind, bits, factors, drops, result, room, tasks):
     entries = len(source)
     blocks = (entries + BLOCK - 1) // BLOCK
     each = (blocks + tasks - 1) // tasks
     for task in prange(tasks):
-        x = np.empty(BLOCK // 8, factors.dtype)
+        buffer = part_of(room, task)
         for number in range(task * each, min(blocks, (task + 1) * each)):
             first = number * BLOCK
             size = min(BLOCK, entries - first)
             length = (size + 7) // 8
-            packed = bits[first // 8 : first // 8 + length]
+            packed = at(bits, first // 8)
             for k in range(8):
-                start, stop = k * length, min(size, (k + 1) * length)
-                if start < stop and kind == FLOAT and wanted == FLOAT:
-                    _scaled(
-                        source[first + start : first + stop],
-                        packed,
-                        k,
-                        factors,
-                        drops,
-                        result[first + start : first + stop],
-                    )
-                elif start < stop:
-                    some = x[: stop - start]
-                    load(source[first + start : first + stop], kind, some)
-                    _scaled(some, packed, k, factors, drops, some)
-                    store(some, wanted, result[first + start : first + stop])
+                start, count = first + k * length, min(length, size - k * length)
+                if count > 0:
+                    out = at(result, start)
+                    y = buffer_of(out, buffer)
+                    _scaled(loaded(at(source, start), count, kind, buffer), count, packed, k, at(factors, 0), drops, y)
+                    stored(y, count, out)
 
 
 @function
-def _scaled(x, bits, k, factors, drops, y):
+def _scaled(x, count, bits, k, factors, drops, y):
     factor, other = factors[0], factors[1]
     if drops:
-        for j in range(len(x)):
+        for j in range(count):
             y[j] = x[j] * factor if (bits[j] >> k) & 1 else other
     else:
-        for j in range(len(x)):
+        for j in range(count):
             y[j] = x[j] * (factor if (bits[j] >> k) & 1 else other)

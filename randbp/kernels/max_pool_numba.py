@@ -14,7 +14,8 @@ from .max_pool import max_pool_grad as reference_grad
 from .max_pool import position_bits
 from .memory_numba import array
 from .packing import packed_size
-from .packing_numba import pack_block, unpack_block
+from .packing_numba import pack_bytes, unpack_bytes
+from .pointers_numba import at
 
 
 def _of_three(values: Sequence[int], filler: int) -> np.ndarray:
@@ -59,6 +60,7 @@ def _pool_planes(x, y, codes, bits, geometry, begin, end):
     length = wide + (dilation[2] * (kernel[2] - 1)) // stride[2]
     rows = np.empty((depth, height, stride[2], length), x.dtype)
     positions = np.zeros((deep * high * wide + 7) // 8 * 8, np.int32)
+    levels = np.empty(len(positions), np.uint8)
     for plane in range(begin, end):
         for z in range(depth):
             for v in range(height):
@@ -85,7 +87,9 @@ def _pool_planes(x, y, codes, bits, geometry, begin, end):
                             shift = k * dilation[2] // stride[2]
                             entries = rows[z, v, k * dilation[2] % stride[2], shift : shift + wide]
                             _larger(entries, np.int32(start + k), best, where)
-        pack_block(positions, bits, codes[plane])
+        for i in range(len(positions)):
+            levels[i] = positions[i]
+        pack_bytes(at(levels, 0), len(levels) // 8, bits, at(codes, plane * codes.shape[1]))
 
 
 @function
@@ -165,9 +169,9 @@ def _max_pool_grad(grad, codes, result, bits, geometry, tasks):
                     i * dilation[0] * height + j * dilation[1]
                 ) * width + k * dilation[2]
     for task in prange(tasks):
-        positions = np.empty((deep * high * wide + 7) // 8 * 8, np.int32)
+        positions = np.empty((deep * high * wide + 7) // 8 * 8, np.uint8)
         for plane in range(task * each, min(planes, (task + 1) * each)):
-            unpack_block(codes[plane], bits, positions)
+            unpack_bytes(at(codes, plane * codes.shape[1]), len(positions) // 8, bits, at(positions, 0))
             flat = result[plane].reshape(depth * height * width)
             for i in range(len(flat)):
                 flat[i] = 0

@@ -33,7 +33,7 @@ def kind(dtype: torch.dtype) -> int:
 
 
 def storable(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a tensor that :func:`store` can write for one of ``dtype``: single precision for half."""
+    """The dtype of a tensor that :func:`stored` can write for one of ``dtype``: single precision for half."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
@@ -45,22 +45,6 @@ def numpy_dtype(dtype: torch.dtype) -> type:
         <class 'numpy.float64'>
     """
     return np.float64 if dtype == torch.float64 else np.float32
-
-
-@function
-def load(source, kind, out):
-    """Copy entries of an array of that kind into a buffer of single or double precision."""
-    if kind == FLOAT:
-        for i in range(len(source)):
-            out[i] = source[i]
-        return
-    bits = out.view(np.uint32)
-    if kind == BFLOAT16:
-        for i in range(len(source)):
-            bits[i] = uint32(source[i]) << uint32(16)
-        return
-    for i in range(len(source)):
-        _from_half(uint32(source[i]), bits, out, i)
 
 
 def _loaded(source, size, kind, out):
@@ -169,30 +153,3 @@ def _of_half(half):
     infinite = either(rest, _EXPONENT)
     size = normal if rest >= _NORMAL else uint32(bits_of(small))
     return number_of(int32(either(left(both(half, _SIGN), _16), infinite if rest >= _SPECIAL else size)))
-
-
-@function
-def _from_half(half, bits, out, i):
-    sign, rest = (half & uint32(0x8000)) << uint32(16), (half & uint32(0x7FFF)) << uint32(13)
-    if rest >= uint32(0x7C00 << 13):  # infinite or NaN
-        bits[i] = uint32(sign | rest | uint32(0x7F800000))
-    elif rest >= uint32(0x0400 << 13):
-        bits[i] = uint32(sign | (rest + uint32(112 << 23)))
-    else:  # below the smallest normal number
-        bits[i] = uint32(rest + uint32(113 << 23))
-        out[i] -= np.float32(2.0**-14)
-        bits[i] |= sign
-
-
-@function
-def store(values, kind, out):
-    """Copy a buffer into an array of that kind, rounded to the nearest, of two to the even one."""
-    if kind != BFLOAT16:
-        for i in range(len(values)):
-            out[i] = values[i]
-        return
-    bits = values.view(np.uint32)
-    for i in range(len(values)):
-        each = uint32(bits[i])
-        rounded = (each + uint32(0x7FFF) + ((each >> uint32(16)) & uint32(1))) >> uint32(16)
-        out[i] = uint16(0x7FC0) if (each & uint32(0x7FFFFFFF)) > uint32(0x7F800000) else uint16(rounded)
