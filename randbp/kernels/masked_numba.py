@@ -16,12 +16,11 @@ from .pointers_numba import at, part_of
 def masked(values: Tensor, bits: Tensor, factor: float, other: float | None) -> Tensor:
     """The same bits as the reference's."""
     source = values.contiguous()
-    result = torch.empty_like(source)
     if not len(values):
-        return result
+        return torch.empty_like(source)
     number, packed = tasks(len(values)), array(bits.contiguous())
     if other is None and factor == 1:  # chosen as integers: nothing happens to what is kept
-        integers = INTEGERS[values.itemsize]
+        integers, result = INTEGERS[values.itemsize], torch.empty_like(source)
         _keep(array(source.view(integers)), packed, array(result.view(integers)), number)
         return result
     precise = scale_dtype(values.dtype)
