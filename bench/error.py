@@ -24,6 +24,7 @@ from torch.nn import functional
 from experiments.data import FashionMNIST
 from experiments.gradient_error.images import RealImages
 from experiments.gradient_error.protocol import Layer, layer_draw, record, untrained_model
+from randbp.draws.draw import mix
 from randbp.estimators import (
     Axes,
     Batch,
@@ -37,7 +38,6 @@ from randbp.estimators import (
     Rounding,
     Spatial,
 )
-from randbp.estimators.draw import mix
 
 from .harness import RUNS, save, show
 from .journal import Journal, Row

@@ -35,8 +35,8 @@ from experiments.gradient_error.protocol import Layer, layer_draw, record
 from randbp import randomize
 from randbp.diagnostics import held_for_backward
 from randbp.diagnostics.minibatch_noise import squared_differences
+from randbp.draws.draw import mix
 from randbp.estimators import Axes, Batch, Channels, Draw, Estimator, Exact, Projection, Rounding, Spatial
-from randbp.estimators.draw import mix
 from randbp.estimators.native import native_weight_vjp
 from randbp.tn import LayerSpec
 

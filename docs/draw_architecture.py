@@ -25,12 +25,13 @@ FLOORS: list[list[tuple[str, str, str]]] = [
     ],
     [("autograd", "exact forward, estimated backward", "T")],
     [("estimators", "what is held of an input, and with which weights", "TP")],
+    [("tn", "tensor networks, plans, contraction", "TP")],
+    [("codecs", "tensors in few bits", "TL"), ("kernels", "fused operations, random numbers by counter", "TL")],
     [
-        ("codecs", "tensors in few bits", "TL"),
-        ("tn", "tensor networks, plans, contraction", "TP"),
-        ("layers", "what a layer is", ""),
+        ("draws", "seeds, and what is drawn from them", "T"),
+        ("layers", "what a layer is", "T"),
+        ("_torch", "PyTorch's internals", "L"),
     ],
-    [("kernels", "fused operations, random numbers by counter", "TL"), ("_torch", "PyTorch's internals", "L")],
 ]
 """From the top: the parts on each floor, what they do, and which ways lead through them. A part imports only parts
 below it, and those to the right of it on its own floor."""

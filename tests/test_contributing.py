@@ -112,8 +112,7 @@ def test_commands_that_the_page_names_are_targets() -> None:
 
 def test_parts_import_only_what_stands_below_them_in_the_picture() -> None:
     floors = runpy.run_path(str(ROOT / "docs/draw_architecture.py"))["FLOORS"]
-    from_the_ground = ["_torch", "modes", "reclass", *[name for floor in floors for name, _, _ in floor][::-1]]
-    order = list(dict.fromkeys(from_the_ground))
+    order = [name for floor in floors for name, _, _ in floor][::-1]
     assert set(order) == {part for floor in FLOORS for part in floor}
     assert list(upward(import_graph(), [(part,) for part in order])) == []
 

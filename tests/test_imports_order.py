@@ -3,8 +3,9 @@
 from tests.import_graph import circles, import_graph, imported_from_outside, shared_names, upward
 
 FLOORS: list[tuple[str, ...]] = [
-    ("_torch", "modes", "reclass"),
+    ("_torch",),
     ("layers",),
+    ("draws",),
     ("kernels",),
     ("codecs",),
     ("tn",),

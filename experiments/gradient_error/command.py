@@ -24,7 +24,7 @@ from randbp.cli.errors import UsageError, debugging, one_line
 from randbp.cli.report import make_console
 from randbp.cli.run_folder import claim
 from randbp.diagnostics.environment import describe_environment
-from randbp.estimators.draw import mix
+from randbp.draws.draw import mix
 
 FULL = {"draws": 10, "batch_size": 128, "width": 1.0, "keep": [1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4]}
 QUICK = {"draws": 3, "batch_size": 32, "width": 0.25, "keep": [1 / 16, 1 / 4, 1 / 2]}

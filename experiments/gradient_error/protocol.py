@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from experiments.models import AllCNNC
 from randbp.cli.errors import RunError
+from randbp.draws.draw import mix
 from randbp.estimators import Draw, Estimator
-from randbp.estimators.draw import mix
 from randbp.functional import conv_spec
 from randbp.tn import ConvSpec
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch.clean_thread import without_modes
+from ..draws.seeds import next_seed
 from ..estimators import Estimator
-from ..estimators.aside import aside
-from ..estimators.seeds import next_seed
 from ..estimators.text import from_text, to_text
 from . import vjps
 from .operations import Operation, Shape
@@ -26,7 +26,7 @@ _TAGS = (torch.Tag.cudagraph_unsafe,)
 
 @torch.library.custom_op("randbp::next_seed", mutates_args={"place"}, tags=_TAGS)
 def draw_seed(clock: Tensor, place: Tensor) -> Tensor:
-    """Do what :func:`randbp.estimators.seeds.next_seed` does, on tensors of the CPU."""
+    """Do what :func:`randbp.draws.seeds.next_seed` does, on tensors of the CPU."""
     values = place.tolist()
     seed = next_seed(clock.tolist(), values)
     place.copy_(torch.tensor(values))
@@ -195,7 +195,7 @@ def _held(
         chosen = from_text(estimator).for_layer("weight_vjp", spec, dtype, device)
         return tuple((tuple(tensor.shape), tensor.dtype) for tensor in vjps.sketch(x, made, spec, chosen, 0))
 
-    return aside(run)
+    return without_modes(run)
 
 
 def _format(channels_last: bool) -> torch.memory_format:

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch.graph_break import graph_break
 from .._torch.hooks import apart_from_modes, transformed
-from .._torch.uncompiled import uncompiled
+from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
+from .._torch.state import without_autocast
 from ..estimators import Estimator
-from ..modes import without_autocast
 from ..tn import LayerSpec
 from .compiled import compiled
 from .fastest import fastest
-from .once import edge_of, not_differentiable
 from .operations import Operation
 from .transforms import is_transformed, not_transformed, refuses_vectorised
 from .vjps import bias_vjp, input_vjp, memory_format_of, output, sketch, weight_vjp
@@ -71,7 +71,9 @@ class _Estimated(torch.autograd.Function):
                 )
             if ctx.needs_input_grad[2]:
                 bias_grad = bias_vjp(output_grad, operation)
-        grads = not_differentiable(operation.title, (input_grad, weight_grad, bias_grad), (edge, weight, output_grad))
+        grads = refuse_second_derivatives(
+            operation.title, (input_grad, weight_grad, bias_grad), (edge, weight, output_grad)
+        )
         return (*grads, None, None, None, None, None, None)
 
 
@@ -137,11 +139,11 @@ def _call(
     input_vjp: Estimator,
     seed: int,
 ) -> Tensor:
-    y: Tensor = _Estimated.apply(x, weight, bias, edge_of(x), operation, spec, weight_vjp, input_vjp, seed)
+    y: Tensor = _Estimated.apply(x, weight, bias, graph_edge(x), operation, spec, weight_vjp, input_vjp, seed)
     return y
 
 
-@uncompiled("randbp: an estimator that holds a random number of entries is not compiled")
+@graph_break("randbp: an estimator that holds a random number of entries is not compiled")
 def _apart(
     x: Tensor,
     weight: Tensor,

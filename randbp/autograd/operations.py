@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..estimators.text import register
+from ..layers.layer_specs import as_sequence
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, linear_spec, transposed_spec
-from ..tn.layers import as_sequence
 
 _CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

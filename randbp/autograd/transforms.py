@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..modes import in_memory
+from .._torch.state import has_storage
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
@@ -30,7 +30,7 @@ def is_transformed(tensor: Tensor) -> bool:
         >>> found, is_transformed(torch.ones(2))
         ([True], False)
     """
-    return not in_memory(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
+    return not has_storage(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def refuses_vectorised(backward: Backward) -> Backward:

@@ -21,7 +21,7 @@ from randbp.diagnostics import (
     quartiles,
 )
 
-from ..tn.integers import as_integer
+from ..layers.integers import as_integer
 from .files import checked_filename, write_json
 from .host_peak import HostPeak
 from .summary import describe_estimators, describe_run, not_finite

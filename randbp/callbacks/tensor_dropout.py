@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
+from ..draws.seeds import checked_seed
 from ..estimators import Estimator, plain_estimator
-from ..estimators.seeds import checked_seed
 from ..lean import Lean
 from ..randomize import UNSET, Estimators, PresetName, RandomizedHandle, Unset, randomize
 from ..randomize.presets import settings

@@ -4,7 +4,7 @@ from numbers import Real
 
 from torch import Tensor
 
-from ..tn.integers import as_integer
+from ..layers.integers import as_integer
 
 
 def positive(name: str, value: object) -> int:

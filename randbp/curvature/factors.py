@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import tn
-from ..modes import without_autocast
+from .._torch.state import without_autocast
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec
 
 Approximation = Literal["reduce", "expand"]

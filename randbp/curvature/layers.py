@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import Kind, LayerCall, kind_of
+from ..layers.integers import as_integer
+from ..layers.layer_specs import as_sequence
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, linear_spec, transposed_spec
-from ..tn.integers import as_integer
-from ..tn.layers import as_sequence
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

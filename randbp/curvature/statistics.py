@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._torch.graph_break import graph_break
 from .._torch.hooks import take_from_stack
-from .._torch.uncompiled import uncompiled
+from .._torch.state import has_storage, without_autocast
 from ..layers import LayerCall, LayerCalls, own_parameters, runs_pytorchs_forward
-from ..modes import in_memory, without_autocast
+from ..layers.layer_specs import as_sequence
 from ..tn import LayerSpec
-from ..tn.layers import as_sequence
 from .factors import Approximation, input_factor, input_rows, output_grad_factor, output_grad_rows
 from .gathering import Seen
 from .layers import Form, call_input, layer_input
@@ -136,7 +136,7 @@ class Statistics:
         place.passed_over = place.left not in ("", FROZEN, COMPUTED)
         if place.passed_over or weight.is_complex() or not (output.requires_grad and weight.requires_grad):
             return False
-        return bool(input.numel() and output.numel() and in_memory(output))
+        return bool(input.numel() and output.numel() and has_storage(output))
 
     def _watch(
         self, place: Place, weight: Tensor, bias: Tensor | None, spec: LayerSpec, input: Tensor, output: Tensor
@@ -230,7 +230,7 @@ class _After(_Hook):
         ):  # a graph that is made where nothing is gathered stays whole
             self._see(module, arguments[0] if arguments else named.get("input"), output, compiled)
 
-    @uncompiled("randbp: K-FAC gathers its factors outside of graphs")
+    @graph_break("randbp: K-FAC gathers its factors outside of graphs")
     def _see(self, module: nn.Module, input: Any, output: Any, compiled: bool) -> None:
         context = self._before.contexts.pop() if self._before.contexts and not compiled else None
         if context is not None:

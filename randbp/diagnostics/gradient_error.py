@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..draws.seeds import checked_seed
 from ..estimators import Exact
-from ..estimators.seeds import checked_seed
 from ..randomize import Estimators, Layers, PresetName, randomize
 from ..randomize.layers import Clock, is_randomized, layer_state
 from ..randomize.left_exact import left_exact_of

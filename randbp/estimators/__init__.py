@@ -1,12 +1,13 @@
 """Estimators: each decides which part of a saved tensor or contraction is kept, and with which weights."""
 
+from ..draws.draw import Draw
+from ..draws.seeds import manual_seed
 from .axes import Axes
 from .base import Estimator
 from .batch import Batch
 from .biased_top_k import BiasedTopK
 from .channels import Channels
 from .description import Description
-from .draw import Draw
 from .exact import Exact
 from .if_faster import IfFaster
 from .low_resolution import LowResolution
@@ -16,7 +17,6 @@ from .plain import configure, plain_estimator
 from .precision import Precision
 from .projection import Projection
 from .rounding import Rounding
-from .seeds import manual_seed
 from .spatial import Spatial
 
 __all__ = [

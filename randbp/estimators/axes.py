@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import tn
+from ..draws.draw import Draw
+from ..layers.layer_specs import Side
 from ..tn import LayerSpec, PositionClass
-from ..tn.layers import Side
 from .base import Estimator
 from .description import Description
-from .draw import Draw
 from .kept_vjps import KeptRows, add_weight_vjp, input_vjp
 from .positions import (
     at_positions,

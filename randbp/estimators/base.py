@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
 from ..tn import LayerSpec
 from .description import Description
-from .draw import Draw
 from .text import register
 
 Vjp = Literal["weight_vjp", "input_vjp"]

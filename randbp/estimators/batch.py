@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
 from ..tn import LayerSpec
 from .base import Estimator, kept
 from .description import Description
-from .draw import Draw
 from .planned import planned_weight_vjp, shared_weight_vjp
 
 

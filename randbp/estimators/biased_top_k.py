@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from .draw import Draw
+from ..draws.draw import Draw
 from .pairs import Pairs
 
 

@@ -6,12 +6,12 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
+from ..layers.grouped_weights import by_group, from_groups
+from ..layers.layer_specs import replace_channels
 from ..tn import LayerSpec
-from ..tn.layers import replace_channels
 from .base import Estimator, kept
 from .description import Description
-from .draw import Draw
-from .kernels import by_group, from_groups
 from .planned import planned_input_vjp, planned_weight_vjp
 
 

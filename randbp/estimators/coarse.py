@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..layers.grouped_weights import by_group, from_groups
+from ..layers.layer_specs import Side, is_identity, role
 from ..tn import IndexPattern, LayerSpec
-from ..tn.layers import Side, is_identity, role
-from .kernels import by_group, from_groups
 
 
 @dataclass(frozen=True)

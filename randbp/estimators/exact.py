@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..draws.draw import Draw
 from ..tn import LayerSpec
 from .base import Estimator
-from .draw import Draw
 from .native import native_input_vjp, native_weight_vjp
 
 

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
 from ..tn import LayerSpec
 from .base import Estimator, Vjp
 from .description import Description
-from .draw import Draw
 from .exact import Exact
 from .planned import Planned
 from .race import GAIN, race

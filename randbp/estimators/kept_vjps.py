@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import tn
+from ..layers.grouped_weights import at_entry, by_group
 from ..tn import LayerSpec, PositionClass
 from ..tn.execute.rows import pieces, rows_by_matrices, rows_by_rows
-from .kernels import at_entry, by_group
 from .positions import Part, flat_spatial, gather_columns, gather_rows, memory_rows
 from .run_products import run_products, serves, stretch
 from .runs import Runs, flat_rows

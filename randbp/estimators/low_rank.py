@@ -7,10 +7,10 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
+from ..layers.grouped_weights import by_group
+from ..layers.layer_specs import replace_channels
 from ..tn import LayerSpec
-from ..tn.layers import replace_channels
-from .draw import Draw
-from .kernels import by_group
 from .planned import planned_weight_vjp, shared_weight_vjp
 from .positions import Order, flat_spatial, gather_classes, memory_rows
 from .runs import Runs

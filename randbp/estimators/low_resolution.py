@@ -7,8 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
+from ..layers.layer_specs import Side
 from ..tn import LayerSpec
-from ..tn.layers import Side
 from .base import Estimator, kept
 from .coarse import (
     CoarseGrid,
@@ -19,7 +20,6 @@ from .coarse import (
     subtract_sample_means,
 )
 from .description import Description
-from .draw import Draw
 from .kept_vjps import KeptRows, add_weight_vjp, input_vjp
 from .positions import (
     Part,

@@ -6,15 +6,15 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
+from ..layers.grouped_weights import by_group
+from ..layers.layer_specs import replace_channels
 from ..tn import LayerSpec
-from ..tn.layers import replace_channels
 from .base import Estimator, check_top, kept
 from .channels import flat_channels, input_vjp_of_channels, weight_vjp_of_channels
 from .chunks import chunks
 from .description import Description
-from .draw import Draw
 from .inclusion import weighted_draw
-from .kernels import by_group
 from .pairs import index_dtype
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
 from .base import check_top
-from .draw import Draw
 from .inclusion import weighted_draw
 from .pairs import Pairs
 

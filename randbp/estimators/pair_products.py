@@ -11,10 +11,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..layers.grouped_weights import at_entry, by_group
+from ..layers.layer_specs import role
 from ..tn import IndexPattern, LayerSpec, PositionClass
 from ..tn.execute.rows import PartnerTable, rows_by_matrices, rows_by_rows
-from ..tn.layers import role
-from .kernels import at_entry, by_group
 from .positions import flat_spatial
 
 

@@ -8,8 +8,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
+from ..layers.layer_specs import Side
 from ..tn import LayerSpec, PositionClass
-from ..tn.layers import Side
 from .base import Estimator
 from .chunks import chunks
 from .coarse import (
@@ -21,7 +22,6 @@ from .coarse import (
     subtract_sample_means,
 )
 from .description import Description
-from .draw import Draw
 from .pair_products import add_pairs_input_vjp, add_pairs_weight_vjp, rows_with_blank
 from .positions import (
     Part,

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from .. import tn
+from ..draws.draw import Draw
+from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.meetings import MEETING_SUMS
 from ..tn.execute.native import memory_format_of
-from ..tn.layers import replace_batch
 from .base import Estimator, Vjp
-from .draw import Draw
 from .exact import Exact
 from .native import native_input_vjp, native_weight_vjp
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import tn
+from ..draws.draw import Draw
+from ..layers.layer_specs import Side
 from ..tn import LayerSpec, LinearSpec, PositionClass
 from ..tn.execute.rows import pieces
-from ..tn.layers import Side
-from .draw import Draw
 from .runs import Runs, flat_rows, gather_runs, joined, steps
 
 Part = tuple[PositionClass, int]

@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
 from ..kernels import narrow
+from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.native import memory_format_of
-from ..tn.layers import replace_batch
 from .base import Estimator, Vjp, make_plain
 from .description import Description
-from .draw import Draw
 from .exact import Exact
 from .native import native_input_vjp, native_weight_vjp
 from .rounding import Rounding

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
+from ..layers.grouped_weights import by_group, from_groups
+from ..layers.layer_specs import replace_channels
 from ..tn import LayerSpec, LinearSpec
-from ..tn.layers import replace_channels
 from .base import Estimator, kept
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
-from .draw import Draw
-from .kernels import by_group, from_groups
 from .planned import planned_input_vjp, planned_weight_vjp
 from .positions import examples_as_positions, flat_spatial, sampled_spec, used_positions
 

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import torch
 
-from .aside import aside
+from .._torch.clean_thread import without_modes
 
 GAIN = 0.95  # of the time of what is there already, at most which is worth a change
 READINGS = (3, 10)  # of each that is still in the race, while it is open: the least number, and the most
@@ -41,7 +41,7 @@ def race(
         >>> seconds >= 0.02, ratios[0], ratios[1] < GAIN
         (True, 1.0, True)
     """
-    return aside(lambda: _race(contenders, device, clock))
+    return without_modes(lambda: _race(contenders, device, clock))
 
 
 def _race(

@@ -7,10 +7,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..draws.draw import Draw
+from ..layers.layer_specs import replace_batch, replace_channels
 from ..tn import LayerSpec
-from ..tn.layers import replace_batch, replace_channels
 from .coarse import CoarseGrid
-from .draw import Draw
 from .low_rank import FEWEST, LowRank, low_rank, shared_low_rank
 from .positions import uses_every_position
 from .rebuilt import rebuilding_pays

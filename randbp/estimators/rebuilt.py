@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.depthwise import depthwise_weight_vjp
+from ..layers.layer_specs import replace_batch, replace_channels, role
 from ..tn import LayerSpec
 from ..tn.execute.rows import pieces
-from ..tn.layers import replace_batch, replace_channels, role
 from .chunks import chunked_weight_vjp, chunks
 from .planned import planned_weight_vjp
 from .positions import flat_spatial, gather_columns, gather_rows, memory_rows

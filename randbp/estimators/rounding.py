@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..codecs import Uniform
+from ..draws.draw import Draw
 from ..tn import ConvSpec, LayerSpec, LinearSpec
 from .base import Estimator, make_plain
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
-from .draw import Draw
 from .exact import Exact
 from .wrapping import Wrapping
 

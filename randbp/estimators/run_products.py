@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..kernels.stretches import gather_stretches
+from ..layers.layer_specs import role
 from ..tn import LayerSpec, PositionClass
 from ..tn.execute.kernels import add_product
 from ..tn.execute.rows import PartnerTable
-from ..tn.layers import role
 from .positions import flat_spatial
 from .runs import Runs, steps
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from threading import Lock
 from typing import Generic, TypeVar
 
+from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
-from ..tn.layers import replace_batch
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from .. import tn
+from ..draws.draw import Draw
+from ..layers.layer_specs import Side, replace_batch
 from ..tn import LayerSpec, PositionClass
-from ..tn.layers import Side, replace_batch
 from .base import Estimator, kept
 from .description import Description
-from .draw import Draw
 from .fused import gather_deviations, gathers, pointwise_weight_vjp
 from .kept_vjps import KeptRows, add_weight_vjp, input_vjp, multiplied_by_example, products_in_runs
 from .low_rank import add_low_rank_vjp

@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch.graph_break import graph_break
 from .._torch.hooks import hooks_in_force
-from .._torch.uncompiled import uncompiled
 from ..autograd import Linear, Operation, draw_seed, estimated
-from ..autograd.recomputation import Recomputation
+from ..draws.draw import seed_from
+from ..draws.recomputation import Recomputation
+from ..draws.seeds import default_stream
 from ..estimators import Estimator
 from ..estimators.base import Vjp
-from ..estimators.draw import seed_from
-from ..estimators.seeds import default_stream
-from ..tn.integers import as_integer, as_integers
+from ..layers.integers import as_integer, as_integers
 
 IntOrTuple = int | tuple[int, ...]
 
@@ -54,7 +54,7 @@ def _seed(generator: torch.Generator | None) -> int | Tensor:
     return draw_seed(default_stream.clock.tensor, default_stream.place.tensor)
 
 
-@uncompiled("randbp: a generator has no graph")
+@graph_break("randbp: a generator has no graph")
 def _seed_from(generator: torch.Generator) -> Tensor:
     return torch.tensor(seed_from(generator))
 

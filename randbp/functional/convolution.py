@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from ..autograd import Convolution
 from ..estimators import Estimator, Exact, Spatial
+from ..layers.integers import as_integers
 from ..tn import ConvSpec
-from ..tn.integers import as_integers
 from .call import IntOrTuple, as_tuple, call, check_tensors, checked_groups
 
 

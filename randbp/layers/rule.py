@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from ..reclass import own_class
+from .._torch.class_swap import own_class
 
 Kind = Literal["convolution", "transposed convolution", "linear"]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.once import edge_of, not_differentiable
+from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Stream
 from .layout import flatten, memory_order, unflatten
@@ -96,7 +96,7 @@ class _Attention(torch.autograd.Function):
                 for grad, product in zip(grads, (s_bar @ keys, s_bar.mT @ queries, p.mT @ y_bar), strict=True):
                     grad[part] = product.view(grad[part].shape)
         found = (*grads, None if mask_grad is None else mask_grad.to(ctx.mask[1]))
-        return (*not_differentiable("lean attention", found, (*edges, output_grad)), *[None] * 6)
+        return (*refuse_second_derivatives("lean attention", found, (*edges, output_grad)), *[None] * 6)
 
 
 def _parts(q: Tensor, k: Tensor) -> list[slice]:
@@ -163,7 +163,7 @@ def _attention(
             # Where nothing may be attended to, PyTorch's output is zero.
             return scores.softmax(-1).masked_fill_(scores.amax(-1, keepdim=True) == -torch.inf, 0)
 
-    edges = [edge_of(x) for x in (q, k, v, learnt) if x is not None]
+    edges = [graph_edge(x) for x in (q, k, v, learnt) if x is not None]
     return _Attention.apply(q, k, v, learnt, edges, run, probabilities, factor, call.session.bits, call.session.seed())
 
 

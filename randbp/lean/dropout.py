@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._torch.hooks import Hooks
+from .._torch.state import has_storage
 from ..codecs import Mask
-from ..modes import in_memory
 from .comparisons import StandIns
 from .layout import flatten, memory_order, unflatten
 from .packed import Packed, packing
@@ -42,7 +42,7 @@ class _Dropout(torch.autograd.Function):
         (grad,) = output_grads
         (bits,) = ctx.saved_tensors
         layout = Mask()
-        if not ctx.fused and not torch.is_grad_enabled() and in_memory(grad):
+        if not ctx.fused and not torch.is_grad_enabled() and has_storage(grad):
             factor = float(_factors(torch.ones((), dtype=ctx.dtype), ctx.rate))
             result = layout.apply(bits, flatten(grad, ctx.order), factor, other=0.0)
             return unflatten(result, ctx.shape, ctx.order), None, None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .._torch.hooks import watch_calls
-from ..estimators.seeds import Integers
+from ..draws.seeds import Integers
 from .mode import Level, Part, Session
 from .parts import join_chain, split_chains
 

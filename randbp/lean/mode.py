@@ -11,8 +11,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .._torch.hooks import Hooks, hooks_in_force, put_on_stack, take_from_stack, transforms_at_work
-from ..autograd.recomputation import Recomputation
-from ..estimators.seeds import Integers, next_seed
+from ..draws.recomputation import Recomputation
+from ..draws.seeds import Integers, next_seed
 from .rules import RULES, Call
 
 Level = Literal["exact", "rounded"] | None

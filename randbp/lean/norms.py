@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.once import edge_of, not_differentiable
+from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..kernels import channel_norm_backward, encode_normalised, row_norm_backward
 from ..kernels.levels import scale_dtype
@@ -108,7 +108,7 @@ class _ChannelNorm(torch.autograd.Function):
             )  # fmt: skip
             input_grad = groups.back(x_grad.to(ctx.dtype), ctx.shape, ctx.last) if needs_input else None
         wanted = (input_grad, weight_grad if needs_weight else None, bias_grad if needs_bias else None)
-        return (*not_differentiable("lean normalisation", wanted, (edge, weight, output_grad)), *[None] * 5)
+        return (*refuse_second_derivatives("lean normalisation", wanted, (edge, weight, output_grad)), *[None] * 5)
 
 
 class _RowNorm(torch.autograd.Function):
@@ -151,7 +151,7 @@ class _RowNorm(torch.autograd.Function):
             )  # fmt: skip
             input_grad = x_grad.to(ctx.dtype).view(ctx.shape) if needs_input else None
         wanted = [g.view(weight.shape) if n and weight is not None else None for g, n in zip(sums, needed, strict=True)]
-        grads = not_differentiable("lean normalisation", (input_grad, *wanted), (edge, weight, output_grad))
+        grads = refuse_second_derivatives("lean normalisation", (input_grad, *wanted), (edge, weight, output_grad))
         return (*grads, *[None] * 5)
 
 
@@ -189,7 +189,7 @@ def _grouped(
     groups: _Groups,
 ) -> Any:
     session = call.session
-    return _ChannelNorm.apply(x, weight, bias, edge_of(x), normalise, groups, session.bits, session.seed())
+    return _ChannelNorm.apply(x, weight, bias, graph_edge(x), normalise, groups, session.bits, session.seed())
 
 
 def _cast(x: Tensor) -> Tensor:
@@ -327,7 +327,7 @@ def _layer_norm(
         return y, mean, rstd
 
     session = call.session
-    return _RowNorm.apply(x, weight, bias, edge_of(x), normalise, columns, session.bits, session.seed())
+    return _RowNorm.apply(x, weight, bias, graph_edge(x), normalise, columns, session.bits, session.seed())
 
 
 @lean_version_of([F.rms_norm], exact=False)
@@ -345,4 +345,4 @@ def _rms_norm(
         return y, None, precise.square().mean(1).add_(small).rsqrt_()
 
     session = call.session
-    return _RowNorm.apply(input, weight, None, edge_of(input), normalise, columns, session.bits, session.seed())
+    return _RowNorm.apply(input, weight, None, graph_edge(input), normalise, columns, session.bits, session.seed())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.once import edge_of, not_differentiable
+from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Stream
 from .layout import flatten, memory_order, unexpanded, unflatten
@@ -87,7 +87,7 @@ class _Elementwise(torch.autograd.Function):
                 if place is not None:
                     grad = v * _slope(ctx.kind, place, next(held), noise).to(v.dtype)
                 grads.append(None if grad is None else grad.sum_to_size(shape).to(dtype))
-        guarded = not_differentiable("lean function of several tensors", tuple(grads), (*edges, output_grad))
+        guarded = refuse_second_derivatives("lean function of several tensors", tuple(grads), (*edges, output_grad))
         return *[None] * 6, *guarded
 
 
@@ -123,7 +123,7 @@ def apply_partials(
         inplace: Whether the function overwrites the first argument.
         reduced: The output's shape with ones where dimensions are missing that the derivatives have.
     """
-    kind, edges = slopes(call.session.bits, poles), [edge_of(x) for x in tensors]
+    kind, edges = slopes(call.session.bits, poles), [graph_edge(x) for x in tensors]
     y: Tensor = _Elementwise.apply(call, partials, edges, kind, inplace, reduced, *tensors)
     return y
 

@@ -18,8 +18,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .._torch.class_swap import Reclassed, reclass, restore
 from .._torch.hooks import transforms_at_work
-from ..reclass import Reclassed, reclass, restore
 from .shapes import chain_shapes
 
 WORTHWHILE = 2**24

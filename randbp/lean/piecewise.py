@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.once import connected, edge_of
+from .._torch.second_derivatives import connected, graph_edge
+from .._torch.state import has_storage
 from ..codecs import Mask
 from ..kernels import relu
 from ..kernels.masked import chosen
-from ..modes import in_memory
 from .comparisons import clamp_between
 from .layout import flatten, memory_order, unflatten
 from .recipes import recipe_of, remember
@@ -64,7 +64,7 @@ class _Piecewise(torch.autograd.Function):
         (grad,) = output_grads
         bits, edge = ctx.saved_tensors
         flat, kink, mask = flatten(grad, ctx.order), ctx.kink, Mask()
-        if torch.is_grad_enabled() or not in_memory(grad):
+        if torch.is_grad_enabled() or not has_storage(grad):
             result = chosen(flat, mask.decode(bits, len(flat)), kink.slope, kink.other)
         else:
             result = mask.apply(bits, flat, kink.slope, kink.other)
@@ -84,7 +84,7 @@ def _apply(call: Call, x: Tensor, kink: _Kink, inplace: bool = False, linked: bo
     if not is_plain(x):
         return NotImplemented
     recipe = recipe_of(x)
-    y = _Piecewise.apply(x, edge_of(x) if linked else None, call, kink, inplace)
+    y = _Piecewise.apply(x, graph_edge(x) if linked else None, call, kink, inplace)
     if recipe is not None:
         step = call.without_input()
         remember(y, recipe.then_relu(step) if kink is _RELU else recipe.then(step))

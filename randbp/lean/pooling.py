@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.once import connected, edge_of
+from .._torch.second_derivatives import connected, graph_edge
+from .._torch.state import has_storage
 from ..codecs import Codes
 from ..kernels import max_pool, max_pool_grad
 from ..kernels.max_pool import indices_of, offsets_of, position_bits
-from ..modes import in_memory
 from ..tn.execute.native import memory_format_of, placeholder
 from .layout import pieces
 from .rules import Call, is_plain, lean_version_of
@@ -169,7 +169,7 @@ class _FusedMaxPool(torch.autograd.Function):
         windows: _Windows = ctx.windows
         planes, size = grad.reshape(-1, *grad.shape[-windows.dims :]), list(ctx.shape[-windows.dims :])
         # (Only the reference is differentiable, and serves a whole batch of gradients in a vectorised Jacobian.)
-        run = max_pool_grad if in_memory(grad) and not torch.is_grad_enabled() else max_pool_grad.reference
+        run = max_pool_grad if has_storage(grad) and not torch.is_grad_enabled() else max_pool_grad.reference
         made = run(planes, codes, *windows.geometry, size)
         return connected(made.view(ctx.shape), edge), None, None, None
 
@@ -182,12 +182,12 @@ def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], 
         windows = make(dims)
         output_size = windows.fused_size(x.shape) if isinstance(windows, _Windows) else None
         if output_size is not None:
-            return _FusedMaxPool.apply(x, edge_of(x), windows, output_size)
+            return _FusedMaxPool.apply(x, graph_edge(x), windows, output_size)
     if dims == 1:  # as PyTorch: a plane of one row
-        y, indices = _MaxPool.apply(x.unsqueeze(-2), edge_of(x), make(2))
+        y, indices = _MaxPool.apply(x.unsqueeze(-2), graph_edge(x), make(2))
         y, indices = y.squeeze(-2), indices.squeeze(-2)
     else:
-        y, indices = _MaxPool.apply(x, edge_of(x), make(dims))
+        y, indices = _MaxPool.apply(x, graph_edge(x), make(dims))
     return (y, indices) if return_indices else y
 
 
@@ -304,7 +304,7 @@ def _register_avg_pool(dims: int) -> None:
         rest = (ceil_mode, count_include_pad, divisor_override)
         y = _ShapeOnly.apply(
             input.unsqueeze(-2) if row else input,
-            edge_of(input),
+            graph_edge(input),
             lambda x: forward(x, *geometry, *rest),
             lambda grad, stand_in: backward(grad, stand_in, *geometry, *rest),
         )
@@ -324,10 +324,10 @@ def _register_adaptive_avg_pool(dims: int) -> None:
                 return NotImplemented
             size = (1, sizes[0])
             y = _ShapeOnly.apply(
-                input.unsqueeze(-2), edge_of(input), lambda x: F.adaptive_avg_pool2d(x, size), backward
+                input.unsqueeze(-2), graph_edge(input), lambda x: F.adaptive_avg_pool2d(x, size), backward
             )
             return y.squeeze(-2)
-        return _ShapeOnly.apply(input, edge_of(input), call.run_on, backward)
+        return _ShapeOnly.apply(input, graph_edge(input), call.run_on, backward)
 
 
 for _dims in (1, 2, 3):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.once import edge_of, not_differentiable
+from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Mask, Stream
 from .layout import flatten, memory_order, unflatten
@@ -48,7 +48,7 @@ class _PReLU(torch.autograd.Function):
             each = unflatten(flat, ctx.shape, ctx.order).masked_fill(positive, 0) * grad
             weight_grad = each.sum_to_size(slopes.shape if weight.numel() > 1 else (1,) * each.dim())
         grads = (input_grad, weight_grad.reshape(weight.shape).to(weight.dtype))
-        return (*not_differentiable("lean PReLU", grads, (edge, weight, grad)), None, None)
+        return (*refuse_second_derivatives("lean PReLU", grads, (edge, weight, grad)), None, None)
 
 
 @lean_version_of([F.prelu, Tensor.prelu], exact=True)
@@ -57,4 +57,4 @@ def _prelu(call: Call, input: Tensor, weight: Tensor) -> Any:
         return NotImplemented
     if weight.requires_grad and not call.rounds:
         return NotImplemented
-    return _PReLU.apply(input, weight, edge_of(input), call)
+    return _PReLU.apply(input, weight, graph_edge(input), call)

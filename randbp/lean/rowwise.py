@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.once import edge_of, not_differentiable
+from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Mask, Stream
 from .composites import lean_inside
@@ -107,7 +107,10 @@ class _RowWise(torch.autograd.Function):
                 grad = ctx.gradient(y, variance, v, None if each is None else each[part].to(v.dtype))
                 result[part] = grad.masked_fill_(wrong[part], torch.nan)
             input_grad = result.view(moved.shape).movedim(-1, ctx.dim)
-        return (*not_differentiable("lean softmax or normalisation", (input_grad,), (edge, output_grad)), *[None] * 6)
+        return (
+            *refuse_second_derivatives("lean softmax or normalisation", (input_grad,), (edge, output_grad)),
+            *[None] * 6,
+        )
 
 
 def _parts(rows: Tensor) -> list[slice]:
@@ -120,7 +123,7 @@ def _apply(kind: _Kind, call: Call, x: Tensor, dim: Any) -> Any:
     if not is_activation(x) or not isinstance(dim, int) or not -x.dim() <= dim < x.dim():
         return NotImplemented
     session = call.session
-    return _RowWise.apply(x, edge_of(x), call.run, dim, kind, session.bits, session.seed())
+    return _RowWise.apply(x, graph_edge(x), call.run, dim, kind, session.bits, session.seed())
 
 
 def _register(name: str, kind: _Kind) -> None:

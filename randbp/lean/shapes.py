@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from torch import nn
 
+from .._torch.class_swap import own_class
 from ..layers import has_class_forward, kind_of, runs_pytorchs_forward
-from ..reclass import own_class
 
 Shape = tuple[int, ...]
 

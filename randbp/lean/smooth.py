@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.once import edge_of, not_differentiable
+from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Grid, Stream
 from .layout import flatten, memory_order, pieces, unexpanded, unflatten
@@ -58,7 +58,9 @@ class _Smooth(torch.autograd.Function):
         with torch.no_grad():
             flat = flatten(output_grad, ctx.order)
             result = _times(ctx.kind, flat, codes, ctx.parts, noise).to(ctx.dtype)
-        grads = not_differentiable("lean activation", (unflatten(result, ctx.shape, ctx.order),), (edge, output_grad))
+        grads = refuse_second_derivatives(
+            "lean activation", (unflatten(result, ctx.shape, ctx.order),), (edge, output_grad)
+        )
         return (*grads, *[None] * 6)
 
 
@@ -112,7 +114,7 @@ def hold_slope(
     if inplace and unexpanded(x).shape != x.shape:
         return NotImplemented  # for PyTorch to refuse
     fused = known if x.dtype != torch.float64 else None  # that is computed in single precision
-    y: Tensor = _Smooth.apply(x, edge_of(x), function, call.session.seed(), kind, inplace, fused)
+    y: Tensor = _Smooth.apply(x, graph_edge(x), function, call.session.seed(), kind, inplace, fused)
     return y
 
 

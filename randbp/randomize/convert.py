@@ -7,10 +7,10 @@ from types import TracebackType
 
 from torch import nn
 
-from ..estimators.seeds import checked_seed
+from ..draws.seeds import checked_seed
 from ..layers import is_convolution
+from ..layers.integers import as_integer
 from ..lean import Lean, LeanHandle, make_lean
-from ..tn.integers import as_integer
 from .first_step import FirstStep
 from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
 from .left_exact import left_exact, summary

@@ -9,15 +9,15 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from .._torch.class_swap import Reclassed, is_reclassed, own_class, reclass, restore
+from .._torch.graph_break import graph_break
 from .._torch.hooks import hooks_in_force
-from .._torch.uncompiled import uncompiled
 from ..autograd import draw_seed
-from ..autograd.recomputation import Recomputation
+from ..draws.recomputation import Recomputation
+from ..draws.seeds import Integers, next_seed
 from ..estimators import Estimator
-from ..estimators.seeds import Integers, next_seed
 from ..functional import estimated_call, is_estimated, may_be_estimated
 from ..layers import LayerCall, LayerCalls, answered, class_runs_pytorchs_forward, kind_of
-from ..reclass import Reclassed, is_reclassed, own_class, reclass, restore
 from .modules import PREPARE, Prepare, operation_of
 
 
@@ -167,7 +167,7 @@ def _estimated(
     return estimated_call(operation, padded, weight, module.bias, state.weight_vjp, state.input_vjp, state.next_seed())
 
 
-@uncompiled("randbp: calls of functions within a forward pass that is not PyTorch's are estimated one by one")
+@graph_break("randbp: calls of functions within a forward pass that is not PyTorch's are estimated one by one")
 def _with_calls_estimated(
     module: Any, state: LayerState, run: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> Any:

@@ -4,7 +4,9 @@ Leg names: batch ``n``, group ``g``, channels in and out per group ``c`` and ``d
 input ``i1 i2 …``, output ``o1 o2 …`` and kernel ``k1 k2 …``. The second half of a Gram matrix carries primes.
 """
 
-from .layers import ConvTransposeSpec, LayerSpec, LinearSpec, linear_spec
+from ..layers.layer_specs import ConvTransposeSpec, LayerSpec, LinearSpec, linear_spec
+from ..layers.pattern import IndexPattern
+from ..layers.spec import ConvSpec, transposed_spec
 from .network import TensorNetwork
 from .nodes import Axis, Operand, Pattern, Selection
 from .operations.convolution import (
@@ -46,12 +48,10 @@ from .operations.transposed import (
     conv_transpose_weight_vjp,
     unfold_transpose,
 )
-from .pattern import IndexPattern
 from .plan import Plan, Step
 from .plan_cache import CacheInfo, PlanCache, cache
 from .report import PathReport
 from .sampling import Sample, sampled
-from .spec import ConvSpec, transposed_spec
 
 __all__ = [
     "Axis",

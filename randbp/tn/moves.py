@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .integers import as_integer
+from ..layers.integers import as_integer
 from .network import TensorNetwork, check_leg, check_slot
 from .nodes import Axis, Node, Operand, Pattern, Selection, layout_legs, volume
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from .pattern import IndexPattern
+from ..layers.pattern import IndexPattern
 
 
 @dataclass(frozen=True)

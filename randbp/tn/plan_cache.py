@@ -7,7 +7,7 @@ from time import perf_counter
 
 import torch
 
-from .integers import as_integer
+from ..layers.integers import as_integer
 from .network import TensorNetwork
 from .plan import Plan, make_plan
 

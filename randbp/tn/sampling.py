@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .integers import as_integer
+from ..layers.integers import as_integer
 from .moves import pruned
 from .network import INDEX_TYPES, TensorNetwork, check_leg, check_slot
 from .nodes import Axis, Node, Operand, Pattern, Selection, layout_legs, volume

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..diagnostics.objective import check_batch, make_objective
+from ..draws.seeds import checked_seed
 from ..estimators import Axes, Batch, Estimator, Rounding, Spatial
-from ..estimators.seeds import checked_seed
 from ..randomize import Layers
 from .assign import UNTIMED, assign, check_budget
 from .assignment import Assignment

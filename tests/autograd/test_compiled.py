@@ -31,9 +31,9 @@ from randbp import (
 )
 from randbp.autograd import Convolution, Linear, Operation, TransposedConvolution
 from randbp.callbacks import TensorDropout
+from randbp.draws.seeds import Integers
 from randbp.estimators import Draw
 from randbp.estimators.ranks import affordable_ranks
-from randbp.estimators.seeds import Integers
 from randbp.estimators.text import to_text
 from randbp.functional import conv, conv_spec
 from randbp.tn import LayerSpec
@@ -491,7 +491,7 @@ def test_an_estimator_of_ones_own() -> None:
 def test_the_seed_operator_keeps_its_contract() -> None:
     clock, place = Integers([3, 5, 1]), Integers([7, 0, 0])
     torch.library.opcheck(torch.ops.randbp.next_seed.default, (clock.tensor.clone(), place.tensor.clone()))
-    assert torch.ops.randbp.next_seed(clock.tensor, place.tensor) == randbp.estimators.seeds.next_seed(
+    assert torch.ops.randbp.next_seed(clock.tensor, place.tensor) == randbp.draws.seeds.next_seed(
         clock.values, [7, 0, 0]
     )
     assert list(place.values) == [7, 1, 1]

@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from randbp import Exact, Precision, Rounding
 from randbp.estimators import Draw, Estimator
+from randbp.layers.layer_specs import as_sequence
 from randbp.tn import linear_spec
-from randbp.tn.layers import as_sequence
 
 COPIES = {"clone", "copy_", "zeros", "new_zeros", "zero_", "fill_", "add_", "add"}
 

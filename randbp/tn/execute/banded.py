@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..pattern import IndexPattern
+from ...layers.pattern import IndexPattern
 from .kernels import add_product, sums_by_products
 
 Kernel = Callable[..., Tensor]

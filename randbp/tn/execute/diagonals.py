@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_zeros
 
-from ..pattern import IndexPattern
+from ...layers.pattern import IndexPattern
 from . import meetings
 from .kernels import lying
 

@@ -15,7 +15,7 @@ from math import inf, prod
 import torch
 from torch import Tensor
 
-from ..pattern import IndexPattern
+from ...layers.pattern import IndexPattern
 from .kernels import lying, windows
 
 Kernel = Callable[..., Tensor]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_zeros
 
-from ..pattern import IndexPattern
+from ...layers.pattern import IndexPattern
 
 Kernel = Callable[..., Tensor]
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..pattern import IndexPattern
+from ...layers.pattern import IndexPattern
 from . import native
 
 Kernel = Callable[..., Tensor]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...layers.pattern import IndexPattern
 from ..nodes import Pattern
-from ..pattern import IndexPattern
 from ..relations import Lookup, Windows
 from . import banded, diagonals, indexed, kernels, lines, narrow, native
 from . import rows as indexed_rows

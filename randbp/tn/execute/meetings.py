@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import pair_sums
-from ..pattern import IndexPattern
+from ...layers.pattern import IndexPattern
 
 MEETING_SUMS = "sums of meeting pairs"
 """The operation's name in printed plans."""

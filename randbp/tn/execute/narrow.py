@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..pattern import IndexPattern
+from ...layers.pattern import IndexPattern
 from .kernels import lying, windows
 
 Kernel = Callable[..., Tensor]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, conv3d
 from torch.nn.functional import pad as pad_zeros
 
-from ..pattern import IndexPattern
+from ...layers.pattern import IndexPattern
 from . import parts
 
 Kernel = Callable[..., Tensor]

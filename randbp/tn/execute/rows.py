@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..pattern import IndexPattern
+from ...layers.pattern import IndexPattern
 from . import indexed
 from .kernels import add_product, lying
 

@@ -2,9 +2,9 @@
 
 from functools import lru_cache
 
+from ...layers.spec import ConvSpec
 from ..network import TensorNetwork, network
 from ..nodes import Axis, Operand, Pattern
-from ..spec import ConvSpec
 
 
 def spatial(name: str, spec: ConvSpec) -> tuple[str, ...]:

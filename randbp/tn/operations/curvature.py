@@ -4,9 +4,9 @@ matrix."""
 from functools import lru_cache
 from math import prod
 
-from ..integers import as_integer
+from ...layers.integers import as_integer
+from ...layers.spec import ConvSpec
 from ..network import TensorNetwork, network
-from ..spec import ConvSpec
 from .convolution import leg_sizes, operand, per_example_weight_vjp, singles, spatial, unfold
 from .transposed import unfold_transpose
 

@@ -10,10 +10,10 @@ from functools import lru_cache
 from itertools import product
 from math import gcd, prod
 
-from ..layers import ConvTransposeSpec, LayerSpec, Side, is_identity, role
+from ...layers.layer_specs import ConvTransposeSpec, LayerSpec, Side, is_identity, role
+from ...layers.pattern import IndexPattern
 from ..network import TensorNetwork, network
 from ..nodes import Axis, Node, Operand, Pattern
-from ..pattern import IndexPattern
 
 Axes = tuple[tuple[str, ...], ...]
 

@@ -9,9 +9,9 @@ to its output.
 
 from functools import lru_cache
 
+from ...layers.spec import ConvSpec
 from ..network import TensorNetwork, network
 from ..nodes import Axis, Operand, Pattern
-from ..spec import ConvSpec
 from .convolution import leg_sizes as conv_leg_sizes
 from .convolution import singles, spatial
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..tn import ConvTransposeSpec, LayerSpec
+from .layer_specs import ConvTransposeSpec, LayerSpec
 
 
 def by_group(weight: Tensor, spec: LayerSpec) -> Tensor:

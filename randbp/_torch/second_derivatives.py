@@ -32,7 +32,7 @@ class _Connected(torch.autograd.Function):
         return grads[0], ctx.edge
 
 
-def edge_of(tensor: Tensor) -> Tensor | None:
+def graph_edge(tensor: Tensor) -> Tensor | None:
     """A tensor without entries at the same place of the graph: it keeps the edge alive, but not the memory."""
     if not tensor.requires_grad:
         return None
@@ -47,12 +47,12 @@ def connected(grad: Tensor, edge: Tensor | None) -> Tensor:
 
     Args:
         grad: What the backward pass computed.
-        edge: The input's :func:`edge_of`.
+        edge: The input's :func:`graph_edge`.
     """
     return _Connected.apply(grad, edge) if edge is not None and torch.is_grad_enabled() else grad
 
 
-def not_differentiable(
+def refuse_second_derivatives(
     operation: str, grads: tuple[Tensor | None, ...], causes: Iterable[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """Gradients that raise when someone differentiates through them, for ``backward(create_graph=True)``.
@@ -63,7 +63,7 @@ def not_differentiable(
     Args:
         operation: Named in the error.
         grads: What the backward pass computed.
-        causes: Tensors that the exact gradients depend on, or their :func:`edge_of`.
+        causes: Tensors that the exact gradients depend on, or their :func:`graph_edge`.
     """
     connected = [cause for cause in causes if cause is not None and cause.requires_grad]
     if not torch.is_grad_enabled() or not connected:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tn.integers import as_integer
+from ..layers.integers import as_integer
 from .draw import mix
 
 

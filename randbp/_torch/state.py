@@ -21,13 +21,13 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def in_memory(tensor: Tensor) -> bool:
+def has_storage(tensor: Tensor) -> bool:
     """Whether a tensor has memory of its own, unlike one that a vectorised Jacobian batches.
 
     Example:
         >>> found = []
-        >>> _ = torch.vmap(lambda x: found.append(in_memory(x)) or x)(torch.ones(2))
-        >>> found, in_memory(torch.ones(2))
+        >>> _ = torch.vmap(lambda x: found.append(has_storage(x)) or x)(torch.ones(2))
+        >>> found, has_storage(torch.ones(2))
         ([False], True)
     """
     try:

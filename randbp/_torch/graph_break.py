@@ -10,7 +10,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def uncompiled(reason: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def graph_break(reason: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate a function with ``torch.compiler.disable``, at the first call under a compiler.
 
     Used as a decorator that one imports all of Dynamo, which takes longer than everything else that randbp imports.
@@ -19,7 +19,7 @@ def uncompiled(reason: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
         reason: Why, for PyTorch's message where the graph must not break.
 
     Example:
-        >>> uncompiled("it has no graph")(abs)(-1)
+        >>> graph_break("it has no graph")(abs)(-1)
         1
     """
 

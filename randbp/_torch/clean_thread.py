@@ -9,12 +9,12 @@ import torch
 T = TypeVar("T")
 
 
-def aside(work: Callable[[], T]) -> T:
+def without_modes(work: Callable[[], T]) -> T:
     """Run ``work`` in such a thread, without grad mode; return its result or raise its error.
 
     Example:
         >>> with torch.autocast("cpu"):
-        ...     aside(lambda: torch.is_autocast_enabled("cpu"))
+        ...     without_modes(lambda: torch.is_autocast_enabled("cpu"))
         False
     """
     results: list[T] = []
