@@ -27,7 +27,7 @@ from randbp.estimators import Draw
 from randbp.kernels import backends
 from randbp.lean.rules import RULES
 from randbp.tn import ConvSpec
-from randbp.tn.plan import make_plan
+from randbp.tn.planning.plan import make_plan
 from tests.catalogue import ESTIMATORS
 from tests.lean.same import lean
 from tests.lean_catalogue import BY_NAME, base_name

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from randbp import tn
-from randbp.tn.plan import make_plan
+from randbp.tn.planning.plan import make_plan
 
 from .harness import save, show
 

@@ -11,7 +11,7 @@ import matplotlib
 import torch
 
 from randbp import tn
-from randbp.tn.draw import equation
+from randbp.tn.diagram.drawing import equation
 
 FOLDER = Path(__file__).parent
 SPEC = tn.ConvSpec((2, 4, 8, 8), out_channels=6, kernel_size=3, padding=1, groups=2)

@@ -22,18 +22,32 @@ FLOORS: list[tuple[str, ...]] = [
 # What is left to mend. Entries may go, none may come.
 CIRCLES = [
     (
-        *("randbp.tn.compose", "randbp.tn.contraction", "randbp.tn.cost", "randbp.tn.draw", "randbp.tn.einsum"),
-        *("randbp.tn.execute.lowering", "randbp.tn.moves", "randbp.tn.network", "randbp.tn.path", "randbp.tn.plan"),
-        *("randbp.tn.plan_cache", "randbp.tn.relations", "randbp.tn.report", "randbp.tn.sampling"),
+        *(
+            "randbp.tn.compose",
+            "randbp.tn.contraction",
+            "randbp.tn.planning.cost",
+            "randbp.tn.diagram.drawing",
+            "randbp.tn.einsum",
+        ),
+        *(
+            "randbp.tn.execute.lowering",
+            "randbp.tn.moves",
+            "randbp.tn.network",
+            "randbp.tn.planning.path",
+            "randbp.tn.planning.plan",
+        ),
+        *(
+            "randbp.tn.planning.plan_cache",
+            "randbp.tn.planning.relations",
+            "randbp.tn.planning.path_report",
+            "randbp.tn.sampling",
+        ),
         "randbp.tn.simplify",
     ),
     ("randbp.diagnostics.gradient_plot", "randbp.diagnostics.gradient_rows"),
     ("randbp.tune.assign", "randbp.tune.assignment"),
 ]
-SHARED_NAMES = {
-    *("channels", "convolution", "draw", "kernels", "layers", "layout", "narrow", "native", "parts", "positions"),
-    *("products", "report", "runs", "selection", "statistics", "transposed"),
-}
+SHARED_NAMES = {"channels", "report", "runs", "selection", "transposed"}
 
 
 def test_every_part_has_its_floor() -> None:
@@ -60,4 +74,4 @@ def test_circles_of_imports_grow_neither_in_number_nor_in_length() -> None:
 def test_no_further_file_name_occurs_twice() -> None:
     found = shared_names(import_graph())
     assert found.keys() <= SHARED_NAMES, {name: found[name] for name in found.keys() - SHARED_NAMES}
-    assert sum(map(len, found.values())) <= 35
+    assert sum(map(len, found.values())) <= 10

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers import layer, own_parameters, runs_pytorchs_forward
+from .factor_hooks import Statistics
 from .places import COMPUTED, FROZEN, NOT_HELD, NOT_REAL, SHARDED, SHARED, TWO_WAYS, Place
-from .statistics import Statistics
 
 NOT_CALLED = "it was not called in training"
 NOT_SEEN = (

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers import own_parameters
 from .gathering import Gathering
-from .layers import Form
+from .weight_matrices import Form
 
 COMPUTED = "its weight is computed from parameters (by a mask, a norm or the like), not one of them"
 FROZEN = "its weight is frozen"

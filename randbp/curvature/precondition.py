@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from .averages import follow
-from .layers import as_matrices, from_matrices
 from .places import Place
 from .sharding import shard, whole
+from .weight_matrices import as_matrices, from_matrices
 
 
 def preconditioned(

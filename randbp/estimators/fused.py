@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.gather import as_planes, gather_planes
-from ..tn.execute.kernels import add_product
+from ..tn.execute.dense import add_product
 from ..tn.execute.rows import pieces
 from .positions import Order, flat_spatial, memory_rows
 from .runs import Runs, joined

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..tn.execute.kernels import sums_by_products
+from ..tn.execute.dense import sums_by_products
 from .positions import Part, flat_spatial
 
 Grid = tuple[slice, ...]

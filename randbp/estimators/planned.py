@@ -10,8 +10,8 @@ from .. import tn
 from ..draws.draw import Draw
 from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
+from ..tn.execute.convolution_kernels import memory_format_of
 from ..tn.execute.meetings import MEETING_SUMS
-from ..tn.execute.native import memory_format_of
 from .base import Estimator, Vjp
 from .exact import Exact
 from .native import native_input_vjp, native_weight_vjp

@@ -13,7 +13,7 @@ from ..draws.draw import Draw
 from ..kernels import narrow
 from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
-from ..tn.execute.native import memory_format_of
+from ..tn.execute.convolution_kernels import memory_format_of
 from .base import Estimator, Vjp, make_plain
 from .description import Description
 from .exact import Exact

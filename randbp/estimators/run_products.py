@@ -20,7 +20,7 @@ from torch import Tensor
 from ..kernels.stretches import gather_stretches
 from ..layers.layer_specs import role
 from ..tn import LayerSpec, PositionClass
-from ..tn.execute.kernels import add_product
+from ..tn.execute.dense import add_product
 from ..tn.execute.rows import PartnerTable
 from .positions import flat_spatial
 from .runs import Runs, steps

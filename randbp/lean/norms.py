@@ -24,7 +24,7 @@ from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..kernels import channel_norm_backward, encode_normalised, row_norm_backward
 from ..kernels.levels import scale_dtype
-from ..tn.execute.native import memory_format_of
+from ..tn.execute.convolution_kernels import memory_format_of
 from .normalised import Normalised, are_single, normalised
 from .recipes import Recipe, remember
 from .rules import Call, is_plain, lean_version_of

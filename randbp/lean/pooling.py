@@ -14,7 +14,7 @@ from .._torch.state import has_storage
 from ..codecs import Codes
 from ..kernels import max_pool, max_pool_grad
 from ..kernels.max_pool import indices_of, offsets_of, position_bits
-from ..tn.execute.native import memory_format_of, placeholder
+from ..tn.execute.convolution_kernels import memory_format_of, placeholder
 from .layout import pieces
 from .rules import Call, is_plain, lean_version_of
 

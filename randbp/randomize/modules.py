@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd import Linear, Operation, Product
-from ..curvature.layers import pad_widths
+from ..curvature.weight_matrices import pad_widths
 from ..functional import conv_operation, conv_transpose_operation
 from ..layers import Kind, LayerCall
 

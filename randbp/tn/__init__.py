@@ -9,17 +9,6 @@ from ..layers.pattern import IndexPattern
 from ..layers.spec import ConvSpec, transposed_spec
 from .network import TensorNetwork
 from .nodes import Axis, Operand, Pattern, Selection
-from .operations.convolution import (
-    conv,
-    fold,
-    input_jvp,
-    input_vjp,
-    per_example_weight_vjp,
-    unfold,
-    unfolded_kernel,
-    weight_jvp,
-    weight_vjp,
-)
 from .operations.curvature import (
     ggn_diagonal,
     gradient_gram,
@@ -30,7 +19,18 @@ from .operations.curvature import (
     kfac_reduce_output_grad,
     kfac_reduce_transpose,
 )
-from .operations.positions import (
+from .operations.layer_derivatives import (
+    conv,
+    fold,
+    input_jvp,
+    input_vjp,
+    per_example_weight_vjp,
+    unfold,
+    unfolded_kernel,
+    weight_jvp,
+    weight_vjp,
+)
+from .operations.position_classes import (
     PositionClass,
     constant_input_weight_vjp,
     constant_output_grad_input_vjp,
@@ -48,9 +48,9 @@ from .operations.transposed import (
     conv_transpose_weight_vjp,
     unfold_transpose,
 )
-from .plan import Plan, Step
-from .plan_cache import CacheInfo, PlanCache, cache
-from .report import PathReport
+from .planning.path_report import PathReport
+from .planning.plan import Plan, Step
+from .planning.plan_cache import CacheInfo, PlanCache, cache
 from .sampling import Sample, sampled
 
 __all__ = [

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .network import INDEX_TYPES, TensorNetwork, check_operand
-from .plan_cache import cache
+from .planning.plan_cache import cache
 from .sampling import check_indices
 
 _CPU = torch.device("cpu")

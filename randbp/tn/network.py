@@ -17,8 +17,8 @@ INDEX_TYPES = frozenset(
 """Data types of index tensors: all integers."""
 
 if TYPE_CHECKING:
-    from .plan import Plan
-    from .report import PathReport
+    from .planning.path_report import PathReport
+    from .planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -328,13 +328,13 @@ class TensorNetwork:
         """
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype={dtype!r}: expected a torch.dtype such as torch.float32")
-        from .plan_cache import cache
+        from .planning.plan_cache import cache
 
         return cache.plan(self, dtype, torch.device(device))
 
     def path_report(self, samples: int = 200) -> "PathReport":
         """Costs of the best, median and worst contraction order, without running anything."""
-        from .report import path_report
+        from .planning.path_report import path_report
 
         return path_report(self, samples)
 
@@ -362,7 +362,7 @@ class TensorNetwork:
 
     def draw(self, ax: Any = None, title: str | None = None) -> Any:
         """A diagram of the network (needs matplotlib and networkx); returns the matplotlib figure."""
-        from .draw import draw
+        from .diagram.drawing import draw
 
         return draw(self, ax=ax, title=title)
 

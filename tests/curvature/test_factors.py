@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 from randbp.curvature import damped_inverses, input_factor, output_grad_factor
-from randbp.curvature.layers import as_matrices, channels_second, from_matrices, layer_input
+from randbp.curvature.weight_matrices import as_matrices, channels_second, from_matrices, layer_input
 
 CASES = [
     (nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), (3, 4, 9)),

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from randbp import Spatial, randomize
 from randbp.curvature import KFAC
-from randbp.curvature.layers import LAYERS, as_matrices, from_matrices
+from randbp.curvature.weight_matrices import LAYERS, as_matrices, from_matrices
 
 
 def network(seed=0, dtype=torch.float64):
@@ -66,7 +66,7 @@ def per_example(model, x, y):
 def test_direction_solves_the_dense_system(approximation):
     """``vec(direction) = ((Γ + …) ⊗ (A + …))⁻¹ vec(gradient)`` for every group of every layer."""
     from randbp.curvature import input_factor, output_grad_factor
-    from randbp.curvature.layers import channels_second, layer_input
+    from randbp.curvature.weight_matrices import channels_second, layer_input
 
     damping, lr = 0.03, 0.7
     model, (x, y) = network(), batch()

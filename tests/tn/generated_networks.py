@@ -28,10 +28,20 @@ import torch
 from torch import Tensor
 
 from randbp import tn
-from randbp.tn.draw import equation
-from randbp.tn.execute import banded, diagonals, grams, kernels, lines, narrow, parts, products, rows
-from randbp.tn.plan import lowered, searches
-from randbp.tn.report import random_path
+from randbp.tn.diagram.drawing import equation
+from randbp.tn.execute import (
+    banded,
+    batch_parts,
+    dense,
+    diagonals,
+    grams,
+    lines,
+    matrix_products,
+    rows,
+    window_products,
+)
+from randbp.tn.planning.path_report import random_path
+from randbp.tn.planning.plan import lowered, searches
 
 from . import meaning
 from .drawn_networks import MOVES, Drawn, drawn
@@ -143,11 +153,11 @@ LARGE = {
     banded: {"JOINT": 0, "SMALL": 0, "PARTIAL": (1, 0.0)},
     diagonals: {"MARGIN": float("inf"), "CHUNK": 8},
     grams: {"STARTS": -(10**12), "POSITIONS": 1, "ROWS": 1, "BLOCKS": 2},
-    kernels: {"PRODUCTS": 1},
+    dense: {"PRODUCTS": 1},
     lines: {"WIDE": 0, "WIDEST": 0, "LONG": 0, "SMALL": 10**6},
-    narrow: {"FEWEST": 0, "WIDE": 0, "CHUNK": 8},
-    parts: {"LARGE": 0, "PART": 1},
-    products: {"FEW": 0, "LINE": 1},
+    window_products: {"FEWEST": 0, "WIDE": 0, "CHUNK": 8},
+    batch_parts: {"LARGE": 0, "PART": 1},
+    matrix_products: {"FEW": 0, "LINE": 1},
     rows: {"PIECE": 1, "WIDTH": 1, "GATHERED": 4, "WEIGHTED": 4, "NARROW": 0},
 }
 """Thresholds of time and memory beyond which tensors take other ways, set so that small ones take them."""

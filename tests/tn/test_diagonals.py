@@ -13,7 +13,7 @@ from randbp.kernels import use
 from randbp.kernels.operator import is_installed
 from randbp.tn.execute import diagonals
 from randbp.tn.execute.meetings import MEETING_SUMS
-from randbp.tn.plan import make_plan
+from randbp.tn.planning.plan import make_plan
 
 from .strategies import random_operands, specs
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from randbp import tn
 from randbp.tn.execute import banded, lines, rows
-from randbp.tn.plan import make_plan
+from randbp.tn.planning.plan import make_plan
 
 from .strategies import assert_matches_einsum, random_operands, specs
 

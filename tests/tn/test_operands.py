@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from randbp import tn
 from randbp.tn.execute import diagonals
-from randbp.tn.execute.kernels import lying
-from randbp.tn.plan import make_plan
+from randbp.tn.execute.dense import lying
+from randbp.tn.planning.plan import make_plan
 
 from .strategies import random_operands, specs
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from randbp import tn
-from randbp.tn.plan import make_plan
+from randbp.tn.planning.plan import make_plan
 
 from . import drawn_parts
 from .strategies import assert_matches_einsum, random_operands, specs

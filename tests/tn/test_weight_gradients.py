@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randbp import tn
-from randbp.tn.execute import kernels, lines, narrow
-from randbp.tn.plan import make_plan
+from randbp.tn.execute import dense, lines, window_products
+from randbp.tn.planning.plan import make_plan
 
 from .strategies import random_operands, specs
 
@@ -38,7 +38,7 @@ def test_products_per_line_equal_the_dense_einsum(spec):
 
 @given(spec=specs((1, 3)), chunk=st.sampled_from([1, 500, 2**21]))
 def test_window_products_equal_the_dense_einsum(spec, chunk):
-    with mock.patch.object(narrow, "pay", lambda *_: True), mock.patch.object(narrow, "CHUNK", chunk):
+    with mock.patch.object(window_products, "pay", lambda *_: True), mock.patch.object(window_products, "CHUNK", chunk):
         for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
             check(operation(spec))
 
@@ -81,7 +81,7 @@ def test_products_per_line_are_used_and_meet_no_padding(size, geometry):
 )
 def test_products_per_image_equal_the_dense_einsum(batch, channels, outputs, size, stride, at_once):
     spec = tn.ConvSpec((batch, channels, size, size + 1), outputs, 1, stride)
-    with mock.patch.object(kernels, "PRODUCTS", at_once):
+    with mock.patch.object(dense, "PRODUCTS", at_once):
         for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp, tn.kfac_expand_output_grad):
             check(operation(spec))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
-from .kernels import add_product, sums_by_products
+from .dense import add_product, sums_by_products
 
 Kernel = Callable[..., Tensor]
 

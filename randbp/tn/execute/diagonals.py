@@ -20,7 +20,7 @@ from torch.nn.functional import pad as pad_zeros
 
 from ...layers.pattern import IndexPattern
 from . import meetings
-from .kernels import lying
+from .dense import lying
 
 Kernel = Callable[..., Tensor]
 

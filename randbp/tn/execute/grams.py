@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
-from .kernels import lying, windows
+from .dense import lying, windows
 
 Kernel = Callable[..., Tensor]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
-from . import native
+from . import convolution_kernels
 
 Kernel = Callable[..., Tensor]
 
@@ -42,7 +42,7 @@ def pay(patterns: tuple[IndexPattern, ...], examples: int, channels: tuple[int, 
     wide = min(channels) >= WIDE and max(channels) >= WIDEST
     several = any(p.kernel_size > 1 for p in patterns)
     outputs = patterns[-1].output_size
-    slower = outputs <= SMALL or not native.has_avx512()  # of native kernels
+    slower = outputs <= SMALL or not convolution_kernels.has_avx512()  # of native kernels
     return wide and several and slower and examples * outputs >= LONG
 
 

@@ -7,12 +7,12 @@ import torch
 
 from ...layers.pattern import IndexPattern
 from ..nodes import Pattern
-from ..relations import Lookup, Windows
-from . import banded, diagonals, indexed, kernels, lines, narrow, native
+from ..planning.relations import Lookup, Windows
+from . import banded, convolution_kernels, dense, diagonals, indexed, lines, window_products
 from . import rows as indexed_rows
-from .layout import Axes, Builder, Value, Windowed
-from .products import product
+from .matrix_products import product
 from .program import Program
+from .registers import Axes, Builder, Value, Windowed
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,16 @@ class Lowering:
         if any(amounts):
             while amounts[-1] == 0 and amounts[-2] == 0:
                 del amounts[-2:]
-            register = self.program.emit(kernels.pad, (register,), tuple(amounts))
+            register = self.program.emit(dense.pad, (register,), tuple(amounts))
         for p in patterns:
             dim = legs.index(p.i)
-            register = self.program.emit(kernels.window, (register,), dim, p.pattern)
+            register = self.program.emit(dense.window, (register,), dim, p.pattern)
             legs[dim] = "o*"
             legs.append("k*")
             for star, leg in (("o*", p.o), ("k*", p.k)):
                 if leg in legs:
                     dims = sorted((legs.index(star), legs.index(leg)))
-                    register = self.program.emit(kernels.diagonal, (register,), *dims)
+                    register = self.program.emit(dense.diagonal, (register,), *dims)
                     legs = [other for other in legs if other not in (star, leg)] + [leg]
                 else:
                     legs[legs.index(star)] = leg
@@ -156,7 +156,7 @@ class Lowering:
         ends = tuple((leg,) if leg in value.legs else () for leg in (pattern.o, pattern.k))
         value = self.builder.convert(value, (*((leg,) for leg in rest), *ends))
         keep_o, keep_k = pattern.o in out, pattern.k in out
-        register = self.program.emit(kernels.place, (value.register,), pattern.pattern, keep_o, keep_k)
+        register = self.program.emit(dense.place, (value.register,), pattern.pattern, keep_o, keep_k)
         kept = [leg for leg, keep in ((pattern.o, keep_o), (pattern.k, keep_k)) if keep]
         return Value(register, tuple((leg,) for leg in (*rest, pattern.i, *kept)))
 
@@ -280,7 +280,7 @@ class Lowering:
         if "o" not in holders:  # x [n, g·c], w [g·d, c]
             n, c, d = own["i"], summed, own["k"]
             registers = laid("i", n, groups + c), laid("k", groups + d, c)
-            register = self.program.emit(native.forward, registers, geometry, count)
+            register = self.program.emit(convolution_kernels.forward, registers, geometry, count)
             axes: Axes = (n, groups + d, *((leg,) for leg in spatial["o"]))
             return Lowered(Value(register, axes), f"conv{len(patterns)}d")
         if "k" not in holders:  # x [n, g·c], y [n, g·d]
@@ -292,8 +292,8 @@ class Lowering:
             if here and lines.pay(geometry, self.builder.volume(n), channels):
                 register = self.program.emit(lines.line_products, registers, geometry)
                 return Lowered(Value(register, axes), "line products")
-            if here and narrow.pay(geometry, channels):
-                register = self.program.emit(narrow.window_products, registers, geometry)
+            if here and window_products.pay(geometry, channels):
+                register = self.program.emit(window_products.window_products, registers, geometry)
                 return Lowered(Value(register, axes), "window products")
             shape = (
                 self.builder.volume(groups + d),
@@ -301,12 +301,12 @@ class Lowering:
                 *(p.kernel_size for p in geometry),
             )
             static = geometry, count, shape, self.dtype, self.device
-            register = self.program.emit(native.weight_gradient, registers, *static)
+            register = self.program.emit(convolution_kernels.weight_gradient, registers, *static)
             return Lowered(Value(register, axes), "convolution_backward (weight)")
         n, c, d = own["o"], own["k"], summed
         registers = laid("k", groups + d, c), laid("o", n, groups + d)
         leading = (self.builder.volume(n), self.builder.volume(groups + c))
-        register = self.program.emit(native.input_gradient, registers, geometry, count, leading)
+        register = self.program.emit(convolution_kernels.input_gradient, registers, geometry, count, leading)
         value = Value(register, (n, groups + c, *((leg,) for leg in spatial["i"])))
         for pattern in beyond:
             value = self.place(value, pattern, out)

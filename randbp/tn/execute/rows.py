@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...layers.pattern import IndexPattern
 from . import indexed
-from .kernels import add_product, lying
+from .dense import add_product, lying
 
 Kernel = Callable[..., Tensor]
 

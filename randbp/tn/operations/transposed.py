@@ -12,8 +12,8 @@ from functools import lru_cache
 from ...layers.spec import ConvSpec
 from ..network import TensorNetwork, network
 from ..nodes import Axis, Operand, Pattern
-from .convolution import leg_sizes as conv_leg_sizes
-from .convolution import singles, spatial
+from .layer_derivatives import leg_sizes as conv_leg_sizes
+from .layer_derivatives import singles, spatial
 
 
 def leg_sizes(spec: ConvSpec) -> dict[str, int]:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from randbp import tn
-from randbp.tn.path import PatternAware
-from randbp.tn.plan import make_plan
-from randbp.tn.relations import problem
+from randbp.tn.planning.path import PatternAware
+from randbp.tn.planning.plan import make_plan
+from randbp.tn.planning.relations import problem
 
-from .strategies import random_operands
+from ..strategies import random_operands
 
 SPEC = tn.ConvSpec((2, 4, 8, 8), 6, 3, stride=2, padding=1, groups=2)
 

@@ -9,7 +9,7 @@ from torch.nn.functional import conv1d, conv2d, conv3d
 from torch.nn.functional import pad as pad_zeros
 
 from ...layers.pattern import IndexPattern
-from . import parts
+from . import batch_parts
 
 Kernel = Callable[..., Tensor]
 
@@ -63,7 +63,7 @@ def forward(patterns: tuple[IndexPattern, ...], groups: int) -> Kernel:
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
         elements = max(x.numel(), x.shape[0] * w.shape[0] * positions)
-        together = parts.examples_at_once((x, w), elements)
+        together = batch_parts.examples_at_once((x, w), elements)
         if together >= x.shape[0]:
             return conv(x, w, None, stride, padding, dilation, groups)
         result = x.new_empty((len(x), len(w), *outputs))
@@ -94,7 +94,7 @@ def weight_gradient(
         if geometry.explicit:
             x = pad_zeros(x, geometry.pad)
         w = x.new_empty(weight_shape) if held is None or type(x) is not Tensor else held  # only its shape is read
-        together = parts.examples_at_once((x, y), max(x.numel(), y.numel()))
+        together = batch_parts.examples_at_once((x, y), max(x.numel(), y.numel()))
         if together >= x.shape[0] or not sums:
             grad: Tensor = _BACKWARD(y, x, w, None, stride, padding, dilation, False, none, groups, mask)[1]
             for dim, entry in unmet:
@@ -166,7 +166,7 @@ def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tup
     none, mask = geometry.no_output_padding, [True, False, False]
 
     def kernel(w: Tensor, y: Tensor) -> Tensor:
-        together = parts.examples_at_once((y, w), max(elements, y.numel()))
+        together = batch_parts.examples_at_once((y, w), max(elements, y.numel()))
         if together < y.shape[0]:
             x = y.new_empty(shape)
             for part, place in zip(y.split(together), x.split(together), strict=True):

@@ -17,9 +17,9 @@ from ..layers.layer_specs import as_sequence
 from ..tn import LayerSpec
 from .factors import Approximation, input_factor, input_rows, output_grad_factor, output_grad_rows
 from .gathering import Seen
-from .layers import Form, call_input, layer_input
 from .places import COMPUTED, FROZEN, SHARDED, TWO_WAYS, Place, name_of, read_from
 from .sharding import is_sharded
+from .weight_matrices import Form, call_input, layer_input
 
 NO_TENSOR = "its input or output is not a tensor"
 COMPILED = "its forward pass is its own and compiled"

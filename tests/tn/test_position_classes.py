@@ -10,7 +10,7 @@ from torch import Tensor
 
 from randbp import tn
 from randbp.tn.execute import banded
-from randbp.tn.plan import make_plan
+from randbp.tn.planning.plan import make_plan
 from tests.cases import Case, cases, transposed_cases
 from tests.tn.strategies import random_operands
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from opt_einsum.paths import PathOptimizer
 
+from ..nodes import Operand
 from .cost import Cost, CostModel
-from .nodes import Operand
 from .relations import Lookup, Problem, Windows
 
 Path = list[tuple[int, ...]]

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from statistics import median
 
-from .network import TensorNetwork
+from ..network import TensorNetwork
 from .path import Path, PatternAware
 from .relations import problem
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import prod
 
 from ..nodes import Axis, Operand, Pattern
-from . import kernels
+from . import dense
 from .program import Program
 
 Axes = tuple[tuple[str, ...], ...]
@@ -61,7 +61,7 @@ class Builder:
         if all(axis.is_plain(self.sizes) for axis in operand.axes):
             return Value(register, tuple(axis.legs for axis in operand.axes))
         affine = self._affine(operand.axes)
-        register = self.program.emit(kernels.sliced, (register,), affine)
+        register = self.program.emit(dense.sliced, (register,), affine)
         steps = [step for _, terms in affine[-1:] for _, step in terms[-1:]]
         self._apart[register] = max(steps, default=1)
         return Value(register, tuple((leg,) for leg in operand.legs))
@@ -73,7 +73,7 @@ class Builder:
             return self.convert(value, tuple(axis.legs for axis in axes)).register
         flat = self.convert(value, tuple((leg,) for leg in legs))
         shape = tuple(axis.size for axis in axes)
-        return self.program.emit(kernels.embedded, (flat.register,), shape, self._affine(axes))
+        return self.program.emit(dense.embedded, (flat.register,), shape, self._affine(axes))
 
     def _affine(self, axes: tuple[Axis, ...]) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
         return tuple((a.start, tuple((self.sizes[leg], step) for leg, step in a.terms)) for a in axes)
@@ -90,7 +90,7 @@ class Builder:
         if have == want:
             register = value.register
             if shape != target:
-                register = self.program.emit(kernels.reshape, (register,), target)
+                register = self.program.emit(dense.reshape, (register,), target)
             return Value(register, axes)
         runs = _runs(have, want)
         split = tuple(self.volume(run) for run in runs)
@@ -100,13 +100,13 @@ class Builder:
         if moved == tuple(size for size in target if size > 1):  # nothing is merged, so nothing is copied
             register = value.register
             if shape != split:
-                register = self.program.emit(kernels.reshape, (register,), split)
-            register = self.program.emit(kernels.permute, (register,), order)
+                register = self.program.emit(dense.reshape, (register,), split)
+            register = self.program.emit(dense.permute, (register,), order)
             if moved != target:
-                register = self.program.emit(kernels.reshape, (register,), target)
+                register = self.program.emit(dense.reshape, (register,), target)
             return Value(register, axes)
         before = self.program.count
-        register = self.program.emit(kernels.arrange, (value.register,), () if split == shape else split, order, target)
+        register = self.program.emit(dense.arrange, (value.register,), () if split == shape else split, order, target)
         if self.program.count > before:
             self.copied += self.volume(wanted)
         return Value(register, axes)
@@ -126,8 +126,8 @@ class Builder:
         axes = (*((leg,) for leg in extra), *value.axes)
         shape = self.shape(axes)
         ones = (1,) * len(extra) + shape[len(extra) :]
-        register = self.program.emit(kernels.reshape, (value.register,), ones)
-        return Value(self.program.emit(kernels.expand, (register,), shape), axes)
+        register = self.program.emit(dense.reshape, (value.register,), ones)
+        return Value(self.program.emit(dense.expand, (register,), shape), axes)
 
     def sum(self, value: Value, legs: Iterable[str]) -> Value:
         """The value summed over some legs; legs it lacks count as repeated."""
@@ -137,7 +137,7 @@ class Builder:
         keep = tuple(leg for leg in value.legs if leg not in gone)
         missing = self.volume(gone - set(value.legs))
         if missing > 1:
-            value = Value(self.program.emit(kernels.scale, (value.register,), missing), value.axes)
+            value = Value(self.program.emit(dense.scale, (value.register,), missing), value.axes)
         if len(keep) == len(value.legs) or all(self.sizes[leg] == 1 for leg in gone & set(value.legs)):
             return Value(self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep))
         if self._apart.get(value.register, 1) > 1:
@@ -145,7 +145,7 @@ class Builder:
         # One dimension per leg: merging them would copy a strided slice.
         value = self.convert(value, tuple((leg,) for leg in value.legs))
         dims = tuple(index for index, leg in enumerate(value.legs) if leg in gone)
-        register = self.program.emit(kernels.reduce_sum, (value.register,), dims)
+        register = self.program.emit(dense.reduce_sum, (value.register,), dims)
         return Value(register, tuple((leg,) for leg in keep))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from randbp import tn
-from randbp.tn.draw import equation, sketch
+from randbp.tn.diagram.drawing import equation, sketch
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -104,7 +104,7 @@ def test_equation():
 
 
 def test_gallery_is_written(tmp_path):
-    gallery = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "gallery.py"))
+    gallery = runpy.run_path(str(Path(__file__).parents[3] / "docs" / "gallery.py"))
     sections = gallery["entries"]()
     shown = {net.name for networks in sections.values() for _, net in networks}
     assert {"conv", "weight_vjp", "kfac_reduce", "gradient_gram", "unfold_transpose"} <= shown

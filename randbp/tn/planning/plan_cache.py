@@ -7,8 +7,8 @@ from time import perf_counter
 
 import torch
 
-from ..layers.integers import as_integer
-from .network import TensorNetwork
+from ...layers.integers import as_integer
+from ..network import TensorNetwork
 from .plan import Plan, make_plan
 
 Key = tuple[TensorNetwork, torch.dtype, torch.device]

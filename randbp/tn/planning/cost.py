@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .execute import diagonals
-from .execute.grams import multiplications, prefers_lags
-from .execute.native import has_avx512
+from ..execute import diagonals
+from ..execute.convolution_kernels import has_avx512
+from ..execute.grams import multiplications, prefers_lags
 from .relations import Lookup, Problem, Relation, Windows
 
 # A multiply-add in a matrix product is far cheaper than moving an element through memory. The weights count

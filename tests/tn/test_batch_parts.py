@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from randbp import tn
-from randbp.tn.execute import parts
+from randbp.tn.execute import batch_parts
 from tests.cases import Case, cases
 
 
@@ -18,7 +18,7 @@ from tests.cases import Case, cases
 def everything_is_large() -> Iterator[list[int]]:
     """All tensors count as large and one example makes a part; gives how many each kernel took at once."""
     taken: list[int] = []
-    decide = parts.examples_at_once
+    decide = batch_parts.examples_at_once
 
     def noted(tensors: tuple[Tensor, ...], elements: int) -> int:
         taken.append(decide(tensors, elements))
@@ -27,7 +27,7 @@ def everything_is_large() -> Iterator[list[int]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with patch.multiple(parts, LARGE=1, PART=1, examples_at_once=noted):
+        with patch.multiple(batch_parts, LARGE=1, PART=1, examples_at_once=noted):
             yield taken
     finally:
         torch.set_num_threads(threads)

@@ -7,13 +7,13 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from ..execute import dense, diagonals
+from ..execute.lowering import Lowering
+from ..execute.program import Program
+from ..execute.registers import Value
+from ..network import TensorNetwork
+from ..nodes import Pattern
 from .cost import STREAM
-from .execute import diagonals, kernels
-from .execute.layout import Value
-from .execute.lowering import Lowering
-from .execute.program import Program
-from .network import TensorNetwork
-from .nodes import Pattern
 from .path import Path, PatternAware
 from .relations import ONE, Relation, Windows, problem
 
@@ -125,7 +125,7 @@ def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> P
     if vanishing or 0 in net.sizes.values() or 0 in net.output_shape:
         program = Program(len(slots))
         result = torch.result_type(torch.empty(0, dtype=dtype), net.scale) if net.scale != 1 else dtype
-        program.finish(program.emit(kernels.zeros, (), net.output_shape, result, device))
+        program.finish(program.emit(dense.zeros, (), net.output_shape, result, device))
         return Plan(str(net), slots, [], (), program)
     native = dtype in NATIVE_TYPES
     best: tuple[float, Plan] | None = None
@@ -163,7 +163,7 @@ def lowered(
     items: list[Item] = []
     for tensor in search.problem.tensors:
         if tensor is ONE:
-            items.append((Value(program.emit(kernels.one, (), dtype, device), ()), None, tensor.slot))
+            items.append((Value(program.emit(dense.one, (), dtype, device), ()), None, tensor.slot))
         else:
             items.append((lowering.builder.load(register[tensor.slot], tensor), None, tensor.slot))
     items += [(None, relation, str(relation)) for relation in search.problem.relations]
@@ -216,7 +216,7 @@ def lowered(
     value = lowering.builder.sum(value, [leg for leg in value.legs if leg not in form.open_legs])
     result = lowering.builder.store(value, form.output)
     if scale != 1 and not scaled:
-        result = program.emit(kernels.scale, (result,), scale)
+        result = program.emit(dense.scale, (result,), scale)
     program.finish(result)
     return Plan(str(net), slots, path, tuple(steps), program), lowering.builder.copied
 
@@ -239,7 +239,7 @@ def _scale_operand(joined: list[Item], lowering: Lowering, factor: float, size: 
         chosen = every[0]
         if any(lowering.builder.volume(value.legs) >= size for _, value in chosen):
             return joined, False
-        registers = [lowering.program.emit(kernels.scale, (value.register,), factor) for _, value in chosen]
+        registers = [lowering.program.emit(dense.scale, (value.register,), factor) for _, value in chosen]
     joined = list(joined)
     for (index, value), register in zip(chosen, registers, strict=True):
         assert register is not None

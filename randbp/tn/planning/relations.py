@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from .network import TensorNetwork
-from .nodes import Operand, Pattern, Selection
+from ..network import TensorNetwork
+from ..nodes import Operand, Pattern, Selection
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from . import grams, kernels
-from .layout import Axes, Builder, Value
+from . import dense, grams
+from .registers import Axes, Builder, Value
 
 LINE = 8  # a copy moves at least this number of neighbours in memory together [elements]
 FEW = 64  # products of matrices up to this width run below the CPU's full speed [columns]
@@ -61,9 +61,9 @@ def product(
         b, straight_b = _matrix(builder, right, batch_legs, summed_legs, columns)
         flipped_b = not straight_b
     if a.register == b.register and flipped_a == flipped_b:
-        register = builder.program.emit(kernels.gram, (a.register,), flipped_a)
+        register = builder.program.emit(dense.gram, (a.register,), flipped_a)
     else:
-        register = builder.program.emit(kernels.matmul, (a.register, b.register), flipped_a, not flipped_b)
+        register = builder.program.emit(dense.matmul, (a.register, b.register), flipped_a, not flipped_b)
     axes: Axes = (rows, columns) if builder.volume(batch_legs) == 1 else (batch_legs, rows, columns)
     return Value(register, axes), "matmul"
 
@@ -124,7 +124,7 @@ def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], su
         return None  # the repeated matrices would be copied, and they are the larger part
     matrix = builder.convert(small, ((), groups, rows, middle) if groups else ((), rows, middle))
     blocks = builder.convert(large, (images, groups, middle, rest) if groups else (images, middle, rest))
-    register = builder.program.emit(kernels.repeated_matmul, (matrix.register, blocks.register), builder.volume(images))
+    register = builder.program.emit(dense.repeated_matmul, (matrix.register, blocks.register), builder.volume(images))
     return Value(register, (images, groups, rows, rest) if groups else (images, rows, rest))
 
 
@@ -147,7 +147,7 @@ def _image_by_image(
         return None
     pairs = sorted(zip(values, own, strict=True), key=lambda pair: [rank.get(leg, -1) for leg in pair[1]])
     a, b = (builder.convert(value, (around[0], kept, around[1])).register for value, kept in pairs)
-    register = builder.program.emit(kernels.summed_matmul, (a, b))
+    register = builder.program.emit(dense.summed_matmul, (a, b))
     return Value(register, (pairs[0][1], pairs[1][1]))
 
 
@@ -211,5 +211,5 @@ def _elementwise(
 ) -> Value:
     a = builder.convert(left, (batch, rows, ()))
     b = builder.convert(right, (batch, (), columns))
-    register = builder.program.emit(kernels.multiply, (a.register, b.register))
+    register = builder.program.emit(dense.multiply, (a.register, b.register))
     return Value(register, (batch, rows, columns))

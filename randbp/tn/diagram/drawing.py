@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .layout import Point, place
-from .network import TensorNetwork
-from .nodes import Operand, Pattern, Selection
+from ..network import TensorNetwork
+from ..nodes import Operand, Pattern, Selection
+from .placement import Point, place
 
 SYMBOLS = {
     "input": "X",
@@ -269,7 +269,7 @@ def equation(net: TensorNetwork) -> str:
 
     Example:
         >>> from randbp import tn
-        >>> from randbp.tn.draw import equation
+        >>> from randbp.tn.diagram.drawing import equation
         >>> print(equation(tn.unfold(tn.ConvSpec((2, 3, 8), 4, 3))))
         R_{n,(g c k_{1}),o_{1}} = \\sum_{i_{1}} X_{n,(g c),i_{1}}\\, \\Pi_{i_{1}o_{1}k_{1}}
     """
