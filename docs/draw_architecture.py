@@ -31,6 +31,7 @@ FLOORS: list[list[tuple[str, str, str]]] = [
         ("draws", "seeds, and what is drawn from them", "T"),
         ("layers", "what a layer is", "T"),
         ("_torch", "PyTorch's internals", "L"),
+        ("text", "tables and units", ""),
     ],
 ]
 """From the top: the parts on each floor, what they do, and which ways lead through them. A part imports only parts

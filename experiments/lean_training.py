@@ -26,7 +26,7 @@ from experiments.models import ResNet18
 from experiments.models.small_vgg import SmallVGG
 from experiments.short_training import Row, accuracy, all_runs, options_parser, trained
 from randbp import Rounding, Spatial
-from randbp.diagnostics.statistics import mean_interval, t_test
+from randbp.diagnostics.significance import mean_interval, t_test
 
 EIGHTH = Spatial(keep=1 / 8)
 SETTINGS: dict[str, dict[str, Any] | None] = {

@@ -3,6 +3,7 @@
 from tests.import_graph import circles, import_graph, imported_from_outside, shared_names, upward
 
 FLOORS: list[tuple[str, ...]] = [
+    ("text",),
     ("_torch",),
     ("layers",),
     ("draws",),

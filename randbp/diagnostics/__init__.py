@@ -1,16 +1,16 @@
 """Measurements of a training step: its costs and the errors of its gradients. Figures need matplotlib."""
 
-from .alive import Allocation, LiveStorages
 from .contention import ProcessorWait
 from .environment import describe_environment
 from .gradient_error import gradient_error
 from .gradient_rows import GradientError, GradientRow
-from .held import HeldTensors, held_for_backward
-from .memory import PeakMemory
+from .live_storages import Allocation, LiveStorages
 from .memory_report import memory_report
-from .peak import StepPeak
-from .report import MemoryComparison, MemoryReport, Row
-from .statistics import Interval
+from .memory_rows import MemoryComparison, MemoryReport, Row
+from .peak_memory import PeakMemory
+from .saved_tensors import HeldTensors, held_for_backward
+from .significance import Interval
+from .step_peak import StepPeak
 from .timing import Quartiles, StepTimer, quartiles
 
 __all__ = [

@@ -19,8 +19,8 @@ from ..randomize.override import lean_overridden, overridden
 from .gradient_rows import GradientError, GradientRow
 from .minibatch_noise import BATCH_NORMS, parts_of, squared_differences
 from .objective import batch_size, check_batch, make_objective
-from .preserved import preserved
-from .statistics import mean_interval, t_test
+from .restored import preserved
+from .significance import mean_interval, t_test
 
 
 def gradient_error(

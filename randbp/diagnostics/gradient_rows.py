@@ -7,8 +7,8 @@ from math import isfinite, nan, sqrt
 from typing import TYPE_CHECKING
 
 from ..randomize.left_exact import left_exact_lines
-from .statistics import Interval, holm
-from .text_table import text_table
+from ..text.text_table import text_table
+from .significance import Interval, holm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

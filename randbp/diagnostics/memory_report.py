@@ -13,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..randomize.left_exact import left_exact_of
-from .alive import Allocation, LiveStorages
-from .held import _strided_parts
+from .live_storages import Allocation, LiveStorages
+from .memory_rows import MemoryReport, Row
 from .needs import least_bytes
 from .objective import check_batch
-from .peak import StepPeak
-from .report import MemoryReport, Row
+from .saved_tensors import _strided_parts
+from .step_peak import StepPeak
 
 _OUTSIDE = "(outside the model)"
 _FUNCTION_NAMES = {value: name for name, value in vars(F).items() if callable(value) and not name.startswith("_")}
@@ -58,9 +58,9 @@ def memory_report(
         >>> report.held_bytes == 4 * 8 * 32 * 32 * 4
         True
         >>> print(report)  # doctest: +ELLIPSIS
-        held for backward: 128 KiB, peak of a step: ...
-        module  operation     held    alone  enough  why
-        1       relu       128 KiB  128 KiB  4 KiB   one bit per entry says on which side of the kink it was
+        held for backward: 128.0 KiB, peak of a step: ...
+        module  operation       held      alone  enough   why
+        1       relu       128.0 KiB  128.0 KiB  4.0 KiB  one bit per entry says on which side of the kink it was
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")

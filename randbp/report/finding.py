@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from ..text.units import PERCENT, quantity, ratio
 from .standing import SAME_BYTES, SAME_TIME, Standing
-from .units import PERCENT, quantity, ratio
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SLOWER = 1.1

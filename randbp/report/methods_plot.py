@@ -7,10 +7,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from randbp.diagnostics.timing import quartiles
 
+from ..text.units import PERCENT, keep_rate, quantity
 from .methods_file import Methods
 from .plots import INK, MUTED, PAPER, SERIES, _figure, _svg
 from .standing import Standing, standings
-from .units import PERCENT, keep_rate, quantity
 
 SHAPES = {"exact": "s", "preset": "o", "rival": "D"}
 

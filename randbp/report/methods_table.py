@@ -5,12 +5,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..text.units import BYTES, PERCENT, SECONDS, quantity, ratio
 from .finding import advice, finding
 from .methods_file import Methods
 from .runs import DISTURBED
 from .standing import Standing, standings, timing_noise
 from .table import MISSING
-from .units import BYTES, PERCENT, SECONDS, quantity, ratio
 
 HEADINGS = ("held for backward", "peak memory", "time per step", "gradient error", "test accuracy", "difference")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from randbp.callbacks.files import write_text
 
+from ..text.units import BYTES, PERCENT, SECONDS, interval, quantity, ratio
 from .groups import Comparison, Group
 from .methods_page import methods_facts, methods_part
 from .plots import accuracy_plot, cost_plots, loss_plot
@@ -15,7 +16,6 @@ from .printable import printable
 from .runs import Run
 from .style import STYLE
 from .table import COST_COLUMNS, MISSING, accuracy_name, measures, notes, wants_labels
-from .units import BYTES, PERCENT, SECONDS, interval, quantity, ratio
 
 MEASURED = (
     (

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from ..text.units import decimals, keep_rate, pick_unit, ratio
 from .groups import Comparison, Group, Statistic
 from .runs import Run
 from .table import COST_COLUMNS, accuracy_name
-from .units import decimals, keep_rate, pick_unit, ratio
 
 # Matplotlib knows no CSS variables, so it draws in these colours and the SVG text is changed afterwards.
 INK, MUTED, RULE, PAPER = "#000001", "#000002", "#000003", "#000004"

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..text.units import keep_rate
 from .printable import printable
 from .run_files import LossCurve
 from .summary_file import EstimatorFields, Summary
-from .units import keep_rate
 
 SUMMARY = "summary.json"
 DISTURBED = 0.1

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from randbp.diagnostics.statistics import Interval, mean_interval
+from randbp.diagnostics.significance import Interval, mean_interval
 from randbp.diagnostics.timing import quartiles
 
 from .groups import Statistic

@@ -5,10 +5,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..text.units import BYTES, PERCENT, SECONDS, Unit, quantity, ratio
 from .damaged import Damaged
 from .groups import Comparison, Group, Statistic
 from .printable import printable
-from .units import BYTES, PERCENT, SECONDS, Unit, quantity, ratio
 
 COST_COLUMNS: tuple[tuple[str, str, tuple[Unit, ...]], ...] = (
     ("step_seconds", "time per step", SECONDS),

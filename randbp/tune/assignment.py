@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import Any
 
-from ..diagnostics.text_table import text_table
 from ..estimators import Estimator, configure
 from ..randomize.left_exact import left_exact_lines
+from ..text.text_table import text_table
+from ..text.units import format_bytes
 from .options import LayerOptions, Measured, Objective, Option
 
 
@@ -121,11 +122,11 @@ class Assignment(Mapping[str, Estimator]):
         for layer, option in zip(self.layers, self.chosen, strict=True):
             name = "exact" if option is layer.exact else str(option.estimator)
             share = option.variance / self.variance if self.variance else 0.0
-            cells = [_bytes(option.held_bytes), _ratio(option.held_bytes, layer.exact.held_bytes)]
+            cells = [format_bytes(option.held_bytes), _ratio(option.held_bytes, layer.exact.held_bytes)]
             cells += [_seconds(option.seconds), _ratio(option.seconds, layer.exact.seconds)]
             cells += [f"{_root_ratio(option.variance, layer.norm_square):.3f}", f"{share:.0%}"]
             rows.append([layer.name, name, *cells, ", ".join(layer.held_by[:2])])
-        total = [_bytes(self.held_bytes), _ratio(self.held_bytes, self.exact_bytes)]
+        total = [format_bytes(self.held_bytes), _ratio(self.held_bytes, self.exact_bytes)]
         total += [_seconds(self.seconds), _ratio(self.seconds, self.exact_seconds)]
         rows.append(["all of these", "", *total, f"{self.error:.3f}", "100%" if self.variance else "0%", ""])
         if not any(layer.held_by for layer in self.layers):
@@ -143,7 +144,7 @@ class Assignment(Mapping[str, Estimator]):
             lines.append(f"the total variance is at most {above:.0%} above the least possible with these candidates")
         if any(o is not layer.exact and layer.shared_bytes for layer, o in zip(self.layers, self.chosen, strict=True)):
             freed = self.freed_bytes
-            effect = f"frees {_bytes(freed)}" if freed >= 0 else f"holds {_bytes(-freed)} more"
+            effect = f"frees {format_bytes(freed)}" if freed >= 0 else f"holds {format_bytes(-freed)} more"
             lines.append(
                 f"other modules hold some of these inputs as well: as long as they do, the whole model {effect}"
             )
@@ -156,13 +157,6 @@ def _root_ratio(square: float, norm_square: float) -> float:
     if not square:  # also where the gradient is zero
         return 0.0
     return sqrt(square / norm_square) if norm_square else inf
-
-
-def _bytes(count: int) -> str:
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 2**10:.1f} KiB"
 
 
 def _seconds(seconds: float) -> str:

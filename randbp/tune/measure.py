@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..diagnostics.held import held_for_backward
 from ..diagnostics.objective import Objective
-from ..diagnostics.preserved import preserved
+from ..diagnostics.restored import preserved
+from ..diagnostics.saved_tensors import held_for_backward
 from ..diagnostics.timing import StepTimer
 from ..estimators import Estimator, Exact
 from ..layers import weights

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import randbp
 from randbp import Axes, Batch, Channels, Exact, Spatial
 from randbp.diagnostics import GradientError, gradient_error
-from randbp.diagnostics.statistics import holm, t_distribution, t_quantile, t_test
+from randbp.diagnostics.significance import holm, t_distribution, t_quantile, t_test
 
 
 def generator(seed: int = 0) -> torch.Generator:

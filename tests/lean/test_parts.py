@@ -17,7 +17,7 @@ import randbp
 from randbp import Batch, Exact, Rounding, Spatial
 from randbp.callbacks import TensorDropout
 from randbp.diagnostics import StepPeak
-from randbp.diagnostics.alive import LiveStorages
+from randbp.diagnostics.live_storages import LiveStorages
 from randbp.lean import parts as module
 from randbp.lean.parts import wide_stretch
 

@@ -1,9 +1,11 @@
 """The effect of a network's contraction order on its cost, found without running anything."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from ...text.text_table import aligned
 from ..network import TensorNetwork
 from .path import Path, PatternAware
 from .relations import problem
@@ -44,7 +46,7 @@ class PathReport:
 
     def __str__(self) -> str:
         scope = "all" if self.exhaustive else "a sample"
-        rows: list[tuple[str, ...]] = [("", "best", "median", "worst", "worst / best")]
+        rows: list[Sequence[str]] = [("", "best", "median", "worst", "worst / best")]
         for name, values in (
             ("estimated time", self.time),
             ("multiplications", self.multiplications),
@@ -52,11 +54,7 @@ class PathReport:
         ):
             ratio = f"{values[2] / values[0]:.1f}x" if values[0] else "-"
             rows.append((name, *(f"{value:,.0f}" for value in values), ratio))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = [
-            "  ".join((row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in range(1, 5))))
-            for row in rows
-        ]
+        lines = aligned(rows, right=range(1, 5))
         verdict = "the order matters" if self.spread > 1.5 else "the order hardly matters"
         return "\n".join([self.network, f"{self.orders} contraction orders ({scope}): {verdict}", *lines])
 

@@ -7,6 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from ...text.units import format_bytes
 from ..execute import dense, diagonals
 from ..execute.lowering import Lowering
 from ..execute.program import Program
@@ -97,21 +98,6 @@ class Plan:
         largest = format_bytes(self.largest_intermediate)
         total = f"total {self.multiplications:,} multiplications, largest intermediate {largest}"
         return "\n".join([self.network, *lines, total])
-
-
-def format_bytes(count: int) -> str:
-    """A number of bytes with a binary unit.
-
-    Example:
-        >>> format_bytes(3 * 2**20)
-        '3.0 MiB'
-    """
-    if count < 1024:
-        return f"{count} B"
-    size, unit = count / 1024, 0
-    while size >= 1024 and unit < 3:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.1f} {('KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
 def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> Plan:

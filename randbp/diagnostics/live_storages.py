@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # documented, for all its underscore
 from torch.utils._pytree import tree_leaves
 
-from .held import _strided_parts
+from .saved_tensors import _strided_parts
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..randomize.left_exact import left_exact_lines
+from ..text.text_table import aligned
+from ..text.units import BYTES, format_bytes, pick_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,17 +85,19 @@ class MemoryReport:
         return MemoryComparison(self, other)
 
     def __str__(self) -> str:
-        head = f"held for backward: {human(self.held_bytes)}, peak of a step: {human(self.peak_bytes)}"
+        head = f"held for backward: {format_bytes(self.held_bytes)}, peak of a step: {format_bytes(self.peak_bytes)}"
         if self.kept_bytes:
-            head += f", still alive after backward: {human(self.kept_bytes)}"
+            head += f", still alive after backward: {format_bytes(self.kept_bytes)}"
         shown = [row for row in self.rows[:MOST_ROWS] if row.bytes >= _NEGLIGIBLE * self.held_bytes]
         cells = [["module", "operation", "held", "alone", "enough", "why"]]
         for row in shown:
-            least = "" if row.least is None else human(row.least)
-            cells.append([row.module, row.operation, human(row.bytes), human(row.alone), least, _reason(row)])
+            least = "" if row.least is None else format_bytes(row.least)
+            cells.append(
+                [row.module, row.operation, format_bytes(row.bytes), format_bytes(row.alone), least, _reason(row)]
+            )
         left = len(self.rows) - len(shown)
         more = [f"… {left} smaller rows"] if left else []
-        return "\n".join([head, *_aligned(cells, numbers=(2, 3)), *more, *left_exact_lines(self.left_exact)])
+        return "\n".join([head, *aligned(cells, right=(2, 3)), *more, *left_exact_lines(self.left_exact)])
 
     def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
         """Plot a bar for the bytes of each operation, with a mark at those that would suffice.
@@ -107,7 +111,7 @@ class MemoryReport:
         rows = self.rows[:most]
         if ax is None:
             _, ax = plt.subplots(figsize=(7.5, 1.4 + 0.26 * (len(rows) + 1)), layout="constrained")
-        size, unit = _scale(max([row.bytes for row in rows], default=1))
+        size, unit = pick_unit(max([row.bytes for row in rows], default=1), BYTES)
         places = range(len(rows))
         ax.barh(places, [row.alone / size for row in rows], color="#3b6fb6", label="held by it alone")
         ax.barh(
@@ -125,7 +129,9 @@ class MemoryReport:
         ax.invert_yaxis()
         ax.set_xlabel(unit)
         ax.set_title(
-            f"{human(self.held_bytes)} held for backward, peak {human(self.peak_bytes)}", fontsize=10, loc="left"
+            f"{format_bytes(self.held_bytes)} held for backward, peak {format_bytes(self.peak_bytes)}",
+            fontsize=10,
+            loc="left",
         )
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(y=0.01)
@@ -164,16 +170,16 @@ class MemoryComparison:
 
     def __str__(self) -> str:
         lines = [
-            f"held for backward: {human(self.before.held_bytes)} → {human(self.after.held_bytes)} "
-            f"({self.held_ratio:.3f}), peak of a step: {human(self.before.peak_bytes)} → "
-            f"{human(self.after.peak_bytes)} ({self.peak_ratio:.3f})"
+            f"held for backward: {format_bytes(self.before.held_bytes)} → {format_bytes(self.after.held_bytes)} "
+            f"({self.held_ratio:.3f}), peak of a step: {format_bytes(self.before.peak_bytes)} → "
+            f"{format_bytes(self.after.peak_bytes)} ({self.peak_ratio:.3f})"
         ]
         cells = [["module", "before", "after", "ratio"]]
         pairs = list(self.modules.items())
         for name, (first, second) in pairs[:MOST_ROWS]:
-            cells.append([name, human(first), human(second), f"{second / first:.3f}" if first else "new"])
+            cells.append([name, format_bytes(first), format_bytes(second), f"{second / first:.3f}" if first else "new"])
         left = len(pairs) - len(cells) + 1
-        return "\n".join([*lines, *_aligned(cells, numbers=(1, 2, 3)), *([f"… {left} more"] if left else [])])
+        return "\n".join([*lines, *aligned(cells, right=(1, 2, 3)), *([f"… {left} more"] if left else [])])
 
     def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
         """Plot the bars of both reports, module by module."""
@@ -182,37 +188,19 @@ class MemoryComparison:
         pairs = list(self.modules.items())[:most]
         if ax is None:
             _, ax = plt.subplots(figsize=(7.5, 1.4 + 0.34 * (len(pairs) + 1)), layout="constrained")
-        size, unit = _scale(max([max(pair) for _, pair in pairs], default=1))
+        size, unit = pick_unit(max([max(pair) for _, pair in pairs], default=1), BYTES)
         for number, (label, colour) in enumerate((("before", "#b9cde6"), ("after", "#3b6fb6"))):
             heights = [pair[number] / size for _, pair in pairs]
             ax.barh([y + 0.38 * (number - 0.5) for y in range(len(pairs))], heights, 0.38, color=colour, label=label)
         ax.set_yticks(range(len(pairs)), [name for name, _ in pairs], fontsize=8)
         ax.invert_yaxis()
         ax.set_xlabel(unit)
-        first, second = human(self.before.held_bytes), human(self.after.held_bytes)
+        first, second = format_bytes(self.before.held_bytes), format_bytes(self.after.held_bytes)
         ax.set_title(f"held for backward: {first} before, {second} after", fontsize=10, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(y=0.01)
         ax.legend(frameon=False, fontsize=8, loc="lower right")
         return ax
-
-
-def human(size: float) -> str:
-    """Format a number of bytes for people.
-
-    Example:
-        >>> human(3 * 2**19), human(100)
-        ('1.5 MiB', '100 B')
-    """
-    scale, unit = _scale(size)
-    return f"{round(size / scale, 1):g} {unit}" if size / scale < 1000 else f"{size / scale:.0f} {unit}"
-
-
-def _scale(size: float) -> tuple[int, str]:
-    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size >= 2**power:
-            return 2**power, unit
-    return 1, "B"
 
 
 def _of_module(report: MemoryReport, module: str) -> int:
@@ -224,15 +212,3 @@ def _reason(row: Row) -> str:
     if len(row.shared_with) > 2:
         shared += f" and {len(row.shared_with) - 2} more"
     return "; ".join(part for part in (shared, row.why if row.excess or row.least is None else "") if part)
-
-
-def _aligned(cells: list[list[str]], numbers: tuple[int, ...]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for line in cells:
-        padded = [
-            cell.rjust(width) if number in numbers else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return lines

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from randbp.diagnostics import PeakMemory, memory
+from randbp.diagnostics import PeakMemory, peak_memory
 
 MIB = 2**20
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
@@ -34,20 +34,20 @@ def test_peak_counts_what_was_freed_again_and_forgets_what_came_before() -> None
 
 @linux
 def test_falls_back_to_the_peak_since_process_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert PeakMemory("cpu").source == memory.PROCESS
-    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "missing" / "clear_refs")
+    assert PeakMemory("cpu").source == peak_memory.PROCESS
+    monkeypatch.setattr(peak_memory, "_CLEAR_REFS", tmp_path / "missing" / "clear_refs")
     peak = PeakMemory("cpu")
-    assert peak.source == memory.PROCESS_SINCE_START
+    assert peak.source == peak_memory.PROCESS_SINCE_START
     assert peak.bytes is not None and peak.start_bytes is not None
     assert peak.bytes >= peak.start_bytes > 0
 
 
 def test_without_proc_the_peak_is_that_of_getrusage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "missing")
+    monkeypatch.setattr(peak_memory, "_STATUS", tmp_path / "missing")
     peak = PeakMemory("cpu")
     unit = 1 if sys.platform == "darwin" else 1024
-    assert peak.source == memory.PROCESS_SINCE_START
+    assert peak.source == peak_memory.PROCESS_SINCE_START
     assert peak.start_bytes is None
     assert peak.bytes == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -57,6 +57,6 @@ def test_cuda_allocator_peak() -> None:
     peak = PeakMemory("cuda")
     x = torch.ones(32 * MIB // 4, device="cuda")
     del x
-    assert peak.source == memory.ALLOCATOR
+    assert peak.source == peak_memory.ALLOCATOR
     assert peak.bytes is not None and peak.start_bytes is not None
     assert 32 * MIB <= peak.bytes - peak.start_bytes < 34 * MIB

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from .alive import LiveStorages
+from .live_storages import LiveStorages
 
 CPU_ALLOCATOR = "peak of PyTorch's CPU allocator above the start of a step"
 CUDA_ALLOCATOR = "peak of PyTorch's CUDA allocator above the start of a step"

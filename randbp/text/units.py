@@ -19,6 +19,17 @@ def pick_unit(value: float, units: Sequence[Unit]) -> Unit:
     return max((unit for unit in units if abs(value) >= unit[0]), default=units[0])
 
 
+def format_bytes(count: float) -> str:
+    """A number of bytes with a binary unit, to one decimal place.
+
+    Example:
+        >>> format_bytes(3 * 2**20), format_bytes(100)
+        ('3.0 MiB', '100 B')
+    """
+    size, symbol = pick_unit(count, BYTES)
+    return f"{count / size:.{size > 1:d}f} {symbol}"
+
+
 def quantity(mean: float, std: float | None, units: Sequence[Unit]) -> str:
     """A value with three significant digits and its unit, and with its spread if that is visible at this precision.
 
