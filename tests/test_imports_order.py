@@ -22,29 +22,6 @@ FLOORS: list[tuple[str, ...]] = [
 
 # What is left to mend. Entries may go, none may come.
 CIRCLES = [
-    (
-        *(
-            "randbp.tn.compose",
-            "randbp.tn.contraction",
-            "randbp.tn.planning.cost",
-            "randbp.tn.diagram.drawing",
-            "randbp.tn.einsum",
-        ),
-        *(
-            "randbp.tn.execute.lowering",
-            "randbp.tn.moves",
-            "randbp.tn.network",
-            "randbp.tn.planning.path",
-            "randbp.tn.planning.plan",
-        ),
-        *(
-            "randbp.tn.planning.plan_cache",
-            "randbp.tn.planning.relations",
-            "randbp.tn.planning.path_report",
-            "randbp.tn.sampling",
-        ),
-        "randbp.tn.simplify",
-    ),
     ("randbp.diagnostics.gradient_plot", "randbp.diagnostics.gradient_rows"),
     ("randbp.tune.assign", "randbp.tune.assignment"),
 ]

@@ -7,7 +7,7 @@ input ``i1 i2 …``, output ``o1 o2 …`` and kernel ``k1 k2 …``. The second h
 from ..layers.layer_specs import ConvTransposeSpec, LayerSpec, LinearSpec, linear_spec
 from ..layers.pattern import IndexPattern
 from ..layers.spec import ConvSpec, transposed_spec
-from .network import TensorNetwork
+from .interface import TensorNetwork
 from .nodes import Axis, Operand, Pattern, Selection
 from .operations.curvature import (
     ggn_diagonal,

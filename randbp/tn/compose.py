@@ -5,13 +5,23 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .moves import only_operand, pruned, rename
-from .network import TensorNetwork
+from .moves import only_operand, pruned, rename, scaled, without_legs
+from .network import N, Network
 from .nodes import Axis, Operand, volume
 
 
-def outer(left: TensorNetwork, right: TensorNetwork, share: tuple[str, ...]) -> TensorNetwork:
-    """The product of two networks with shared open legs; see `TensorNetwork.outer`."""
+def outer(left: N, right: N, share: tuple[str, ...] = ()) -> N:
+    """The product of two networks; open legs named in ``share`` are identified, all others renamed apart.
+
+    The output has this network's dimensions, then the other's without the shared legs. Follow with `sum`
+    to contract the shared legs.
+
+    Example:
+        >>> from randbp import tn
+        >>> gradients = tn.per_example_weight_vjp(tn.ConvSpec((2, 3, 8), 4, 3))
+        >>> gradients.outer(gradients, share=("g", "d", "c", "k1")).sum("g", "d", "c", "k1").output_shape
+        (2, 2)
+    """
     _check_network("outer", right)
     for leg in share:
         for side in (left, right):
@@ -20,13 +30,9 @@ def outer(left: TensorNetwork, right: TensorNetwork, share: tuple[str, ...]) -> 
         if left.sizes[leg] != right.sizes[leg]:
             raise ValueError(f"outer: share={leg!r} has size {left.sizes[leg]} on the left, {right.sizes[leg]} right")
     right = _renamed_apart(right, set(left.sizes), keep=set(share))
-    axes = []
-    for axis in right.output:
-        legs = tuple(leg for leg in axis.legs if leg not in share)
-        if legs == axis.legs:
-            axes.append(axis)
-        elif legs:
-            axes.append(Axis.grouped(legs, right.sizes))
+    axes = [
+        without_legs(axis, share, right.sizes) for axis in right.output if set(axis.legs) - set(share) or not axis.legs
+    ]
     return replace(
         left,
         nodes=left.nodes + right.nodes,
@@ -38,8 +44,22 @@ def outer(left: TensorNetwork, right: TensorNetwork, share: tuple[str, ...]) -> 
     )
 
 
-def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwork:
-    """Plug a network into a slot of another; see `TensorNetwork.compose`."""
+def compose(net: N, other: N, into: str) -> N:
+    """Plug the output of another network into a slot of this one.
+
+    The other network's summed legs are renamed apart; slot names are not: equal names mean the same
+    tensor, so rename them first if they should differ.
+
+    Raises:
+        ValueError: If the other network's output does not have the slot's shape.
+
+    Example:
+        >>> from randbp import tn
+        >>> first = tn.conv(tn.ConvSpec((2, 3, 8), 4, 3)).rename(slots={"weight": "weight1"})
+        >>> second = tn.conv(tn.ConvSpec((2, 4, 6), 5, 3))
+        >>> second.compose(first, into="input").slots
+        {'weight': (5, 4, 3), 'input': (2, 3, 8), 'weight1': (4, 3, 3)}
+    """
     target = only_operand(net, into, "compose")
     _check_network("compose", other)
     if other.output_shape != target.shape:
@@ -64,17 +84,15 @@ def compose(net: TensorNetwork, other: TensorNetwork, into: str) -> TensorNetwor
     joined = {leg for pair in pairs for axis in pair for leg in axis.legs}
     held = {*merged.open_legs, *(leg for node in merged.nodes for leg in node.legs)}
     # A joined leg that no tensor holds is summed over equal terms.
-    return pruned(merged.scaled(volume(joined - held, merged.sizes)))
+    return pruned(scaled(merged, volume(joined - held, merged.sizes)))
 
 
 def _check_network(move: str, other: object) -> None:
-    if not isinstance(other, TensorNetwork):
+    if not isinstance(other, Network):
         raise ValueError(f"{move}: other={other!r:.60}, expected a TensorNetwork")
 
 
-def _identify(
-    net: TensorNetwork, pairs: list[tuple[Axis, Axis]], index: int
-) -> tuple[TensorNetwork, list[tuple[Axis, Axis]]]:
+def _identify(net: N, pairs: list[tuple[Axis, Axis]], index: int) -> tuple[N, list[tuple[Axis, Axis]]]:
     """Make the legs of one axis on both sides the same legs, splitting coarse legs where the other side is
     finer."""
     while True:
@@ -102,12 +120,12 @@ def _identify(
 
 
 def _substitute(
-    net: TensorNetwork,
+    net: N,
     pairs: list[tuple[Axis, Axis]],
     leg: str,
     terms: tuple[tuple[str, int], ...],
     sizes: Mapping[str, int],
-) -> tuple[TensorNetwork, list[tuple[Axis, Axis]]]:
+) -> tuple[N, list[tuple[Axis, Axis]]]:
     """Replace a leg by others everywhere."""
     pairs = [(a.replace(leg, terms), b.replace(leg, terms)) for a, b in pairs]
     if len(terms) == 1:
@@ -127,7 +145,7 @@ def _substitute(
     return replace(net, nodes=nodes, leg_sizes=tuple(sorted(new_sizes.items())), output=output), pairs
 
 
-def _renamed_apart(net: TensorNetwork, taken: set[str], keep: set[str]) -> TensorNetwork:
+def _renamed_apart(net: N, taken: set[str], keep: set[str]) -> N:
     """The network with primes added to its legs until none of them is taken."""
     names: dict[str, str] = {}
     for leg in net.sizes:
@@ -138,7 +156,7 @@ def _renamed_apart(net: TensorNetwork, taken: set[str], keep: set[str]) -> Tenso
             name += "'"
         if name != leg:
             names[leg] = name
-    return rename(net, names, {})
+    return rename(net, names)
 
 
 def _fresh(leg: str, taken: Mapping[str, int]) -> str:

@@ -5,15 +5,33 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .network import INDEX_TYPES, TensorNetwork, check_operand
+from .network import INDEX_TYPES, Network, check_operand
+from .planning.plan import Plan
 from .planning.plan_cache import cache
 from .sampling import check_indices
 
 _CPU = torch.device("cpu")
 
 
-def contract(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Evaluate a network; see `TensorNetwork.contract`."""
+def contract(net: Network, operands: Mapping[str, Tensor] | None = None, /, **tensors: Tensor) -> Tensor:
+    """Evaluate the network on tensors in PyTorch's layouts.
+
+    Args:
+        net: The network.
+        operands: Slot to tensor, for slot names that are not identifiers.
+        **tensors: Slot to tensor.
+
+    Returns:
+        The result, of shape `output_shape`, with the operands' data type and device.
+
+    Raises:
+        ValueError: For unknown or missing slots and wrong shapes, data types or devices.
+    """
+    if operands is not None:
+        if not isinstance(operands, Mapping):
+            kind, slots = type(operands).__name__, ", ".join(net.slots)
+            raise ValueError(f"operands={kind}: expected a mapping from slots, or keywords; {net.name} takes {slots}")
+        tensors = {**operands, **tensors}
     if net.bound:
         tensors = {**net.bound, **tensors}
     dtype, device = None, _CPU
@@ -43,7 +61,18 @@ def contract(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
         raise
 
 
-def _complaint(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> ValueError:
+def plan(net: Network, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Plan:
+    """The contraction plan, computed or taken from the cache; print it to read it.
+
+    Raises:
+        ValueError: If ``dtype`` is not a ``torch.dtype``.
+    """
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype={dtype!r}: expected a torch.dtype such as torch.float32")
+    return cache.plan(net, dtype, torch.device(device))
+
+
+def _complaint(net: Network, tensors: Mapping[str, Tensor]) -> ValueError:
     """The first thing that is wrong with the operands."""
     try:
         for slot, tensor in tensors.items():
@@ -54,7 +83,7 @@ def _complaint(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> ValueError:
     return ValueError(f"contract: missing {missing}; {net.name} takes {', '.join(net.slots)}")
 
 
-def _mixed(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> ValueError:
+def _mixed(net: Network, tensors: Mapping[str, Tensor]) -> ValueError:
     kinds = ", ".join(
         f"{slot} {tensors[slot].dtype} on {tensors[slot].device}" for slot in net.slots if slot not in net.index_slots
     )

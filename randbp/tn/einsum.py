@@ -1,15 +1,36 @@
 """The naive meaning of a network: one einsum over dense operands, with every pattern built in full."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .network import TensorNetwork, check_operand
+from .network import Network, check_operand
 from .nodes import Axis, Operand, Pattern, Selection, layout_legs
 from .sampling import check_indices
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def einsum(net: Network, operands: Mapping[str, Tensor] | None = None, /, **tensors: Tensor) -> Any:
+    """The naive meaning: ``(equation, dense operands)`` for `torch.einsum`, with 0/1 patterns built in full.
+
+    Without operands, a callable that takes them and evaluates the expression.
+
+    Example:
+        >>> import torch
+        >>> from randbp import tn
+        >>> net = tn.conv(tn.ConvSpec((1, 1, 4), 1, 2))
+        >>> equation, operands = net.einsum(input=torch.ones(1, 1, 4), weight=torch.ones(1, 1, 2))
+        >>> torch.einsum(equation, *operands).tolist()
+        [[[2.0, 2.0, 2.0]]]
+        >>> net.einsum()(input=torch.ones(1, 1, 4), weight=torch.ones(1, 1, 2)).tolist()
+        [[[2.0, 2.0, 2.0]]]
+    """
+    naive = NaiveEinsum(net)
+    given = {**(operands or {}), **tensors}
+    return naive.arguments(given) if given or set(net.slots) <= set(net.bound) else naive
 
 
 class NaiveEinsum:
@@ -23,7 +44,7 @@ class NaiveEinsum:
         net: The network.
     """
 
-    def __init__(self, net: TensorNetwork) -> None:
+    def __init__(self, net: Network) -> None:
         self.net = net
 
     def __call__(self, **tensors: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..layers.integers import as_integer
-from .moves import pruned
-from .network import INDEX_TYPES, TensorNetwork, check_leg, check_slot
+from .moves import bind, pruned
+from .network import INDEX_TYPES, N, Network, check_leg, check_slot
 from .nodes import Axis, Node, Operand, Pattern, Selection, layout_legs, volume
 
 BATCH = "n"
@@ -36,7 +36,7 @@ class Sample:
             raise ValueError(f"Sample: size={self.size!r}, expected an integer >= 0")
 
 
-def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str, ...] = ()) -> TensorNetwork:
+def sampled(net: N, samples: Mapping[str, Sample], stored: tuple[str, ...] = ()) -> N:
     """The network with legs restricted to indices that are handed in at contraction.
 
     This is the entry point for randomised VJPs: build the network once per layer, then call `contract` with
@@ -71,24 +71,53 @@ def sampled(net: TensorNetwork, samples: Mapping[str, Sample], stored: tuple[str
 
 
 def subsample(
-    net: TensorNetwork, indices: Mapping[str, Tensor], weights: Mapping[str, Tensor], stored: tuple[str, ...]
-) -> TensorNetwork:
-    """Restrict legs to given index values; see `TensorNetwork.subsample`."""
+    net: N,
+    index: Mapping[str, Tensor] | None = None,
+    /,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    stored: tuple[str, ...] = (),
+    **legs: Tensor,
+) -> N:
+    """Tensor dropout: restrict legs to chosen index values.
+
+    Each leg becomes as long as its index. An index of two dimensions ``[N, S]`` differs per example.
+    Several legs are chosen jointly under a key such as ``"i1 i2"``, whose index counts row-major through
+    their grid.
+
+    Args:
+        net: The network.
+        index: Leg (or legs, separated by blanks) to integer tensor.
+        weights: Leg to weights of the index's shape, multiplied in.
+        stored: Slots whose tensors are handed in already restricted.
+        **legs: As ``index``.
+
+    Raises:
+        ValueError: For unknown legs and indices out of range.
+
+    Example:
+        >>> import torch
+        >>> from randbp import tn
+        >>> net = tn.weight_vjp(tn.ConvSpec((2, 3, 8), 4, 3)).subsample(i1=torch.tensor([0, 5]))
+        >>> net.contract(input=torch.ones(2, 3, 8), output_grad=torch.ones(2, 4, 6)).shape
+        torch.Size([4, 3, 3])
+    """
+    indices, weights = {**(index or {}), **legs}, weights or {}
     for key in weights:
         if key not in indices:
             raise ValueError(f"subsample: weights for {key!r}, which has no index; indices are for {list(indices)}")
     samples, tensors = {}, {}
-    for key, index in indices.items():
-        _check_index(net, key, index)
-        samples[key] = Sample(index.shape[-1], index.ndim == 2, key in weights)
-        tensors[f"{key} index"] = index
+    for key, chosen in indices.items():
+        _check_index(net, key, chosen)
+        samples[key] = Sample(chosen.shape[-1], chosen.ndim == 2, key in weights)
+        tensors[f"{key} index"] = chosen
     tensors |= {f"{key} weights": weight for key, weight in weights.items()}
     restricted = sampled(net, samples, stored)
     # The index of a leg that only stored tensors hold is not needed any more.
-    return restricted.bind(**{slot: tensor for slot, tensor in tensors.items() if slot in restricted.slots})
+    return bind(restricted, **{slot: tensor for slot, tensor in tensors.items() if slot in restricted.slots})
 
 
-def _check_index(net: TensorNetwork, key: str, index: Tensor) -> None:
+def _check_index(net: Network, key: str, index: Tensor) -> None:
     legs = _legs(net, key)
     if not isinstance(index, Tensor) or index.dtype not in INDEX_TYPES:
         raise ValueError(f"subsample: index of leg {key!r} must be an integer tensor, got {index!r:.60}")
@@ -108,7 +137,7 @@ def _range(index: Tensor) -> tuple[int, int]:
     return int(wide.min()), int(wide.max())
 
 
-def check_indices(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
+def check_indices(net: Network, tensors: Mapping[str, Tensor]) -> None:
     """Raise ``ValueError`` unless all indices lie within the legs that they choose from."""
     for node in net.nodes:
         if isinstance(node, Selection) and (index := tensors[node.slot]).numel():
@@ -120,7 +149,7 @@ def check_indices(net: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
                 )
 
 
-def _legs(net: TensorNetwork, key: str) -> tuple[str, ...]:
+def _legs(net: Network, key: str) -> tuple[str, ...]:
     legs = (key,) if key in net.sizes else tuple(key.split())
     for leg in legs:
         check_leg(net, leg, "subsample")
@@ -129,7 +158,7 @@ def _legs(net: TensorNetwork, key: str) -> tuple[str, ...]:
     return legs
 
 
-def _restrict(net: TensorNetwork, key: str, sample: Sample, stored: tuple[str, ...]) -> TensorNetwork:
+def _restrict(net: N, key: str, sample: Sample, stored: tuple[str, ...]) -> N:
     legs = _legs(net, key)
     if sample.per_example:
         check_leg(net, BATCH, "subsample per example")

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from .moves import pruned
-from .network import TensorNetwork
+from .network import N
 from .nodes import Axis, Node, Operand, Pattern
 
 
-def simplify(net: TensorNetwork) -> TensorNetwork:
-    """Remove every pattern that only renames, slices or reshapes; see `TensorNetwork.simplify`.
+def simplify(net: N) -> N:
+    """Replace patterns by reshapes or slices where possible (dense, down-sampling, identity, size-1 patterns).
 
     A pattern is removed if no kernel position meets the padding and if no two pairs ``(o, k)`` meet the same input:
     kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single output. Its leg
@@ -16,6 +16,11 @@ def simplify(net: TensorNetwork) -> TensorNetwork:
     the one tensor (operand or output) that holds it. A pattern with ``i = o`` or ``i = k`` throughout joins the legs,
     and one that is summed on its own becomes a number. A pattern or an index that occurs twice with the same legs says
     the same twice.
+
+    Example:
+        >>> from randbp import tn
+        >>> print(tn.conv(tn.ConvSpec((2, 3, 8), 4, kernel_size=2, stride=2)).simplify())
+        conv: input[n g·c o1·k1] weight[g·d c k1] → [n g·d o1]
     """
     relations = dict.fromkeys(node for node in net.nodes if not isinstance(node, Operand))
     nodes = tuple(node for node in net.nodes if isinstance(node, Operand) or relations.pop(node, ...) is None)
@@ -32,7 +37,7 @@ def simplify(net: TensorNetwork) -> TensorNetwork:
     return pruned(net)
 
 
-def _without(net: TensorNetwork, node: Pattern) -> TensorNetwork | None:
+def _without(net: N, node: Pattern) -> N | None:
     """Remove one pattern from the network, if the pattern is simple."""
     pattern = node.pattern
     rest = tuple(other for other in net.nodes if other is not node)
@@ -76,7 +81,7 @@ def _injective(node: Pattern) -> bool:
     return pattern.stride > reach_k or pattern.dilation > reach_o
 
 
-def _joined(net: TensorNetwork, rest: tuple[Node, ...], i: str, other: str) -> TensorNetwork | None:
+def _joined(net: N, rest: tuple[Node, ...], i: str, other: str) -> N | None:
     """Identify two legs of the same size, unless one tensor holds both (that is a diagonal)."""
     both = {i, other}
     if both <= set(net.open_legs) or any(both <= set(node.legs) for node in rest):

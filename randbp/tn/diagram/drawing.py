@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..network import TensorNetwork
+from ..network import Network
 from ..nodes import Operand, Pattern, Selection
 from .placement import Point, place
 
@@ -52,7 +52,7 @@ class Sketch:
     lines: tuple[Line, ...]
 
 
-def sketch(net: TensorNetwork) -> Sketch:
+def sketch(net: Network) -> Sketch:
     """Vertices and lines of a network; legs of size one are left out, legs between the same ends share a
     line."""
     ends: dict[tuple[tuple[int, ...], bool], list[str]] = {}
@@ -86,8 +86,8 @@ def sketch(net: TensorNetwork) -> Sketch:
     return Sketch(nodes, joints, stub - nodes - joints, tuple(lines))
 
 
-def draw(net: TensorNetwork, ax: Any = None, title: str | None = None) -> Any:
-    """Draw a network with matplotlib.
+def draw(net: Network, ax: Any = None, title: str | None = None) -> Any:
+    """Draw the network as a diagram (needs matplotlib).
 
     Tensors are blue discs, index patterns (Π) sand squares, index selections (δ) green diamonds. Legs that
     end free are open; a leg that ends in a bar is summed by that tensor alone. A dot joins a leg that more
@@ -220,7 +220,7 @@ def _crosses(box: tuple[float, float, float, float], segment: tuple[Point, Point
     )
 
 
-def _private(net: TensorNetwork) -> set[str]:
+def _private(net: Network) -> set[str]:
     """Summed legs that only one tensor holds."""
     return {leg for leg in net.sizes if sum(leg in node.legs for node in net.nodes) == 1 and leg not in net.open_legs}
 
@@ -264,7 +264,7 @@ def _extent(points: list[Point]) -> tuple[float, float]:
     return max(xs) - min(xs) + 1, max(ys) - min(ys) + 1
 
 
-def equation(net: TensorNetwork) -> str:
+def equation(net: Network) -> str:
     """The network as a formula in LaTeX.
 
     Example:

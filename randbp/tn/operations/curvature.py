@@ -6,7 +6,7 @@ from math import prod
 
 from ...layers.integers import as_integer
 from ...layers.spec import ConvSpec
-from ..network import TensorNetwork, network
+from ..interface import TensorNetwork, network
 from .layer_derivatives import leg_sizes, operand, per_example_weight_vjp, singles, spatial, unfold
 from .transposed import unfold_transpose
 

@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 from ...layers.spec import ConvSpec
-from ..network import TensorNetwork, network
+from ..interface import TensorNetwork, network
 from ..nodes import Axis, Operand, Pattern
 
 

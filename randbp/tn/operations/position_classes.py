@@ -12,7 +12,7 @@ from math import gcd, prod
 
 from ...layers.layer_specs import ConvTransposeSpec, LayerSpec, Side, is_identity, role
 from ...layers.pattern import IndexPattern
-from ..network import TensorNetwork, network
+from ..interface import TensorNetwork, network
 from ..nodes import Axis, Node, Operand, Pattern
 
 Axes = tuple[tuple[str, ...], ...]

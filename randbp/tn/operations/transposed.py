@@ -10,7 +10,7 @@ to its output.
 from functools import lru_cache
 
 from ...layers.spec import ConvSpec
-from ..network import TensorNetwork, network
+from ..interface import TensorNetwork, network
 from ..nodes import Axis, Operand, Pattern
 from .layer_derivatives import leg_sizes as conv_leg_sizes
 from .layer_derivatives import singles, spatial

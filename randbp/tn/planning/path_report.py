@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ...text.text_table import aligned
-from ..network import TensorNetwork
+from ..network import Network
 from .path import Path, PatternAware
 from .relations import problem
 
@@ -59,8 +59,8 @@ class PathReport:
         return "\n".join([self.network, f"{self.orders} contraction orders ({scope}): {verdict}", *lines])
 
 
-def path_report(net: TensorNetwork, samples: int, seed: int = 0) -> PathReport:
-    """Costs of contraction orders; see `TensorNetwork.path_report`.
+def path_report(net: Network, samples: int = 200, seed: int = 0) -> PathReport:
+    """Costs of the best, median and worst contraction order, without running anything.
 
     Steps are those of plans (a pattern is never built), so the worst order is the worst that the library would run, not
     the worst with dense patterns. Outer products are left out where a better step exists.

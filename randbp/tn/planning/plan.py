@@ -12,8 +12,9 @@ from ..execute import dense, diagonals
 from ..execute.lowering import Lowering
 from ..execute.program import Program
 from ..execute.registers import Value
-from ..network import TensorNetwork
+from ..network import Network
 from ..nodes import Pattern
+from ..simplify import simplify
 from .cost import STREAM
 from .path import Path, PatternAware
 from .relations import ONE, Relation, Windows, problem
@@ -100,7 +101,7 @@ class Plan:
         return "\n".join([self.network, *lines, total])
 
 
-def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> Plan:
+def make_plan(net: Network, dtype: torch.dtype, device: torch.device) -> Plan:
     """Find the cheapest order over the network's equivalent forms, and lower it.
 
     The forms are the network as it is and simplified, each with selections merged into the patterns they
@@ -125,17 +126,17 @@ def make_plan(net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> P
     return best[1]
 
 
-def searches(net: TensorNetwork, native: bool, diagonal: bool) -> Iterator[tuple[TensorNetwork, PatternAware]]:
+def searches(net: Network, native: bool, diagonal: bool) -> Iterator[tuple[Network, PatternAware]]:
     """The network's equivalent forms, each with a search for its order; `PatternAware` explains the arguments."""
-    simple = net.simplify()
+    simple = simplify(net)
     for form in [net] if simple == net else [simple, net]:
         for merge in (False, True) if net.index_slots else (True,):
             yield form, PatternAware(problem(form, merge), native, diagonal)
 
 
 def lowered(
-    net: TensorNetwork,
-    form: TensorNetwork,
+    net: Network,
+    form: Network,
     search: PatternAware,
     path: Path,
     dtype: torch.dtype,

@@ -1,17 +1,17 @@
 """The plan cache: a bounded, thread-safe LRU of contraction plans, keyed by structure and never by index
 values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from time import perf_counter
 
 import torch
 
 from ...layers.integers import as_integer
-from ..network import TensorNetwork
+from ..network import Network
 from .plan import Plan, make_plan
 
-Key = tuple[TensorNetwork, torch.dtype, torch.device]
+Key = tuple[Network, torch.dtype, torch.device]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CacheInfo:
 class Entry:
     """A plan in the cache, and the time of its last use (counted in calls of the cache)."""
 
-    net: TensorNetwork
+    net: Network
     dtype: torch.dtype
     device: torch.device
     plan: Plan
@@ -80,7 +80,7 @@ class PlanCache:
 
     def plan(
         self,
-        net: TensorNetwork,
+        net: Network,
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> Plan:
@@ -96,7 +96,7 @@ class PlanCache:
             entry.used = self._hits + self._misses
         return entry.plan
 
-    def _made(self, net: TensorNetwork, dtype: torch.dtype, device: torch.device) -> Plan:
+    def _made(self, net: Network, dtype: torch.dtype, device: torch.device) -> Plan:
         start = perf_counter()  # outside the lock: other threads go on; two may plan the same network, harmlessly
         plan = make_plan(net, dtype, device)
         seconds = perf_counter() - start
@@ -104,7 +104,7 @@ class PlanCache:
             self._misses += 1
             self._planning += seconds
             # Bound tensors must not live as long as the plan.
-            bare = net if not net.bound else TensorNetwork(net.nodes, net.leg_sizes, net.output, net.scale, net.name)
+            bare = replace(net, bound={}) if net.bound else net
             entry = Entry(bare, dtype, device, plan, seconds, self._hits + self._misses)
             self._drop((net, dtype, device))  # another thread's
             self._plans[(bare, dtype, device)] = entry

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from ..network import TensorNetwork
+from ..network import Network
 from ..nodes import Operand, Pattern, Selection
 
 
@@ -112,7 +112,7 @@ class Problem:
     open_legs: frozenset[str]
 
 
-def problem(net: TensorNetwork, merge: bool = True) -> Problem:
+def problem(net: Network, merge: bool = True) -> Problem:
     """The network with its patterns bundled and, if asked, its selections merged into the patterns they
     feed."""
     tensors = tuple(node for node in net.nodes if isinstance(node, Operand))
@@ -127,7 +127,7 @@ def problem(net: TensorNetwork, merge: bool = True) -> Problem:
     return Problem(tensors or (ONE,), tuple(relations), net.sizes, frozenset(net.open_legs))
 
 
-def _fed_patterns(net: TensorNetwork, node: Selection, patterns: list[Pattern]) -> tuple[Pattern | None, ...]:
+def _fed_patterns(net: Network, node: Selection, patterns: list[Pattern]) -> tuple[Pattern | None, ...]:
     """The pattern that each target of a selection feeds, if there is one of its own.
 
     A table is a function: it counts its free legs and gives one value to each leg that follows. A pattern that joins
@@ -147,7 +147,7 @@ def _fed_patterns(net: TensorNetwork, node: Selection, patterns: list[Pattern]) 
     return tuple(via)
 
 
-def _only_holder(net: TensorNetwork, target: str) -> Pattern | None:
+def _only_holder(net: Network, target: str) -> Pattern | None:
     """The only pattern that holds a selection's target, if nothing else holds it."""
     holders = [other for other in net.nodes if target in other.legs]
     if len(holders) != 2 or target in net.open_legs:
@@ -155,7 +155,7 @@ def _only_holder(net: TensorNetwork, target: str) -> Pattern | None:
     return next((other for other in holders if isinstance(other, Pattern)), None)
 
 
-def _bundles(net: TensorNetwork, patterns: list[Pattern]) -> list[Windows]:
+def _bundles(net: Network, patterns: list[Pattern]) -> list[Windows]:
     """Group patterns whose legs go to the same nodes in the same roles: the dimensions of one convolution."""
     tensors = [node for node in net.nodes if not isinstance(node, Pattern)]
     near = {id(p): tuple(_holders(tensors, leg, net.open_legs) for leg in p.legs) for p in patterns}
