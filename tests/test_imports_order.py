@@ -25,7 +25,7 @@ CIRCLES = [
     ("randbp.diagnostics.gradient_plot", "randbp.diagnostics.gradient_rows"),
     ("randbp.tune.assign", "randbp.tune.assignment"),
 ]
-SHARED_NAMES = {"channels", "report", "runs", "selection", "transposed"}
+SHARED_NAMES = {"channels", "report", "runs", "transposed"}
 
 
 def test_every_part_has_its_floor() -> None:

@@ -6,7 +6,7 @@ for that would bias the gradient. Rounded independently, ``Q̃, K̃, Ṽ, P̃`` 
 
     V̄ = P̃ᵀ Ȳ,   D = Ȳ Ṽᵀ,   S̄ = P̃ ∘ (D - rowsum(P̃ ∘ D)) + var(P̃) ∘ D,   Q̄ = s S̄ K̃,   K̄ = s S̄ᵀ Q̃
 
-(see :mod:`.rowwise` for the variance). A mask ``M`` that is learnt gets ``S̄ / s``, summed over what it was broadcast
+(see :mod:`.softmax` for the variance). A mask ``M`` that is learnt gets ``S̄ / s``, summed over what it was broadcast
 to. Heads that share keys and values (``enable_gqa``) are one head with the queries of all. ``P`` has an entry for each
 query and key, so this holds less only where keys are few for the size of a head: with four bits, up to about a thousand
 keys of 64 channels.
@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Stream
-from .layout import flatten, memory_order, unflatten
-from .products import cast_by_autocast
+from .bilinear import cast_by_autocast
+from .memory_order import flatten, memory_order, unflatten
 from .rules import Call, is_activation, is_unadorned, lean_version_of
 
 _WORTHWHILE = 0.75

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._torch.hooks import Hooks
 from ..codecs import Codes
 from .indexing import with_indices
-from .layout import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten
+from .memory_order import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten
 from .packed import Constant, Entries, Packed, packing
 from .rules import Call, is_activation, is_unadorned, lean_version_of
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import elementwise  # noqa: F401, whose versions for numbers these extend
-from .layout import broadcast, reduced_shape
+from .memory_order import broadcast, reduced_shape
 from .partials import apply_partials
 from .rules import RULES, Call, Rule, is_activation, is_unadorned, lean_version_of
 

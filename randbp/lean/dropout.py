@@ -11,7 +11,7 @@ from .._torch.hooks import Hooks
 from .._torch.state import has_storage
 from ..codecs import Mask
 from .comparisons import StandIns
-from .layout import flatten, memory_order, unflatten
+from .memory_order import flatten, memory_order, unflatten
 from .packed import Packed, packing
 from .rules import Call, is_activation, is_plain, lean_version_of
 

@@ -114,3 +114,19 @@ def _grid_sample(call: Call, input: Tensor, grid: Tensor, *args: Any, **options:
 
     with packing(pack):
         return call.run()
+
+
+@lean_version_of(
+    [
+        *(torch.where, Tensor.where, torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_),
+        *(torch.masked_scatter, Tensor.masked_scatter, Tensor.masked_scatter_, Tensor.__setitem__),
+    ],
+    exact=True,
+)
+def _selection(call: Call, *args: Any, **kwargs: Any) -> Any:
+    given = [*args, *kwargs.values()]
+    masked = any(isinstance(value, Tensor) and value.dtype == torch.bool for value in given)
+    if kwargs.get("out") is not None or not masked or not any(map(is_plain, given)):
+        return NotImplemented
+    with packing(packed_mask):
+        return call.run()

@@ -29,7 +29,7 @@ class _Frame:
     hooks: Hooks | None
 
 
-class Session:
+class LeanContext:
     """Settings that the modules of one model share, and per thread the module that runs.
 
     Each module of the model tells when it is entered and left (:class:`Part`). While the innermost one that runs is to
@@ -114,7 +114,7 @@ class Part:
         level: Of this module, in training mode.
     """
 
-    session: Session
+    session: LeanContext
     level: Level
 
     def enter(self, module: nn.Module) -> "_State":
@@ -131,7 +131,7 @@ _State = tuple[_Frame | None, int | None]
 
 
 class _Running(threading.local):
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: LeanContext) -> None:
         self.mode = _Mode(session)
         self.frame: _Frame | None = None
         self._is_there = False
@@ -161,7 +161,7 @@ class _Running(threading.local):
 class _Mode(TorchFunctionMode):
     passes_layers_by = True
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: LeanContext) -> None:
         super().__init__()
         self._session = session
 

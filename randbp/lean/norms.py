@@ -26,7 +26,7 @@ from ..kernels import channel_norm_backward, encode_normalised, row_norm_backwar
 from ..kernels.levels import scale_dtype
 from ..tn.execute.convolution_kernels import memory_format_of
 from .normalised import Normalised, are_single, normalised
-from .recipes import Recipe, remember
+from .recompute import Recipe, remember
 from .rules import Call, is_plain, lean_version_of
 
 _SMALL = 32

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .._torch.hooks import Hooks, hooks_in_force
 from ..codecs import Mask, Uniform
-from .layout import flatten, memory_order, unexpanded, unflatten
-from .recipes import Recipe, follow
-from .rules import Session, is_small
+from .memory_order import flatten, memory_order, unexpanded, unflatten
+from .recompute import Recipe, follow
+from .rules import LeanContext, is_small
 
 
 class Packed(Protocol):
@@ -176,7 +176,7 @@ _MASKS: WeakValueDictionary[Any, _Bits] = WeakValueDictionary()
 """Masks that have been packed already."""
 
 
-def rounded(tensor: Tensor, session: Session, outer: Hooks | None, known: Roundings | None) -> Packed:
+def rounded(tensor: Tensor, session: LeanContext, outer: Hooks | None, known: Roundings | None) -> Packed:
     """Round a saved tensor to a few bits per entry, once for all operations that save it.
 
     Args:

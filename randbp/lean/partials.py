@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Stream
-from .layout import flatten, memory_order, unexpanded, unflatten
+from .memory_order import flatten, memory_order, unexpanded, unflatten
 from .rules import Call, is_activation, is_plain, is_small, is_unadorned, lean_version_of
 from .slopes import Slopes, slopes
 

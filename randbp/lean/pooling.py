@@ -15,7 +15,7 @@ from ..codecs import Codes
 from ..kernels import max_pool, max_pool_grad
 from ..kernels.max_pool import indices_of, offsets_of, position_bits
 from ..tn.execute.convolution_kernels import memory_format_of, placeholder
-from .layout import pieces
+from .memory_order import pieces
 from .rules import Call, is_plain, lean_version_of
 
 aten = torch.ops.aten

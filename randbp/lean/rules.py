@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class Session(Protocol):
+class LeanContext(Protocol):
     """The part of a session that lean versions may use."""
 
     bits: int
@@ -38,7 +38,7 @@ class Call:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    session: Session
+    session: LeanContext
     rounds: bool
 
     def run(self) -> Any:

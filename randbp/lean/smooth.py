@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Grid, Stream
-from .layout import flatten, memory_order, pieces, unexpanded, unflatten
+from .memory_order import flatten, memory_order, pieces, unexpanded, unflatten
 from .rules import Call, is_plain, lean_version_of
 from .slopes import Slopes
 

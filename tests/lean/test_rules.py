@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 import randbp
 from randbp import Precision, Rounding
-from randbp.lean.mode import Session
+from randbp.lean.mode import LeanContext
 from randbp.lean.rules import RULES
 
 VERSIONS = {id(rule.version): rule for rule in RULES.values()}
@@ -57,13 +57,13 @@ def test_the_mode_is_not_asked_within_an_estimated_layer_but_others_are(monkeypa
     x = torch.randn(4, 8, 16, 16)
     randbp.randomize(model, weight_vjp=Precision(estimator=Rounding(4)), input_vjp=Precision(), lean=True, seed=0)
     asked: list[Any] = []
-    call = Session.call
+    call = LeanContext.call
 
-    def watched(self: Session, function: Any, args: Any, kwargs: Any) -> Any:
+    def watched(self: LeanContext, function: Any, args: Any, kwargs: Any) -> Any:
         asked.append(function)
         return call(self, function, args, kwargs)
 
-    monkeypatch.setattr(Session, "call", watched)
+    monkeypatch.setattr(LeanContext, "call", watched)
     alone = model(x)
     assert F.relu in asked and F.conv2d not in asked and torch.ops.randbp.encode.default not in asked
     with Seeing() as mode:

@@ -23,7 +23,7 @@ from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Mask, Stream
 from .composites import lean_inside
-from .layout import pieces
+from .memory_order import pieces
 from .rules import Call, is_activation, lean_version_of
 
 

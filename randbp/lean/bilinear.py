@@ -5,7 +5,7 @@ further. A product of activations draws independent noise: in ``x (x y)`` the gr
 products, and ``E[x̃ x̃]`` would not be ``x²``, but for independent ``x̃`` and ``x̃'`` it is. For the same reason each
 of the products that make up one of three or more factors draws its own.
 
-Where nothing may be rounded, a factor that can be made again from what is held anyway is not held (:mod:`.recipes`).
+Where nothing may be rounded, a factor that can be made again from what is held anyway is not held (:mod:`.recompute`).
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .._torch.hooks import Hooks
 from .packed import ROUNDED, Again, Packed, Roundings, packed_mask, packing, rounded
-from .recipes import recipe_of
+from .recompute import recipe_of
 from .rules import Call, is_activation, is_small, lean_version_of
 
 _PRODUCTS = [

@@ -13,8 +13,8 @@ from ..codecs import Mask
 from ..kernels import relu
 from ..kernels.masked import chosen
 from .comparisons import clamp_between
-from .layout import flatten, memory_order, unflatten
-from .recipes import recipe_of, remember
+from .memory_order import flatten, memory_order, unflatten
+from .recompute import recipe_of, remember
 from .rules import Call, is_plain, lean_version_of
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import randbp
 from randbp.diagnostics import memory_report
-from randbp.lean import recipes
+from randbp.lean import recompute
 
 
 class Block(nn.Module):
@@ -92,4 +92,4 @@ def test_recipes_die_with_what_they_make() -> None:
         y = model(x)
         y.sum().backward()
         del y
-        assert not recipes._RECIPES
+        assert not recompute._RECIPES

@@ -10,8 +10,8 @@ from torch import nn
 
 from .._torch.hooks import watch_calls
 from ..draws.seeds import Integers
-from .mode import Level, Part, Session
-from .parts import join_chain, split_chains
+from .mode import LeanContext, Level, Part
+from .split_batch import join_chain, split_chains
 
 Lean = bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]]
 """The values of ``lean=``; see :func:`randbp.randomize`."""
@@ -96,7 +96,7 @@ def make_lean(
     """
     check_lean(lean, bits, parts)
     level_of = _levels(model, lean)
-    session, stops = Session(bits, clock), []
+    session, stops = LeanContext(bits, clock), []
     names: dict[nn.Module, set[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, set()).add(name)

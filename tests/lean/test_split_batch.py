@@ -18,8 +18,8 @@ from randbp import Batch, Exact, Rounding, Spatial
 from randbp.callbacks import TensorDropout
 from randbp.diagnostics import StepPeak
 from randbp.diagnostics.live_storages import LiveStorages
-from randbp.lean import parts as module
-from randbp.lean.parts import wide_stretch
+from randbp.lean import split_batch as module
+from randbp.lean.split_batch import wide_stretch
 
 
 @pytest.fixture(autouse=True)
