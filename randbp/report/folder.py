@@ -3,12 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .damaged import Damaged
 from .methods_file import Methods, read_methods
 from .printable import printable
+from .run import SUMMARY, Run
 from .run_files import CONFIG, METRICS, read_config, read_losses
-from .runs import SUMMARY, Run
 from .summary_file import read_summary
 from .target import Target, read_target
 
@@ -66,17 +67,13 @@ def load_runs(folder: Path) -> Results:
         raise Damaged(folder, f"no run in it that can be read: {damaged[0]}{more}")
     if not runs:
         raise FileNotFoundError(f"{folder}: no {SUMMARY} in it or below; runs write one with CostMonitor")
-    try:
-        target = read_target(folder)
-    except Damaged as error:
-        damaged.append(error)
-        target = None
-    try:
-        methods = read_methods(folder)
-    except Damaged as error:
-        damaged.append(error)
-        methods = None
-    return Results(tuple(runs), tuple(damaged), target, methods)
+    found: dict[str, Any] = {}
+    for name, read in (("target", read_target), ("methods", read_methods)):
+        try:
+            found[name] = read(folder)
+        except Damaged as error:
+            damaged.append(error)
+    return Results(tuple(runs), tuple(damaged), **found)
 
 
 def natural_key(text: str) -> list[tuple[float, str]]:

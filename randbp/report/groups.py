@@ -11,7 +11,7 @@ from .damaged import Damaged
 from .folder import Results
 from .methods_file import Methods
 from .printable import printable
-from .runs import EXACT, TIMES, Estimate, Run
+from .run import EXACT, TIMES, Estimate, Run
 from .target import Target
 
 LAYERS = "layers"
@@ -59,6 +59,10 @@ class Statistic:
             std = float(numpy.std(values, ddof=1)) if len(values) > 1 else None
         return cls(mean, std if std is not None and isfinite(std) else None, values)
 
+    def over(self, unit: float) -> "Statistic | None":
+        """The statistic of the values divided by a unit."""
+        return Statistic.of(value / unit for value in self.values)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -84,7 +88,7 @@ class Group:
     @property
     def exact(self) -> bool:
         """Whether these runs are plain backpropagation: both VJPs exact, without preset and lean mode."""
-        return self.weight_vjp == EXACT == self.input_vjp and not any(run.way for run in self.runs)
+        return all(run.exact for run in self.runs)
 
     @property
     def conditions(self) -> tuple[tuple[str, str], ...]:
@@ -92,39 +96,26 @@ class Group:
         return tuple((key, value) for key, value in self.settings if key not in OWN)
 
     @property
-    def keep(self) -> float:
-        """The keep rate to plot against: that of the weight VJP unless only the input VJP is estimated."""
-        return self._leading.keep
-
-    @property
-    def rate(self) -> str:
-        """The keep rate as text, which says if it is a mean over layers."""
-        return self._leading.rate
-
-    @property
-    def by_layer(self) -> bool:
-        """Whether the keep rate is a mean over layers."""
-        return self._leading.by_layer
-
-    @property
-    def _leading(self) -> Estimate:
+    def leading(self) -> Estimate:
+        """The estimate whose keep rate counts: that of the weight VJP unless only the input VJP is estimated."""
         return self.input_vjp if self.weight_vjp == EXACT else self.weight_vjp
+
+    @property
+    def keep(self) -> float:
+        """The keep rate to plot against."""
+        return self.leading.keep
 
     def metric(self, name: str) -> Statistic | None:
         """Statistic of a metric over the finished runs."""
         return Statistic.of(run.metrics[name] for run in self.finished if name in run.metrics)
 
-    def cost(self, name: str) -> Statistic | None:
-        """Statistic of a cost over the finished runs."""
-        return self._cost(name, self.finished)
-
-    def trusted_cost(self, name: str) -> Statistic | None:
-        """Statistic of a cost over the finished runs; a time counts only if the run had its processors to itself."""
-        return self._cost(name, [run for run in self.finished if name not in TIMES or not run.disturbed])
-
-    @staticmethod
-    def _cost(name: str, runs: Iterable[Run]) -> Statistic | None:
+    def cost(self, name: str, trusted: bool = False) -> Statistic | None:
+        """Statistic of a cost over the finished runs; a trusted time is of runs that had their processors alone."""
+        runs = [run for run in self.finished if not (trusted and name in TIMES and run.disturbed)]
         return Statistic.of(value for run in runs if (value := run.cost(name)) is not None)
+
+
+Measure = Callable[[Group], Statistic | None]
 
 
 @dataclass(frozen=True)
@@ -148,11 +139,6 @@ class Comparison:
     methods: Methods | None = None
 
     @property
-    def best(self) -> Run | None:
-        """The best run by the sweep's metric."""
-        return self.target.best(self.runs) if self.target else None
-
-    @property
     def runs(self) -> tuple[Run, ...]:
         """All runs."""
         return (*(run for group in self.groups for run in group.runs), *self.strays)
@@ -164,25 +150,15 @@ class Comparison:
 
     def exact(self, group: Group) -> Group | None:
         """The finished exact group with the same settings as another group."""
-        same = [g for g in self.groups if g.exact and g.finished and g.conditions == group.conditions]
-        return same[0] if same else None
+        same = (g for g in self.groups if g.exact and g.finished and g.conditions == group.conditions)
+        return next(same, None)
 
-    def ratio(self, group: Group, measure: "Callable[[Group], Statistic | None]") -> float | None:
+    def ratio(self, group: Group, measure: Measure) -> float | None:
         """Ratio of a group's mean to that of its exact group; ``None`` if either is unknown or not finite."""
         exact = self.exact(group)
         ours, theirs = measure(group), measure(exact) if exact else None
         ratio = ours.mean / theirs.mean if ours and theirs and theirs.mean else None
         return ratio if ratio is not None and isfinite(ratio) else None
-
-    @property
-    def both_vjps(self) -> bool:
-        """Whether the input VJP is estimated anywhere, so that two keep rates have to be shown."""
-        return any(group.input_vjp != EXACT for group in self.groups)
-
-    @property
-    def disturbed(self) -> tuple[Run, ...]:
-        """The finished runs that shared their processors with other work, so that their times mislead."""
-        return tuple(run for run in self.runs if run.finished and run.disturbed)
 
     def label(self, group: Group) -> str:
         """The label of a group: the estimators and settings that distinguish it, without :attr:`Group.keep`."""
@@ -195,7 +171,8 @@ class Comparison:
         if weight == EXACT == input_:
             return "exact"
         if input_ == EXACT:
-            return self._name(weight) + (" (weight VJP)" if self.both_vjps else "")
+            both = any(g.input_vjp != EXACT for g in self.groups)
+            return self._name(weight) + (" (weight VJP)" if both else "")
         if weight == EXACT:
             return f"{self._name(input_)} (input VJP)"
         if weight.keep == input_.keep:
@@ -214,11 +191,8 @@ class Comparison:
             alike = list(dict.fromkeys(other.options for other in others if other.parts == estimate.parts))
             number = f", mapping {1 + alike.index(estimate.options)}" if len(alike) > 1 else ""
             return f"by layer: {estimate.parts}{number}"
-        told = [
-            f"{key}={value}"
-            for key, value in estimate.options
-            if any(dict(other.options).get(key) != value for other in others)
-        ]
+        differ = {key for key, value in estimate.options if any(dict(e.options).get(key) != value for e in others)}
+        told = [f"{key}={value}" for key, value in estimate.options if key in differ]
         return f"{estimate.name}({', '.join(told)})" if told else estimate.name
 
 

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from .damaged import Damaged
-from .summary_file import Cost, Count, Fields, Number, Text, what_is_wrong
+from .summary_file import Cost, Count, Fields, Number, Text, read_json
 
 METHODS = "methods.json"
 
@@ -97,9 +96,8 @@ class Methods(Fields):
             ours = [(t.seed, len(t.seconds)) for t in method.trainings]
             if method.trained and ours != shape:
                 raise ValueError(f"{method.name}: expected the exact method's seeds, and as many timed steps")
-            if any(seed != of or count > most for (seed, count), (of, most) in zip(ours, shape, strict=False)) or (
-                len(ours) > len(shape)
-            ):
+            first = zip(ours, shape, strict=False)
+            if len(ours) > len(shape) or any(seed != of or count > most for (seed, count), (of, most) in first):
                 raise ValueError(f"{method.name}: expected the exact method's first seeds, and no more timed steps")
         return self
 
@@ -110,17 +108,6 @@ class Methods(Fields):
 
 
 def read_methods(folder: Path) -> Methods | None:
-    """Read the methods that were compared in a folder; ``None`` if there were none.
-
-    Raises:
-        Damaged: If the file cannot be read, or does not hold what it should.
-    """
+    """Read the methods that were compared in a folder; ``None`` if there were none."""
     path = folder / METHODS
-    try:
-        return Methods.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Damaged(path, str(error.strerror)) from error
-    except ValidationError as error:
-        raise Damaged(path, what_is_wrong(error)) from error
+    return read_json(path, Methods) if path.exists() else None

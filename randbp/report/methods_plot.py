@@ -2,15 +2,14 @@
 
 from typing import Any, NamedTuple
 
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from randbp.diagnostics.timing import quartiles
 
 from ..text.units import PERCENT, keep_rate, quantity
 from .methods_file import Methods
-from .plots import INK, MUTED, PAPER, SERIES, _figure, _svg
 from .standing import Standing, standings
+from .svg import HALO, INK, MUTED, SERIES, figure, svg
 
 SHAPES = {"exact": "s", "preset": "o", "rival": "D"}
 
@@ -18,7 +17,7 @@ SHAPES = {"exact": "s", "preset": "o", "rival": "D"}
 def tradeoff_plot(methods: Methods) -> str:
     """Plot time per step against peak memory, both as ratios to exact, labelling each point with its accuracy."""
     stand = standings(methods)
-    with _figure(5.2, 3.8) as (figure, axes):
+    with figure(5.2, 3.8) as (drawn, axes):
         axes.set_title("Time per step over exact")
         for line in (axes.axhline, axes.axvline):
             line(1, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
@@ -40,9 +39,9 @@ def tradeoff_plot(methods: Methods) -> str:
         axes.set_ylim(fastest - 0.15 * room, slowest + 0.2 * room)
         axes.set_xlabel("peak memory over exact")
         axes.grid(True, axis="x")
-        figure.draw_without_rendering()  # settles where the axes are
+        drawn.draw_without_rendering()  # settles where the axes are
         _label(axes, stand)
-        return _svg(figure, "tradeoff", "Time per step against peak memory, both over exact")
+        return svg(drawn, "tradeoff", "Time per step against peak memory, both over exact")
 
 
 def accuracy_difference_plot(methods: Methods) -> str:
@@ -50,7 +49,7 @@ def accuracy_difference_plot(methods: Methods) -> str:
     every = standings(methods)
     shown = [(s, colour) for s, colour in zip(every, _colours(every), strict=True) if s.trained][1:]
     stand = [standing for standing, _ in shown]
-    with _figure(5.2, 3.8) as (figure, axes):
+    with figure(5.2, 3.8) as (drawn, axes):
         axes.set_title("Test accuracy less exact's, points")
         spread = stand[0].spread * 100
         axes.axvspan(-spread, spread, color=MUTED, alpha=0.13, linewidth=0, zorder=0)
@@ -72,7 +71,7 @@ def accuracy_difference_plot(methods: Methods) -> str:
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")
         axes.set_xlabel("band: spread of exact's seeds, line: 95 %, dots: seeds")
-        return _svg(figure, "difference", "Test accuracy less that of exact, in points")
+        return svg(drawn, "difference", "Test accuracy less that of exact, in points")
 
 
 def _colours(stand: list[Standing]) -> list[str]:
@@ -83,7 +82,6 @@ def _colours(stand: list[Standing]) -> list[str]:
 
 def _label(axes: Any, stand: list[Standing]) -> None:
     """Write name and accuracy beside each point, on the first side that is free."""
-    halo = [withStroke(linewidth=3, foreground=PAPER)]
     to_points = axes.transData + axes.figure.dpi_scale_trans.inverted()
     places = [to_points.transform((s.peak, s.time.estimate)) * 72 for s in stand]
     taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
@@ -105,7 +103,7 @@ def _label(axes: Any, stand: list[Standing]) -> None:
             fontsize=9,
             color=INK,
             zorder=5,
-            path_effects=halo,
+            path_effects=HALO,
         )
 
 

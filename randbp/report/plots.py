@@ -1,76 +1,41 @@
-"""The comparison as vector plots whose colours come from the page around them."""
+"""The comparison as plots against keep rate and step."""
 
-import io
-import re
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from html import escape
+from functools import partial
 from math import isfinite
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ..text.units import decimals, keep_rate, pick_unit, ratio
-from .groups import Comparison, Group, Statistic
-from .runs import Run
-from .table import COST_COLUMNS, accuracy_name
+from .comparison_table import COST_COLUMNS, accuracy_name
+from .groups import Comparison, Group, Measure, Statistic
+from .run import Run
+from .svg import HALO, INK, MUTED, PAPER, SERIES, figure, svg
 
-# Matplotlib knows no CSS variables, so it draws in these colours and the SVG text is changed afterwards.
-INK, MUTED, RULE, PAPER = "#000001", "#000002", "#000003", "#000004"
-SERIES = tuple(f"#0000a{number}" for number in range(1, 9))
-VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} | {
-    colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)
-}
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names of settings may have dollar signs in them
-    "font.size": 10,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "xtick.major.size": 3,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-}
+Curve = tuple[Sequence[int], Sequence[float]]
 
 
 def accuracy_plot(comparison: Comparison) -> str | None:
     """Plot accuracy against keep rate: mean, standard deviation and every run; ``None`` if nothing can be compared."""
     name = comparison.accuracy
-    if name is None or not _comparable(comparison):
+    if name is None or len({group.keep for group in comparison.groups if group.finished}) < 2:
         return None
-    with _figure(5.2, 3.2) as (figure, axes):
-        axes.set_title(f"{accuracy_name(comparison).capitalize()}, %")
-        _against_keep_rate(axes, comparison, lambda group: group.metric(name), scale=100, dots=True)
+
+    def percent(group: Group) -> Statistic | None:
+        accuracy = group.metric(name)
+        return accuracy and accuracy.over(0.01)
+
+    with figure(5.2, 3.2) as (drawn, axes):
+        axes.set_title(title := f"{accuracy_name(comparison).capitalize()}, %")
+        _against_keep_rate(axes, comparison, percent, dots=True)
         low, high = axes.get_ylim()
         room = max(0, 4 - (high - low)) / 2  # a span below four per cent would make noise look like a finding
         if 0 <= low <= 100.5:  # else it is no share
             axes.set_ylim(max(low - room, 0), min(high + room, 100.5))
         _legend(axes)
-        return _svg(figure, "accuracy", axes.get_title(loc="left"))
+        return svg(drawn, "accuracy", title)
 
 
 def cost_plots(comparison: Comparison) -> list[str]:
@@ -80,29 +45,28 @@ def cost_plots(comparison: Comparison) -> list[str]:
     """
     plots = []
     for cost, heading, units in COST_COLUMNS:
-
-        def measure(group: Group, cost: str = cost) -> Statistic | None:
-            return group.trusted_cost(cost)
-
-        groups = [group for group in comparison.groups if measure(group)]
-        known = [statistic.mean for group in groups if (statistic := measure(group))]
-        if len({group.keep for group in groups}) < 2:
+        trusted = partial(Group.cost, name=cost, trusted=True)
+        known = [(group, statistic) for group in comparison.groups if (statistic := trusted(group))]
+        if len({group.keep for group, _ in known}) < 2:
             continue
-        relative = all(comparison.ratio(group, measure) is not None for group in groups)
-        with _figure(3.4, 2.7) as (figure, axes):
-            size, symbol = pick_unit(max(known), units)
-            unit = "ratio to exact" if relative else symbol
-            axes.set_title(f"{heading.capitalize()}, {unit}")
+        size, symbol = pick_unit(max(statistic.mean for _, statistic in known), units)
+        relative = all(comparison.ratio(group, trusted) is not None for group, _ in known)
+
+        def shown(group: Group, cost: Measure = trusted, size: float = size, relative: bool = relative) -> Any:
+            exact = comparison.exact(group) if relative else None
+            theirs = cost(exact) if exact else None
+            ours = cost(group)
+            return ours and ours.over(theirs.mean if theirs else size)
+
+        with figure(3.4, 2.7) as (drawn, axes):
+            axes.set_title(title := f"{heading.capitalize()}, {'ratio to exact' if relative else symbol}")
             if relative:
                 axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-                shown, scale = _relative(comparison, measure), 1.0
-            else:
-                shown, scale = measure, 1 / size
-            _against_keep_rate(axes, comparison, shown, scale=scale, values=ratio if relative else _number)
+            _against_keep_rate(axes, comparison, shown, values=ratio if relative else _number)
             axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.1)
             if comparison.accuracy is None:  # else the plot of the accuracy has it
                 _legend(axes)
-            plots.append(_svg(figure, cost, axes.get_title(loc="left")))
+            plots.append(svg(drawn, cost, title))
     return plots
 
 
@@ -113,13 +77,13 @@ def loss_plot(comparison: Comparison) -> str | None:
         return None
     series = {id(group): index for index, groups in enumerate(_series(comparison).values()) for group in groups}
     one = len({series.get(id(group)) for group, _ in curves if not group.exact}) <= 1
-    with _figure(5.2, 3.2) as (figure, axes):
+    with figure(5.2, 3.2) as (drawn, axes):
         title = "Training loss" + (", running mean" if any(_window(curve) > 1 for _, curve in curves) else "")
         axes.set_title(title if one else f"{title}; paler: lower keep rate")
         for index, (group, curve) in enumerate(curves):
             steps, losses = smooth(curve)
             if one:  # one estimator: the colour tells the keep rate
-                colour, strength, label = SERIES[(index - 1) % len(SERIES)], 1.0, group.rate
+                colour, strength, label = SERIES[(index - 1) % len(SERIES)], 1.0, group.leading.rate
             else:
                 colour = SERIES[series.get(id(group), 0) % len(SERIES)]
                 others = sorted({g.keep for g, _ in curves if series.get(id(g)) == series.get(id(group))})
@@ -138,10 +102,7 @@ def loss_plot(comparison: Comparison) -> str | None:
         axes.set_xlabel("step")
         axes.margins(x=0.01)
         axes.legend(title="keep rate" if one else None, title_fontsize=9, labelcolor=MUTED)
-        return _svg(figure, "loss", "Training loss against step")
-
-
-Curve = tuple[Sequence[int], Sequence[float]]
+        return svg(drawn, "loss", "Training loss against step")
 
 
 def mean_curve(runs: Sequence[Run]) -> Curve | None:
@@ -171,10 +132,6 @@ def _window(curve: Curve, points: int = 40) -> int:
     return max(1, len(curve[0]) // points)
 
 
-def _comparable(comparison: Comparison) -> bool:
-    return len({group.keep for group in comparison.groups if group.finished}) > 1
-
-
 def _series(comparison: Comparison) -> dict[str, list[Group]]:
     """Finished groups that form one line: those with one label, and their exact group."""
     series: dict[str, list[Group]] = {}
@@ -189,59 +146,38 @@ def _series(comparison: Comparison) -> dict[str, list[Group]]:
     return series
 
 
-def _relative(
-    comparison: Comparison, measure: Callable[[Group], Statistic | None]
-) -> Callable[[Group], Statistic | None]:
-    def relative(group: Group) -> Statistic | None:
-        exact = comparison.exact(group)
-        ours, theirs = measure(group), measure(exact) if exact else None
-        if ours is None or theirs is None or not theirs.mean:
-            return None
-        return Statistic.of(value / theirs.mean for value in ours.values)
-
-    return relative
-
-
 def _against_keep_rate(
     axes: Axes,
     comparison: Comparison,
-    measure: Callable[[Group], Statistic | None],
-    scale: float,
+    measure: Measure,
     dots: bool = False,
     values: Callable[[float], str] | None = None,
 ) -> None:
+    """Draw a measure of each series: means with their spread, every run as a dot, values beside a single line."""
     series = _series(comparison)
     keeps: set[float] = set()
     for (label, groups), colour in zip(series.items(), SERIES * (1 + len(series) // len(SERIES)), strict=False):
-        points = [(g.keep, s) for g in groups if (s := measure(g)) is not None and isfinite(s.mean * scale)]
-        points.sort(key=lambda point: point[0])
+        points = [(g.keep, s) for g in groups if (s := measure(g)) is not None and isfinite(s.mean)]
         if not points:
             continue
-        x = [keep for keep, _ in points]
-        y = [statistic.mean * scale for _, statistic in points]
-        spread = [(statistic.std or 0) * scale for _, statistic in points]
-        keeps.update(g.keep for g in groups if not g.by_layer)
-        hollow: Any = {"markerfacecolor": PAPER} if any(group.by_layer for group in groups) else {}
+        points.sort(key=lambda point: point[0])
+        x, y = [keep for keep, _ in points], [statistic.mean for _, statistic in points]
+        spread = [statistic.std or 0 for _, statistic in points]
+        keeps.update(g.keep for g in groups if not g.leading.by_layer)
+        hollow: Any = {"markerfacecolor": PAPER} if any(group.leading.by_layer for group in groups) else {}
         axes.plot(x, y, color=colour, marker="o", markersize=5, label=label, zorder=3, **hollow)
         if any(spread):
             axes.errorbar(x, y, spread, color=colour, fmt="none", capsize=3, linewidth=1.2, zorder=3)
         for keep, statistic in points if dots else ():
-            if len(statistic.values) > 1:
-                runs = [value * scale for value in statistic.values]
-                axes.scatter([keep] * len(runs), runs, s=9, color=colour, alpha=0.4, linewidth=0, zorder=2)
+            if (count := len(statistic.values)) > 1:
+                axes.scatter([keep] * count, statistic.values, s=9, color=colour, alpha=0.4, linewidth=0, zorder=2)
         if values is not None and len(series) == 1:
-            halo = [withStroke(linewidth=3, foreground=PAPER)]
-            above: Any = {"zorder": 4, "path_effects": halo} | {
-                "xytext": (0, 7),
-                "textcoords": "offset points",
-                "ha": "center",
-                "color": INK,
-                "fontsize": 9,
-            }
+            above: Any = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "color": INK, "fontsize": 9}
             for keep, value in zip(x, y, strict=True):
-                axes.annotate(values(value), (keep, value), **above)
+                axes.annotate(values(value), (keep, value), zorder=4, path_effects=HALO, **above)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("keep rate" + (" (hollow: mean over layers)" if any(g.by_layer for g in comparison.groups) else ""))
+    mean = any(group.leading.by_layer for group in comparison.groups)
+    axes.set_xlabel("keep rate" + " (hollow: mean over layers)" * mean)
     axes.margins(x=0.12, y=0.15)
     if 0 < len(keeps) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(sorted(keeps)))
@@ -256,32 +192,3 @@ def _number(value: float) -> str:
 def _legend(axes: Axes) -> None:
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(labelcolor=MUTED, loc="best")
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Any:
-    """A figure of this many inches, drawn in the page's style without touching Matplotlib's global state."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.subplots()
-
-
-def _svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an SVG element without fixed size, fonts or colours; ids begin with the name, so several fit."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page has fonts of its own
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    text = re.sub(r"font-family:[^;\"]*;?", "", text)
-    text = re.sub(r"font: ([^;\"']*?)(\d+(?:\.\d+)?px) [^;\"]*", r"font-size: \2; font-weight: \1", text)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)

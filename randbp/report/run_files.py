@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas
+import yaml
 
 from .damaged import Damaged
 from .printable import printable
-
-if TYPE_CHECKING:
-    from pandas import Series
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 LOSSES = ("train/loss", "train/loss_step", "train_loss", "train_loss_step", "train/loss_epoch", "loss")
@@ -21,11 +21,7 @@ LossCurve = tuple[list[int], list[float]]
 
 
 def read_config(path: Path) -> dict[str, str]:
-    """Read a configuration, with nested keys joined by dots; empty if there is none.
-
-    Raises:
-        Damaged: If it cannot be read, or is no mapping.
-    """
+    """Read a configuration, with nested keys joined by dots; empty if there is none."""
     content = parse_yaml(path)
     if content is None:
         return {}
@@ -43,13 +39,7 @@ def read_config(path: Path) -> dict[str, str]:
 
 
 def parse_yaml(path: Path) -> Any:
-    """Read a YAML file without executing Python tags; ``None`` if there is no file.
-
-    Raises:
-        Damaged: If it cannot be read.
-    """
-    import yaml
-
+    """Read a YAML file without executing Python tags; ``None`` if there is no file."""
     try:
         return yaml.safe_load(path.read_bytes())
     except FileNotFoundError:
@@ -68,8 +58,6 @@ def read_losses(path: Path) -> LossCurve:
     Raises:
         Damaged: If the file cannot be read, or a step or loss is no number.
     """
-    import pandas
-
     try:
         table = pandas.read_csv(path, low_memory=False)
     except (FileNotFoundError, pandas.errors.EmptyDataError):
@@ -88,9 +76,7 @@ def read_losses(path: Path) -> LossCurve:
     return [int(step) for step in steps], losses
 
 
-def _numbers(path: Path, column: "Series[Any]", most: float) -> list[float]:
-    import pandas
-
+def _numbers(path: Path, column: "pandas.Series[Any]", most: float) -> list[float]:
     numbers = pandas.to_numeric(column, errors="coerce").to_list()
     for line, given, number in zip(column.index, column, numbers, strict=True):
         if not abs(number) <= most:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -31,6 +31,9 @@ class Fields(BaseModel):
     """Fields of strictly checked types; unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+Content = TypeVar("Content", bound=Fields)
 
 
 class Described(Fields):
@@ -110,20 +113,21 @@ class Summary(Fields):
 
 
 def read_summary(path: Path) -> Summary:
-    """Read a summary.
+    """Read a summary; a field that is missing or cannot be meant raises :class:`Damaged`."""
+    summary = read_json(path, Summary)
+    if summary.finished and summary.trained and summary.run is None:
+        raise Damaged(path, "run: missing")
+    return summary
 
-    Raises:
-        Damaged: If the file cannot be read, or a field is missing or has a value that cannot be meant.
-    """
+
+def read_json(path: Path, fields: type[Content]) -> Content:
+    """Read a file with the fields of a class; whatever is wrong with it raises :class:`Damaged`."""
     try:
-        summary = Summary.model_validate_json(path.read_bytes())
+        return fields.model_validate_json(path.read_bytes())
     except OSError as error:
         raise Damaged(path, str(error.strerror)) from error
     except ValidationError as error:
         raise Damaged(path, what_is_wrong(error)) from error
-    if summary.finished and summary.trained and summary.run is None:
-        raise Damaged(path, "run: missing")
-    return summary
 
 
 def what_is_wrong(error: ValidationError) -> str:

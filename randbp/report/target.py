@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from .damaged import Damaged
+from .run import Run
 from .run_files import parse_yaml
-from .runs import Run
 from .summary_file import Fields, Text, what_is_wrong
 
 SWEEP = "sweep.yaml"
@@ -42,17 +42,11 @@ class Target(Fields):
 
 
 def read_target(folder: Path) -> Target | None:
-    """The metric of the sweep in a folder; ``None`` if it is no sweep's or its file names no metric.
-
-    Raises:
-        Damaged: If the sweep's file cannot be read, or its metric is not one.
-    """
+    """The metric of the sweep in a folder; ``None`` if it is no sweep's or its file names no metric."""
     path = folder / SWEEP
     content = parse_yaml(path)
     metric = content.get("metric") if isinstance(content, dict) else None
-    if metric is None:
-        return None
     try:
-        return Target.model_validate(metric)
+        return None if metric is None else Target.model_validate(metric)
     except ValidationError as error:
         raise Damaged(path, f"metric: {what_is_wrong(error)}") from error

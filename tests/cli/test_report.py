@@ -15,10 +15,10 @@ from randbp.callbacks import TensorDropout
 from randbp.callbacks.summary import describe_estimators
 from randbp.cli.main import main
 from randbp.report import compare, load_runs, print_table
+from randbp.report.comparison_table import notes
 from randbp.report.groups import Comparison, Group
 from randbp.report.page import make_page
 from randbp.report.plots import cost_plots, mean_curve
-from randbp.report.table import notes
 from tests.cli.run_folders import write_run
 
 
@@ -352,12 +352,12 @@ def test_disturbed_times_are_neither_plotted_nor_compared(tmp_path: Path, which:
             write_run(tmp_path / f"{keep}-{seed}", keep, seed, cost=busy if disturbed else {})
     comparison = compare(load_runs(tmp_path))
     quarter = by_keep(comparison)[0.25]
-    trusted = quarter.trusted_cost("step_seconds")
+    trusted = quarter.cost("step_seconds", trusted=True)
     plots = cost_plots(comparison)
     titles = [re.findall(r'aria-label="([^"]*)"', plot)[0] for plot in plots]
     if which == "one of two":
         assert trusted is not None and trusted.values == (0.0625,)
-        assert comparison.ratio(quarter, lambda g: g.trusted_cost("step_seconds")) == pytest.approx(0.0625 / 0.105)
+        assert comparison.ratio(quarter, lambda g: g.cost("step_seconds", trusted=True)) == pytest.approx(0.0625 / 0.105)
     elif which in ("all of a group", "all"):
         assert trusted is None
     if which == "all":
@@ -398,8 +398,7 @@ def test_a_diverged_run_is_not_the_best(tmp_path: Path) -> None:
     for index, value in enumerate([0.3, "nan", "inf", 0.4]):
         write_run(tmp_path / str(index), 0.5, metrics={"val/accuracy": value})
     (tmp_path / "sweep.yaml").write_text("metric: {name: val/accuracy, goal: maximize}")
-    best = compare(load_runs(tmp_path)).best
-    assert best is not None and best.name == "3"
+    assert "Best run: 3, val/accuracy 0.4, the highest of 4." in notes(compare(load_runs(tmp_path)))
 
 
 def test_a_mean_over_layers_is_not_shown_as_a_keep_rate(tmp_path: Path) -> None:
@@ -413,7 +412,7 @@ def test_a_mean_over_layers_is_not_shown_as_a_keep_rate(tmp_path: Path) -> None:
         write_run(tmp_path / str(index), 0.5, estimators=json.loads(json.dumps(describe_estimators(trainer))))
     write_run(tmp_path / "exact", 1.0)
     comparison = compare(load_runs(tmp_path))
-    labels = {comparison.label(group): group.rate for group in comparison.groups}
+    labels = {comparison.label(group): group.leading.rate for group in comparison.groups}
     assert labels == {
         "exact": "1",
         "Spatial": "1/4",

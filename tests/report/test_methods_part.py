@@ -12,7 +12,7 @@ from randbp.cli.main import main
 from randbp.report import METHODS, compare, load_runs, print_methods
 from randbp.report.finding import finding
 from randbp.report.methods_file import Methods
-from randbp.report.methods_table import method_notes
+from randbp.report.methods_part import method_notes
 from randbp.report.page import make_page
 from randbp.report.standing import standings
 from tests.cli.run_folders import write_run
