@@ -357,7 +357,9 @@ def test_disturbed_times_are_neither_plotted_nor_compared(tmp_path: Path, which:
     titles = [re.findall(r'aria-label="([^"]*)"', plot)[0] for plot in plots]
     if which == "one of two":
         assert trusted is not None and trusted.values == (0.0625,)
-        assert comparison.ratio(quarter, lambda g: g.cost("step_seconds", trusted=True)) == pytest.approx(0.0625 / 0.105)
+        assert comparison.ratio(quarter, lambda g: g.cost("step_seconds", trusted=True)) == pytest.approx(
+            0.0625 / 0.105
+        )
     elif which in ("all of a group", "all"):
         assert trusted is None
     if which == "all":
