@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import tn
 from .._torch.state import without_autocast
-from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec
+from ..tn import ConvSpec, LayerSpec
 
 Approximation = Literal["reduce", "expand"]
 
@@ -49,8 +49,7 @@ def input_factor(spec: LayerSpec, input: Tensor, approximation: Approximation = 
 
 
 def _expanded(spec: LayerSpec, input: Tensor, bias: bool) -> Tensor:
-    net = tn.kfac_expand_transpose(spec.adjoint) if isinstance(spec, ConvTransposeSpec) else tn.kfac_expand(spec)
-    factor = net.contract(input=input)
+    factor = tn.kfac_expand(spec).contract(input=input)
     if not bias:
         return factor
     column = _position_sums(spec).contract(input=input).mean(0).unsqueeze(2)
@@ -115,10 +114,8 @@ def check_approximation(approximation: object) -> str:
 @lru_cache(maxsize=1024)
 def _position_sums(spec: LayerSpec) -> tn.TensorNetwork:
     """``Σ_o U[n, (c k), o]`` as ``[N, G, C / G·ΠK]``."""
-    net = tn.unfold_transpose(spec.adjoint) if isinstance(spec, ConvTransposeSpec) else tn.unfold(spec)
     dims = range(1, spec.dims + 1)
-    if dims:
-        net = net.sum(*(f"o{dim}" for dim in dims))
+    net = tn.unfold(spec).sum(*(f"o{dim}" for dim in dims))
     return net.group(("n",), ("g",), ("c", *(f"k{dim}" for dim in dims)))
 
 

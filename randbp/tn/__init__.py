@@ -9,15 +9,24 @@ from ..layers.pattern import IndexPattern
 from ..layers.spec import ConvSpec, transposed_spec
 from .interface import TensorNetwork
 from .nodes import Axis, Operand, Pattern, Selection
+from .operations.adjoint_operations import (
+    conv_transpose,
+    conv_transpose_input_jvp,
+    conv_transpose_input_vjp,
+    conv_transpose_per_example_weight_vjp,
+    conv_transpose_weight_jvp,
+    conv_transpose_weight_vjp,
+    kfac_expand_transpose,
+    kfac_reduce_transpose,
+    unfold_transpose,
+)
 from .operations.curvature import (
     ggn_diagonal,
     gradient_gram,
     kfac_expand,
     kfac_expand_output_grad,
-    kfac_expand_transpose,
     kfac_reduce,
     kfac_reduce_output_grad,
-    kfac_reduce_transpose,
 )
 from .operations.layer_derivatives import (
     conv,
@@ -38,15 +47,6 @@ from .operations.position_classes import (
     position_classes,
     weight_vjp_of_positions,
     whole_class,
-)
-from .operations.transposed import (
-    conv_transpose,
-    conv_transpose_input_jvp,
-    conv_transpose_input_vjp,
-    conv_transpose_per_example_weight_vjp,
-    conv_transpose_weight_jvp,
-    conv_transpose_weight_vjp,
-    unfold_transpose,
 )
 from .planning.path_report import PathReport
 from .planning.plan import Plan, Step

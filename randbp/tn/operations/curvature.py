@@ -5,31 +5,22 @@ from functools import lru_cache
 from math import prod
 
 from ...layers.integers import as_integer
-from ...layers.spec import ConvSpec
-from ..interface import TensorNetwork, network
-from .layer_derivatives import leg_sizes, operand, per_example_weight_vjp, singles, spatial, unfold
-from .transposed import unfold_transpose
+from ...layers.layer_specs import LayerSpec
+from ..interface import TensorNetwork
+from .layer_derivatives import per_example_weight_vjp, unfold
+from .layer_legs import LayerLegs
 
 
-def _expand(unfolded: TensorNetwork, spec: ConvSpec, name: str) -> TensorNetwork:
-    positions = spatial("o", spec)
-    rows = ("c", *spatial("k", spec))
-    square = unfolded.outer(unfolded, share=("n", "g", *positions)).sum("n", *positions)
-    return square.group(("g",), rows, tuple(f"{leg}'" for leg in rows)).scaled(1 / max(spec.batch_size, 1)).named(name)
-
-
-def _reduce(unfolded: TensorNetwork, spec: ConvSpec, name: str) -> TensorNetwork:
-    positions = spatial("o", spec)
-    rows = ("c", *spatial("k", spec))
-    count = prod(unfolded.sizes[leg] for leg in positions)
-    summed = unfolded.sum(*positions) if positions else unfolded
-    square = summed.outer(summed, share=("n", "g")).sum("n")
-    scale = 1 / (max(spec.batch_size, 1) * count**2)
-    return square.group(("g",), rows, tuple(f"{leg}'" for leg in rows)).scaled(scale).named(name)
+def _factor(net: TensorNetwork, spec: LayerSpec, rows: tuple[str, ...], count: int, name: str) -> TensorNetwork:
+    """The network's product with itself, summed over all open legs but ``g`` and ``rows``, over ``count`` and ``N``."""
+    share = tuple(leg for leg in net.open_legs if leg not in rows)
+    square = net.outer(net, share=share).sum(*(leg for leg in share if leg != "g"))
+    primed = tuple(f"{leg}'" for leg in rows)
+    return square.group(("g",), rows, primed).scaled(1 / (max(spec.batch_size, 1) * count)).named(name)
 
 
 @lru_cache(maxsize=1024)
-def kfac_expand(spec: ConvSpec) -> TensorNetwork:
+def kfac_expand(spec: LayerSpec) -> TensorNetwork:
     """The input factor of KFAC-expand (KFC) ``Ω_g = 1/N Σ_n U_n U_nᵀ`` with the unfolded input ``U_n``.
 
     Slot: ``input`` ``[N, C, *I]``. Result: ``[G, C/G·ΠK, C/G·ΠK]``.
@@ -41,11 +32,11 @@ def kfac_expand(spec: ConvSpec) -> TensorNetwork:
         >>> tn.kfac_expand(tn.ConvSpec((2, 6, 8, 8), 4, 3, groups=2)).output_shape
         (2, 27, 27)
     """
-    return _expand(unfold(spec), spec, "kfac_expand")
+    return _factor(unfold(spec), spec, ("c", *LayerLegs(spec).k), 1, "kfac_expand")
 
 
 @lru_cache(maxsize=1024)
-def kfac_reduce(spec: ConvSpec) -> TensorNetwork:
+def kfac_reduce(spec: LayerSpec) -> TensorNetwork:
     """The input factor of KFAC-reduce ``Ω_g = 1/(N O²) Σ_n (U_n 1)(U_n 1)ᵀ`` with the unfolded input ``U_n``.
 
     Slot: ``input`` ``[N, C, *I]``. Result: ``[G, C/G·ΠK, C/G·ΠK]``. ``O`` is the number of output positions.
@@ -57,47 +48,19 @@ def kfac_reduce(spec: ConvSpec) -> TensorNetwork:
         >>> tn.kfac_reduce(tn.ConvSpec((2, 6, 8, 8), 4, 3, groups=2)).output_shape
         (2, 27, 27)
     """
-    return _reduce(unfold(spec), spec, "kfac_reduce")
+    legs = LayerLegs(spec)
+    count = prod(spec.output_size) ** 2
+    return _factor(unfold(spec).sum(*legs.o), spec, ("c", *legs.k), count, "kfac_reduce")
+
+
+def _gradient(spec: LayerSpec) -> TensorNetwork:
+    """The output gradient alone."""
+    legs = LayerLegs(spec)
+    return legs.network("output_grad", {"output_grad": legs.output}, legs.output, patterns=False)
 
 
 @lru_cache(maxsize=1024)
-def kfac_expand_transpose(spec: ConvSpec) -> TensorNetwork:
-    """The input factor of KFAC-expand for a transposed convolution, from `unfold_transpose`.
-
-    Slot: ``input`` of ``spec.output_shape``. Result: ``[G, C/G·ΠK, C/G·ΠK]`` with ``C`` the channels of that
-        input.
-
-    Example:
-        >>> from randbp import tn
-        >>> tn.kfac_expand_transpose(tn.transposed_spec((2, 3, 5, 5), 4, 3)).output_shape
-        (1, 27, 27)
-    """
-    return _expand(unfold_transpose(spec), spec, "kfac_expand_transpose")
-
-
-@lru_cache(maxsize=1024)
-def kfac_reduce_transpose(spec: ConvSpec) -> TensorNetwork:
-    """The input factor of KFAC-reduce for a transposed convolution, from `unfold_transpose`.
-
-    Slot: ``input`` of ``spec.output_shape``. Result: ``[G, C/G·ΠK, C/G·ΠK]`` with ``C`` the channels of that
-        input.
-
-    Example:
-        >>> from randbp import tn
-        >>> tn.kfac_reduce_transpose(tn.transposed_spec((2, 3, 5, 5), 4, 3)).output_shape
-        (1, 27, 27)
-    """
-    return _reduce(unfold_transpose(spec), spec, "kfac_reduce_transpose")
-
-
-def _gradient(spec: ConvSpec) -> TensorNetwork:
-    y = operand("output_grad", spec, ("n",), ("g", "d"), *singles(spatial("o", spec)))
-    output = (("n",), ("g", "d"), *singles(spatial("o", spec)))
-    return network("output_grad", (y,), leg_sizes(spec), output)
-
-
-@lru_cache(maxsize=1024)
-def kfac_expand_output_grad(spec: ConvSpec) -> TensorNetwork:
+def kfac_expand_output_grad(spec: LayerSpec) -> TensorNetwork:
     """The output-gradient factor of KFAC-expand ``Γ_g = 1/(N O) Σ_{n o} V_Y V_Yᵀ``.
 
     Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G,
@@ -108,14 +71,11 @@ def kfac_expand_output_grad(spec: ConvSpec) -> TensorNetwork:
         >>> tn.kfac_expand_output_grad(tn.ConvSpec((2, 6, 8, 8), 4, 3, groups=2)).output_shape
         (2, 2, 2)
     """
-    positions = spatial("o", spec)
-    grad = _gradient(spec)
-    square = grad.outer(grad, share=("n", "g", *positions)).sum("n", *positions).group(("g",), ("d",), ("d'",))
-    return square.scaled(1 / (max(spec.batch_size, 1) * prod(spec.output_size))).named("kfac_expand_output_grad")
+    return _factor(_gradient(spec), spec, ("d",), prod(spec.output_size), "kfac_expand_output_grad")
 
 
 @lru_cache(maxsize=1024)
-def kfac_reduce_output_grad(spec: ConvSpec) -> TensorNetwork:
+def kfac_reduce_output_grad(spec: LayerSpec) -> TensorNetwork:
     """The output-gradient factor of KFAC-reduce ``Γ_g = 1/N Σ_n (V_Y 1)(V_Y 1)ᵀ``: positions are summed
     first.
 
@@ -127,14 +87,11 @@ def kfac_reduce_output_grad(spec: ConvSpec) -> TensorNetwork:
         >>> tn.kfac_reduce_output_grad(tn.ConvSpec((2, 6, 8, 8), 4, 3, groups=2)).output_shape
         (2, 2, 2)
     """
-    grad = _gradient(spec)
-    summed = grad.sum(*spatial("o", spec)) if spec.dims else grad
-    square = summed.outer(summed, share=("n", "g")).sum("n").group(("g",), ("d",), ("d'",))
-    return square.scaled(1 / max(spec.batch_size, 1)).named("kfac_reduce_output_grad")
+    return _factor(_gradient(spec).sum(*LayerLegs(spec).o), spec, ("d",), 1, "kfac_reduce_output_grad")
 
 
 @lru_cache(maxsize=1024)
-def gradient_gram(spec: ConvSpec) -> TensorNetwork:
+def gradient_gram(spec: LayerSpec) -> TensorNetwork:
     """The Gram matrix of per-example weight gradients ``K[n, n'] = ⟨V_W[n], V_W[n']⟩``: a layer's empirical
     NTK.
 
@@ -145,13 +102,13 @@ def gradient_gram(spec: ConvSpec) -> TensorNetwork:
         >>> tn.gradient_gram(tn.ConvSpec((5, 3, 8, 8), 4, 3)).output_shape
         (5, 5)
     """
-    parameter = ("g", "d", "c", *spatial("k", spec))
+    parameter = ("g", "d", "c", *LayerLegs(spec).k)
     gradient = per_example_weight_vjp(spec)
     return gradient.outer(gradient, share=parameter).sum(*parameter).named("gradient_gram")
 
 
 @lru_cache(maxsize=1024)
-def ggn_diagonal(spec: ConvSpec, columns: int | None = None) -> TensorNetwork:
+def ggn_diagonal(spec: LayerSpec, columns: int | None = None) -> TensorNetwork:
     """The diagonal of the GGN (or Fisher) matrix of the weight ``Σ_n V_W[n]²`` from per-example factors.
 
     Slots: ``input`` ``[N, C, *I]``; ``output_grad`` ``[N, D, *O]`` (per-example gradients: the empirical
@@ -178,5 +135,5 @@ def ggn_diagonal(spec: ConvSpec, columns: int | None = None) -> TensorNetwork:
             raise ValueError(f"columns={columns!r}: expected a positive integer, or None for one gradient per example")
         gradient = gradient.with_leg("v", columns, "output_grad")
         summed.append("v")
-    share = (*summed, "g", "d", "c", *spatial("k", spec))
+    share = (*summed, "g", "d", "c", *LayerLegs(spec).k)
     return gradient.outer(gradient, share=share).sum(*summed).named("ggn_diagonal")

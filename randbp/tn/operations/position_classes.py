@@ -1,8 +1,6 @@
 """VJPs of a layer's positions, class by class: the networks that samplers of positions sub-sample.
 
-The networks serve convolutions, linear layers and transposed convolutions alike. Legs are named from the layer's own
-view: ``i`` and ``c`` belong to its input, ``o`` and ``d`` to its output. In a transposed convolution the index pattern
-is reversed.
+The networks serve convolutions, linear layers and transposed convolutions alike; `LayerLegs` names their legs.
 """
 
 from dataclasses import dataclass
@@ -10,12 +8,10 @@ from functools import lru_cache
 from itertools import product
 from math import gcd, prod
 
-from ...layers.layer_specs import ConvTransposeSpec, LayerSpec, Side, is_identity, role
+from ...layers.layer_specs import LayerSpec, Side, is_identity, role
 from ...layers.pattern import IndexPattern
-from ..interface import TensorNetwork, network
-from ..nodes import Axis, Node, Operand, Pattern
-
-Axes = tuple[tuple[str, ...], ...]
+from ..interface import TensorNetwork
+from .layer_legs import LayerLegs
 
 
 @dataclass(frozen=True)
@@ -110,15 +106,10 @@ def weight_vjp_of_positions(spec: LayerSpec, positions: PositionClass, channels_
         >>> weight_vjp_of_positions(spec, position_classes(spec, "input")[0]).output_shape
         (3, 4, 3)
     """
-    legs = _Legs(spec, positions)
-    nodes: tuple[Node, ...] = (
-        legs.operand("input", legs.input),
-        *legs.patterns,
-        legs.operand(
-            "output_grad", (legs.output[0], *legs.output[2:], legs.output[1]) if channels_last else legs.output
-        ),
-    )
-    return network("weight_vjp", nodes, legs.sizes, legs.weight)
+    legs = LayerLegs(spec, positions.patterns)
+    examples, channels, *rest = legs.output
+    output = (examples, *rest, channels) if channels_last else legs.output
+    return legs.network("weight_vjp", {"input": legs.input}, legs.weight, {"output_grad": output})
 
 
 @lru_cache(maxsize=1024)
@@ -134,13 +125,8 @@ def input_vjp_of_positions(spec: LayerSpec, positions: PositionClass) -> TensorN
         >>> [input_vjp_of_positions(spec, c).slots["weight"] for c in position_classes(spec, "output")]
         [(3, 4, 2), (3, 4, 1)]
     """
-    legs = _Legs(spec, positions)
-    nodes: tuple[Node, ...] = (
-        legs.operand("output_grad", legs.output),
-        *legs.patterns,
-        legs.operand("weight", legs.weight),
-    )
-    return network("input_vjp", nodes, legs.sizes, legs.input)
+    legs = LayerLegs(spec, positions.patterns)
+    return legs.network("input_vjp", {"output_grad": legs.output}, legs.input, {"weight": legs.weight})
 
 
 @lru_cache(maxsize=1024)
@@ -149,13 +135,9 @@ def constant_input_weight_vjp(spec: LayerSpec) -> TensorNetwork:
 
     Slots: ``mean`` ``[N, C]``, ``output_grad`` ``[N, D, *O]``. Result: as the weight.
     """
-    legs = _Legs(spec, whole_class(spec, "input"))
-    nodes: tuple[Node, ...] = (
-        legs.operand("mean", legs.input[:2]),
-        *legs.patterns,
-        legs.operand("output_grad", legs.output),
-    )
-    return network("weight_vjp of a constant", nodes, legs.sizes, legs.weight)
+    legs = LayerLegs(spec)
+    mean, output = legs.input[:2], {"output_grad": legs.output}
+    return legs.network("weight_vjp of a constant", {"mean": mean}, legs.weight, output)
 
 
 @lru_cache(maxsize=1024)
@@ -164,40 +146,5 @@ def constant_output_grad_input_vjp(spec: LayerSpec) -> TensorNetwork:
 
     Slots: ``mean`` ``[N, D]``, ``weight``. Result: ``[N, C, *I]``.
     """
-    legs = _Legs(spec, whole_class(spec, "output"))
-    nodes: tuple[Node, ...] = (
-        legs.operand("mean", legs.output[:2]),
-        *legs.patterns,
-        legs.operand("weight", legs.weight),
-    )
-    return network("input_vjp of a constant", nodes, legs.sizes, legs.input)
-
-
-class _Legs:
-    """Legs of a layer's tensors that are restricted to the positions of a class.
-
-    Attributes:
-        sizes: Size of every leg.
-        patterns: The index patterns as nodes.
-        input: Legs of each dimension of the layer's input.
-        output: Legs of its output.
-        weight: Legs of its weight.
-    """
-
-    def __init__(self, spec: LayerSpec, positions: PositionClass) -> None:
-        turned = isinstance(spec, ConvTransposeSpec)
-        inner, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        self.sizes = {"n": spec.batch_size, "g": spec.groups, "c": inner, "d": outer}
-        nodes = []
-        for dim, pattern in enumerate(positions.patterns, 1):
-            pair = (f"o{dim}", f"i{dim}") if turned else (f"i{dim}", f"o{dim}")
-            self.sizes |= {pair[0]: pattern.input_size, pair[1]: pattern.output_size, f"k{dim}": pattern.kernel_size}
-            nodes.append(Pattern(pattern, *pair, f"k{dim}"))
-        self.patterns = tuple(nodes)
-        i, o, k = ([(f"{name}{dim}",) for dim in range(1, spec.dims + 1)] for name in "iok")
-        self.input: Axes = (("n",), ("g", "c"), *i)
-        self.output: Axes = (("n",), ("g", "d"), *o)
-        self.weight: Axes = (("g", "c"), ("d",), *k) if turned else (("g", "d"), ("c",), *k)
-
-    def operand(self, slot: str, axes: Axes) -> Operand:
-        return Operand(slot, tuple(Axis.grouped(legs, self.sizes) for legs in axes))
+    legs = LayerLegs(spec)
+    return legs.network("input_vjp of a constant", {"mean": legs.output[:2]}, legs.input, {"weight": legs.weight})
