@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # documented, for all its underscore
 from torch.utils._pytree import tree_leaves
 
-from .saved_tensors import _strided_parts
+from .storages import storages
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,6 @@ class LiveStorages(TorchDispatchMode):
         super().__init__()
         self.bytes = self.peak_bytes = 0
         self._origin = origin
-        # PyTorch keeps one Python object per storage for as long as the storage lives, so identity tells them apart.
         self._alive: dict[int, Allocation] = {}
 
     @property
@@ -69,31 +68,14 @@ class LiveStorages(TorchDispatchMode):
         """The allocations that are alive now, oldest first."""
         return list(self._alive.values())
 
-    def keyed(self) -> dict[int, Allocation]:
-        """The allocations that are alive now, by the identity of their storage."""
-        return dict(self._alive)
-
-    def find(self, storage: torch.UntypedStorage) -> Allocation | None:
-        """The allocation behind a storage; ``None`` if it existed before this mode was entered."""
-        return self._alive.get(id(storage))
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and record its allocations."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        before: set[int] | None = None
-        for tensor in tree_leaves(result):
-            if not isinstance(tensor, Tensor):
-                continue
-            for part in _strided_parts(tensor):
-                storage = part.untyped_storage()
-                if id(storage) in self._alive:
-                    continue
-                if before is None:  # an operation may return what it was given: a view, or its first argument
-                    given = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
-                    before = {id(p.untyped_storage()) for t in given for p in _strided_parts(t)}
-                if id(storage) not in before:
-                    self._add(storage, func)
+        result = func(*args, **(kwargs or {}))
+        new = {key: one for key, one in storages(_tensors(result)).items() if key not in self._alive}
+        if new:  # an operation may return what it was given: a view, or its first argument
+            before = storages(_tensors((args, kwargs)))
+            for storage in (storage for key, storage in new.items() if key not in before):
+                self._add(storage, func)
         return result
 
     def _add(self, storage: torch.UntypedStorage, func: Any) -> None:
@@ -107,3 +89,7 @@ class LiveStorages(TorchDispatchMode):
         self._alive[key] = Allocation(size, name, self._origin(), weakref.ref(storage, gone))
         self.bytes += size
         self.peak_bytes = max(self.peak_bytes, self.bytes)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,10 +1,8 @@
 """Bytes held for the backward pass of a model, by holder."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,9 @@ from .live_storages import Allocation, LiveStorages
 from .memory_rows import MemoryReport, Row
 from .needs import least_bytes
 from .objective import check_batch
-from .saved_tensors import _strided_parts
+from .restored import preserved
+from .running_module import running_module
+from .saved_tensors import held_for_backward
 from .step_peak import StepPeak
 
 _OUTSIDE = "(outside the model)"
@@ -68,32 +68,56 @@ def memory_report(
         raise ValueError(f"loss={loss!r}: expected a function of the output, or None")
     if inputs or keywords:
         check_batch("inputs", inputs[0] if len(inputs) == 1 and not keywords else (*inputs, *keywords.values()))
-    device = next((t.device for t in [*model.parameters(), *_tensors((inputs, keywords))]), torch.device("cpu"))
-    report = _measured(model, inputs, keywords, loss, device)
+    report = _measured(model, inputs, keywords, loss)
     # Caches that were filled on the way outlive the backward pass, too, but do not grow again.
-    return _measured(model, inputs, keywords, loss, device) if report.kept_bytes else report
+    return _measured(model, inputs, keywords, loss) if report.kept_bytes else report
+
+
+class _Place(NamedTuple):
+    module: str
+    operation: str | None
+
+
+_Held = tuple[Allocation, dict[_Place, tuple[torch.dtype, int]]]
+"""A storage, and for each place in which a tensor in it was saved that one's dtype and number of entries."""
 
 
 def _measured(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
-    keywords: dict[str, Any],
-    loss: Callable[[Any], Tensor] | None,
-    device: torch.device,
+    model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], loss: Callable[[Any], Tensor] | None
 ) -> MemoryReport:
-    watch = _Watch(model)
-    with _restored(model, device), StepPeak(device, model.parameters()) as peak, watch:
+    device = next((t.device for t in [*model.parameters(), *_tensors((inputs, keywords))]), torch.device("cpu"))
+    functions = _Functions()
+
+    def place(operation: str | None = None) -> _Place:
+        name = module()
+        return _Place(_OUTSIDE if name is None else name or type(model).__name__, functions.name or operation)
+
+    with (
+        preserved(model, train=False, inputs=(inputs, keywords)),
+        StepPeak(device, model.parameters()) as peak,
+        running_module(model) as module,
+        LiveStorages(place) as live,
+        functions,
+        held_for_backward(origin=lambda: place(_custom_function(sys._getframe(2)))) as saved,
+    ):
+        for parameter in model.parameters():
+            parameter.grad = None
         value = _loss(model(*inputs, **keywords), loss)
         if not (isinstance(value, Tensor) and value.requires_grad):
             raise ValueError("model: no output requires a gradient, so nothing is held for a backward pass")
         if value.numel() != 1:
             raise ValueError(f"loss: returned shape {tuple(value.shape)}, expected a scalar tensor")
-        held = watch.held(value)
+        places, root = saved.holders(), id(value.untyped_storage())
+        held: list[_Held] = []
+        for allocation in live.allocations:
+            key = id(allocation.reference())
+            if key != root or key in places:
+                held.append((allocation, {at: (t.dtype, t.numel()) for at, t in places.get(key, {}).items()}))
+        del places
         value.backward()
         del value
-    kept = [(allocation, holders) for allocation, holders in held if allocation.reference() is not None]
-    still = {id(allocation) for allocation, holders in kept if not holders}
-    held = [(allocation, holders) for allocation, holders in held if id(allocation) not in still]
+    kept = [one for one in held if one[0].reference() is not None]
+    held = [one for one in held if one[1] or one not in kept]
     return MemoryReport(
         held_bytes=sum(allocation.bytes for allocation, _ in held),
         peak_bytes=peak.bytes,
@@ -104,79 +128,10 @@ def _measured(
     )
 
 
-class _Watch:
-    """Follows which module and function is running, what it allocates, and who saves that."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._modules: list[str] = []
-        self._functions = _Functions()
-        self._live = LiveStorages(origin=lambda: _Place(self.module, self._functions.name))
-        self._saved: dict[int, list[tuple[_Place, torch.dtype, int]]] = {}
-        self._stack = ExitStack()
-
-    @property
-    def module(self) -> str:
-        return self._modules[-1] if self._modules else _OUTSIDE
-
-    def __enter__(self) -> "_Watch":
-        for name, module in self._model.named_modules():
-            label = name or type(module).__name__
-            self._hook(module.register_forward_pre_hook(lambda *_, label=label: self._modules.append(label)))
-            self._hook(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
-        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held.tensor)
-        for context in (self._live, self._functions, hooks):
-            self._stack.enter_context(context)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def held(self, loss: Tensor) -> "list[tuple[Allocation, list[tuple[_Place, torch.dtype, int]]]]":
-        """The live storages other than the loss, and who saved them."""
-        root = id(loss.untyped_storage())
-        found = []
-        for key, allocation in self._live.keyed().items():
-            holders = self._saved.get(key, [])
-            if key != root or holders:
-                found.append((allocation, holders))
-        return found
-
-    def _hook(self, handle: Any) -> None:
-        self._stack.callback(handle.remove)
-
-    def _leave(self) -> None:
-        if self._modules:
-            self._modules.pop()
-
-    def _pack(self, tensor: Tensor) -> "_Held":
-        function = self._functions.name or _custom_function(sys._getframe(1))
-        place = _Place(self.module, function)
-        for part in _strided_parts(tensor):
-            if self._live.find(part.untyped_storage()) is not None:
-                self._saved.setdefault(id(part.untyped_storage()), []).append((place, part.dtype, part.numel()))
-        return _Held(tensor.detach())
-
-
-@dataclass(frozen=True)
-class _Place:
-    module: str
-    operation: str | None
-
-
-@dataclass
-class _Held:
-    """A saved tensor, detached: a graph that held its own output through a hook would be a reference cycle."""
-
-    tensor: Tensor
-
-
 class _Functions(TorchFunctionMode):
     """Follows which function of PyTorch is being called, by its public name."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.name: str | None = None
+    name: str | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self.name
@@ -207,50 +162,33 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-@contextmanager
-def _restored(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore buffers, gradients and random state at the end of the block."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in grads:
-        parameter.grad = None
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        for parameter, grad in grads:
-            parameter.grad = grad
-
-
-def _rows(held: "list[tuple[Allocation, list[tuple[_Place, torch.dtype, int]]]]") -> list[Row]:
+def _rows(held: list[_Held]) -> list[Row]:
     """One row per module and operation."""
-    groups: dict[_Place, list[tuple[int, list[_Place], torch.dtype, int, bool]]] = {}
-    for allocation, holders in held:
-        places = list(dict.fromkeys(place for place, _, _ in holders))
-        if not holders:
-            origin = allocation.origin
-            place = _Place(origin.module, origin.operation or allocation.operation)
-            groups.setdefault(place, []).append((allocation.bytes, [place], torch.uint8, allocation.bytes, True))
-        for place in places:
-            dtype, entries = next((d, n) for p, d, n in holders if p == place)
-            groups.setdefault(place, []).append((allocation.bytes, places, dtype, entries, False))
-    rows = [_row(place, parts) for place, parts in groups.items()]
+    groups: dict[_Place, list[_Held]] = {}
+    for allocation, savers in held:
+        origin: _Place = allocation.origin
+        for place in savers or [origin._replace(operation=origin.operation or allocation.operation)]:
+            groups.setdefault(place, []).append((allocation, savers))
+    rows = [_row(place, storages) for place, storages in groups.items()]
     return sorted(rows, key=lambda row: -row.bytes)
 
 
-def _row(place: _Place, parts: list[tuple[int, list[_Place], torch.dtype, int, bool]]) -> Row:
-    total = sum(size for size, *_ in parts)
-    alone = sum(size for size, places, *_ in parts if len(places) == 1)
-    others = dict.fromkeys(f"{p.module} {p.operation}" for _, places, *_ in parts for p in places if p != place)
+def _row(place: _Place, held: list[_Held]) -> Row:
     operation = place.operation or "(unknown)"
-    hidden = any(part[4] for part in parts)
-    least, why = least_bytes(operation, [(dtype, entries) for *_, dtype, entries, _ in parts])
-    if why and place.module == _OUTSIDE:
-        why += "; outside of modules, lean mode serves it in `with handle.lean():`"
+    hidden = any(not savers for _, savers in held)
     if hidden:
-        why = "held outside autograd's saved tensors: on a ctx, in a closure or packed"
-        least = None
-    return Row(place.module, operation, total, alone, least, why, tuple(others), hidden)
+        least, why = None, "held outside autograd's saved tensors: on a ctx, in a closure or packed"
+    else:
+        least, why = least_bytes(operation, [savers[place] for _, savers in held])
+        if why and place.module == _OUTSIDE:
+            why += "; outside of modules, lean mode serves it in `with handle.lean():`"
+    return Row(
+        module=place.module,
+        operation=operation,
+        bytes=sum(allocation.bytes for allocation, _ in held),
+        alone=sum(allocation.bytes for allocation, savers in held if len(savers) <= 1),
+        least=least,
+        why=why,
+        shared_with=tuple(dict.fromkeys(f"{p.module} {p.operation}" for _, found in held for p in found if p != place)),
+        hidden=hidden,
+    )

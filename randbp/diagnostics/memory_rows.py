@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..randomize.left_exact import left_exact_lines
 from ..text.text_table import aligned
-from ..text.units import BYTES, format_bytes, pick_unit
+from ..text.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,39 +104,21 @@ class MemoryReport:
 
         Args:
             ax: Where to draw; a new figure by default. Needs matplotlib.
-            most: Number of bars; the rest is summed up in the last.
+            most: Number of bars; the rest is left out.
         """
-        import matplotlib.pyplot as plt
+        from .memory_plot import AFTER, BEFORE, plot_bytes
 
         rows = self.rows[:most]
-        if ax is None:
-            _, ax = plt.subplots(figsize=(7.5, 1.4 + 0.26 * (len(rows) + 1)), layout="constrained")
-        size, unit = pick_unit(max([row.bytes for row in rows], default=1), BYTES)
-        places = range(len(rows))
-        ax.barh(places, [row.alone / size for row in rows], color="#3b6fb6", label="held by it alone")
-        ax.barh(
-            places,
-            [(row.bytes - row.alone) / size for row in rows],
-            left=[row.alone / size for row in rows],
-            color="#b9cde6",
-            label="held by others, too",
-        )
-        enough = [(number, row.least / size) for number, row in enumerate(rows) if row.least is not None]
-        if enough:
-            numbers, values = zip(*enough, strict=True)
-            ax.scatter(values, numbers, marker="|", s=70, color="#c1443c", zorder=3, label="would be enough")
-        ax.set_yticks(list(places), [f"{row.module}  {row.operation}" for row in rows], fontsize=8)
-        ax.invert_yaxis()
-        ax.set_xlabel(unit)
-        ax.set_title(
+        return plot_bytes(
+            ax,
+            [f"{row.module}  {row.operation}" for row in rows],
+            [
+                ("held by it alone", AFTER, [row.alone for row in rows]),
+                ("held by others, too", BEFORE, [row.bytes - row.alone for row in rows]),
+            ],
             f"{format_bytes(self.held_bytes)} held for backward, peak {format_bytes(self.peak_bytes)}",
-            fontsize=10,
-            loc="left",
+            enough=[row.least for row in rows],
         )
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(y=0.01)
-        ax.legend(frameon=False, fontsize=8, loc="lower right")
-        return ax
 
 
 @dataclass(frozen=True)
@@ -183,24 +165,20 @@ class MemoryComparison:
 
     def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
         """Plot the bars of both reports, module by module."""
-        import matplotlib.pyplot as plt
+        from .memory_plot import AFTER, BEFORE, plot_bytes
 
-        pairs = list(self.modules.items())[:most]
-        if ax is None:
-            _, ax = plt.subplots(figsize=(7.5, 1.4 + 0.34 * (len(pairs) + 1)), layout="constrained")
-        size, unit = pick_unit(max([max(pair) for _, pair in pairs], default=1), BYTES)
-        for number, (label, colour) in enumerate((("before", "#b9cde6"), ("after", "#3b6fb6"))):
-            heights = [pair[number] / size for _, pair in pairs]
-            ax.barh([y + 0.38 * (number - 0.5) for y in range(len(pairs))], heights, 0.38, color=colour, label=label)
-        ax.set_yticks(range(len(pairs)), [name for name, _ in pairs], fontsize=8)
-        ax.invert_yaxis()
-        ax.set_xlabel(unit)
+        pairs = dict(list(self.modules.items())[:most])
         first, second = format_bytes(self.before.held_bytes), format_bytes(self.after.held_bytes)
-        ax.set_title(f"held for backward: {first} before, {second} after", fontsize=10, loc="left")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(y=0.01)
-        ax.legend(frameon=False, fontsize=8, loc="lower right")
-        return ax
+        return plot_bytes(
+            ax,
+            list(pairs),
+            [
+                ("before", BEFORE, [before for before, _ in pairs.values()]),
+                ("after", AFTER, [after for _, after in pairs.values()]),
+            ],
+            f"held for backward: {first} before, {second} after",
+            stacked=False,
+        )
 
 
 def _of_module(report: MemoryReport, module: str) -> int:

@@ -1,6 +1,5 @@
 """Peak memory of a stretch of work: PyTorch's allocator on a GPU, the process on a CPU."""
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,10 +17,10 @@ UNKNOWN = "not available on this platform"
 class PeakMemory:
     """Peak memory from the construction of this object on.
 
-    On a CUDA device it is the peak of PyTorch's caching allocator, which counts tensors only. Elsewhere it is
-    the peak resident set of the process: interpreter, libraries and thread pools included, so that small
-    models hardly show. Linux can reset that high-water mark; where this is not permitted, and on macOS, the
-    peak is that since the process started. :attr:`source` says which of these was measured.
+    On a CUDA device it is the peak of PyTorch's caching allocator, which counts tensors only. On Linux without one it
+    is the peak resident set of the process: interpreter, libraries and thread pools included, so that small models
+    hardly show; where that may not be reset, it is the peak since the process started. :attr:`source` says which of
+    these was measured. For the peak of a step's tensors see :class:`randbp.diagnostics.StepPeak`.
 
     The peak belongs to the device (process), not to this object: a second one resets it for the first.
 
@@ -45,32 +44,23 @@ class PeakMemory:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-            self.start_bytes = torch.cuda.memory_allocated(self.device)
-            self.source = ALLOCATOR
-        else:
-            reset = _reset_high_water_mark()
-            self.start_bytes = _status_bytes("VmRSS")
-            known = _process_peak_bytes() is not None
-            self.source = (PROCESS if reset else PROCESS_SINCE_START) if known else UNKNOWN
+            self.start_bytes, self.source = torch.cuda.memory_allocated(self.device), ALLOCATOR
+            return
+        self.source = PROCESS
+        try:
+            _CLEAR_REFS.write_text("5")  # sets the peak to what is resident now
+        except OSError:
+            self.source = PROCESS_SINCE_START
+        self.start_bytes = _status_bytes("VmRSS")
+        if self.start_bytes is None:
+            self.source = UNKNOWN
 
     @property
     def bytes(self) -> int | None:
         """Highest number of bytes in use so far; ``None`` where the platform does not report it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return _process_peak_bytes()
-
-
-def _process_peak_bytes() -> int | None:
-    peak = _status_bytes("VmHWM")
-    if peak is not None:
-        return peak
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return maximum if sys.platform == "darwin" else maximum * 1024
+        return _status_bytes("VmHWM")
 
 
 def _status_bytes(field: str) -> int | None:
@@ -81,14 +71,3 @@ def _status_bytes(field: str) -> int | None:
             if name == field:
                 return int(value.split()[0]) * 1024
     return None
-
-
-def _reset_high_water_mark() -> bool:
-    """Reset Linux's ``VmHWM`` to the present resident set; false where that is impossible."""
-    if _status_bytes("VmHWM") is None:
-        return False
-    try:
-        _CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    return True

@@ -1,19 +1,26 @@
-"""A context in which a model may run in training mode without lasting effects."""
+"""A context in which a model may run without lasting effects."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Put a model into training mode for the block, and restore modes, buffers and random states afterwards.
+def preserved(model: nn.Module, train: bool = True, inputs: Any = ()) -> Iterator[Callable[[], None]]:
+    """Restore a model's modes, buffers and gradients, and random states, at the end of the block.
 
-    A model that is in training mode already keeps the modes of its parts, such as a BatchNorm that is frozen. Buffers
-    are what BatchNorm counts in. Random states are those of PyTorch's generators on the CPU and on the model's devices.
-    Parameters and their gradients are the caller's concern.
+    Buffers are what BatchNorm counts in. Random states are those of PyTorch's generators on the CPU and on the devices
+    of model and inputs. Parameters are the caller's concern.
+
+    Args:
+        model: The model.
+        train: Whether to put it into training mode for the block. If it is in that mode already, its parts keep their
+            modes, such as a BatchNorm that is frozen.
+        inputs: Tensors, in tuples, lists and dictionaries, whose devices count, too.
 
     Yields:
         A function that puts buffers and random states back to where the block began, so that each pass drops the same
@@ -35,7 +42,12 @@ def preserved(model: nn.Module) -> Iterator[Callable[[], None]]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    tensors = [*model.parameters(), *model.buffers()]
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    tensors = [
+        *model.parameters(),
+        *model.buffers(),
+        *(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)),
+    ]
     devices = sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         cpu = torch.get_rng_state()
@@ -50,10 +62,12 @@ def preserved(model: nn.Module) -> Iterator[Callable[[], None]]:
                     setattr(module, name, buffer.copy_(content))
 
         try:
-            if not model.training:
+            if train and not model.training:
                 model.train()
             yield rewind
         finally:
             for module, mode in modes:
                 module.training = mode
+            for parameter, grad in grads:
+                parameter.grad = grad
             rewind()

@@ -1,20 +1,24 @@
-"""Bytes that autograd graphs hold for the backward pass."""
+"""Tensors that autograd graphs hold for the backward pass."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from weakref import WeakSet
+from itertools import count
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+
+from .storages import parts, storages
 
 
 class _Saved:
     """Stored by a graph in place of a saved tensor; it dies together with the graph's reference."""
 
-    __slots__ = ("__weakref__", "tensor")
+    __slots__ = ("__weakref__", "origin", "tensor")
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, tensor: Tensor, origin: Any) -> None:
+        self.tensor, self.origin = tensor, origin
 
 
 class HeldTensors:
@@ -25,12 +29,10 @@ class HeldTensors:
     backward or dies.
     """
 
-    def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
-        # PyTorch keeps one Python object per storage, so identity tells storages apart; holding the excluded
-        # ones keeps their identities from being reused.
-        self._excluded = [part.untyped_storage() for tensor in exclude for part in _strided_parts(tensor)]
-        self._excluded_ids = frozenset(map(id, self._excluded))
-        self._saved: WeakSet[_Saved] = WeakSet()
+    def __init__(self, exclude: Iterable[Tensor] = (), origin: Callable[[], Any] = lambda: None) -> None:
+        self._excluded = storages(exclude)  # holding them keeps their identities from being reused
+        self._origin, self._numbers = origin, count()
+        self._saved: WeakValueDictionary[int, _Saved] = WeakValueDictionary()
 
     @property
     def bytes(self) -> int:
@@ -42,19 +44,29 @@ class HeldTensors:
         """Number of distinct storages held now."""
         return len(self._storages())
 
+    def holders(self) -> dict[int, dict[Any, Tensor]]:
+        """For each storage held now, by identity, who saved it, and the first tensor that each of these saved."""
+        found: dict[int, dict[Any, Tensor]] = {}
+        for saved in self._saved.values():
+            for part in parts(saved.tensor):
+                if id(part.untyped_storage()) not in self._excluded:
+                    found.setdefault(id(part.untyped_storage()), {}).setdefault(saved.origin, part)
+        return found
+
     def _storages(self) -> dict[int, torch.UntypedStorage]:
-        storages = [part.untyped_storage() for saved in self._saved for part in _strided_parts(saved.tensor)]
-        return {id(storage): storage for storage in storages if id(storage) not in self._excluded_ids}
+        held = storages(saved.tensor for saved in self._saved.values())
+        return {key: storage for key, storage in held.items() if key not in self._excluded}
 
     def _pack(self, tensor: Tensor) -> _Saved:
         # Detached, because a graph that holds its own output through a hook would be a reference cycle.
-        saved = _Saved(tensor.detach())
-        self._saved.add(saved)
+        saved = self._saved[next(self._numbers)] = _Saved(tensor.detach(), self._origin())
         return saved
 
 
 @contextmanager
-def held_for_backward(exclude: Iterable[Tensor] = ()) -> Iterator[HeldTensors]:
+def held_for_backward(
+    exclude: Iterable[Tensor] = (), origin: Callable[[], Any] = lambda: None
+) -> Iterator[HeldTensors]:
     """Measure the bytes that graphs built inside the block hold for their backward pass.
 
     Read the result after the forward and before the backward pass; it also shows when the backward pass has released
@@ -64,6 +76,7 @@ def held_for_backward(exclude: Iterable[Tensor] = ()) -> Iterator[HeldTensors]:
 
     Args:
         exclude: Tensors whose storages do not count: parameters and buffers, which live anyway.
+        origin: Called whenever a tensor is saved; :meth:`HeldTensors.holders` has the results.
 
     Yields:
         The tensors held, see :class:`HeldTensors`.
@@ -82,17 +95,6 @@ def held_for_backward(exclude: Iterable[Tensor] = ()) -> Iterator[HeldTensors]:
         >>> held.bytes
         0
     """
-    held = HeldTensors(exclude)
+    held = HeldTensors(exclude, origin)
     with torch.autograd.graph.saved_tensors_hooks(held._pack, lambda saved: saved.tensor):
         yield held
-
-
-def _strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The tensors with a storage of their own that a (possibly sparse) tensor consists of."""
-    if tensor.layout is torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    return (tensor,)

@@ -1,20 +1,18 @@
 """Peak memory of a block of code, as PyTorch's allocator counts it."""
 
 import json
-import os
 import re
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from types import TracebackType
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
+from .._torch.profiler import memory_profile, profiler_running
 from .live_storages import LiveStorages
 
 CPU_ALLOCATOR = "peak of PyTorch's CPU allocator above the start of a step"
@@ -90,13 +88,10 @@ class StepPeak:
             self._live = self._stack.enter_context(LiveStorages())
         else:
             self.source = CPU_ALLOCATOR
-            self._stack.enter_context(_without_remarks())
-            self._profile = self._stack.enter_context(_memory_profile())
+            self._profile = self._stack.enter_context(memory_profile())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
         if self.device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self._start
@@ -108,37 +103,6 @@ class StepPeak:
             addresses = {grad.untyped_storage().data_ptr() for grad in grads}
             self.bytes, self.marks = _peak(_events(self._profile), addresses)
         self._profile = self._live = None
-
-
-def profiler_running() -> bool:
-    """Whether a profiler of PyTorch is running in this thread; a second one cannot start."""
-    running = getattr(torch.autograd, "_profiler_enabled", None)
-    return bool(running()) if running is not None else False
-
-
-def _memory_profile() -> profile:
-    # From 2.12 on the profiler's library prints two lines at every start unless told otherwise before its first one.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    return profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False)
-
-
-@contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Hold standard error back, and drop the profiler's remark that it does not know earlier allocations."""
-    sys.stderr.flush()
-    with TemporaryFile() as written:
-        stderr = os.dup(2)
-        os.dup2(written.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            written.seek(0)
-            for line in written:
-                if b"Memory block of unknown size" not in line:
-                    os.write(2, line)
 
 
 def _events(profiled: profile) -> list[_Event]:

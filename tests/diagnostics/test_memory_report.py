@@ -1,5 +1,6 @@
 """memory_report(): every byte that is alive for the backward pass, and whose it is."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -337,3 +338,12 @@ def test_what_a_model_keeps_for_good_is_told_from_a_cache() -> None:
 
     assert memory_report(Keeps(growing=True), torch.ones(4, 8)).kept_bytes == 256
     assert memory_report(Keeps(growing=False), torch.ones(4, 8)).kept_bytes == 0
+
+
+def test_a_peak_is_measured_without_a_word_and_lets_others_speak(capfd: pytest.CaptureFixture[str]) -> None:
+    old = [torch.ones(N) for _ in range(3)]
+    with StepPeak("cpu"):
+        del old
+        os.write(2, b"heard at once\n")
+        assert capfd.readouterr().err == "heard at once\n"
+    assert capfd.readouterr().err == ""

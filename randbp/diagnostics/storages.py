@@ -1,0 +1,31 @@
+"""Storages of tensors, each once."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors with a storage of their own that a (possibly sparse) tensor consists of."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor,)
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
+    """The distinct storages of some tensors, by identity.
+
+    PyTorch keeps one Python object per storage for as long as the storage lives.
+
+    Example:
+        >>> x = torch.zeros(4)
+        >>> [storage.nbytes() for storage in storages([x, x[1:], x.to_sparse()]).values()]
+        [16, 0, 0]
+    """
+    found = (part.untyped_storage() for tensor in tensors for part in parts(tensor))
+    return {id(storage): storage for storage in found}
