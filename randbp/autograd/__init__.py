@@ -1,7 +1,6 @@
-"""Operations with an exact forward pass whose backward pass is an estimator."""
+"""Layers with an exact forward pass whose backward pass is an estimator."""
 
-from .compiled import draw_seed
+from .call import Call, check_arguments, check_estimator, is_estimated
 from .estimated import estimated
-from .operations import Convolution, Linear, Operation, Product, TransposedConvolution
 
-__all__ = ["Convolution", "Linear", "Operation", "Product", "TransposedConvolution", "draw_seed", "estimated"]
+__all__ = ["Call", "check_arguments", "check_estimator", "estimated", "is_estimated"]

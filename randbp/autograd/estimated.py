@@ -9,13 +9,135 @@ from .._torch.graph_break import graph_break
 from .._torch.hooks import apart_from_modes, transformed
 from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from .._torch.state import without_autocast
+from ..draws.seeds import SeedStream
 from ..estimators import Estimator
-from ..tn import LayerSpec
+from ..layers.functions import LayerFunction
+from .call import Call, check_estimator, checked_call, gradients, is_estimated
 from .compiled import compiled
 from .fastest import fastest
-from .operations import Operation
-from .transforms import is_transformed, not_transformed, refuses_vectorised
-from .vjps import bias_vjp, input_vjp, memory_format_of, output, sketch, weight_vjp
+from .transforms import explain, not_transformed
+
+
+def estimated(
+    function: LayerFunction,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_vjp: Estimator,
+    input_vjp: Estimator,
+    stream: SeedStream,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A layer whose backward pass is estimated; PyTorch's own where nothing is to be estimated.
+
+    Args:
+        function: PyTorch's function with hyper-parameters.
+        x: Input, with or without a batch dimension.
+        weight: As PyTorch's function takes it.
+        bias: ``[D]`` or ``None``; its gradient is exact.
+        weight_vjp: Estimator of the weight's gradient.
+        input_vjp: Estimator of the input's gradient.
+        stream: Supplies the seed that determines the sample.
+        generator: Supplies it instead.
+
+    Raises:
+        ValueError: If shapes and hyper-parameters do not fit together, an estimator does not serve its VJP, or a tensor
+            is complex.
+        RuntimeError: While a CUDA graph is captured, or within a transform of ``torch.func``.
+    """
+    if torch.compiler.is_compiling():
+        return _traced(function, x, weight, bias, weight_vjp, input_vjp, stream, generator)
+    with apart_from_modes(x, weight, bias):
+        y = _eager(function, x, weight, bias, weight_vjp, input_vjp, stream, generator)
+    return function.native(x, weight, bias) if y is None else y
+
+
+def _eager(
+    function: LayerFunction,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_vjp: Estimator,
+    input_vjp: Estimator,
+    stream: SeedStream,
+    generator: torch.Generator | None,
+) -> Tensor | None:
+    """:func:`estimated` in eager mode; ``None`` where PyTorch's own layer is to run."""
+    arguments = function, x.shape, weight.shape, None if bias is None else bias.shape, weight_vjp, input_vjp
+    call = checked_call(*arguments)
+    if not is_estimated(x, weight, call.weight_vjp, call.input_vjp):
+        return None
+    _check_real(x, weight)
+    if x.dim() < weight.dim() > 2:
+        y = _eager(function, x.unsqueeze(0), weight, bias, weight_vjp, input_vjp, stream, generator)
+        return None if y is None else y.squeeze(0)
+    seed = stream.next(generator)
+    x, weight, bias = _cast(x, weight, bias)
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{function.title}: a captured CUDA graph would repeat one sample for ever; "
+            'use torch.compile(model, mode="reduce-overhead"), which captures around the draws'
+        )
+    if transformed():
+        raise not_transformed()
+    formats = function.is_channels_last(x), function.is_channels_last(weight)
+    if any(formats):
+        call = checked_call(*arguments, *formats)
+    chosen = fastest(_run, call, x, weight, bias) if call.is_chosen_by_layer else call
+    try:
+        return None if chosen is None else _run(chosen, x, weight, bias, int(seed))
+    except RuntimeError as error:
+        explain(error, x, weight)
+        raise
+
+
+def _traced(
+    function: LayerFunction,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_vjp: Estimator,
+    input_vjp: Estimator,
+    stream: SeedStream,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """:func:`estimated` while ``torch.compile`` traces it; the compiler runs PyTorch's own checks of shapes."""
+    check_estimator("weight_vjp", weight_vjp)
+    check_estimator("input_vjp", input_vjp)
+    if not is_estimated(x, weight, weight_vjp, input_vjp):
+        return function.native(x, weight, bias)
+    _check_real(x, weight)
+    if x.dim() < weight.dim() > 2:
+        x = x.unsqueeze(0)
+        return _traced(function, x, weight, bias, weight_vjp, input_vjp, stream, generator).squeeze(0)
+    if not weight_vjp.fixed_size:
+        return _apart(function, x, weight, bias, weight_vjp, input_vjp, stream, generator)
+    return compiled(function, *_cast(x, weight, bias), weight_vjp, input_vjp, stream.next(generator))
+
+
+@graph_break("randbp: an estimator that holds a random number of entries is not compiled")
+def _apart(*arguments: Any) -> Tensor:
+    return estimated(*arguments)
+
+
+def _check_real(x: Tensor, weight: Tensor) -> None:
+    if x.is_complex() or weight.is_complex():
+        raise ValueError(f"x: dtype {x.dtype}, expected a real floating dtype where a VJP is estimated")
+
+
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Autocast's casts, made outside of the autograd function, so that they are differentiated, too.
+
+    (Tensors without data are on no device that autocasts.)
+    """
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    return cast(x), cast(weight), None if bias is None else cast(bias)
 
 
 class _Estimated(torch.autograd.Function):
@@ -23,28 +145,14 @@ class _Estimated(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        edge: Tensor | None,
-        operation: Operation,
-        spec: LayerSpec,
-        weight_estimator: Estimator,
-        input_estimator: Estimator,
-        seed: int,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, edge: Tensor | None, call: Call, seed: int
     ) -> Tensor:
-        y = output(x, weight, bias, operation, spec)
+        y = call.output(x, weight, bias)
         needs_input, needs_weight = ctx.needs_input_grad[:2]
-        held: tuple[Tensor, ...] = ()
-        if needs_weight:
-            with without_autocast(x):  # held in the precision that the forward pass ran in
-                held = sketch(x, operation, spec, weight_estimator, seed)
+        held = call.sketch(x, seed) if needs_weight else ()
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
         ctx.save_for_backward(torch.tensor(seed), weight if needs_input else None, edge, *held)
-        ctx.operation, ctx.spec, ctx.shapes = operation, spec, (x.shape, weight.shape)
-        ctx.weight_estimator, ctx.input_estimator = weight_estimator, input_estimator
-        ctx.memory_formats = memory_format_of(x, operation), memory_format_of(weight, operation)
+        ctx.call = call
         return y
 
     @staticmethod
@@ -52,109 +160,20 @@ class _Estimated(torch.autograd.Function):
         raise not_transformed()
 
     @staticmethod
-    @refuses_vectorised
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        (output_grad,) = output_grads
+    def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
         seed, weight, edge, *held = ctx.saved_tensors
-        operation, spec, (input_shape, weight_shape), seed = ctx.operation, ctx.spec, ctx.shapes, int(seed)
-        input_format, weight_format = ctx.memory_formats
-        input_grad = weight_grad = bias_grad = None
-        with torch.no_grad(), without_autocast(output_grad):
-            grad = operation.channels_second(output_grad)
-            if ctx.needs_input_grad[1]:  # first: its scratch memory is gone before the input's gradient is there
-                weight_grad = weight_vjp(
-                    tuple(held), grad, weight_shape, spec, ctx.weight_estimator, seed, weight_format
-                )
-            if ctx.needs_input_grad[0]:
-                input_grad = input_vjp(
-                    grad, weight, input_shape, operation, spec, ctx.input_estimator, seed, input_format
-                )
-            if ctx.needs_input_grad[2]:
-                bias_grad = bias_vjp(output_grad, operation)
-        grads = refuse_second_derivatives(
-            operation.title, (input_grad, weight_grad, bias_grad), (edge, weight, output_grad)
-        )
-        return (*grads, None, None, None, None, None, None)
+        call: Call = ctx.call
+        try:
+            with torch.no_grad(), without_autocast(output_grad):
+                grads = gradients(ctx.needs_input_grad, call, output_grad, int(seed), weight, tuple(held))
+            if torch.is_grad_enabled():
+                grads = refuse_second_derivatives(call.function.title, grads, (edge, weight, output_grad))
+        except RuntimeError as error:
+            explain(error, output_grad)
+            raise
+        return (*grads, None, None, None)
 
 
-def estimated(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    operation: Operation,
-    weight_vjp: Estimator,
-    input_vjp: Estimator,
-    seed: int | Tensor,
-) -> Tensor:
-    """A layer whose backward pass is estimated.
-
-    Args:
-        x: Input, with a batch dimension if it is a convolution's.
-        weight: As PyTorch's function takes it.
-        bias: ``[D]`` or ``None``; its gradient is exact.
-        operation: Which layer.
-        weight_vjp: Estimator of the weight's gradient.
-        input_vjp: Estimator of the input's gradient.
-        seed: Determines the sample; while ``torch.compile`` traces, a tensor.
-
-    Raises:
-        RuntimeError: While a CUDA graph is captured, or within a transform of ``torch.func``.
-    """
-    # Cast outside, so that the casts are differentiated, too. (Tensors without data are on no device that autocasts.)
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = _cast(x, dtype), _cast(weight, dtype)
-        bias = None if bias is None else _cast(bias, dtype)
-    if isinstance(seed, Tensor):
-        if not weight_vjp.fixed_size:
-            return _apart(x, weight, bias, operation, weight_vjp, input_vjp, seed)
-        return compiled(x, weight, bias, operation, weight_vjp, input_vjp, seed)
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"{operation.title}: a captured CUDA graph would repeat one sample for ever; "
-            'use torch.compile(model, mode="reduce-overhead"), which captures around the draws'
-        )
-    if transformed():
-        raise not_transformed()
-    with apart_from_modes(x, weight, bias):
-        spec = operation.spec(x.shape, weight.shape)
-        chosen = fastest(_call, x, weight, bias, operation, spec, weight_vjp, input_vjp)
-        if chosen is not None:
-            try:
-                return _call(x, weight, bias, operation, spec, *chosen, seed)
-            except RuntimeError as error:
-                if not any(map(is_transformed, (x, weight))):
-                    raise
-                raise not_transformed() from error
-    return operation.native(x, weight, bias)
-
-
-def _call(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    operation: Operation,
-    spec: LayerSpec,
-    weight_vjp: Estimator,
-    input_vjp: Estimator,
-    seed: int,
-) -> Tensor:
-    y: Tensor = _Estimated.apply(x, weight, bias, graph_edge(x), operation, spec, weight_vjp, input_vjp, seed)
+def _run(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, seed: int) -> Tensor:
+    y: Tensor = _Estimated.apply(x, weight, bias, graph_edge(x) if x.requires_grad else None, call, seed)
     return y
-
-
-@graph_break("randbp: an estimator that holds a random number of entries is not compiled")
-def _apart(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    operation: Operation,
-    weight_vjp: Estimator,
-    input_vjp: Estimator,
-    seed: Tensor,
-) -> Tensor:
-    return estimated(x, weight, bias, operation, weight_vjp, input_vjp, int(seed))
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)

@@ -33,6 +33,12 @@ def is_transformed(tensor: Tensor) -> bool:
     return not has_storage(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
 
 
+def explain(error: RuntimeError, *tensors: Tensor | None) -> None:
+    """Raise the error of :func:`not_transformed` from another one that happened because a tensor is transformed."""
+    if any(is_transformed(tensor) for tensor in tensors if tensor is not None):
+        raise not_transformed() from error
+
+
 def refuses_vectorised(backward: Backward) -> Backward:
     """Decorate a backward pass so that its failure under a vectorised Jacobian explains itself.
 
@@ -44,8 +50,7 @@ def refuses_vectorised(backward: Backward) -> Backward:
         try:
             return backward(ctx, *output_grads)
         except RuntimeError as error:
-            if not any(is_transformed(grad) for grad in output_grads if grad is not None):
-                raise
-            raise not_transformed() from error
+            explain(error, *output_grads)
+            raise
 
     return guarded

@@ -111,7 +111,7 @@ class Statistics:
             self.trouble[name] = COMPUTED
         elif self._usable(place := self._place(name, module, weight_name), weight, call.input, output):
             with torch.no_grad(), without_autocast(output):
-                form, spec, seen = call_input(replace(call, input=_plain(call.input)), _plain(output))
+                form, spec, seen = call_input(replace(call, input=_plain(call.input)))
             if place.gathering.watches(weight) and (place.form, place.view) != (form, view):
                 place.left = TWO_WAYS
                 return

@@ -1,22 +1,18 @@
 """PyTorch's layers in terms of :mod:`randbp.tn`: specs of calls, and parameters as one matrix per group."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..layers import Kind, LayerCall, kind_of
-from ..layers.integers import as_integer
-from ..layers.layer_specs import as_sequence
-from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, linear_spec, transposed_spec
+from ..layers import LayerCall, kind_of
+from ..layers.functions import Kind, LayerFunction, Linear, TransposedConvolution, spec_of
+from ..layers.rule import BASES
+from ..tn import LayerSpec
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+LAYERS = tuple(BASES)
 
 
 @dataclass(frozen=True)
@@ -35,9 +31,9 @@ class Form:
     @classmethod
     def of(cls, module: Any) -> "Form":
         """The form of one of PyTorch's layers."""
-        kind = kind_of(module)
-        assert kind is not None
-        return cls(kind, 1 if kind == "linear" else module.groups)
+        function = kind_of(module)
+        assert function is not None
+        return cls(function.kind, getattr(module, "groups", 1))
 
     def shape(self, weight: tuple[int, ...], bias: bool) -> tuple[int, int, int]:
         """``(G, rows, columns)`` for a weight of this shape."""
@@ -61,90 +57,40 @@ def layer_input(module: Any, input: Tensor, output: Tensor) -> tuple[LayerSpec, 
         >>> spec.input_shape, seen.shape
         ((8, 3, 5), torch.Size([8, 3, 5]))
     """
-    if isinstance(module, nn.Linear):
-        return _call(Form("linear"), tuple(module.weight.shape), (), input, output)
-    form, padding = Form.of(module), module.padding
-    input = channels_second(module, input)
-    if module.padding_mode != "zeros" and padding != "valid":
-        input, padding = F.pad(input, pad_widths(module), mode=module.padding_mode), 0
-    geometry = module.stride, padding, module.dilation
-    return _call(form, tuple(module.weight.shape), geometry, input, output)
+    kind = kind_of(module)
+    assert kind is not None
+    more = [list(output.shape)] if kind is TransposedConvolution else []
+    prepared = kind.of_module(module, module.weight, input, *more) or kind.of_module(module, module.weight, input)
+    function, input = prepared or (kind(), input)
+    return _seen(function, module.weight, input)
 
 
-def call_input(call: LayerCall, output: Tensor) -> tuple[Form, LayerSpec, Tensor]:
+def call_input(call: LayerCall) -> tuple[Form, LayerSpec, Tensor]:
     """The spec, input and form of weight of one call of a layer function.
 
     Example:
         >>> x, weight = torch.zeros(8, 3, 5), torch.zeros(4, 3, 2)
-        >>> run = lambda: F.conv1d(x, weight, dilation=2)
-        >>> call = LayerCall("convolution", x, weight, None, (1, 0, 2, 1), False, run)
-        >>> form, spec, seen = call_input(call, run())
+        >>> from randbp.layers.functions import Convolution
+        >>> function = Convolution.of(stride=1, padding=0, dilation=2, groups=1)
+        >>> form, spec, seen = call_input(LayerCall(function, x, weight, None, run=lambda: x))
         >>> form, spec.output_shape
         (Form(kind='convolution', groups=1), (8, 4, 3))
     """
-    form, geometry = Form("linear"), tuple[Any, ...]()
-    if call.kind == "convolution":
-        stride, padding, dilation, groups = call.geometry
-        form, geometry = Form(call.kind, int(groups)), (stride, padding, dilation)
-    elif call.kind == "transposed convolution":
-        stride, padding, _, groups, dilation = call.geometry
-        form, geometry = Form(call.kind, int(groups)), (stride, padding, dilation)
-    return form, *_call(form, tuple(call.weight.shape), geometry, call.input, output)
+    return Form(call.function.kind, call.function.groups), *_seen(call.function, call.weight, call.input)
 
 
-def _call(
-    form: Form, weight: tuple[int, ...], geometry: tuple[Any, ...], input: Tensor, output: Tensor
-) -> tuple[LayerSpec, Tensor]:
-    if form.kind == "linear":
-        return _linear_spec(tuple(input.shape), weight[0]), as_sequence(input)
-    input, output = (_channels_second(form.kind, len(weight), each) for each in (input, output))
-    dims, kernel = len(weight) - 2, weight[2:]
-    stride, padding, dilation = (_each(value, dims) for value in geometry)
-    if form.kind == "convolution":
-        return _conv_spec(tuple(input.shape), weight[0], kernel, stride, padding, dilation, form.groups), input
-    sizes = zip(input.shape[2:], output.shape[2:], stride, padding, dilation, kernel, strict=True)
-    extra = tuple(out - ((i - 1) * s - 2 * p + d * (k - 1) + 1) for i, out, s, p, d, k in sizes)
-    shape = tuple(input.shape)
-    return _transposed_spec(
-        shape, weight[1] * form.groups, kernel, stride, padding, dilation, form.groups, extra
-    ), input
-
-
-def _each(value: Any, dims: int) -> Any:
-    """Expand a number, or a sequence of one number, to one number per dimension, as PyTorch's functions do."""
-    if isinstance(value, str):
-        return value
-    number = as_integer(value)
-    if number is not None:
-        return (number,) * dims
-    numbers = tuple(int(each) for each in value)
-    return numbers * dims if len(numbers) == 1 else numbers
-
-
-def pad_widths(module: Any) -> list[int]:
-    """Widths for ``F.pad`` (last dimension first) that pad as a convolution with a non-zero padding mode does.
-
-    Example:
-        >>> pad_widths(nn.Conv2d(2, 2, (3, 2), padding="same", padding_mode="circular"))
-        [0, 1, 1, 1]
-    """
-    if module.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
-    return [side for width in reversed(module.padding) for side in (width, width)]
+def _seen(function: LayerFunction, weight: Tensor, input: Tensor) -> tuple[LayerSpec, Tensor]:
+    spec = spec_of(function, input.shape, weight.shape)
+    return spec, function.channels_second(input).reshape(spec.input_shape)
 
 
 def channels_second(module: nn.Module, tensor: Tensor) -> Tensor:
     """A module's input or output as ``[N, C, *positions]``; a call without a batch is a batch of one."""
     kind = kind_of(module)
     assert kind is not None
-    return _channels_second(kind, module.weight.dim(), tensor)  # type: ignore[operator]
-
-
-def _channels_second(kind: Kind, dims: int, tensor: Tensor) -> Tensor:
-    if kind == "linear":
-        return as_sequence(tensor)
-    return tensor if tensor.dim() == dims else tensor.unsqueeze(0)
+    if kind is Linear:
+        return Linear().channels_second(tensor)
+    return tensor if tensor.dim() == module.weight.dim() else tensor.unsqueeze(0)  # type: ignore[operator]
 
 
 def as_matrices(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -183,12 +129,3 @@ def _grouped(form: Form, weight: Tensor) -> Tensor:
 
 def _form(layer: Any) -> Form:
     return layer if isinstance(layer, Form) else Form.of(layer)
-
-
-_conv_spec = lru_cache(maxsize=1024)(ConvSpec)
-_linear_spec = lru_cache(maxsize=1024)(linear_spec)
-
-
-@lru_cache(maxsize=1024)
-def _transposed_spec(*arguments: Any) -> ConvTransposeSpec:
-    return ConvTransposeSpec(transposed_spec(*arguments))

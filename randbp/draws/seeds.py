@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch.graph_break import graph_break
+from .._torch.hooks import Hooks, hooks_in_force
 from ..layers.integers import as_integer
-from .draw import mix
+from .draw import mix, seed_from
+from .recomputation import Recomputation
 
 
 class Integers:
@@ -55,30 +58,82 @@ def next_seed(clock: Sequence[int], place: MutableSequence[int]) -> int:
     return mix(seed, *name, *time, place[-1])
 
 
+# What draws on the host must not be recorded into a CUDA graph, which would repeat one sample for ever.
+DRAWS_ON_HOST = (torch.Tag.cudagraph_unsafe,)
+
+
+@torch.library.custom_op("randbp::next_seed", mutates_args={"place"}, tags=DRAWS_ON_HOST)
+def _next_seed(clock: Tensor, place: Tensor) -> Tensor:
+    """Do what :func:`next_seed` does, on tensors of the CPU."""
+    values = place.tolist()
+    seed = next_seed(clock.tolist(), values)
+    place.copy_(torch.tensor(values))
+    return torch.tensor(seed)
+
+
+@_next_seed.register_fake
+def _(clock: Tensor, place: Tensor) -> Tensor:
+    return clock.new_empty(())
+
+
+@graph_break("randbp: a generator has no graph")
+def _seed_from(generator: torch.Generator) -> Tensor:
+    return torch.tensor(seed_from(generator))
+
+
 class SeedStream:
-    """The seeds used when a call names no generator: a counter, hashed with a seed of its own.
+    """One sequence of seeds: hashed from a clock, a name and how often the stream was asked since the clock was set.
+
+    A call that activation checkpointing computes again gets the seed that it had. Copies and pickles continue the
+    sequence, of a clock that is copied along.
+
+    Args:
+        clock: Seed of all sequences, then the time (any number of integers), then how often it was set.
+        *name: Name of this sequence, any number of integers.
 
     Example:
-        >>> stream = SeedStream(0)
+        >>> clock = Integers([1, 5, 3])
+        >>> stream = SeedStream(clock, 7)
         >>> first = [stream.next(), stream.next()]
-        >>> stream.reset(0)
+        >>> clock.values[2] += 1
         >>> first == [stream.next(), stream.next()]
         True
     """
 
-    def __init__(self, seed: int) -> None:
-        self.clock, self.place = Integers([seed, 0]), Integers([0, 0])
+    def __init__(self, clock: Integers, *name: int) -> None:
+        self.clock, self._place = clock, Integers((*name, 0, 0))
+        self._recomputation = Recomputation()
 
-    def reset(self, seed: int) -> None:
-        """Start the stream again from a seed."""
-        self.clock.values[0], self.place.values[1] = Integers([seed]).values[0], 0
+    def next(self, generator: torch.Generator | None = None) -> int | Tensor:
+        """The next seed, as a tensor while ``torch.compile`` traces the call.
 
-    def next(self) -> int:
-        """The next seed."""
-        return next_seed(self.clock.values, self.place.values)
+        Args:
+            generator: If given, the seed is taken from it instead.
+        """
+        if torch.compiler.is_compiling():
+            if generator is not None:
+                return _seed_from(generator)
+            return _next_seed(self.clock.tensor, self._place.tensor)
+        return self.drawn(hooks_in_force(), generator)
+
+    def drawn(self, hooks: Hooks | None, generator: torch.Generator | None = None) -> int:
+        """The next seed of a call under certain hooks for saved tensors, by which a recomputation is recognised."""
+        if hooks is None:
+            return next_seed(self.clock.values, self._place.values) if generator is None else seed_from(generator)
+        return self._recomputation.seed(lambda: self.drawn(None, generator), hooks)
+
+    @property
+    def drew(self) -> bool:
+        """Whether a seed was ever taken, in a compiled graph or elsewhere."""
+        return self._place.values[-1] > 0
+
+    def restart(self) -> None:
+        """Start again."""
+        self._place.values[-1] = 0
 
 
-default_stream = SeedStream(0)
+default_stream = SeedStream(Integers([0, 0]))
+"""The seeds of calls that name no generator."""
 
 
 def manual_seed(seed: int) -> None:
@@ -93,7 +148,8 @@ def manual_seed(seed: int) -> None:
     Example:
         >>> manual_seed(0)
     """
-    default_stream.reset(checked_seed(seed))
+    default_stream.clock.values[0] = Integers([checked_seed(seed)]).values[0]
+    default_stream.restart()
 
 
 def checked_seed(seed: object) -> int:

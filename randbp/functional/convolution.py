@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd import Convolution
+from ..autograd import check_arguments, estimated
+from ..draws.seeds import default_stream
 from ..estimators import Estimator, Exact, Spatial
+from ..layers.functions import Convolution, spec_of
 from ..layers.integers import as_integers
-from ..tn import ConvSpec
-from .call import IntOrTuple, as_tuple, call, check_tensors, checked_groups
+from ..layers.layer_specs import LayerSpec
+
+IntOrTuple = int | tuple[int, ...]
 
 
 def conv(
@@ -60,13 +63,13 @@ def conv(
         >>> weight.grad.shape
         torch.Size([4, 3, 3, 3])
     """
-    check_tensors(x, weight, bias)
+    check_arguments(x, weight, bias, generator)
     given: Any = padding
     if isinstance(given, list | tuple) and any(isinstance(pair, list | tuple) for pair in given):
         # PyTorch's convolutions pad both sides alike.
         x, given = F.pad(x, _widths(given, weight.dim() - 2)), 0
-    operation = conv_operation(stride, given, dilation, groups)
-    return call(operation, x, weight, bias, weight_vjp, input_vjp, generator)
+    function = Convolution.of(stride=stride, padding=given, dilation=dilation, groups=groups)
+    return estimated(function, x, weight, bias, weight_vjp, input_vjp, default_stream, generator)
 
 
 def _widths(padding: Sequence[Any], dims: int) -> list[int]:
@@ -81,18 +84,6 @@ def _widths(padding: Sequence[Any], dims: int) -> list[int]:
     return [width for pair in reversed(pairs) for width in pair or ()]
 
 
-def conv_operation(stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int) -> Convolution:
-    """Collect a convolution call's hyper-parameters; they are checked once shapes are known."""
-    return Convolution(
-        (
-            as_tuple("stride", stride),
-            as_tuple("padding", padding),
-            as_tuple("dilation", dilation),
-            checked_groups(groups),
-        )
-    )
-
-
 def conv_spec(
     x: Tensor,
     weight: Tensor,
@@ -100,10 +91,11 @@ def conv_spec(
     padding: IntOrTuple | str,
     dilation: IntOrTuple,
     groups: int,
-) -> ConvSpec:
-    """Check the hyper-parameters of a convolution call, and return its spec.
+) -> LayerSpec:
+    """Check the hyper-parameters of a convolution call, and return its :class:`randbp.tn.ConvSpec`.
 
     Raises:
         ValueError: One line that names the argument, its value and what is allowed.
     """
-    return conv_operation(stride, padding, dilation, groups).spec(x.shape, weight.shape)
+    function = Convolution.of(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return spec_of(function, x.shape, weight.shape)

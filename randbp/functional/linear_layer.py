@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd import Linear
+from ..autograd import check_arguments, check_estimator, estimated
+from ..draws.seeds import default_stream
 from ..estimators import Estimator, Exact, Spatial
-from .call import call, check_estimator, check_tensors
+from ..layers.functions import Linear
 
 
 def linear(
@@ -47,7 +48,7 @@ def linear(
         >>> y.shape, weight.grad.shape
         (torch.Size([8, 10, 32]), torch.Size([32, 64]))
     """
-    check_tensors(x, weight, bias)
+    check_arguments(x, weight, bias, generator)
     if weight.dim() != 2:
         raise ValueError(f"weight: shape {tuple(weight.shape)}, expected (D, C)")
     if not x.dim() or x.shape[-1] != weight.shape[1]:
@@ -58,4 +59,4 @@ def linear(
         check_estimator("weight_vjp", weight_vjp)
         check_estimator("input_vjp", input_vjp)
         return F.linear(x, weight, bias)
-    return call(Linear(), x, weight, bias, weight_vjp, input_vjp, generator)
+    return estimated(Linear(), x, weight, bias, weight_vjp, input_vjp, default_stream, generator)

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from ..autograd import TransposedConvolution
+from ..autograd import check_arguments, estimated
+from ..draws.seeds import default_stream
 from ..estimators import Estimator, Exact, Spatial
-from ..tn import ConvTransposeSpec
-from .call import IntOrTuple, as_tuple, call, check_tensors, checked_groups
+from ..layers.functions import TransposedConvolution, spec_of
+from ..layers.layer_specs import LayerSpec
+from .convolution import IntOrTuple
 
 
 def conv_transpose(
@@ -56,18 +58,9 @@ def conv_transpose(
         >>> y.shape, weight.grad.shape
         (torch.Size([8, 4, 32, 32]), torch.Size([3, 4, 4, 4]))
     """
-    check_tensors(x, weight, bias)
-    operation = conv_transpose_operation(stride, padding, output_padding, groups, dilation)
-    return call(operation, x, weight, bias, weight_vjp, input_vjp, generator)
-
-
-def conv_transpose_operation(
-    stride: IntOrTuple, padding: IntOrTuple, output_padding: IntOrTuple, groups: int, dilation: IntOrTuple
-) -> TransposedConvolution:
-    """Collect a transposed convolution call's hyper-parameters; they are checked once shapes are known."""
-    steps, pads, extra = as_tuple("stride", stride), as_tuple("padding", padding), output_padding
-    geometry = steps, pads, as_tuple("output_padding", extra), checked_groups(groups), as_tuple("dilation", dilation)
-    return TransposedConvolution(geometry)
+    check_arguments(x, weight, bias, generator)
+    function = _function(stride, padding, output_padding, groups, dilation)
+    return estimated(function, x, weight, bias, weight_vjp, input_vjp, default_stream, generator)
 
 
 def conv_transpose_spec(
@@ -78,11 +71,18 @@ def conv_transpose_spec(
     output_padding: IntOrTuple,
     groups: int,
     dilation: IntOrTuple,
-) -> ConvTransposeSpec:
-    """Check the hyper-parameters of a transposed convolution call, and return its spec.
+) -> LayerSpec:
+    """Check the hyper-parameters of a transposed convolution call, and return its :class:`randbp.tn.ConvTransposeSpec`.
 
     Raises:
         ValueError: One line that names the argument, its value and what is allowed.
     """
-    operation = conv_transpose_operation(stride, padding, output_padding, groups, dilation)
-    return operation.spec(x.shape, weight.shape)
+    return spec_of(_function(stride, padding, output_padding, groups, dilation), x.shape, weight.shape)
+
+
+def _function(
+    stride: IntOrTuple, padding: IntOrTuple, output_padding: IntOrTuple, groups: int, dilation: IntOrTuple
+) -> TransposedConvolution:
+    return TransposedConvolution.of(
+        stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation
+    )

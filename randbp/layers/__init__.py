@@ -2,7 +2,6 @@
 
 from .calls import LayerCall, LayerCalls, answered
 from .rule import (
-    Kind,
     Layer,
     class_runs_pytorchs_forward,
     has_class_forward,
@@ -15,7 +14,6 @@ from .rule import (
 )
 
 __all__ = [
-    "Kind",
     "Layer",
     "LayerCall",
     "LayerCalls",

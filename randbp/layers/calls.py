@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
-from .rule import Kind, own_parameters
+from .functions import Convolution, LayerFunction, Linear, Product, TransposedConvolution
+from .rule import own_parameters
 
 NODES = 256
 """Most operations between parameters and a weight that is made from them."""
@@ -20,21 +21,17 @@ class LayerCall:
     """A call of one of PyTorch's layer functions.
 
     Attributes:
-        kind: The kind of layer.
+        function: The function with its hyper-parameters.
         input: ``[N, C, *I]``, for a linear layer ``[N, *sequence, C]``; either may come without a batch.
         weight: ``[D, C / groups, *K]``, ``[C, D / groups, *K]`` or ``[D, C]``, as in PyTorch's modules.
         bias: ``[D]`` or ``None``.
-        geometry: Arguments of ``F.conv2d`` or ``F.conv_transpose2d`` after the bias, in order; empty for linear layers.
-        product: Whether the function takes a linear layer's weight as ``[C, D]``: ``torch.addmm`` and its relatives.
         run: Computes what PyTorch returns.
     """
 
-    kind: Kind
+    function: LayerFunction
     input: Tensor
     weight: Tensor
     bias: Tensor | None
-    geometry: tuple[Any, ...]
-    product: bool
     run: Callable[[], Tensor]
 
 
@@ -65,11 +62,11 @@ class LayerCalls(TorchFunctionMode):
         ...     def forward(self, input):
         ...         return F.linear(input, self.weight - self.weight.mean(), self.bias)
         >>> layer, seen = Standardised(3, 2), []
-        >>> with LayerCalls(layer, lambda call: seen.append(call.kind) or call.run()):
+        >>> with LayerCalls(layer, lambda call: seen.append(call.function) or call.run()):
         ...     y = layer(torch.ones(1, 3))
         ...     _ = F.linear(y, torch.ones(1, 2))
         >>> seen
-        ['linear']
+        [Linear(geometry=())]
     """
 
     def __init__(
@@ -86,7 +83,11 @@ class LayerCalls(TorchFunctionMode):
         if parse is not None and torch.is_grad_enabled():
             try:
                 call = parse(lambda: func(*args, **kwargs), *args, **kwargs)
-            except (TypeError, AttributeError):  # PyTorch says what is wrong, or knows an argument by another name
+            except (
+                TypeError,
+                AttributeError,
+                ValueError,
+            ):  # PyTorch says what is wrong, or knows an argument by another name
                 call = None
             if call is not None and isinstance(call.input, Tensor) and self._made_from_own(call.weight):
                 return self._answer(call)
@@ -123,7 +124,8 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> LayerCall:
-    return LayerCall("convolution", input, weight, bias, (stride, padding, dilation, groups), False, run)
+    function = Convolution.of(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return LayerCall(function, input, weight, bias, run)
 
 
 def _transposed(
@@ -137,8 +139,10 @@ def _transposed(
     groups: int = 1,
     dilation: Any = 1,
 ) -> LayerCall:
-    geometry = stride, padding, output_padding, groups, dilation
-    return LayerCall("transposed convolution", input, weight, bias, geometry, False, run)
+    function = TransposedConvolution.of(
+        stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation
+    )
+    return LayerCall(function, input, weight, bias, run)
 
 
 def _either(
@@ -161,7 +165,7 @@ def _either(
 def _linear(run: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall | None:
     if weight.dim() != 2 or not input.numel() or not weight.numel():  # one output, or nothing to estimate
         return None
-    return LayerCall("linear", input, weight, bias, (), False, run)
+    return LayerCall(Linear(), input, weight, bias, run)
 
 
 def _addmm(
@@ -183,7 +187,7 @@ def _matmul(run: Any, input: Tensor, other: Tensor) -> LayerCall | None:
 def _product(run: Any, input: Tensor, matrix: Tensor, bias: Tensor | None = None) -> LayerCall | None:
     if matrix.dim() != 2 or not input.numel() or not matrix.numel():
         return None
-    return LayerCall("linear", input, matrix.t(), bias, (), True, run)
+    return LayerCall(Product(), input, matrix.t(), bias, run)
 
 
 _PARSERS: dict[Any, Callable[..., LayerCall | None]] = {

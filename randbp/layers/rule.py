@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dis import get_instructions
 from functools import cache
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,14 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from .._torch.class_swap import own_class
+from .functions import Convolution, LayerFunction, Linear, TransposedConvolution
 
-Kind = Literal["convolution", "transposed convolution", "linear"]
-
-BASES: dict[type[nn.Module], Kind] = {
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "convolution"),
-    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "transposed convolution"),
-    nn.Linear: "linear",
+BASES: dict[type[nn.Module], type[LayerFunction]] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), Convolution),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), TransposedConvolution),
+    nn.Linear: Linear,
 }
-"""PyTorch's layers."""
+"""PyTorch's layers, and the functions that they call."""
 
 _FORWARD = ("forward", "_conv_forward", "_output_padding")
 """The methods that a layer's forward pass consists of."""
@@ -78,13 +77,13 @@ def layer(module: nn.Module) -> Layer | None:
         >>> layer(nn.LazyLinear(3)).exact
         'a lazy layer has no weight before its first call'
     """
-    kind = kind_of(module)
+    function = kind_of(module)
     if isinstance(module, nn.MultiheadAttention):
         return Layer(False, "its projections are part of F.multi_head_attention_forward")
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return Layer(False, "nn.MultiheadAttention reads its weight and does not call the layer")
-    if kind is not None:
-        convolution = kind != "linear"
+    if function is not None:
+        convolution = function is not Linear
         if isinstance(module, LazyModuleMixin):
             return Layer(convolution, "a lazy layer has no weight before its first call")
         return Layer(convolution)
@@ -97,12 +96,12 @@ def layer(module: nn.Module) -> Layer | None:
     return Layer(bool(named & _CONVOLUTIONS)) if named else None
 
 
-def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of PyTorch's layer that a module is an instance of, whatever its forward pass is.
+def kind_of(module: nn.Module) -> type[LayerFunction] | None:
+    """The function of PyTorch's layer that a module is an instance of, whatever its forward pass is.
 
     Example:
         >>> kind_of(nn.ConvTranspose1d(1, 1, 3)), kind_of(nn.ReLU())
-        ('transposed convolution', None)
+        (<class 'randbp.layers.functions.TransposedConvolution'>, None)
     """
     own: Any = type(module)
     base = _base(own)

@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from .._torch.class_swap import Reclassed, is_reclassed, own_class, reclass, restore
 from .._torch.graph_break import graph_break
-from .._torch.hooks import hooks_in_force
-from ..autograd import draw_seed
-from ..draws.recomputation import Recomputation
-from ..draws.seeds import Integers, next_seed
+from ..autograd import estimated, is_estimated
+from ..draws.seeds import Integers, SeedStream
 from ..estimators import Estimator
-from ..functional import estimated_call, is_estimated, may_be_estimated
 from ..layers import LayerCall, LayerCalls, answered, class_runs_pytorchs_forward, kind_of
-from .modules import PREPARE, Prepare, operation_of
+from ..layers.functions import LayerFunction
 
 
 class Clock:
@@ -56,9 +53,10 @@ class LayerState:
         input_vjp: Estimator of the input's gradient.
         clock: The model's clock.
         own: The module's original class.
-        prepare: Reads a call of a module whose class has PyTorch's forward pass; ``None`` for other modules.
+        function: The function of a module whose class has PyTorch's forward pass; ``None`` for other modules.
         left_exact: Reasons, by name, why layers chosen together with this one stay exact.
         seen: The calls so far.
+        stream: Seeds of forward passes: hashed from seed, layer, step, micro-batch, rank and call within these.
     """
 
     name: str
@@ -66,39 +64,27 @@ class LayerState:
     input_vjp: Estimator
     clock: Clock
     own: type[nn.Module]
-    prepare: Prepare | None
+    function: type[LayerFunction] | None
     left_exact: dict[str, str] = field(default_factory=dict)
     seen: Seen = field(default_factory=Seen)
-    place: Integers = field(init=False)
-    recomputation: Recomputation = field(init=False, default_factory=Recomputation)
+    stream: SeedStream = field(init=False)
 
     def __post_init__(self) -> None:
-        self.place = Integers((crc32(self.name.encode()), 0, 0))
+        self.stream = SeedStream(self.clock.state, crc32(self.name.encode()))
 
     @classmethod
     def of(
         cls, module: nn.Module, name: str, weight_vjp: Estimator, input_vjp: Estimator, clock: Clock, **more: Any
     ) -> "LayerState":
         """Make the state of a module that is not randomised yet."""
-        kind, own = kind_of(module), own_class(module)
-        prepare = PREPARE[kind] if kind is not None and class_runs_pytorchs_forward(own) else None
-        return cls(name, weight_vjp, input_vjp, clock, own, prepare, **more)
+        own = own_class(module)
+        function = kind_of(module) if class_runs_pytorchs_forward(own) else None
+        return cls(name, weight_vjp, input_vjp, clock, own, function, **more)
 
     @property
     def estimates(self) -> bool:
         """Whether one of the estimators is not exact."""
         return not (self.weight_vjp.exact and self.input_vjp.exact)
-
-    @property
-    def drew(self) -> bool:
-        """Whether a sample was ever drawn, in a compiled graph or elsewhere."""
-        return self.place.values[-1] > 0
-
-    def next_seed(self) -> int | Tensor:
-        """Seed of the next forward pass: hashed from seed, layer, step, micro-batch, rank and call within these."""
-        if torch.compiler.is_compiling():
-            return draw_seed(self.clock.state.tensor, self.place.tensor)
-        return self.recomputation.seed(lambda: next_seed(self.clock.state.values, self.place.values), hooks_in_force())
 
 
 class RandomizedLayer(Reclassed):
@@ -126,13 +112,13 @@ class RandomizedLayer(Reclassed):
         state = _at_work(self)
         if state is None:
             return forward(*arguments, **named)
-        if state.prepare is None or "_conv_forward" in self.__dict__ or "_output_padding" in self.__dict__:
+        if state.function is None or "_conv_forward" in self.__dict__ or "_output_padding" in self.__dict__:
             return _with_calls_estimated(self, state, forward, arguments, named)
         if not torch.compiler.is_compiling():
             if not class_runs_pytorchs_forward(state.own):  # any more
                 return _with_calls_estimated(self, state, forward, arguments, named)
             state.seen.called = state.seen.served = True
-        return _estimated(self, state, state.prepare, forward, *arguments, **named)
+        return _estimated(self, state, state.function, forward, *arguments, **named)
 
     def extra_repr(self) -> str:
         """PyTorch's description followed by the estimators."""
@@ -152,19 +138,23 @@ def _at_work(module: Any) -> LayerState | None:
 
 
 def _estimated(
-    module: Any, state: LayerState, prepare: Prepare, forward: Any, input: Tensor, *arguments: Any, **named: Any
+    module: Any,
+    state: LayerState,
+    function: type[LayerFunction],
+    forward: Any,
+    input: Tensor,
+    *arguments: Any,
+    **named: Any,
 ) -> Any:
     """Run a module that has PyTorch's forward pass."""
     prepared = None
-    if may_be_estimated(input, state.weight_vjp, state.input_vjp):
+    if input.numel():
         weight = module.weight  # read once: a parametrisation such as spectral norm goes a step on at each reading
-        prepared = prepare(module, weight, input, *arguments, **named)
+        prepared = function.of_module(module, weight, input, *arguments, **named)
     if prepared is None:
         return forward(input, *arguments, **named)
-    operation, padded = prepared
-    if not is_estimated(input, weight, state.weight_vjp, state.input_vjp):  # the weight is frozen
-        return operation.native(padded, weight, module.bias)
-    return estimated_call(operation, padded, weight, module.bias, state.weight_vjp, state.input_vjp, state.next_seed())
+    made, padded = prepared
+    return estimated(made, padded, weight, module.bias, state.weight_vjp, state.input_vjp, state.stream)
 
 
 @graph_break("randbp: calls of functions within a forward pass that is not PyTorch's are estimated one by one")
@@ -181,9 +171,8 @@ def _answer(state: LayerState, call: LayerCall) -> Tensor:
     state.seen.served = True
     if call.weight.is_complex() or not is_estimated(call.input, call.weight, state.weight_vjp, state.input_vjp):
         return call.run()
-    output = estimated_call(
-        *(operation_of(call), call.input, call.weight, call.bias),
-        *(state.weight_vjp, state.input_vjp, state.next_seed()),
+    output = estimated(
+        call.function, call.input, call.weight, call.bias, state.weight_vjp, state.input_vjp, state.stream
     )
     return answered(call, output)
 

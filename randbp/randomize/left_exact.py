@@ -77,7 +77,7 @@ def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _reason(module: nn.Module, stepped: bool) -> str:
     state = layer_state(module)
-    if not state.estimates or state.drew or state.seen.served:
+    if not state.estimates or state.stream.drew or state.seen.served:
         return ""
     if state.seen.called:
         return NO_CALL

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from ..autograd import check_estimator
 from ..estimators import Estimator, Exact
 from ..estimators.base import Vjp
-from ..functional import check_estimator
 from .selection import matching
 
 Estimators = Estimator | Mapping[str, Estimator]

@@ -29,13 +29,14 @@ from randbp import (
     Spatial,
     randomize,
 )
-from randbp.autograd import Convolution, Linear, Operation, TransposedConvolution
+from randbp.autograd import Call
 from randbp.callbacks import TensorDropout
 from randbp.draws.seeds import Integers
 from randbp.estimators import Draw
 from randbp.estimators.ranks import affordable_ranks
 from randbp.estimators.text import to_text
 from randbp.functional import conv, conv_spec
+from randbp.layers.functions import Convolution, LayerFunction, Linear, TransposedConvolution
 from randbp.tn import LayerSpec
 from tests import catalogue
 from tests.catalogue import FIXED_SIZE
@@ -435,7 +436,7 @@ def test_lightning_trains_a_compiled_module(tmp_path: Path) -> None:
     assert_same(weights[0], weights[1], 1e-4)
 
 
-LAYERS: list[tuple[Operation, tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = [
+LAYERS: list[tuple[LayerFunction, tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = [
     (Convolution((2, 1, 1, 2)), (4, 6, 9, 9), (4, 3, 3, 3), (4, 4, 5, 5)),
     (TransposedConvolution((2, 1, 1, 1, 1)), (4, 6, 5), (6, 3, 3), (4, 3, 10)),
     (Linear(), (4, 9, 6), (3, 6), (4, 9, 3)),
@@ -445,21 +446,18 @@ LAYERS: list[tuple[Operation, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 @pytest.mark.parametrize("estimator", [Spatial(0.25), NormSpatial(0.5), Rounding(4), Exact()], ids=str)
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer[0]).__name__)
 def test_operators_keep_their_contract(layer: Any, estimator: Estimator) -> None:
-    operation, *shapes = layer
+    function, *shapes = layer
     x, weight, output_grad = (torch.randn(shape) for shape in shapes)
-    seed, texts = torch.tensor(5), (to_text(operation), to_text(estimator))
-    held = [operation.channels_second(x)]
-    if not estimator.exact:
-        arguments: tuple[Any, ...] = (x, seed, shapes[1], *texts)
-        torch.library.opcheck(torch.ops.randbp.sketch.default, arguments)
-        held = torch.ops.randbp.sketch(*arguments)
-    torch.library.opcheck(
-        torch.ops.randbp.weight_vjp.default, (held, output_grad, seed, shapes[0], shapes[1], *texts, False)
-    )
-    if "input_vjp" in estimator.serves:
-        for channels_last in (False, True) if x.dim() == 4 else (False,):
-            arguments = (output_grad, weight, seed, shapes[0], *texts, channels_last)
-            torch.library.opcheck(torch.ops.randbp.input_vjp.default, arguments)
+    held, grad = [function.channels_second(x)], function.channels_second(output_grad)
+    other = estimator if "input_vjp" in estimator.serves else Exact()
+    for channels_last in (False, True) if x.dim() == 4 else (False,):
+        call = Call(function, shapes[0], shapes[1], estimator, other, channels_last)
+        seed, text = torch.tensor(5), to_text(call)
+        if not estimator.exact:
+            torch.library.opcheck(torch.ops.randbp.sketch.default, (x, seed, text))
+            held = torch.ops.randbp.sketch(x, seed, text)
+        torch.library.opcheck(torch.ops.randbp.weight_vjp.default, (held, grad, seed, text))
+        torch.library.opcheck(torch.ops.randbp.input_vjp.default, (grad, weight, seed, text))
 
 
 @dataclass(frozen=True)

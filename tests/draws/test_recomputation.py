@@ -119,7 +119,7 @@ def test_hooks_that_stay_need_no_memory_of_their_own() -> None:
     """Hooks around a whole training are no checkpoint, and calls without hooks are not noted at all."""
     model, x = nn.Conv2d(1, 1, 3), torch.randn(2, 1, 5, 5)
     randbp.randomize(model, Spatial(0.5))
-    noted = model._randbp.recomputation._segments  # type: ignore[union-attr]
+    noted = model._randbp.stream._recomputation._segments  # type: ignore[union-attr]
     model(x).sum().backward()
     assert not noted
     keep = lambda tensor: tensor  # noqa: E731

@@ -175,8 +175,7 @@ def test_which_calls_are_seen(name: str) -> None:
         found = module(run)
     assert torch.equal(found, expected) and len(calls) == (name in SEEN)
     for call in calls:
-        function: Any = {"linear": F.linear, "convolution": F.conv1d, "transposed convolution": F.conv_transpose1d}
-        again = function[call.kind](call.input, call.weight, call.bias, *call.geometry)
+        again = call.function.native(call.input, call.weight, call.bias)
         torch.testing.assert_close(again.view_as(expected), expected)
 
 

@@ -1,0 +1,184 @@
+"""A call of a layer with estimated VJPs: all that its forward and backward pass need to know beside tensors."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from math import prod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .._torch.state import without_autocast
+from ..estimators import Draw, Estimator, Exact
+from ..estimators.base import Vjp
+from ..estimators.native import examples_together
+from ..estimators.text import register
+from ..layers.functions import Convolution, LayerFunction, Linear, Product, Shape, TransposedConvolution, spec_of
+from ..layers.layer_specs import LayerSpec
+
+_WEIGHT, _INPUT = 0, 1  # keys of the draws of the two VJPs
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer: its function, shapes, memory formats and estimators.
+
+    Args:
+        function: PyTorch's function with hyper-parameters.
+        input_shape: Shape of the input, as PyTorch's function takes it.
+        weight_shape: Shape of the weight.
+        weight_vjp: Estimator of the weight's gradient.
+        input_vjp: Estimator of the input's gradient.
+        input_last: Whether the input, and therefore its gradient, is in ``torch.channels_last`` memory format.
+        weight_last: The same of the weight.
+    """
+
+    function: LayerFunction
+    input_shape: Shape
+    weight_shape: Shape
+    weight_vjp: Estimator
+    input_vjp: Estimator
+    input_last: bool = False
+    weight_last: bool = False
+
+    @cached_property
+    def spec(self) -> LayerSpec:
+        """What estimators see of the layer.
+
+        Raises:
+            ValueError: If shapes and hyper-parameters do not fit together.
+        """
+        return spec_of(self.function, self.input_shape, self.weight_shape)
+
+    @cached_property
+    def is_chosen_by_layer(self) -> bool:
+        """Whether an estimator decides layer by layer which one serves."""
+        return any(type(each).for_layer is not Estimator.for_layer for each in (self.weight_vjp, self.input_vjp))
+
+    def using(self, weight_vjp: Estimator, input_vjp: Estimator) -> "Call":
+        """The same call with other estimators."""
+        return replace(self, weight_vjp=exact_or(weight_vjp), input_vjp=exact_or(input_vjp))
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """PyTorch's forward pass, bit for bit; on a CPU, large outputs are made in parts to save scratch memory.
+
+        (Kernels with a single entry are the exception: a matrix product of fewer rows may round differently.)
+        """
+        spec, together = self.spec, len(x)
+        if prod(spec.kernel_size) > 1:
+            together = examples_together(x, weight, prod(spec.output_shape))
+        if together == len(x):
+            return self.function.native(x, weight, bias)
+        result = x.new_empty(spec.output_shape)
+        for part, made in zip(x.split(together), result.split(together), strict=True):
+            made.copy_(self.function.native(part, weight, bias))
+        return result
+
+    def sketch(self, x: Tensor, seed: int) -> tuple[Tensor, ...]:
+        """The tensors that the weight VJP holds of the input, in the precision that the forward pass ran in."""
+        with without_autocast(x):
+            return self.weight_vjp.sketch(self.function.channels_second(x), self.spec, Draw(seed).child(_WEIGHT))
+
+    def weight_grad(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: int) -> Tensor:
+        """Estimated weight VJP in the weight's shape and memory format, from an output gradient ``[N, D, *O]``."""
+        grad = self.weight_vjp.weight_vjp(held, output_grad, self.spec, Draw(seed).child(_WEIGHT))
+        return grad.view(self.weight_shape).contiguous(memory_format=memory_format(self.weight_last))
+
+    def input_grad(self, output_grad: Tensor, weight: Tensor, seed: int) -> Tensor:
+        """Estimated input VJP in the input's shape and memory format, from an output gradient ``[N, D, *O]``.
+
+        The native kernel takes the memory format from the weight, the input being gone.
+        """
+        kernel = self.function.kernel(weight)
+        if self.input_last and not self.function.is_channels_last(kernel):
+            kernel = kernel.clone(memory_format=torch.channels_last)  # strides say so, also of one channel per group
+        grad = self.input_vjp.input_vjp(output_grad, kernel, self.spec, Draw(seed).child(_INPUT))
+        grad = self.function.channels_back(grad, self.input_shape)
+        return grad.contiguous(memory_format=memory_format(self.input_last))
+
+
+for _class in (Call, Convolution, TransposedConvolution, Linear, Product):  # operators of compiled graphs read them
+    register(_class)
+
+
+class Engine(Protocol):
+    """What computes the VJPs of a :class:`Call`: the call itself, or operators in a compiled graph."""
+
+    @property
+    def function(self) -> LayerFunction:
+        """PyTorch's function with hyper-parameters."""
+
+    def weight_grad(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Any) -> Tensor:
+        """See :meth:`Call.weight_grad`."""
+
+    def input_grad(self, output_grad: Tensor, weight: Tensor, seed: Any) -> Tensor:
+        """See :meth:`Call.input_grad`."""
+
+
+def gradients(
+    needed: tuple[bool, ...], engine: Engine, output_grad: Tensor, seed: Any, weight: Any, held: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of input, weight and bias, as far as they are needed."""
+    grad = engine.function.channels_second(output_grad)
+    # The weight's comes first: its scratch memory is gone before the input's gradient is there.
+    weight_grad = engine.weight_grad(held, grad, seed) if needed[1] else None
+    input_grad = engine.input_grad(grad, weight, seed) if needed[0] else None
+    return input_grad, weight_grad, engine.function.bias_vjp(output_grad) if needed[2] else None
+
+
+@lru_cache(maxsize=1024)
+def checked_call(
+    function: LayerFunction,
+    input_shape: Shape,
+    weight_shape: Shape,
+    bias_shape: Shape | None,
+    weight_vjp: Estimator,
+    input_vjp: Estimator,
+    *formats: bool,
+) -> Call:
+    """Make the :class:`Call` of these arguments, once, with :class:`Exact` in place of estimators that keep everything.
+
+    Raises:
+        ValueError: If shapes and hyper-parameters do not fit together, or an estimator does not serve its VJP.
+    """
+    check_estimator("weight_vjp", weight_vjp)
+    check_estimator("input_vjp", input_vjp)
+    call = Call(function, input_shape, weight_shape, exact_or(weight_vjp), exact_or(input_vjp), *formats)
+    if bias_shape not in (None, (call.spec.out_channels,)):
+        raise ValueError(f"bias: shape {tuple(bias_shape)}, expected ({call.spec.out_channels},)")
+    return call
+
+
+def is_estimated(x: Tensor, weight: Tensor, weight_vjp: Estimator, input_vjp: Estimator) -> bool:
+    """Whether the backward pass would compute or hold anything else than PyTorch's."""
+    if not torch.is_grad_enabled() or not x.numel():
+        return False
+    # With a frozen weight nothing of the input need be held, which PyTorch's own layer would.
+    needs_input = x.requires_grad
+    return (not weight_vjp.exact and (needs_input or weight.requires_grad)) or (needs_input and not input_vjp.exact)
+
+
+def check_arguments(x: object, weight: object, bias: object, generator: object) -> None:
+    """Raise ``ValueError`` unless these are tensors and a generator; bias and generator may be ``None``."""
+    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            raise ValueError(f"{name}: {type(value).__name__}, expected a torch.Tensor")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator={generator!r}: expected a torch.Generator or None")
+
+
+def check_estimator(name: Vjp, estimator: object) -> None:
+    """Raise ``ValueError`` unless ``estimator`` is an estimator that serves the VJP called ``name``."""
+    if not isinstance(estimator, Estimator):
+        raise ValueError(f"{name}={estimator!r}: expected an estimator such as Spatial(keep=0.25) or Exact()")
+    estimator.check_serves(name)
+
+
+def exact_or(estimator: Estimator) -> Estimator:
+    """Replace an estimator that keeps everything by :class:`Exact`."""
+    return Exact() if estimator.exact else estimator
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """PyTorch's name of the memory format of an input or weight."""
+    return torch.channels_last if channels_last else torch.contiguous_format
