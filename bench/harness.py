@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from statistics import median, quantiles
 from typing import Any
 
 import torch
+
+from randbp.diagnostics import timing as timings
+from randbp.diagnostics.timing import seconds_per_call
 
 RUNS = Path("runs/bench")
 
@@ -52,58 +54,35 @@ class Timing:
 def interleave(
     contenders: dict[str, Callable[[], Any]], budget: float = 3.0, rounds: tuple[int, int] = (3, 30)
 ) -> dict[str, Timing]:
-    """Time contenders in turn, after one warm-up call each, in a new random order every round: what runs before a
-    contender decides what it finds in the cache.
-
-    Fast contenders are called several times per round so that a reading is no shorter than about a
-    millisecond.
+    """Time contenders in turn, as :func:`randbp.diagnostics.timing.interleave` does, by the chosen clock.
 
     Args:
         contenders: Name to function.
-        budget: Seconds for all rounds together, kept to unless fewer than the least number of rounds would
-            fit.
+        budget: Seconds for all rounds together, kept to unless fewer than the least number of rounds would fit.
         rounds: Least and most rounds.
     """
-    device = DeviceClock() if on_gpu() else None
-    repeats, total = {}, 0.0
-    for name, run in contenders.items():
-        run()
-        seconds = _seconds(run, 1)
-        repeats[name] = max(1, min(1000, int(2e-3 / max(seconds, 1e-7))))
-        total += seconds * repeats[name]
-    count = max(rounds[0], min(rounds[1], int(budget / max(total, 1e-9))))
-    readings: dict[str, list[float]] = {name: [] for name in contenders}
-    shares: dict[str, list[float]] = {name: [] for name in contenders}
-    names, order = list(contenders), Random(0)
-    for _ in range(count):
-        order.shuffle(names)
-        for name in names:
-            readings[name].append(_seconds(contenders[name], repeats[name]))
-            if device is not None:
-                shares[name].append(device.seconds(contenders[name], readings[name][-1]))
-    return {
-        name: Timing(
-            median(values), _noise(values), len(values), median(shares[name]) if device else None, tuple(values)
-        )
-        for name, values in readings.items()
-    }
+    device, clock = (torch.device("cuda"), DeviceClock()) if on_gpu() else (torch.device("cpu"), None)
+    shares: dict[Callable[[], Any], list[float]] = {run: [] for run in contenders.values()}
+
+    def read(run: Callable[[], Any], times: int) -> float:
+        if clock is None:
+            return seconds_per_call(run, times, device, _Clock.now)
+        torch.cuda.synchronize()
+        seconds = seconds_per_call(run, times, device, _Clock.now)
+        shares[run].append(clock.seconds(run, seconds))
+        return seconds
+
+    def of(run: Callable[[], Any], readings: list[float]) -> Timing:
+        share = median(shares[run][1:]) if clock else None  # but the first, which chose the number of calls
+        return Timing(median(readings), _noise(readings), len(readings), share, tuple(readings))
+
+    found = timings.interleave(contenders, read, rounds, budget)
+    return {name: of(contenders[name], readings) for name, readings in found.items()}
 
 
 def on_gpu() -> bool:
     """Whether anything of this process has touched a GPU, so that it has to be waited for."""
     return torch.cuda.is_initialized()
-
-
-def _seconds(run: Callable[[], Any], times: int) -> float:
-    """Seconds per call of several calls, until the device has finished them."""
-    if on_gpu():
-        torch.cuda.synchronize()
-    start = _Clock.now()
-    for _ in range(times):
-        run()
-    if on_gpu():
-        torch.cuda.synchronize()
-    return (_Clock.now() - start) / times
 
 
 class DeviceClock:

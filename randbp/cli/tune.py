@@ -14,10 +14,9 @@ from torch import Tensor
 
 from randbp.callbacks.files import write_text
 from randbp.randomize import UNSET
-from randbp.tune import Assignment, LayerOptions, UnreachableBudget, assign
-from randbp.tune.assign import check_budget
-from randbp.tune.autotune import CANDIDATES
+from randbp.tune import CANDIDATES, Assignment, LayerOptions, UnreachableBudget, assign
 from randbp.tune.measure import measure
+from randbp.tune.options import check_budget
 
 from .errors import OptionParser, RunError, UsageError, condense, one_line
 from .fit import CLI

@@ -1,12 +1,15 @@
-"""Timing of a repeated step, without synchronising a GPU at every step."""
+"""Timing: of a repeated step without synchronising a GPU at every step, and of contenders that take turns."""
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from random import Random
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Quartiles(NamedTuple):
@@ -32,11 +35,8 @@ def quartiles(values: Sequence[float]) -> Quartiles:
     """
     if not len(values):
         raise ValueError("values=[]: expected at least one number")
-    ordered = torch.tensor(values, dtype=torch.float64).sort().values
-    position = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64) * (len(ordered) - 1)
-    below = position.long()
-    low, high = ordered[below], ordered[position.ceil().long()]
-    return Quartiles(*(low + (high - low) * (position - below)).tolist())
+    sample, shares = (torch.tensor(numbers, dtype=torch.float64) for numbers in (values, (0.25, 0.5, 0.75)))
+    return Quartiles(*sample.quantile(shares).tolist())
 
 
 class StepTimer:
@@ -101,3 +101,58 @@ class StepTimer:
             first, last = self._pending.popleft()
             last.synchronize()
             self._seconds.append(first.elapsed_time(last) / 1000)  # CUDA counts milliseconds
+
+
+def interleave(
+    contenders: Mapping[Name, Callable[[], Any]],
+    read: Callable[[Callable[[], Any], int], float],
+    rounds: tuple[int, int],
+    budget: float = 0.0,
+) -> dict[Name, list[float]]:
+    """Time contenders in turn, so that the machine's drift meets all of them alike.
+
+    The order is random in every round, since what runs before a contender decides what it finds in the cache. Each is
+    called twice beforehand, and fast ones several times per reading, so that a reading takes about two milliseconds.
+
+    Args:
+        contenders: Functions by name.
+        read: Mean seconds of a function called a number of times, such as :func:`seconds_per_call`.
+        rounds: Least and most rounds.
+        budget: Seconds for all rounds together, of which there may be fewer than the most then.
+
+    Returns:
+        Seconds per call of each contender, one reading per round.
+
+    Example:
+        >>> found = interleave({"sum": lambda: sum(range(99)), "none": lambda: None}, seconds_per_call, rounds=(3, 3))
+        >>> [len(readings) for readings in found.values()], min(found["sum"]) > min(found["none"])
+        ([3, 3], True)
+    """
+    repeats, total = {}, 0.0
+    for name, run in contenders.items():
+        run()
+        seconds = read(run, 1)
+        repeats[name] = max(1, min(1000, int(2e-3 / max(seconds, 1e-7))))
+        total += seconds * repeats[name]
+    readings: dict[Name, list[float]] = {name: [] for name in contenders}
+    names, order = list(contenders), Random(0)
+    for _ in range(max(rounds[0], min(rounds[1], int(budget / max(total, 1e-9))))):
+        order.shuffle(names)
+        for name in names:
+            readings[name].append(read(contenders[name], repeats[name]))
+    return readings
+
+
+def seconds_per_call(
+    run: Callable[[], Any],
+    times: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    clock: Callable[[], float] = perf_counter,
+) -> float:
+    """Mean seconds of a function that is called a number of times, until the device has done the work."""
+    started = clock()
+    for _ in range(times):
+        run()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return (clock() - started) / times

@@ -1,8 +1,7 @@
 """Choose an estimator for each layer: the least gradient variance at a budget of memory or time."""
 
-from .assign import UnreachableBudget, assign
-from .assignment import Assignment
-from .autotune import autotune
+from .assignment import Assignment, UnreachableBudget, assign
+from .autotune import CANDIDATES, autotune
 from .options import LayerOptions, Option
 
-__all__ = ["Assignment", "LayerOptions", "Option", "UnreachableBudget", "assign", "autotune"]
+__all__ = ["CANDIDATES", "Assignment", "LayerOptions", "Option", "UnreachableBudget", "assign", "autotune"]

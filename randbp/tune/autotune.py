@@ -9,10 +9,9 @@ from ..diagnostics.objective import check_batch, make_objective
 from ..draws.seeds import checked_seed
 from ..estimators import Axes, Batch, Estimator, Rounding, Spatial
 from ..randomize import Layers
-from .assign import UNTIMED, assign, check_budget
-from .assignment import Assignment
+from .assignment import UNTIMED, Assignment, assign
 from .measure import measure
-from .options import Objective
+from .options import Objective, check_budget
 
 RATES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 CANDIDATES: dict[Objective, tuple[Estimator, ...]] = {

@@ -1,9 +1,8 @@
 """Measurements of candidates, layer by layer, on the inputs and output gradients of real batches."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
-from math import ceil, isfinite, nan
+from math import isfinite, nan
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn.utils import parametrize
 from ..diagnostics.objective import Objective
 from ..diagnostics.restored import preserved
 from ..diagnostics.saved_tensors import held_for_backward
-from ..diagnostics.timing import StepTimer
+from ..diagnostics.timing import interleave, seconds_per_call
 from ..estimators import Estimator, Exact
 from ..layers import weights
 from ..randomize import Layers, randomize
@@ -25,9 +24,6 @@ from .options import LayerOptions, Measured, Option
 from .record import Call, Record, record
 
 NOT_TRAINED = "not called, or the loss depends on no trainable weight of it"
-
-READING = 2e-3
-"""Shortest duration of one timing; shorter work is repeated [seconds]."""
 
 
 def measure(
@@ -152,32 +148,31 @@ class _Layer:
     def weigh(self, calls: list[Call], notes: Record, rounds: int) -> None:
         """Measure bytes and seconds of each candidate that is left."""
         self.shared = notes.shared(self.name)
-        contenders: dict[Estimator, Callable[[], Any]] = {}
+        contenders: dict[Estimator | None, Callable[[], Any]] = {None: partial(self._forward, calls)}
         for estimator in (Exact(), *self.errors):
             with self._as(estimator, Clock(0)), held_for_backward(exclude=self.module.parameters()) as held:
                 outputs = [call.repeat(self.module) for call in calls]
             self.held[estimator] = held.bytes
             del outputs
             contenders[estimator] = partial(self._gradient, calls, estimator, Clock(0))
-        self.seconds = _net_seconds(
-            partial(self._forward, calls), contenders, next(self.module.parameters()).device, rounds
-        )
+        self.seconds = dict.fromkeys(self.held, nan)
+        if rounds:
+            read = partial(seconds_per_call, device=next(self.module.parameters()).device)
+            times = {name: median(found) for name, found in interleave(contenders, read, (rounds, rounds)).items()}
+            self.seconds = {estimator: max(0.0, times[estimator] - times[None]) for estimator in self.held}
 
     def options(self) -> LayerOptions:
         """The result, with means over batches."""
-        exact = Option(Exact(), 0.0, self.held[Exact()], self.seconds[Exact()])
-        options = tuple(
-            Option(
-                estimator,
-                fmean(values),
-                self.held[estimator],
-                self.seconds[estimator],
-                stdev(values) / len(values) ** 0.5,
-            )
+
+        def option(estimator: Estimator, *errors: float) -> Option:
+            return Option(estimator, errors[0], self.held[estimator], self.seconds[estimator], *errors[1:])
+
+        candidates = tuple(
+            option(estimator, fmean(values), stdev(values) / len(values) ** 0.5)
             for estimator, values in self.errors.items()
             if estimator not in self.refused
         )
-        return LayerOptions(self.name, fmean(self.norm_squares), exact, options, *self.shared)
+        return LayerOptions(self.name, fmean(self.norm_squares), option(Exact(), 0.0), candidates, *self.shared)
 
     def _gradient(self, calls: list[Call], estimator: Estimator, clock: Clock) -> Tensor:
         """Gradient of the layer's (effective) weights, concatenated and summed over its calls."""
@@ -194,35 +189,3 @@ class _Layer:
 
     def _as(self, estimator: Estimator, clock: Clock) -> Any:
         return overridden([self.module], clock, weight_vjp=estimator)
-
-
-@dataclass
-class _Contender:
-    run: Callable[[], Any]
-    timer: StepTimer
-    times: int = 1
-
-
-def _net_seconds(
-    forward: Callable[[], Any], contenders: dict[Estimator, Callable[[], Any]], device: torch.device, rounds: int
-) -> dict[Estimator, float]:
-    """Median seconds of each contender minus those of the forward pass, measured in turns."""
-    if not rounds:
-        return dict.fromkeys(contenders, nan)
-    runners = [_Contender(run, StepTimer(device)) for run in (forward, *contenders.values())]
-    for runner in runners:
-        trial = StepTimer(device)
-        for _ in range(2):
-            trial.start()
-            runner.run()
-            trial.stop()
-        runner.times = max(1, min(100, ceil(READING / max(trial.seconds()[-1], 1e-7))))
-    for turn in range(rounds):
-        shift = turn % len(runners)
-        for runner in runners[shift:] + runners[:shift]:
-            runner.timer.start()
-            for _ in range(runner.times):
-                runner.run()
-            runner.timer.stop()
-    base, *medians = [median(runner.timer.seconds()) / runner.times for runner in runners]
-    return {estimator: max(0.0, value - base) for estimator, value in zip(contenders, medians, strict=True)}

@@ -77,26 +77,15 @@ class Measured(tuple[LayerOptions, ...]):
         return made
 
 
-def lower_hull(options: Iterable[tuple[float, float, Option]]) -> list[tuple[float, float, Option]]:
-    """The lower convex hull of points (cost, variance), from the highest cost down, as long as the variance rises.
-
-    These are the options that are best at some price per unit of cost. The first is the cheapest among those of least
-    variance, the last the cheapest of all.
+def check_budget(budget: object, objective: object) -> None:
+    """Raise ``ValueError`` unless given a share in ``(0, 1]`` and a known objective.
 
     Example:
-        >>> [point[:2] for point in lower_hull([(4, 0, "a"), (3, 2, "b"), (2, 2, "c"), (1, 9, "d"), (1, 8, "e")])]
-        [(4, 0), (2, 2), (1, 8)]
+        >>> check_budget(25, "memory")
+        Traceback (most recent call last):
+        ValueError: budget=25: expected a share of the exact layers' cost in (0, 1]
     """
-    hull: list[tuple[float, float, Option]] = []
-    for point in sorted(options, key=lambda point: (point[1], point[0])):
-        if hull and point[0] >= hull[-1][0]:  # dearer, and no better
-            continue
-        while len(hull) > 1 and _price(hull[-1], point) <= _price(hull[-2], hull[-1]):
-            hull.pop()
-        hull.append(point)
-    return hull
-
-
-def _price(dear: tuple[float, float, Option], cheap: tuple[float, float, Option]) -> float:
-    """Variance per unit of cost saved."""
-    return (cheap[1] - dear[1]) / (dear[0] - cheap[0])
+    if objective not in ("memory", "time"):
+        raise ValueError(f"objective={objective!r}: expected 'memory' or 'time'")
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+        raise ValueError(f"budget={budget!r}: expected a share of the exact layers' cost in (0, 1]")

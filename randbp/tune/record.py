@@ -1,7 +1,7 @@
 """A record of one exact pass: the arguments of each layer, the gradient of its output, and who holds its input."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..diagnostics.objective import Objective
+from ..diagnostics.running_module import running_module
+from ..diagnostics.saved_tensors import held_for_backward
 from ..randomize.layers import forward_without_hooks
 
 
@@ -41,26 +43,21 @@ class Call:
 
     def gradients(self, module: nn.Module, weights: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of the loss with respect to the module's weights, as far as they come from this call."""
-        pairs = [
-            (output, grad)
-            for output, grad in zip(self.repeat(module), self.output_grads, strict=True)
-            if grad is not None
-        ]
-        outputs, grads = zip(*pairs, strict=True)
-        found = torch.autograd.grad(outputs, weights, grads, allow_unused=True)
-        return [torch.zeros_like(w) if grad is None else grad for grad, w in zip(found, weights, strict=True)]
+        pairs = zip(self.repeat(module), self.output_grads, strict=True)
+        outputs, grads = zip(*((output, grad) for output, grad in pairs if grad is not None), strict=True)
+        return list(torch.autograd.grad(outputs, weights, grads, allow_unused=True, materialize_grads=True))
 
 
 @dataclass
 class Record:
     """The calls of each layer, and for each storage held for backward its bytes and the names of its holders."""
 
-    calls: dict[str, list[Call]] = field(default_factory=dict)
-    holders: dict[int, tuple[int, set[str]]] = field(default_factory=dict)
+    calls: dict[str, list[Call]]
+    holders: list[tuple[int, set[str]]]
 
     def shared(self, name: str) -> tuple[int, tuple[str, ...]]:
         """The bytes held by a layer that others hold as well, and the names of these."""
-        found = [(size, owners - {name}) for size, owners in self.holders.values() if name in owners]
+        found = [(size, owners - {name}) for size, owners in self.holders if name in owners]
         others = sorted({other or "the model" for _, owners in found for other in owners})
         return sum(size for size, owners in found if owners), tuple(others)
 
@@ -74,56 +71,33 @@ def record(model: nn.Module, objective: Objective, batch: Any, layers: dict[str,
         batch: The batch.
         layers: The layers to note, by name.
     """
-    result = Record()
-    own = {id(tensor.untyped_storage()) for tensor in (*model.parameters(), *model.buffers())}
-    kept_alive: list[Any] = []  # so that no identity is used twice
-    stack = [""]
+    calls: dict[str, list[Call]] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.layout is torch.strided:
-            storage = tensor.untyped_storage()
-            if id(storage) not in own:
-                kept_alive.append(storage)
-                result.holders.setdefault(id(storage), (storage.nbytes(), set()))[1].add(stack[-1])
-        return tensor
-
-    with _hooks(model, layers, result, stack), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = objective(batch)
-    weights = [p for module in layers.values() for p in module.parameters() if p.requires_grad]
-    if weights:
-        torch.autograd.grad(loss, weights, allow_unused=True)
-    for name, calls in result.calls.items():
-        result.calls[name] = [call for call in calls if any(grad is not None for grad in call.output_grads)]
-    return result
-
-
-@contextmanager
-def _hooks(model: nn.Module, layers: dict[str, nn.Module], result: Record, stack: list[str]) -> Iterator[None]:
-    """Hooks by which modules report where the pass is, and layers what they receive."""
-    names = {module: name for name, module in layers.items()}
-
-    def enter(name: str, module: nn.Module, arguments: Any) -> None:
-        stack.append(name)
-
-    def leave(module: nn.Module, arguments: Any, keywords: dict[str, Any], output: Any) -> None:
-        stack.pop()
+    def note(name: str, module: nn.Module, arguments: Any, keywords: dict[str, Any], output: Any) -> None:
         outputs = _differentiable(output)
-        if module not in names or not outputs:
+        if not outputs:
             return
         call = Call(_detached(arguments), _detached(keywords), _autocast(outputs[0]), [None] * len(outputs))
-        result.calls.setdefault(names[module], []).append(call)
+        calls.setdefault(name, []).append(call)
         for number, tensor in enumerate(outputs):
             tensor.register_hook(partial(call.output_grads.__setitem__, number))
 
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(partial(enter, name)))
-        handles.append(module.register_forward_hook(leave, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        ExitStack() as hooks,
+        running_module(model) as running,
+        held_for_backward([*model.parameters(), *model.buffers()], lambda: running() or "") as held,
+    ):
+        for name, module in layers.items():
+            hooks.callback(module.register_forward_hook(partial(note, name), with_kwargs=True).remove)
+        loss = objective(batch)
+    owners = held.holders().values()
+    holders = [(next(iter(saved.values())).untyped_storage().nbytes(), set(saved)) for saved in owners]
+    weights = [p for module in layers.values() for p in module.parameters() if p.requires_grad]
+    if weights:
+        torch.autograd.grad(loss, weights, allow_unused=True)
+    for found in calls.values():
+        found[:] = [call for call in found if any(grad is not None for grad in call.output_grads)]
+    return Record(calls, holders)
 
 
 def _detached(value: Any) -> Any:

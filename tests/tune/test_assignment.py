@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from randbp import Exact, Spatial
 from randbp.tune import Assignment, LayerOptions, Option, UnreachableBudget, assign
-from randbp.tune.assign import PAYS
-from randbp.tune.options import lower_hull
+from randbp.tune.assignment import PAYS
+from randbp.tune.knapsack import lower_hull
 
 KEEP = Spatial(0.5)
 
