@@ -17,7 +17,9 @@ from experiments.data import FashionMNIST, ImageData, MNIST5k
 from randbp.callbacks.files import write_json
 from randbp.cli import sweep
 from randbp.cli.errors import UsageError
+from randbp.cli.run_folder import free_name
 from randbp.cli.stopping import Stopped
+from randbp.cli.sweep_plan import Options, Plan
 from randbp.report import METHODS
 
 from .compared import WAYS
@@ -59,12 +61,12 @@ def main(argv: Sequence[str]) -> int:
         if getattr(options, option) < least:
             print(f"demo: --{option}={getattr(options, option)}: expected an integer >= {least}", file=sys.stderr)
             return 2
-    name = options.name or sweep.free_name(options.root, "demo")
+    name = options.name or free_name(options.root, "demo")
     folder = options.root / name
     try:
         if folder.exists() and "--resume" not in rest:
             raise UsageError(f"{folder} exists and is left as it is: --resume continues it, --name starts another")
-        sweep.plan(SWEEP, name, options.root)  # what is wrong with it is said before anything runs
+        Plan(Options(SWEEP, name, options.root))  # what is wrong with it is said before anything runs
         if not (folder / METHODS).exists():
             compare(folder, images(options.data), options.seeds, options.steps, options.width)
         rest = [word for word in rest if word != "--resume"]

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from statistics import NormalDist
 from typing import Any
 
@@ -64,18 +65,16 @@ NUMERIC: dict[str, Distribution] = {
     # Of 1/x the logarithm is uniform: between these exponents, or so that x lies between these values.
     "inv_log_uniform": Distribution(RANGE, lambda p, it: math.exp(-_uniform(1 - p, it))),
     "inv_log_uniform_values": Distribution(RANGE, _log_uniform_values, positive=True),
-    **{
-        f"q_{name}": Distribution({**it.settings, **STEP}, it.quantile, it.positive, rounded=True)
-        for name, it in _SMOOTH.items()
-    },
+    **{f"q_{name}": replace(it, settings={**it.settings, **STEP}, rounded=True) for name, it in _SMOOTH.items()},
     "int_uniform": Distribution(RANGE, _uniform),
 }
 """Distributions of numbers by W&B's names."""
 
+WEIGHTED = "categorical_w_probabilities"
 LISTED: dict[str, tuple[str, ...]] = {
     "constant": ("value",),
     "categorical": ("values",),
-    "categorical_w_probabilities": ("values", "probabilities"),
+    WEIGHTED: ("values", "probabilities"),
 }
 """Distributions over what the file lists, with their settings."""
 
@@ -105,20 +104,31 @@ class Parameter:
         return ".".join(self.path)
 
     @property
-    def choices(self) -> list[Any] | None:
-        """All values that the parameter can take; ``None`` if there are infinitely many."""
+    def size(self) -> float:
+        """The number of values that the parameter can take, infinite for a continuous one."""
+        it = self.settings
+        match self.distribution:
+            case "constant":
+                return 1
+            case "int_uniform":
+                return int(it["max"] - it["min"] + 1)
+            case "q_uniform":
+                return round(it["max"] / it["q"]) - round(it["min"] / it["q"]) + 1
+        return len(it["values"]) if self.distribution in LISTED else math.inf
+
+    @property
+    def choices(self) -> list[Any]:
+        """All values of a parameter that can take finitely many."""
         it = self.settings
         match self.distribution:
             case "constant":
                 return [it["value"]]
-            case "categorical" | "categorical_w_probabilities":
-                return list(it["values"])
             case "int_uniform":
                 return list(range(it["min"], it["max"] + 1))
             case "q_uniform":
-                first, last = round(it["min"] / it["q"]), round(it["max"] / it["q"])
-                return [multiple(number, it["q"]) for number in range(first, last + 1)]
-        return None
+                first = round(it["min"] / it["q"])
+                return [multiple(first + number, it["q"]) for number in range(int(self.size))]
+        return list(it["values"])
 
     def quantile(self, p: float) -> Any:
         """The ``p``-quantile: a draw lies below it with probability ``p``.
@@ -130,21 +140,16 @@ class Parameter:
             ('x', 'y')
         """
         p = min(max(p, EDGE), 1 - EDGE)
-        if self.distribution == "categorical_w_probabilities":
-            return self._weighted(p)
+        it = self.settings
+        if self.distribution == WEIGHTED:
+            weights = it["probabilities"]
+            possible = [number for number, weight in enumerate(weights) if weight > 0]
+            reached = accumulate(weights[number] / sum(weights) for number in possible)
+            found = (number for number, below in zip(possible, reached, strict=True) if p < below)
+            return it["values"][next(found, possible[-1])]
         distribution = NUMERIC[self.distribution]
-        value = distribution.quantile(p, self.settings)
-        return multiple(round(value / self.settings["q"]), self.settings["q"]) if distribution.rounded else value
-
-    def _weighted(self, p: float) -> Any:
-        weights = self.settings["probabilities"]
-        possible = [number for number, weight in enumerate(weights) if weight > 0]
-        below = 0.0
-        for number in possible:
-            below += weights[number] / sum(weights)
-            if p < below:
-                return self.settings["values"][number]
-        return self.settings["values"][possible[-1]]
+        value = distribution.quantile(p, it)
+        return multiple(round(value / it["q"]), it["q"]) if distribution.rounded else value
 
 
 def multiple(number: int, step: float) -> float:

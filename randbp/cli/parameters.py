@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from .distributions import EDGE, LISTED, NUMERIC, Parameter
+from .distributions import EDGE, LISTED, NUMERIC, WEIGHTED, Parameter
 from .errors import UsageError
-from .setting import Setting, missing
+from .setting import Setting
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 MOST = 2**53
@@ -18,9 +18,6 @@ _FORMS = "value, values, min and max, a distribution, or parameters"
 
 def read_parameters(it: Setting) -> dict[str, Parameter]:
     """Read the parameters by name; the name of a nested one is its keys joined by dots.
-
-    Raises:
-        UsageError: If one of them has no meaning, in one line with file and key.
 
     Example:
         >>> found = read_parameters(Setting("a.yaml", "parameters", {"lr": {"min": 0.0, "max": 0.1}}))
@@ -36,65 +33,31 @@ def read_parameters(it: Setting) -> dict[str, Parameter]:
 
 
 def _below(it: Setting, outer: tuple[str, ...]) -> Iterator[Parameter]:
-    it.mapping("at least one parameter", filled=True)
-    for key in it.value:
+    for key in it.mapping("at least one parameter").value:
         if not _NAME.match(key):
             raise UsageError(
                 f"{it.file}: {it.key}.{key}: expected letters, digits, '_', '.', '-' in a parameter's name"
             )
-        one = it[key].mapping(_FORMS, filled=True)
+        one = it[key].mapping(_FORMS)
         if "parameters" in one.value:
             one.only("parameters")
             yield from _below(one["parameters"], (*outer, key))
         else:
-            name, settings = _described(one)
+            name = _distribution(one)
+            settings = _listed(one, name) if name in LISTED else _numbers(one, name)
             yield Parameter((*outer, key), name, settings)
-
-
-def _described(it: Setting) -> tuple[str, dict[str, Any]]:
-    """Read the distribution of a parameter and its settings."""
-    given = it.value
-    name = _distribution(it)
-    if name in LISTED:
-        it.only("distribution", *LISTED[name])
-        for key in LISTED[name]:
-            if key not in given:
-                missing(it, key, f"it beside distribution={name}")
-        for value in [it["value"]] if name == "constant" else it["values"].items("a list of values", filled=True):
-            _check_plain(value)
-        if name == "categorical_w_probabilities":
-            _check_probabilities(it)
-        return name, {key: given[key] for key in LISTED[name]}
-    distribution = NUMERIC[name]
-    it.only("distribution", *distribution.settings)
-    settings: dict[str, float] = {}
-    for key, default in distribution.settings.items():
-        setting = _number(it[key], name) if key in given else default
-        if setting is None:
-            missing(it, key, f"it beside distribution={name}")
-        settings[key] = setting
-    if "min" in settings and settings["min"] > settings["max"]:
-        raise it["min"].wrong(f"at most max={settings['max']!r}")
-    if distribution.positive and settings["min"] <= 0:
-        raise it["min"].wrong(f"a number above 0 for {name}")
-    _check_size(it, Parameter((), name, settings))
-    return name, settings
 
 
 def _distribution(it: Setting) -> str:
     """The distribution that a parameter names, or the one that W&B infers from its other keys."""
     given = it.value
     if "distribution" in given:
-        it["distribution"].of_kind((str,), "the name of a distribution")
+        it["distribution"].of_kind(str, "the name of a distribution")
         name: str = it["distribution"].one_of(*LISTED, *NUMERIC)
-        return "categorical_w_probabilities" if name == "categorical" and "probabilities" in given else name
-    for name, keys in LISTED.items():
-        if set(keys) == set(given):
+        return WEIGHTED if name == "categorical" and "probabilities" in given else name
+    for key, name in (("probabilities", WEIGHTED), ("value", "constant"), ("values", "categorical")):
+        if key in given:
             return name
-    if "probabilities" in given:
-        return "categorical_w_probabilities"
-    if "value" in given or "values" in given:
-        return "constant" if "value" in given else "categorical"
     if "min" in given or "max" in given:
         ends = [given.get("min"), given.get("max")]
         return "int_uniform" if all(isinstance(end, int) for end in ends) else "uniform"
@@ -104,15 +67,45 @@ def _distribution(it: Setting) -> str:
     raise it.wrong(_FORMS)
 
 
-def _number(it: Setting, distribution: str) -> float:
-    last = it.key.rpartition(".")[2]
+def _listed(it: Setting, name: str) -> dict[str, Any]:
+    """What a parameter lists."""
+    it.only("distribution", *LISTED[name])
+    for key in LISTED[name]:
+        if key not in it.value:
+            raise it.missing(key, f"it beside distribution={name}")
+    for value in [it["value"]] if name == "constant" else it["values"].items("a list of values", filled=True):
+        _check_plain(value)
+    if name == WEIGHTED:
+        _check_probabilities(it)
+    return {key: it.value[key] for key in LISTED[name]}
+
+
+def _numbers(it: Setting, name: str) -> dict[str, Any]:
+    """The settings of a distribution of numbers, defaults included."""
+    distribution = NUMERIC[name]
+    it.only("distribution", *distribution.settings)
+    settings: dict[str, float] = {}
+    for key, default in distribution.settings.items():
+        setting = _number(it[key], key, name) if key in it.value else default
+        if setting is None:
+            raise it.missing(key, f"it beside distribution={name}")
+        settings[key] = setting
+    if "min" in settings and settings["min"] > settings["max"]:
+        raise it["min"].wrong(f"at most max={settings['max']!r}")
+    if distribution.positive and settings["min"] <= 0:
+        raise it["min"].wrong(f"a number above 0 for {name}")
+    _check_size(it, Parameter((), name, settings))
+    return settings
+
+
+def _number(it: Setting, key: str, distribution: str) -> float:
     if distribution == "int_uniform":
         if abs(it.integer()) > MOST:
             raise it.wrong(f"an integer from -{MOST} to {MOST}")
         return it.integer()
-    if last in ("q", "a", "b"):
+    if key in ("q", "a", "b"):
         return it.number(above=0)
-    return it.number(least=0) if last == "sigma" else it.number()
+    return it.number(least=0) if key == "sigma" else it.number()
 
 
 def _check_plain(it: Setting) -> None:
@@ -141,5 +134,5 @@ def _check_size(it: Setting, parameter: Parameter) -> None:
         ends = [math.inf]
     if not all(math.isfinite(end) for end in ends):
         name, values = parameter.distribution, f"{parameter.distribution}_values"
-        hint = f" (its min and max are exponents; {values} takes the values themselves)" if values in NUMERIC else ""
+        hint = f" (its min and max are exponents; {values} takes the values themselves)" * (values in NUMERIC)
         raise it.wrong(f"{name} with draws that a float can hold{hint}")

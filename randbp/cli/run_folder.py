@@ -4,6 +4,7 @@ import os
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -149,6 +150,20 @@ def withdraw(folder: Path) -> None:
         if all(path.name == LOCK for path in folder.iterdir()):
             (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()
+
+
+def free_name(root: Path, name: str) -> str:
+    """The name, followed by the next free number if there are already results of that name.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     (Path(root) / "demo").mkdir()
+        ...     free_name(Path(root), "demo"), free_name(Path(root), "other")
+        ('demo-2', 'other')
+    """
+    candidates = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(it for it in candidates if not (root / it).exists())
 
 
 def _next_free(parent: Path, prefix: str) -> Path:

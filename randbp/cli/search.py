@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .distributions import Parameter
-from .sweep_file import Metric, SweepFile, Values
+from .metric import Metric
+from .sweep_file import SweepFile, Values
 
 Draw = dict[str, float]
 """A point of the search space: for each parameter an index into what it lists, an integer, or else a probability whose
@@ -37,11 +38,6 @@ def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
     It depends only on the sweep, the seed and the earlier trials, so that a resumed sweep continues as it would have. A
     random sweep needs only their number.
 
-    Args:
-        sweep: The sweep to search.
-        trials: All trials so far, in the order of their proposals.
-        seed: Determines the draws.
-
     Example:
         >>> sweep = SweepFile("", "random", {"lr": Parameter(("lr",), "uniform", {"min": 0.0, "max": 1.0})})
         >>> draw = propose(sweep, [])
@@ -55,7 +51,7 @@ def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
     kind = optuna.samplers.TPESampler if sweep.method == "bayes" else optuna.samplers.RandomSampler
     metric = sweep.metric or Metric("")
     study = optuna.create_study(sampler=kind(seed=int.from_bytes(digest[:4])), direction=metric.goal)
-    space = {name: it for name, it in _space(sweep.parameters).items() if it is not None}
+    space = _space(sweep.parameters)
     if sweep.method == "bayes":
         for trial in trials:
             study.add_trial(_frozen(trial, trials, metric, space))
@@ -65,11 +61,7 @@ def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
 
 
 def values_at(sweep: SweepFile, draw: Draw) -> Values:
-    """The parameters' values at a point.
-
-    Raises:
-        KeyError: If the point is none of this sweep.
-        IndexError: If it is none of this sweep.
+    """The parameters' values at a point; a :class:`LookupError` if it is none of this sweep.
 
     Example:
         >>> sweep = SweepFile("", "random", {"a": Parameter(("a",), "categorical", {"values": ["x", "y"]})})
@@ -91,20 +83,17 @@ def _value(it: Parameter, draw: Draw) -> Any:
 
 
 def _space(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Optuna's distribution of each coordinate; constants have ``None``."""
+    """Optuna's distribution of each coordinate."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     space: dict[str, Any] = {}
     for name, it in parameters.items():
-        match it.distribution:
-            case "constant":
-                space[name] = None
-            case "categorical":
-                space[name] = CategoricalDistribution(range(len(it.settings["values"])))
-            case "int_uniform":
-                space[name] = IntDistribution(it.settings["min"], it.settings["max"])
-            case _:
-                space[name] = FloatDistribution(0.0, 1.0)
+        if it.distribution == "categorical":
+            space[name] = CategoricalDistribution(range(len(it.settings["values"])))
+        elif it.distribution == "int_uniform":
+            space[name] = IntDistribution(it.settings["min"], it.settings["max"])
+        elif it.distribution != "constant":
+            space[name] = FloatDistribution(0.0, 1.0)
     return space
 
 
@@ -137,5 +126,5 @@ def _imputed(metric: Metric, how: str | None, trial: Trial, trials: Sequence[Tri
     known = [it.value for it in trials if it.state in ("finished", "stopped") and it.value is not None]
     if how is None or not known:
         return None
-    smallest = (how == "best") == (metric.goal == "minimize")
-    return min(known) if smallest else max(known)
+    order = sorted(known, key=lambda value: metric.sign * value)
+    return order[0 if how == "best" else -1]

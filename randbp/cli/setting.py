@@ -3,9 +3,9 @@
 import difflib
 import math
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from .errors import UsageError
 
@@ -34,17 +34,20 @@ class Setting:
 
     def __getitem__(self, key: str | int) -> "Setting":
         """The setting at a key of a mapping, or at an index of a list."""
-        place = f"{self.key}[{key}]" if isinstance(key, int) else f"{self.key}.{key}" if self.key else key
-        return Setting(self.file, place, self.value[key])
+        return Setting(self.file, self._place(key), self.value[key])
 
     def wrong(self, expected: str) -> UsageError:
         """Make the error about this value."""
         place = f"{self.key}={_short.repr(self.value)}: " if self.key else ""
         return UsageError(f"{self.file}: {place}expected {expected}")
 
-    def of_kind(self, kinds: tuple[type, ...], expected: str) -> Any:
+    def missing(self, key: str, expected: str) -> UsageError:
+        """Make the error about a key that a mapping lacks."""
+        return UsageError(f"{self.file}: {self._place(key)}: missing, expected {expected}")
+
+    def of_kind(self, kinds: type | tuple[type, ...], expected: str) -> Any:
         """The value, if it is of one of some types; true and false do not count as integers."""
-        if not isinstance(self.value, kinds) or (isinstance(self.value, bool) and bool not in kinds):
+        if not isinstance(self.value, kinds) or (isinstance(self.value, bool) and kinds is not bool):
             raise self.wrong(expected)
         return self.value
 
@@ -63,29 +66,22 @@ class Setting:
             raise self.wrong(" or ".join(map(repr, allowed)) + _nearest(self.value, allowed))
         return self.value
 
-    def number(self, least: float = -math.inf, above: float = -math.inf) -> float:
+    def number(self, least: float = -math.inf, above: float = -math.inf, kind: str = "a number") -> float:
         """The value, if it is a finite number within bounds."""
         bound = f" >= {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
-        if isinstance(self.value, str):
-            raise self.wrong(f"a number{bound}{_as_number(self.value)}")
-        value: float = self.of_kind((int, float), f"a number{bound}")
+        hint = _as_number(self.value) if isinstance(self.value, str) else ""
+        value: float = self.of_kind(int if kind == "an integer" else (int, float), f"{kind}{bound}{hint}")
         if not math.isfinite(value) or value < least or value <= above:
-            raise self.wrong(f"a number{bound}")
+            raise self.wrong(f"{kind}{bound}")
         return value
 
     def integer(self, least: float = -math.inf) -> int:
         """The value, if it is an integer within bounds."""
-        expected = "an integer" + (f" >= {least:g}" if least > -math.inf else "")
-        if isinstance(self.value, str):
-            raise self.wrong(expected + _as_number(self.value))
-        value = self.of_kind((int,), expected)
-        if value < least:
-            raise self.wrong(expected)
-        return int(value)
+        return int(self.number(least, kind="an integer"))
 
-    def mapping(self, expected: str, filled: bool = False) -> "Setting":
-        """This setting, if its value is a mapping."""
-        if not isinstance(self.value, dict) or (filled and not self.value):
+    def mapping(self, expected: str) -> "Setting":
+        """This setting, if its value is a mapping with something in it."""
+        if not self.value or not isinstance(self.value, dict):
             raise self.wrong(expected)
         return self
 
@@ -99,19 +95,28 @@ class Setting:
         """Refuse keys of a mapping other than these."""
         for key in self.value:
             if key not in allowed:
-                place = f"{self.key}.{key}" if self.key else key
                 known = _nearest(key, allowed) or f", expected one of {', '.join(allowed)}"
-                raise UsageError(f"{self.file}: {place}: no such key{known}")
+                raise UsageError(f"{self.file}: {self._place(key)}: no such key{known}")
+
+    def fields(self, expected: str, checks: "Mapping[str, Check]", **required: str) -> dict[str, Any]:
+        """The values of a mapping, each checked by the function for its key.
+
+        Args:
+            expected: What the mapping should be.
+            checks: Functions that return a setting's value, or raise.
+            required: The keys that must be there, with what is expected of them.
+        """
+        self.mapping(expected).only(*checks)
+        for key, what in required.items():
+            if key not in self.value:
+                raise self.missing(key, what)
+        return {key: check(self[key]) for key, check in checks.items() if key in self.value}
+
+    def _place(self, key: str | int) -> str:
+        return f"{self.key}[{key}]" if isinstance(key, int) else f"{self.key}.{key}" if self.key else key
 
 
-def missing(parent: Setting, key: str, expected: str) -> NoReturn:
-    """Make the error about a missing key.
-
-    Raises:
-        UsageError: Always.
-    """
-    place = f"{parent.key}.{key}" if parent.key else key
-    raise UsageError(f"{parent.file}: {place}: missing, expected {expected}")
+Check = Callable[[Setting], Any]
 
 
 def _nearest(word: Any, allowed: tuple[str, ...]) -> str:
@@ -122,13 +127,12 @@ def _nearest(word: Any, allowed: tuple[str, ...]) -> str:
 def _as_number(text: str) -> str:
     """The spelling that makes YAML read a text as the number that it looks like."""
     try:
-        value = float(text)
+        finite = math.isfinite(float(text))
     except ValueError:
         return ""
     mantissa, e, exponent = text.strip().lower().partition("e")
-    if not e or not math.isfinite(value):
-        return f" (write {text.strip()}, without quotes)" if math.isfinite(value) else ""
+    if not e or not finite:
+        return f" (write {text.strip()}, without quotes)" if finite else ""
     # YAML 1.1 asks for a point in the mantissa and a sign in the exponent.
     point = mantissa if "." in mantissa else f"{mantissa}.0"
-    sign = exponent if exponent[0] in "+-" else f"+{exponent}"
-    return f" (write {point}e{sign})"
+    return f" (write {point}e{exponent if exponent[0] in '+-' else f'+{exponent}'})"

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from randbp.callbacks.files import write_text
 from randbp.report.damaged import Damaged
 
@@ -18,10 +16,8 @@ from .stopping import Stopped, sigterm_raises
 from .sweep_command import check_program
 from .sweep_execution import Execution
 from .sweep_folder import owned_by_sweep
-from .sweep_plan import Plan
-from .sweep_run import Planned, free_name
-
-__all__ = ["free_name", "main", "plan", "run_sweep"]
+from .sweep_plan import Options, Plan
+from .sweep_run import SweepRun
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,57 +48,30 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, help="number of runs (default: run_cap in the file; of a grid all)")
     parser.add_argument("--seed", type=int, default=0, help="of what random and bayes draw (default: 0)")
     parser.add_argument("--resume", action="store_true", help="keep what is finished, go on with the rest")
-    options, extra = parser.parse_known_args(argv)
+    given, extra = parser.parse_known_args(argv)
     _refuse_misspelt(extra)
     for name, least in (("jobs", 1), ("count", 1), ("seed", 0)):
-        value = getattr(options, name)
+        value = getattr(given, name)
         if value is not None and value < least:
             raise UsageError(f"--{name}={value}: expected an integer >= {least}")
-    return run_sweep(
-        options.file,
-        name=options.name,
-        root=options.root,
-        jobs=options.jobs,
-        count=options.count,
-        resume=options.resume,
-        extra=extra,
-        seed=options.seed,
-    )
+    return run_sweep(Options(**vars(given), extra=tuple(extra)))
 
 
-def run_sweep(
-    file: Path,
-    name: str | None = None,
-    root: Path = Path("runs"),
-    jobs: int = 1,
-    count: int | None = None,
-    resume: bool = False,
-    extra: Sequence[str] = (),
-    console: Console | None = None,
-    seed: int = 0,
-) -> int:
-    """Carry out the runs of a sweep file; the arguments are those of the command line.
-
-    Returns:
-        The exit code, see :func:`main`.
-
-    Raises:
-        UsageError: See :func:`main`.
-        Stopped: See :func:`main`.
-    """
-    console = console or make_console()
-    if name is not None:
-        check_name("--name", name, several=True)
-    sweep = Plan(file, name, root, count, extra, seed)
-    if name is None:
+def run_sweep(options: Options) -> int:
+    """Carry out the runs of a sweep file; returns and raises what :func:`main` does."""
+    console, file = make_console(), options.file
+    if options.name is not None:
+        check_name("--name", options.name, several=True)
+    sweep = Plan(options)
+    if options.name is None:
         check_name(f"{file}: name", sweep.name, several=True)
     check_program(str(file), sweep.example().command)
-    if sweep.folder.exists() and not resume:
+    if sweep.folder.exists() and not options.resume:
         raise UsageError(f"{sweep.folder} exists and is left as it is: --resume continues it, --name starts another")
     with owned_by_sweep(sweep.folder) as lock:
         sweep.take_up()
         write_text(sweep.folder / "sweep.yaml", sweep.text)
-        execution = Execution(sweep, jobs, lock, console)
+        execution = Execution(sweep, options.jobs, lock, console)
         with sigterm_raises():
             stop = execution.run()
     console.print()
@@ -120,22 +89,11 @@ def run_sweep(
         print(f"randbp sweep: {run.version}: {_reason(run)}", file=sys.stderr)
     if stop is not None:
         why, code = stop
-        raise Stopped(f"{why}; to go on: {_how_to_resume(file, name, root, jobs, count, extra, seed)}", code)
+        raise Stopped(f"{why}; to go on: {_how_to_resume(options)}", code)
     if failed:
         message = f"{len(failed)} of {len(runs)} runs did not finish; what the others gave is complete"
         print(f"randbp sweep: {message}", file=sys.stderr)
     return int(bool(failed))
-
-
-def plan(
-    file: Path, name: str, root: Path = Path("runs"), count: int | None = None, extra: Sequence[str] = ()
-) -> list[Planned]:
-    """The runs of a sweep file: their folders and commands.
-
-    Raises:
-        UsageError: If the file cannot be used.
-    """
-    return list(Plan(file, name, root, count, extra))
 
 
 def _refuse_misspelt(extra: Sequence[str]) -> None:
@@ -147,19 +105,18 @@ def _refuse_misspelt(extra: Sequence[str]) -> None:
             raise UsageError(f"no option {name} (did you mean {close[0]}?)")
 
 
-def _reason(run: Planned) -> str:
-    if not run.summary():
-        return "not started"
-    return f"{run.summary().get('error') or 'ended without a word'} (log: {run.log})"
+def _reason(run: SweepRun) -> str:
+    summary = run.summary()
+    return f"{summary.get('error') or 'ended without a word'} (log: {run.log})" if summary else "not started"
 
 
-def _how_to_resume(
-    file: Path, name: str | None, root: Path, jobs: int, count: int | None, extra: Sequence[str], seed: int
-) -> str:
+def _how_to_resume(options: Options) -> str:
     """The command that continues a sweep."""
-    defaults = (("name", name, None), ("root", str(root), "runs"), ("jobs", jobs, 1), ("count", count, None))
-    options = [f"--{key}={value}" for key, value, default in (*defaults, ("seed", seed, 0)) if value != default]
-    return shlex.join(["randbp", "sweep", str(file), "--resume", *options, *extra])
+    default = Options(options.file)
+    names = ("name", "root", "jobs", "count", "seed")
+    changed = [(name, getattr(options, name)) for name in names if getattr(options, name) != getattr(default, name)]
+    told = (f"--{name}={value}" for name, value in changed)
+    return shlex.join(["randbp", "sweep", str(options.file), "--resume", *told, *options.extra])
 
 
 if __name__ == "__main__":

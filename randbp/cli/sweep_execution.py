@@ -14,11 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import child
 from .errors import UsageError
-from .hyperband import falls_behind
 from .run_folder import is_owned
 from .stopping import Terminated, reason
 from .sweep_plan import Plan
-from .sweep_run import STOPPED, Planned
+from .sweep_run import STOPPED, SweepRun
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 20.0
@@ -44,18 +43,11 @@ class Working:
 
 
 class Execution:
-    """Carries out the runs of a sweep.
-
-    Args:
-        plan: The runs of the sweep.
-        jobs: Number of runs at the same time.
-        lock: The open file that owns the sweep's folder.
-        console: The console for messages about progress.
-    """
+    """Carries out the runs of a plan, so many at the same time, in a folder that an open file owns."""
 
     def __init__(self, plan: Plan, jobs: int, lock: int, console: Console) -> None:
         self.plan, self.jobs, self.lock, self.console = plan, jobs, lock, console
-        self.working: dict[Planned, Working] = {}
+        self.working: dict[SweepRun, Working] = {}
         self.done = 0
 
     def run(self) -> tuple[str, int] | None:
@@ -63,9 +55,6 @@ class Execution:
 
         Returns:
             ``None`` after the last one; what has stopped the sweep and the exit code for it otherwise.
-
-        Raises:
-            UsageError: If finished runs are of other commands, or unfinished ones are at work; then none is started.
         """
         waiting = self._missing()
         columns = (
@@ -92,7 +81,7 @@ class Execution:
                 return reason(error)
         return None
 
-    def _missing(self) -> Iterator[Planned]:
+    def _missing(self) -> Iterator[SweepRun]:
         """Yield the runs that are not finished, each made ready for its start."""
         known = list(self.plan.known())
         if self.plan.sweep.method != "bayes":
@@ -106,7 +95,7 @@ class Execution:
             self._say(f"{self.done} of {self.plan.count} runs are finished already")
         return (run.made_ready(self._say) for run in chain(missing, self.plan))
 
-    def _start(self, waiting: Iterator[Planned], line: int) -> bool:
+    def _start(self, waiting: Iterator[SweepRun], line: int) -> bool:
         """Start runs until enough are running; false if none was left to start."""
         while len(self.working) < self.jobs and not self.target_reached():
             if (run := next(waiting, None)) is None:
@@ -137,15 +126,14 @@ class Execution:
         rule, metric = self.plan.sweep.early_terminate, self.plan.sweep.metric
         if rule is None or metric is None:
             return
-        changed = [run for run, work in self.working.items() if _grown(run, work) and work.stopped is None]
-        if not changed:
-            return
-        histories = {run: run.history(metric.name) for run in self.plan.runs.values()}
-        for run in changed:
-            # A run that goes on is known to the plan as it was before that.
-            history = run.history(metric.name)
-            if (band := falls_behind(history, histories.values(), metric, rule)) is not None:
-                work = self.working[run]
+        histories: dict[str, list[float]] = {}
+        for run, work in self.working.items():
+            size, seen = run.logged, work.seen
+            work.seen = size
+            if work.stopped is not None or size in (0, seen):
+                continue
+            histories = histories or {it.version: it.history(metric.name) for it in self.plan.runs.values()}
+            if (band := rule.missed(run.history(metric.name), histories.values(), metric)) is not None:
                 work.stopped = f"stopped early: {metric.name} is not among the best 1/{rule.eta:g} at {band}"
                 work.deadline = time.monotonic() + GRACE_SECONDS
                 child.send(work.process, signal.SIGTERM)
@@ -155,24 +143,22 @@ class Execution:
         for run, work in self.working.items():
             run.settle(work.process.returncode, work.stopped)
 
-    def _tell(self, run: Planned, seconds: float) -> None:
-        summary = run.summary()
-        outcome = f"FAILED: {summary.get('error')}"
+    def _tell(self, run: SweepRun, seconds: float) -> None:
+        outcome = run.summary().get("error")
         if run.status == "finished":
             outcome = f"finished in {seconds:.0f} s{self._reached(run)}"
-        elif run.status == STOPPED:
-            outcome = str(summary.get("error"))
+        elif run.status != STOPPED:
+            outcome = f"FAILED: {outcome}"
         self._say(f"[{self.done}/{self.plan.count}] {run.version}  {outcome}")
 
-    def _reached(self, run: Planned) -> str:
+    def _reached(self, run: SweepRun) -> str:
         """The sweep's metric of a run, or the test accuracy where the sweep has none."""
         metric = self.plan.sweep.metric
         if metric is None:
             accuracy = run.value("test/accuracy")
             return "" if accuracy is None else f", test accuracy {accuracy:.1%}"
-        if (value := run.value(metric.name)) is not None:
-            return f", {metric.name} {value:.4g}"
-        return f", no finite {metric.name}"
+        value = run.value(metric.name)
+        return f", no finite {metric.name}" if value is None else f", {metric.name} {value:.4g}"
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -189,29 +175,11 @@ def lifeline() -> Iterator[int]:
         os.close(writing)
 
 
-def _grown(run: Planned, work: Working) -> bool:
-    """Whether a run has logged something since the last look."""
-    try:
-        size = (run.folder / "metrics.csv").stat().st_size
-    except OSError:
-        return False
-    grown, work.seen = size != work.seen, size
-    return grown
+def _fraction(run: SweepRun) -> float:
+    done, total = run.epochs
+    return min(done / total, 1.0) if total else 0.0
 
 
-def _progress(run: Planned) -> tuple[int, int]:
-    """Completed epochs of a run and their total; zero where that is not known."""
-    progress = run.summary().get("progress")
-    known = progress if isinstance(progress, dict) else {}
-    epochs, most = (known.get(key) for key in ("epochs", "max_epochs"))
-    return epochs if isinstance(epochs, int) else 0, most if isinstance(most, int) and most > 0 else 0
-
-
-def _fraction(run: Planned) -> float:
-    epochs, most = _progress(run)
-    return min(epochs / most, 1.0) if most else 0.0
-
-
-def _epoch(run: Planned) -> str:
-    epochs, most = _progress(run)
-    return f" epoch {min(epochs + 1, most)} of {most}" if most else ""
+def _epoch(run: SweepRun) -> str:
+    done, total = run.epochs
+    return f" epoch {min(done + 1, total)} of {total}" if total else ""

@@ -1,16 +1,17 @@
 """Sweep files in W&B's format: their schema, and the sweep that they describe."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from .distributions import Parameter
+from .distributions import WEIGHTED, Parameter
 from .errors import UsageError
+from .metric import Hyperband, Metric
 from .parameters import read_parameters
-from .setting import Setting, missing
+from .setting import Check, Setting
 from .sweep_command import check_command
 from .yaml_file import read_yaml
 
@@ -18,54 +19,6 @@ Values = dict[str, Any]
 METHODS = ("grid", "random", "bayes")
 IMPUTED = ("latest", "best", "worst")
 MOST_RUNS = 100_000
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The metric that a sweep optimises.
-
-    Args:
-        name: The metric, as runs log it.
-        goal: Whether small or large values are good.
-        target: The sweep starts no further run once one has reached this.
-        impute: The value that Bayesian search assumes for a run that failed: its latest, or the best or the worst of
-            all others.
-        impute_while_running: The value assumed for a run that has not ended yet; ``None`` to leave it open.
-    """
-
-    name: str
-    goal: Literal["minimize", "maximize"] = "minimize"
-    target: float | None = None
-    impute: str = "worst"
-    impute_while_running: str | None = None
-
-    def better(self, value: float, other: float) -> bool:
-        """Whether a value is better than another.
-
-        Example:
-            >>> Metric("loss").better(0.1, 0.2), Metric("accuracy", "maximize").better(0.1, 0.2)
-            (True, False)
-        """
-        return value < other if self.goal == "minimize" else value > other
-
-    def reaches_target(self, value: float) -> bool:
-        """Whether a value is at the target or better."""
-        return self.target is not None and (value == self.target or self.better(value, self.target))
-
-
-@dataclass(frozen=True)
-class Hyperband:
-    """Settings for stopping runs that fall behind.
-
-    Args:
-        bands: Numbers of times that the metric has been logged, at which a run must be among the best.
-        eta: It must be among the best ``1/eta`` of all runs that came so far.
-        strict: Whether its value at the band counts, instead of its best one so far.
-    """
-
-    bands: tuple[int, ...]
-    eta: float = 3
-    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,11 +53,11 @@ class SweepFile:
     @property
     def varied(self) -> tuple[str, ...]:
         """The parameters that differ between runs."""
-        return tuple(name for name, it in self.parameters.items() if it.choices is None or len(it.choices) > 1)
+        return tuple(name for name, it in self.parameters.items() if it.size > 1)
 
     def grid(self) -> Iterator[Values]:
         """Every combination of the parameters' values, the last parameter's changing fastest."""
-        for values in product(*(it.choices or [] for it in self.parameters.values())):
+        for values in product(*(it.choices for it in self.parameters.values())):
             yield dict(zip(self.parameters, values, strict=True))
 
     def nested(self, values: Values) -> Values:
@@ -132,49 +85,35 @@ def read_sweep(path: Path) -> SweepFile:
         UsageError: If the file cannot be read or says something that W&B's format does not have, in one line with file
             and key.
     """
-    top = Setting(str(path), "", read_yaml(path)).mapping("a W&B sweep file with method and parameters", filled=True)
+    top = Setting(str(path), "", read_yaml(path)).mapping("a W&B sweep file with method and parameters")
     for key in ("job", "image_uri", "scheduler", "metrics"):
         if key in top.value:
             raise UsageError(f"{path}: {key}: W&B's servers are needed for it, expected a sweep without it")
-    top.only(*_CHECKS)
-    found = {key: check(top[key]) for key, check in _CHECKS.items() if key in top.value}
-    method = found.get("method") or missing(top, "method", f"one of {', '.join(METHODS)}")
-    parameters = found.get("parameters") or missing(top, "parameters", "at least one parameter")
-    for key, needed in (("method=bayes", method == "bayes"), ("early_terminate", "early_terminate" in found)):
-        if needed and "metric" not in found:
-            raise UsageError(f"{path}: metric: missing, expected it beside {key}")
-    if method == "grid":
-        _check_grid(path, parameters)
-    check_command(str(path), found.get("command", ()), found.get("program", ""))
-    return SweepFile(
-        name=found.get("name", path.stem),
-        method=method,
-        parameters=parameters,
-        command=found.get("command", ()),
-        program=found.get("program", ""),
-        run_cap=found.get("run_cap"),
-        metric=found.get("metric"),
-        early_terminate=found.get("early_terminate"),
-    )
+    required = {"method": f"one of {', '.join(METHODS)}", "parameters": "at least one parameter"}
+    found = top.fields("a sweep", _KEYS, **required)
+    known = {field.name for field in fields(SweepFile)}
+    sweep = SweepFile(**{"name": path.stem} | {key: value for key, value in found.items() if key in known})
+    for what, needed in (("method=bayes", sweep.method == "bayes"), ("early_terminate", sweep.early_terminate)):
+        if needed and sweep.metric is None:
+            raise UsageError(f"{path}: metric: missing, expected it beside {what}")
+    if sweep.method == "grid":
+        _check_grid(path, sweep.parameters)
+    check_command(str(path), sweep.command, sweep.program)
+    return sweep
 
 
 def _check_grid(path: Path, parameters: Mapping[str, Parameter]) -> None:
-    runs = 1
+    runs = 1.0
     for it in parameters.values():
-        if it.distribution == "int_uniform":
-            runs *= it.settings["max"] - it.settings["min"] + 1
-        elif it.distribution == "q_uniform":
-            runs *= math.floor((it.settings["max"] - it.settings["min"]) / it.settings["q"]) + 1
-        elif it.distribution in ("constant", "categorical"):
-            runs *= len(it.choices or ())
-        else:
+        if it.size == math.inf or it.distribution == WEIGHTED:
             place = ".parameters.".join(it.path)
             raise UsageError(
                 f"{path}: parameters.{place}: {it.distribution} does not go with method=grid, "
                 f"expected value, values or integers from min to max"
             )
+        runs *= it.size
         if runs > MOST_RUNS:
-            raise UsageError(f"{path}: parameters: a grid of {runs} runs or more, expected at most {MOST_RUNS}")
+            raise UsageError(f"{path}: parameters: a grid of {runs:.0f} runs or more, expected at most {MOST_RUNS}")
 
 
 def _command(it: Setting) -> tuple[str, ...]:
@@ -182,60 +121,49 @@ def _command(it: Setting) -> tuple[str, ...]:
 
 
 def _metric(it: Setting) -> Metric:
-    it = it.mapping("name and goal")
-    it.only("name", "goal", "target", "impute", "impute_while_running")
-    given: dict[str, Any] = {"name": it["name"].text() if "name" in it.value else missing(it, "name", "a metric")}
-    if "goal" in it.value:
-        given["goal"] = it["goal"].one_of("minimize", "maximize")
-    if "target" in it.value:
-        given["target"] = it["target"].number()
-    if "impute" in it.value:
-        given["impute"] = it["impute"].one_of(*IMPUTED)
-    if it.value.get("impute_while_running", False) not in (False, "false"):
-        given["impute_while_running"] = it["impute_while_running"].one_of(*IMPUTED, "false")
-    return Metric(**given)
+    return Metric(**it.fields("name and goal", _METRIC_KEYS, name="a metric"))
 
 
 def _hyperband(it: Setting) -> Hyperband:
-    it = it.mapping("type, and min_iter or max_iter and s")
-    it.only("type", "min_iter", "max_iter", "s", "eta", "strict")
-    if "type" not in it.value:
-        missing(it, "type", "hyperband")
-    it["type"].one_of("hyperband")
-    eta = it["eta"].number(above=1) if "eta" in it.value else 3
-    strict = bool(it["strict"].of_kind((bool,), "true or false")) if "strict" in it.value else False
-    if "max_iter" in it.value and "s" in it.value:
-        most, count = it["max_iter"].integer(least=1), it["s"].integer(least=1)
-        bands = sorted({int(most / eta**number) for number in range(1, count + 1)} - {0})
+    given = it.fields("type, and min_iter or max_iter and s", _HYPERBAND_KEYS, type="hyperband")
+    eta = given.get("eta", 3)
+    if "max_iter" in given and "s" in given:
+        bands = {int(given["max_iter"] / eta**number) for number in range(1, given["s"] + 1)} - {0}
         if not bands:
             raise it.wrong(f"a max_iter of at least eta={eta}")
-        return Hyperband(tuple(bands), eta, strict)
-    if "min_iter" not in it.value:
+    elif "min_iter" in given:
+        powers = (eta**number for number in range(100))
+        bands = {int(given["min_iter"] * power) for power in powers if power < 1e9}
+    else:
         raise it.wrong("min_iter, or max_iter and s")
-    first = it["min_iter"].integer(least=1)
-    return Hyperband(
-        tuple(sorted({int(first * eta**number) for number in range(100) if eta**number < 1e9})), eta, strict
-    )
+    return Hyperband(tuple(sorted(bands)), eta, given.get("strict", False))
 
 
-def _anything(it: Setting) -> Any:
-    return it.value
+def _positive(it: Setting) -> int:
+    return it.integer(least=1)
 
 
-_CHECKS: dict[str, Callable[[Setting], Any]] = {
+_METRIC_KEYS: dict[str, Check] = {
     "name": Setting.text,
-    "description": Setting.text,
-    "program": Setting.text,
-    "entity": Setting.text,
-    "project": Setting.text,
+    "goal": lambda it: it.one_of("minimize", "maximize"),
+    "target": Setting.number,
+    "impute": lambda it: it.one_of(*IMPUTED),
+    "impute_while_running": lambda it: None if it.value in (False, "false") else it.one_of(*IMPUTED, "false"),
+}
+_HYPERBAND_KEYS: dict[str, Check] = {
+    "type": lambda it: it.one_of("hyperband"),
+    **dict.fromkeys(("min_iter", "max_iter", "s"), _positive),
+    "eta": lambda it: it.number(above=1),
+    "strict": lambda it: it.of_kind(bool, "true or false"),
+}
+_KEYS: dict[str, Check] = {
+    **dict.fromkeys(("name", "description", "program", "entity", "project"), Setting.text),
     "method": lambda it: it.one_of(*METHODS),
     "command": _command,
-    "run_cap": lambda it: it.integer(least=1),
+    "run_cap": _positive,
     "metric": _metric,
     "early_terminate": _hyperband,
     "parameters": read_parameters,
-    "apiVersion": _anything,
-    "kind": _anything,
-    "controller": _anything,
+    **dict.fromkeys(("apiVersion", "kind", "controller"), lambda it: it.value),
 }
 """The keys that a file may have; those that only matter to W&B's own servers are read and left."""

@@ -16,19 +16,10 @@ PATIENCE = 5.0
 
 @contextmanager
 def owned_by_sweep(folder: Path) -> Iterator[int]:
-    """Make the folder of a sweep and own it.
+    """Make the folder of a sweep and own it through an open file, which is yielded.
 
-    Ownership goes with an open file. Processes that inherit it keep the folder owned, so that no sweep begins to work
-    there while a run of an earlier one is alive.
-
-    Args:
-        folder: Folder of the sweep.
-
-    Yields:
-        The open file.
-
-    Raises:
-        UsageError: If the folder cannot be made, or another sweep works there.
+    Processes that inherit the file keep the folder owned, so that no sweep begins to work there while a run of an
+    earlier one is alive. A folder that is new and of which nothing has come is removed.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -47,26 +38,19 @@ def owned_by_sweep(folder: Path) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
-        if new:  # nothing has come of it
-            with suppress(OSError):
-                _take_away(folder)
+        with suppress(OSError):
+            if new and {path.name for path in folder.iterdir()} <= {LOCK, "logs"}:
+                (folder / "logs").rmdir()  # which fails if there is something in it
+                (folder / LOCK).unlink()
+                folder.rmdir()
 
 
 def _lock(file: int, folder: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise UsageError(f"{folder}: another sweep is working there") from None
         time.sleep(0.05)
-
-
-def _take_away(folder: Path) -> None:
-    """Remove a folder that holds only what was created here."""
-    if {path.name for path in folder.iterdir()} <= {LOCK, "logs"} and not any((folder / "logs").iterdir()):
-        (folder / "logs").rmdir()
-        (folder / LOCK).unlink()
-        folder.rmdir()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .errors import UsageError
 from .search import Draw, Trial, propose, values_at
 from .sweep_command import arguments_as_json, command_line
 from .sweep_file import MOST_RUNS, Values, read_sweep
-from .sweep_run import Planned
+from .sweep_run import SweepRun
 
 TRIALS = "trials.json"
 """What a random or Bayesian sweep has drawn, in the sweep's folder."""
@@ -22,45 +23,54 @@ LONGEST = 120
 """Length up to which a run's name is spelt out [bytes]."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """The options of ``randbp sweep``.
+
+    Args:
+        file: The sweep file.
+        name: Folder of the runs below the root; by default the sweep's name.
+        root: Folder of all results.
+        jobs: Number of runs at the same time.
+        count: The number of runs of a random or Bayesian sweep, the largest number of a grid's; by default what the
+            file says.
+        seed: Determines the draws.
+        resume: Whether to continue an earlier sweep.
+        extra: Options that go to each run.
+    """
+
+    file: Path
+    name: str | None = None
+    root: Path = Path("runs")
+    jobs: int = 1
+    count: int | None = None
+    seed: int = 0
+    resume: bool = False
+    extra: tuple[str, ...] = ()
+
+
 class Plan:
     """The runs of a sweep, each determined when its turn comes: a search proposes it from the results so far.
 
     Args:
-        file: The sweep file.
-        name: Folder of the runs below the root.
-        root: Folder of all results.
-        count: The number of runs of a random or Bayesian sweep, the largest number of a grid's; by default what the
-            file says.
-        extra: Options that go to each run.
-        seed: Determines the draws.
+        options: Options of the sweep, whose file must be of use and say how many runs there are.
 
     Attributes:
         sweep: The content of the sweep file.
         text: The file as it is.
         runs: The runs made known so far, by their versions; what was drawn twice is there once.
-
-    Raises:
-        UsageError: If the file cannot be used, or nothing says how many runs there are.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        name: str | None = None,
-        root: Path = Path("runs"),
-        count: int | None = None,
-        extra: Sequence[str] = (),
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, options: Options) -> None:
+        self.options, file = options, options.file
         self.sweep = read_sweep(file)
         self.text = file.read_text(encoding="utf-8")
-        self.name = name or self.sweep.name
-        self.root, self.folder = root, root / self.name
-        self.extra, self.seed = tuple(extra), seed
-        self.runs: dict[str, Planned] = {}
+        self.name = options.name or self.sweep.name
+        self.folder = options.root / self.name
+        self.runs: dict[str, SweepRun] = {}
         self._draws: list[Draw] = []
         self._versions: list[str] = []
-        count = self.sweep.run_cap if count is None else count
+        count = self.sweep.run_cap if options.count is None else options.count
         if self.sweep.method == "grid":
             self._grid = list(islice(self.sweep.grid(), count))
             count = len(self._grid)
@@ -72,26 +82,21 @@ class Plan:
             raise UsageError(f"{file}: run_cap={count}: expected at most {MOST_RUNS} runs (--count makes them fewer)")
         self.count = count
 
-    def __iter__(self) -> Iterator[Planned]:
+    def __iter__(self) -> Iterator[SweepRun]:
         """Yield the runs that have not been determined yet."""
         return self._until(self.count)
 
-    def known(self) -> Iterator[Planned]:
+    def known(self) -> Iterator[SweepRun]:
         """The runs that do not depend on the results of others."""
         return self._until(min(self.count, len(self._draws)) if self.sweep.method == "bayes" else self.count)
 
-    def example(self) -> Planned:
+    def example(self) -> SweepRun:
         """A run like those that will follow."""
-        if self.sweep.method == "grid":
-            return self._run(self._grid[0])
-        return self._run(values_at(self.sweep, propose(self.sweep, [])))
+        grid = self.sweep.method == "grid"
+        return self._run(self._grid[0] if grid else values_at(self.sweep, propose(self.sweep, [])))
 
     def take_up(self) -> None:
-        """Reuse what an earlier sweep in this folder has drawn.
-
-        Raises:
-            UsageError: If it is none of this file's draws.
-        """
+        """Reuse what an earlier sweep in this folder has drawn, if it has drawn from this file's parameters."""
         path = self.folder / TRIALS
         try:
             self._draws = json.loads(path.read_text(encoding="utf-8"))["draws"]
@@ -104,7 +109,7 @@ class Plan:
         except (ValueError, LookupError, TypeError) as error:
             raise UsageError(f"{path}: not of this sweep file's parameters (--name starts another sweep)") from error
 
-    def _until(self, number: int) -> Iterator[Planned]:
+    def _until(self, number: int) -> Iterator[SweepRun]:
         while len(self._versions) < number:
             run = self._run(self._next())
             self._versions.append(run.version)
@@ -116,7 +121,7 @@ class Plan:
         if self.sweep.method == "grid":
             return self._grid[number]
         if number == len(self._draws):
-            self._draws.append(propose(self.sweep, self._trials(number), self.seed))
+            self._draws.append(propose(self.sweep, self._trials(number), self.options.seed))
             if self.folder.exists():
                 write_json(self.folder / TRIALS, {"format": 1, "draws": self._draws})
         return values_at(self.sweep, self._draws[number])
@@ -134,14 +139,14 @@ class Plan:
             trials.append(Trial(draw, state, tuple(run.history(metric.name)), value))
         return trials
 
-    def _run(self, values: Values) -> Planned:
+    def _run(self, values: Values) -> SweepRun:
         version = version_name(self.sweep.varied, values)
         nested = self.sweep.nested(values)
         log = self.folder / "logs" / f"{version}.log"
         words = command_line(self.sweep.command, self.sweep.program, nested, log.with_suffix(".json"))
-        place = [f"--trainer.default_root_dir={self.root}", f"--name={self.name}", f"--version={version}"]
-        arguments = arguments_as_json(nested)
-        return Planned(version, self.folder / version, log, (*words, *self.extra, *place), arguments)
+        place = [f"--trainer.default_root_dir={self.options.root}", f"--name={self.name}", f"--version={version}"]
+        command = (*words, *self.options.extra, *place)
+        return SweepRun(version, self.folder / version, log, command, arguments_as_json(nested))
 
 
 def version_name(varied: Sequence[str], values: Mapping[str, Any]) -> str:
@@ -152,25 +157,17 @@ def version_name(varied: Sequence[str], values: Mapping[str, Any]) -> str:
         >>> version_name(varied, {"weight_vjp.keep": 0.5, "input_vjp.keep": 1, "lr": 1e-3})
         'weight_vjp.keep=0.5-input_vjp.keep=1-lr=0.001'
     """
-    names = _short_names(varied)
-    full = "-".join(f"{names[key]}={values[key]}" for key in varied) or "run"
+    full = "-".join(f"{_short_name(key, varied)}={values[key]}" for key in varied) or "run"
     safe = re.sub(r"[^\w.=+-]+", "_", full)
     if safe == full and len(full.encode()) <= LONGEST:
         return full
     return f"{safe.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
 
 
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        endings = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
-        names[key] = next(
-            (
-                ending
-                for ending in endings
-                if not any(f".{other}".endswith(f".{ending}") for other in keys if other != key)
-            ),
-            key,
-        )
-    return names
+def _short_name(key: str, keys: Sequence[str]) -> str:
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        ending = ".".join(parts[-length:])
+        if not any(f".{other}".endswith(f".{ending}") for other in keys if other != key):
+            return ending
+    return key

@@ -18,14 +18,15 @@ from randbp.callbacks.latest_epoch import find_latest
 
 from . import child
 from .errors import UsageError
+from .run_folder import free_name
 
-SUMMARY = "summary.json"
+SUMMARY, METRICS = "summary.json", "metrics.csv"
 STOPPED = "stopped"
 """Status of a run that was stopped because it fell behind the others."""
 
 
 @dataclass(frozen=True)
-class Planned:
+class SweepRun:
     """One run of a sweep.
 
     Args:
@@ -68,10 +69,25 @@ class Planned:
         found = self.summary().get("status")
         return found if found in ("finished", STOPPED, "failed") else "open"
 
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Completed epochs and their total; zero where that is not known."""
+        progress = self.summary().get("progress")
+        known = progress if isinstance(progress, dict) else {}
+        done, total = (known.get(key) for key in ("epochs", "max_epochs"))
+        return done if isinstance(done, int) else 0, total if isinstance(total, int) and total > 0 else 0
+
+    @property
+    def logged(self) -> int:
+        """Size of the file of its metrics [bytes]."""
+        with suppress(OSError):
+            return (self.folder / METRICS).stat().st_size
+        return 0
+
     def history(self, metric: str) -> list[float]:
         """A metric's values in the order in which the run logged them, without those that are not numbers."""
         values = []
-        with suppress(OSError, csv.Error, UnicodeDecodeError), (self.folder / "metrics.csv").open(newline="") as file:
+        with suppress(OSError, csv.Error, UnicodeDecodeError), (self.folder / METRICS).open(newline="") as file:
             for row in csv.DictReader(file):
                 with suppress(ValueError):
                     values.append(float(row.get(metric) or ""))
@@ -87,24 +103,17 @@ class Planned:
         return history[-1] if history else None
 
     def is_done(self) -> bool:
-        """Whether an earlier sweep has finished this run.
-
-        Raises:
-            UsageError: If it was made by another command.
-        """
+        """Whether an earlier sweep has finished this run; a :class:`UsageError` if it was one of another command."""
         if self.status not in ("finished", STOPPED):
             return False
         if (head := self._logged_head()) not in (None, self.head):
             raise UsageError(f"{self.folder} was made by another command: {head} (--name starts another sweep)")
         return True
 
-    def made_ready(self, say: Callable[[str], None]) -> "Planned":
+    def made_ready(self, say: Callable[[str], None]) -> "SweepRun":
         """This run, or one that continues where an earlier process of the same command ended.
 
-        If there is nothing to continue from, the files of the earlier process are moved aside.
-
-        Args:
-            say: Tells the user.
+        If there is nothing to continue from, the files of the earlier process are moved aside, and the user is told.
         """
         if not self.folder.exists():
             return self
@@ -136,11 +145,7 @@ class Planned:
     def settle(self, code: int, stopped: str | None = None) -> None:
         """Write the run's outcome into its summary if its process had no time to do so.
 
-        A program that writes none has finished if its exit code says so.
-
-        Args:
-            code: The exit code of the process.
-            stopped: Why the sweep has stopped it, if it has.
+        A program that writes none has finished if its exit code says so, unless the sweep has ``stopped`` it.
         """
         if (code == 0 and self.status == "finished") or (self.status == "failed" and stopped is None):
             return
@@ -163,20 +168,3 @@ class Planned:
         with suppress(OSError), self.log.open(errors="replace") as log:
             return log.readline().strip()
         return None
-
-
-def free_name(root: Path, name: str) -> str:
-    """The name, followed by the next free number if there are already results of that name.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as root:
-        ...     (Path(root) / "demo").mkdir()
-        ...     free_name(Path(root), "demo"), free_name(Path(root), "other")
-        ('demo-2', 'other')
-    """
-    number, candidate = 1, name
-    while (root / candidate).exists():
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate

@@ -1,4 +1,4 @@
-"""Strict YAML files: no key is given twice, and every key is text."""
+"""YAML files: configurations, and sweep files, in which no key may be given twice and every key is text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +12,10 @@ _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
+    """Read a YAML file strictly; whatever is wrong with it is one line with the file, and the key or the place.
 
     YAML 1.1 reads the keys ``on``, ``yes`` and ``1`` as true and as a number, and of a key that is given twice only the
     last; what a user meant by them is lost. Both are refused.
-
-    Raises:
-        UsageError: If the file cannot be read, is not YAML, or a key is not text or not unique; in one line that names
-            the file, and the key or the place.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -45,6 +41,26 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
+def read_mapping(path: Path) -> tuple[dict[Any, Any], str]:
+    """Read a configuration file; return its content and what is wrong with it, one of which is empty."""
+    if not path.is_file():
+        return {}, "not a file" if path.exists() else "no such file"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        return {}, "not text, expected YAML in UTF-8"
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+        return {}, f"not YAML: {getattr(error, 'problem', None) or error}{line}"
+    if isinstance(content, dict):
+        return content, ""
+    found = "is empty" if content is None else f"has a {type(content).__name__}"
+    return {}, f"{found}, expected options such as model:, data:, trainer:"
+
+
 def _faults(node: yaml.Node, place: str, looked_at: dict[int, bool]) -> Iterator[str]:
     """Errors below a node; each node is visited once, however many aliases refer to it."""
     if id(node) in looked_at:
@@ -56,25 +72,23 @@ def _faults(node: yaml.Node, place: str, looked_at: dict[int, bool]) -> Iterator
         for number, item in enumerate(node.value):
             yield from _faults(item, f"{place}[{number}]", looked_at)
     elif isinstance(node, yaml.MappingNode):
-        yield from _faults_of_mapping(node, place, looked_at)
+        keys: set[str] = set()
+        for key, value in node.value:
+            where = f"{place}.{key.value}" if place else str(key.value)
+            if key.tag == _MERGE:
+                where = place
+            elif fault := _fault_of_key(key, keys):
+                text = isinstance(key, yaml.ScalarNode)
+                yield f"{where if text else place or 'top level'}, line {key.start_mark.line + 1}: {fault}"
+            keys.add(str(key.value))
+            yield from _faults(value, where, looked_at)
     looked_at[id(node)] = True
 
 
-def _faults_of_mapping(node: yaml.MappingNode, place: str, looked_at: dict[int, bool]) -> Iterator[str]:
-    keys: set[str] = set()
-    for key, value in node.value:
-        if key.tag == _MERGE:
-            yield from _faults(value, place, looked_at)
-            continue
-        where = f"{place}.{key.value}" if place else str(key.value)
-        line = f"line {key.start_mark.line + 1}"
-        if not isinstance(key, yaml.ScalarNode) or key.tag != _TEXT:
-            kind = key.tag.rpartition(":")[2]
-            if not isinstance(key, yaml.ScalarNode):
-                yield f"{place or 'top level'}, {line}: the key is a {kind}, expected text"
-            else:
-                yield f"{where}, {line}: YAML reads this key as {kind}, expected text: write '{key.value}' in quotes"
-        elif key.value in keys:
-            yield f"{where}, {line}: this key is there already, expected each key once"
-        keys.add(str(key.value))
-        yield from _faults(value, where, looked_at)
+def _fault_of_key(key: yaml.Node, earlier: set[str]) -> str:
+    kind = key.tag.rpartition(":")[2]
+    if not isinstance(key, yaml.ScalarNode):
+        return f"the key is a {kind}, expected text"
+    if key.tag != _TEXT:
+        return f"YAML reads this key as {kind}, expected text: write '{key.value}' in quotes"
+    return "this key is there already, expected each key once" if key.value in earlier else ""

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from randbp.cli.metric import Metric
 from randbp.cli.parameters import read_parameters
 from randbp.cli.search import Draw, Trial, propose, values_at
 from randbp.cli.setting import Setting
-from randbp.cli.sweep_file import Metric, SweepFile
+from randbp.cli.sweep_file import SweepFile
 
 MIXED = {
     "choice": {"values": ["a", "b", "c"]},

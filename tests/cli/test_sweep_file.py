@@ -13,10 +13,10 @@ from scipy import stats
 
 from randbp.cli.distributions import LISTED, NUMERIC, Parameter
 from randbp.cli.errors import UsageError
-from randbp.cli.hyperband import falls_behind
+from randbp.cli.metric import Hyperband, Metric
 from randbp.cli.parameters import read_parameters
 from randbp.cli.setting import Setting
-from randbp.cli.sweep_file import Hyperband, Metric, SweepFile, read_sweep
+from randbp.cli.sweep_file import SweepFile, read_sweep
 from randbp.cli.sweep_plan import version_name
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def test_every_distribution_of_the_format_is_read_and_draws_what_is_finite(name:
         (parameter,) = parameters({"a": {"distribution": name} | given_settings}).values()
         assert parameter.distribution == name
         assert all(math.isfinite(parameter.quantile(p)) for p in (0.0, 0.5, 1.0))
-        if parameter.choices is not None and name == "q_uniform":
+        if name == "q_uniform":
             assert {parameter.quantile(p) for p in np.linspace(0, 1, 50)} <= set(parameter.choices)
 
     check()
@@ -223,9 +223,9 @@ def test_bands(tmp_path: Path, described: dict[str, Any], bands: tuple[int, ...]
 def test_who_falls_behind_is_not_among_the_best(histories: list[list[float]], eta: int, strict: bool) -> None:
     rule = Hyperband((1, 3, 5), eta, strict)
     for history in histories:
-        band = falls_behind(history, histories, Metric("m"), rule)
+        band = rule.missed(history, histories, Metric("m"))
         mirrored = [[-value for value in it] for it in histories]
-        assert band == falls_behind([-value for value in history], mirrored, Metric("m", "maximize"), rule)
+        assert band == rule.missed([-value for value in history], mirrored, Metric("m", "maximize"))
         reached = max((band for band in rule.bands if band <= len(history)), default=None)
         if reached is None:
             assert band is None
