@@ -10,13 +10,7 @@ T = TypeVar("T")
 
 
 def without_modes(work: Callable[[], T]) -> T:
-    """Run ``work`` in such a thread, without grad mode; return its result or raise its error.
-
-    Example:
-        >>> with torch.autocast("cpu"):
-        ...     without_modes(lambda: torch.is_autocast_enabled("cpu"))
-        False
-    """
+    """Run ``work`` in such a thread, without grad mode; return its result or raise its error."""
     results: list[T] = []
     failures: list[Exception] = []
 

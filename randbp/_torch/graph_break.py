@@ -17,10 +17,6 @@ def graph_break(reason: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
     Args:
         reason: Why, for PyTorch's message where the graph must not break.
-
-    Example:
-        >>> graph_break("it has no graph")(abs)(-1)
-        1
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

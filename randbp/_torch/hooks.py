@@ -19,12 +19,6 @@ def hooks_in_force() -> Hooks | None:
     """Innermost pack and unpack hook of ``torch.autograd.graph.saved_tensors_hooks``; ``None`` if there are none.
 
     If PyTorch does not provide the answer (the function has no public name), it is ``None``.
-
-    Example:
-        >>> pack = lambda tensor: tensor
-        >>> with torch.autograd.graph.saved_tensors_hooks(pack, pack):
-        ...     hooks_in_force() == (pack, pack)
-        True
     """
     autograd: Any = getattr(torch._C, "_autograd", None)
     top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
@@ -38,14 +32,7 @@ def hooks_in_force() -> Hooks | None:
 
 
 def transformed() -> bool:
-    """Whether the running code is inside a ``torch.func`` transform.
-
-    Example:
-        >>> found = []
-        >>> _ = torch.vmap(lambda x: found.append(transformed()) or x)(torch.ones(2))
-        >>> found, transformed()
-        ([True], False)
-    """
+    """Whether the running code is inside a ``torch.func`` transform."""
     functorch = getattr(torch._C, "_are_functorch_transforms_active", None)
     return functorch is not None and bool(functorch())
 
@@ -61,10 +48,6 @@ def current_backward() -> int:
 
     PyTorch has no public name for it; checkpointing itself asks the same. If PyTorch does not provide the number, it is
     -1.
-
-    Example:
-        >>> current_backward()
-        -1
     """
     current = getattr(torch._C, "_current_graph_task_id", None)
     return -1 if current is None else int(current())
@@ -77,13 +60,6 @@ def take_from_stack(mode: TorchFunctionMode) -> int | None:
 
     Returns:
         How many modes lay above it, for :func:`put_on_stack`; ``None`` if it was not there.
-
-    Example:
-        >>> lower, upper = TorchFunctionMode(), TorchFunctionMode()
-        >>> with upper:
-        ...     _ = lower.__enter__()
-        ...     take_from_stack(lower), take_from_stack(lower)
-        (0, None)
     """
     if not _shows_stack():
         mode.__exit__(None, None, None)
@@ -99,16 +75,7 @@ def take_from_stack(mode: TorchFunctionMode) -> int | None:
 
 
 def put_on_stack(mode: TorchFunctionMode, above: int) -> None:
-    """Put a function mode back on the stack of modes, below as many others as when it was removed.
-
-    Example:
-        >>> lower, upper = TorchFunctionMode(), TorchFunctionMode()
-        >>> with lower, upper:
-        ...     put_on_stack(lower, take_from_stack(lower))
-        ...     take_from_stack(upper)
-        ...     put_on_stack(upper, 0)
-        0
-    """
+    """Put a function mode back on the stack of modes, below as many others as when it was removed."""
     if not above or not _shows_stack():
         mode.__enter__()
         return
@@ -123,20 +90,6 @@ def apart_from_modes(*tensors: Tensor | None) -> AbstractContextManager[Any]:
 
     A mode is asked whenever a tensor is asked for as little as its shape. Of tensors of other classes than PyTorch's
     own, which may look after themselves, nothing is hidden.
-
-    Example:
-        >>> class Tell(TorchFunctionMode):
-        ...     passes_layers_by = False
-        ...     def __torch_function__(self, function, types, args=(), kwargs=None):
-        ...         print("seen")
-        ...         return function(*args, **(kwargs or {}))
-        >>> x = torch.ones(2)
-        >>> with Tell(), apart_from_modes(x):
-        ...     shape = x.shape
-        seen
-        >>> Tell.passes_layers_by = True
-        >>> with Tell(), apart_from_modes(x):
-        ...     shape = x.shape
     """
     disabled = getattr(torch._C, "DisableTorchFunction", None)
     if disabled is None or not _shows_stack():
@@ -249,12 +202,7 @@ def watch_calls(module: nn.Module, around: Around) -> Callable[[], None]:
 
 
 def watchers(module: nn.Module) -> tuple[Around, ...]:
-    """The code that :func:`watch_calls` runs around the calls of a module, where PyTorch has a place for it.
-
-    Example:
-        >>> watchers(nn.Identity())
-        ()
-    """
+    """The code that :func:`watch_calls` runs around the calls of a module, where PyTorch has a place for it."""
     calls: _Calls | None = module.__dict__.get(_CALLS)
     return () if calls is None else tuple(calls.around)
 

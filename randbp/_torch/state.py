@@ -8,28 +8,14 @@ from torch import Tensor
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A context without autocast on the tensor's device; a tensor without data is on no device that autocasts.
-
-    Example:
-        >>> x = torch.ones(2, 2)
-        >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(x):
-        ...     (x @ x).dtype
-        torch.float32
-    """
+    """A context without autocast on the tensor's device; a tensor without data is on no device that autocasts."""
     if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def has_storage(tensor: Tensor) -> bool:
-    """Whether a tensor has memory of its own, unlike one that a vectorised Jacobian batches.
-
-    Example:
-        >>> found = []
-        >>> _ = torch.vmap(lambda x: found.append(has_storage(x)) or x)(torch.ones(2))
-        >>> found, has_storage(torch.ones(2))
-        ([False], True)
-    """
+    """Whether a tensor has memory of its own, unlike one that a vectorised Jacobian batches."""
     try:
         tensor.data_ptr()
     except RuntimeError:

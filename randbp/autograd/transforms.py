@@ -21,15 +21,7 @@ def not_transformed() -> RuntimeError:
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor is batched by a vectorised Jacobian or carries a tangent.
-
-    Example:
-        >>> import torch
-        >>> found = []
-        >>> _ = torch.vmap(lambda x: found.append(is_transformed(x)) or x)(torch.ones(2))
-        >>> found, is_transformed(torch.ones(2))
-        ([True], False)
-    """
+    """Whether a tensor is batched by a vectorised Jacobian or carries a tangent."""
     return not has_storage(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
 
 

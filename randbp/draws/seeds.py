@@ -22,12 +22,6 @@ class Integers:
     Attributes:
         values: The integers as Python sees them.
         tensor: The same memory as an ``int64`` tensor.
-
-    Example:
-        >>> count = Integers([3, -1])
-        >>> count.values[0] = 4
-        >>> count.tensor
-        tensor([ 4, -1])
     """
 
     def __init__(self, values: Iterable[int]) -> None:
@@ -45,11 +39,6 @@ def next_seed(clock: Sequence[int], place: MutableSequence[int]) -> int:
         clock: Seed of all sequences, then the time (any number of integers), then how often it was set.
         place: Name of this one (any number of integers), how often the clock had been set when it was last asked, and
             how often it was asked since. These two are advanced.
-
-    Example:
-        >>> place = [7, 0, 0]
-        >>> next_seed([1, 5, 3], place) == mix(1, 7, 5, 1), place
-        (True, [7, 3, 1])
     """
     seed, *time, turn = clock
     *name, seen, count = place
@@ -144,9 +133,6 @@ def manual_seed(seed: int) -> None:
 
     Raises:
         ValueError: If it is not an integer.
-
-    Example:
-        >>> manual_seed(0)
     """
     default_stream.clock.values[0] = Integers([checked_seed(seed)]).values[0]
     default_stream.restart()

@@ -36,6 +36,9 @@ class LayerCall:
 
 
 Answer = Callable[[LayerCall], Tensor]
+Run = Callable[[], Tensor]
+Parse = Callable[..., LayerCall | None]
+"""Reads a call from what runs it and its arguments; ``None`` if it is not a layer's."""
 
 
 def answered(call: LayerCall, output: Tensor) -> Tensor:
@@ -114,39 +117,23 @@ class LayerCalls(TorchFunctionMode):
         return any(hasattr(node, "variable") for node in nodes)
 
 
-def _convolution(
-    run: Any,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> LayerCall:
-    function = Convolution.of(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return LayerCall(function, input, weight, bias, run)
+def _of_function(kind: type[LayerFunction]) -> Parse:
+    """Read a call of ``F.conv*``, ``F.conv_transpose*``, whose arguments after the bias are hyper-parameters."""
 
+    def parse(
+        run: Run, input: Tensor, weight: Tensor, bias: Tensor | None = None, *more: Any, **named: Any
+    ) -> LayerCall | None:
+        names = tuple(kind.usual)
+        if len(more) > len(names) or not named.keys() <= set(names[len(more) :]):
+            return None
+        given = dict(zip(names, more, strict=False)) | named
+        return LayerCall(kind.of(**{**kind.usual, **given}), input, weight, bias, run)
 
-def _transposed(
-    run: Any,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> LayerCall:
-    function = TransposedConvolution.of(
-        stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation
-    )
-    return LayerCall(function, input, weight, bias, run)
+    return parse
 
 
 def _either(
-    run: Any,
+    run: Run,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -156,43 +143,46 @@ def _either(
     transposed: bool,
     output_padding: Any,
     groups: int,
-) -> LayerCall:
+) -> LayerCall | None:
+    more = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     if transposed:
-        return _transposed(run, input, weight, bias, stride, padding, output_padding, groups, dilation)
-    return _convolution(run, input, weight, bias, stride, padding, dilation, groups)
+        return _of_function(TransposedConvolution)(run, input, weight, bias, output_padding=output_padding, **more)
+    return _of_function(Convolution)(run, input, weight, bias, **more)
 
 
-def _linear(run: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall | None:
-    if weight.dim() != 2 or not input.numel() or not weight.numel():  # one output, or nothing to estimate
-        return None
-    return LayerCall(Linear(), input, weight, bias, run)
+def _linear(run: Run, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall | None:
+    return _matrix(Linear(), run, input, weight, bias)
 
 
 def _addmm(
-    run: Any, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+    run: Run, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> LayerCall | None:
     if beta != 1 or alpha != 1 or input.dim() != 1 or len(input) != mat2.shape[-1]:
         return None
     return _product(run, mat1, mat2, input)
 
 
-def _mm(run: Any, input: Tensor, mat2: Tensor) -> LayerCall | None:
+def _mm(run: Run, input: Tensor, mat2: Tensor) -> LayerCall | None:
     return _product(run, input, mat2)
 
 
-def _matmul(run: Any, input: Tensor, other: Tensor) -> LayerCall | None:
+def _matmul(run: Run, input: Tensor, other: Tensor) -> LayerCall | None:
     return _product(run, input, other)
 
 
-def _product(run: Any, input: Tensor, matrix: Tensor, bias: Tensor | None = None) -> LayerCall | None:
-    if matrix.dim() != 2 or not input.numel() or not matrix.numel():
+def _product(run: Run, input: Tensor, matrix: Tensor, bias: Tensor | None = None) -> LayerCall | None:
+    return _matrix(Product(), run, input, matrix.t(), bias) if matrix.dim() == 2 else None
+
+
+def _matrix(function: LayerFunction, run: Run, input: Tensor, weight: Tensor, bias: Tensor | None) -> LayerCall | None:
+    if weight.dim() != 2 or not input.numel() or not weight.numel():  # one output, or nothing to estimate
         return None
-    return LayerCall(Product(), input, matrix.t(), bias, run)
+    return LayerCall(function, input, weight, bias, run)
 
 
-_PARSERS: dict[Any, Callable[..., LayerCall | None]] = {
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed),
+_PARSERS: dict[Any, Parse] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _of_function(Convolution)),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _of_function(TransposedConvolution)),
     torch.convolution: _either,
     F.linear: _linear,
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),

@@ -1,7 +1,9 @@
 """PyTorch's layer functions with their hyper-parameters: what a call runs, and how an estimator sees its tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -37,6 +39,8 @@ class LayerFunction:
     geometry: tuple[Any, ...] = ()
     kind: ClassVar[Kind]
     title: ClassVar[str]
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """Names and defaults of these arguments."""
 
     @classmethod
     def of(cls, **geometry: Any) -> Self:
@@ -121,6 +125,7 @@ class Convolution(LayerFunction):
     """A convolution, by stride, padding, dilation and groups."""
 
     kind, title = "convolution", "randbp convolution"
+    usual = MappingProxyType({"stride": 1, "padding": 0, "dilation": 1, "groups": 1})
 
     @classmethod
     def of_module(cls, module: Any, weight: Tensor, input: Tensor) -> tuple[Self, Tensor]:
@@ -151,6 +156,7 @@ class TransposedConvolution(LayerFunction):
     """A transposed convolution, by stride, padding, output padding, groups and dilation."""
 
     kind, title = "transposed convolution", "randbp transposed convolution"
+    usual = MappingProxyType({"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1})
 
     @classmethod
     def of_module(
@@ -254,12 +260,7 @@ def spec_of(function: LayerFunction, input_shape: Shape, weight_shape: Shape) ->
 
 
 def pad_widths(module: Any) -> list[int]:
-    """Widths for ``F.pad`` (last dimension first) that pad as a convolution with a non-zero padding mode does.
-
-    Example:
-        >>> pad_widths(torch.nn.Conv2d(2, 2, (3, 2), padding="same", padding_mode="circular"))
-        [0, 1, 1, 1]
-    """
+    """Widths for ``F.pad`` (last dimension first) that pad as a convolution with a non-zero padding mode does."""
     if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]

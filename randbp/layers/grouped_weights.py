@@ -6,15 +6,7 @@ from .layer_specs import ConvTransposeSpec, LayerSpec
 
 
 def by_group(weight: Tensor, spec: LayerSpec) -> Tensor:
-    """View of a weight as ``[G, D / G, C / G, *K]``: convolutions store it in this order, transposed ones do not.
-
-    Example:
-        >>> import torch
-        >>> from randbp import tn
-        >>> spec = tn.ConvTransposeSpec(tn.transposed_spec((1, 6, 4), out_channels=8, kernel_size=3, groups=2))
-        >>> by_group(torch.zeros(spec.weight_shape), spec).shape
-        torch.Size([2, 4, 3, 3])
-    """
+    """View of a weight as ``[G, D / G, C / G, *K]``: convolutions store it in this order, transposed ones do not."""
     grouped = weight.unflatten(0, (spec.groups, -1))
     return grouped.transpose(1, 2) if isinstance(spec, ConvTransposeSpec) else grouped
 

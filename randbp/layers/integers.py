@@ -4,13 +4,7 @@ from operator import index
 
 
 def as_integer(value: object) -> int | None:
-    """An integer of any type, NumPy's included, as an ``int``; ``None`` for anything else, truth values included.
-
-    Example:
-        >>> import torch
-        >>> as_integer(torch.tensor(3)), as_integer(3.0), as_integer(True)
-        (3, None, None)
-    """
+    """An integer of any type, NumPy's included, as an ``int``; ``None`` for anything else, truth values included."""
     try:
         return None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -18,12 +12,7 @@ def as_integer(value: object) -> int | None:
 
 
 def as_integers(values: object) -> tuple[int, ...] | None:
-    """A sequence of integers as a tuple of ``int``; ``None`` for anything else.
-
-    Example:
-        >>> as_integers([2, 3]), as_integers((2.5, 3)), as_integers(2)
-        ((2, 3), None, None)
-    """
+    """A sequence of integers as a tuple of ``int``; ``None`` for anything else."""
     if isinstance(values, bytes | bytearray):
         return None
     try:

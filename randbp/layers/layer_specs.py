@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from operator import attrgetter
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -11,6 +12,11 @@ from .pattern import IndexPattern
 from .spec import ConvSpec
 
 Side = Literal["input", "output"]
+
+
+def _adjoints(name: str) -> Any:
+    """An attribute that is one of the adjoint convolution's."""
+    return property(attrgetter(f"adjoint.{name}"), doc=f"``{name}`` of the adjoint.")
 
 
 @dataclass(frozen=True)
@@ -32,70 +38,19 @@ class ConvTransposeSpec:
 
     adjoint: ConvSpec
 
-    @property
-    def batch_size(self) -> int:
-        """Number of examples ``N``."""
-        return self.adjoint.batch_size
-
-    @property
-    def in_channels(self) -> int:
-        """Number of input channels over all groups."""
-        return self.adjoint.out_channels
-
-    @property
-    def out_channels(self) -> int:
-        """Number of output channels over all groups."""
-        return self.adjoint.in_channels
-
-    @property
-    def groups(self) -> int:
-        """Number of groups."""
-        return self.adjoint.groups
-
-    @property
-    def kernel_size(self) -> tuple[int, ...]:
-        """Kernel size per dimension."""
-        return self.adjoint.kernel_size
-
-    @property
-    def input_size(self) -> tuple[int, ...]:
-        """Spatial input sizes."""
-        return self.adjoint.output_size
-
-    @property
-    def output_size(self) -> tuple[int, ...]:
-        """Spatial output sizes."""
-        return self.adjoint.input_size
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """``(N, C, *I)``."""
-        return self.adjoint.output_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """``(N, D, *O)``."""
-        return self.adjoint.input_shape
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """``(C, D / groups, *K)``."""
-        return self.adjoint.weight_shape
-
-    @property
-    def dims(self) -> int:
-        """Number of spatial dimensions."""
-        return self.adjoint.dims
-
-    @property
-    def patterns(self) -> tuple[IndexPattern, ...]:
-        """One index pattern per spatial dimension; the layer's outputs are its inputs, see :func:`role`."""
-        return self.adjoint.patterns
-
-    @property
-    def multiply_adds(self) -> int:
-        """Multiply-adds of the layer, and of each of its VJPs."""
-        return self.adjoint.multiply_adds
+    batch_size = _adjoints("batch_size")
+    in_channels = _adjoints("out_channels")
+    out_channels = _adjoints("in_channels")
+    groups = _adjoints("groups")
+    kernel_size = _adjoints("kernel_size")
+    input_size = _adjoints("output_size")
+    output_size = _adjoints("input_size")
+    input_shape = _adjoints("output_shape")
+    output_shape = _adjoints("input_shape")
+    weight_shape = _adjoints("weight_shape")
+    dims = _adjoints("dims")
+    patterns = _adjoints("patterns")  # the layer's outputs are their inputs, see :func:`role`
+    multiply_adds = _adjoints("multiply_adds")
 
 
 @dataclass(frozen=True, init=False)
@@ -151,46 +106,23 @@ def as_sequence(tensor: Tensor) -> Tensor:
 
 
 def role(spec: LayerSpec, side: Side) -> Literal["i", "o"]:
-    """The leg of the index patterns that stands for the positions on one side of a layer.
-
-    Example:
-        >>> from randbp import tn
-        >>> spec = tn.ConvSpec((2, 3, 8), 4, 3)
-        >>> role(spec, "input"), role(ConvTransposeSpec(spec), "input")
-        ('i', 'o')
-    """
+    """The leg of the index patterns that stands for the positions on one side of a layer."""
     return "i" if (side == "input") != isinstance(spec, ConvTransposeSpec) else "o"
 
 
 def is_identity(pattern: IndexPattern) -> bool:
-    """Whether each input position is the output position of the same number, as in a linear layer.
-
-    Example:
-        >>> [is_identity(IndexPattern(5, 5, 1, padding=shift)) for shift in (0, 1)]
-        [True, False]
-    """
+    """Whether each input position is the output position of the same number, as in a linear layer."""
     one = pattern.kernel_size == pattern.stride == 1
     return one and pattern.padding == 0 and pattern.input_size == pattern.output_size
 
 
 def replace_batch(spec: LayerSpec, batch: int) -> LayerSpec:
-    """Replace a layer's number of examples.
-
-    Example:
-        >>> replace_batch(linear_spec((8, 10, 64), 32), 2).input_shape
-        (2, 64, 10)
-    """
+    """Replace a layer's number of examples."""
     return _rebuilt(spec, batch, spec.groups, spec.in_channels, spec.out_channels)
 
 
 def replace_channels(spec: LayerSpec, groups: int, inner: int, outer: int) -> LayerSpec:
-    """Replace a layer's channels by ``groups`` groups of ``inner`` input and ``outer`` output channels each.
-
-    Example:
-        >>> from randbp import tn
-        >>> replace_channels(tn.ConvSpec((2, 6, 8), 4, 3, groups=2), groups=1, inner=3, outer=2).weight_shape
-        (2, 3, 3)
-    """
+    """Replace a layer's channels by ``groups`` groups of ``inner`` input and ``outer`` output channels each."""
     return _rebuilt(spec, spec.batch_size, groups, groups * inner, groups * outer)
 
 

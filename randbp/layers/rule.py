@@ -97,12 +97,7 @@ def layer(module: nn.Module) -> Layer | None:
 
 
 def kind_of(module: nn.Module) -> type[LayerFunction] | None:
-    """The function of PyTorch's layer that a module is an instance of, whatever its forward pass is.
-
-    Example:
-        >>> kind_of(nn.ConvTranspose1d(1, 1, 3)), kind_of(nn.ReLU())
-        (<class 'randbp.layers.functions.TransposedConvolution'>, None)
-    """
+    """The function of PyTorch's layer that a module is an instance of, whatever its forward pass is."""
     own: Any = type(module)
     base = _base(own)
     return None if base is None else BASES[base]
@@ -132,27 +127,12 @@ def runs_pytorchs_forward(module: nn.Module) -> bool:
 
 
 def has_class_forward(module: nn.Module) -> bool:
-    """Whether a module has the forward pass of its class, that is, no other one was assigned to it.
-
-    Example:
-        >>> module = nn.ReLU()
-        >>> module.forward = abs
-        >>> has_class_forward(module), has_class_forward(nn.ReLU())
-        (False, True)
-    """
+    """Whether a module has the forward pass of its class, that is, no other one was assigned to it."""
     return not any(name in vars(module) for name in _FORWARD)
 
 
 def class_runs_pytorchs_forward(own: type) -> bool:
-    """Whether one of PyTorch's layer classes, or a class derived from it, has PyTorch's forward pass at present.
-
-    Example:
-        >>> class Scaled(nn.Linear):
-        ...     def forward(self, input):
-        ...         return 2 * super().forward(input)
-        >>> class_runs_pytorchs_forward(nn.Linear), class_runs_pytorchs_forward(Scaled)
-        (True, False)
-    """
+    """Whether one of PyTorch's layer classes, or a class derived from it, has PyTorch's forward pass at present."""
     base = _base(own)
     if base is None:
         return False
@@ -165,12 +145,7 @@ def class_runs_pytorchs_forward(own: type) -> bool:
 
 
 def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """A module's own parameters and those behind its parametrisations, by name.
-
-    Example:
-        >>> [name for name, _ in own_parameters(nn.utils.parametrizations.spectral_norm(nn.Linear(1, 1)))]
-        ['bias', 'parametrizations.weight.original']
-    """
+    """A module's own parameters and those behind its parametrisations, by name."""
     yield from module.named_parameters(recurse=False)
     if parametrize.is_parametrized(module):
         made: Any = module.parametrizations

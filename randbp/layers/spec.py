@@ -74,29 +74,24 @@ class ConvSpec:
             channels = as_integer(given)
             if channels is None or channels < 1 or channels % parts:
                 raise ValueError(f"{name}={given!r}: expected a positive multiple of groups={parts}")
-        object.__setattr__(self, "input_shape", shape)
-        object.__setattr__(self, "out_channels", channels)
-        object.__setattr__(self, "kernel_size", kernel)
-        object.__setattr__(self, "stride", steps)
-        object.__setattr__(self, "padding", pads)
-        object.__setattr__(self, "dilation", dilations)
-        object.__setattr__(self, "groups", parts)
+        vars(self).update(input_shape=shape, out_channels=channels, kernel_size=kernel, stride=steps)
+        vars(self).update(padding=pads, dilation=dilations, groups=parts)
         if min(self.output_size, default=1) < 1:
             raise ValueError(
                 f"kernel_size={kernel} with dilation={dilations}: larger than the padded input {shape[2:]} + {pads}"
             )
 
-    @property
+    @cached_property
     def batch_size(self) -> int:
         """Number of examples ``N``."""
         return self.input_shape[0]
 
-    @property
+    @cached_property
     def in_channels(self) -> int:
         """Number of input channels over all groups."""
         return self.input_shape[1]
 
-    @property
+    @cached_property
     def input_size(self) -> tuple[int, ...]:
         """Spatial input sizes ``I``."""
         return self.input_shape[2:]
@@ -104,20 +99,25 @@ class ConvSpec:
     @cached_property
     def output_size(self) -> tuple[int, ...]:
         """Spatial output sizes ``O = ⌊(I + left + right - d(K - 1) - 1) / s⌋ + 1``."""
-        geometry = zip(self.input_size, self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
-        return tuple((i + sum(p) - d * (k - 1) - 1) // s + 1 for i, p, d, k, s in geometry)
+        sizes = zip(self.input_size, self._geometry, strict=True)
+        return tuple((i + sum(p) - d * (k - 1) - 1) // s + 1 for i, (k, s, d, p) in sizes)
 
     @property
+    def _geometry(self) -> list[tuple[int, int, int, tuple[int, int]]]:
+        """Kernel size, stride, dilation and padding per dimension."""
+        return list(zip(self.kernel_size, self.stride, self.dilation, self.padding, strict=True))
+
+    @cached_property
     def output_shape(self) -> tuple[int, ...]:
         """``(N, D, *O)``."""
         return (self.batch_size, self.out_channels, *self.output_size)
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, ...]:
         """``(D, C / groups, *K)``."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
-    @property
+    @cached_property
     def dims(self) -> int:
         """Number of spatial dimensions."""
         return len(self.input_size)
@@ -127,15 +127,7 @@ class ConvSpec:
         """One index pattern per spatial dimension."""
         return tuple(
             IndexPattern(i, o, k, s, d, left)
-            for i, o, k, s, d, (left, _) in zip(
-                self.input_size,
-                self.output_size,
-                self.kernel_size,
-                self.stride,
-                self.dilation,
-                self.padding,
-                strict=True,
-            )
+            for i, o, (k, s, d, (left, _)) in zip(self.input_size, self.output_size, self._geometry, strict=True)
         )
 
     @cached_property

@@ -22,13 +22,6 @@ def left_exact(modules: Mapping[str, nn.Module], stepped: Container[nn.Module]) 
     Args:
         modules: The layers.
         stepped: Modules that should have been called by now.
-
-    Example:
-        >>> from randbp import randomize
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-        >>> with randomize(model):
-        ...     left_exact({"0": model[0]}, stepped=()), left_exact({"0": model[0]}, stepped=[model[0]])
-        ({}, {'0': 'not called in training mode so far'})
     """
     found = {name: _reason(module, module in stepped) for name, module in modules.items()}
     return {name: reason for name, reason in found.items() if reason}
@@ -59,12 +52,7 @@ def summary(reasons: Mapping[str, str], served: int) -> str:
 
 
 def left_exact_lines(reasons: Mapping[str, str]) -> list[str]:
-    """Lines below a table on layers that stay exact, one for each reason.
-
-    Example:
-        >>> left_exact_lines({"a": "lazy", "b": "lazy", "c": "not called"})
-        ["left exact: 'a', 'b' (lazy)", "left exact: 'c' (not called)"]
-    """
+    """Lines below a table on layers that stay exact, one for each reason."""
     return [f"left exact: {', '.join(names)} ({reason})" for reason, names in _by_reason(reasons).items()]
 
 

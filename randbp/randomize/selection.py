@@ -59,12 +59,7 @@ def select(model: nn.Module, layers: Layers) -> Selection:
 
 
 def everything(model: nn.Module, convolutions: bool = False) -> Selection:
-    """All convolutions and linear layers of a model, or the convolutions alone; there may be none.
-
-    Example:
-        >>> list(everything(nn.Sequential(nn.Conv1d(2, 2, 1), nn.Linear(2, 2))).modules), everything(nn.ReLU()).modules
-        (['0', '1'], {})
-    """
+    """All convolutions and linear layers of a model, or the convolutions alone; there may be none."""
     found = {name: each for name, each in _candidates(model).items() if each[1].convolution or not convolutions}
     modules = {name: module for name, (module, kind) in found.items() if not kind.exact}
     return Selection(modules, {name: kind.exact for name, (_, kind) in found.items() if kind.exact})
@@ -100,13 +95,7 @@ def _reasons(exact: dict[str, str], names: set[str]) -> str:
 
 
 def all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """All names of each module, keyed by the first one.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> all_names(nn.ModuleDict({"first": layer, "second": layer}))
-        {'': ('',), 'first': ('first', 'second')}
-    """
+    """All names of each module, keyed by the first one."""
     found: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         found.setdefault(module, []).append(_uncompiled(name))
@@ -123,11 +112,6 @@ def checked_layers(layers: Layers) -> str | list[str] | Callable[[str, nn.Module
 
     Raises:
         ValueError: If it is neither names nor globs nor a predicate of two arguments.
-
-    Example:
-        >>> checked_layers(3)
-        Traceback (most recent call last):
-        ValueError: layers=3: expected names, globs or a predicate (name, module) -> bool
     """
     if layers is None or isinstance(layers, str):
         return layers
@@ -174,10 +158,5 @@ def _listed(candidates: dict[str, tuple[nn.Module, Layer]]) -> str:
 
 
 def shortened(names: list[str], most: int = 8) -> str:
-    """The first few of some names, and how many there are.
-
-    Example:
-        >>> shortened(["a", "b", "c"], most=2)
-        'a, b, … (3 in all)'
-    """
+    """The first few of some names, and how many there are."""
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
