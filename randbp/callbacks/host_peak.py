@@ -1,19 +1,18 @@
-"""Peak memory of a training step on a CPU."""
+"""Peak memory of training steps on a CPU."""
 
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from randbp.diagnostics import StepPeak
+from randbp.diagnostics.storages import storages
 
 
 class HostPeak:
     """Highest memory so far: a run's tensors at the start of a step plus the allocator's peak above them.
-
-    Enter it for every step that is to be measured.
 
     Args:
         trainer: Whose optimisers' state counts.
@@ -25,35 +24,24 @@ class HostPeak:
         source: The measured quantity, in words.
     """
 
-    bytes: int | None
-    source: str
+    bytes: int | None = None
+    source = "model, gradients and optimiser state, and the peak of PyTorch's CPU allocator above them"
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self._trainer, self._module = trainer, module
-        self._step: StepPeak | None = None
-        self.bytes, self.start_bytes = None, self._state()
-        self.source = "model, gradients and optimiser state, and the peak of PyTorch's CPU allocator above them"
+        self.start_bytes = self._state()
 
-    def __enter__(self) -> "HostPeak":
-        self._before = self._state()
-        self._step = StepPeak("cpu").__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._step is not None
-        self._step.__exit__(kind, error, trace)
-        self.bytes = max(self.bytes or 0, self._before + self._step.bytes)
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Measure the step within the block."""
+        before = self._state()
+        with StepPeak("cpu") as peak:
+            yield
+        self.bytes = max(self.bytes or 0, before + peak.bytes)
 
     def _state(self) -> int:
         """Bytes of parameters, buffers, gradients and optimiser state, each storage once."""
-        tensors = [*self._module.parameters(), *self._module.buffers()]
-        tensors += [parameter.grad for parameter in self._module.parameters() if parameter.grad is not None]
-        states = [optimizer.state for optimizer in self._trainer.optimizers]
-        tensors += [leaf for leaf in tree_leaves([dict(state) for state in states]) if isinstance(leaf, Tensor)]
-        storages: dict[int, torch.UntypedStorage] = {}
-        for tensor in tensors:
-            if tensor.layout is torch.strided:
-                storages[id(tensor.untyped_storage())] = tensor.untyped_storage()
-        return sum(storage.nbytes() for storage in storages.values())
+        parameters = list(self._module.parameters())
+        optimised = tree_leaves([dict(optimizer.state) for optimizer in self._trainer.optimizers])
+        tensors = [*parameters, *self._module.buffers(), *(p.grad for p in parameters), *optimised]
+        return sum(s.nbytes() for s in storages(tensor for tensor in tensors if isinstance(tensor, Tensor)).values())
