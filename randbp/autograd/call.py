@@ -16,6 +16,12 @@ from ..estimators.text import register
 from ..layers.functions import Convolution, LayerFunction, Linear, Product, Shape, TransposedConvolution, spec_of
 from ..layers.layer_specs import LayerSpec
 
+Tensors = tuple[Tensor, Tensor, Tensor | None]
+"""Input, weight and bias."""
+
+Pair = tuple[Estimator, Estimator]
+"""The estimators of the weight VJP and of the input VJP."""
+
 _WEIGHT, _INPUT = 0, 1  # keys of the draws of the two VJPs
 
 

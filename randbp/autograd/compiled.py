@@ -17,10 +17,9 @@ from torch import Tensor
 
 from .._torch.clean_thread import without_modes
 from ..draws.seeds import DRAWS_ON_HOST
-from ..estimators import Estimator
 from ..estimators.text import from_text, to_text
 from ..layers.functions import LayerFunction, Shape
-from .call import Call, exact_or, gradients, memory_format
+from .call import Call, Pair, Tensors, exact_or, gradients, memory_format
 
 
 @torch.library.custom_op("randbp::sketch", mutates_args=(), tags=DRAWS_ON_HOST)
@@ -130,18 +129,11 @@ class _Compiled(torch.autograd.Function):
         return (*grads, None, None, None, None)
 
 
-def compiled(
-    function: LayerFunction,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    weight_vjp: Estimator,
-    input_vjp: Estimator,
-    seed: int | Tensor,
-) -> Tensor:
+def compiled(function: LayerFunction, tensors: Tensors, estimators: Pair, seed: int | Tensor) -> Tensor:
     """Run a layer with estimated VJPs while ``torch.compile`` traces it; see :func:`estimated`."""
+    x, weight, _ = tensors
     shapes = tuple(map(index, x.shape)), tuple(map(index, weight.shape))  # a symbolic size becomes a number here
     formats = function.is_channels_last(x), function.is_channels_last(weight)
-    call = Call(function, *shapes, exact_or(weight_vjp), exact_or(input_vjp), *formats)
-    output: Tensor = _Compiled.apply(x, weight, bias, seed, function, to_text(call), call.weight_vjp.exact)
+    call = Call(function, *shapes, exact_or(estimators[0]), exact_or(estimators[1]), *formats)
+    output: Tensor = _Compiled.apply(*tensors, seed, function, to_text(call), call.weight_vjp.exact)
     return output

@@ -12,7 +12,7 @@ from .._torch.state import without_autocast
 from ..draws.seeds import SeedStream
 from ..estimators import Estimator
 from ..layers.functions import LayerFunction
-from .call import Call, check_estimator, checked_call, gradients, is_estimated
+from .call import Call, Pair, Tensors, check_estimator, checked_call, gradients, is_estimated
 from .compiled import compiled
 from .fastest import fastest
 from .transforms import explain, not_transformed
@@ -45,31 +45,26 @@ def estimated(
             is complex.
         RuntimeError: While a CUDA graph is captured, or within a transform of ``torch.func``.
     """
+    tensors, estimators = (x, weight, bias), (weight_vjp, input_vjp)
     if torch.compiler.is_compiling():
-        return _traced(function, x, weight, bias, weight_vjp, input_vjp, stream, generator)
-    with apart_from_modes(x, weight, bias):
-        y = _eager(function, x, weight, bias, weight_vjp, input_vjp, stream, generator)
+        y = _traced(function, tensors, estimators, stream, generator)
+    else:
+        with apart_from_modes(*tensors):
+            y = _eager(function, tensors, estimators, stream, generator)
     return function.native(x, weight, bias) if y is None else y
 
 
 def _eager(
-    function: LayerFunction,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    weight_vjp: Estimator,
-    input_vjp: Estimator,
-    stream: SeedStream,
-    generator: torch.Generator | None,
+    function: LayerFunction, tensors: Tensors, estimators: Pair, stream: SeedStream, generator: torch.Generator | None
 ) -> Tensor | None:
     """:func:`estimated` in eager mode; ``None`` where PyTorch's own layer is to run."""
-    arguments = function, x.shape, weight.shape, None if bias is None else bias.shape, weight_vjp, input_vjp
+    x, weight, bias = tensors
+    arguments = function, x.shape, weight.shape, None if bias is None else bias.shape, *estimators
     call = checked_call(*arguments)
     if not is_estimated(x, weight, call.weight_vjp, call.input_vjp):
         return None
-    _check_real(x, weight)
     if x.dim() < weight.dim() > 2:
-        y = _eager(function, x.unsqueeze(0), weight, bias, weight_vjp, input_vjp, stream, generator)
+        y = _eager(function, (x.unsqueeze(0), weight, bias), estimators, stream, generator)
         return None if y is None else y.squeeze(0)
     seed = stream.next(generator)
     x, weight, bias = _cast(x, weight, bias)
@@ -92,27 +87,20 @@ def _eager(
 
 
 def _traced(
-    function: LayerFunction,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    weight_vjp: Estimator,
-    input_vjp: Estimator,
-    stream: SeedStream,
-    generator: torch.Generator | None,
-) -> Tensor:
+    function: LayerFunction, tensors: Tensors, estimators: Pair, stream: SeedStream, generator: torch.Generator | None
+) -> Tensor | None:
     """:func:`estimated` while ``torch.compile`` traces it; the compiler runs PyTorch's own checks of shapes."""
-    check_estimator("weight_vjp", weight_vjp)
-    check_estimator("input_vjp", input_vjp)
-    if not is_estimated(x, weight, weight_vjp, input_vjp):
-        return function.native(x, weight, bias)
-    _check_real(x, weight)
+    x, weight, bias = tensors
+    check_estimator("weight_vjp", estimators[0])
+    check_estimator("input_vjp", estimators[1])
+    if not is_estimated(x, weight, *estimators):
+        return None
     if x.dim() < weight.dim() > 2:
-        x = x.unsqueeze(0)
-        return _traced(function, x, weight, bias, weight_vjp, input_vjp, stream, generator).squeeze(0)
-    if not weight_vjp.fixed_size:
-        return _apart(function, x, weight, bias, weight_vjp, input_vjp, stream, generator)
-    return compiled(function, *_cast(x, weight, bias), weight_vjp, input_vjp, stream.next(generator))
+        y = _traced(function, (x.unsqueeze(0), weight, bias), estimators, stream, generator)
+        return None if y is None else y.squeeze(0)
+    if not estimators[0].fixed_size:
+        return _apart(function, *tensors, *estimators, stream, generator)
+    return compiled(function, _cast(x, weight, bias), estimators, stream.next(generator))
 
 
 @graph_break("randbp: an estimator that holds a random number of entries is not compiled")
@@ -120,16 +108,13 @@ def _apart(*arguments: Any) -> Tensor:
     return estimated(*arguments)
 
 
-def _check_real(x: Tensor, weight: Tensor) -> None:
-    if x.is_complex() or weight.is_complex():
-        raise ValueError(f"x: dtype {x.dtype}, expected a real floating dtype where a VJP is estimated")
-
-
-def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Autocast's casts, made outside of the autograd function, so that they are differentiated, too.
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensors:
+    """Check dtypes, and cast as autocast does, outside of the autograd function, so that casts are differentiated.
 
     (Tensors without data are on no device that autocasts.)
     """
+    if x.is_complex() or weight.is_complex():
+        raise ValueError(f"x: dtype {x.dtype}, expected a real floating dtype where a VJP is estimated")
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(x.device.type)

@@ -11,12 +11,10 @@ from ..estimators.base import Vjp
 from ..estimators.if_faster import at_hand
 from ..estimators.race import GAIN, race
 from ..estimators.sizes import BySize
-from .call import Call, memory_format
+from .call import Call, Pair, memory_format
 
 Run = Callable[[Call, Tensor, Tensor, Tensor | None, int], Tensor]
 """Runs a layer with estimators: a function of call, input, weight, bias and seed."""
-
-Pair = tuple[Estimator, Estimator]
 
 _CHOICES: BySize[Pair | None] = BySize()
 

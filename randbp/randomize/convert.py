@@ -8,7 +8,6 @@ from types import TracebackType
 from torch import nn
 
 from ..draws.seeds import checked_seed
-from ..layers import is_convolution
 from ..layers.integers import as_integer
 from ..lean import Lean, LeanHandle, make_lean
 from .first_step import FirstStep
@@ -16,7 +15,7 @@ from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_s
 from .left_exact import left_exact, summary
 from .per_layer import Estimators, estimators_by_layer
 from .presets import UNSET, PresetName, Settings, Unset, settings
-from .selection import Layers, Selection, all_names, everything, matching, select
+from .selection import Layers, Selection, select
 
 
 class RandomizedHandle:
@@ -217,14 +216,13 @@ def randomize(
         preset, weight_vjp=weight_vjp, input_vjp=input_vjp, layers=layers, lean=lean, bits=bits, parts=parts
     )
     weight_vjp, input_vjp, seed = asked.weight_vjp, asked.input_vjp, checked_seed(seed)
-    modules, exact = _chosen(model, asked, any_will_do=preset is not None and layers is UNSET)
+    chosen = _chosen(model, asked, any_will_do=preset is not None and layers is UNSET)
+    modules, exact = chosen.modules, chosen.left_exact
     already = [name for name, module in modules.items() if is_randomized(module)]
     if already:
         raise ValueError(f"layers: {already[0]!r} is already randomised; call remove() on its handle first")
-    names = all_names(model)
-    served, left = ({name: names[name] for name in chosen} for chosen in (modules, exact))
-    weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, served, left)
-    input_vjps = estimators_by_layer("input_vjp", input_vjp, served, left)
+    weight_vjps = estimators_by_layer("weight_vjp", weight_vjp, chosen)
+    input_vjps = estimators_by_layer("input_vjp", input_vjp, chosen)
     clock = Clock(seed)
     leaner = None
     if asked.lean:
@@ -253,23 +251,19 @@ def _chosen(model: nn.Module, asked: Settings, any_will_do: bool) -> Selection:
         asked: Arguments of :func:`randomize`.
         any_will_do: Whether a model without such layers is right as well.
     """
-    layers, vjps = asked.layers, (asked.weight_vjp, asked.input_vjp)
+    vjps = asked.weight_vjp, asked.input_vjp
     keys = [key for vjp in vjps if isinstance(vjp, Mapping) for key in vjp]
     exact = all(not isinstance(vjp, Mapping) and vjp.exact for vjp in vjps)
+    everything = Selection.of(model)
     if any_will_do and not keys:
-        found = everything(model, convolutions=layers is None)
-        return Selection(found.modules, {}) if exact else found
-    if layers is None and asked.lean and exact and not any(is_convolution(module) for module in model.modules()):
-        return Selection({}, {})  # a model without convolutions can be lean
-    if layers is not None or not keys:
-        return select(model, layers)
+        found = everything.convolutions if asked.layers is None else everything
+        return found.served if exact else found
+    if asked.layers is None and asked.lean and exact and not everything.convolutions.layers:
+        return Selection({})  # a model without convolutions can be lean
+    if asked.layers is not None or not keys:
+        return select(model, asked.layers)
     everywhere = any(not isinstance(vjp, Mapping) and not vjp.exact for vjp in vjps)
-    usual = select(model, None) if everywhere else Selection({}, {})
-    possible, names = select(model, "*"), all_names(model)
-
-    def named(name: str) -> bool:
-        return name in usual.modules or name in usual.left_exact or any(matching(names[name], key) for key in keys)
-
-    chosen = {name: module for name, module in possible.modules.items() if named(name)}
-    left = {name: reason for name, reason in possible.left_exact.items() if named(name)}
-    return Selection(chosen or possible.modules, left)
+    usual = select(model, None).layers if everywhere else {}
+    meant = usual | select(model, "*").named(*keys).layers
+    found = everything.where(lambda one: one.names[0] in meant)
+    return found if found.modules else Selection(everything.served.layers | found.layers)

@@ -1,12 +1,11 @@
 """One estimator for all layers, or a mapping from names or globs to estimators."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from ..autograd import check_estimator
 from ..estimators import Estimator, Exact
 from ..estimators.base import Vjp
-from .selection import matching
+from .selection import Selection, matching, shortened
 
 Estimators = Estimator | Mapping[str, Estimator]
 
@@ -37,19 +36,13 @@ def check_estimators(vjp: Vjp, estimators: object) -> None:
             raise ValueError(f"{error} (layers {pattern!r})") from None
 
 
-def estimators_by_layer(
-    vjp: Vjp,
-    estimators: Estimators,
-    layers: Mapping[str, Sequence[str]],
-    left_exact: Mapping[str, Sequence[str]] = MappingProxyType({}),
-) -> dict[str, Estimator]:
+def estimators_by_layer(vjp: Vjp, estimators: Estimators, chosen: Selection) -> dict[str, Estimator]:
     """The estimator of each layer: the first key that matches it decides; a layer without one is exact.
 
     Args:
         vjp: Name of the VJP, for messages.
         estimators: One estimator for all layers, or several by name or glob; any name of a shared layer counts.
-        layers: All names of each layer, by the first one.
-        left_exact: All names of each layer that cannot be estimated, by the first one.
+        chosen: The layers.
 
     Raises:
         ValueError: If a key matches none of the layers, or none that can be estimated, or different keys give
@@ -57,21 +50,22 @@ def estimators_by_layer(
 
     Example:
         >>> from randbp import Spatial
-        >>> chosen = {"head": Spatial(keep=0.5), "body.*": Spatial(keep=0.25)}
-        >>> layers = {"stem": ["stem"], "trunk": ["trunk", "body.0"], "head": ["head"]}
-        >>> [str(e) for e in estimators_by_layer("weight_vjp", chosen, layers).values()]
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> given = {"2": Spatial(keep=0.5), "[12]": Spatial(keep=0.25)}
+        >>> [str(e) for e in estimators_by_layer("weight_vjp", given, Selection.of(model)).values()]
         ['Exact()', 'Spatial(keep=0.25)', 'Spatial(keep=0.5)']
     """
+    served = chosen.served
     if not isinstance(estimators, Mapping):
-        return dict.fromkeys(layers, estimators)
+        return dict.fromkeys(served.layers, estimators)
     for pattern in estimators:
-        if any(matching(names, pattern) for names in layers.values()):
-            continue
-        exact = [name for name, names in left_exact.items() if matching(names, pattern)]
-        if exact:
-            raise ValueError(f"{vjp}: key {pattern!r} matches only layers that stay exact, {_listed(exact)}")
-        raise ValueError(f"{vjp}: key {pattern!r} matches none of the layers {_listed(list(layers))}")
-    return {name: _first(vjp, estimators, names) for name, names in layers.items()}
+        if not served.named(pattern).layers:
+            exact = list(map(repr, chosen.named(pattern).layers))
+            what = f"only layers that stay exact, {shortened(exact)}" if exact else ""
+            what = what or f"none of the layers {shortened(list(map(repr, served.layers)))}"
+            raise ValueError(f"{vjp}: key {pattern!r} matches {what}")
+    return {name: _first(vjp, estimators, one.names) for name, one in served.layers.items()}
 
 
 def _first(vjp: Vjp, estimators: Mapping[str, Estimator], names: Sequence[str]) -> Estimator:
@@ -88,8 +82,3 @@ def _first(vjp: Vjp, estimators: Mapping[str, Estimator], names: Sequence[str]) 
                 "different estimators"
             )
     return estimators[first]
-
-
-def _listed(names: list[str]) -> str:
-    shown = [repr(name) for name in names[:8]]
-    return ", ".join(shown) + (f", … ({len(names)} in all)" if len(names) > 8 else "")

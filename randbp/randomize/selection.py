@@ -1,6 +1,7 @@
 """Selection of a model's layers by name, glob or predicate."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any, NamedTuple
@@ -12,22 +13,65 @@ from ..layers import Layer, layer
 Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
-class Selection(NamedTuple):
-    """The layers of a model that ``layers`` selects.
+class Candidate(NamedTuple):
+    """A layer of a model, all its names, and what it is."""
 
-    Attributes:
-        modules: The layers that can be estimated, by their first name, in the order of ``model.named_modules()``.
-        left_exact: Why the others cannot, by name.
-    """
+    module: nn.Module
+    names: tuple[str, ...]
+    layer: Layer
 
-    modules: dict[str, nn.Module]
-    left_exact: dict[str, str]
+
+@dataclass(frozen=True)
+class Selection:
+    """Some layers of a model, by their first name, in the order of ``model.named_modules()``."""
+
+    layers: dict[str, Candidate]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Selection":
+        """All convolutions and linear layers of a model; there may be none.
+
+        Example:
+            >>> list(Selection.of(nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU(), nn.Linear(2, 2))).modules)
+            ['0', '2']
+        """
+        names: dict[nn.Module, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            names.setdefault(module, []).append(_uncompiled(name))
+        found = ((module, tuple(given), layer(module)) for module, given in names.items())
+        return cls({given[0]: Candidate(module, given, kind) for module, given, kind in found if kind is not None})
+
+    def where(self, chosen: Callable[[Candidate], bool]) -> "Selection":
+        """Those of which something is true."""
+        return Selection({name: one for name, one in self.layers.items() if chosen(one)})
+
+    def named(self, *patterns: str) -> "Selection":
+        """Those of which some name matches a name or glob."""
+        return self.where(lambda one: any(matching(one.names, pattern) for pattern in patterns))
+
+    @property
+    def convolutions(self) -> "Selection":
+        """The convolutions among them, transposed ones included."""
+        return self.where(lambda one: one.layer.convolution)
+
+    @property
+    def served(self) -> "Selection":
+        """Those that can be estimated."""
+        return self.where(lambda one: not one.layer.exact)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that can be estimated."""
+        return {name: one.module for name, one in self.served.layers.items()}
+
+    @property
+    def left_exact(self) -> dict[str, str]:
+        """Why the others cannot."""
+        return {name: one.layer.exact for name, one in self.layers.items() if one.layer.exact}
 
 
 def select(model: nn.Module, layers: Layers) -> Selection:
-    """The layers that ``layers`` means, by name, in the order of ``model.named_modules()``.
-
-    A module that is shared under several names is listed under its first one, and each of them selects it.
+    """The layers that ``layers`` means; each name of a shared module selects it.
 
     Args:
         model: The model.
@@ -36,70 +80,22 @@ def select(model: nn.Module, layers: Layers) -> Selection:
     Raises:
         ValueError: If a pattern, or the predicate, matches none, or only layers that cannot be estimated.
     """
-    candidates, names = _candidates(model), all_names(model)
-    exact = {name: found.exact for name, (_, found) in candidates.items() if found.exact}
-    layers = checked_layers(layers)
+    everything, layers = Selection.of(model), checked_layers(layers)
     if layers is None:
-        chosen = {name for name, (_, found) in candidates.items() if found.convolution}
-        if not chosen - set(exact):
-            raise ValueError(_no_convolutions(model, candidates, exact))
-    elif callable(layers):
-        chosen = {n for n, (module, _) in candidates.items() if any(layers(each, module) for each in names[n])}
-        if not chosen - set(exact):
-            raise ValueError(f"layers={layers!r}: true for none of the {_but(candidates, chosen)}")
-    else:
-        chosen = set()
-        for pattern in [layers] if isinstance(layers, str) else layers:
-            matched = {name for name in candidates if matching(names[name], pattern)}
-            if not matched - set(exact):
-                raise ValueError(f"layers={pattern!r}: matches none of the {_but(candidates, matched)}")
-            chosen |= matched
-    modules = {name: module for name, (module, _) in candidates.items() if name in chosen and name not in exact}
-    return Selection(modules, {name: reason for name, reason in exact.items() if name in chosen})
-
-
-def everything(model: nn.Module, convolutions: bool = False) -> Selection:
-    """All convolutions and linear layers of a model, or the convolutions alone; there may be none."""
-    found = {name: each for name, each in _candidates(model).items() if each[1].convolution or not convolutions}
-    modules = {name: module for name, (module, kind) in found.items() if not kind.exact}
-    return Selection(modules, {name: kind.exact for name, (_, kind) in found.items() if kind.exact})
-
-
-def _candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Layer]]:
-    """All layers by their first name."""
-    found = {_uncompiled(name): (module, layer(module)) for name, module in model.named_modules()}
-    return {name: (module, kind) for name, (module, kind) in found.items() if kind is not None}
-
-
-def _no_convolutions(model: nn.Module, candidates: dict[str, tuple[nn.Module, Layer]], exact: dict[str, str]) -> str:
-    """The advice on what to pass instead of ``layers=None``."""
-    convolutions = {name for name, (_, found) in candidates.items() if found.convolution}
-    if convolutions:
-        return f"model: {type(model).__name__} has as convolutions only {_reasons(exact, convolutions)}"
-    linear = [name for name in candidates if name not in exact]
-    hint = f"; layers='*' means its linear layers {shortened([repr(name) for name in linear], 3)}" if linear else ""
-    return f"model: {type(model).__name__} has no nn.Conv1d/2d/3d or nn.ConvTranspose1d/2d/3d to randomise{hint}"
-
-
-def _but(candidates: dict[str, tuple[nn.Module, Layer]], matched: set[str]) -> str:
-    """The end of an error: layers that could have been meant, and those that were but stay exact."""
-    exact = {name: found.exact for name, (_, found) in candidates.items() if found.exact}
-    served = _listed({name: candidate for name, candidate in candidates.items() if name not in exact})
-    return f"{served}, only {_reasons(exact, matched)}" if matched else served
-
-
-def _reasons(exact: dict[str, str], names: set[str]) -> str:
-    """The end of an error: layers that stay exact, with reasons."""
-    shown = [f"{name!r} ({reason})" for name, reason in exact.items() if name in names]
-    return f"layers that stay exact: {shortened(shown, 3)}"
-
-
-def all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """All names of each module, keyed by the first one."""
-    found: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        found.setdefault(module, []).append(_uncompiled(name))
-    return {names[0]: tuple(names) for names in found.values()}
+        if not everything.convolutions.modules:
+            raise ValueError(_no_convolutions(model, everything))
+        return everything.convolutions
+    if callable(layers):
+        predicate = layers
+        found = everything.where(lambda one: any(predicate(name, one.module) for name in one.names))
+        if not found.modules:
+            raise ValueError(f"layers={layers!r}: true for none of the {_but(everything, found)}")
+        return found
+    patterns = [layers] if isinstance(layers, str) else layers
+    for pattern in patterns:
+        if not (found := everything.named(pattern)).modules:
+            raise ValueError(f"layers={pattern!r}: matches none of the {_but(everything, found)}")
+    return everything.named(*patterns)
 
 
 def matching(names: Iterable[str], pattern: str) -> set[str]:
@@ -148,13 +144,28 @@ def _uncompiled(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def _listed(candidates: dict[str, tuple[nn.Module, Layer]]) -> str:
-    """The end of an error: the layers by kind."""
-    kinds: dict[str, list[str]] = {"convolutions": [], "linear layers": []}
-    for name, (_, found) in candidates.items():
-        kinds["convolutions" if found.convolution else "linear layers"].append(repr(name))
-    listed = [f"{kind} {shortened(names)}" for kind, names in kinds.items() if names]
-    return " or ".join(listed) or "convolutions or linear layers (there are none)"
+def _no_convolutions(model: nn.Module, everything: Selection) -> str:
+    """The advice on what to pass instead of ``layers=None``."""
+    if everything.convolutions.layers:
+        return f"model: {type(model).__name__} has as convolutions only {_reasons(everything.convolutions)}"
+    linear = list(map(repr, everything.modules))
+    hint = f"; layers='*' means its linear layers {shortened(linear, 3)}" if linear else ""
+    return f"model: {type(model).__name__} has no nn.Conv1d/2d/3d or nn.ConvTranspose1d/2d/3d to randomise{hint}"
+
+
+def _but(everything: Selection, found: Selection) -> str:
+    """The end of an error: layers that could have been meant by kind, and those that were but stay exact."""
+    linear = everything.served.where(lambda one: not one.layer.convolution)
+    kinds = {"convolutions": everything.served.convolutions, "linear layers": linear}
+    listed = [f"{kind} {shortened(list(map(repr, some.layers)))}" for kind, some in kinds.items() if some.layers]
+    served = " or ".join(listed) or "convolutions or linear layers (there are none)"
+    return f"{served}, only {_reasons(found)}" if found.layers else served
+
+
+def _reasons(selection: Selection) -> str:
+    """The end of an error: layers that stay exact, with reasons."""
+    shown = [f"{name!r} ({reason})" for name, reason in selection.left_exact.items()]
+    return f"layers that stay exact: {shortened(shown, 3)}"
 
 
 def shortened(names: list[str], most: int = 8) -> str:
