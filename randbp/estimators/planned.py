@@ -11,7 +11,7 @@ from ..draws.draw import Draw
 from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.convolution_kernels import memory_format_of
-from ..tn.execute.meetings import MEETING_SUMS
+from ..tn.execute.kernel import Kind
 from .base import Estimator, Vjp
 from .exact import Exact
 from .native import native_input_vjp, native_weight_vjp
@@ -97,14 +97,14 @@ def _takes_any_order(spec: LayerSpec, examples: int) -> bool:
     """Whether the plan of a weight VJP is as fast, or faster, if channels lie innermost in memory."""
     if isinstance(spec, LinearSpec):
         return False
-    return any(step.kernel == MEETING_SUMS for step in _weight_vjp(spec, examples).plan().steps)
+    return any(step.kind is Kind.PAIR_SUMS for step in _weight_vjp(spec, examples).plan().steps)
 
 
 @lru_cache(maxsize=512)
 def _is_native(spec: LayerSpec, examples: int, vjp: Vjp) -> bool:
     """Whether the plan is PyTorch's own kernel, which :func:`native_input_vjp` runs with less scratch memory."""
     network = (_input_vjp if vjp == "input_vjp" else _weight_vjp)(spec, examples)
-    return any(step.kernel.startswith("convolution_backward") for step in network.plan().steps)
+    return any(step.kind is Kind.NATIVE_GRADIENT for step in network.plan().steps)
 
 
 @lru_cache(maxsize=512)

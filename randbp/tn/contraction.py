@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .network import INDEX_TYPES, Network, check_operand
+from .planning.path import Optimize
 from .planning.plan import Plan
 from .planning.plan_cache import cache
 from .sampling import check_indices
@@ -13,12 +14,15 @@ from .sampling import check_indices
 _CPU = torch.device("cpu")
 
 
-def contract(net: Network, operands: Mapping[str, Tensor] | None = None, /, **tensors: Tensor) -> Tensor:
+def contract(
+    net: Network, operands: Mapping[str, Tensor] | None = None, /, *, optimize: Optimize = None, **tensors: Tensor
+) -> Tensor:
     """Evaluate the network on tensors in PyTorch's layouts.
 
     Args:
         net: The network.
         operands: Slot to tensor, for slot names that are not identifiers.
+        optimize: Search for the order, as in `plan`.
         **tensors: Slot to tensor.
 
     Returns:
@@ -50,7 +54,7 @@ def contract(net: Network, operands: Mapping[str, Tensor] | None = None, /, **te
         given.append(tensor)
     if len(tensors) != len(given):
         raise _complaint(net, tensors)
-    program = cache.plan(net, dtype or torch.float32, device).program
+    program = cache.plan(net, dtype or torch.float32, device, optimize).program
     try:
         if device.type != "meta" and torch.is_autocast_enabled(device.type):  # kernels would disagree about data types
             with torch.autocast(device.type, enabled=False):
@@ -61,15 +65,36 @@ def contract(net: Network, operands: Mapping[str, Tensor] | None = None, /, **te
         raise
 
 
-def plan(net: Network, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Plan:
+def plan(
+    net: Network,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    optimize: Optimize = None,
+) -> Plan:
     """The contraction plan, computed or taken from the cache; print it to read it.
 
+    Args:
+        net: The network.
+        dtype: Data type of the operands.
+        device: Their device.
+        optimize: What orders the tensors: a strategy of opt_einsum by name (``"optimal"``, ``"dp"``, ``"greedy"``,
+            ``"auto"``, …) or an object with the interface of its ``PathOptimizer``, such as cotengra's. By default, the
+            order of up to nine tensors and patterns is optimal, and ``"auto"`` orders larger networks.
+
     Raises:
-        ValueError: If ``dtype`` is not a ``torch.dtype``.
+        ValueError: If ``dtype`` is not a ``torch.dtype``, or there is no such strategy.
+
+    Example:
+        >>> from randbp import tn
+        >>> net = tn.kfac_reduce(tn.ConvSpec((5, 3, 8, 8), 4, 3))
+        >>> net.plan(optimize="greedy").multiplications == net.plan().multiplications
+        True
     """
+    if optimize is not None and not isinstance(optimize, str) and not callable(optimize):
+        raise ValueError(f"optimize={optimize!r:.60}: expected a strategy of opt_einsum or an optimizer")
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype={dtype!r}: expected a torch.dtype such as torch.float32")
-    return cache.plan(net, dtype, torch.device(device))
+    return cache.plan(net, dtype, torch.device(device), optimize)
 
 
 def _complaint(net: Network, tensors: Mapping[str, Tensor]) -> ValueError:

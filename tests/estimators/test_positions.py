@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from randbp import Axes, Spatial
 from randbp.estimators import Draw, rebuilt
 from randbp.estimators.positions import used_positions, windows
-from randbp.tn.execute import rows
 from tests.cases import Case, cases, transposed_cases
+from tests.tn.strategies import another_machine
 
 
 @given(case=st.one_of(cases(largest=8), transposed_cases()))
@@ -56,7 +56,7 @@ def test_pieces_do_not_change_a_result(case: Case, seed: int) -> None:
 
     with patch.object(rebuilt, "NARROW", 0):
         whole = both()
-        with patch.multiple(rows, PIECE=1, GATHERED=1, WEIGHTED=1, WIDTH=1, NARROW=0):
+        with another_machine(row_piece=1, row_gathered=1, row_weighted=1, row_width=1, row_narrow=0):
             for part, all_at_once in zip(both(), whole, strict=True):
                 torch.testing.assert_close(part, all_at_once)
 

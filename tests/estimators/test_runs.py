@@ -19,9 +19,9 @@ from randbp.estimators import run_length as run_length_of
 from randbp.estimators.positions import class_positions, gather_columns, windows
 from randbp.estimators.ranks import Ranks, affordable_ranks
 from randbp.estimators.runs import Runs, gather_runs, joined
-from randbp.tn.execute import rows
 from tests.cases import Case, cases
 from tests.estimators.test_unbiased import assert_unbiased
+from tests.tn.strategies import another_machine
 
 CPU = torch.device("cpu")
 
@@ -183,7 +183,7 @@ def test_orders_of_memory_and_contractions_do_not_change_an_estimate(name: str, 
     )
     for some_x, some_grad in product(inputs, grads):
         torch.testing.assert_close(estimate(estimator, some_x, some_grad, spec, 5), found)
-    with patch.multiple(run_products, PIECE=1, SMALL_PIECE=1), patch.multiple(rows, PIECE=1):
+    with patch.multiple(run_products, PIECE=1, SMALL_PIECE=1), another_machine(row_piece=1):
         torch.testing.assert_close(estimate(estimator, x, output_grad, spec, 5), found)
     with (
         patch.object(kept_vjps, "serves", lambda *_: False),

@@ -16,36 +16,25 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from multiprocessing import get_context
 from time import perf_counter
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from randbp import tn
 from randbp.tn.diagram.drawing import equation
-from randbp.tn.execute import (
-    banded,
-    batch_parts,
-    dense,
-    diagonals,
-    grams,
-    lines,
-    matrix_products,
-    rows,
-    window_products,
-)
 from randbp.tn.planning.path_report import random_path
 from randbp.tn.planning.plan import lowered, searches
+from randbp.tn.planning.steps import Target
 
 from . import meaning
 from .drawn_networks import MOVES, Drawn, drawn
-from .strategies import random_operands
+from .strategies import another_machine, random_operands
 
 REPORTS, DIAGRAMS = 8, 400  # every so many networks are copied and reported on, and drawn as a diagram
 TYPES = (torch.float32, torch.bfloat16, torch.int64)
@@ -140,35 +129,31 @@ def other_orders(
     if 0 in net.sizes.values() or any(isinstance(n, tn.Pattern) and not n.pattern.nonzeros for n in net.nodes):
         return
     tensors = [{**net.bound, **operands}[slot] for slot in net.slots]
-    native = rng.random() < 0.7
-    for form, search in searches(net, native, diagonal=native):
+    large = rng.random() < 0.5
+    target = Target(torch.float64, CPU, rng.random() < 0.7)
+    for form, search in searches(net, target):
         path = random_path(search, rng)
-        large = rng.random() < 0.5
-        with _as_if_large() if large else nullcontext():
-            plan, _ = lowered(net, form, search, path, torch.float64, CPU)
+        with another_machine(**LARGE) if large else nullcontext():
+            plan, _ = lowered(net, form, search, path)
             yield f"{plan}\n{large=}", plan.run(tensors)
 
 
 LARGE = {
-    banded: {"JOINT": 0, "SMALL": 0, "PARTIAL": (1, 0.0)},
-    diagonals: {"MARGIN": float("inf"), "CHUNK": 8},
-    grams: {"STARTS": -(10**12), "POSITIONS": 1, "ROWS": 1, "BLOCKS": 2},
-    dense: {"PRODUCTS": 1},
-    lines: {"WIDE": 0, "WIDEST": 0, "LONG": 0, "SMALL": 10**6},
-    window_products: {"FEWEST": 0, "WIDE": 0, "CHUNK": 8},
-    batch_parts: {"LARGE": 0, "PART": 1},
-    matrix_products: {"FEW": 0, "LINE": 1},
-    rows: {"PIECE": 1, "WIDTH": 1, "GATHERED": 4, "WEIGHTED": 4, "NARROW": 0},
+    **{
+        "joint": 0,
+        "small": 0,
+        "partial_sums": 1,
+        "partial_share": 0.0,
+        "margin": float("inf"),
+        "chunk": 8,
+        "products": 1,
+    },
+    **{"gram_start": -(10**12), "gram_positions": 1, "gram_rows": 1, "gram_blocks": 2, "large": 0, "part": 1},
+    **{"line_wide": 0, "line_widest": 0, "line_long": 0, "line_small": 10**6},
+    **{"window_fewest": 0, "window_wide": 0, "window_chunk": 8, "few": 0, "line": 1},
+    **{"row_piece": 1, "row_width": 1, "row_gathered": 4, "row_weighted": 4, "row_narrow": 0},
 }
 """Thresholds of time and memory beyond which tensors take other ways, set so that small ones take them."""
-
-
-@contextmanager
-def _as_if_large() -> Iterator[None]:
-    with ExitStack() as stack:
-        for module, values in LARGE.items():
-            stack.enter_context(mock.patch.multiple(module, **values))
-        yield
 
 
 def _check_type(net: tn.TensorNetwork, operands: dict[str, Tensor], dtype: torch.dtype) -> None:

@@ -1,10 +1,21 @@
 """Drawn hyper-parameters and operands, shared by the tests of the tensor networks."""
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from randbp import tn
+from randbp.tn.planning import machine
+
+
+def another_machine(**constants: Any) -> AbstractContextManager[Any]:
+    """Plans are made for, and kernels run on, a machine with some other constants."""
+    return mock.patch.object(machine, "cpu", replace(machine.cpu, **constants))
 
 
 @st.composite

@@ -13,6 +13,8 @@ from randbp import tn
 from randbp.tn.execute import batch_parts
 from tests.cases import Case, cases
 
+from .strategies import another_machine
+
 
 @contextmanager
 def everything_is_large() -> Iterator[list[int]]:
@@ -27,7 +29,7 @@ def everything_is_large() -> Iterator[list[int]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with patch.multiple(batch_parts, LARGE=1, PART=1, examples_at_once=noted):
+        with another_machine(large=1, part=1), patch.object(batch_parts, "examples_at_once", noted):
             yield taken
     finally:
         torch.set_num_threads(threads)

@@ -1,6 +1,5 @@
 """Depthwise weight gradients through matrix products and sums over their diagonals, or over pairs that meet."""
 
-from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -12,14 +11,13 @@ from randbp import tn
 from randbp.kernels import use
 from randbp.kernels.operator import is_installed
 from randbp.tn.execute import diagonals
-from randbp.tn.execute.meetings import MEETING_SUMS
 from randbp.tn.planning.plan import make_plan
 
-from .strategies import random_operands, specs
+from .strategies import another_machine, random_operands, specs
 
 CPU = torch.device("cpu")
-WAYS = {"pairs": diagonals._pairs, "rows": diagonals._rows, "meetings": diagonals._meetings}
-NAMES = {"pairs": "pairs + diagonal sums", "rows": "row products + diagonal sums", "meetings": MEETING_SUMS}
+WAYS = dict(zip(("pairs", "rows", "meetings"), diagonals.WAYS, strict=True))
+MEETING_SUMS = diagonals.WAYS[-1].name
 
 
 def depthwise(spec: tn.ConvSpec) -> tn.ConvSpec:
@@ -31,8 +29,7 @@ def depthwise(spec: tn.ConvSpec) -> tn.ConvSpec:
 
 def contracted(net: tn.TensorNetwork, way: str, chunk: int, block: int) -> tuple[tn.Plan, torch.Tensor, torch.Tensor]:
     """A plan forced into one of the two ways, its result, and the dense einsum's."""
-    forced = lambda patterns, examples: replace(WAYS[way](patterns, examples), time=0.0)  # noqa: E731
-    with mock.patch.multiple(diagonals, choose=forced, CHUNK=chunk, BLOCK=block):
+    with mock.patch.object(diagonals, "choose", lambda *_: WAYS[way]), another_machine(chunk=chunk, block=block):
         plan = make_plan(net, torch.float64, CPU)
         operands = random_operands(net)
         result = plan.run([operands[slot] for slot in plan.slots])
@@ -53,7 +50,7 @@ def test_a_way_says_what_it_multiplies(way):
     spec = tn.ConvSpec((2, 3, 9, 40), 3, 5, padding=2, groups=3)
     plan, result, oracle = contracted(tn.weight_vjp(spec), way, 2**20, 16)
     torch.testing.assert_close(result, oracle, rtol=1e-10, atol=1e-10)
-    assert [step.kernel for step in plan.steps] == [NAMES[way]]
+    assert [step.kernel for step in plan.steps] == [WAYS[way].name]
     lines = 5 * 9 - 2 * (1 + 2)  # pairs of rows that meet
     expected = {
         "pairs": (9 * 40) ** 2,
@@ -78,7 +75,6 @@ def test_large_depthwise_kernels_become_products(shape, kernel, groups, expected
     spec = tn.ConvSpec(shape, shape[1], kernel, padding=kernel // 2, groups=groups)
     assert [step.kernel for step in tn.weight_vjp(spec).plan().steps] == [expected]
     if expected != "convolution_backward (weight)":
-        assert diagonals.serves(torch.float64, CPU)
         for dtype, device in ((torch.bfloat16, CPU), (torch.float32, torch.device("meta"))):
             plan = make_plan(tn.weight_vjp(spec), dtype, device)
             assert [step.kernel for step in plan.steps] == ["convolution_backward (weight)"]

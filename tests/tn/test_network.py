@@ -1,17 +1,14 @@
 """Graphical moves and their errors."""
 
-from unittest import mock
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randbp import tn
-from randbp.tn.execute import banded, lines, rows
 from randbp.tn.planning.plan import make_plan
 
-from .strategies import assert_matches_einsum, random_operands, specs
+from .strategies import another_machine, assert_matches_einsum, random_operands, specs
 
 SPEC = tn.ConvSpec((2, 4, 5, 4), 6, (3, 2), stride=(2, 1), padding=1, groups=2)
 
@@ -197,7 +194,7 @@ def test_contraction_is_differentiable():
 def test_line_products_are_differentiable() -> None:
     spec = tn.ConvSpec((2, 3, 4, 3), 2, (3, 2), stride=(1, 2), padding=1)
     net = tn.weight_vjp(spec)
-    with mock.patch.multiple(lines, WIDE=0, WIDEST=0, LONG=0, SMALL=10**6):
+    with another_machine(line_wide=0, line_widest=0, line_long=0, line_small=10**6):
         plan = make_plan(net, torch.float64, torch.device("cpu"))
     assert [step.kernel for step in plan.steps] == ["line products"]
     x, y = (tensor.requires_grad_() for tensor in random_operands(net).values())
@@ -209,10 +206,7 @@ def test_contractions_piece_by_piece_are_differentiable(width: int) -> None:
     spec = tn.ConvSpec((2, 2, 11, 9), 2, 3, padding=1)
     index = torch.tensor([[3, 7, 50], [98, 0, 60]])
     sampled = tn.sampled(tn.weight_vjp(spec), {"i1 i2": tn.Sample(3, per_example=True)}, stored=("input",))
-    with (
-        mock.patch.multiple(banded, JOINT=0, SMALL=0),
-        mock.patch.multiple(rows, PIECE=1, WIDTH=width, GATHERED=4, NARROW=0),
-    ):
+    with another_machine(joint=0, small=0, row_piece=1, row_width=width, row_gathered=4, row_narrow=0):
         for net, bound in ((tn.kfac_reduce(spec), {}), (sampled, {"i1 i2 index": index})):
             operands = {slot: t for slot, t in random_operands(net).items() if slot not in bound}
             plan = make_plan(net, torch.float64, torch.device("cpu"))

@@ -3,7 +3,6 @@ autograd."""
 
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from randbp import tn
 from randbp.tn.planning.plan import make_plan
 
 from . import drawn_parts
-from .strategies import assert_matches_einsum, random_operands, specs
+from .strategies import another_machine, assert_matches_einsum, random_operands, specs
 
 OPERATIONS = {operation.__name__: operation for operation in drawn_parts.OPERATIONS}
 
@@ -149,7 +148,7 @@ def test_box_sums_of_large_images(partial, spec, shorter):
     """The way that large images take, on small ones."""
     x = random_operands(tn.unfold(spec))["input"]
     net = tn.unfold(spec).sum(*(f"o{dim}" for dim in range(1, spec.dims + 1)))
-    with mock.patch.multiple("randbp.tn.execute.banded", JOINT=0, SMALL=0, PARTIAL=partial, SHORTER=shorter):
+    with another_machine(joint=0, small=0, partial_sums=partial[0], partial_share=partial[1], shorter=shorter):
         result = make_plan(net, torch.float64, torch.device("cpu")).run([x])
     close(result, tn.unfold(spec).contract(input=x).sum(-1))
 

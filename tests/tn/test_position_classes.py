@@ -1,7 +1,5 @@
 """VJPs class by class: their sum over the position classes is the whole VJP, in every layer."""
 
-from unittest import mock
-
 import pytest
 import torch
 from hypothesis import given
@@ -9,10 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from randbp import tn
-from randbp.tn.execute import banded
 from randbp.tn.planning.plan import make_plan
 from tests.cases import Case, cases, transposed_cases
-from tests.tn.strategies import random_operands
+from tests.tn.strategies import another_machine, random_operands
 
 LAYERS = st.one_of(cases(), transposed_cases())
 
@@ -86,7 +83,7 @@ def test_constants_of_large_images_take_no_large_matrix(size: tuple[int, ...], k
     spec = tn.ConvSpec((2, 3, *size), 4, kernel, padding=kernel // 2)
     for net in (tn.constant_output_grad_input_vjp(spec), tn.constant_input_weight_vjp(spec)):
         plan, operands = make_plan(net, torch.float64, torch.device("cpu")), random_operands(net)
-        with mock.patch.multiple(banded, SMALL=0):
+        with another_machine(small=0):
             made = make_plan(net, torch.float64, torch.device("cpu"))
         for each in (plan, made):
             result = each.run([operands[slot] for slot in each.slots])

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randbp import tn
-from randbp.tn.execute import dense, lines, window_products
+from randbp.tn.execute.lines import LINE_PRODUCTS
+from randbp.tn.execute.window_products import WINDOW_PRODUCTS
 from randbp.tn.planning.plan import make_plan
 
-from .strategies import random_operands, specs
+from .strategies import another_machine, random_operands, specs
 
 CPU = torch.device("cpu")
 
@@ -31,14 +32,14 @@ def check(net: tn.TensorNetwork, expected: str | None = None) -> None:
 
 @given(spec=specs((1, 3)))
 def test_products_per_line_equal_the_dense_einsum(spec):
-    with mock.patch.object(lines, "pay", lambda *_: True):
+    with mock.patch.object(LINE_PRODUCTS, "pay", lambda *_: True):
         for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
             check(operation(spec))
 
 
 @given(spec=specs((1, 3)), chunk=st.sampled_from([1, 500, 2**21]))
 def test_window_products_equal_the_dense_einsum(spec, chunk):
-    with mock.patch.object(window_products, "pay", lambda *_: True), mock.patch.object(window_products, "CHUNK", chunk):
+    with mock.patch.object(WINDOW_PRODUCTS, "pay", lambda *_: True), another_machine(window_chunk=chunk):
         for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
             check(operation(spec))
 
@@ -55,7 +56,7 @@ def test_window_products_equal_the_dense_einsum(spec, chunk):
 )
 def test_products_per_line_are_used_and_meet_no_padding(size, geometry):
     spec = tn.ConvSpec((3, 4, *size), 6, 3, **geometry)
-    with mock.patch.object(lines, "pay", lambda *_: True):
+    with mock.patch.object(LINE_PRODUCTS, "pay", lambda *_: True):
         check(tn.weight_vjp(spec), "line products")
         made = make_plan(tn.weight_vjp(spec), torch.float64, CPU)
     multiplied = []
@@ -81,7 +82,7 @@ def test_products_per_line_are_used_and_meet_no_padding(size, geometry):
 )
 def test_products_per_image_equal_the_dense_einsum(batch, channels, outputs, size, stride, at_once):
     spec = tn.ConvSpec((batch, channels, size, size + 1), outputs, 1, stride)
-    with mock.patch.object(dense, "PRODUCTS", at_once):
+    with another_machine(products=at_once):
         for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp, tn.kfac_expand_output_grad):
             check(operation(spec))
 

@@ -4,7 +4,6 @@ Summed over ``o``, the matrix says which inputs a kernel entry meets: box sums, 
 says which kernel entries do not lie in the padding: the VJP of a constant. Nothing as large as ``Π`` is ever built.
 """
 
-from collections.abc import Callable
 from functools import reduce
 from math import prod
 
@@ -12,15 +11,9 @@ import torch
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
+from ..planning import machine
 from .dense import add_product, sums_by_products
-
-Kernel = Callable[..., Tensor]
-
-JOINT = 10_000  # up to this size, one product with the joint band beats one dimension after the other [entries]
-SMALL = 2_000_000  # a joint product up to this size costs less than starting several kernels [multiply-adds]
-NARROW = 16  # products with fewer columns take as long [columns]
-SHORTER = 2  # a dimension has a product of its own if that makes it shorter by this factor
-PARTIAL = 2**19, 0.02  # largest size of partial sums [elements] and [share of the input]
+from .program import TensorFunction
 
 
 def banded(
@@ -29,8 +22,7 @@ def banded(
     volume: int,
     dtype: torch.dtype,
     device: torch.device,
-    factor: float = 1.0,
-) -> Kernel:
+) -> TensorFunction:
     """``x [N, R, *source] → [N, R, target1·target2·…]``: contract each pattern with ones on its third leg.
 
     Sums of everything, and those of small grids and small tensors, take one matrix product with the Kronecker product
@@ -44,20 +36,21 @@ def banded(
         volume: Elements of ``x``.
         dtype: Data type of ``x``.
         device: Device of ``x``.
-        factor: The result is multiplied by this.
     """
     bands = [band(pattern, *ends).double() for pattern in patterns]
     sources, targets = prod(matrix.shape[1] for matrix in bands), prod(map(len, bands))
     products = sums_by_products(dtype, device)
     if targets == 1 and not products and all(bool((matrix == 1).all()) for matrix in bands):
-        number = 1 if factor == 1 else factor  # an integer leaves integers what they are
-        return lambda x: x.flatten(2).sum(2, dtype=x.dtype).unsqueeze(2) * number
-    bands[-1] = bands[-1] * factor
-    if (targets == 1 and products) or sources * max(NARROW, targets) <= JOINT or volume * targets <= SMALL:
+        return lambda x: x.flatten(2).sum(2, dtype=x.dtype).unsqueeze(2)
+    if (
+        (targets == 1 and products)
+        or sources * max(machine.cpu.narrow, targets) <= machine.cpu.joint
+        or volume * targets <= machine.cpu.small
+    ):
         joint = reduce(torch.kron, bands).t().to(device, dtype).contiguous()
         return lambda x: x.flatten(2) @ joint
     *outer, last = bands
-    shorter = [SHORTER * len(matrix) <= matrix.shape[1] for matrix in outer]
+    shorter = [machine.cpu.shorter * len(matrix) <= matrix.shape[1] for matrix in outer]
     first = [matrix.to(device, dtype) if pays else None for matrix, pays in zip(outer, shorter, strict=True)]
     later = [
         torch.eye(len(matrix), dtype=torch.double) if pays else matrix
@@ -67,7 +60,7 @@ def banded(
     inner = last.t().to(device, dtype).contiguous()
     others = reduce(torch.kron, later, torch.ones(1, 1, dtype=torch.double))
     done = all(shorter)
-    small = others.numel() * len(last) ** 2 <= JOINT  # then its zeros cost less than many small products
+    small = others.numel() * len(last) ** 2 <= machine.cpu.joint  # then its zeros cost less than many small products
     rest = (
         (torch.kron(others, torch.eye(len(last), dtype=torch.double)).t() if small else others)
         .to(device, dtype)
@@ -75,7 +68,10 @@ def banded(
     )
 
     def kernel(x: Tensor) -> Tensor:
-        size = max(1, int(max(PARTIAL[0], PARTIAL[1] * x.numel()) / max(1.0, share * x[0].numel())))
+        size = max(
+            1,
+            int(max(machine.cpu.partial_sums, machine.cpu.partial_share * x.numel()) / max(1.0, share * x[0].numel())),
+        )
         result = x.new_empty(*x.shape[:2], targets)
         for start in range(0, len(x), size):
             some = slice(start, start + size)
@@ -89,9 +85,6 @@ def banded(
         return result
 
     return kernel
-
-
-banded.takes_factor = True  # type: ignore[attr-defined]
 
 
 def _shortened(x: Tensor, bands: list[Tensor | None]) -> Tensor:

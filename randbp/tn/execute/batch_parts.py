@@ -6,17 +6,12 @@ clear, which takes longer than the arithmetic of a depthwise layer. The copies o
 C library keeps.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-LARGE = 2**25
-"""From this size on, glibc keeps no memory for the next tensor [bytes]."""
-
-# Up to that glibc keeps free memory, twice as much as the largest block that it has mapped and seen freed: this one.
-torch.empty(LARGE - 2**16, dtype=torch.uint8, device="cpu")
-
-PART = 2**23
-"""Size of the part of a kernel's largest tensor that is processed at a time if the tensor is large [bytes]."""
+from ..planning import machine
 
 
 def examples_at_once(tensors: tuple[Tensor, ...], elements: int) -> int:
@@ -32,9 +27,16 @@ def examples_at_once(tensors: tuple[Tensor, ...], elements: int) -> int:
         (16, 8)
     """
     examples, size = tensors[0].shape[0], elements * tensors[0].itemsize  # len() takes a microsecond
-    if size < LARGE or not all(map(_is_plain, tensors)):
+    if size < machine.cpu.large or not all(map(_is_plain, tensors)):
         return examples
-    return max(torch.get_num_threads(), examples * PART // size)
+    _keep_memory()
+    return max(torch.get_num_threads(), examples * machine.cpu.part // size)
+
+
+@cache
+def _keep_memory() -> None:
+    """Let glibc keep blocks of a part's size: up to twice the largest block that it has mapped and seen freed."""
+    torch.empty(max(0, machine.cpu.large - 2**16), dtype=torch.uint8, device="cpu")
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -1,6 +1,5 @@
 """Factories of PyTorch's native convolution kernels, for a pattern between two given tensors."""
 
-from collections.abc import Callable
 from math import prod
 
 import torch
@@ -9,12 +8,11 @@ from torch.nn.functional import conv1d, conv2d, conv3d
 from torch.nn.functional import pad as pad_zeros
 
 from ...layers.pattern import IndexPattern
+from ..planning import machine
 from . import batch_parts
-
-Kernel = Callable[..., Tensor]
+from .program import TensorFunction
 
 _FORWARD = {1: conv1d, 2: conv2d, 3: conv3d}
-PLACEHOLDER = 2**14  # a plan holds a placeholder for weights up to this size, as making one takes time [elements]
 _BACKWARD = torch.ops.aten.convolution_backward.default
 
 
@@ -51,7 +49,7 @@ class Geometry:
         self.padded = tuple(padded)
 
 
-def forward(patterns: tuple[IndexPattern, ...], groups: int) -> Kernel:
+def forward(patterns: tuple[IndexPattern, ...], groups: int) -> TensorFunction:
     """``(x [N, G·C, *I], w [G·D, C, *K]) → y [N, G·D, *O]``."""
     geometry = Geometry(patterns)
     conv = _FORWARD[len(patterns)]
@@ -80,12 +78,12 @@ def weight_gradient(
     weight_shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
-) -> Kernel:
+) -> TensorFunction:
     """``(x [N, G·C, *I], y [N, G·D, *O]) → w [G·D, C, *K]``."""
     geometry = Geometry(patterns)
     stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
     none, mask = geometry.no_output_padding, [False, True, False]
-    small = prod(weight_shape) <= PLACEHOLDER
+    small = prod(weight_shape) <= machine.cpu.placeholder
     held = torch.empty(weight_shape, dtype=dtype, device=device) if small else None
     sums = dtype in (torch.float32, torch.float64)  # other types would round every part
     unmet = [] if sums else _unmet(patterns)
@@ -157,7 +155,7 @@ def placeholder(
     return tensor.new_empty(shape)
 
 
-def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tuple[int, int]) -> Kernel:
+def input_gradient(patterns: tuple[IndexPattern, ...], groups: int, leading: tuple[int, int]) -> TensorFunction:
     """``(w [G·D, C, *K], y [N, G·D, *O]) → x [N, G·C, *I]``, with ``leading = (N, G·C)``."""
     geometry = Geometry(patterns)
     shape = (*leading, *geometry.padded)

@@ -1,25 +1,21 @@
 """Factories of the dense kernels: reshapes, strided views, sums, matrix products. Each returns a function of
 tensors."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_zeros
 
 from ...layers.pattern import IndexPattern
-
-Kernel = Callable[..., Tensor]
-
-PRODUCTS = 2**18  # products that are held before they are summed [elements]
+from ..planning import machine
+from .program import TensorFunction
 
 
-def reshape(shape: tuple[int, ...]) -> Kernel:
+def reshape(shape: tuple[int, ...]) -> TensorFunction:
     """Another shape of the same elements; a view where possible."""
     return lambda x: x.reshape(shape)
 
 
-def arrange(split: tuple[int, ...], order: tuple[int, ...], merged: tuple[int, ...]) -> Kernel:
+def arrange(split: tuple[int, ...], order: tuple[int, ...], merged: tuple[int, ...]) -> TensorFunction:
     """Split dimensions, permute them and merge them again."""
     if order == (1, 0):  # PyTorch copies the transpose of a plain matrix block by block
 
@@ -32,17 +28,17 @@ def arrange(split: tuple[int, ...], order: tuple[int, ...], merged: tuple[int, .
     return lambda x: x.reshape(split).permute(order).reshape(merged)
 
 
-def permute(order: tuple[int, ...]) -> Kernel:
+def permute(order: tuple[int, ...]) -> TensorFunction:
     """A view with permuted dimensions."""
     return lambda x: x.permute(order)
 
 
-def expand(shape: tuple[int, ...]) -> Kernel:
+def expand(shape: tuple[int, ...]) -> TensorFunction:
     """Repeat along dimensions of size one, without copying."""
     return lambda x: x.expand(shape)
 
 
-def reduce_sum(dims: tuple[int, ...]) -> Kernel:
+def reduce_sum(dims: tuple[int, ...]) -> TensorFunction:
     """Sum over dimensions in the tensor's own data type; over the last ones as a product with ones, if possible."""
 
     def kernel(x: Tensor) -> Tensor:
@@ -63,22 +59,22 @@ def sums_by_products(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
-def scale(factor: float) -> Kernel:
+def scale(factor: float) -> TensorFunction:
     """Multiply by a number."""
     return lambda x: x * factor
 
 
-def one(dtype: torch.dtype, device: torch.device) -> Kernel:
+def one(dtype: torch.dtype, device: torch.device) -> TensorFunction:
     """The number one: the operand of networks that hold no tensor."""
     return lambda: torch.ones((), dtype=dtype, device=device)
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Kernel:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> TensorFunction:
     """A tensor of zeros: the result of an empty sum."""
     return lambda: torch.zeros(shape, dtype=dtype, device=device)
 
 
-def sliced(axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]) -> Kernel:
+def sliced(axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]) -> TensorFunction:
     """Read affine axes as strided views: per stored dimension its start, and ``(size, step)`` per leg."""
 
     def kernel(x: Tensor) -> Tensor:
@@ -93,7 +89,7 @@ def sliced(axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]) -> Kernel:
     return kernel
 
 
-def embedded(shape: tuple[int, ...], axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]) -> Kernel:
+def embedded(shape: tuple[int, ...], axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]) -> TensorFunction:
     """Write affine axes: zeros of the stored shape with the tensor put in at its positions."""
     view = sliced(axes)
 
@@ -105,12 +101,12 @@ def embedded(shape: tuple[int, ...], axes: tuple[tuple[int, tuple[tuple[int, int
     return kernel
 
 
-def pad(amounts: tuple[int, ...]) -> Kernel:
+def pad(amounts: tuple[int, ...]) -> TensorFunction:
     """Pad with zeros (or crop, where widths are negative), in `torch.nn.functional.pad`'s order."""
     return lambda x: pad_zeros(x, amounts)
 
 
-def window(dim: int, pattern: IndexPattern) -> Kernel:
+def window(dim: int, pattern: IndexPattern) -> TensorFunction:
     """A view of a padded dimension ``i`` as ``o`` (in its place) and ``k`` (last)."""
     reach = pattern.dilation * (pattern.kernel_size - 1) + 1
 
@@ -123,7 +119,7 @@ def window(dim: int, pattern: IndexPattern) -> Kernel:
     return kernel
 
 
-def windows(patterns: tuple[IndexPattern, ...], first: int) -> Kernel:
+def windows(patterns: tuple[IndexPattern, ...], first: int) -> TensorFunction:
     """A view of the dimensions from ``first`` on, padded with zeros, as ``o…`` (in their place) and ``k…`` (last)."""
     margins: list[int] = []
     for p in reversed(patterns):
@@ -141,12 +137,12 @@ def windows(patterns: tuple[IndexPattern, ...], first: int) -> Kernel:
     return kernel
 
 
-def diagonal(first: int, second: int) -> Kernel:
+def diagonal(first: int, second: int) -> TensorFunction:
     """A view of the diagonal of two dimensions, as the last dimension."""
     return lambda x: x.diagonal(0, first, second)
 
 
-def place(pattern: IndexPattern, keep_o: bool, keep_k: bool) -> Kernel:
+def place(pattern: IndexPattern, keep_o: bool, keep_k: bool) -> TensorFunction:
     """The transpose of `window`: ``[…, o, k] → […, i, (o), (k)]``, adding up entries of the same position.
 
     The last two dimensions may have size one, which stands for a constant.
@@ -174,7 +170,7 @@ def place(pattern: IndexPattern, keep_o: bool, keep_k: bool) -> Kernel:
     return kernel
 
 
-def matmul(transpose_left: bool, transpose_right: bool) -> Kernel:
+def matmul(transpose_left: bool, transpose_right: bool) -> TensorFunction:
     """A (batched) matrix product, reading an operand transposed where that saves a copy."""
     if transpose_left and transpose_right:
         return lambda a, b: lying(a).transpose(-1, -2) @ lying(b).transpose(-1, -2)
@@ -185,7 +181,7 @@ def matmul(transpose_left: bool, transpose_right: bool) -> Kernel:
     return lambda a, b: lying(a) @ lying(b)
 
 
-def gram(transpose_left: bool) -> Kernel:
+def gram(transpose_left: bool) -> TensorFunction:
     """A (batched) matrix times its own transpose."""
 
     def kernel(a: Tensor) -> Tensor:
@@ -211,7 +207,7 @@ def lying(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def repeated_matmul(count: int) -> Kernel:
+def repeated_matmul(count: int) -> TensorFunction:
     """``a [1, …, M, K]`` times ``b [count, …, K, N]``, with ``a`` repeated in place."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -222,12 +218,12 @@ def repeated_matmul(count: int) -> Kernel:
     return kernel
 
 
-def summed_matmul() -> Kernel:
+def summed_matmul() -> TensorFunction:
     """``a [N, M, K]`` times ``b [N, L, K]``, summed over ``N`` to ``[M, L]``, with few products held at a time."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         a, b = lying(a), lying(b).transpose(1, 2)
-        at_once = max(1, PRODUCTS // (a.shape[1] * b.shape[2]))
+        at_once = max(1, machine.cpu.products // (a.shape[1] * b.shape[2]))
         total: Tensor | None = None
         for left, right in zip(a.split(at_once), b.split(at_once), strict=True):
             part = torch.bmm(left, right).sum(0)
@@ -250,6 +246,6 @@ def add_product(place: Tensor, left: Tensor, right: Tensor, first: bool = False)
     place.addmm_(left, right, beta=beta)
 
 
-def multiply() -> Kernel:
+def multiply() -> TensorFunction:
     """The broadcast elementwise product."""
     return lambda a, b: a * b

@@ -10,89 +10,113 @@ side by side (:mod:`.meetings`). It wins where images are small, and where chann
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_zeros
 
 from ...layers.pattern import IndexPattern
+from ..planning import machine
+from ..planning.relations import Windows
+from ..planning.steps import Cost, Join
 from . import meetings
+from .convolutions import WeightGradient
 from .dense import lying
+from .kernel import Kind, Lowered
+from .program import TensorFunction
+from .registers import Builder, Value
 
-Kernel = Callable[..., Tensor]
-
-BLOCK = 16  # outputs of the last dimension per product [outputs]
-CHUNK = 2**20  # operands or products handled at a time, so that they stay in the cache [elements]
-
-
-# Times [multiply-adds of a wide product], measured on two cores with AVX2 (PyTorch 2.13):
-NATIVE = 15  # one multiply-add of a native kernel
-NATIVE_3X3 = 4.5  # one multiply-add of a native kernel that was written for the size
-NATIVE_ENTRY = 400  # one kernel entry of an example, where no native kernel was written for the size
-SUMS = 30  # summing the diagonals, for each pair of positions
-DIAGONAL = 200  # starting the sum of one diagonal, for few are long
-COPY = 20  # laying out one element in blocks
-START = 12_500  # starting one product
-WIDE = 16  # products of fewer outputs take as long [outputs]
-MARGIN = 0.8  # largest ratio of times at which products replace native kernels, which need no memory
+Patterns = tuple[IndexPattern, ...]
 
 
-@dataclass(frozen=True)
-class Method:
-    """One method of computing the gradient.
+class Depthwise(WeightGradient):
+    """A way to compute the gradient, where it is the fastest.
 
     Args:
-        name: Name in the printed plan.
-        make: Makes the kernel for some patterns.
-        multiplications: Multiply-adds per example and group.
-        time: Time per group [multiply-adds of a wide product].
+        name: Printed name.
+        kind: What computes it.
+        make: Makes the function of ``x`` and ``y`` for some patterns.
+        work: Multiply-adds per example and group, and time per group for a number of examples [multiply-adds].
     """
 
-    name: str
-    make: Callable[[tuple[IndexPattern, ...]], Kernel]
-    multiplications: int
-    time: float
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        make: Callable[[Patterns], TensorFunction],
+        work: Callable[[Patterns, int], tuple[int, float]],
+    ) -> None:
+        self.name, self.kind, self.make, self.work = name, kind, make, work  # type: ignore[misc]
+
+    def fits(self, join: Join) -> Any:
+        """The multiply-adds per example and group, if no other way is faster."""
+        if not super().fits(join) or not join.legs.target.fast_products:
+            return None
+        left, right = join.tensors
+        if join.volume((left ^ right) & ~join.roles.all) > 1:
+            return None
+        relation = join.relation
+        assert isinstance(relation, Windows)
+        patterns = tuple(p.pattern for p in relation.patterns)
+        examples = join.volume(left & right & ~join.roles.all & ~join.out)
+        return self.work(patterns, examples)[0] if choose(patterns, examples) is self else None
+
+    def cost(self, join: Join, form: Any) -> Cost:
+        """All multiply-adds, the wasted ones too."""
+        (left, right), plain = join.tensors, super().cost(join, form)
+        return replace(plain, multiplications=join.volume((left | right) & ~join.roles.all) * form)
+
+    def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
+        """Lay the tensors out as ``[summed, groups, *positions]``."""
+        relation = join.relation
+        assert isinstance(relation, Windows) and join.sides is not None
+        spatial = {role: tuple(getattr(p, role) for p in relation.patterns) for role in "iok"}
+        holders = dict(zip(join.sides, values, strict=True))
+        x, y = holders["i"], holders["o"]
+        out = join.legs.names(join.out)
+        shared = [leg for leg in x.legs if leg in y.legs]
+        lone = tuple(leg for leg in (*x.legs, *y.legs) if leg not in (*shared, *spatial["i"], *spatial["o"]))
+        groups = tuple(leg for leg in shared if leg in out)
+        lead = tuple(leg for leg in shared if leg not in out), groups
+        registers = tuple(
+            builder.convert(value, (*lead, *((leg,) for leg in spatial[role]))).register
+            for role, value in holders.items()
+        )
+        registers = registers if join.sides[0] == "i" else registers[::-1]
+        register = builder.program.emit(self.make, registers, tuple(p.pattern for p in relation.patterns))
+        return Lowered(Value(register, (groups + lone, *((leg,) for leg in spatial["k"]))), self.name)
 
 
-def serves(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether native depthwise weight gradients are slow, and matrix products fast."""
-    return device.type == "cpu" and dtype in (torch.float32, torch.float64)
-
-
-def choose(patterns: tuple[IndexPattern, ...], examples: int) -> Method | None:
-    """The faster of the two methods for a number of examples; ``None`` if a native kernel is faster."""
+def choose(patterns: Patterns, examples: int) -> Depthwise | None:
+    """The fastest way for a number of examples; ``None`` if a native kernel is faster."""
     if not patterns or any(p.nonzeros == 0 for p in patterns):
         return None
-    tuned = all(p.kernel_size == 3 and p.dilation == 1 for p in patterns) and len(patterns) == 2
-    entries = 0 if tuned else NATIVE_ENTRY * prod(p.kernel_size for p in patterns)
-    native = ((NATIVE_3X3 if tuned else NATIVE) * prod(p.nonzeros for p in patterns) + entries) * examples
-    ways = [_pairs(patterns, examples), _rows(patterns, examples)]
-    if meetings.serve(patterns):
-        ways.append(_meetings(patterns, examples))
-    best = min(ways, key=lambda method: method.time)
-    return best if best.time < MARGIN * native else None
+    cpu, count = machine.cpu, prod(p.nonzeros for p in patterns)
+    if all(p.kernel_size == 3 and p.dilation == 1 for p in patterns) and len(patterns) == 2:
+        native = cpu.native_3x3 * count * examples
+    else:
+        native = (cpu.native * count + cpu.native_entry * prod(p.kernel_size for p in patterns)) * examples
+    ways = WAYS if meetings.serve(patterns) else WAYS[:2]
+    time, best = min(((way.work(patterns, examples)[1], way) for way in ways), key=lambda found: found[0])
+    return best if time < cpu.margin * native else None
 
 
-def _pairs(patterns: tuple[IndexPattern, ...], examples: int) -> Method:
+def _pairs_work(patterns: Patterns, examples: int) -> tuple[int, float]:
     count = prod(p.input_size * p.output_size for p in patterns)
     sums = sum(
         prod(p.kernel_size for p in patterns[: dim + 1])
         * prod(p.input_size * p.output_size for p in patterns[dim + 1 :])
         for dim in range(len(patterns))
     )
-    return Method("pairs + diagonal sums", pairs, count, (examples + SUMS) * count + DIAGONAL * sums)
+    return count, (examples + machine.cpu.diagonal_sums) * count + machine.cpu.diagonal * sums
 
 
-def _meetings(patterns: tuple[IndexPattern, ...], examples: int) -> Method:
-    count = prod(p.nonzeros for p in patterns)
-    return Method(meetings.MEETING_SUMS, meetings.meeting_sums, count, meetings.time(patterns, examples))
-
-
-def _rows(patterns: tuple[IndexPattern, ...], examples: int) -> Method:
-    *outer, last = patterns
+def _rows_work(patterns: Patterns, examples: int) -> tuple[int, float]:
+    (*outer, last), cpu = patterns, machine.cpu
     block = _block(last)
     reach, blocks = _reach(last, block), -(-last.output_size // block)
     lines = prod(p.nonzeros for p in outer) * blocks
@@ -100,15 +124,15 @@ def _rows(patterns: tuple[IndexPattern, ...], examples: int) -> Method:
     copied = blocks * (reach * prod(p.input_size for p in outer) + block * prod(p.output_size for p in outer))
     if len(outer) > 1 or any(p.stride > 1 for p in outer):  # what an entry meets does not lie in one piece
         copied += lines * (reach + block) // 4
-    time = examples * (lines * reach * max(block, WIDE) + COPY * copied) + START * entries
-    return Method("row products + diagonal sums", row_products, lines * reach * block, time)
+    time = examples * (lines * reach * max(block, cpu.wide) + cpu.copy * copied) + cpu.start * entries
+    return lines * reach * block, time
 
 
-def pairs(patterns: tuple[IndexPattern, ...]) -> Kernel:
+def pairs(patterns: Patterns) -> TensorFunction:
     """``(x [N, G, *I], y [N, G, *O]) → w [G, *K]`` through all pairs of positions, for small maps."""
     dims = len(patterns)
     inputs, outputs = (tuple(getattr(p, f"{side}_size") for p in patterns) for side in ("input", "output"))
-    size = max(1, CHUNK // (prod(inputs) * prod(outputs)))
+    size = max(1, machine.cpu.chunk // (prod(inputs) * prod(outputs)))
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         left, right = x.flatten(2).permute(1, 2, 0), y.flatten(2).transpose(0, 1)
@@ -132,7 +156,7 @@ def _diagonal(m: Tensor, p: IndexPattern, k: int, i: int, o: int) -> Tensor:
     return m.diagonal(0, i, o).sum(-1, dtype=m.dtype)
 
 
-def row_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
+def row_products(patterns: Patterns) -> TensorFunction:
     """``(x [N, G, *I], y [N, G, *O]) → w [G, *K]``: entry by entry in all dimensions but the last, where blocks of
     outputs are multiplied with all the inputs that they meet."""
     *outer, last = patterns
@@ -147,7 +171,7 @@ def row_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
     area = prod(p.input_size for p in outer) * count * reach + prod(p.output_size for p in outer) * count * block
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
-        size = max(1, CHUNK // (area * max(1, len(x))))
+        size = max(1, machine.cpu.chunk // (area * max(1, len(x))))
         return torch.cat([chunk(*part) for part in zip(x.split(size, 1), y.split(size, 1), strict=True)])
 
     def chunk(x: Tensor, y: Tensor) -> Tensor:
@@ -189,9 +213,17 @@ def _inputs(x: Tensor, p: IndexPattern, k: int, dim: int) -> Tensor:
 
 
 def _block(p: IndexPattern) -> int:
-    return min(BLOCK, p.output_size)
+    return min(machine.cpu.block, p.output_size)
 
 
 def _reach(p: IndexPattern, outputs: int) -> int:
     """Number of inputs, padding included, that a number of neighbouring outputs meet."""
     return p.stride * (outputs - 1) + p.dilation * (p.kernel_size - 1) + 1
+
+
+WAYS = (
+    Depthwise("pairs + diagonal sums", Kind.LAID_OUT_PRODUCTS, pairs, _pairs_work),
+    Depthwise("row products + diagonal sums", Kind.LAID_OUT_PRODUCTS, row_products, _rows_work),
+    Depthwise("sums of meeting pairs", Kind.PAIR_SUMS, meetings.meeting_sums, meetings.work),
+)
+"""All ways, the one that needs a compiled operation last."""

@@ -8,49 +8,108 @@ gives every pair: with a 3 x 3 kernel 13 products of ``C x C`` instead of a prod
 unfolded input.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from math import inf, prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
+from ..planning import machine
+from ..planning.steps import Cost, Join
 from .dense import lying, windows
+from .kernel import Lowered
+from .matrix_products import MatrixProduct
+from .program import TensorFunction
+from .registers import Builder, Value
 
-Kernel = Callable[..., Tensor]
 
-POSITIONS = 1024  # positions per product when windows are unfolded for a few examples at a time [positions]
-ROWS = 512  # from this size on, only blocks above the diagonal are multiplied, in BLOCKS rows of blocks [rows]
-BLOCKS = 8
-NARROW = 16  # products of fewer channels take as long [channels]
-UNFOLD = 32  # time to write and read one entry of an unfolded input [multiply-adds]
-STARTS = 100_000  # time to start the kernels for the borders of one pair [multiply-adds]
+class WindowGram(MatrixProduct):
+    """Windows of one tensor times themselves, summed over positions."""
+
+    def fits(self, join: Join) -> Any:
+        """The windows' roles, if both halves hold all of their windows and the result all pairs of kernel entries."""
+        if join.windows is None:
+            return None
+        roles, (left, right) = join.legs.roles(join.windows), join.tensors
+        both = left & right
+        summed = not roles.o & ~both and not roles.o & join.out
+        return roles if summed and not roles.k & ~left & join.out and not roles.k & right else None
+
+    def cost(self, join: Join, form: Any) -> Cost:
+        """Lag products, or windows that are unfolded for a few examples at a time."""
+        left, right = join.tensors
+        assert join.windows is not None
+        patterns = tuple(p.pattern for p in join.windows.patterns)
+        channels, positions = join.volume(left & ~right & ~form.k), join.volume(left & right)
+        lags, windows = multiplications(patterns, channels)
+        lagging = prefers_lags(patterns, channels, positions // join.volume(form.o))
+        moved = join.volume(left) // join.volume(form.k) + 2 * join.size
+        return Cost(int((lags if lagging else windows) * positions), moved, join.size)
+
+    def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
+        """The Gram matrix, or a plain product where the windows are not views."""
+        left, right = values
+        gram = _window_gram(builder, left, right, join.legs.names(join.out))
+        return super().emit(builder, join, values, form) if gram is None else Lowered(*gram)
+
+
+def _window_gram(builder: Builder, left: Value, right: Value, out: frozenset[str]) -> tuple[Value, str] | None:
+    a, b = left.windows, right.windows
+    if a is None or b is None or a.register != b.register:
+        return None
+    if [p.pattern for p in a.patterns] != [p.pattern for p in b.patterns]:
+        return None
+    for p, q in zip(a.patterns, b.patterns, strict=True):
+        if p.o != q.o or p.o in out or p.k == q.k or not {p.k, q.k} <= out:
+            return None
+    if [a.legs.index(p.i) for p in a.patterns] != [b.legs.index(q.i) for q in b.patterns]:
+        return None
+    inputs = {p.i for p in a.patterns}
+    pairs = [(x, y) for x, y in zip(a.legs, b.legs, strict=True) if x not in inputs]
+    summed = tuple(x for x, y in pairs if x == y and x not in out)
+    groups = tuple(x for x, y in pairs if x == y and x in out)
+    ends = [(x, y) for x, y in pairs if x != y]
+    if not all({x, y} <= out for x, y in ends):
+        return None
+    first, second = tuple(x for x, _ in ends), tuple(y for _, y in ends)
+    flat = Value(a.register, tuple((leg,) for leg in a.legs))
+    base = builder.convert(flat, (summed, groups, first, *((p.i,) for p in a.patterns)))
+    geometry = tuple(p.pattern for p in a.patterns)
+    kernels_a, kernels_b = tuple((p.k,) for p in a.patterns), tuple((p.k,) for p in b.patterns)
+    if prefers_lags(geometry, builder.volume(first), builder.volume(summed + groups)):
+        register = builder.program.emit(lagged, (base.register,), geometry)
+        return Value(register, (groups, *kernels_a, first, *kernels_b, second)), "lag products"
+    register = builder.program.emit(unfolded, (base.register,), geometry)
+    rows, columns = (sum(legs, axis) for axis, legs in ((first, kernels_a), (second, kernels_b)))
+    return Value(register, (groups, rows, columns)), "windows + baddbmm"
 
 
 def multiplications(patterns: tuple[IndexPattern, ...], channels: int) -> tuple[float, float]:
     """Multiply-adds per output position of lag products and of unfolded windows; infinite where lags do not exist."""
     pairs = prod(p.kernel_size**2 for p in patterns)
-    triangle = (1 + 1 / BLOCKS) / 2 if channels**2 * pairs >= ROWS**2 else 1.0
+    triangle = (1 + 1 / machine.cpu.gram_blocks) / 2 if channels**2 * pairs >= machine.cpu.gram_rows**2 else 1.0
     windows = triangle * pairs * channels**2
     if len(patterns) > 2 or any(p.stride > 1 or p.output_size < 2 * p.kernel_size for p in patterns):
         return inf, windows
     lags = (prod(2 * p.kernel_size - 1 for p in patterns) + 1) / 2
     zeros = prod(_padded(p) / p.output_size for p in patterns)
     borders = sum(2 * p.kernel_size**2 / p.output_size for p in patterns) / 3
-    return lags * (zeros + borders) * max(channels, NARROW) ** 2, windows
+    return lags * (zeros + borders) * max(channels, machine.cpu.gram_narrow) ** 2, windows
 
 
 def prefers_lags(patterns: tuple[IndexPattern, ...], channels: int, examples: int) -> bool:
     """Whether lag products are cheaper for a number of channels per group and of groups times examples."""
     lags, windows = multiplications(patterns, channels)
     pairs = prod(p.kernel_size**2 for p in patterns)
-    unfolding = UNFOLD * channels * prod(p.kernel_size for p in patterns)
+    unfolding = machine.cpu.gram_unfold * channels * prod(p.kernel_size for p in patterns)
     positions = examples * prod(p.output_size for p in patterns)
-    return lags * positions + pairs * STARTS < (windows + unfolding) * positions
+    return lags * positions + pairs * machine.cpu.gram_start < (windows + unfolding) * positions
 
 
-def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
+def unfolded(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
     """``x [N, G, C, *I] → [G, C·ΠK, C·ΠK]``: products of all pairs of windows, summed over examples and positions.
 
     Inputs are unfolded for a few examples at a time: memory stays near the result's. If the result is large, only the
@@ -58,7 +117,7 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
     """
     kernels = tuple(p.kernel_size for p in patterns)
     unfold = windows(patterns, 3)
-    size = max(1, POSITIONS // prod(p.output_size for p in patterns))
+    size = max(1, machine.cpu.gram_positions // prod(p.output_size for p in patterns))
     dims = len(patterns)
     order = (1, 2, *range(3 + dims, 3 + 2 * dims), 0, *range(3, 3 + dims))
 
@@ -66,7 +125,7 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
         groups, channels = x.shape[1:3]
         rows = channels * prod(kernels)
         gram = x.new_zeros(groups, rows, rows)
-        step = -(-rows // BLOCKS) if rows >= ROWS and groups == 1 else rows
+        step = -(-rows // machine.cpu.gram_blocks) if rows >= machine.cpu.gram_rows and groups == 1 else rows
         for part in x.split(size):
             part = lying(unfold(part).permute(order).reshape(groups, rows, -1))
             for row in range(0, rows, step):
@@ -79,7 +138,7 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> Kernel:
     return kernel
 
 
-def lagged(patterns: tuple[IndexPattern, ...]) -> Kernel:
+def lagged(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
     """``x [N, G, C, *I] → [G, *K, C, *K, C]``: the products of :func:`unfolded` from lag products, for stride 1.
 
     Positions ``j = o + d·k`` count from the start of the left padding. The input lies in a buffer with

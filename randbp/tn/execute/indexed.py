@@ -1,22 +1,19 @@
 """Kernels for selections: index tables computed from the index at run time, gathers and scatters through
 them."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_zeros
 
 from ...layers.pattern import IndexPattern
-
-Kernel = Callable[..., Tensor]
+from .program import TensorFunction
 
 
 def table(
     target_sizes: tuple[int, ...],
     via: tuple[tuple[str, IndexPattern] | None, ...],
     determined_sizes: tuple[int, ...],
-) -> Kernel:
+) -> TensorFunction:
     """Positions in the grid of determined legs, for each chosen value and free leg.
 
     The kernel maps an index ``[*batch, S]`` to ``[*batch, S, F1, F2, …]``. Where nothing is met it gives the
@@ -71,7 +68,7 @@ def _through(value: Tensor, entry: tuple[str, IndexPattern], dim: int) -> tuple[
     return inputs, (inputs >= 0) & (inputs < pattern.input_size)
 
 
-def gather(batched: bool, held: tuple[tuple[int, int], ...], volume: int, partial: bool) -> Kernel:
+def gather(batched: bool, held: tuple[tuple[int, int], ...], volume: int, partial: bool) -> TensorFunction:
     """Make a kernel that reads the last dimension at the positions of a table.
 
     ``x`` is ``[(n), *rest, *held, volume]``, the table ``[(n), *free]``; the result ``[(n), *rest, *free]``.
@@ -100,7 +97,7 @@ def gather(batched: bool, held: tuple[tuple[int, int], ...], volume: int, partia
     return kernel
 
 
-def scatter(batched: bool, kept: tuple[tuple[int, int], ...], volume: int) -> Kernel:
+def scatter(batched: bool, kept: tuple[tuple[int, int], ...], volume: int) -> TensorFunction:
     """Make a kernel that adds up at the positions of a table: the transpose of `gather`.
 
     ``x`` is ``[(n), *rest, *free]``, the table ``[(n), *free]``; the result ``[(n), *rest, *kept, volume]``.

@@ -11,20 +11,16 @@ products run at the processor's speed, which native weight gradients do not reac
 where maps are small.
 """
 
-from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
+from ..planning import machine
 from . import convolution_kernels
-
-Kernel = Callable[..., Tensor]
-
-WIDE, WIDEST = 256, 512  # products are faster from these widths on: both sides, and one side (two cores) [channels]
-LONG = 128  # least length of a line [positions times examples]
-SMALL = 8  # up to this length of a line, products are faster even if native kernels use AVX-512 [outputs]
+from .convolutions import WeightProducts
+from .program import TensorFunction
 
 
 class Stretch(NamedTuple):
@@ -39,14 +35,13 @@ class Stretch(NamedTuple):
 
 def pay(patterns: tuple[IndexPattern, ...], examples: int, channels: tuple[int, int]) -> bool:
     """Whether products by lines are faster than a native kernel."""
-    wide = min(channels) >= WIDE and max(channels) >= WIDEST
-    several = any(p.kernel_size > 1 for p in patterns)
-    outputs = patterns[-1].output_size
-    slower = outputs <= SMALL or not convolution_kernels.has_avx512()  # of native kernels
-    return wide and several and slower and examples * outputs >= LONG
+    cpu, outputs = machine.cpu, patterns[-1].output_size
+    wide = min(channels) >= cpu.line_wide and max(channels) >= cpu.line_widest
+    slower = outputs <= cpu.line_small or not convolution_kernels.has_avx512()  # of native kernels
+    return wide and any(p.kernel_size > 1 for p in patterns) and slower and examples * outputs >= cpu.line_long
 
 
-def line_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
+def line_products(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
     """``(x [N, C, *I], y [N, D, *O]) → w [D, C, *K]``."""
     *outer, last = patterns
     stretches = [stretch(last, entry) for entry in range(last.kernel_size)]
@@ -100,3 +95,6 @@ def _lines(outer: list[IndexPattern], entry: tuple[int, ...]) -> list[tuple[int,
 def _positions_first(tensor: Tensor) -> Tensor:
     """``[N, C, *P]`` as ``[P, N·C]``: the transpose of a plain matrix, which PyTorch copies block by block."""
     return tensor.flatten(2).flatten(0, 1).t().contiguous()
+
+
+LINE_PRODUCTS = WeightProducts("line products", pay, line_products)

@@ -1,33 +1,38 @@
 """Products of two tensors, lowered to matrix products that copy as little as possible."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from . import dense, grams
+from ..planning import machine
+from ..planning.steps import Cost, Join
+from . import dense
+from .kernel import Kernel, Kind, Lowered
 from .registers import Axes, Builder, Value
 
-LINE = 8  # a copy moves at least this number of neighbours in memory together [elements]
-FEW = 64  # products of matrices up to this width run below the CPU's full speed [columns]
+
+class MatrixProduct(Kernel):
+    """The contraction of two tensors over the legs that they share and that are not kept."""
+
+    kind, joins = Kind.PRODUCT, (2, None)
+
+    def fits(self, join: Join) -> Any:
+        """Always."""
+        return True
+
+    def cost(self, join: Join, form: Any) -> Cost:
+        """A batched matrix product."""
+        left, right = join.tensors
+        union = (left & (right | join.out)) | (right & (left | join.out))
+        return Cost(join.volume(union), join.touched, join.size)
+
+    def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
+        """The product that copies least."""
+        return Lowered(*product(builder, values[0], values[1], join.legs.names(join.out)))
 
 
-def product(
-    builder: Builder, left: Value, right: Value, out: frozenset[str], rank: Mapping[str, int], precise: bool
-) -> tuple[Value, str]:
-    """The contraction of two values over the legs that they share and that are not kept.
-
-    Args:
-        builder: Emits the instructions.
-        left: One operand.
-        right: The other operand.
-        out: Legs to keep.
-        rank: Position of legs in the network's result; products that grow follow this order.
-        precise: Whether a sum may be rounded in between to the operands' data type.
-
-    Returns:
-        The product and the name of its kernel.
-    """
-    gram = _window_gram(builder, left, right, out)
-    if gram is not None:
-        return gram
+def product(builder: Builder, left: Value, right: Value, out: frozenset[str]) -> tuple[Value, str]:
+    """The product of two values with the legs ``out``, and the name of what computes it."""
+    rank, precise = builder.rank, builder.target.precise
     left, right = _without_private(builder, left, right, out), _without_private(builder, right, left, out)
     shared = [leg for leg in left.legs if leg in right.legs]
     batch = [leg for leg in shared if leg in out]
@@ -68,38 +73,6 @@ def product(
     return Value(register, axes), "matmul"
 
 
-def _window_gram(builder: Builder, left: Value, right: Value, out: frozenset[str]) -> tuple[Value, str] | None:
-    """The product of windows of one tensor with themselves, summed over positions: a kernel of its own."""
-    a, b = left.windows, right.windows
-    if a is None or b is None or a.register != b.register:
-        return None
-    if [p.pattern for p in a.patterns] != [p.pattern for p in b.patterns]:
-        return None
-    for p, q in zip(a.patterns, b.patterns, strict=True):
-        if p.o != q.o or p.o in out or p.k == q.k or not {p.k, q.k} <= out:
-            return None
-    if [a.legs.index(p.i) for p in a.patterns] != [b.legs.index(q.i) for q in b.patterns]:
-        return None
-    inputs = {p.i for p in a.patterns}
-    pairs = [(x, y) for x, y in zip(a.legs, b.legs, strict=True) if x not in inputs]
-    summed = tuple(x for x, y in pairs if x == y and x not in out)
-    groups = tuple(x for x, y in pairs if x == y and x in out)
-    ends = [(x, y) for x, y in pairs if x != y]
-    if not all({x, y} <= out for x, y in ends):
-        return None
-    first, second = tuple(x for x, _ in ends), tuple(y for _, y in ends)
-    flat = Value(a.register, tuple((leg,) for leg in a.legs))
-    base = builder.convert(flat, (summed, groups, first, *((p.i,) for p in a.patterns)))
-    geometry = tuple(p.pattern for p in a.patterns)
-    kernels_a, kernels_b = tuple((p.k,) for p in a.patterns), tuple((p.k,) for p in b.patterns)
-    if grams.prefers_lags(geometry, builder.volume(first), builder.volume(summed + groups)):
-        register = builder.program.emit(grams.lagged, (base.register,), geometry)
-        return Value(register, (groups, *kernels_a, first, *kernels_b, second)), "lag products"
-    register = builder.program.emit(grams.unfolded, (base.register,), geometry)
-    rows, columns = (sum(legs, axis) for axis, legs in ((first, kernels_a), (second, kernels_b)))
-    return Value(register, (groups, rows, columns)), "windows + baddbmm"
-
-
 def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], summed: list[str]) -> Value | None:
     """``[n, summed, rest]`` times a matrix that lacks ``n``: the matrix is repeated along ``n``, nothing is
     copied.
@@ -115,7 +88,7 @@ def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], su
     images = tuple(leg for leg in lead if leg not in batch)
     if set(middle) != set(inner) or not images or any(leg in batch for leg in rest):
         return None
-    if builder.volume(rest) <= FEW:
+    if builder.volume(rest) <= machine.cpu.few:
         return None
     if lead != images + groups or any(leg in batch and sizes[leg] > 1 and leg not in groups for leg in small.legs):
         return None
@@ -187,7 +160,7 @@ def _matrix(
 
 def _copying(builder: Builder, value: Value, legs: tuple[str, ...]) -> tuple[bool, int]:
     """Cost of copying a value into another order: the number of torn lines of memory, then that of pieces."""
-    return builder.unmoved(value, legs) < LINE, builder.pieces(value, legs)
+    return builder.unmoved(value, legs) < machine.cpu.line, builder.pieces(value, legs)
 
 
 def _lies(

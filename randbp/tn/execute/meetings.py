@@ -10,27 +10,19 @@ from torch import Tensor
 
 from ...kernels import pair_sums
 from ...layers.pattern import IndexPattern
-
-MEETING_SUMS = "sums of meeting pairs"
-"""The operation's name in printed plans."""
-
-# Time in multiplications of a wide product, as in :mod:`.diagonals`; measured with AVX2 (PyTorch 2.13, numba 0.66):
-PRODUCT = 3.5  # per multiplication
-LAID = 40  # per entry of an operand that is laid out with channels innermost
-START = 2000  # per channel
-
-MOST = 2**16  # pairs of positions that are listed: a mebibyte
+from ..planning import machine
 
 
 def serve(patterns: tuple[IndexPattern, ...]) -> bool:
     """Whether a compiled version serves the operation, and there are few enough pairs to list them."""
-    return prod(p.nonzeros for p in patterns) <= MOST and pair_sums.backend("cpu") == "numba"
+    return prod(p.nonzeros for p in patterns) <= machine.cpu.meetings and pair_sums.backend("cpu") == "numba"
 
 
-def time(patterns: tuple[IndexPattern, ...], examples: int) -> float:
-    """Per group, of operands that must be laid out."""
+def work(patterns: tuple[IndexPattern, ...], examples: int) -> tuple[int, float]:
+    """Multiply-adds per example and group, and time per group of operands that must be laid out."""
+    cpu, count = machine.cpu, prod(p.nonzeros for p in patterns)
     laid = sum(prod(getattr(p, side) for p in patterns) for side in ("input_size", "output_size"))
-    return examples * (PRODUCT * prod(p.nonzeros for p in patterns) + LAID * laid) + START
+    return count, examples * (cpu.meeting * count + cpu.meeting_laid * laid) + cpu.meeting_start
 
 
 def meeting_sums(patterns: tuple[IndexPattern, ...]) -> Callable[..., Tensor]:

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-Kernel = Callable[..., Tensor]
-Origin = tuple[Callable[..., Kernel], tuple[Any, ...]]
+TensorFunction = Callable[..., Tensor]
+"""What an instruction runs."""
+Origin = tuple[Callable[..., TensorFunction], tuple[Any, ...]]
 """What makes a kernel: its factory, and the factory's arguments."""
 Call = tuple[tuple[int, ...], int, tuple[int, ...]]
 """The registers that a kernel reads, the one that it fills, and those that die."""
@@ -28,7 +29,7 @@ class Program:
         self._code: list[tuple[Origin, tuple[int, ...], int]] = []
         self._set_up([], [])
 
-    def emit(self, factory: Callable[..., Kernel], registers: tuple[int, ...], *static: Any) -> int:
+    def emit(self, factory: Callable[..., TensorFunction], registers: tuple[int, ...], *static: Any) -> int:
         """Append ``factory(*static)`` applied to registers; returns the register of the result."""
         key = (factory, registers, static)
         register = self._known.get(key)
@@ -38,19 +39,8 @@ class Program:
             self._code.append(((factory, static), registers, register))
         return register
 
-    def scaled(self, register: int, factor: float) -> int | None:
-        """The register of a result times a number, if the kernel that computes it can multiply at no cost.
-
-        Such kernels are named by a ``takes_factor`` of their factory, whose last argument is the factor.
-        """
-        made = next((entry for entry in self._code if entry[2] == register), None)
-        if made is None or not getattr(made[0][0], "takes_factor", False):
-            return None
-        (factory, static), registers, _ = made
-        return self.emit(factory, registers, *static[:-1], static[-1] * factor)
-
-    def finish(self, result: int) -> None:
-        """Fix the result, drop instructions that nothing needs, and note where each register dies."""
+    def finish(self, result: int) -> set[int]:
+        """Fix the result, drop instructions that nothing needs, and return the registers that are needed."""
         self.result = result
         needed = {result}
         kept = []
@@ -68,6 +58,7 @@ class Program:
             calls.append((registers, target, dead))
         self._code, self._known = [], {}
         self._set_up(origins[::-1], calls[::-1])
+        return needed
 
     def _set_up(self, origins: list[Origin], calls: list[Call]) -> None:
         self._origins, self._calls = origins, calls

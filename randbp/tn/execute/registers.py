@@ -6,6 +6,7 @@ from itertools import pairwise
 from math import prod
 
 from ..nodes import Axis, Operand, Pattern
+from ..planning.steps import Target
 from . import dense
 from .program import Program
 
@@ -40,11 +41,25 @@ class Builder:
     """Emits layout conversions into a program, and counts the elements that they copy (``copied``).
 
     Sums of entries that lie apart in memory count, too: they read what lies between as well.
+
+    Args:
+        program: The program to which instructions are appended.
+        sizes: Leg sizes.
+        target: Data type and device of the operands.
+        indices: Register of each slot.
+        result: Legs of the network's result in order; products that grow follow it.
     """
 
-    def __init__(self, program: Program, sizes: Mapping[str, int]) -> None:
-        self.program = program
-        self.sizes = sizes
+    def __init__(
+        self,
+        program: Program,
+        sizes: Mapping[str, int],
+        target: Target,
+        indices: Mapping[str, int],
+        result: tuple[str, ...] = (),
+    ) -> None:
+        self.program, self.sizes, self.target, self.indices = program, sizes, target, indices
+        self.rank = {leg: index for index, leg in enumerate(result)}
         self.copied = 0
         self._apart: dict[int, int] = {}
 

@@ -5,7 +5,6 @@ relation is therefore a row gather or a row scatter and one dense matrix product
 never held for all values at once.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from math import prod
 
@@ -13,16 +12,10 @@ import torch
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
+from ..planning import machine
 from . import indexed
 from .dense import add_product, lying
-
-Kernel = Callable[..., Tensor]
-
-WIDTH = 4096  # most channels gathered for one matrix product; narrow products run far below full speed [channels]
-PIECE = 2**21  # examples that are processed together [elements]
-WEIGHTED = 2**18  # gathered at a time if not multiplied as matrices [elements]
-NARROW = 8  # products of narrower matrices are slow [columns]
-GATHERED = 2**20  # gathered at a time, so that they are multiplied before they leave the CPU's cache [elements]
+from .program import TensorFunction
 
 
 def gathered_product(
@@ -30,7 +23,7 @@ def gathered_product(
     via: tuple[tuple[str, IndexPattern] | None, ...],
     determined_sizes: tuple[int, ...],
     groups: int,
-) -> Kernel:
+) -> TensorFunction:
     """``out[g a b f] = Σ_{r s} x[r, g a, p(index[r s], f)] rows[r, s, g b]``: the weight VJP of kept positions.
 
     The kernel takes ``x [R, G·A, P]``, ``rows [R, S, G·B]`` and an index ``[R or a divisor of it, S]``, whose rows
@@ -55,8 +48,8 @@ def gathered_product(
         # Sums over rows of all channels have the channels innermost.
         out = x.new_empty(len(entries), groups).t()[..., None, None] if depthwise else x.new_empty(shape)
         index = _aligned(index, batch)
-        together = len(entries) if depthwise else _evenly(len(entries), max(1, WIDTH // channels))
-        at_once = max(1, (WEIGHTED if depthwise else GATHERED) // (channels * together))
+        together = len(entries) if depthwise else _evenly(len(entries), max(1, machine.cpu.row_width // channels))
+        at_once = max(1, (machine.cpu.row_weighted if depthwise else machine.cpu.row_gathered) // (channels * together))
         empty = True
         for part in pieces(batch, (positions + 1) * channels, x.device):
             source, step = (_rows(x[part]), positions) if table.complete else (_with_blank(x[part]), positions + 1)
@@ -100,7 +93,7 @@ def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
         >>> pieces(5, 2**20, torch.device("cpu"))
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    together = min(PIECE, max(PIECE // 4, batch * elements // 2))
+    together = min(machine.cpu.row_piece, max(machine.cpu.row_piece // 4, batch * elements // 2))
     size = batch if device.type != "cpu" else max(1, together // max(1, elements))
     return [slice(start, min(start + size, batch)) for start in range(0, batch, max(1, size))]
 
@@ -130,7 +123,7 @@ def scattered_product(
     via: tuple[tuple[str, IndexPattern] | None, ...],
     determined_sizes: tuple[int, ...],
     groups: int,
-) -> Kernel:
+) -> TensorFunction:
     """``out[r p g b] = Σ_{s f: p(index[r s], f) = p} Σ_a rows[r, s, g a] x[g a b f]``: the input VJP of kept positions.
 
     The kernel takes ``x [G, A, B, F]``, ``rows [R, S, G·A]`` and an index ``[R or a divisor of it, S]``; it gives
@@ -206,7 +199,7 @@ def rows_by_rows(left: Tensor, right: Tensor, groups: int, total: Tensor | None 
 def add_rows_by_rows(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
     """Write the product over rows within each group to ``[G, A, B]`` (``first``), or add it there."""
     groups = len(total)
-    if groups == 1 and right.shape[1] >= NARROW:
+    if groups == 1 and right.shape[1] >= machine.cpu.row_narrow:
         add_product(total[0], left.t(), right, first)
         return
     if groups == 1:  # three times faster with the wide side's rows as they lie in memory

@@ -7,33 +7,31 @@ examples at a time takes little. Native weight gradients work on blocks of 16 ch
 the output gradient into an order of their own.
 """
 
-from collections.abc import Callable
 from math import prod
 
 import torch
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
+from ..planning import machine
+from .convolutions import WeightProducts
 from .dense import lying, windows
-
-Kernel = Callable[..., Tensor]
-
-CHUNK = 2**21  # windows that are laid out at a time [elements]
-FEWEST, MOST = 4, 12  # products are faster for these inputs (two cores); there is a native kernel for three [channels]
-WIDE = 64  # products are faster from this number of output channels on [channels]
+from .program import TensorFunction
 
 
-def pay(patterns: tuple[IndexPattern, ...], channels: tuple[int, int]) -> bool:
-    """Whether products by image are faster than a native kernel for a number of input and output channels."""
-    narrow, wide = channels
-    if not (FEWEST <= narrow <= MOST and wide >= WIDE) or all(p.kernel_size == 1 for p in patterns):
+def pay(patterns: tuple[IndexPattern, ...], examples: int, channels: tuple[int, int]) -> bool:
+    """Whether products by image are faster than a native kernel."""
+    cpu, (few, wide) = machine.cpu, channels
+    if not cpu.window_fewest <= few <= cpu.window_most or wide < cpu.window_wide:
         return False
-    rows, outputs = narrow * prod(p.kernel_size for p in patterns), prod(p.output_size for p in patterns)
+    entries = prod(p.kernel_size for p in patterns)
+    rows, outputs = few * entries, prod(p.output_size for p in patterns)
     # Neither windows nor products of an image may be much larger than the image.
-    return rows <= 2 * wide and rows * outputs <= CHUNK and rows * wide <= outputs * (rows + wide)
+    small = rows <= 2 * wide and rows * outputs <= cpu.window_chunk and rows * wide <= outputs * (rows + wide)
+    return entries > 1 and small
 
 
-def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
+def window_products(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
     """``(x [N, C, *I], y [N, D, *O]) → w [D, C, *K]``."""
     dims = len(patterns)
     unfold = windows(patterns, 2)
@@ -43,7 +41,7 @@ def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         channels = x.shape[1]
-        at_once = min(CHUNK, max(CHUNK // 16, y.numel() // 4))
+        at_once = min(machine.cpu.window_chunk, max(machine.cpu.window_chunk // 16, y.numel() // 4))
         together = max(1, at_once // (channels * entries * max(outputs, y.shape[1])))
         total: Tensor | None = None
         for part, met in zip(x.split(together), y.split(together), strict=True):
@@ -55,3 +53,6 @@ def window_products(patterns: tuple[IndexPattern, ...]) -> Kernel:
         return total.view(-1, channels, *sizes)
 
     return kernel
+
+
+WINDOW_PRODUCTS = WeightProducts("window products", pay, window_products)

@@ -1,277 +1,327 @@
-"""Search for the contraction order: an opt_einsum path optimizer that knows index patterns."""
+"""Search for the contraction order: exact where the problem is small, along a tree of opt_einsum's where it is not."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from functools import reduce
+from typing import Any, NamedTuple
 
-from opt_einsum.paths import PathOptimizer
+from opt_einsum.paths import get_path_fn
 
+from ..execute.kernel import Kernel
+from ..execute.registry import choose
 from ..nodes import Operand
-from .cost import Cost, CostModel
-from .relations import Lookup, Problem, Windows
+from .relations import Problem, Relation, Windows
+from .steps import Cost, Join, Legs, Target
 
 Path = list[tuple[int, ...]]
+Optimize = str | Callable[..., Any] | None
+"""A strategy of opt_einsum, or an optimizer with its interface; ``None`` for the search of this module."""
+Tree = tuple[Any, ...]
+"""``(number,)`` of an item, or the trees that are joined."""
 
 FREE = Cost(0, 0, 0)
 EXHAUSTIVE = 9  # the search is optimal up to this number of items [items]
 
 
-@dataclass(frozen=True)
-class Move:
-    """One step of a contraction: the items that it joins, its result and its cost."""
+class Item(NamedTuple):
+    """A single relation, or items that are joined to a tensor.
 
-    items: tuple[int, ...]
+    Args:
+        mask: The problem's items as bits.
+        legs: Legs of the tensor or relation.
+        tensor: Whether it is a tensor.
+    """
+
+    mask: int
     legs: int
+    tensor: bool = True
+
+
+class Move(NamedTuple):
+    """One step: what it gives, what it joins, and the kernel that does it."""
+
+    item: Item
+    join: Join
+    kernel: Kernel
+    form: Any
     cost: Cost
 
 
-class PatternAware(PathOptimizer):
-    """Finds the order in which to contract a problem's tensors and relations.
+class Search:
+    """Finds the order in which to contract a problem's tensors and relations, by the costs of the kernels to be run.
 
     A step joins two tensors, a tensor and a relation, or two tensors and the relation between them (a convolution). Two
     relations are never joined: that would be a dense pattern. For up to nine items the order is the cheapest possible
-    one (dynamic programming over subsets, after opt_einsum's ``optimal``); beyond, the cheapest step is taken greedily.
+    one (dynamic programming over subsets). Beyond, or if asked, opt_einsum orders the tensors. It sees a leg that a
+    pattern determines as the pattern's free legs, so it counts what patterns leave to multiply. Each of its steps, with
+    the patterns between the joined tensors, is then ordered by the first method.
 
     Args:
-        problem: Tensors and relations; opt_einsum's ``inputs`` are their legs, tensors first.
-        native: Whether native convolution kernels serve the data type.
-        diagonal: Whether depthwise weight gradients may go through matrix products: on CPUs.
+        problem: Tensors and relations.
+        target: What the plan is for.
+        optimize: A strategy of opt_einsum (``"greedy"``, ``"dp"``, …), an object with the interface of its
+            ``PathOptimizer``, or ``None``.
+
+    Raises:
+        ValueError: If there is no such strategy.
     """
 
-    def __init__(self, problem: Problem, native: bool = True, diagonal: bool = True) -> None:
-        self.problem = problem
-        self.model = CostModel(problem, native, diagonal)
+    def __init__(self, problem: Problem, target: Target | None = None, optimize: Optimize = None) -> None:
+        self.problem, self.optimize = problem, optimize
+        self.legs = Legs(problem, target or Target())
         self.count = len(problem.tensors)
-        self.items = [*problem.tensors, *problem.relations]
-        self.legs = [self.model.encode(item.legs) for item in self.items]
-        self.kinds = self._item_kinds()
+        self.items: list[Operand | Relation] = [*problem.tensors, *problem.relations]
+        held = [self.legs.encode(item.legs) for item in self.items]
+        self.start = [Item(1 << n, legs, n < self.count) for n, legs in enumerate(held)]
+        self._open = self.legs.encode(leg for leg in problem.sizes if leg in problem.open_legs)
         self._kind_of: dict[int, int] = {0: 0}
-        self.open = self.model.encode(leg for leg in problem.sizes if leg in problem.open_legs)
+        self._needed: dict[int, int] = {}
+        self._moves: dict[tuple[int, ...], Move | None] = {}
+        numbers: dict[object, int] = {}  # sums of these over equivalent sets of items are equal
+        self._kinds = [1 << 8 * numbers.setdefault(_kind(item), len(numbers)) for item in self.items]
 
-    def __call__(self, inputs=None, output=None, size_dict=None, memory_limit=None) -> Path:  # type: ignore[no-untyped-def]
-        """The path, in opt_einsum's format: positions in a list that loses the joined items and gains the
-        result."""
+    def path(self) -> Path:
+        """The path, in opt_einsum's format: positions in a list that loses the joined items and gains the result."""
         if len(self.items) <= 1:
             return []
-        return (self._optimal() if len(self.items) <= EXHAUSTIVE else None) or self._greedy()
+        if self.optimize is None and len(self.items) <= EXHAUSTIVE:
+            return _linear(self._joined([(item, (n,)) for n, item in enumerate(self.start)])[1], len(self.items))
+        return _linear(self._along_tree(), len(self.items))
+
+    # Steps
+    # ------------------------------------------------------------------------------------------------------------
 
     def needed(self, mask: int) -> int:
         """Legs of a set of items that something outside, or the output, still needs."""
-        inside, outside = 0, self.open
-        for index, legs in enumerate(self.legs):
-            if mask >> index & 1:
-                inside |= legs
-            else:
-                outside |= legs
-        return inside & outside
-
-    def _item_kinds(self) -> list[int]:
-        """Assign a number to each item so that sums over equivalent sets of items are equal."""
-        numbers: dict[object, int] = {}
-        kinds = []
-        for item in self.items:
-            if isinstance(item, Operand):
-                key: object = (item.slot, len(item.axes))
-            elif isinstance(item, Windows):
-                key = tuple(p.pattern for p in item.patterns)
-            else:
-                key = (item.selection.slot, len(item.legs), item.determined)
-            kinds.append(1 << 8 * numbers.setdefault(key, len(numbers)))
-        return kinds
+        known = self._needed.get(mask)
+        if known is None:
+            inside, outside = 0, self._open
+            for item in self.start:
+                if item.mask & mask:
+                    inside |= item.legs
+                else:
+                    outside |= item.legs
+            known = self._needed[mask] = inside & outside
+        return known
 
     def kind(self, mask: int) -> int:
         """The kind of a set of items, regardless of leg names: the two halves of a Gram matrix are of one kind."""
         known = self._kind_of.get(mask)
         if known is None:
             low = mask & -mask
-            known = self._kind_of[mask] = self.kind(mask ^ low) + self.kinds[low.bit_length() - 1]
+            known = self._kind_of[mask] = self.kind(mask ^ low) + self._kinds[low.bit_length() - 1]
         return known
 
-    def product(self, left: tuple[int, int], right: tuple[int, int], out: int) -> Cost:
-        """Cost of a product; windows of one tensor with themselves have a kernel of their own."""
-        if left[0] != right[0] and self.kind(left[0]) == self.kind(right[0]):
-            relations = [index for index in range(self.count, len(self.items)) if left[0] >> index & 1]
-            if left[0].bit_count() == 2 and len(relations) == 1:
-                relation = self.items[relations[0]]
-                if isinstance(relation, Windows):
-                    return self.model.window_gram(relation, left[1], right[1], out)
-        return self.model.product(left[1], right[1], out)
+    def move(self, *items: Item) -> Move | None:
+        """The step that joins some items; ``None`` if no kernel does."""
+        key = tuple(item.mask for item in items)
+        if key not in self._moves:
+            self._moves[key] = self._move(items)
+        return self._moves[key]
 
-    def joins(
-        self, left: tuple[int, int], right: tuple[int, int], outer: bool
-    ) -> Iterator[tuple[tuple[int, ...], Cost]]:
-        """Steps that join two tensors, given as ``(item set, legs)``: a product, or a convolution through a
-        relation."""
-        (left_set, left_legs), (right_set, right_legs) = left, right
-        if left_legs & right_legs or outer:
-            both = left_set | right_set
-            yield (), self.product(left, right, self.needed(both))
-        for index in range(self.count, len(self.items)):
-            relation = self.items[index]
-            bit = 1 << index
-            if (left_set | right_set) & bit:
-                continue
-            legs = self.legs[index]
-            if legs & left_legs and legs & right_legs:
-                out = self.needed(left_set | right_set | bit)
-                cost = None
-                if isinstance(relation, Windows):
-                    cost = self.model.convolution(left_legs, relation, right_legs, out)
-                elif isinstance(relation, Lookup):
-                    cost = self.model.lookup_product(left_legs, relation, right_legs, out)
-                if cost is not None:
-                    yield (index,), cost
+    def _move(self, items: tuple[Item, ...]) -> Move | None:
+        left, *between, right = items
+        if not left.tensor or len(between) > right.tensor or any(item.tensor for item in between):
+            return None
+        mask, relation, windows = left.mask | right.mask, None, None
+        if between or not right.tensor:
+            number = (between[0] if between else right).mask.bit_length() - 1
+            mask, relation = mask | 1 << number, self.items[number]
+        else:
+            windows = self._windows(left, right)
+        tensors = (left.legs, right.legs) if right.tensor else (left.legs,)
+        join = Join(self.legs, tensors, relation, self.needed(mask), windows)  # type: ignore[arg-type]
+        found = choose(join)
+        return None if found is None else Move(Item(mask, join.out), join, *found, found[0].cost(join, found[1]))
 
-    def _optimal(self) -> Path | None:
-        for outer in (False, True):
-            tree = self._search(outer)
-            if tree is not None:
-                return _linear(tree, len(self.items))
+    def _windows(self, left: Item, right: Item) -> Windows | None:
+        """The patterns of the left tensor, if both are one and the same tensor with the same patterns applied."""
+        if left.mask.bit_count() == 2 and self.kind(left.mask) == self.kind(right.mask):
+            relation = self.items[left.mask.bit_length() - 1]
+            return relation if isinstance(relation, Windows) else None
         return None
 
-    def _search(self, outer: bool) -> tuple | None:
-        best: dict[int, tuple[float, tuple]] = {}
-        by_count: list[list[int]] = [[] for _ in range(len(self.items) + 1)]
-        legs: dict[int, int] = {}
+    def moves(self, left: Item, right: Item, outer: bool) -> Iterator[tuple[tuple[Item, ...], Move]]:
+        """Steps that join two items, maybe with a relation between them; outer products only if asked for."""
+        choices: list[tuple[Item, ...]] = []
+        if outer or left.legs & right.legs:
+            choices.append((left, right) if left.tensor else (right, left))
+        if left.tensor and right.tensor:
+            for relation in self.start[self.count :]:
+                if (
+                    not relation.mask & (left.mask | right.mask)
+                    and relation.legs & left.legs
+                    and relation.legs & right.legs
+                ):
+                    choices.append((left, relation, right))
+        for items in choices:
+            move = self.move(*items)
+            if move is not None:
+                yield items, move
 
-        def offer(mask: int, time: float, tree: tuple) -> None:
-            if mask not in best:
-                by_count[mask.bit_count()].append(mask)
-                legs[mask] = self.needed(mask) if mask.bit_count() > 1 else self.legs[mask.bit_length() - 1]
-                best[mask] = (time, tree)
-            elif time < best[mask][0]:
-                best[mask] = (time, tree)
-
-        for index in range(self.count):
-            offer(1 << index, 0.0, (index,))
-        for count in range(2, len(self.items) + 1):
-            for mask in list(by_count[count - 1]):
-                time, tree = best[mask]
-                for index in range(self.count, len(self.items)):
-                    bit = 1 << index
-                    if mask & bit or not (outer or legs[mask] & self.legs[index]):
-                        continue
-                    cost = self.model.relation(legs[mask], self.items[index], self.needed(mask | bit))  # type: ignore[arg-type]
-                    offer(mask | bit, time + cost.time, (tree, (index,)))
-            for small in range(1, count // 2 + 1):
-                for left in by_count[small]:
-                    for right in list(by_count[count - small]):
-                        if left & right or (2 * small == count and left > right):
-                            continue
-                        self._offer_joins(left, right, legs, best, offer, outer, plain=True)
-            for small in range(1, (count - 1) // 2 + 1):
-                for left in by_count[small]:
-                    for right in list(by_count[count - 1 - small]):
-                        if left & right or (2 * small == count - 1 and left > right):
-                            continue
-                        self._offer_joins(left, right, legs, best, offer, outer, plain=False)
-        full = (1 << len(self.items)) - 1
-        return best[full][1] if full in best else None
-
-    def _offer_joins(self, left, right, legs, best, offer, outer, plain) -> None:  # type: ignore[no-untyped-def]
-        for through, cost in self.joins((left, legs[left]), (right, legs[right]), outer and plain):
-            if plain == (not through):
-                mask = left | right
-                for index in through:
-                    mask |= 1 << index
-                # Two halves of one kind are computed once.
-                spent = best[left][0] + best[right][0]
-                if self.kind(left) == self.kind(right):
-                    spent = max(best[left][0], best[right][0])
-                trees = (best[left][1], *((index,) for index in through), best[right][1])
-                offer(mask, spent + cost.time, trees)
-
-    def _greedy(self) -> Path:
-        state = [(1 << index, legs, index < self.count) for index, legs in enumerate(self.legs)]
-        path: Path = []
-        while len(state) > 1:
-            move = min(self.moves(state), key=lambda move: move.cost.time)
-            path.append(move.items)
-            state = self.advance(state, move)
-        return path
-
-    def moves(self, state: list[tuple[int, int, bool]]) -> list[Move]:
-        """All steps from a state, a list of ``(item set, legs, is a tensor)``; outer products only if
-        nothing else."""
+    def moves_from(self, state: list[Item]) -> list[tuple[tuple[int, ...], Move]]:
+        """All steps from a state, as positions and moves; outer products only if there is nothing else."""
+        position = {item.mask: index for index, item in enumerate(state)}
         for outer in (False, True):
-            found = list(self._moves(state, outer))
+            found = [
+                (tuple(position[item.mask] for item in items), move)
+                for index, left in enumerate(state)
+                for right in state[index + 1 :]
+                for items, move in self.moves(left, right, outer)
+                if all(item.mask in position for item in items)
+            ]
             if found:
                 return found
         raise ValueError("no contraction step: the network has relations but no tensor")
 
-    def _moves(self, state: list[tuple[int, int, bool]], outer: bool) -> Iterator[Move]:
-        position = {mask: index for index, (mask, _, _) in enumerate(state)}
-        for a, (left, left_legs, left_tensor) in enumerate(state):
-            for b in range(a + 1, len(state)):
-                right, right_legs, right_tensor = state[b]
-                if left_tensor and right_tensor:
-                    for through, cost in self.joins((left, left_legs), (right, right_legs), outer):
-                        middle = [position[1 << index] for index in through if 1 << index in position]
-                        if len(middle) == len(through):
-                            mask = left | right | sum(1 << index for index in through)
-                            yield Move((a, *middle, b), self.needed(mask), cost)
-                elif left_tensor != right_tensor and (outer or left_legs & right_legs):
-                    tensor, relation = (left_legs, right) if left_tensor else (right_legs, left)
-                    out = self.needed(left | right)
-                    item = self.items[relation.bit_length() - 1]
-                    yield Move((a, b), out, self.model.relation(tensor, item, out))  # type: ignore[arg-type]
+    def follow(self, path: Path) -> Iterator[tuple[tuple[int, ...], Move]]:
+        """The steps of a path.
 
-    def join(self, state: list[tuple[int, int, bool]], positions: tuple[int, ...]) -> Move:
-        """The step that joins the items at some positions: two tensors, a relation, or a relation between
-        tensors."""
-        mask = 0
-        for position in positions:
-            mask |= state[position][0]
-        out = self.needed(mask)
-        legs = [state[position][1] for position in positions if state[position][2]]
-        relations = [self.items[state[p][0].bit_length() - 1] for p in positions if not state[p][2]]
-        cost: Cost | None = None
-        if len(legs) == 2 and not relations:
-            first, second = (state[position][:2] for position in positions)
-            cost = self.product(first, second, out)
-        elif len(legs) == 1 and len(relations) == 1 and not isinstance(relations[0], Operand):
-            cost = self.model.relation(legs[0], relations[0], out)
-        elif len(legs) == 2 and len(relations) == 1 and isinstance(relations[0], Windows):
-            cost = self.model.convolution(legs[0], relations[0], legs[1], out)
-        elif len(legs) == 2 and len(relations) == 1 and isinstance(relations[0], Lookup):
-            cost = self.model.lookup_product(legs[0], relations[0], legs[1], out)
-        if cost is None:
-            raise ValueError(f"path: no step joins the items at positions {positions}")
-        return Move(positions, out, cost)
+        Raises:
+            ValueError: If a step is none.
+        """
+        state = self.start
+        for positions in path:
+            move = self.move(*(state[position] for position in positions))
+            if move is None:
+                raise ValueError(f"path: no step joins the items at positions {positions}")
+            yield positions, move
+            state = advanced(state, positions, move.item)
 
     def cost(self, path: Path) -> list[Cost]:
-        """Cost of every step of a path; a step that repeats an earlier one is free, for it is computed
-        once."""
-        state = self.start()
-        costs: list[Cost] = []
+        """Cost of every step of a path; a step that repeats an earlier one is free, for it is computed once."""
         known: set[tuple[int, int]] = set()
-        for positions in path:
-            move = self.join(state, positions)
-            state = self.advance(state, move)
-            key = (self.kind(state[-1][0]), move.cost.size)
+        costs = []
+        for _, move in self.follow(path):
+            key = self.kind(move.item.mask), move.cost.size
             costs.append(FREE if key in known else move.cost)
             known.add(key)
         return costs
 
-    @staticmethod
-    def advance(state: list[tuple[int, int, bool]], move: Move) -> list[tuple[int, int, bool]]:
-        """The state after a step."""
-        mask = 0
-        for index in move.items:
-            mask |= state[index][0]
-        rest = [entry for index, entry in enumerate(state) if index not in move.items]
-        return [*rest, (mask, move.legs, True)]
+    # Orders
+    # ------------------------------------------------------------------------------------------------------------
 
-    def start(self) -> list[tuple[int, int, bool]]:
-        """The state before the first step."""
-        return [(1 << index, legs, index < self.count) for index, legs in enumerate(self.legs)]
+    def _joined(self, leaves: Sequence[tuple[Item, Tree]]) -> tuple[Item, Tree]:
+        """The cheapest way to join some items to one tensor."""
+        if len(leaves) > EXHAUSTIVE:
+            return self._greedy(leaves)
+        found = self._cheapest(leaves, outer=False) or self._cheapest(leaves, outer=True)
+        assert found is not None
+        return found
+
+    def _cheapest(self, leaves: Sequence[tuple[Item, Tree]], outer: bool) -> tuple[Item, Tree] | None:
+        best: dict[int, tuple[float, Tree]] = {item.mask: (0.0, tree) for item, tree in leaves}
+        by_count: list[list[Item]] = [[] for _ in range(len(leaves) + 1)]
+        by_count[1] = [item for item, _ in leaves]
+        for count in range(2, len(leaves) + 1):
+            for small in range(1, count // 2 + 1):
+                for left in by_count[small]:
+                    for right in by_count[count - small]:
+                        if left.mask & right.mask or (2 * small == count and left.mask > right.mask):
+                            continue
+                        for items, move in self.moves(left, right, outer):
+                            if len(items) == 3 and items[1].mask not in best:
+                                continue  # a relation of another part of the tree
+                            first, second = best[left.mask][0], best[right.mask][0]
+                            same = self.kind(left.mask) == self.kind(right.mask)  # halves of one kind are computed once
+                            time = move.cost.time + (max(first, second) if same else first + second)
+                            known = best.get(move.item.mask)
+                            if known is None:
+                                by_count[count + len(items) - 2].append(move.item)
+                            if known is None or time < known[0]:
+                                best[move.item.mask] = time, tuple(best[item.mask][1] for item in items)
+        return next(((item, best[item.mask][1]) for item in by_count[-1] if item.tensor), None)
+
+    def _greedy(self, leaves: Sequence[tuple[Item, Tree]]) -> tuple[Item, Tree]:
+        """Join items by the cheapest step at a time."""
+        trees, state = {item.mask: tree for item, tree in leaves}, [item for item, _ in leaves]
+        while len(state) > 1:
+            positions, move = min(self.moves_from(state), key=lambda found: found[1].cost.time)
+            trees[move.item.mask] = tuple(trees[state[position].mask] for position in positions)
+            state = advanced(state, positions, move.item)
+        return state[0], trees[state[0].mask]
+
+    def _along_tree(self) -> Tree:
+        """Join tensors in opt_einsum's order, and relations where all tensors that they touch have come together."""
+        waiting = {index: self._reached(index) for index in range(self.count, len(self.items))}
+
+        def join(parts: list[tuple[Item, Tree]]) -> tuple[Item, Tree]:
+            tensors = reduce(lambda mask, part: mask | part[0].mask, parts, 0)
+            everything = tensors & (1 << self.count) - 1 == (1 << self.count) - 1
+            due = [index for index, reached in waiting.items() if everything or (reached and not reached & ~tensors)]
+            for index in due:
+                del waiting[index]
+            return self._joined([*parts, *((self.start[index], (index,)) for index in due)])
+
+        state = [join([(self.start[index], (index,))]) for index in range(self.count)]
+        for positions in self._tensor_path() if self.count > 1 else ():
+            first, *others = (state[position] for position in sorted(positions))
+            state = [part for position, part in enumerate(state) if position not in positions]
+            state.append(reduce(lambda joined, other: join([joined, other]), others, first))
+        return state[0][1]
+
+    def _reached(self, relation: int) -> int:
+        """The tensors that a relation touches, directly or by legs that only relations hold."""
+        seen, reached, stack = {relation}, 0, [relation]
+        while stack:
+            legs = self.start[stack.pop()].legs
+            touching = [item for item in self.start[: self.count] if item.legs & legs]
+            reached |= sum(item.mask for item in touching)
+            free = legs & ~self._open & ~reduce(lambda mask, item: mask | item.legs, touching, 0)
+            for index in range(self.count, len(self.items)):
+                if index not in seen and self.start[index].legs & free:
+                    seen.add(index)
+                    stack.append(index)
+        return reached
+
+    def _tensor_path(self) -> Path:
+        """An order of the tensors, by opt_einsum's optimizers."""
+        find = self.optimize or "auto"
+        if isinstance(find, str):
+            try:
+                find = get_path_fn(find)
+            except KeyError:
+                raise ValueError(f"optimize={find!r}: expected a strategy of opt_einsum such as 'dp'") from None
+        else:
+            find = deepcopy(find)  # some remember the network that they were called for first
+        determined = {leg: frozenset(each.free) for each in self.problem.relations for leg in each.determined}
+
+        def free(legs: Iterable[str]) -> frozenset[str]:
+            """Determined legs as the free legs that they follow from."""
+            found, left = set[str](), set(legs)
+            seen = set[str]()
+            while left:
+                leg = left.pop()
+                seen.add(leg)
+                found |= {leg} - determined.keys()
+                left |= determined.get(leg, frozenset()) - seen
+            return frozenset(found)
+
+        inputs = [free(tensor.legs) for tensor in self.problem.tensors]
+        output = free(self.problem.open_legs) & frozenset().union(*inputs)
+        return [tuple(step) for step in find(inputs, output, dict(self.problem.sizes), None)]
 
 
-def _linear(tree: tuple, count: int) -> Path:
-    """Convert a nested tree of items to opt_einsum's linear path."""
+def advanced(state: list[Item], positions: tuple[int, ...], item: Item) -> list[Item]:
+    """The state after a step."""
+    return [*(entry for index, entry in enumerate(state) if index not in positions), item]
+
+
+def _kind(item: Operand | Relation) -> object:
+    """Equal for items that differ in the names of legs alone."""
+    if isinstance(item, Operand):
+        return item.slot, len(item.axes)
+    if isinstance(item, Windows):
+        return tuple(p.pattern for p in item.patterns)
+    return item.selection.slot, len(item.legs), item.determined
+
+
+def _linear(tree: Tree, count: int) -> Path:
+    """Convert a tree of items to opt_einsum's linear path."""
     remaining: list[object] = list(range(count))
     path: Path = []
 
-    def visit(node: tuple) -> object:
+    def visit(node: Tree) -> object:
         if len(node) == 1:
             return node[0]
         ids = [visit(child) for child in node]
@@ -279,8 +329,7 @@ def _linear(tree: tuple, count: int) -> Path:
         path.append(positions)
         for position in sorted(positions, reverse=True):
             del remaining[position]
-        token = object()
-        remaining.append(token)
+        remaining.append(token := object())
         return token
 
     visit(tree)

@@ -1,13 +1,13 @@
 """The effect of a network's contraction order on its cost, found without running anything."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from ...text.text_table import aligned
 from ..network import Network
-from .path import Path, PatternAware
+from .path import Item, Path, Search, advanced
 from .relations import problem
 
 
@@ -75,13 +75,13 @@ def path_report(net: Network, samples: int = 200, seed: int = 0) -> PathReport:
     """
     if samples < 1:
         raise ValueError(f"samples={samples}: expected a positive integer")
-    search = PatternAware(problem(net))
+    search = Search(problem(net))
     paths = {tuple(path) for path in _all_paths(search, samples + 1)}
     exhaustive = len(paths) <= samples
     if not exhaustive:
         generator = random.Random(seed)
         paths = {tuple(random_path(search, generator)) for _ in range(samples)}
-    paths.add(tuple(search()))
+    paths.add(tuple(search.path()))
     costs = [search.cost(list(path)) for path in paths]
     return PathReport(
         str(net),
@@ -97,9 +97,9 @@ def _three(values):  # type: ignore[no-untyped-def]
     return min(values), median(values), max(values)
 
 
-def _all_paths(search: PatternAware, limit: int):  # type: ignore[no-untyped-def]
+def _all_paths(search: Search, limit: int) -> Iterator[Path]:
     """Yield paths in depth-first order, at most ``limit`` of them."""
-    stack: list[tuple[Path, list[tuple[int, int, bool]]]] = [([], search.start())]
+    stack: list[tuple[Path, list[Item]]] = [([], search.start)]
     found = 0
     while stack and found < limit:
         path, state = stack.pop()
@@ -107,16 +107,16 @@ def _all_paths(search: PatternAware, limit: int):  # type: ignore[no-untyped-def
             found += 1
             yield path
             continue
-        for move in search.moves(state):
-            stack.append(([*path, move.items], search.advance(state, move)))
+        for positions, move in search.moves_from(state):
+            stack.append(([*path, positions], advanced(state, positions, move.item)))
 
 
-def random_path(search: PatternAware, generator: random.Random) -> Path:
+def random_path(search: Search, generator: random.Random) -> Path:
     """An order in which every step is drawn at random."""
     path: Path = []
-    state = search.start()
+    state = search.start
     while len(state) > 1:
-        move = generator.choice(search.moves(state))
-        path.append(move.items)
-        state = search.advance(state, move)
+        positions, move = generator.choice(search.moves_from(state))
+        path.append(positions)
+        state = advanced(state, positions, move.item)
     return path

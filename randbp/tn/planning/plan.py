@@ -7,21 +7,19 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from ...text.text_table import aligned
 from ...text.units import format_bytes
-from ..execute import dense, diagonals
-from ..execute.lowering import Lowering
+from ..execute import dense
+from ..execute.kernel import Kind
 from ..execute.program import Program
-from ..execute.registers import Value
+from ..execute.registers import Builder, Value
 from ..network import Network
 from ..nodes import Pattern
 from ..simplify import simplify
-from .cost import STREAM
-from .path import Path, PatternAware
-from .relations import ONE, Relation, Windows, problem
-
-Item = tuple[Value | None, Relation | None, str]
-GRAM_KERNELS = ("lag products", "windows + baddbmm")
-NATIVE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from . import machine
+from .path import Optimize, Path, Search
+from .relations import ONE, problem
+from .steps import NATIVE_TYPES, Target
 
 
 @dataclass(frozen=True)
@@ -30,15 +28,17 @@ class Step:
 
     Args:
         expression: The joined items and the legs of the result.
-        kernel: The kernel that runs the step.
+        kernel: The printed name of the kernel that runs the step.
         multiplications: Multiply-adds; pairs that meet a zero of a pattern are not counted.
         result_bytes: Size of the result.
+        kind: What kind of kernel it is.
     """
 
     expression: str
     kernel: str
     multiplications: int
     result_bytes: int
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -82,26 +82,16 @@ class Plan:
         return self.program.run(tensors)
 
     def __str__(self) -> str:
-        rows = [("step", "kernel", "multiplications", "result", "expression")]
+        rows = [("step", f"{'kernel':10}", "multiplications", f"{'result':10}", "expression")]
         for number, step in enumerate(self.steps, 1):
             size = format_bytes(step.result_bytes)
             rows.append((str(number), step.kernel, f"{step.multiplications:,}", size, step.expression))
-        widths = [max(5 if column == 0 else 10, *(len(row[column]) for row in rows)) for column in range(4)]
-        lines = [
-            " ".join(
-                (
-                    *(cell.ljust(width + (i > 0)) for i, (cell, width) in enumerate(zip(row, widths, strict=False))),
-                    row[4],
-                )
-            )
-            for row in rows
-        ]
         largest = format_bytes(self.largest_intermediate)
         total = f"total {self.multiplications:,} multiplications, largest intermediate {largest}"
-        return "\n".join([self.network, *lines, total])
+        return "\n".join([self.network, *aligned(rows), total])
 
 
-def make_plan(net: Network, dtype: torch.dtype, device: torch.device) -> Plan:
+def make_plan(net: Network, dtype: torch.dtype, device: torch.device, optimize: Optimize = None) -> Plan:
     """Find the cheapest order over the network's equivalent forms, and lower it.
 
     The forms are the network as it is and simplified, each with selections merged into the patterns they
@@ -114,121 +104,84 @@ def make_plan(net: Network, dtype: torch.dtype, device: torch.device) -> Plan:
         result = torch.result_type(torch.empty(0, dtype=dtype), net.scale) if net.scale != 1 else dtype
         program.finish(program.emit(dense.zeros, (), net.output_shape, result, device))
         return Plan(str(net), slots, [], (), program)
-    native = dtype in NATIVE_TYPES
     best: tuple[float, Plan] | None = None
-    for form, search in searches(net, native, diagonals.serves(dtype, device)):
-        path = search()
-        plan, copied = lowered(net, form, search, path, dtype, device)
-        time = sum(cost.time for cost in search.cost(path)) + 2 * STREAM * copied
+    for form, search in searches(net, Target(dtype, device, dtype in NATIVE_TYPES), optimize):
+        path = search.path()
+        plan, copied = lowered(net, form, search, path)
+        time = sum(cost.time for cost in search.cost(path)) + 2 * machine.cpu.stream * copied
         if best is None or time < best[0]:
             best = (time, plan)
     assert best is not None
     return best[1]
 
 
-def searches(net: Network, native: bool, diagonal: bool) -> Iterator[tuple[Network, PatternAware]]:
-    """The network's equivalent forms, each with a search for its order; `PatternAware` explains the arguments."""
+def searches(net: Network, target: Target, optimize: Optimize = None) -> Iterator[tuple[Network, Search]]:
+    """The network's equivalent forms, each with a search for its order."""
     simple = simplify(net)
     for form in [net] if simple == net else [simple, net]:
         for merge in (False, True) if net.index_slots else (True,):
-            yield form, PatternAware(problem(form, merge), native, diagonal)
+            yield form, Search(problem(form, merge), target, optimize)
 
 
-def lowered(
-    net: Network,
-    form: Network,
-    search: PatternAware,
-    path: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Plan, int]:
+def lowered(net: Network, form: Network, search: Search, path: Path) -> tuple[Plan, int]:
     """The plan of one path, and the elements that its changes of layout copy."""
-    slots = tuple(net.slots)
+    slots, target = tuple(net.slots), search.legs.target
     program = Program(len(slots))
     register = {slot: index for index, slot in enumerate(slots)}
-    lowering = Lowering(program, form.sizes, register, dtype, device, form.open_legs)
-    items: list[Item] = []
+    builder = Builder(program, form.sizes, target, register, form.open_legs)
+    items: list[tuple[Value | None, str]] = []
     for tensor in search.problem.tensors:
         if tensor is ONE:
-            items.append((Value(program.emit(dense.one, (), dtype, device), ()), None, tensor.slot))
+            items.append((Value(program.emit(dense.one, (), target.dtype, target.device), ()), tensor.slot))
         else:
-            items.append((lowering.builder.load(register[tensor.slot], tensor), None, tensor.slot))
-    items += [(None, relation, str(relation)) for relation in search.problem.relations]
-    state = search.start()
-    names = {search.model.encode((leg,)): leg for leg in form.sizes}
-    steps: list[Step] = []
+            items.append((builder.load(register[tensor.slot], tensor), tensor.slot))
+    items += [(None, str(relation)) for relation in search.problem.relations]
     # A simplified form may have another scale; what is then a whole number leaves integers what they are.
-    scale, scaled = (int(form.scale) if net.scale == 1 else form.scale), False
-    for positions in path:
-        joined = [items[position] for position in positions]
-        move = search.join(state, positions)
+    scale, scaled = (int(form.scale) if net.scale == 1 else form.scale), form.scale == 1
+    steps: list[tuple[Step, int]] = []
+    for number, (positions, move) in enumerate(search.follow(path), 1):
+        values = [value for position in positions if (value := items[position][0]) is not None]
         before = program.count
-        if scale != 1 and not scaled and len(state) == len(positions) and dtype in NATIVE_TYPES:
-            joined, scaled = _scale_operand(joined, lowering, scale, move.cost.size)
-        out = frozenset(leg for bit, leg in names.items() if bit & move.legs)
-        tensors = [value for value, _, _ in joined if value is not None]
-        relations = [relation for _, relation, _ in joined if relation is not None]
-        if not relations:
-            done = lowering.product(tensors[0], tensors[1], out)
-        elif len(tensors) == 1:
-            done = lowering.relation(tensors[0], relations[0], out)
-        else:
-            between = relations[0]
-            left, right = (state[position][1] for position in positions if state[position][2])
-            if isinstance(between, Windows):
-                roles = search.model.convolution_roles(left, between, right, move.legs)
-                assert roles is not None
-                done = lowering.convolution(tensors[0], tensors[1], roles, between.patterns, out)
-            else:
-                found = search.model.lookup_form(left, between, right, move.legs)
-                assert found is not None
-                kind, left_is_rows = found
-                rows, other = tensors if left_is_rows else reversed(tensors)
-                done = lowering.lookup_product(other, rows, between, kind, out)
-        name = f"#{len(steps) + 1}"
-        expression = f"{', '.join(text for _, _, text in joined)} → {' '.join(sorted(out))}"
-        cost = move.cost
-        if done.kernel in GRAM_KERNELS:  # the windows were only looked through, never made
-            steps = [
-                replace(step, kernel="view", result_bytes=0) if "windows" in step.kernel else step for step in steps
-            ]
+        if number == len(path) and not scaled and target.native:
+            values, scaled = _scale_operands(builder, values, scale, move.cost.size)
+        done = move.kernel.emit(builder, move.join, values, move.form)
+        legs = " ".join(sorted(search.legs.names(move.join.out)))
+        step = Step(
+            f"{', '.join(items[position][1] for position in positions)} → {legs}",
+            done.name,
+            move.cost.multiplications,
+            move.cost.size * target.dtype.itemsize,
+            move.kernel.kind,
+        )
         if program.count == before:  # every instruction was there already
-            steps.append(Step(expression, f"shared: {done.kernel}", 0, 0))
-        else:
-            steps.append(Step(expression, done.kernel, cost.multiplications, cost.size * dtype.itemsize))
-        items = [item for index, item in enumerate(items) if index not in positions] + [(done.value, None, name)]
-        state = search.advance(state, move)
+            step = replace(step, kernel=f"shared: {done.name}", multiplications=0, result_bytes=0)
+        steps.append((step, done.value.register))
+        items = [item for index, item in enumerate(items) if index not in positions] + [(done.value, f"#{number}")]
     value = items[0][0]
     assert value is not None
-    value = lowering.builder.sum(value, [leg for leg in value.legs if leg not in form.open_legs])
-    result = lowering.builder.store(value, form.output)
-    if scale != 1 and not scaled:
+    value = builder.sum(value, [leg for leg in value.legs if leg not in form.open_legs])
+    result = builder.store(value, form.output)
+    if not scaled:
         result = program.emit(dense.scale, (result,), scale)
-    program.finish(result)
-    return Plan(str(net), slots, path, tuple(steps), program), lowering.builder.copied
+    needed = program.finish(result)
+    # Windows of a Gram matrix are looked through and never made.
+    shown = tuple(step if made in needed else replace(step, kernel="view", result_bytes=0) for step, made in steps)
+    return Plan(str(net), slots, path, shown, program), builder.copied
 
 
-def _scale_operand(joined: list[Item], lowering: Lowering, factor: float, size: int) -> tuple[list[Item], bool]:
-    """Multiply a tensor of the last step by the network's scale: one whose kernel does that for nothing, else the
-    smallest, if it is smaller than the result."""
-    values = [(index, value) for index, (value, _, _) in enumerate(joined) if value is not None and not value.windows]
-    if len(values) < sum(value is not None for value, _, _ in joined):
-        return joined, False
-    if len({value.register for _, value in values}) == 1 < len(values) and factor > 0:
-        every, factor = [values], sqrt(factor)  # a tensor times itself, which stays one tensor
+def _scale_operands(builder: Builder, values: list[Value], factor: float, size: int) -> tuple[list[Value], bool]:
+    """Multiply the smaller tensor of the last step by the network's scale, if it is smaller than the result."""
+    if any(value.windows for value in values):
+        return values, False
+    if len({value.register for value in values}) == 1 < len(values) and factor > 0:
+        chosen, factor = range(len(values)), sqrt(factor)  # a tensor times itself, which stays one tensor
     else:
-        every = [[pair] for pair in sorted(values, key=lambda pair: lowering.builder.volume(pair[1].legs))]
-    for chosen in every:
-        registers = [lowering.program.scaled(value.register, factor) for _, value in chosen]
-        if None not in registers:
-            break
-    else:
-        chosen = every[0]
-        if any(lowering.builder.volume(value.legs) >= size for _, value in chosen):
-            return joined, False
-        registers = [lowering.program.emit(dense.scale, (value.register,), factor) for _, value in chosen]
-    joined = list(joined)
-    for (index, value), register in zip(chosen, registers, strict=True):
-        assert register is not None
-        joined[index] = (Value(register, value.axes), None, joined[index][2])
-    return joined, True
+        smallest = min(range(len(values)), key=lambda index: builder.volume(values[index].legs))
+        chosen = range(smallest, smallest + 1)
+    if any(builder.volume(values[index].legs) >= size for index in chosen):
+        return values, False
+    values = list(values)
+    for index in chosen:
+        register = builder.program.emit(dense.scale, (values[index].register,), factor)
+        values[index] = replace(values[index], register=register)
+    return values, True

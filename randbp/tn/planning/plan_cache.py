@@ -9,9 +9,10 @@ import torch
 
 from ...layers.integers import as_integer
 from ..network import Network
+from .path import Optimize
 from .plan import Plan, make_plan
 
-Key = tuple[Network, torch.dtype, torch.device]
+Key = tuple[Network, torch.dtype, torch.device, Optimize]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Entry:
 class PlanCache:
     """A bounded LRU of plans, safe under threads.
 
-    The key is the network (its structure and sizes; tensors bound to it do not count), the data type and the
-    device.
+    The key is the network (its structure and sizes; tensors bound to it do not count), the data type, the device and
+    the strategy of the search.
 
     Args:
         maxsize: Number of plans to hold.
@@ -83,22 +84,23 @@ class PlanCache:
         net: Network,
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008
+        optimize: Optimize = None,
     ) -> Plan:
         """Return the plan of a network, and make it if it is not in the cache."""
-        entry = self._nearest.get(id(net))
+        entry = None if optimize else self._nearest.get(id(net))
         if entry is None or entry.net is not net or entry.dtype is not dtype or entry.device != device:
-            entry = self._plans.get((net, dtype, device))
+            entry = self._plans.get((net, dtype, device, optimize))
             if entry is None:
-                return self._made(net, dtype, device)
+                return self._made(net, dtype, device, optimize)
         with self._lock:
             self._hits += 1
             self._saved += entry.seconds
             entry.used = self._hits + self._misses
         return entry.plan
 
-    def _made(self, net: Network, dtype: torch.dtype, device: torch.device) -> Plan:
+    def _made(self, net: Network, dtype: torch.dtype, device: torch.device, optimize: Optimize) -> Plan:
         start = perf_counter()  # outside the lock: other threads go on; two may plan the same network, harmlessly
-        plan = make_plan(net, dtype, device)
+        plan = make_plan(net, dtype, device, optimize)
         seconds = perf_counter() - start
         with self._lock:
             self._misses += 1
@@ -106,9 +108,10 @@ class PlanCache:
             # Bound tensors must not live as long as the plan.
             bare = replace(net, bound={}) if net.bound else net
             entry = Entry(bare, dtype, device, plan, seconds, self._hits + self._misses)
-            self._drop((net, dtype, device))  # another thread's
-            self._plans[(bare, dtype, device)] = entry
-            self._nearest[id(bare)] = entry
+            self._drop((net, dtype, device, optimize))  # another thread's
+            self._plans[(bare, dtype, device, optimize)] = entry
+            if not optimize:
+                self._nearest[id(bare)] = entry
             while len(self._plans) > self.maxsize:
                 self._drop(min(self._plans, key=lambda key: self._plans[key].used))
         return plan

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from randbp import tn
-from randbp.tn.planning.path import PatternAware
-from randbp.tn.planning.plan import make_plan
+from randbp.tn.planning.path import Search
+from randbp.tn.planning.plan import lowered, searches
 from randbp.tn.planning.relations import problem
+from randbp.tn.planning.steps import Target
 
-from ..strategies import random_operands
+from ..strategies import another_machine, random_operands
 
 SPEC = tn.ConvSpec((2, 4, 8, 8), 6, 3, stride=2, padding=1, groups=2)
 
@@ -47,22 +48,41 @@ def test_kfac_reduce_sums_before_it_multiplies():
     assert plan.largest_intermediate <= 2 * 4 * 9 * 8 * 4
 
 
-def test_paths_are_opt_einsum_paths():
-    """The optimizer is an opt_einsum PathOptimizer; opt_einsum itself can walk its path over dense
-    operands."""
-    for net in (tn.weight_vjp(SPEC), tn.kfac_reduce(SPEC), tn.gradient_gram(SPEC)):
-        task = problem(net)
-        search = PatternAware(task)
-        assert isinstance(search, oe.paths.PathOptimizer)
-        letters = {leg: oe.get_symbol(index) for index, leg in enumerate(net.sizes)}
-        inputs = ["".join(letters[leg] for leg in item.legs) for item in search.items]
-        output = "".join(letters[leg] for leg in net.open_legs)
-        shapes = [tuple(net.sizes[leg] for leg in item.legs) for item in search.items]
-        path, _ = oe.contract_path(f"{','.join(inputs)}->{output}", *shapes, shapes=True, optimize=search)
-        assert [set(step) for step in path] == [set(step) for step in search()]
+STRATEGIES = ("auto", "dp", "greedy", "optimal", oe.RandomGreedy(max_repeats=4), oe.DynamicProgramming())
 
 
-def test_optimal_search_is_no_worse_than_greedy_or_random():
+@pytest.mark.parametrize("optimize", STRATEGIES)
+@pytest.mark.parametrize("operation", [tn.conv, tn.weight_vjp, tn.kfac_expand, tn.kfac_reduce, tn.gradient_gram])
+def test_strategies_of_opt_einsum_order_networks(operation, optimize):
+    """They find what the own search finds, but do not know that halves of a Gram matrix are computed once."""
+    net = operation(SPEC)
+    plan = net.plan(torch.float64, optimize=optimize)
+    assert plan.multiplications == net.plan(torch.float64).multiplications or operation is tn.gradient_gram
+    operands = random_operands(net)
+    torch.testing.assert_close(net.contract(operands, optimize=optimize), torch.einsum(*net.einsum(operands)))
+
+
+def test_optimizers_are_called_as_opt_einsum_calls_them():
+    """A leg that a pattern determines is written as the legs that it follows from."""
+    seen = []
+
+    class Remembering(oe.paths.PathOptimizer):
+        def __call__(self, inputs, output, size_dict, memory_limit=None):
+            seen.append((inputs, output, memory_limit))
+            return [(0, 1)]
+
+        def __deepcopy__(self, memo):
+            return self
+
+    spec = tn.ConvSpec((2, 3, 8), 4, 3, padding=1)
+    tn.weight_vjp(spec).plan(optimize=Remembering())
+    assert seen == [([set("ngc") | {"o1", "k1"}, set("ngd") | {"o1"}], set("gdc") | {"k1"}, None)]
+    for wrong, message in (("fast", "optimize='fast': expected a strategy"), (3, "optimize=3: expected a strategy")):
+        with pytest.raises(ValueError, match=message):
+            tn.weight_vjp(spec).plan(optimize=wrong)
+
+
+def test_optimal_search_is_no_worse_than_others():
     for operation in (
         tn.conv,
         tn.weight_vjp,
@@ -71,14 +91,15 @@ def test_optimal_search_is_no_worse_than_greedy_or_random():
         tn.gradient_gram,
         tn.ggn_diagonal,
     ):
-        search = PatternAware(problem(operation(SPEC)))
-        best = sum(cost.time for cost in search.cost(search()))
-        greedy = sum(cost.time for cost in search.cost(search._greedy()))
-        assert best <= greedy
+        search = Search(problem(operation(SPEC)))
+        best = sum(cost.time for cost in search.cost(search.path()))
+        for optimize in ("greedy", "dp"):
+            found = Search(problem(operation(SPEC)), optimize=optimize).path()
+            assert best <= sum(cost.time for cost in search.cost(found))
         assert best == pytest.approx(operation(SPEC).path_report().time[0])
 
 
-def test_long_chains_are_contracted_greedily():
+def test_long_chains_are_ordered_by_opt_einsum():
     spec = tn.ConvSpec((1, 2, 9), 2, 2)
     net = tn.conv(spec)
     for number in range(5):
@@ -237,8 +258,10 @@ def test_kfac_expand_through_lags_and_windows(spec, groups, lags):
     spec = tn.ConvSpec(shape, 2 * groups, kernel, stride, padding, dilation, groups)
     net = tn.kfac_expand(spec)
     lags = lags and spec.stride[0] == 1 and spec.dims < 3
-    with mock.patch.multiple("randbp.tn.execute.grams", prefers_lags=lambda *_: lags, ROWS=4):
-        plan = make_plan(net, torch.float64, torch.device("cpu"))
+    *_, (form, search) = searches(net, Target(torch.float64))
+    path = search.path()
+    with mock.patch("randbp.tn.execute.grams.prefers_lags", lambda *_: lags), another_machine(gram_rows=4):
+        plan, _ = lowered(net, form, search, path)
         operands = random_operands(net)
         result = plan.run([operands["input"]])
     assert plan.steps[-1].kernel == ("lag products" if lags else "windows + baddbmm")
