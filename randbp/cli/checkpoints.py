@@ -19,13 +19,6 @@ SHOWN = 3  # most parameter names in a message
 def check_file(option: str, path: str) -> dict[str, Any] | None:
     """Read a checkpoint file and check its form; ``None`` where only Lightning can tell.
 
-    Args:
-        option: What named the file, for the message.
-        path: The file; a folder of a parallel strategy, an address, or one of Lightning's names is not looked into.
-
-    Raises:
-        UsageError: If it is no checkpoint, or holds more than tensors and plain values.
-
     Example:
         >>> check_file("--ckpt_path", "none.ckpt")
         Traceback (most recent call last):
@@ -55,18 +48,7 @@ def check_file(option: str, path: str) -> dict[str, Any] | None:
 
 
 def check_content(option: str, path: str, content: dict[str, Any], model: LightningModule, train: bool) -> None:
-    """Check that a checkpoint fits a model, as far as that shows before Lightning's hooks have run.
-
-    Args:
-        option: What named the file, for the message.
-        path: The file.
-        content: What it holds.
-        model: The model.
-        train: Whether its training is to go on.
-
-    Raises:
-        UsageError: If not.
-    """
+    """Check that a checkpoint fits a model, as far as that shows before Lightning's hooks have run."""
     name = type(model).__name__
     if train and not {"loops", "optimizer_states", "lr_schedulers"} <= content.keys():
         raise UsageError(f"{option}={path}: holds weights alone, expected the state of a training")

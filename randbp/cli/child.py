@@ -76,13 +76,7 @@ def ended(process: "subprocess.Popen[bytes]") -> int | None:
 
 
 def stop(processes: "Sequence[subprocess.Popen[bytes]]", number: signal.Signals, patience: float) -> None:
-    """Send a signal to commands, wait for them to end, and kill those that do not.
-
-    Args:
-        processes: Processes that :func:`start` has returned.
-        number: The signal.
-        patience: Seconds to wait for all of them.
-    """
+    """Send a signal to commands, wait for them to end, and kill those that do not."""
     for process in processes:
         send(process, number)
     deadline = time.monotonic() + patience

@@ -18,6 +18,7 @@ import randbp
 from randbp import Estimator
 
 from .errors import UsageError, condense, one_line
+from .yaml_file import read_mapping
 
 LARGEST_SEED = 2**32 - 1  # the largest seed that NumPy accepts
 FEW_PROCESSES = 8  # always permitted, even with fewer cores, so that people can try something out [processes]
@@ -42,15 +43,7 @@ _NO_ESTIMATOR = re.compile(
 
 
 def parse(parse_args: Callable[[Any], Namespace], args: Sequence[str]) -> Namespace:
-    """Parse the options and the files that they name.
-
-    Args:
-        parse_args: The parser's method.
-        args: The options.
-
-    Raises:
-        UsageError: If something cannot be used; it names the option or the file.
-    """
+    """Parse the options and the files that they name."""
     for file in config_files(args):
         check_config(file)
     try:
@@ -86,9 +79,6 @@ def config_files(args: Sequence[str]) -> list[str]:
 def check_config(file: str) -> None:
     """Check that a configuration file exists and has options in it.
 
-    Raises:
-        UsageError: If not.
-
     Example:
         >>> check_config("none.yaml")
         Traceback (most recent call last):
@@ -96,7 +86,7 @@ def check_config(file: str) -> None:
     """
     if not Path(file).exists() and ("\n" in file or ":" in file or "{" in file):
         return  # text, which the parser takes as well
-    content, fault = _read(Path(file))
+    content, fault = read_mapping(Path(file))
     dropout = content.get("tensor_dropout")
     if not isinstance(dropout, dict):
         dropout = {}
@@ -122,11 +112,7 @@ def no_estimator(name: str) -> str:
 
 
 def check_values(options: Namespace) -> None:
-    """Check estimators, the seed and the number of processes, whose errors are clearest beside their keys.
-
-    Raises:
-        UsageError: If one is out of range.
-    """
+    """Check estimators, the seed and the number of processes, whose errors are clearest beside their keys."""
     for key in ("weight_vjp", "input_vjp"):
         for where, estimator in each(f"tensor_dropout.{key}", options["tensor_dropout"][key]):
             try:
@@ -139,11 +125,7 @@ def check_values(options: Namespace) -> None:
 
 
 def check_processes(trainer: Namespace) -> None:
-    """Refuse more processes than a CPU can sensibly run: Lightning would start them all.
-
-    Raises:
-        UsageError: If more are wanted.
-    """
+    """Refuse more processes than a CPU can sensibly run: Lightning would start them all."""
     accelerator, devices = trainer["accelerator"], trainer["devices"]
     most = max(FEW_PROCESSES, os.cpu_count() or 1)
     if accelerator == "cpu" and str(devices).isdecimal() and not 1 <= int(devices) <= most:
@@ -168,28 +150,6 @@ def _build(config: Any) -> Any:
     return instantiate_class((), {"class_path": config.class_path, "init_args": values})
 
 
-def _read(path: Path) -> tuple[dict[Any, Any], str]:
-    """Read a configuration file; return its content and what is wrong with it, one of which is empty."""
-    if not path.exists():
-        return {}, "no such file"
-    if not path.is_file():
-        return {}, "not a file"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        return {}, f"cannot be read: {error.strerror}"
-    except UnicodeDecodeError:
-        return {}, "not text, expected YAML in UTF-8"
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
-        return {}, f"not YAML: {getattr(error, 'problem', None) or error}{line}"
-    if isinstance(content, dict):
-        return content, ""
-    found = "is empty" if content is None else f"has a {type(content).__name__}"
-    return {}, f"{found}, expected options such as model:, data:, trainer:"
-
-
 def _class_names(where: str, value: Any) -> Iterator[tuple[str, str]]:
     """Names of estimators in a file, and their places in it: one name, or one for each layer."""
     if isinstance(value, str):
@@ -209,9 +169,9 @@ def _unreadable_among(args: Sequence[str]) -> str:
     """Find the file among the options' values that is not a configuration, since the parser does not always name it."""
     places = [(Path(), word.partition("=")[2]) for word in args]
     for file in map(Path, config_files(args)):
-        places += [(file.parent, value) for value in tree_leaves(_read(file)[0]) if isinstance(value, str)]
+        places += [(file.parent, value) for value in tree_leaves(read_mapping(file)[0]) if isinstance(value, str)]
     for folder, value in places:
         there = value.endswith((".yaml", ".yml", ".json")) and (folder / value).exists()
-        if there and (fault := _read(folder / value)[1]):
+        if there and (fault := read_mapping(folder / value)[1]):
             return f" ({value}: {fault})"
     return ""

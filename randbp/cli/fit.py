@@ -3,7 +3,7 @@
 import os
 import traceback
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -88,18 +88,14 @@ class CLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         quiet: dict[str, Any] = {"exit_on_error": False}
-        self.ownership = ExitStack()
-        with self.ownership:
-            self._run(args, quiet)
-
-    def _run(self, args: Sequence[str], quiet: dict[str, Any]) -> None:
-        super().__init__(
-            save_config_callback=None,
-            trainer_defaults={"default_root_dir": "runs", "enable_model_summary": False},
-            seed_everything_default=0,
-            parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
-            args=with_folder(args),
-        )
+        with ExitStack() as self.ownership:
+            super().__init__(
+                save_config_callback=None,
+                trainer_defaults={"default_root_dir": "runs", "enable_model_summary": False},
+                seed_everything_default=0,
+                parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
+                args=with_folder(args),
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -168,14 +164,15 @@ class CLI(LightningCLI):
         first: list[Callback] = []
         if self.subcommand == "fit" and trainer["enable_checkpointing"] is not False:
             # Before all others, see there. Lightning would add a checkpoint of its own where there is none.
-            first = [LatestEpoch(_filename(own)), RandomState(), KeepRows(logger)]
+            taken = any(isinstance(callback, ModelCheckpoint) and callback.save_last for callback in own)
+            first = [LatestEpoch(FILENAMES[taken]), RandomState(), KeepRows(logger)]
             trainer["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in own)
-        defaults: list[tuple[type[Callback], bool, Callable[[], Callback]]] = [
-            (CostMonitor, True, CostMonitor),
-            (ProgressBar, bar, RichProgressBar),
-        ]
-        last = [make() for kind, wanted, make in defaults if wanted and not any(isinstance(c, kind) for c in own)]
-        trainer["callbacks"] = [*first, *own, *last, LogConfig(self._resolved().as_dict()), RefuseNoData()]
+        last: list[Callback] = [LogConfig(self._resolved().as_dict()), RefuseNoData()]
+        if bar and not any(isinstance(callback, ProgressBar) for callback in own):
+            last.insert(0, RichProgressBar())
+        if not any(isinstance(callback, CostMonitor) for callback in own):
+            last.insert(0, CostMonitor())
+        trainer["callbacks"] = [*first, *own, *last]
         return super().instantiate_trainer(
             logger=[logger, *others, *(own for own in _as_list(trainer["logger"]) if isinstance(own, Logger))],
             default_root_dir=str(folder),
@@ -217,12 +214,6 @@ class CLI(LightningCLI):
         config["resume"] = False
         return config
 
-    def _save_config(self) -> None:
-        assert self.folder is not None
-        if is_rank_zero():
-            parser = self._parser(self.subcommand)
-            write_text(self.folder / CONFIG, parser.dump(self._resolved(), skip_none=False))
-
     @staticmethod
     def _leave_out_if_exact(options: Any) -> None:
         """Drop the callback where nothing is to be estimated, so that models without convolutions can be trained."""
@@ -234,41 +225,38 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train, then test the trained model if there are test data."""
-        with self._failure_on_file():
+        with self._on_file():
             self.trainer.fit(**kwargs)
             if self._option("test_after_fit") and not self.trainer.interrupted and self._has_test():
                 self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        self._report()
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate on the validation data."""
-        with self._failure_on_file():
+        with self._on_file():
             self.trainer.validate(**kwargs, verbose=False)
-        self._report()
 
     def test(self, **kwargs: Any) -> None:
         """Evaluate on the test data."""
-        with self._failure_on_file():
+        with self._on_file():
             self.trainer.test(**kwargs, verbose=False)
-        self._report()
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and save what the model returns for each batch to ``predictions.pt``."""
-        assert self.folder is not None
-        with self._failure_on_file():
+        with self._on_file() as folder:
             predictions = self.trainer.predict(**kwargs)
             rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-            torch.save(predictions, self.folder / f"predictions{rank}.pt")
-        self._report()
+            torch.save(predictions, folder / f"predictions{rank}.pt")
 
     @contextmanager
-    def _failure_on_file(self) -> Iterator[None]:
-        """Write the traceback of a failed run beside its metrics, and close W&B's run in any case."""
+    def _on_file(self) -> Iterator[Path]:
+        """Write configuration and the traceback of a failure into the run's folder, close W&B's run, print results."""
         assert self.folder is not None
         failed = True
         try:
-            self._save_config()
-            yield
+            if is_rank_zero():
+                text = self._parser(self.subcommand).dump(self._resolved(), skip_none=False)
+                write_text(self.folder / CONFIG, text)
+            yield self.folder
             failed = False
         except BaseException as error:
             if (stop := reason(error)) is not None:
@@ -281,30 +269,21 @@ class CLI(LightningCLI):
             raise RunError(f"{what} (traceback in {path})") from error
         finally:
             close_loggers(self.trainer.loggers, failed)
+        if self.trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            if odd := not_finite(metrics):
+                print(f"not finite: {', '.join(odd)}")
+            if metrics:
+                print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            print(f"results in {self.folder}")
 
     def _has_test(self) -> bool:
         data: Any = self.model if self.datamodule is None else self.datamodule
         kind = LightningModule if self.datamodule is None else LightningDataModule
         return is_overridden("test_step", self.model) and is_overridden("test_dataloader", data, kind)
 
-    def _report(self) -> None:
-        if not self.trainer.is_global_zero:
-            return
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        if odd := not_finite(metrics):
-            print(f"not finite: {', '.join(odd)}")
-        if metrics:
-            print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        print(f"results in {self.folder}")
-
     def _option(self, name: str) -> Any:
         return self.config[self.subcommand][name]
-
-
-def _filename(callbacks: list[Callback]) -> str:
-    """File name of the latest epoch's checkpoint; not the usual one where the user's own callback writes that."""
-    taken = any(isinstance(callback, ModelCheckpoint) and callback.save_last for callback in callbacks)
-    return FILENAMES[taken]
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -312,18 +291,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``.
-
-    Args:
-        argv: The subcommand and its options.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UsageError: If the options cannot be used.
-        RunError: If the run failed.
-    """
+    """Run ``fit``, ``validate``, ``test`` or ``predict``."""
     quieten()
     try:
         with sigterm_raises():

@@ -15,17 +15,9 @@ WandbMode = Literal["offline", "online", "disabled"]
 
 
 def make_loggers(folder: Path, name: str, wandb: WandbMode) -> tuple[MetricsFile, *tuple[Logger, ...]]:
-    """Make the loggers of a run.
+    """Make the loggers of a run, the first of which writes ``metrics.csv``; a name is the run's in W&B.
 
     Under a W&B agent (which sets ``WANDB_SWEEP_ID``) its mode is used, that is ``WANDB_MODE``, online by default.
-
-    Args:
-        folder: Folder of this run.
-        name: The run's name in W&B.
-        wandb: Whether W&B writes to the run's folder only, to its server, or nothing.
-
-    Returns:
-        First the logger of ``metrics.csv``, whose ``log_dir`` is the run's folder.
     """
     file = MetricsFile(folder)
     agent = "WANDB_SWEEP_ID" in os.environ

@@ -35,13 +35,9 @@ Train with approximate backpropagation, and see what it saves and what it costs.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command, that of this process by default.
 
-    Args:
-        argv: Command and options; by default those of this process.
-
-    Returns:
-        The exit code: 0 for success, 1 for a failure while running, 2 for options that cannot be used.
+    The exit code is 0 for success, 1 for a failure while running, 2 for options that cannot be used.
 
     Example:
         >>> main(["--version"]) == 0

@@ -16,10 +16,7 @@ from .run_folder import is_rank_zero
 
 
 class MetricsFile(CSVLogger):
-    """Lightning's CSV logger, except that it continues an existing ``metrics.csv``.
-
-    Args:
-        folder: Folder of the run.
+    """Lightning's CSV logger, except that it continues an existing ``metrics.csv`` in a run's folder.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -49,10 +46,7 @@ class MetricsFile(CSVLogger):
 
 
 class Rows(ExperimentWriter):
-    """The rows of the file, of which those that are logged since the last :meth:`save` are held back.
-
-    Args:
-        folder: Folder of the run.
+    """The rows of the file in a folder, of which those that are logged since the last :meth:`save` are held back.
 
     Attributes:
         count: Rows in the file.
@@ -64,8 +58,8 @@ class Rows(ExperimentWriter):
         self.path = Path(folder) / self.NAME_METRICS_FILE
         self.metrics: list[dict[str, float]] = []
         self.hparams: dict[str, Any] = {}
-        rows = self._read()
-        self.fields, self.count = rows[0] if rows else [], max(0, len(rows) - 1)
+        self.fields, rows = self._read()
+        self.count = len(rows)
 
     def save(self) -> None:
         """Append the rows that are held back, or rewrite the file if it lacks some of their columns."""
@@ -75,37 +69,36 @@ class Rows(ExperimentWriter):
         fields = sorted({*self.fields, *(name for row in rows for name in row)})
         if fields == self.fields:
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                file.write(_text(fields, rows))
+                csv.DictWriter(file, fields).writerows(rows)
+            self.count += len(rows)
         else:
-            names, *earlier = self._read() or [[]]
-            old = [dict(zip(names, row, strict=True)) for row in earlier]
-            write_text(self.path, _text(fields, [dict(zip(fields, fields, strict=True)), *old, *rows]))
-        self.fields, self.count = fields, self.count + len(rows)
+            self._write(fields, [*self._read()[1], *rows])
 
     def keep(self, count: int, fields: list[str]) -> None:
         """Keep the first rows and their columns, and drop the rest, which will be logged again."""
-        names, *rows = self._read() or [[]]
+        names, rows = self._read()
         if count <= len(rows) and set(fields) <= set(names):
-            kept = [dict(zip(names, row, strict=True)) for row in rows[:count]]
-            shown = [{name: row[name] for name in fields} for row in kept]
-            write_text(self.path, _text(fields, [dict(zip(fields, fields, strict=True)), *shown]))
-            self.fields, self.count = fields, count
+            self._write(fields, [{name: row[name] for name in fields} for row in rows[:count]])
 
-    def _read(self) -> list[list[str]]:
-        """Read the header and all complete rows: the last one may be torn if the process was killed while writing."""
+    def _read(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """Read columns and all complete rows: the last one may be torn if the process was killed while writing."""
         if not self.path.exists():
-            return []
+            return [], []
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1])) or [[]]
-        return [header, *(row for row in rows if len(row) == len(header))]
+        header, *rows = [*csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))] or [[]]
+        return header, [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+
+    def _write(self, fields: list[str], rows: list[dict[str, Any]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+        self.fields, self.count = fields, len(rows)
 
 
 class KeepRows(Callback):
-    """Note in each checkpoint how long the metrics file is, and go back to that length when a run is resumed.
-
-    Args:
-        logger: Writes the file.
-    """
+    """Note in each checkpoint how long the metrics file is, and go back to that length when a run is resumed."""
 
     def __init__(self, logger: MetricsFile) -> None:
         self.logger = logger
@@ -123,9 +116,3 @@ class KeepRows(Callback):
         rows = self.logger.experiment
         if isinstance(rows, Rows) and rows.count and state_dict:
             rows.keep(state_dict["rows"], state_dict["fields"])
-
-
-def _text(fields: list[str], rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, fields).writerows(rows)
-    return text.getvalue()

@@ -7,14 +7,7 @@ from .errors import UsageError
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Check that a file can be written, without leaving anything behind; its folders may be missing.
-
-    Args:
-        path: The file, the value of ``--output``.
-        overwrite: Whether it may exist.
-
-    Raises:
-        UsageError: If it is a folder, exists, or cannot be written.
+    """Check that ``--output`` can be written, without leaving anything behind; its folders may be missing.
 
     Example:
         >>> check_output(Path("/"), overwrite=True)
@@ -36,6 +29,6 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise refused(path, str(error.strerror)) from error
 
 
-def refused(path: Path, why: str) -> UsageError:
+def refused(path: Path | str, why: str) -> UsageError:
     """Make the error that names the option, its value and the file system's message."""
     return UsageError(f"--output={path}: {why}, expected a file to write")

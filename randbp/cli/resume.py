@@ -4,9 +4,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from .errors import UsageError
+from .yaml_file import read_mapping
 
 CONFIG = "config.yaml"
 
@@ -15,9 +14,6 @@ def with_folder(args: Sequence[str]) -> list[str]:
     """Replace ``--resume=FOLDER`` among the options by the options of that run.
 
     Its configuration comes first, so that other options override it. Without a folder ``--resume`` stays as it is.
-
-    Raises:
-        UsageError: If that is not the folder of a run.
 
     Example:
         >>> with_folder(["fit", "--name=a", "--version=0", "--resume"])
@@ -53,8 +49,11 @@ def _options(folder: str) -> list[str]:
         raise UsageError(f"--resume={folder}: expected the folder of a run, with a {CONFIG} in it")
     # The folder may have moved since, as a whole: its place counts, and of the name as much as fits to that.
     place = Path(folder).absolute()
-    name = _name(config)
-    parts = Path(name).parts if name is not None else ()
+    content, fault = read_mapping(config)
+    if fault:
+        raise UsageError(f"{config}: not a configuration: {fault}")
+    name = content.get("name")
+    parts = Path(name).parts if isinstance(name, str) else ()
     if place.parent.parts[-len(parts) :] != parts or not parts:
         parts = (place.parent.name,)
     root = Path(folder).parent
@@ -66,12 +65,3 @@ def _options(folder: str) -> list[str]:
         f"--name={'/'.join(parts)}",
         f"--version={place.name}",
     ]
-
-
-def _name(config: Path) -> str | None:
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{config}: not a configuration: {' '.join(str(error).split())}") from error
-    name = content.get("name") if isinstance(content, dict) else None
-    return name if isinstance(name, str) else None

@@ -19,20 +19,9 @@ LONGEST = 255  # longest name in the usual file systems [bytes]
 
 
 def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: bool = False) -> Path:
-    """Make the folder of a new run; an existing folder is only given to a run that continues it.
+    """Make the folder ``root/name/version`` of a new run; an existing one is only given to a run that resumes it.
 
-    Args:
-        root: Folder of all runs.
-        name: Name of the run; one folder, or several with ``/`` in between.
-        version: Folder below it; by default the next free number.
-        prefix: Goes before that number.
-        resume: Whether the folder may be there already.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UsageError: If a name is not one of a folder, the version is taken, or the folder cannot be made.
+    The name may be several folders; without a version it is the next free number behind a prefix.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -46,10 +35,12 @@ def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: 
     if version is not None:
         check_name("--version", version)
     parent = root / name
+    folder = parent if version is None else parent / version
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = _next_free(parent, prefix) if version is None else parent / version
-        if version is not None:
+        if version is None:
+            folder = _next_free(parent, prefix)
+        else:
             folder.mkdir(exist_ok=resume)
     except FileExistsError as error:
         if version is not None and folder.is_dir():
@@ -64,15 +55,7 @@ def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: 
 
 
 def check_name(option: str, name: str, several: bool = False) -> None:
-    """Check that a folder's name does not lead out of its parent folder.
-
-    Args:
-        option: The option that gave the name, for the message.
-        name: The name.
-        several: Whether it may be several names with ``/`` in between.
-
-    Raises:
-        UsageError: If it is not the name of a folder.
+    """Check that the name of a folder, or of several with ``/`` in between, does not lead out of its parent folder.
 
     Example:
         >>> check_name("--name", "../x", several=True)
@@ -95,9 +78,6 @@ def owned(folder: Path) -> Iterator[None]:
 
     The other processes of a distributed run leave it to rank zero.
 
-    Raises:
-        UsageError: If another process owns it.
-
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder, owned(Path(folder)):
@@ -107,24 +87,16 @@ def owned(folder: Path) -> Iterator[None]:
     if not is_rank_zero():
         yield
         return
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock = FileLock(folder / LOCK, timeout=PATIENCE).acquire()
     except Timeout:
         raise UsageError(f"{folder}: another process is training there") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def is_owned(folder: Path) -> bool:
-    """Whether some process, this or another one, trains in a run's folder now.
-
-    Example:
-        >>> is_owned(Path("no/such/folder"))
-        False
-    """
+    """Whether some process, this or another one, trains in a run's folder now."""
     if not (folder / LOCK).exists():
         return False
     try:
@@ -135,12 +107,7 @@ def is_owned(folder: Path) -> bool:
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the only or the first process of a run.
-
-    Example:
-        >>> is_rank_zero()
-        True
-    """
+    """Whether this is the only or the first process of a run."""
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
@@ -168,11 +135,8 @@ def free_name(root: Path, name: str) -> str:
 
 def _next_free(parent: Path, prefix: str) -> Path:
     taken = [path.name.removeprefix(prefix) for path in parent.iterdir() if path.name.startswith(prefix)]
-    number = 1 + max((int(name) for name in taken if name.isdecimal()), default=-1)
-    while True:
-        folder = parent / f"{prefix}{number}"
-        try:
-            folder.mkdir()  # fails if a run that started at the same moment was faster
-            return folder
-        except FileExistsError:
-            number += 1
+    for number in count(1 + max((int(name) for name in taken if name.isdecimal()), default=-1)):
+        with suppress(FileExistsError):  # a run that started at the same moment was faster
+            (parent / f"{prefix}{number}").mkdir()
+            return parent / f"{prefix}{number}"
+    raise AssertionError  # numbers do not end

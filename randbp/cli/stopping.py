@@ -8,11 +8,7 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """Raised when the user, or whoever started the command, wants it to end.
-
-    Attributes:
-        code: The exit code: 128 and the number of the signal, as in a shell.
-    """
+    """Raised when the user, or whoever started the command, wants it to end; with the exit code as in a shell."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

@@ -21,18 +21,7 @@ from .sweep_run import SweepRun
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out the runs of a sweep file, then print their table and write the report.
-
-    Args:
-        argv: The sweep file, and options; those not known here go to each run.
-
-    Returns:
-        The exit code: 0, or 1 if a run failed.
-
-    Raises:
-        UsageError: If the file cannot be used, or there are results already and no ``--resume``.
-        Stopped: If the sweep was interrupted.
-    """
+    """Carry out the runs of a sweep file, then print their table and write the report."""
     parser = OptionParser(
         prog="randbp sweep",
         description="Make the runs of a sweep file in W&B's format on this machine, one process each.",

@@ -63,11 +63,7 @@ def arguments_as_json(values: Mapping[str, Any]) -> str:
 
 
 def check_command(file: str, command: Sequence[str], program: str) -> None:
-    """Check that the macros of a command are known.
-
-    Raises:
-        UsageError: If one has none, with the file and the key.
-    """
+    """Check that the macros of a command are known."""
     known = [*_macros({}), *_AGENT]
     for number, word in enumerate(_with_default(command, program)):
         name = word[2:-1]
@@ -81,11 +77,7 @@ def check_command(file: str, command: Sequence[str], program: str) -> None:
 
 
 def check_program(file: str, words: Sequence[str]) -> None:
-    """Check that the program of a command exists.
-
-    Raises:
-        UsageError: If it is not.
-    """
+    """Check that the program of a command exists."""
     if not words or words[0].startswith("-"):  # nothing but options
         raise UsageError(f"{file}: command: empty, expected a program")
     if shutil.which(words[0]) is None:
@@ -113,11 +105,7 @@ def _macros(values: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def _helpers() -> tuple[Any, Any]:
-    """Find W&B's functions for a sweep's command and its arguments; no other place knows where they are.
-
-    Raises:
-        UsageError: If they are somewhere else in the version that is installed.
-    """
+    """Find W&B's functions for a sweep's command and its arguments; no other place knows where they are."""
     import wandb
 
     try:

@@ -51,11 +51,7 @@ class Execution:
         self.done = 0
 
     def run(self) -> tuple[str, int] | None:
-        """Carry out the runs that are not finished.
-
-        Returns:
-            ``None`` after the last one; what has stopped the sweep and the exit code for it otherwise.
-        """
+        """Carry out the runs that are not finished."""
         waiting = self._missing()
         columns = (
             TextColumn("{task.description}"),

@@ -33,9 +33,6 @@ writes a file to be given to `randbp fit` after the other files. --tensor_dropou
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split the command line into options of ``tune`` and options of ``fit``.
 
-    Raises:
-        UsageError: If a value is out of range, or the file cannot be written or exists.
-
     Example:
         >>> options, rest = parse(["--config=digits.yaml", "--budget=0.5"])
         >>> options.budget, options.objective, rest
@@ -70,12 +67,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 class Measure(Callback):
-    """Measure a model's layers on the first batches that reach the training step, then stop.
-
-    Args:
-        options: Options of the command.
-        layers: Which layers, as in :func:`randbp.randomize`.
-    """
+    """Measure some of a model's layers on the first batches that reach the training step, then stop."""
 
     def __init__(self, options: argparse.Namespace, layers: str | list[str] | None) -> None:
         self.options, self.layers = options, layers
@@ -104,14 +96,9 @@ class Measure(Callback):
                 raise UsageError(f"model: training_step returned {type(loss).__name__}, expected a loss")
             return loss
 
+        of, candidates = self.options, CANDIDATES[self.options.objective]
         self.measured = measure(
-            pl_module,
-            self.batches,
-            objective,
-            CANDIDATES[self.options.objective],
-            self.layers,
-            draws=self.options.draws,
-            rounds=self.options.rounds,
+            pl_module, self.batches, objective, candidates, self.layers, draws=of.draws, rounds=of.rounds
         )
         trainer.should_stop = True
         return -1
@@ -169,18 +156,7 @@ def as_file(chosen: Assignment) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print the assignment, and write it.
-
-    Args:
-        argv: Options.
-
-    Returns:
-        The exit code 0.
-
-    Raises:
-        UsageError: If the options cannot be used, or the budget cannot be reached.
-        RunError: If the model failed.
-    """
+    """Measure, print the assignment, and write it."""
     options, rest = parse(argv)
     quieten()
     try:

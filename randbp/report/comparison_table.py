@@ -7,8 +7,9 @@ from rich.text import Text
 
 from ..text.units import BYTES, PERCENT, SECONDS, Unit, quantity, ratio
 from .damaged import Damaged
-from .groups import Comparison, Group, Measure, Statistic
+from .groups import Comparison, Group, Measure
 from .printable import printable
+from .statistic import Statistic
 from .table import MISSING, Cell, Column, Table
 
 COST_COLUMNS: tuple[tuple[str, str, tuple[Unit, ...]], ...] = (
@@ -73,7 +74,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
         console.print(make_table(comparison).for_terminal())
     lines = [(note, "dim") for note in notes(comparison)]
     lines += [(f"{run.name}: {run.problem}", "red") for run in comparison.problems]
-    lines += [(left_out(damage), "red") for damage in comparison.damaged]
+    lines += [(left_out(damage), "red") for damage in comparison.results.damaged]
     for line, style in lines:
         console.print(Text(line), style=style, highlight=False, soft_wrap=True)
 
@@ -106,7 +107,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 def _best_run(comparison: Comparison) -> list[str]:
     """A line on the best run by the sweep's metric, or why there is none; empty if no sweep names a metric."""
-    if (target := comparison.target) is None:
+    if (target := comparison.results.target) is None:
         return []
     if (best := target.best(comparison.runs)) is None:
         return [f"No finished run has the sweep's metric {target.name}, so none is the best."]

@@ -11,11 +11,7 @@ SLOWER = 1.1
 
 
 def finding(standings: Sequence[Standing]) -> str:
-    """The first sentence: gains and costs of the preset that holds the least.
-
-    Args:
-        standings: Standings of all methods; there is a preset among them.
-    """
+    """The first sentence: gains and costs of the preset that holds the least."""
     return _sentence(headline(standings), of_what=True)
 
 

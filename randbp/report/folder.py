@@ -33,12 +33,7 @@ class Results:
 
 
 def load_runs(folder: Path) -> Results:
-    """Read all runs below a folder (or the one in it); hidden folders are left out.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist or holds no run.
-        Damaged: If there are runs, but none that can be read.
-    """
+    """Read all runs below a folder (or the one in it); hidden folders are left out."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     runs: list[Run] = []
@@ -61,7 +56,7 @@ def load_runs(folder: Path) -> Results:
         except Damaged as error:
             damaged.append(Damaged(error.path, f"{error.what}; the run has no loss curve here"))
             losses = [], []
-        runs.append(Run(path.parent, printable(name), summary, config, losses))
+        runs.append(Run(printable(name), summary, config, losses))
     if not runs and damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise Damaged(folder, f"no run in it that can be read: {damaged[0]}{more}")

@@ -1,18 +1,14 @@
 """Runs that differ only in their seed, taken together and compared with exact backpropagation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 
-import numpy
-
-from .damaged import Damaged
 from .folder import Results
-from .methods_file import Methods
 from .printable import printable
 from .run import EXACT, TIMES, Estimate, Run
-from .target import Target
+from .statistic import Statistic
 
 LAYERS = "layers"
 WAY = ("preset", "lean", "bits")
@@ -22,46 +18,10 @@ OWN = (*WAY, LAYERS)
 # Configuration in which runs may differ without being different experiments: where they write, seeds, and the
 # estimators, which the summary tells more plainly.
 INCIDENTAL = (
-    "name",
-    "version",
-    "wandb",
-    "trainer.logger",
-    "trainer.default_root_dir",
-    "trainer.enable_progress_bar",
-    "tensor_dropout",
+    *("name", "version", "wandb", "tensor_dropout"),
+    *("trainer.logger", "trainer.default_root_dir", "trainer.enable_progress_bar"),
 )
 INCIDENTAL_PARTS = ("seed", "seed_everything", "save_dir", "dirpath", "weight_vjp", "input_vjp")
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """Mean over runs, and standard deviation (``n - 1``) if there is more than one run and all values are finite.
-
-    Example:
-        >>> Statistic.of([1.0, 3.0])
-        Statistic(mean=2.0, std=1.4142135623730951, values=(1.0, 3.0))
-        >>> Statistic.of([1.0, float("nan")])
-        Statistic(mean=nan, std=None, values=(1.0, nan))
-    """
-
-    mean: float
-    std: float | None
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Statistic | None":
-        """The statistic of some values; ``None`` if there are none."""
-        values = tuple(values)
-        if not values:
-            return None
-        with numpy.errstate(all="ignore"):
-            mean = float(numpy.mean(values))
-            std = float(numpy.std(values, ddof=1)) if len(values) > 1 else None
-        return cls(mean, std if std is not None and isfinite(std) else None, values)
-
-    def over(self, unit: float) -> "Statistic | None":
-        """The statistic of the values divided by a unit."""
-        return Statistic.of(value / unit for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -125,23 +85,18 @@ class Comparison:
     Args:
         groups: The groups.
         accuracy: Name of the metric that counts as accuracy, ``None`` if the runs have none.
-        strays: Runs that failed before their estimators and settings were known.
-        damaged: Files that could not be read.
-        target: The metric by which the sweep that made the runs names the best.
-        methods: Ways to train that were compared side by side.
+        results: What was read, runs included that failed before their estimators and settings were known.
     """
 
     groups: tuple[Group, ...]
     accuracy: str | None
-    strays: tuple[Run, ...] = ()
-    damaged: tuple[Damaged, ...] = ()
-    target: Target | None = None
-    methods: Methods | None = None
+    results: Results
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """All runs."""
-        return (*(run for group in self.groups for run in group.runs), *self.strays)
+        strays = (run for run in self.results.runs if run.summary.run is None)
+        return (*(run for group in self.groups for run in group.runs), *strays)
 
     @property
     def problems(self) -> tuple[Run, ...]:
@@ -202,7 +157,6 @@ def compare(results: Results) -> Comparison:
     Settings are the classes of model and data and the entries of ``config.yaml`` in which the runs differ;
     the seed and the places written to do not count.
     """
-    strays = tuple(run for run in results.runs if run.summary.run is None)
     runs = [run for run in results.runs if run.summary.run is not None]
     settings = [_settings(run) for run in runs]
     if len({one[LAYERS] for one in settings if LAYERS in one}) == 1:  # exact runs have none, which is no difference
@@ -215,7 +169,7 @@ def compare(results: Results) -> Comparison:
         members.setdefault((run.estimate("weight_vjp"), run.estimate("input_vjp"), told), []).append(run)
     groups = [Group(*key, tuple(group)) for key, group in members.items()]
     groups.sort(key=_order)
-    return Comparison(tuple(groups), _accuracy(runs), strays, results.damaged, results.target, results.methods)
+    return Comparison(tuple(groups), _accuracy(runs), results)
 
 
 def _order(group: Group) -> tuple[object, ...]:

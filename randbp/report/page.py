@@ -61,7 +61,7 @@ def make_page(comparison: Comparison, title: str) -> str:
     """Make the page as a string: table, plots, methods of measurement, runs, settings and environment."""
     title = printable(title)
     heading, about = f"<p class=kicker>randbp report</p><h1>{escape(title)}</h1>", facts(_facts(comparison))
-    if methods := comparison.methods:
+    if methods := comparison.results.methods:
         heading = f"<header>{heading}{facts(methods_facts(methods))}</header>{methods_part(methods)}"
         heading += f"<h2>Keep rates</h2>{about}"
     else:
@@ -137,7 +137,7 @@ def _lead(comparison: Comparison) -> str:
 def _problems(comparison: Comparison) -> str:
     """The runs that did not finish, and the files that could not be read."""
     unfinished = [(run.name, run.problem or "") for run in comparison.problems]
-    unread = [(printable(str(one.path)), one.what) for one in comparison.damaged]
+    unread = [(printable(str(one.path)), one.what) for one in comparison.results.damaged]
     text = ""
     for found, noun, one, more in (
         (unfinished, "run", "does not count", "do not count"),

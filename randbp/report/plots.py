@@ -10,8 +10,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from ..text.units import decimals, keep_rate, pick_unit, ratio
 from .comparison_table import COST_COLUMNS, accuracy_name
-from .groups import Comparison, Group, Measure, Statistic
+from .groups import Comparison, Group, Measure
 from .run import Run
+from .statistic import Statistic
 from .svg import HALO, INK, MUTED, PAPER, SERIES, figure, svg
 
 Curve = tuple[Sequence[int], Sequence[float]]

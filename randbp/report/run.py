@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..text.units import keep_rate
@@ -61,14 +60,12 @@ class Run:
     """One run's folder, read once.
 
     Args:
-        folder: Folder of the run's files.
         name: The folder's name relative to the folder of all runs.
         summary: Content of ``summary.json``.
         config: Content of ``config.yaml``, nested keys joined by dots.
         losses: Training loss over steps.
     """
 
-    folder: Path
     name: str
     summary: Summary
     config: Mapping[str, str] = field(default_factory=dict)
@@ -156,9 +153,7 @@ def _option(value: Any) -> str:
     """
     if not isinstance(value, dict):
         return printable(str(value))
-    if "class" in value:
-        options = [
-            f"{printable(str(key))}={_option(one)}" for key, one in value.items() if key not in ("class", "keep")
-        ]
-        return f"{printable(str(value['class']))}({', '.join(options)})"
-    return "; ".join(f"{printable(str(key))}: {_option(one)}" for key, one in value.items())
+    if "class" not in value:
+        return "; ".join(f"{printable(str(key))}: {_option(one)}" for key, one in value.items())
+    told = ((printable(str(key)), _option(one)) for key, one in value.items() if key not in ("class", "keep"))
+    return f"{printable(str(value['class']))}({', '.join(map('='.join, told))})"

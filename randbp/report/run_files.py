@@ -1,6 +1,8 @@
 """The files beside a run's summary: configuration and loss curve."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pandas
 import yaml
 
-from .damaged import Damaged
+from .damaged import Damaged, reading
 from .printable import printable
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
@@ -27,45 +29,25 @@ def read_config(path: Path) -> dict[str, str]:
         return {}
     if not isinstance(content, dict):
         raise Damaged(path, f"a {type(content).__name__}, expected a mapping")
-    entries: dict[str, str] = {}
-    try:
-        for key, value in _flat(content):
-            entries[key] = value
-            if len(entries) > MOST_ENTRIES:
-                raise Damaged(path, f"more than {MOST_ENTRIES:,} entries")
-    except RecursionError:
-        raise Damaged(path, "nested too deeply") from None
+    with reading(path, "YAML"):
+        entries = dict(islice(_flat(content), MOST_ENTRIES + 1))
+    if len(entries) > MOST_ENTRIES:
+        raise Damaged(path, f"more than {MOST_ENTRIES:,} entries")
     return entries
 
 
 def parse_yaml(path: Path) -> Any:
     """Read a YAML file without executing Python tags; ``None`` if there is no file."""
-    try:
+    with suppress(FileNotFoundError), reading(path, "YAML"):
         return yaml.safe_load(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Damaged(path, str(error.strerror)) from error
-    except RecursionError:
-        raise Damaged(path, "nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise Damaged(path, f"not valid YAML: {_one_line(error)}") from error
+    return None
 
 
 def read_losses(path: Path) -> LossCurve:
-    """Read training losses by step from the metrics of a run; empty if there are none.
-
-    Raises:
-        Damaged: If the file cannot be read, or a step or loss is no number.
-    """
-    try:
+    """Read training losses by step from the metrics of a run; empty if there are none."""
+    table = pandas.DataFrame()
+    with reading(path, "CSV"), suppress(FileNotFoundError, pandas.errors.EmptyDataError):
         table = pandas.read_csv(path, low_memory=False)
-    except (FileNotFoundError, pandas.errors.EmptyDataError):
-        return [], []
-    except OSError as error:
-        raise Damaged(path, str(error.strerror)) from error
-    except ValueError as error:  # other bytes than text, or lines of different length
-        raise Damaged(path, f"not valid CSV: {_one_line(error)}") from error
     columns = [str(column) for column in table]
     names = [name for name in LOSSES if name in columns]
     names += [name for name in columns if "train" in name and "loss" in name]
@@ -82,10 +64,6 @@ def _numbers(path: Path, column: "pandas.Series[Any]", most: float) -> list[floa
         if not abs(number) <= most:
             raise Damaged(path, printable(f"line {line + 2}: {column.name}={given!r}, expected a number"))
     return numbers
-
-
-def _one_line(error: Exception) -> str:
-    return printable(" ".join(str(error).split()))
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .damaged import Damaged
+from .damaged import Damaged, reading
 from .printable import printable
 
 MOST = 1e18
@@ -122,12 +122,11 @@ def read_summary(path: Path) -> Summary:
 
 def read_json(path: Path, fields: type[Content]) -> Content:
     """Read a file with the fields of a class; whatever is wrong with it raises :class:`Damaged`."""
-    try:
-        return fields.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise Damaged(path, str(error.strerror)) from error
-    except ValidationError as error:
-        raise Damaged(path, what_is_wrong(error)) from error
+    with reading(path, "JSON"):
+        try:
+            return fields.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise Damaged(path, what_is_wrong(error)) from error
 
 
 def what_is_wrong(error: ValidationError) -> str:

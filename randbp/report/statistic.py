@@ -1,0 +1,58 @@
+"""Statistics over the runs of a group, and over rounds of steps."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isfinite, sqrt
+
+import numpy
+
+from randbp.diagnostics.significance import Interval
+from randbp.diagnostics.timing import quartiles
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean over runs, and standard deviation (``n - 1``) if there is more than one run and all values are finite.
+
+    Example:
+        >>> Statistic.of([1.0, 3.0])
+        Statistic(mean=2.0, std=1.4142135623730951, values=(1.0, 3.0))
+        >>> Statistic.of([1.0, float("nan")])
+        Statistic(mean=nan, std=None, values=(1.0, nan))
+    """
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Statistic | None":
+        """The statistic of some values; ``None`` if there are none."""
+        values = tuple(values)
+        if not values:
+            return None
+        with numpy.errstate(all="ignore"):
+            mean = float(numpy.mean(values))
+            std = float(numpy.std(values, ddof=1)) if len(values) > 1 else None
+        return cls(mean, std if std is not None and isfinite(std) else None, values)
+
+    def over(self, unit: float) -> "Statistic | None":
+        """The statistic of the values divided by a unit."""
+        return Statistic.of(value / unit for value in self.values)
+
+
+def median_interval(values: list[float]) -> Interval:
+    """Median of independent values, and order statistics that enclose it with a probability of 95 %.
+
+    The number of values below the median is binomial, so these are about the ``n/2 ± 0.98 √n``-th values.
+
+    Example:
+        >>> median_interval([float(value) for value in range(101)])
+        Interval(estimate=50.0, low=40.0, high=60.0)
+        >>> median_interval([2.0, 1.0])
+        Interval(estimate=1.5, low=1.0, high=2.0)
+    """
+    ordered, count = sorted(values), len(values)
+    reach = 0.98 * sqrt(count)
+    low = max(0, round((count - 1) / 2 - reach))
+    return Interval(quartiles(ordered).median, ordered[low], ordered[count - 1 - low])
