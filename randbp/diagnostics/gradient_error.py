@@ -1,11 +1,10 @@
 """Errors of a randomised model's gradients, in comparison with the minibatch's own noise."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from math import nan, sqrt
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,21 +94,23 @@ def gradient_error(
     seed = checked_seed(seed)
     objective = make_objective(model, loss)
     check_batch("batch", batch)
-    with ExitStack() as stack:
-        rewind = stack.enter_context(preserved(model))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        modules = stack.enter_context(_randomized(model, weight_vjp, input_vjp, layers, seed, preset))
-        groups = _Groups.of(model, modules)
+    given = {"weight_vjp": weight_vjp, "input_vjp": input_vjp, "layers": layers, "preset": preset}
+    clock = Clock(seed)
+    with (
+        preserved(model) as rewind,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _randomized(model, seed, given) as modules,
+        overridden(modules.values(), clock),
+        lean_overridden(model, clock),
+    ):
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        weights = _weights(modules, parameters)
 
         def gradients(part: Any) -> list[Tensor]:
-            found = torch.autograd.grad(objective(part), groups.parameters, allow_unused=True)
-            pairs = zip(found, groups.parameters, strict=True)
-            return [torch.zeros_like(p) if g is None else g.detach() for g, p in pairs]
+            found = torch.autograd.grad(objective(part), parameters, allow_unused=True, materialize_grads=True)
+            return [gradient.detach() for gradient in found]
 
-        clock = Clock(seed)
-        stack.enter_context(overridden(modules.values(), clock))
-        stack.enter_context(lean_overridden(model, clock))
         with (
             overridden(modules.values(), clock, weight_vjp=Exact(), input_vjp=Exact()),
             lean_overridden(model, clock, paused=True),
@@ -119,25 +120,33 @@ def gradient_error(
             rewind()
             parts = parts_of(batch, micro_batches)
             noise = squared_differences(gradients, parts) if parts else None
-        sample = _draw(gradients, batch, exact, draws, clock, rewind)
-        _check_finite(sample, groups)
-        names = {name: _estimator(modules[name]) for name in groups.layers}
+        sums = _draw(gradients, batch, exact, draws, clock, rewind)
+        for what, squares in (("gradient", sums.exact[None]), ("estimated gradient", sums.squares)):
+            for name, indices in weights.items():
+                if not squares[:, indices].isfinite().all():
+                    raise ValueError(f"loss: the {what} of layer {name!r} is not finite, expected finite numbers")
+        estimators = {name: _estimator(modules[name]) for name in weights}
         notes = _notes(model, bool(parts), micro_batches)
-        exact_layers = left_exact_of(model)
+        left_exact = left_exact_of(model)
     size = batch_size(batch)
     if noise is not None:
         noise = noise / 2 * (size // len(parts) / size)
-    make = _RowMaker(groups, sample, noise, confidence)
+
+    def row(name: str, indices: Sequence[int]) -> GradientRow:
+        length = sum(parameters[index].numel() for index in indices)
+        square = None if noise is None else noise[:, indices].sum(1)
+        return _row(name, estimators.get(name, ""), length, sums.over(indices), square, confidence)
+
     return GradientError(
-        rows=tuple(make(name, estimator, groups.layers[name]) for name, estimator in names.items()),
-        total=make("all of these", "", sorted({i for indices in groups.layers.values() for i in indices})),
-        model=make("whole model", "", range(len(groups.parameters))),
+        rows=tuple(row(name, indices) for name, indices in weights.items()),
+        total=row("all of these", sorted({index for indices in weights.values() for index in indices})),
+        model=row("whole model", range(len(parameters))),
         draws=draws,
         batch_size=size,
         micro_batches=len(parts),
         confidence=confidence,
         notes=notes,
-        left_exact=exact_layers,
+        left_exact=left_exact,
     )
 
 
@@ -148,13 +157,6 @@ def _check(draws: object, micro_batches: object, confidence: object) -> None:
         raise ValueError(f"micro_batches={micro_batches!r}: expected 0 or an integer >= 4")
     if isinstance(confidence, bool) or not isinstance(confidence, Real) or not 0 < float(confidence) < 1:
         raise ValueError(f"confidence={confidence!r}: expected a number between 0 and 1, both excluded")
-
-
-def _check_finite(sample: "_Sample", groups: "_Groups") -> None:
-    for what, squares in (("gradient", sample.exact.unsqueeze(0)), ("estimated gradient", sample.squares)):
-        for name, indices in groups.layers.items():
-            if not squares[:, indices].isfinite().all():
-                raise ValueError(f"loss: the {what} of layer {name!r} is not finite, expected finite numbers")
 
 
 def _estimator(module: nn.Module) -> str:
@@ -171,70 +173,50 @@ def _notes(model: nn.Module, measured: bool, wanted: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def _randomized(
-    model: nn.Module,
-    weight_vjp: Estimators | None,
-    input_vjp: Estimators | None,
-    layers: Layers,
-    seed: int,
-    preset: PresetName | None,
-) -> Iterator[dict[str, nn.Module]]:
+def _randomized(model: nn.Module, seed: int, given: dict[str, Any]) -> Iterator[dict[str, nn.Module]]:
     """The randomised layers: the model's own, or those that are randomised for the duration of the block."""
-    own = {name: module for name, module in model.named_modules() if is_randomized(module)}
-    given = {"weight_vjp": weight_vjp, "input_vjp": input_vjp, "layers": layers, "preset": preset}
-    if not own:
-        asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        with randomize(model, seed=seed, **asked) as handle:
-            yield {name: module for name, module in model.named_modules() if name in set(handle.layers)}
+    given = {name: value for name, value in given.items() if value is not None}
+
+    def found() -> dict[str, nn.Module]:
+        return {name: module for name, module in model.named_modules() if is_randomized(module)}
+
+    if not found():
+        with randomize(model, seed=seed, **given):
+            yield found()
         return
     for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name}={value}: the model is randomised already, expected None to measure what it has")
-    yield own
+        raise ValueError(f"{name}={value}: the model is randomised already, expected None to measure what it has")
+    yield found()
 
 
-@dataclass(frozen=True)
-class _Groups:
-    """The trainable parameters, and the layer whose weight each of them is."""
-
-    parameters: list[Tensor]
-    layers: dict[str, list[int]]
-
-    @classmethod
-    def of(cls, model: nn.Module, modules: dict[str, nn.Module]) -> "_Groups":
-        parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        places = {id(parameter): place for place, parameter in enumerate(parameters)}
-        layers = {
-            name: [places[id(p)] for key, p in module.named_parameters() if key != "bias" and id(p) in places]
-            for name, module in modules.items()
-        }
-        layers = {name: indices for name, indices in layers.items() if indices}
-        if not layers:
-            raise ValueError(f"model: no randomised layer has a trainable weight, of {', '.join(modules)}")
-        return cls(parameters, layers)
+def _weights(modules: dict[str, nn.Module], parameters: list[nn.Parameter]) -> dict[str, list[int]]:
+    """For each layer, which of the trainable parameters are its weights; layers without one are left out."""
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    weights = {
+        name: [numbers[id(p)] for key, p in module.named_parameters() if key != "bias" and id(p) in numbers]
+        for name, module in modules.items()
+    }
+    weights = {name: indices for name, indices in weights.items() if indices}
+    if not weights:
+        raise ValueError(f"model: no randomised layer has a trainable weight, of {', '.join(modules)}")
+    return weights
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Sums over the entries of each parameter, as float64 on the CPU; d = ĝ - g, u the sum of the first half of d.
+class _Sums(NamedTuple):
+    """Sums over the entries of each parameter, as float64 on the CPU; d = ĝ - g, u the sum of the first half of d."""
 
-    Args:
-        exact: ``‖g‖²``, ``[P]``.
-        squares: ``‖d_r‖²``, ``[R, P]``.
-        along: ``⟨d_r, g⟩``, ``[R, P]``.
-        held_out: ``⟨d_r, u⟩`` of the second half of the draws, ``[R - R/2, P]``.
-        direction: ``‖u‖²``, ``[P]``.
-        mean: ``‖Σ_r d_r‖²``, ``[P]``.
-        rounding: Relative floating-point error that a gradient may have, ``[P]``.
-    """
+    exact: Tensor  # ‖g‖², [P]
+    squares: Tensor  # ‖d_r‖², [R, P]
+    along: Tensor  # ⟨d_r, g⟩, [R, P]
+    held_out: Tensor  # ⟨d_r, u⟩ of the second half of the draws, [R - R/2, P]
+    direction: Tensor  # ‖u‖², [P]
+    mean: Tensor  # ‖Σ_r d_r‖², [P]
+    rounding: Tensor  # relative floating-point error that a gradient may have, [P]
 
-    exact: Tensor
-    squares: Tensor
-    along: Tensor
-    held_out: Tensor
-    direction: Tensor
-    mean: Tensor
-    rounding: Tensor
+    def over(self, indices: Sequence[int]) -> "_Sums":
+        """The same for some parameters together, of whose rounding errors the largest counts."""
+        chosen = [each[..., list(indices)] for each in self]
+        return _Sums._make([*(each.sum(-1) for each in chosen[:-1]), chosen[-1].amax()])
 
 
 def _draw(
@@ -244,7 +226,7 @@ def _draw(
     draws: int,
     clock: Clock,
     rewind: Callable[[], None],
-) -> _Sample:
+) -> _Sums:
     """Draw estimates and reduce them, holding one at a time and not waiting for the device before the last one."""
     sums = [torch.zeros_like(g) for g in exact]
     direction: list[Tensor] = []
@@ -261,15 +243,9 @@ def _draw(
             total += difference
         if number + 1 == draws // 2:
             direction = [total.clone() for total in sums]
-    return _Sample(
-        exact=_dots(exact, exact).cpu(),
-        squares=torch.stack(squares).cpu(),
-        along=torch.stack(along).cpu(),
-        held_out=torch.stack(held_out).cpu(),
-        direction=_dots(direction, direction).cpu(),
-        mean=_dots(sums, sums).cpu(),
-        rounding=torch.tensor([_rounding(g) for g in exact], dtype=torch.float64),
-    )
+    found = (torch.stack(squares), torch.stack(along), torch.stack(held_out), _dots(direction, direction))
+    rounding = torch.tensor([_rounding(g) for g in exact], dtype=torch.float64)
+    return _Sums._make([each.cpu() for each in (_dots(exact, exact), *found, _dots(sums, sums), rounding)])
 
 
 def _dots(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
@@ -285,49 +261,33 @@ def _rounding(gradient: Tensor) -> float:
     return error
 
 
-@dataclass(frozen=True)
-class _RowMaker:
-    """Makes rows for any set of parameters, from sums over each and estimates of ``E‖g - E g‖²``, ``[pairs, P]``."""
+def _row(name: str, estimator: str, length: int, sums: _Sums, noise: Tensor | None, confidence: float) -> GradientRow:
+    """Make a row of sums over its parameters, and of estimates of ``E‖g - E g‖²``, ``[pairs]``."""
+    square, count = sums.exact.item(), len(sums.squares)
+    relative = sums.squares / square
+    lengths = (square + 2 * sums.along + sums.squares).clamp_min(0).sqrt() * sqrt(square)
+    cosines = torch.where(lengths > 0, (square + sums.along) / lengths, 0.0 * lengths)
 
-    groups: _Groups
-    sample: _Sample
-    noise: Tensor | None
-    confidence: float
+    def over_norm(square_of: float) -> float:
+        return sqrt(max(0.0, square_of) / square) if square else nan
 
-    def __call__(self, name: str, estimator: str, indices: Sequence[int]) -> GradientRow:
-        chosen, sample = list(indices), self.sample
-        norm_square = sample.exact[chosen].sum().item()
-        squares, along = sample.squares[:, chosen].sum(1), sample.along[:, chosen].sum(1)
-        relative = squares / norm_square
-        lengths = (norm_square + 2 * along + squares).clamp_min(0).sqrt() * sqrt(norm_square)
-        cosines = torch.where(lengths > 0, (norm_square + along) / lengths, 0.0 * lengths)
-        count = len(squares)
-        bias_square = (sample.mean[chosen].sum() - squares.sum()).item() / (count * (count - 1))
-        noise = None
-        if self.noise is not None:
-            pairs = mean_interval(self.noise[:, chosen].sum(1), self.confidence)
-            noise = pairs.map(lambda square: sqrt(max(0.0, square) / norm_square) if norm_square else nan)
-        return GradientRow(
-            name=name,
-            estimator=estimator,
-            parameters=sum(self.groups.parameters[index].numel() for index in chosen),
-            norm=sqrt(norm_square),
-            error=mean_interval(relative.sqrt(), self.confidence),
-            variance=mean_interval(relative, self.confidence),
-            cosine=mean_interval(cosines.clamp(-1, 1), self.confidence),
-            bias=sqrt(max(0.0, bias_square) / norm_square) if norm_square else nan,
-            bias_p=self._bias_p(chosen, norm_square),
-            noise=noise,
-        )
+    return GradientRow(
+        name=name,
+        estimator=estimator,
+        parameters=length,
+        norm=sqrt(square),
+        error=mean_interval(relative.sqrt(), confidence),
+        variance=mean_interval(relative, confidence),
+        cosine=mean_interval(cosines.clamp(-1, 1), confidence),
+        bias=over_norm((sums.mean - sums.squares.sum()).item() / (count * (count - 1))),
+        bias_p=_bias_p(sums) if square else 1.0,
+        noise=None if noise is None else mean_interval(noise, confidence).map(over_norm),
+    )
 
-    def _bias_p(self, chosen: list[int], norm_square: float) -> float:
-        if not norm_square:
-            return 1.0
-        sample = self.sample
-        rounding = sample.rounding[chosen].max().item()
-        along = sample.along[:, chosen].sum(1) / norm_square
-        length = sqrt(sample.direction[chosen].sum().item() * norm_square)
-        p_values = [t_test(along, rounding)]
-        if length:
-            p_values.append(t_test(sample.held_out[:, chosen].sum(1) / length, rounding, one_sided=True))
-        return min(1.0, 2 * min(p_values))
+
+def _bias_p(sums: _Sums) -> float:
+    square, rounding = sums.exact.item(), sums.rounding.item()
+    p_values = [t_test(sums.along / square, rounding)]
+    if length := sqrt(sums.direction.item() * square):
+        p_values.append(t_test(sums.held_out / length, rounding, one_sided=True))
+    return min(1.0, 2 * min(p_values))

@@ -115,9 +115,12 @@ class GradientError:
         Raises:
             ModuleNotFoundError: If matplotlib is not installed.
         """
-        from .gradient_plot import plot_gradient_error
+        from .gradient_plot import plot_intervals
 
-        return plot_gradient_error(self)
+        rows = [*self.rows, self.total, self.model]
+        errors = [row.variance.map(lambda square: max(0.0, square) ** 0.5) for row in rows]
+        title = f"{self.draws} draws, batch of {self.batch_size}"
+        return plot_intervals([row.name for row in rows], errors, [row.noise for row in rows], len(self.rows), title)
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -64,18 +64,14 @@ def check_batch(name: str, batch: object) -> None:
         Traceback (most recent call last):
         ValueError: batch={'x': [None, 3]}: expected tensors, alone or in tuples, lists and dictionaries
     """
-    if not _may_be_input(batch):
+    if not any(_may_be_input(leaf) for leaf in _leaves(batch)):
         raise ValueError(f"{name}={batch!r:.60}: expected tensors, alone or in tuples, lists and dictionaries")
 
 
-def _may_be_input(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return any(_may_be_input(item) for item in value.values())
-    if isinstance(value, tuple | list):
-        return any(_may_be_input(item) for item in value)
-    if isinstance(value, str):  # a model may have a tokeniser of its own
-        return bool(value)
-    return not isinstance(value, Number | type) and type(value).__module__ not in ("numpy", "builtins")
+def _may_be_input(leaf: object) -> bool:
+    if isinstance(leaf, str):  # a model may have a tokeniser of its own
+        return bool(leaf)
+    return not isinstance(leaf, Number | type) and type(leaf).__module__ not in ("numpy", "builtins")
 
 
 def batch_size(batch: Any) -> int:
@@ -84,9 +80,9 @@ def batch_size(batch: Any) -> int:
     Raises:
         ValueError: If it has no tensor with a dimension.
     """
-    for tensor in _tensors(batch):
-        if tensor.dim():
-            return tensor.shape[0]
+    for leaf in _leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return leaf.shape[0]
     raise ValueError(f"batch: {type(batch).__name__} without a tensor, expected tensors with the examples first")
 
 
@@ -117,12 +113,11 @@ def _map(value: Any, size: int, part: slice) -> Any:
     return value
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
+def _leaves(value: Any) -> list[Any]:
+    """What a batch consists of; unlike PyTorch's own function, this looks into any mapping."""
     if isinstance(value, Mapping):
         value = list(value.values())
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, tuple | list) else []
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, tuple | list) else [value]
 
 
 def _cross_entropy(output: Any, target: Any) -> Tensor:
