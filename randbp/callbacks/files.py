@@ -8,47 +8,23 @@ from typing import Any
 
 
 def checked_filename(filename: object) -> str:
-    """Check the name of a file in a run's folder.
-
-    Raises:
-        ValueError: If it is no name, or a path.
-
-    Example:
-        >>> checked_filename("a/b")
-        Traceback (most recent call last):
-        ValueError: filename='a/b': expected a file name without folders
-    """
+    """Check the name of a file in a run's folder: it must be no path."""
     if not isinstance(filename, str) or not filename or Path(filename).name != filename:
         raise ValueError(f"filename={filename!r}: expected a file name without folders")
     return filename
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as JSON; readers see the old or the new content, never a part of it.
+    """Write plain data as JSON, atomically.
 
     Numbers that JSON does not have (NaN, infinities) become strings that ``float`` reads, and so does what
     else JSON has no type for.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     write_json(Path(folder) / "new" / "a.json", {"loss": float("nan")})
-        ...     json.loads((Path(folder) / "new" / "a.json").read_text())
-        {'loss': 'nan'}
     """
     write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, making folders as needed; readers see the old or the new content, never a part of it.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     write_text(Path(folder) / "new" / "a.txt", "all of it")
-        ...     (Path(folder) / "new" / "a.txt").read_text()
-        'all of it'
-    """
+    """Write a file, making folders as needed; readers see the old or the new content, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -62,15 +38,6 @@ def put_in_place(part: Path, path: Path) -> None:
     """Rename a finished file or folder to its final name, once its content is on the disk.
 
     Of a folder that is replaced, the old one goes away first and only then the new one gets its name.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     part, path = Path(folder) / ".a.part", Path(folder) / "a"
-        ...     _ = part.write_text("new"), path.write_text("old")
-        ...     put_in_place(part, path)
-        ...     path.read_text(), part.exists()
-        ('new', False)
     """
     for file in [part] if part.is_file() else [found for found in part.rglob("*") if found.is_file()]:
         _synchronise(file)

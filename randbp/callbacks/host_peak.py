@@ -14,14 +14,7 @@ from randbp.diagnostics.storages import storages
 class HostPeak:
     """Highest memory so far: a run's tensors at the start of a step plus the allocator's peak above them.
 
-    Args:
-        trainer: Whose optimisers' state counts.
-        module: Whose parameters, buffers and gradients count.
-
-    Attributes:
-        bytes: The highest peak, ``None`` before the first step.
-        start_bytes: Parameters and buffers at construction.
-        source: The measured quantity, in words.
+    Like :class:`randbp.diagnostics.PeakMemory`, it has ``bytes``, ``start_bytes`` and ``source``.
     """
 
     bytes: int | None = None

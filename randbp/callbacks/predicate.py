@@ -13,13 +13,6 @@ def predicate_name(predicate: Callable[..., object]) -> str:
     Lambdas, functions within functions and ``functools.partial`` may share their place with others, so a checksum of
     their code and of the plain values that they read follows. (The code is Python's, so another Python may give another
     checksum.)
-
-    Example:
-        >>> predicate_name(callable)
-        'builtins.callable'
-        >>> lambdas = [lambda name, module: name > "a", lambda name, module: name > "b"]
-        >>> len({predicate_name(each) for each in lambdas})
-        2
     """
     named = predicate if hasattr(predicate, "__qualname__") else type(predicate)
     name = f"{named.__module__}.{named.__qualname__}"

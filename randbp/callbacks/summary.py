@@ -13,10 +13,7 @@ from ..estimators import Estimator, plain_estimator
 
 
 def describe_run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """Describe what is trained on what: class names, number of parameters, batch size, seed, precision, devices.
-
-    ``model`` is the network in the module's attribute of that name, otherwise the module itself.
-    """
+    """Describe what is trained on what; the network is the module's attribute ``model`` or the module itself."""
     network = getattr(module, "model", None)
     loader: Any = trainer.train_dataloader
     data = getattr(trainer, "datamodule", None) or getattr(loader, "dataset", None)
@@ -37,11 +34,9 @@ def describe_run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
 def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
     """Settings of the estimators in the Trainer's callbacks; ``None`` if no callback has any.
 
-    Returns:
-        For each VJP the estimator's fields and its class as ``name`` (that of an estimator within it as ``class``);
-        and the callback's choice of layers, its preset and lean mode with its bits (``None`` without one). Of
-        estimators by layer, ``name`` is ``"PerLayer"``, ``keep`` the mean of their keep rates, and ``estimators`` has
-        the fields of each by its name or glob.
+    For each VJP these are the estimator's fields and its class as ``name`` (that of an estimator within it as
+    ``class``). Of estimators by layer, ``name`` is ``"PerLayer"``, ``keep`` the mean of their keep rates, and
+    ``estimators`` has the fields of each by its name or glob.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         found = {name: getattr(callback, name, None) for name in ("weight_vjp", "input_vjp")}
@@ -54,12 +49,7 @@ def describe_estimators(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def not_finite(metrics: Mapping[str, float]) -> list[str]:
-    """Names of the metrics that are not finite: the training may have diverged.
-
-    Example:
-        >>> not_finite({"loss": float("nan"), "accuracy": 0.5})
-        ['loss']
-    """
+    """Names of the metrics that are not finite: the training may have diverged."""
     return sorted(name for name, value in metrics.items() if not math.isfinite(value))
 
 

@@ -29,14 +29,9 @@ Series = Sequence[Interval | None]
 
 
 def plot_intervals(names: Sequence[str], errors: Series, noises: Series, apart: int, title: str) -> Figure:
-    """Plot, for each name on its own line, the estimate's error and the minibatch noise on a logarithmic axis.
+    """Plot, for each name on its own line, root mean square errors and those of the minibatch on a logarithmic axis.
 
-    Args:
-        names: Layers and sums of layers.
-        errors: Root mean square errors.
-        noises: The same of the minibatch, ``None`` where it is not known.
-        apart: Number of the first name below a rule.
-        title: Title.
+    The names from the number ``apart`` on stand below a rule.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 1.3 + 0.24 * len(names)), layout="constrained")

@@ -21,16 +21,7 @@ def plot_bytes(
     stacked: bool = True,
     enough: Sequence[int | None] = (),
 ) -> Axes:
-    """Plot a bar, or one for each series, for each name.
-
-    Args:
-        ax: Where to draw; a new figure by default.
-        names: Labels of the bars.
-        series: Label, colour and bytes of each.
-        title: Title.
-        stacked: Whether bars of one name follow one another; otherwise they lie side by side.
-        enough: Bytes that would suffice, as far as they are known.
-    """
+    """Plot a bar for each name, made of the series (label, colour, bytes), or one beside the other for each series."""
     import matplotlib.pyplot as plt
 
     if ax is None:

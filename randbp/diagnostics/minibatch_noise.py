@@ -12,29 +12,17 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def parts_of(batch: Any, micro_batches: int) -> list[Any]:
-    """Split a batch into an even number of equal micro-batches, at most as many as wanted; none if fewer than four.
-
-    Example:
-        >>> len(parts_of(torch.zeros(7, 2), micro_batches=16)), parts_of(torch.zeros(3, 2), micro_batches=16)
-        (6, [])
-    """
+    """Split a batch into an even number of equal micro-batches, at most as many as wanted; none if fewer than four."""
     count = min(micro_batches, batch_size(batch)) // 2 * 2
     return split(batch, count) if count >= 4 else []
 
 
 def squared_differences(gradients: Callable[[Any], list[Tensor]], parts: list[Any]) -> Tensor:
-    """``‖h_2j - h_2j-1‖²`` of the gradients of successive micro-batches, for each parameter.
+    """``‖h_2j - h_2j-1‖²`` of the gradients of successive parts, ``[pairs, parameters]``, float64 on the CPU.
 
     One half of such a number is an unbiased estimate of the variance of a micro-batch's gradient (the trace of its
     covariance), and different pairs are independent. The minibatch is the mean of ``m`` of them, with variance ``1/m``
     of that.
-
-    Args:
-        gradients: Gradients of the parameters for a batch.
-        parts: An even number of micro-batches of equal size.
-
-    Returns:
-        float64 on the CPU, ``[pairs, parameters]``.
 
     Example:
         >>> squared_differences(lambda part: [part.mean(0)], [torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 2.0]])])

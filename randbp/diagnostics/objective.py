@@ -13,23 +13,12 @@ Objective = Callable[[Any], Tensor]
 
 
 def make_objective(model: nn.Module, loss: Callable[..., Tensor] | None) -> Objective:
-    """Make the loss of a batch a function of the batch alone.
+    """Make the loss of a batch a function of the batch alone, which raises ``ValueError`` where the two do not fit.
 
     Args:
         model: Called with the inputs of a batch; a dictionary of inputs is given as keywords.
         loss: ``loss(output, targets)`` where a batch is a pair ``(inputs, targets)``, else ``loss(output)``; a mean
             over the examples. By default the cross-entropy of such a pair.
-
-    Returns:
-        A function of a batch, which raises ``ValueError`` where batch and loss do not fit.
-
-    Raises:
-        ValueError: If ``model`` is not a module or ``loss`` not callable.
-
-    Example:
-        >>> objective = make_objective(nn.Linear(3, 2), loss=None)
-        >>> objective((torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))).shape
-        torch.Size([])
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")
@@ -75,11 +64,7 @@ def _may_be_input(leaf: object) -> bool:
 
 
 def batch_size(batch: Any) -> int:
-    """Length of the first dimension of the first tensor in a batch.
-
-    Raises:
-        ValueError: If it has no tensor with a dimension.
-    """
+    """Length of the first dimension of the first tensor in a batch."""
     for leaf in _leaves(batch):
         if isinstance(leaf, Tensor) and leaf.dim():
             return leaf.shape[0]
@@ -87,11 +72,7 @@ def batch_size(batch: Any) -> int:
 
 
 def split(batch: Any, parts: int) -> list[Any]:
-    """Split a batch into micro-batches of equal size; examples that remain are left out.
-
-    Args:
-        batch: Tensors in tuples, lists and dictionaries; those as long as the batch are split, the others are shared.
-        parts: Number of parts.
+    """Split the tensors of a batch that are as long as it into micro-batches of equal size; what remains is left out.
 
     Example:
         >>> [x.tolist() for x, _ in split((torch.arange(5), "label"), 2)]
@@ -99,16 +80,16 @@ def split(batch: Any, parts: int) -> list[Any]:
     """
     size = batch_size(batch)
     each = size // parts
-    return [_map(batch, size, slice(j * each, (j + 1) * each)) for j in range(parts)]
+    return [_part(batch, size, slice(j * each, (j + 1) * each)) for j in range(parts)]
 
 
-def _map(value: Any, size: int, part: slice) -> Any:
+def _part(value: Any, size: int, part: slice) -> Any:
     if isinstance(value, Tensor):
         return value[part] if value.dim() and value.shape[0] == size else value
     if isinstance(value, Mapping):
-        return {key: _map(item, size, part) for key, item in value.items()}
+        return {key: _part(item, size, part) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        items = [_map(item, size, part) for item in value]
+        items = [_part(item, size, part) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple, or not
     return value
 

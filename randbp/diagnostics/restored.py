@@ -11,30 +11,17 @@ from torch.utils._pytree import tree_leaves
 
 @contextmanager
 def preserved(model: nn.Module, train: bool = True, inputs: Any = ()) -> Iterator[Callable[[], None]]:
-    """Restore a model's modes, buffers and gradients, and random states, at the end of the block.
-
-    Buffers are what BatchNorm counts in. Random states are those of PyTorch's generators on the CPU and on the devices
-    of model and inputs. Parameters are the caller's concern.
+    """Restore a model's modes, buffers and gradients, and PyTorch's random states, at the end of the block.
 
     Args:
-        model: The model.
+        model: The model, whose parameters are the caller's concern.
         train: Whether to put it into training mode for the block. If it is in that mode already, its parts keep their
             modes, such as a BatchNorm that is frozen.
-        inputs: Tensors, in tuples, lists and dictionaries, whose devices count, too.
+        inputs: Tensors, in tuples, lists and dictionaries, on whose devices random states count, too.
 
     Yields:
         A function that puts buffers and random states back to where the block began, so that each pass drops the same
         units and starts from the same statistics.
-
-    Example:
-        >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3)).eval()
-        >>> with preserved(model) as rewind:
-        ...     first = model(torch.ones(4, 3))
-        ...     rewind()
-        ...     bool((model(torch.ones(4, 3)) == first).all())
-        True
-        >>> int(model[1].num_batches_tracked), model.training
-        (0, False)
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

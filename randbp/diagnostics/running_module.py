@@ -15,18 +15,6 @@ def running_module(model: nn.Module) -> Iterator[Callable[[], str | None]]:
     Yields:
         A function that returns the name of the innermost module at work, ``""`` for the model itself, ``None`` while
         none of them is.
-
-    Example:
-        >>> class Show(nn.Module):
-        ...     def forward(self, x):
-        ...         print(repr(name()))
-        ...         return x
-        >>> model = nn.Sequential(nn.Identity(), Show())
-        >>> with running_module(model) as name:
-        ...     result = model(1), name()
-        '1'
-        >>> result
-        (1, None)
     """
     stack: list[str] = []
 

@@ -34,17 +34,7 @@ class Interval:
 
 
 def mean_interval(values: Tensor, confidence: float) -> Interval:
-    """Mean of independent values with Student's interval ``m ± t·s/√n``.
-
-    Args:
-        values: ``[n]``.
-        confidence: Probability that such an interval covers the expectation, in ``(0, 1)``.
-
-    Example:
-        >>> import torch
-        >>> mean_interval(torch.tensor([1.0, 2.0, 3.0]), confidence=0.95).high  # 2 + 4.303/√3
-        4.484...
-    """
+    """Mean of independent values ``[n]`` with Student's interval ``m ± t·s/√n``."""
     count, mean = len(values), values.double().mean().item() if len(values) else nan
     if count < 2:
         return Interval(mean, -inf, inf)
@@ -59,11 +49,6 @@ def t_test(values: Tensor, rounding: float = 0.0, one_sided: bool = False) -> fl
         values: Independent values ``[n]``, ``n ≥ 2``.
         rounding: Floating-point error of the mean; it counts as a standard error.
         one_sided: Whether only positive means speak against zero.
-
-    Example:
-        >>> import torch
-        >>> t_test(torch.tensor([1.0, 2.0, 3.0]))  # t = 3.46 with two degrees of freedom
-        0.0741...
     """
     mean, error = values.double().mean().item(), values.double().std().item() / sqrt(len(values))
     error = sqrt(error**2 + rounding**2)
@@ -90,14 +75,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def t_distribution(t: float, degrees: int) -> float:
-    """Student's distribution function, by its finite sum.
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-
-    Example:
-        >>> t_distribution(2.0, degrees=2)  # (1 + 2/√6) / 2
-        0.908...
-    """
+    """Student's distribution function, by its finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     angle = atan(abs(t) / sqrt(degrees))
     square = cos(angle) ** 2
     odd = degrees % 2
@@ -111,12 +89,7 @@ def t_distribution(t: float, degrees: int) -> float:
 
 @cache
 def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's distribution for a probability above one half.
-
-    Example:
-        >>> round(t_quantile(0.975, degrees=9), 3)
-        2.262
-    """
+    """Quantile of Student's distribution for a probability above one half, by bisection."""
     low, high = 0.0, 1.0
     while t_distribution(high, degrees) < probability:
         high *= 2

@@ -18,14 +18,6 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
-    """The distinct storages of some tensors, by identity.
-
-    PyTorch keeps one Python object per storage for as long as the storage lives.
-
-    Example:
-        >>> x = torch.zeros(4)
-        >>> [storage.nbytes() for storage in storages([x, x[1:], x.to_sparse()]).values()]
-        [16, 0, 0]
-    """
+    """The distinct storages of some tensors, by identity: there is one Python object per storage while it lives."""
     found = (part.untyped_storage() for tensor in tensors for part in parts(tensor))
     return {id(storage): storage for storage in found}

@@ -109,7 +109,7 @@ def interleave(
     rounds: tuple[int, int],
     budget: float = 0.0,
 ) -> dict[Name, list[float]]:
-    """Time contenders in turn, so that the machine's drift meets all of them alike.
+    """Time contenders in turn, so that the machine's drift meets all of them alike: seconds per call in each round.
 
     The order is random in every round, since what runs before a contender decides what it finds in the cache. Each is
     called twice beforehand, and fast ones several times per reading, so that a reading takes about two milliseconds.
@@ -119,14 +119,6 @@ def interleave(
         read: Mean seconds of a function called a number of times, such as :func:`seconds_per_call`.
         rounds: Least and most rounds.
         budget: Seconds for all rounds together, of which there may be fewer than the most then.
-
-    Returns:
-        Seconds per call of each contender, one reading per round.
-
-    Example:
-        >>> found = interleave({"sum": lambda: sum(range(99)), "none": lambda: None}, seconds_per_call, rounds=(3, 3))
-        >>> [len(readings) for readings in found.values()], min(found["sum"]) > min(found["none"])
-        ([3, 3], True)
     """
     repeats, total = {}, 0.0
     for name, run in contenders.items():

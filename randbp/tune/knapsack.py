@@ -25,11 +25,6 @@ def choose(layers: Sequence[Sequence[Point]], allowed: float) -> tuple[list[Poin
 
     Returns:
         The points, and the optimum of the relaxation, which no choice can fall below.
-
-    Example:
-        >>> points = [[(4.0, 0.0, "a"), (1.0, 5.0, "b")], [(4.0, 0.0, "c"), (2.0, 1.0, "d")]]
-        >>> [point[2] for point in choose(points, 6.0)[0]]
-        ['a', 'd']
     """
     hulls = [lower_hull(points) for points in layers]
     chosen = [hull[0] for hull in hulls]

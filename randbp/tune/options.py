@@ -58,15 +58,7 @@ class LayerOptions:
 
 
 class Measured(tuple[LayerOptions, ...]):
-    """The options of each layer that was measured.
-
-    Attributes:
-        left_exact: Reasons, by name, why other chosen layers have no entry.
-
-    Example:
-        >>> Measured([], {"head": "a lazy layer has no weight before its first call"}).left_exact["head"]
-        'a lazy layer has no weight before its first call'
-    """
+    """The options of each layer that was measured, and reasons, by name, why other chosen layers have no entry."""
 
     left_exact: Mapping[str, str]
 
@@ -78,13 +70,7 @@ class Measured(tuple[LayerOptions, ...]):
 
 
 def check_budget(budget: object, objective: object) -> None:
-    """Raise ``ValueError`` unless given a share in ``(0, 1]`` and a known objective.
-
-    Example:
-        >>> check_budget(25, "memory")
-        Traceback (most recent call last):
-        ValueError: budget=25: expected a share of the exact layers' cost in (0, 1]
-    """
+    """Raise ``ValueError`` unless given a share in ``(0, 1]`` and a known objective."""
     if objective not in ("memory", "time"):
         raise ValueError(f"objective={objective!r}: expected 'memory' or 'time'")
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:

@@ -63,14 +63,7 @@ class Record:
 
 
 def record(model: nn.Module, objective: Objective, batch: Any, layers: dict[str, nn.Module]) -> Record:
-    """Run a forward and a backward pass of a batch, and record the layers' calls.
-
-    Args:
-        model: Its modules' names say who holds what.
-        objective: Loss of a batch.
-        batch: The batch.
-        layers: The layers to note, by name.
-    """
+    """Run a forward and a backward pass of a batch, and record the calls of some layers, and who holds what."""
     calls: dict[str, list[Call]] = {}
 
     def note(name: str, module: nn.Module, arguments: Any, keywords: dict[str, Any], output: Any) -> None:
