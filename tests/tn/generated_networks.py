@@ -150,7 +150,7 @@ LARGE = {
     },
     **{"gram_start": -(10**12), "gram_positions": 1, "gram_rows": 1, "gram_blocks": 2, "large": 0, "part": 1},
     **{"line_wide": 0, "line_widest": 0, "line_long": 0, "line_small": 10**6},
-    **{"window_fewest": 0, "window_wide": 0, "window_chunk": 8, "few": 0, "line": 1},
+    **{"few": 0, "line": 1},
     **{"row_piece": 1, "row_width": 1, "row_gathered": 4, "row_weighted": 4, "row_narrow": 0},
 }
 """Thresholds of time and memory beyond which tensors take other ways, set so that small ones take them."""

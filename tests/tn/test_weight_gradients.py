@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randbp import tn
-from randbp.tn.execute.lines import LINE_PRODUCTS
-from randbp.tn.execute.window_products import WINDOW_PRODUCTS
+from randbp.tn.execute.lines import LineProducts
 from randbp.tn.planning.plan import make_plan
 
 from .strategies import another_machine, random_operands, specs
@@ -32,14 +31,7 @@ def check(net: tn.TensorNetwork, expected: str | None = None) -> None:
 
 @given(spec=specs((1, 3)))
 def test_products_per_line_equal_the_dense_einsum(spec):
-    with mock.patch.object(LINE_PRODUCTS, "pay", lambda *_: True):
-        for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
-            check(operation(spec))
-
-
-@given(spec=specs((1, 3)), chunk=st.sampled_from([1, 500, 2**21]))
-def test_window_products_equal_the_dense_einsum(spec, chunk):
-    with mock.patch.object(WINDOW_PRODUCTS, "pay", lambda *_: True), another_machine(window_chunk=chunk):
+    with mock.patch.object(LineProducts, "pay", lambda *_: True):
         for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
             check(operation(spec))
 
@@ -56,7 +48,7 @@ def test_window_products_equal_the_dense_einsum(spec, chunk):
 )
 def test_products_per_line_are_used_and_meet_no_padding(size, geometry):
     spec = tn.ConvSpec((3, 4, *size), 6, 3, **geometry)
-    with mock.patch.object(LINE_PRODUCTS, "pay", lambda *_: True):
+    with mock.patch.object(LineProducts, "pay", lambda *_: True):
         check(tn.weight_vjp(spec), "line products")
         made = make_plan(tn.weight_vjp(spec), torch.float64, CPU)
     multiplied = []
@@ -95,8 +87,7 @@ def test_products_per_image_equal_the_dense_einsum(batch, channels, outputs, siz
         (tn.ConvSpec((32, 3, 64, 64), 96, 4, stride=4), "summed matmul"),  # blocks: a patch embedding
         (tn.ConvSpec((32, 960, 7, 7), 320, 1), "convolution_backward (weight)"),  # products larger than the images
         (tn.ConvSpec((32, 512, 7, 7), 512, 3, padding=1), "line products"),
-        (tn.ConvSpec((32, 4, 56, 56), 64, 3, padding=1), "window products"),
-        (tn.ConvSpec((32, 3, 56, 56), 64, 3, padding=1), "convolution_backward (weight)"),  # native kernels for images
+        (tn.ConvSpec((32, 4, 56, 56), 64, 3, padding=1), "convolution_backward (weight)"),
         (tn.ConvSpec((32, 64, 56, 56), 64, 3, padding=1), "convolution_backward (weight)"),
         (tn.ConvSpec((32, 1024, 7, 7), 1024, 3, padding=1, groups=2), "convolution_backward (weight)"),
         (tn.ConvSpec((2, 512, 7, 7), 512, 3, padding=1), "convolution_backward (weight)"),  # lines too short

@@ -1,23 +1,25 @@
 """Steps that join two tensors through the patterns of a convolution: PyTorch's convolutions and their gradients."""
 
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
-from ..nodes import Pattern
 from ..planning import machine
 from ..planning.relations import Windows
 from ..planning.steps import Cost, Join
 from . import convolution_kernels
 from .kernel import Kernel, Kind, Lowered
-from .pattern_steps import place, windows
+from .pattern_steps import patterns_of, place, windows
+from .program import TensorFunction
 from .registers import Axes, Builder, Value
 
 Legs = tuple[str, ...]
 
 
 class Sides:
-    """The two tensors of a step as native kernels take them: with up to three patterns, and legs by what they do.
+    """The two tensors of a step as kernels take them: with some patterns, mostly three, and legs by what they do.
 
-    Patterns beyond the third are applied to the input before, or to the result after the kernel.
+    Patterns beyond these are applied to the input before, or to the result after the kernel.
 
     Attributes:
         patterns: The kernel's patterns.
@@ -26,12 +28,12 @@ class Sides:
         own: Legs of one tensor and the result, by the tensor's role.
     """
 
-    def __init__(self, builder: Builder, join: Join, values: list[Value]) -> None:
-        relation = join.relation
-        assert isinstance(relation, Windows) and join.sides is not None
+    def __init__(self, builder: Builder, join: Join, values: list[Value], dims: int) -> None:
+        assert join.sides is not None
+        patterns = patterns_of(join)
         holders = dict(zip(join.sides, values, strict=True))
         self._builder, self._holders = builder, holders
-        self.patterns, self.beyond = relation.patterns[:3], relation.patterns[3:]
+        self.patterns, self.beyond = patterns[:dims], patterns[dims:]
         open_legs = join.legs.names(join.out)
         if "i" not in holders:
             open_legs |= {leg for p in self.beyond for leg in (p.o, p.k)}
@@ -59,7 +61,7 @@ class Sides:
 class Convolution(Kernel):
     """One of PyTorch's convolutions, or a gradient of one; ``given`` are roles of the tensors that it joins."""
 
-    joins = (2, Windows)
+    joins, dims = (2, Windows), 3
     given: frozenset[tuple[str, str]]
 
     def fits(self, join: Join) -> Any:
@@ -68,15 +70,13 @@ class Convolution(Kernel):
 
     def cost(self, join: Join, form: Any) -> Cost:
         """Multiply-adds that meet no zero of the patterns."""
-        relation = join.relation
-        assert isinstance(relation, Windows)
         left, right = join.tensors
         rest = join.volume((left | right) & ~join.roles.all)
-        return Cost(rest * self.multiplications(relation, join), self.moved(join, rest), join.size)
+        return Cost(rest * self.multiplications(join, form), self.moved(join, rest), join.size)
 
-    def multiplications(self, relation: Windows, join: Join) -> int:
+    def multiplications(self, join: Join, form: Any) -> int:
         """Multiply-adds for each value of the legs that no pattern has."""
-        return relation.nonzeros
+        return prod(p.pattern.nonzeros for p in patterns_of(join))
 
     def moved(self, join: Join, rest: int) -> float:
         """Elements read and written."""
@@ -90,7 +90,7 @@ class Forward(Convolution):
 
     def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
         """A native convolution."""
-        sides = Sides(builder, join, values)
+        sides = Sides(builder, join, values, self.dims)
         n, c, d = sides.own["i"], sides.summed, sides.own["k"]
         registers = sides.laid("i", n, sides.groups + c), sides.laid("k", sides.groups + d, c)
         register = builder.program.emit(convolution_kernels.forward, registers, sides.geometry, sides.count)
@@ -108,7 +108,7 @@ class InputGradient(Convolution):
 
     def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
         """A native input gradient."""
-        sides = Sides(builder, join, values)
+        sides = Sides(builder, join, values, self.dims)
         n, c, d = sides.own["o"], sides.own["k"], sides.summed
         registers = sides.laid("k", sides.groups + d, c), sides.laid("o", n, sides.groups + d)
         leading = builder.volume(n), builder.volume(sides.groups + c)
@@ -122,74 +122,46 @@ class InputGradient(Convolution):
 
 
 class WeightGradient(Convolution):
-    """``x [n, g·c], y [n, g·d]``, with positions."""
+    """``x [n, g·c], y [n, g·d]``, with positions.
+
+    Attributes:
+        make: Makes the function of ``x`` and ``y``.
+        depthwise: Whether the result has all channels in one dimension.
+    """
 
     kind, given = Kind.NATIVE_GRADIENT, frozenset((("i", "o"), ("o", "i")))
     name = "convolution_backward (weight)"
+    make: Callable[..., TensorFunction] = staticmethod(convolution_kernels.weight_gradient)
+    depthwise = False
 
     def moved(self, join: Join, rest: int) -> float:
         """Windows that do not overlap are a reshaped tensor, whose product a native kernel does not reach."""
-        relation, roles = join.relation, join.roles
-        assert isinstance(relation, Windows) and join.sides is not None
-        if not _are_blocks(relation.patterns):
+        roles, patterns = join.roles, [p.pattern for p in patterns_of(join)]
+        apart = all(p.dilation == 1 and p.kernel_size <= p.stride for p in patterns)
+        if not apart or all(p.kernel_size == 1 for p in patterns):
             return join.touched
-        x, y = join.tensors if join.sides[0] == "i" else join.tensors[::-1]
+        x, y = self.ordered(join)
         rows, columns = join.volume(x & ~(y | roles.i) | roles.k), join.volume(y & ~(x | roles.o))
         small = 2 * rows * columns <= join.volume(roles.o) * (rows + columns)  # products of each image
         if small or not (join.legs.target.fast_products and convolution_kernels.has_avx512()):
             cpu = machine.cpu
-            return join.touched + int((cpu.blocks - 1) * rest * relation.nonzeros / cpu.stream)
+            return join.touched + int((cpu.blocks - 1) * rest * self.multiplications(join, None) / cpu.stream)
         return join.touched
+
+    @staticmethod
+    def ordered(join: Join) -> tuple[int, ...]:
+        """Legs of the input, and of the output gradient."""
+        return join.tensors if join.sides == ("i", "o") else join.tensors[::-1]
 
     def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
         """Lay the tensors out, and hand them to the kernel."""
-        sides = Sides(builder, join, values)
+        sides = Sides(builder, join, values, self.dims)
         n, c, d = sides.summed, sides.own["i"], sides.own["o"]
         registers = sides.laid("i", n, sides.groups + c), sides.laid("o", n, sides.groups + d)
-        shape = builder.shape(sides.axes("k", sides.groups + d, c))
-        register = self._made(builder, registers, sides, shape)
-        return Lowered(Value(register, sides.axes("k", sides.groups + d, c)), self.name)
+        axes = sides.axes("k", *((sides.groups + c + d,) if self.depthwise else (sides.groups + d, c)))
+        static = self.static(builder, sides, builder.shape(axes))
+        return Lowered(Value(builder.program.emit(self.make, registers, sides.geometry, *static), axes), self.name)
 
-    def _made(self, builder: Builder, registers: tuple[int, int], sides: Sides, shape: tuple[int, ...]) -> int:
-        target = builder.target
-        static = sides.geometry, sides.count, shape, target.dtype, target.device
-        return builder.program.emit(convolution_kernels.weight_gradient, registers, *static)
-
-
-class WeightProducts(WeightGradient):
-    """A weight gradient without groups by matrix products, where these pay.
-
-    Args:
-        name: Printed name.
-        pay: Whether they do, for patterns, numbers of examples, and of input and output channels.
-        make: Makes the function of ``x [N, C, *I]`` and ``y [N, D, *O]`` for some patterns.
-    """
-
-    kind = Kind.LAID_OUT_PRODUCTS
-
-    def __init__(self, name: str, pay: Any, make: Any) -> None:
-        self.name, self.pay, self.make = name, pay, make  # type: ignore[misc]
-
-    def fits(self, join: Join) -> Any:
-        """Whether products pay."""
-        if not super().fits(join) or not join.legs.target.fast_products:
-            return False
-        relation, roles = join.relation, join.roles
-        assert isinstance(relation, Windows) and join.sides is not None
-        x, y = join.tensors if join.sides[0] == "i" else join.tensors[::-1]
-        encode, beyond = join.legs.encode, relation.patterns[3:]
-        x = x & ~roles.i | encode(leg for p in beyond for leg in (p.o, p.k))
-        y = y & ~encode(p.o for p in relation.patterns[:3])
-        if join.volume(x & y & join.out) > 1:
-            return False
-        geometry = tuple(p.pattern for p in relation.patterns[:3])
-        return self.pay(geometry, join.volume(x & y), (join.volume(x & ~y), join.volume(y & ~x)))
-
-    def _made(self, builder: Builder, registers: tuple[int, int], sides: Sides, shape: tuple[int, ...]) -> int:
-        return builder.program.emit(self.make, registers, sides.geometry)
-
-
-def _are_blocks(patterns: tuple[Pattern, ...]) -> bool:
-    """Whether windows of several entries do not overlap, so that they are a reshaped tensor."""
-    apart = all(p.pattern.dilation == 1 and p.pattern.kernel_size <= p.pattern.stride for p in patterns)
-    return apart and any(p.pattern.kernel_size > 1 for p in patterns)
+    def static(self, builder: Builder, sides: Sides, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """What `make` takes after the patterns."""
+        return sides.count, shape, builder.target.dtype, builder.target.device

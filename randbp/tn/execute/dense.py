@@ -1,6 +1,8 @@
 """Factories of the dense kernels: reshapes, strided views, sums, matrix products. Each returns a function of
 tensors."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_zeros
@@ -10,9 +12,9 @@ from ..planning import machine
 from .program import TensorFunction
 
 
-def reshape(shape: tuple[int, ...]) -> TensorFunction:
-    """Another shape of the same elements; a view where possible."""
-    return lambda x: x.reshape(shape)
+def view(name: str, *arguments: Any) -> TensorFunction:
+    """One of a tensor's own methods, such as ``"reshape"``."""
+    return lambda x: getattr(x, name)(*arguments)
 
 
 def arrange(split: tuple[int, ...], order: tuple[int, ...], merged: tuple[int, ...]) -> TensorFunction:
@@ -26,16 +28,6 @@ def arrange(split: tuple[int, ...], order: tuple[int, ...], merged: tuple[int, .
     if split == ():
         return lambda x: x.permute(order).reshape(merged)
     return lambda x: x.reshape(split).permute(order).reshape(merged)
-
-
-def permute(order: tuple[int, ...]) -> TensorFunction:
-    """A view with permuted dimensions."""
-    return lambda x: x.permute(order)
-
-
-def expand(shape: tuple[int, ...]) -> TensorFunction:
-    """Repeat along dimensions of size one, without copying."""
-    return lambda x: x.expand(shape)
 
 
 def reduce_sum(dims: tuple[int, ...]) -> TensorFunction:
@@ -137,11 +129,6 @@ def windows(patterns: tuple[IndexPattern, ...], first: int) -> TensorFunction:
     return kernel
 
 
-def diagonal(first: int, second: int) -> TensorFunction:
-    """A view of the diagonal of two dimensions, as the last dimension."""
-    return lambda x: x.diagonal(0, first, second)
-
-
 def place(pattern: IndexPattern, keep_o: bool, keep_k: bool) -> TensorFunction:
     """The transpose of `window`: ``[…, o, k] → […, i, (o), (k)]``, adding up entries of the same position.
 
@@ -172,21 +159,11 @@ def place(pattern: IndexPattern, keep_o: bool, keep_k: bool) -> TensorFunction:
 
 def matmul(transpose_left: bool, transpose_right: bool) -> TensorFunction:
     """A (batched) matrix product, reading an operand transposed where that saves a copy."""
-    if transpose_left and transpose_right:
-        return lambda a, b: lying(a).transpose(-1, -2) @ lying(b).transpose(-1, -2)
-    if transpose_left:
-        return lambda a, b: lying(a).transpose(-1, -2) @ lying(b)
-    if transpose_right:
-        return lambda a, b: lying(a) @ lying(b).transpose(-1, -2)
-    return lambda a, b: lying(a) @ lying(b)
 
-
-def gram(transpose_left: bool) -> TensorFunction:
-    """A (batched) matrix times its own transpose."""
-
-    def kernel(a: Tensor) -> Tensor:
-        a = lying(a)
-        return a.transpose(-1, -2) @ a if transpose_left else a @ a.transpose(-1, -2)
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        left = lying(a)
+        right = left if b is a else lying(b)
+        return (left.mT if transpose_left else left) @ (right.mT if transpose_right else right)
 
     return kernel
 

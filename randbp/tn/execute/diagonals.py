@@ -10,7 +10,6 @@ side by side (:mod:`.meetings`). It wins where images are small, and where chann
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -21,16 +20,16 @@ from torch.nn.functional import pad as pad_zeros
 
 from ...layers.pattern import IndexPattern
 from ..planning import machine
-from ..planning.relations import Windows
-from ..planning.steps import Cost, Join
+from ..planning.steps import Join
 from . import meetings
 from .convolutions import WeightGradient
 from .dense import lying
-from .kernel import Kind, Lowered
+from .kernel import Kind
+from .pattern_steps import patterns_of
 from .program import TensorFunction
-from .registers import Builder, Value
 
 Patterns = tuple[IndexPattern, ...]
+Work = tuple[int, float]
 
 
 class Depthwise(WeightGradient):
@@ -43,12 +42,10 @@ class Depthwise(WeightGradient):
         work: Multiply-adds per example and group, and time per group for a number of examples [multiply-adds].
     """
 
+    dims, depthwise = 100, True
+
     def __init__(
-        self,
-        name: str,
-        kind: Kind,
-        make: Callable[[Patterns], TensorFunction],
-        work: Callable[[Patterns, int], tuple[int, float]],
+        self, name: str, kind: Kind, make: Callable[[Patterns], TensorFunction], work: Callable[[Patterns, int], Work]
     ) -> None:
         self.name, self.kind, self.make, self.work = name, kind, make, work  # type: ignore[misc]
 
@@ -59,36 +56,17 @@ class Depthwise(WeightGradient):
         left, right = join.tensors
         if join.volume((left ^ right) & ~join.roles.all) > 1:
             return None
-        relation = join.relation
-        assert isinstance(relation, Windows)
-        patterns = tuple(p.pattern for p in relation.patterns)
+        patterns = tuple(p.pattern for p in patterns_of(join))
         examples = join.volume(left & right & ~join.roles.all & ~join.out)
         return self.work(patterns, examples)[0] if choose(patterns, examples) is self else None
 
-    def cost(self, join: Join, form: Any) -> Cost:
+    def multiplications(self, join: Join, form: Any) -> int:
         """All multiply-adds, the wasted ones too."""
-        (left, right), plain = join.tensors, super().cost(join, form)
-        return replace(plain, multiplications=join.volume((left | right) & ~join.roles.all) * form)
+        return form or super().multiplications(join, form)
 
-    def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
-        """Lay the tensors out as ``[summed, groups, *positions]``."""
-        relation = join.relation
-        assert isinstance(relation, Windows) and join.sides is not None
-        spatial = {role: tuple(getattr(p, role) for p in relation.patterns) for role in "iok"}
-        holders = dict(zip(join.sides, values, strict=True))
-        x, y = holders["i"], holders["o"]
-        out = join.legs.names(join.out)
-        shared = [leg for leg in x.legs if leg in y.legs]
-        lone = tuple(leg for leg in (*x.legs, *y.legs) if leg not in (*shared, *spatial["i"], *spatial["o"]))
-        groups = tuple(leg for leg in shared if leg in out)
-        lead = tuple(leg for leg in shared if leg not in out), groups
-        registers = tuple(
-            builder.convert(value, (*lead, *((leg,) for leg in spatial[role]))).register
-            for role, value in holders.items()
-        )
-        registers = registers if join.sides[0] == "i" else registers[::-1]
-        register = builder.program.emit(self.make, registers, tuple(p.pattern for p in relation.patterns))
-        return Lowered(Value(register, (groups + lone, *((leg,) for leg in spatial["k"]))), self.name)
+    def static(self, *_: Any) -> tuple[Any, ...]:
+        """Nothing but the patterns."""
+        return ()
 
 
 def choose(patterns: Patterns, examples: int) -> Depthwise | None:
@@ -105,7 +83,7 @@ def choose(patterns: Patterns, examples: int) -> Depthwise | None:
     return best if time < cpu.margin * native else None
 
 
-def _pairs_work(patterns: Patterns, examples: int) -> tuple[int, float]:
+def _pairs_work(patterns: Patterns, examples: int) -> Work:
     count = prod(p.input_size * p.output_size for p in patterns)
     sums = sum(
         prod(p.kernel_size for p in patterns[: dim + 1])
@@ -115,7 +93,7 @@ def _pairs_work(patterns: Patterns, examples: int) -> tuple[int, float]:
     return count, (examples + machine.cpu.diagonal_sums) * count + machine.cpu.diagonal * sums
 
 
-def _rows_work(patterns: Patterns, examples: int) -> tuple[int, float]:
+def _rows_work(patterns: Patterns, examples: int) -> Work:
     (*outer, last), cpu = patterns, machine.cpu
     block = _block(last)
     reach, blocks = _reach(last, block), -(-last.output_size // block)
@@ -222,8 +200,8 @@ def _reach(p: IndexPattern, outputs: int) -> int:
 
 
 WAYS = (
-    Depthwise("pairs + diagonal sums", Kind.LAID_OUT_PRODUCTS, pairs, _pairs_work),
-    Depthwise("row products + diagonal sums", Kind.LAID_OUT_PRODUCTS, row_products, _rows_work),
+    Depthwise("pairs + diagonal sums", Kind.PRODUCT, pairs, _pairs_work),
+    Depthwise("row products + diagonal sums", Kind.PRODUCT, row_products, _rows_work),
     Depthwise("sums of meeting pairs", Kind.PAIR_SUMS, meetings.meeting_sums, meetings.work),
 )
 """All ways, the one that needs a compiled operation last."""

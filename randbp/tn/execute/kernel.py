@@ -17,7 +17,6 @@ class Kind(Enum):
     ROWS = auto()
     NATIVE_FORWARD = auto()
     NATIVE_GRADIENT = auto()
-    LAID_OUT_PRODUCTS = auto()
     PAIR_SUMS = auto()  # which take channels in any order of memory
 
 

@@ -12,14 +12,17 @@ where maps are small.
 """
 
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
 from ..planning import machine
+from ..planning.steps import Join
 from . import convolution_kernels
-from .convolutions import WeightProducts
+from .convolutions import WeightGradient
+from .kernel import Kind
+from .pattern_steps import patterns_of
 from .program import TensorFunction
 
 
@@ -31,14 +34,6 @@ class Stretch(NamedTuple):
     output: int
     input: int
     length: int
-
-
-def pay(patterns: tuple[IndexPattern, ...], examples: int, channels: tuple[int, int]) -> bool:
-    """Whether products by lines are faster than a native kernel."""
-    cpu, outputs = machine.cpu, patterns[-1].output_size
-    wide = min(channels) >= cpu.line_wide and max(channels) >= cpu.line_widest
-    slower = outputs <= cpu.line_small or not convolution_kernels.has_avx512()  # of native kernels
-    return wide and any(p.kernel_size > 1 for p in patterns) and slower and examples * outputs >= cpu.line_long
 
 
 def line_products(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
@@ -97,4 +92,31 @@ def _positions_first(tensor: Tensor) -> Tensor:
     return tensor.flatten(2).flatten(0, 1).t().contiguous()
 
 
-LINE_PRODUCTS = WeightProducts("line products", pay, line_products)
+class LineProducts(WeightGradient):
+    """A weight gradient without groups by products of lines, where these pay."""
+
+    name, kind, make = "line products", Kind.PRODUCT, staticmethod(line_products)
+
+    def fits(self, join: Join) -> Any:
+        """Whether products by lines are faster than a native kernel."""
+        if not super().fits(join) or not join.legs.target.fast_products:
+            return False
+        (x, y), encode, patterns = self.ordered(join), join.legs.encode, patterns_of(join)
+        x = x & ~join.roles.i | encode(leg for p in patterns[self.dims :] for leg in (p.o, p.k))
+        y = y & ~encode(p.o for p in patterns[: self.dims])
+        if join.volume(x & y & join.out) > 1:
+            return False
+        channels = join.volume(x & ~y), join.volume(y & ~x)
+        return self.pay(tuple(p.pattern for p in patterns[: self.dims]), join.volume(x & y), channels)
+
+    @staticmethod
+    def pay(patterns: tuple[IndexPattern, ...], examples: int, channels: tuple[int, int]) -> bool:
+        """Whether they are, for a number of examples, and of input and output channels."""
+        cpu, outputs = machine.cpu, patterns[-1].output_size
+        wide = min(channels) >= cpu.line_wide and max(channels) >= cpu.line_widest
+        slower = outputs <= cpu.line_small or not convolution_kernels.has_avx512()  # of native kernels
+        return wide and any(p.kernel_size > 1 for p in patterns) and slower and examples * outputs >= cpu.line_long
+
+    def static(self, *_: Any) -> tuple[Any, ...]:
+        """Nothing but the patterns."""
+        return ()

@@ -65,10 +65,7 @@ def product(builder: Builder, left: Value, right: Value, out: frozenset[str]) ->
     else:
         b, straight_b = _matrix(builder, right, batch_legs, summed_legs, columns)
         flipped_b = not straight_b
-    if a.register == b.register and flipped_a == flipped_b:
-        register = builder.program.emit(dense.gram, (a.register,), flipped_a)
-    else:
-        register = builder.program.emit(dense.matmul, (a.register, b.register), flipped_a, not flipped_b)
+    register = builder.program.emit(dense.matmul, (a.register, b.register), flipped_a, not flipped_b)
     axes: Axes = (rows, columns) if builder.volume(batch_legs) == 1 else (batch_legs, rows, columns)
     return Value(register, axes), "matmul"
 

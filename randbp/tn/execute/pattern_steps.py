@@ -27,7 +27,7 @@ class BandedSums(Kernel):
 
     def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
         """Contract each pattern with ones on its third leg."""
-        patterns, value = _patterns(join), _without_private(builder, join, values[0])
+        patterns, value = patterns_of(join), _without_private(builder, join, values[0])
         held, reached = (tuple(getattr(p, role) for p in patterns) for role in form)
         rest = tuple(leg for leg in value.legs if leg not in held)
         value = builder.convert(value, (rest[:1], rest[1:], *((leg,) for leg in held)))
@@ -57,7 +57,7 @@ class WindowsOrPlaces(Kernel):
 
     def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
         """Windows where the tensor holds inputs, places where the result does, and sums over what is left."""
-        value, patterns, out = _without_private(builder, join, values[0]), _patterns(join), join.legs.names(join.out)
+        value, patterns, out = _without_private(builder, join, values[0]), patterns_of(join), join.legs.names(join.out)
         name = "place"
         held = {p.i for p in patterns if p.i in value.legs}
         if held:
@@ -74,7 +74,8 @@ class WindowsOrPlaces(Kernel):
         return Lowered(builder.sum(value, gone), f"{name} + sum" if gone else name)
 
 
-def _patterns(join: Join) -> tuple[Pattern, ...]:
+def patterns_of(join: Join) -> tuple[Pattern, ...]:
+    """The patterns that a step applies."""
     assert isinstance(join.relation, Windows)
     return join.relation.patterns
 
@@ -111,7 +112,7 @@ def windows(builder: Builder, value: Value, patterns: tuple[Pattern, ...]) -> Va
         for star, leg in (("o*", p.o), ("k*", p.k)):
             if leg in legs:
                 dims = sorted((legs.index(star), legs.index(leg)))
-                register = builder.program.emit(dense.diagonal, (register,), *dims)
+                register = builder.program.emit(dense.view, (register,), "diagonal", 0, *dims)
                 legs = [other for other in legs if other not in (star, leg)] + [leg]
             else:
                 legs[legs.index(star)] = leg

@@ -105,7 +105,7 @@ class Builder:
         if have == want:
             register = value.register
             if shape != target:
-                register = self.program.emit(dense.reshape, (register,), target)
+                register = self.program.emit(dense.view, (register,), "reshape", target)
             return Value(register, axes)
         runs = _runs(have, want)
         split = tuple(self.volume(run) for run in runs)
@@ -115,10 +115,10 @@ class Builder:
         if moved == tuple(size for size in target if size > 1):  # nothing is merged, so nothing is copied
             register = value.register
             if shape != split:
-                register = self.program.emit(dense.reshape, (register,), split)
-            register = self.program.emit(dense.permute, (register,), order)
+                register = self.program.emit(dense.view, (register,), "reshape", split)
+            register = self.program.emit(dense.view, (register,), "permute", order)
             if moved != target:
-                register = self.program.emit(dense.reshape, (register,), target)
+                register = self.program.emit(dense.view, (register,), "reshape", target)
             return Value(register, axes)
         before = self.program.count
         register = self.program.emit(dense.arrange, (value.register,), () if split == shape else split, order, target)
@@ -141,8 +141,8 @@ class Builder:
         axes = (*((leg,) for leg in extra), *value.axes)
         shape = self.shape(axes)
         ones = (1,) * len(extra) + shape[len(extra) :]
-        register = self.program.emit(dense.reshape, (value.register,), ones)
-        return Value(self.program.emit(dense.expand, (register,), shape), axes)
+        register = self.program.emit(dense.view, (value.register,), "reshape", ones)
+        return Value(self.program.emit(dense.view, (register,), "expand", shape), axes)
 
     def sum(self, value: Value, legs: Iterable[str]) -> Value:
         """The value summed over some legs; legs it lacks count as repeated."""

@@ -7,11 +7,10 @@ from . import diagonals
 from .convolutions import Forward, InputGradient, WeightGradient
 from .grams import WindowGram
 from .kernel import Kernel
-from .lines import LINE_PRODUCTS
+from .lines import LineProducts
 from .matrix_products import MatrixProduct
 from .pattern_steps import BandedSums, WindowsOrPlaces
 from .selection_steps import GatherOrScatter, RowProduct
-from .window_products import WINDOW_PRODUCTS
 
 KERNELS: tuple[Kernel, ...] = (
     WindowGram(),
@@ -21,8 +20,7 @@ KERNELS: tuple[Kernel, ...] = (
     GatherOrScatter(),
     RowProduct(),
     *diagonals.WAYS,
-    LINE_PRODUCTS,
-    WINDOW_PRODUCTS,
+    LineProducts(),
     WeightGradient(),
     Forward(),
     InputGradient(),

@@ -55,17 +55,11 @@ class Machine:
     meeting_laid: float = 40  # laying out one element with channels innermost for these [multiply-adds]
     meeting_start: float = 2000  # starting them, per channel [multiply-adds]
     meetings: int = 2**16  # pairs of positions that are listed at most: a mebibyte [pairs]
-    # Other weight gradients by matrix products
+    # Weight gradients by lines
     line_wide: int = 256  # lines pay from this width on for both sides [channels]
     line_widest: int = 512  # and from this one on for one side [channels]
     line_long: int = 128  # least length of a line [positions times examples]
     line_small: int = 8  # up to this length they pay even where native kernels use AVX-512 [outputs]
-    window_fewest: int = (
-        4  # windows pay from this number of input channels; for three there is a native kernel [channels]
-    )
-    window_most: int = 12  # and up to this number [channels]
-    window_wide: int = 64  # and from this number of output channels on [channels]
-    window_chunk: int = 2**21  # windows that are laid out at a time [elements]
     # Rows through an index
     row_width: int = 4096  # most channels gathered for one matrix product [channels]
     row_piece: int = 2**21  # examples that are processed together [elements]
