@@ -1,4 +1,4 @@
-"""Hooks, transforms and modes around a call: the one place that knows PyTorch's internals about them."""
+"""Hooks, transforms, modes and autocast around a call: the one place that knows PyTorch's internals about them."""
 
 import sys
 import weakref
@@ -101,6 +101,13 @@ def apart_from_modes(*tensors: Tensor | None) -> AbstractContextManager[Any]:
         return nullcontext()
     apart: AbstractContextManager[Any] = disabled()
     return apart
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast on the tensor's device; a tensor without data is on no device that autocasts."""
+    if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 @cache

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .._torch.state import without_autocast
 from ..estimators import Draw, Estimator, Exact
 from ..estimators.base import Vjp
 from ..estimators.native import examples_together
@@ -21,6 +20,9 @@ Tensors = tuple[Tensor, Tensor, Tensor | None]
 
 Pair = tuple[Estimator, Estimator]
 """The estimators of the weight VJP and of the input VJP."""
+
+FORMATS = torch.contiguous_format, torch.channels_last
+"""Memory formats of an input or weight, by whether its channels are last."""
 
 _WEIGHT, _INPUT = 0, 1  # keys of the draws of the two VJPs
 
@@ -81,14 +83,13 @@ class Call:
         return result
 
     def sketch(self, x: Tensor, seed: int) -> tuple[Tensor, ...]:
-        """The tensors that the weight VJP holds of the input, in the precision that the forward pass ran in."""
-        with without_autocast(x):
-            return self.weight_vjp.sketch(self.function.channels_second(x), self.spec, Draw(seed).child(_WEIGHT))
+        """The tensors that the weight VJP holds of the input."""
+        return self.weight_vjp.sketch(self.function.channels_second(x), self.spec, Draw(seed).child(_WEIGHT))
 
     def weight_grad(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: int) -> Tensor:
         """Estimated weight VJP in the weight's shape and memory format, from an output gradient ``[N, D, *O]``."""
         grad = self.weight_vjp.weight_vjp(held, output_grad, self.spec, Draw(seed).child(_WEIGHT))
-        return grad.view(self.weight_shape).contiguous(memory_format=memory_format(self.weight_last))
+        return grad.view(self.weight_shape).contiguous(memory_format=FORMATS[self.weight_last])
 
     def input_grad(self, output_grad: Tensor, weight: Tensor, seed: int) -> Tensor:
         """Estimated input VJP in the input's shape and memory format, from an output gradient ``[N, D, *O]``.
@@ -100,7 +101,7 @@ class Call:
             kernel = kernel.clone(memory_format=torch.channels_last)  # strides say so, also of one channel per group
         grad = self.input_vjp.input_vjp(output_grad, kernel, self.spec, Draw(seed).child(_INPUT))
         grad = self.function.channels_back(grad, self.input_shape)
-        return grad.contiguous(memory_format=memory_format(self.input_last))
+        return grad.contiguous(memory_format=FORMATS[self.input_last])
 
 
 for _class in (Call, Convolution, TransposedConvolution, Linear, Product):  # operators of compiled graphs read them
@@ -156,12 +157,20 @@ def checked_call(
 
 
 def is_estimated(x: Tensor, weight: Tensor, weight_vjp: Estimator, input_vjp: Estimator) -> bool:
-    """Whether the backward pass would compute or hold anything else than PyTorch's."""
+    """Whether the backward pass would compute or hold anything else than PyTorch's.
+
+    Raises:
+        ValueError: If it would for complex tensors.
+    """
     if not torch.is_grad_enabled() or not x.numel():
         return False
     # With a frozen weight nothing of the input need be held, which PyTorch's own layer would.
-    needs_input = x.requires_grad
-    return (not weight_vjp.exact and (needs_input or weight.requires_grad)) or (needs_input and not input_vjp.exact)
+    input_grad, weight_grad = x.requires_grad, x.requires_grad or weight.requires_grad
+    if not (weight_grad and not weight_vjp.exact) and not (input_grad and not input_vjp.exact):
+        return False
+    if x.is_complex() or weight.is_complex():
+        raise ValueError(f"x: dtype {x.dtype}, expected a real floating dtype where a VJP is estimated")
+    return True
 
 
 def check_arguments(x: object, weight: object, bias: object, generator: object) -> None:
@@ -183,8 +192,3 @@ def check_estimator(name: Vjp, estimator: object) -> None:
 def exact_or(estimator: Estimator) -> Estimator:
     """Replace an estimator that keeps everything by :class:`Exact`."""
     return Exact() if estimator.exact else estimator
-
-
-def memory_format(channels_last: bool) -> torch.memory_format:
-    """PyTorch's name of the memory format of an input or weight."""
-    return torch.channels_last if channels_last else torch.contiguous_format

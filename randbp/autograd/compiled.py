@@ -19,13 +19,13 @@ from .._torch.clean_thread import without_modes
 from ..draws.seeds import DRAWS_ON_HOST
 from ..estimators.text import from_text, to_text
 from ..layers.functions import LayerFunction, Shape
-from .call import Call, Pair, Tensors, exact_or, gradients, memory_format
+from .call import FORMATS, Call, Pair, Tensors, exact_or, gradients
 
 
 @torch.library.custom_op("randbp::sketch", mutates_args=(), tags=DRAWS_ON_HOST)
 def _sketch(x: Tensor, seed: Tensor, call: str) -> list[Tensor]:
     made: Call = from_text(call)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         held = made.sketch(x, int(seed))
     plain = [tensor.contiguous() for tensor in held]
     # An operator may not return its argument, which is what an exact VJP holds.
@@ -47,7 +47,7 @@ def _weight_vjp(held: Sequence[Tensor], output_grad: Tensor, seed: Tensor, call:
 @_weight_vjp.register_fake
 def _(held: Sequence[Tensor], output_grad: Tensor, seed: Tensor, call: str) -> Tensor:
     made: Call = from_text(call)
-    return torch.empty_like(output_grad.new_empty(made.weight_shape), memory_format=memory_format(made.weight_last))
+    return torch.empty_like(output_grad.new_empty(made.weight_shape), memory_format=FORMATS[made.weight_last])
 
 
 @torch.library.custom_op("randbp::input_vjp", mutates_args=(), tags=DRAWS_ON_HOST)
@@ -60,7 +60,7 @@ def _input_vjp(output_grad: Tensor, weight: Tensor, seed: Tensor, call: str) -> 
 @_input_vjp.register_fake
 def _(output_grad: Tensor, weight: Tensor, seed: Tensor, call: str) -> Tensor:
     made: Call = from_text(call)
-    return torch.empty_like(output_grad.new_empty(made.input_shape), memory_format=memory_format(made.input_last))
+    return torch.empty_like(output_grad.new_empty(made.input_shape), memory_format=FORMATS[made.input_last])
 
 
 @lru_cache(maxsize=1024)

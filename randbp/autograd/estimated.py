@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from .._torch.graph_break import graph_break
-from .._torch.hooks import apart_from_modes, transformed
+from .._torch.hooks import apart_from_modes, transformed, without_autocast
 from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
-from .._torch.state import without_autocast
 from ..draws.seeds import SeedStream
 from ..estimators import Estimator
 from ..layers.functions import LayerFunction
@@ -63,11 +62,14 @@ def _eager(
     call = checked_call(*arguments)
     if not is_estimated(x, weight, call.weight_vjp, call.input_vjp):
         return None
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        cast = _cast(*tensors)
+        with without_autocast(x):
+            return _eager(function, cast, estimators, stream, generator)
     if x.dim() < weight.dim() > 2:
         y = _eager(function, (x.unsqueeze(0), weight, bias), estimators, stream, generator)
         return None if y is None else y.squeeze(0)
     seed = stream.next(generator)
-    x, weight, bias = _cast(x, weight, bias)
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"{function.title}: a captured CUDA graph would repeat one sample for ever; "
@@ -109,12 +111,10 @@ def _apart(*arguments: Any) -> Tensor:
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensors:
-    """Check dtypes, and cast as autocast does, outside of the autograd function, so that casts are differentiated.
+    """Cast as autocast does, outside of the autograd function, so that casts are differentiated.
 
     (Tensors without data are on no device that autocasts.)
     """
-    if x.is_complex() or weight.is_complex():
-        raise ValueError(f"x: dtype {x.dtype}, expected a real floating dtype where a VJP is estimated")
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(x.device.type)

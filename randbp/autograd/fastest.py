@@ -11,7 +11,7 @@ from ..estimators.base import Vjp
 from ..estimators.if_faster import at_hand
 from ..estimators.race import GAIN, race
 from ..estimators.sizes import BySize
-from .call import Call, Pair, memory_format
+from .call import FORMATS, Call, Pair
 
 Run = Callable[[Call, Tensor, Tensor, Tensor | None, int], Tensor]
 """Runs a layer with estimators: a function of call, input, weight, bias and seed."""
@@ -92,7 +92,7 @@ def _is_faster(run: Run, call: Call, tensors: list[Tensor]) -> bool:
     made = []
     for tensor, last in zip(tensors, (call.input_last, call.weight_last, False), strict=False):
         zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        made.append(zeros.contiguous(memory_format=memory_format(last)).requires_grad_(tensor.requires_grad))
+        made.append(zeros.contiguous(memory_format=FORMATS[last]).requires_grad_(tensor.requires_grad))
     wanted = [copy for copy in made if copy.requires_grad]
     x, weight, bias = made[0], made[1], made[2] if len(made) > 2 else None
     grad = torch.ones(call.spec.output_shape, dtype=x.dtype, device=x.device)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .._torch.graph_break import graph_break
-from .._torch.hooks import take_from_stack
-from .._torch.state import has_storage, without_autocast
+from .._torch.hooks import take_from_stack, without_autocast
+from .._torch.state import has_storage
 from ..layers import LayerCall, LayerCalls, own_parameters, runs_pytorchs_forward
 from ..layers.layer_specs import as_sequence
 from ..tn import LayerSpec

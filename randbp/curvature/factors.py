@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import tn
-from .._torch.state import without_autocast
+from .._torch.hooks import without_autocast
 from ..tn import ConvSpec, LayerSpec
 
 Approximation = Literal["reduce", "expand"]

@@ -103,7 +103,10 @@ class SeedStream:
             if generator is not None:
                 return _seed_from(generator)
             return _next_seed(self.clock.tensor, self._place.tensor)
-        return self.drawn(hooks_in_force(), generator)
+        hooks = hooks_in_force()
+        if hooks is None and generator is None:
+            return next_seed(self.clock.values, self._place.values)
+        return self.drawn(hooks, generator)
 
     def drawn(self, hooks: Hooks | None, generator: torch.Generator | None = None) -> int:
         """The next seed of a call under certain hooks for saved tensors, by which a recomputation is recognised."""
