@@ -1,4 +1,4 @@
-"""Transposed convolutions and linear layers: exact where they promise to be, and frugal where they estimate."""
+"""Layers of all kinds: exact where they promise to be, and frugal where they estimate."""
 
 from typing import Any
 
@@ -27,13 +27,25 @@ from randbp import (
 )
 from randbp.estimators import chunks, precision
 from randbp.functional import conv, conv_transpose, linear
-from tests.cases import Case, linear_cases, transposed_cases
+from tests.cases import Case, cases, linear_cases, transposed_cases
 from tests.catalogue import EXACT_AT_ONE, FIXED_SIZE, EstimatorCase
 from tests.functional.observe import LargestAllocation, held_by
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
-ANY = st.one_of(transposed_cases(), linear_cases())
+ANY = st.one_of(cases(), transposed_cases(), linear_cases())
 LAYERS: dict[str, Any] = {  # name: the layer, PyTorch's layer, shapes of input and weight
+    "convolution": (
+        lambda x, w, **options: conv(x, w, None, 1, 1, **options),
+        lambda x, w: F.conv2d(x, w, None, 1, 1),
+        (64, 32, 16, 16),
+        (4, 32, 3, 3),
+    ),
+    "channels last": (
+        lambda x, w, **options: conv(x, w, None, 2, 1, **options),
+        lambda x, w: F.conv2d(x, w, None, 2, 1),
+        (64, 32, 16, 16),
+        (4, 32, 3, 3),
+    ),
     "transposed": (
         lambda x, w, **options: conv_transpose(x, w, None, 2, 1, 1, **options),
         lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1),
@@ -53,8 +65,10 @@ def both(estimator: Estimator) -> dict[str, Estimator]:
 def layer(name: str, seed: int = 0) -> tuple[Any, Any, Tensor, Tensor]:
     estimated, native, *shapes = LAYERS[name]
     generator = torch.Generator().manual_seed(seed)
-    x, weight = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
-    return estimated, native, x, weight
+    x, weight = (torch.randn(shape, generator=generator) for shape in shapes)
+    if name == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    return estimated, native, x.requires_grad_(), weight.requires_grad_()
 
 
 @given(case=ANY, dtype=st.sampled_from(DTYPES), made=st.sampled_from(EXACT_AT_ONE))
@@ -94,12 +108,15 @@ def test_what_is_not_estimated_is_exact(
     assert [grad.shape for grad in grads] == [tensor.shape for tensor in inputs]
 
 
+@pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
-def test_without_grad_mode_it_is_pytorch(name: str) -> None:
+def test_without_grad_mode_it_is_pytorch(name: str, estimator: Estimator) -> None:
     estimated, native, x, weight = layer(name)
     with torch.no_grad():
-        output, held = held_by(lambda: estimated(x, weight))
+        output, held = held_by(lambda: estimated(x, weight, weight_vjp=estimator))
         assert torch.equal(output, native(x, weight)) and held == 0 and not output.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(estimated(x, weight, weight_vjp=estimator), output)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -169,9 +186,10 @@ def test_global_random_state_is_untouched_and_generators_repeat(name: str, estim
     before = torch.get_rng_state()
     first, again, other = (grads(generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     randbp.manual_seed(5)
-    stream = grads()
+    stream = grads(), grads()
     randbp.manual_seed(5)
-    assert torch.equal(stream[0], grads()[0]) and torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[0], grads()[0]) for one in stream) and torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(stream[0][0], stream[1][0])
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
 
@@ -204,7 +222,7 @@ def test_non_finite_values_show_where_they_do_in_pytorch(name: str, where: str, 
 
 @pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_finite_in_finite_out(name: str, estimator: Estimator, dtype: torch.dtype) -> None:
     estimated, _, x, weight = layer(name)
     x, weight = (10 * x[:8].detach()).to(dtype).requires_grad_(), weight.detach().to(dtype).requires_grad_()
@@ -239,15 +257,17 @@ def test_activation_checkpointing_uses_one_sample(name: str) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_channels_last_transposed_convolution(stride: int) -> None:
+@pytest.mark.parametrize(("pytorchs", "estimated"), [(F.conv2d, conv), (F.conv_transpose2d, conv_transpose)])
+def test_channels_last_leaves_the_other_gradient_exact(pytorchs: Any, estimated: Any, stride: int) -> None:
     x = torch.randn(4, 8, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(8, 6, 3, 3, requires_grad=True)
-    native = F.conv_transpose2d(x, weight, None, stride, 1)
+    weight = torch.randn(8, 8, 3, 3, requires_grad=True)
+    native = pytorchs(x, weight, None, stride, 1)
     output_grad = torch.randn_like(native)
     expected = torch.autograd.grad(native, (x, weight), output_grad)
-    output = conv_transpose(x, weight, None, stride, 1, weight_vjp=Spatial(0.25))
+    output = estimated(x, weight, None, stride, 1, weight_vjp=Spatial(0.25))
+    assert output.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(torch.autograd.grad(output, x, output_grad)[0], expected[0])
-    output = conv_transpose(x, weight, None, stride, 1, weight_vjp=Exact(), input_vjp=Spatial(0.25))
+    output = estimated(x, weight, None, stride, 1, weight_vjp=Exact(), input_vjp=Spatial(0.25))
     torch.testing.assert_close(torch.autograd.grad(output, weight, output_grad)[0], expected[1], rtol=1e-4, atol=1e-3)
 
 
@@ -269,7 +289,7 @@ def test_memory_formats_are_pytorchs(estimator: Estimator, memory_format: torch.
 
 
 @pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "channels last"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_gives_gradients_in_the_parameters_precision(
     name: str, estimator: Estimator, dtype: torch.dtype
@@ -300,7 +320,7 @@ def test_autocast_does_not_reach_what_is_held(dims: int, estimator: Estimator) -
 
 @pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 def test_memory_order_does_not_change_the_estimate(estimator: Estimator) -> None:
-    for name in LAYERS:
+    for name in ("transposed", "linear", "sequence"):
         estimated, native, x, weight = layer(name)
         x, output_grad = x.detach()[:8], torch.randn_like(native(x, weight)[:8])
         grads = []
