@@ -22,7 +22,6 @@ from torch import Tensor
 
 from randbp import Estimator, Exact, tn
 from randbp.diagnostics import memory_report
-from randbp.diagnostics.environment import describe_environment
 from randbp.estimators import Draw
 from randbp.kernels import backends
 from randbp.lean.rules import RULES
@@ -219,8 +218,8 @@ def measure(budget: float, names: Sequence[str] = ("",)) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What may explain a difference."""
     served = sorted({backend for places in backends().values() for backend in places.values()})
-    place = {k: v for k, v in describe_environment(torch.device("cpu")).items() if k != "platform"}
-    return machine() | place | {"kernels": served, "capability": torch.backends.cpu.get_cpu_capability()}
+    place = {name: value for name, value in machine().items() if name != "platform"}
+    return place | {"kernels": served, "capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def dumped(found: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ replayed.
 
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from typing import Any
 
 import torch
 
+from randbp.diagnostics import describe_environment
 from randbp.diagnostics import timing as timings
 from randbp.diagnostics.timing import seconds_per_call
+from randbp.text.text_table import text_table
 
 RUNS = Path("runs/bench")
 
@@ -117,14 +118,9 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    return {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+    return describe_environment(torch.device("cuda" if on_gpu() else "cpu")) | {
         "clock": next(name for name, clock in CLOCKS.items() if clock is _Clock.now),
         "float32_products": torch.get_float32_matmul_precision(),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if on_gpu() else "cpu",
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
 
@@ -138,22 +134,5 @@ def save(name: str, rows: list[dict[str, Any]], summary: dict[str, Any], folder:
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table, with rich if it is installed."""
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        print(title)
-        for row in [columns, *rows]:
-            print("  ".join(row))
-        return
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if console.width < 120 and not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
+    """Print a table."""
+    print(f"{title}\n\n{text_table(columns, [row + [''] * (len(columns) - len(row)) for row in rows])}\n")

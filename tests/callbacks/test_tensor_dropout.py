@@ -47,6 +47,26 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
+class Denoiser(pl.LightningModule):
+    """A convolution, a linear layer and a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(1, 8, 4, stride=2, padding=1)
+        self.code = nn.Linear(8, 8)
+        self.up = nn.ConvTranspose2d(8, 1, 4, stride=2, padding=1)
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        code = self.code(self.down(batch[0]).relu().movedim(1, -1)).relu()
+        loss = nn.functional.mse_loss(self.up(code.movedim(-1, 1)), batch[0].clamp_min(0))
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
+
+
 class Resumable(DataLoader):
     """A loader that goes on in the middle of an epoch, through the interface that Lightning asks loaders for."""
 
@@ -78,11 +98,21 @@ def trainer(tmp_path: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
     return pl.Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), **{**settings, **quiet, **options})
 
 
-def fit(tmp_path: Path, *callbacks: Callback, ckpt_path: Path | None = None, **options: Any) -> Module:
+def fit(tmp_path: Path, *callbacks: Callback, kind: Any = Module, ckpt_path: Path | None = None, **options: Any) -> Any:
     torch.manual_seed(0)
-    module = Module()
-    trainer(tmp_path, *callbacks, **options).fit(module, loader(), loader(), ckpt_path=ckpt_path, weights_only=True)
+    module = kind()
+    validation = loader() if kind is Module else None
+    run = trainer(tmp_path, *callbacks, **options)
+    run.fit(module, loader(), validation, ckpt_path=ckpt_path, weights_only=True)
     return module
+
+
+def of_convolutions(seed: int = 0) -> TensorDropout:
+    return TensorDropout(Spatial(0.25), Spatial(0.5), seed=seed)
+
+
+def of_all_layers(seed: int = 0) -> TensorDropout:
+    return TensorDropout(Rounding(4, Spatial(0.25)), Spatial(0.5), layers="*", seed=seed)
 
 
 def test_estimates_while_fitting_and_is_exact_in_validation(tmp_path: Path) -> None:
@@ -100,13 +130,41 @@ def test_estimates_while_fitting_and_is_exact_in_validation(tmp_path: Path) -> N
     assert type(estimated.net[3]) is nn.Conv2d and "_randbp" not in vars(estimated.net[3])
 
 
-def test_keep_one_trains_bit_for_bit_as_without(tmp_path: Path) -> None:
-    assert fit(tmp_path, TensorDropout(Spatial(1), Channels(1))).losses == fit(tmp_path).losses
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (None, ["RandomizedConv2d", "Linear", "RandomizedConvTranspose2d"]),
+        ("*", ["RandomizedConv2d", "RandomizedLinear", "RandomizedConvTranspose2d"]),
+        (["code"], ["Conv2d", "RandomizedLinear", "ConvTranspose2d"]),
+    ],
+)
+def test_chosen_layers_are_randomised_while_fitting(tmp_path: Path, layers: Any, expected: list[str]) -> None:
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            self.types = [type(module).__name__ for module in pl_module.children()]
+
+    look, exact = Look(), fit(tmp_path, kind=Denoiser)
+    estimated = fit(tmp_path, TensorDropout(Spatial(0.25), layers=layers), look, kind=Denoiser)
+    assert look.types == expected
+    assert estimated.losses[0] == exact.losses[0] and estimated.losses[1:] != exact.losses[1:]
+    assert [type(module) for module in estimated.children()] == [nn.Conv2d, nn.Linear, nn.ConvTranspose2d]
+    assert estimated.losses[-1] < estimated.losses[0]
 
 
-def test_same_seed_same_run_and_other_seed_other_run(tmp_path: Path) -> None:
-    first, again = (fit(tmp_path, TensorDropout(Spatial(0.25), Spatial(0.5), seed=3)).losses for _ in range(2))
-    other = fit(tmp_path, TensorDropout(Spatial(0.25), Spatial(0.5), seed=4)).losses
+@pytest.mark.parametrize(
+    ("kind", "dropout"),
+    [
+        (Module, lambda: TensorDropout(Spatial(1), Channels(1))),
+        (Denoiser, lambda: TensorDropout(Spatial(1), Spatial(1), layers="*")),
+    ],
+)
+def test_keep_one_trains_bit_for_bit_as_without(tmp_path: Path, kind: Any, dropout: Any) -> None:
+    assert fit(tmp_path, dropout(), kind=kind).losses == fit(tmp_path, kind=kind).losses
+
+
+@pytest.mark.parametrize(("kind", "dropout"), [(Module, of_convolutions), (Denoiser, of_all_layers)])
+def test_same_seed_same_run_and_other_seed_other_run(tmp_path: Path, kind: Any, dropout: Any) -> None:
+    first, again, other = (fit(tmp_path, dropout(seed), kind=kind).losses for seed in (3, 3, 4))
     assert first == again != other
 
 
@@ -119,23 +177,17 @@ class StopAt(Callback):
             raise self.error
 
 
-@pytest.mark.parametrize("stop", [3, 6, 8])
-def test_resumed_run_is_identical_to_uninterrupted(tmp_path: Path, stop: int) -> None:
-    def dropout() -> TensorDropout:
-        return TensorDropout(Spatial(0.25), Spatial(0.5))
-
-    whole = fit(tmp_path, dropout(), max_epochs=3)
+@pytest.mark.parametrize(
+    ("kind", "dropout", "stop"),
+    [*((Module, of_convolutions, stop) for stop in (3, 6, 8)), (Denoiser, of_all_layers, 4)],
+)
+def test_resumed_run_is_identical_to_uninterrupted(tmp_path: Path, kind: Any, dropout: Any, stop: int) -> None:
+    whole = fit(tmp_path, dropout(), kind=kind, max_epochs=3)
     save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    cut = StopAt(stop + 1, RuntimeError("power cut"))
     with pytest.raises(RuntimeError, match="power cut"):
-        fit(
-            tmp_path,
-            dropout(),
-            save,
-            StopAt(stop + 1, RuntimeError("power cut")),
-            max_epochs=3,
-            enable_checkpointing=True,
-        )
-    resumed = fit(tmp_path, dropout(), ckpt_path=tmp_path / f"step={stop}.ckpt", max_epochs=3)
+        fit(tmp_path, dropout(), save, cut, kind=kind, max_epochs=3, enable_checkpointing=True)
+    resumed = fit(tmp_path, dropout(), kind=kind, ckpt_path=tmp_path / f"step={stop}.ckpt", max_epochs=3)
     assert resumed.losses == whole.losses[stop:]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -255,6 +307,8 @@ def test_bad_settings_fail_early(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"layers='encoder\.\*': matches none of the convolutions 'net\.0', 'net\.3'"):
         trainer(tmp_path, TensorDropout(layers="encoder.*")).fit(module, loader())
     assert type(module.net[0]) is nn.Conv2d
+    with pytest.raises(ValueError, match=r"none of the convolutions 'down', 'up' or linear layers 'code'"):
+        fit(tmp_path, TensorDropout(layers="decoder.*"), kind=Denoiser)
 
 
 class RecordSamples(Callback):
