@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas
+
 from .damaged import Damaged
 from .methods_file import Methods, read_methods
 from .printable import printable
@@ -55,7 +57,7 @@ def load_runs(folder: Path) -> Results:
             losses = read_losses(path.with_name(METRICS))
         except Damaged as error:
             damaged.append(Damaged(error.path, f"{error.what}; the run has no loss curve here"))
-            losses = [], []
+            losses = pandas.Series(dtype=float)
         runs.append(Run(printable(name), summary, config, losses))
     if not runs and damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""

@@ -1,6 +1,6 @@
 """Plots of memory, time and accuracy by method."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -9,13 +9,13 @@ from randbp.diagnostics.timing import quartiles
 from ..text.units import PERCENT, keep_rate, quantity
 from .methods_file import Methods
 from .standing import Standing, standings
-from .svg import HALO, INK, MUTED, SERIES, figure, svg
+from .svg import INK, MUTED, SERIES, figure, svg
 
 SHAPES = {"exact": "s", "preset": "o", "rival": "D"}
 
 
 def tradeoff_plot(methods: Methods) -> str:
-    """Plot time per step against peak memory, both as ratios to exact, labelling each point with its accuracy."""
+    """Plot time per step against peak memory, both as ratios to exact, with the accuracies in the legend."""
     stand = standings(methods)
     with figure(5.2, 3.8) as (drawn, axes):
         axes.set_title("Time per step over exact")
@@ -25,22 +25,24 @@ def tradeoff_plot(methods: Methods) -> str:
             low, middle, high = quartiles(standing.ratios)
             look: Any = {"color": colour, "zorder": 3}
             axes.errorbar(standing.peak, middle, [[middle - low], [high - middle]], fmt="none", linewidth=1.2, **look)
-            axes.plot(standing.peak, middle, marker=SHAPES[standing.method.role], markersize=8, linestyle="", **look)
+            name, accuracy = standing.method.name, standing.accuracy if standing.trained else None
+            label = name + (f", {quantity(accuracy.mean, accuracy.std, PERCENT)}" if accuracy else "")
+            look |= {"marker": SHAPES[standing.method.role], "markersize": 8, "linestyle": "", "label": label}
+            axes.plot(standing.peak, middle, **look)
         axes.set_xscale("log", base=2)
         least = min(standing.peak for standing in stand)
         ticks = [1 / 2**power for power in range(8) if 1 / 2**power > least / 2]
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda held, _: keep_rate(held)))
-        axes.set_xlim(least / 1.35, max(1.0, *(s.peak for s in stand)) * 1.9)
+        axes.set_xlim(least / 1.35, max(1.0, *(s.peak for s in stand)) * 1.35)
         slowest = max(quartiles(s.ratios).q75 for s in stand)
         fastest = min(quartiles(s.ratios).q25 for s in stand)
         room = max(slowest - fastest, 0.2)
         axes.set_ylim(fastest - 0.15 * room, slowest + 0.2 * room)
         axes.set_xlabel("peak memory over exact")
         axes.grid(True, axis="x")
-        drawn.draw_without_rendering()  # settles where the axes are
-        _label(axes, stand)
+        drawn.legend(loc="outside lower center", ncols=2, labelcolor=MUTED)
         return svg(drawn, "tradeoff", "Time per step against peak memory, both over exact")
 
 
@@ -78,50 +80,3 @@ def _colours(stand: list[Standing]) -> list[str]:
     """The colours: black for exact, a colour of its own for each other method."""
     others = iter(SERIES)
     return [INK if standing.method.role == "exact" else next(others) for standing in stand]
-
-
-def _label(axes: Any, stand: list[Standing]) -> None:
-    """Write name and accuracy beside each point, on the first side that is free."""
-    to_points = axes.transData + axes.figure.dpi_scale_trans.inverted()
-    places = [to_points.transform((s.peak, s.time.estimate)) * 72 for s in stand]
-    taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in places]
-    for standing, (x, y) in zip(stand, places, strict=True):
-        lines = [standing.method.name]
-        if standing.trained:
-            lines.append(quantity(standing.accuracy.mean, standing.accuracy.std, PERCENT))
-        wide = 4.9 * max(map(len, lines))  # a character of this size, on average
-        boxes = [Box(x + right, y + up - 11, x + right + wide, y + up + 11) for right, up in _sides(wide)]
-        free = [box for box in boxes if not any(box.meets(other) for other in taken)]
-        box = (free or boxes)[0]
-        taken.append(box)
-        axes.annotate(
-            "\n".join(lines),
-            (standing.peak, standing.time.estimate),
-            xytext=(box.left - x, (box.low + box.high) / 2 - y),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=INK,
-            zorder=5,
-            path_effects=HALO,
-        )
-
-
-def _sides(wide: float) -> list[tuple[float, float]]:
-    """Offsets of a text from its point, start and middle: right, left, above and below, near and far."""
-    left, middle = -9.0 - wide, -wide / 2
-    near = [(9.0, 0.0), (middle, 19.0), (middle, -19.0), (left, 0.0)]
-    return [*near, *((right, up) for up in (12.0, -12.0, 26.0, -26.0) for right in (9.0, left))]
-
-
-class Box(NamedTuple):
-    """The rectangle that a text or a point covers [points]."""
-
-    left: float
-    low: float
-    right: float
-    high: float
-
-    def meets(self, other: "Box") -> bool:
-        """Whether two boxes overlap."""
-        return self.left < other.right and other.left < self.right and self.low < other.high and other.low < self.high

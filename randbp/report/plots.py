@@ -5,6 +5,7 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
+import pandas
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -12,10 +13,9 @@ from ..text.units import decimals, keep_rate, pick_unit, ratio
 from .comparison_table import COST_COLUMNS, accuracy_name
 from .groups import Comparison, Group, Measure
 from .run import Run
+from .run_files import LossCurve
 from .statistic import Statistic
 from .svg import HALO, INK, MUTED, PAPER, SERIES, figure, svg
-
-Curve = tuple[Sequence[int], Sequence[float]]
 
 
 def accuracy_plot(comparison: Comparison) -> str | None:
@@ -73,7 +73,7 @@ def cost_plots(comparison: Comparison) -> list[str]:
 
 def loss_plot(comparison: Comparison) -> str | None:
     """Plot training loss against step, as the mean over each group's runs; ``None`` if no run logged one."""
-    curves = [(group, curve) for group in comparison.groups if (curve := mean_curve(group.runs))]
+    curves = [(group, curve) for group in comparison.groups if (curve := mean_curve(group.runs)) is not None]
     if not curves:
         return None
     series = {id(group): index for index, groups in enumerate(_series(comparison).values()) for group in groups}
@@ -82,7 +82,7 @@ def loss_plot(comparison: Comparison) -> str | None:
         title = "Training loss" + (", running mean" if any(_window(curve) > 1 for _, curve in curves) else "")
         axes.set_title(title if one else f"{title}; paler: lower keep rate")
         for index, (group, curve) in enumerate(curves):
-            steps, losses = smooth(curve)
+            smooth = curve.rolling(_window(curve)).mean()
             if one:  # one estimator: the colour tells the keep rate
                 colour, strength, label = SERIES[(index - 1) % len(SERIES)], 1.0, group.leading.rate
             else:
@@ -93,8 +93,8 @@ def loss_plot(comparison: Comparison) -> str | None:
             if label.startswith("_") or label in axes.get_legend_handles_labels()[1]:
                 label = "_"  # Matplotlib's way to leave a line out of the legend
             look: Any = {"color": INK, "zorder": 3} if group.exact else {"color": colour, "alpha": strength}
-            axes.plot(steps, losses, label=label, linewidth=1.4, **look)
-        values = [loss for _, curve in curves for loss in curve[1] if isfinite(loss) and loss > 0]
+            axes.plot(smooth.index, smooth, label=label, linewidth=1.4, **look)
+        values = [loss for _, curve in curves for loss in curve if isfinite(loss) and loss > 0]
         if values and max(values) > 20 * min(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -106,31 +106,16 @@ def loss_plot(comparison: Comparison) -> str | None:
         return svg(drawn, "loss", "Training loss against step")
 
 
-def mean_curve(runs: Sequence[Run]) -> Curve | None:
+def mean_curve(runs: Sequence[Run]) -> LossCurve | None:
     """Loss curve averaged over runs at the steps that all of them logged; ``None`` if there are none."""
-    curves = [dict(zip(*run.losses, strict=True)) for run in runs]
-    curves = [curve for curve in curves if curve]
-    if not curves:
-        return None
-    steps = sorted(set.intersection(*map(set, curves)))
-    return (steps, [sum(curve[step] for curve in curves) / len(curves) for step in steps]) if steps else None
+    curves = [run.losses for run in runs if len(run.losses)]
+    mean = pandas.concat(curves, axis=1, join="inner").mean(axis=1, skipna=False) if curves else pandas.Series()
+    return mean.sort_index() if len(mean) else None
 
 
-def smooth(curve: Curve, points: int = 40) -> Curve:
-    """Running mean over a window that leaves about ``points`` independent points; short curves are not changed.
-
-    Example:
-        >>> smooth((range(4), [4.0, 2.0, 2.0, 0.0]), points=2)
-        ([1, 2, 3], [3.0, 2.0, 1.0])
-    """
-    steps, losses = curve
-    window = _window(curve, points)
-    sums = [sum(losses[end - window : end]) / window for end in range(window, len(losses) + 1)]
-    return list(steps[window - 1 :]), sums
-
-
-def _window(curve: Curve, points: int = 40) -> int:
-    return max(1, len(curve[0]) // points)
+def _window(curve: LossCurve, points: int = 40) -> int:
+    """The length of a running mean that leaves so many independent points; short curves are not changed."""
+    return max(1, len(curve) // points)
 
 
 def _series(comparison: Comparison) -> dict[str, list[Group]]:

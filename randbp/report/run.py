@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas
+
 from ..text.units import keep_rate
 from .printable import printable
 from .run_files import LossCurve
@@ -69,7 +71,7 @@ class Run:
     name: str
     summary: Summary
     config: Mapping[str, str] = field(default_factory=dict)
-    losses: LossCurve = ([], [])
+    losses: LossCurve = field(default_factory=lambda: pandas.Series(dtype=float))
 
     @property
     def finished(self) -> bool:

@@ -18,8 +18,8 @@ LOSSES = ("train/loss", "train/loss_step", "train_loss", "train_loss_step", "tra
 MOST_ENTRIES = 10_000
 """Most entries of a configuration; one whose aliases multiply to more was not written by a run."""
 
-LossCurve = tuple[list[int], list[float]]
-"""Steps, and the training loss at each."""
+LossCurve = pandas.Series
+"""The training loss by step."""
 
 
 def read_config(path: Path) -> dict[str, str]:
@@ -52,10 +52,11 @@ def read_losses(path: Path) -> LossCurve:
     names = [name for name in LOSSES if name in columns]
     names += [name for name in columns if "train" in name and "loss" in name]
     if not names or "step" not in columns:
-        return [], []
+        return pandas.Series(dtype=float)
     rows = table[["step", names[0]]].dropna()
     steps, losses = [_numbers(path, rows[column], most) for column, most in (("step", 2.0**53), (names[0], inf))]
-    return [int(step) for step in steps], losses
+    curve = pandas.Series(losses, [int(step) for step in steps])
+    return curve[~curve.index.duplicated(keep="last")]
 
 
 def _numbers(path: Path, column: "pandas.Series[Any]", most: float) -> list[float]:
