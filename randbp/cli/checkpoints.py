@@ -17,13 +17,7 @@ SHOWN = 3  # most parameter names in a message
 
 
 def check_file(option: str, path: str) -> dict[str, Any] | None:
-    """Read a checkpoint file and check its form; ``None`` where only Lightning can tell.
-
-    Example:
-        >>> check_file("--ckpt_path", "none.ckpt")
-        Traceback (most recent call last):
-        randbp.cli.errors.UsageError: --ckpt_path=none.ckpt: no such file
-    """
+    """Read a checkpoint file and check its form; ``None`` where only Lightning can tell."""
     if path in NAMES or "://" in path or path.startswith("registry"):
         return None
     if not Path(path).exists():

@@ -37,18 +37,6 @@ def start(
 
     Returns:
         The process to wait for. Its number is that of the group, to which signals go.
-
-    Example:
-        >>> import tempfile
-        >>> end, lifeline = os.pipe()
-        >>> with tempfile.TemporaryFile() as log:
-        ...     process = start([sys.executable, "-c", "exit(3)"], end, end, os.environ, log)
-        ...     while (code := ended(process)) is None:
-        ...         pass
-        >>> code
-        3
-        >>> os.close(end), os.close(lifeline)
-        (None, None)
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(lifeline), *command],

@@ -62,12 +62,7 @@ def _message(error: str) -> str:
 
 
 def config_files(args: Sequence[str]) -> list[str]:
-    """The configuration files that the options name; one may also be the text of a configuration.
-
-    Example:
-        >>> config_files(["fit", "--config=a.yaml", "-c", "b.yaml", "--name=x"])
-        ['a.yaml', 'b.yaml']
-    """
+    """The configuration files that the options name; one may also be the text of a configuration."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     try:
@@ -77,13 +72,7 @@ def config_files(args: Sequence[str]) -> list[str]:
 
 
 def check_config(file: str) -> None:
-    """Check that a configuration file exists and has options in it.
-
-    Example:
-        >>> check_config("none.yaml")
-        Traceback (most recent call last):
-        randbp.cli.errors.UsageError: --config=none.yaml: no such file
-    """
+    """Check that a configuration file exists and has options in it."""
     if not Path(file).exists() and ("\n" in file or ":" in file or "{" in file):
         return  # text, which the parser takes as well
     content, fault = read_mapping(Path(file))

@@ -131,14 +131,7 @@ class Parameter:
         return list(it["values"])
 
     def quantile(self, p: float) -> Any:
-        """The ``p``-quantile: a draw lies below it with probability ``p``.
-
-        Example:
-            >>> settings = {"values": ["x", "y", "z"], "probabilities": [0.25, 0.75, 0]}
-            >>> weighted = Parameter(("a",), "categorical_w_probabilities", settings)
-            >>> weighted.quantile(0.1), weighted.quantile(0.99)
-            ('x', 'y')
-        """
+        """The ``p``-quantile: a draw lies below it with probability ``p``."""
         p = min(max(p, EDGE), 1 - EDGE)
         it = self.settings
         if self.distribution == WEIGHTED:

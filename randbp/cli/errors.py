@@ -19,13 +19,6 @@ class OptionParser(argparse.ArgumentParser):
 
     Raises:
         UsageError: If the options cannot be used.
-
-    Example:
-        >>> parser = OptionParser(prog="randbp")
-        >>> _ = parser.add_argument("--jobs", type=int)
-        >>> parser.parse_args(["--jobs=x"])
-        Traceback (most recent call last):
-        randbp.cli.errors.UsageError: argument --jobs: invalid int value: 'x'
     """
 
     def error(self, message: str) -> NoReturn:

@@ -16,18 +16,7 @@ from .run_folder import is_rank_zero
 
 
 class MetricsFile(CSVLogger):
-    """Lightning's CSV logger, except that it continues an existing ``metrics.csv`` in a run's folder.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     for loss in (0.5, 0.25):
-        ...         logger = MetricsFile(Path(folder))
-        ...         logger.log_metrics({"loss": loss}, step=0)
-        ...         logger.save()
-        ...     Path(folder, "metrics.csv").read_text().split()
-        ['loss,step', '0.5,0', '0.25,0']
-    """
+    """Lightning's CSV logger, except that it continues an existing ``metrics.csv`` in a run's folder."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder.parent.parent), name=folder.parent.name, version=folder.name)

@@ -17,13 +17,7 @@ _FORMS = "value, values, min and max, a distribution, or parameters"
 
 
 def read_parameters(it: Setting) -> dict[str, Parameter]:
-    """Read the parameters by name; the name of a nested one is its keys joined by dots.
-
-    Example:
-        >>> found = read_parameters(Setting("a.yaml", "parameters", {"lr": {"min": 0.0, "max": 0.1}}))
-        >>> found["lr"].distribution
-        'uniform'
-    """
+    """Read the parameters by name; the name of a nested one is its keys joined by dots."""
     found: dict[str, Parameter] = {}
     for parameter in _below(it, ()):
         if parameter.name in found:

@@ -17,11 +17,7 @@ _MEANT = [
 
 
 def quieten() -> None:
-    """Suppress Lightning's messages about itself, except while debugging.
-
-    Example:
-        >>> quieten()
-    """
+    """Suppress Lightning's messages about itself, except while debugging."""
     if not debugging():
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)

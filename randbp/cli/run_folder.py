@@ -55,13 +55,7 @@ def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: 
 
 
 def check_name(option: str, name: str, several: bool = False) -> None:
-    """Check that the name of a folder, or of several with ``/`` in between, does not lead out of its parent folder.
-
-    Example:
-        >>> check_name("--name", "../x", several=True)
-        Traceback (most recent call last):
-        randbp.cli.errors.UsageError: --name='../x', expected the name of a folder
-    """
+    """Check that the name of a folder, or of several with ``/`` in between, does not lead out of its parent folder."""
     parts = name.split("/") if several else [name]
     if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts):
         raise UsageError(f"{option}={name!r}, expected the name of a folder")
@@ -77,12 +71,6 @@ def owned(folder: Path) -> Iterator[None]:
     """Own a run's folder while its training runs; ownership ends when the process ends, for whatever reason.
 
     The other processes of a distributed run leave it to rank zero.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder, owned(Path(folder)):
-        ...     is_owned(Path(folder))
-        True
     """
     if not is_rank_zero():
         yield

@@ -37,12 +37,6 @@ def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
 
     It depends only on the sweep, the seed and the earlier trials, so that a resumed sweep continues as it would have. A
     random sweep needs only their number.
-
-    Example:
-        >>> sweep = SweepFile("", "random", {"lr": Parameter(("lr",), "uniform", {"min": 0.0, "max": 1.0})})
-        >>> draw = propose(sweep, [])
-        >>> draw == propose(sweep, []), draw == propose(sweep, [Trial(draw)])
-        (True, False)
     """
     import optuna
 
@@ -61,13 +55,7 @@ def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
 
 
 def values_at(sweep: SweepFile, draw: Draw) -> Values:
-    """The parameters' values at a point; a :class:`LookupError` if it is none of this sweep.
-
-    Example:
-        >>> sweep = SweepFile("", "random", {"a": Parameter(("a",), "categorical", {"values": ["x", "y"]})})
-        >>> values_at(sweep, {"a": 1})
-        {'a': 'y'}
-    """
+    """The parameters' values at a point; a :class:`LookupError` if it is none of this sweep."""
     return {name: _value(it, draw) for name, it in sweep.parameters.items()}
 
 

@@ -21,17 +21,7 @@ class Terminated(BaseException):
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Raise :class:`Terminated` at the first SIGTERM, so that it ends what runs as Ctrl-C would.
-
-    Example:
-        >>> import os
-        >>> with sigterm_raises():
-        ...     try:
-        ...         os.kill(os.getpid(), signal.SIGTERM)
-        ...     except Terminated:
-        ...         print("ended")
-        ended
-    """
+    """Raise :class:`Terminated` at the first SIGTERM, so that it ends what runs as Ctrl-C would."""
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return

@@ -1,27 +1,51 @@
-"""Command lines of a sweep's runs, in which W&B's own helper replaces the macros."""
+"""Command lines of a sweep's runs, with macros replaced as a W&B agent does."""
 
 import importlib.util
+import json
+import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
 
-FIT = (sys.executable, "-m", "randbp.cli.main", "fit")
+Values = Mapping[str, Any]
 _DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
 _MACRO = re.compile(r"\$\{.*\}\Z", re.DOTALL)
-_ENVIRONMENT = re.compile(r"\$\{envvar:[A-Z0-9_]*\}")
-_AGENT = ("env", "interpreter", "program", "args_json_file")
-"""Macros that W&B's agent replaces by itself; its helper does the others."""
+_ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
+
+
+def _flags(prefix: str) -> Callable[[Values], list[str]]:
+    return lambda values: [f"{prefix}{name}={value}" for name, value in values.items()]
+
+
+def arguments_as_json(values: Values) -> str:
+    """The content of the file that ``${args_json_file}`` names."""
+    return json.dumps(dict(values))
+
+
+_ARGUMENTS: dict[str, Callable[[Values], list[str]]] = {
+    "args": _flags("--"),
+    "args_no_hyphens": _flags(""),
+    "args_append_hydra": _flags("+"),
+    "args_override_hydra": _flags("++"),
+    "args_no_equals": lambda values: [word for name, value in values.items() for word in (f"--{name}", str(value))],
+    "args_no_boolean_flags": lambda values: [
+        f"--{name}" if value is True else f"--{name}={value}" for name, value in values.items() if value is not False
+    ],
+    "args_json": lambda values: [arguments_as_json(values)],
+}
+"""Macros that stand for a run's parameters."""
+_OTHERS = ("env", "interpreter", "program", "args_json_file")
 
 
 def command_line(
-    command: Sequence[str], program: str, values: Mapping[str, Any], json_file: Path = Path("args.json")
+    command: Sequence[str], program: str, values: Values, json_file: Path = Path("args.json")
 ) -> list[str]:
-    """The command of one run, with macros replaced as a W&B agent does.
+    """The command of one run.
 
     ``randbp`` as the first word and ``${interpreter}`` become this very Python, so that a sweep needs no activated
     environment.
@@ -32,39 +56,22 @@ def command_line(
         values: The run's parameters, nested ones in mappings.
         json_file: The value of ``${args_json_file}``; :func:`arguments_as_json` makes its content.
 
-    Raises:
-        UsageError: If this version of W&B has no such helper.
-
     Example:
         >>> command_line(["${env}", "randbp", "fit", "--config=a.yaml", "${args}"], "", {"model.lr": 0.1})[1:]
         ['-m', 'randbp.cli.main', 'fit', '--config=a.yaml', '--model.lr=0.1']
     """
-    create_sweep_command, _ = _helpers()
-    macros = _macros(values) | {
-        "env": [],
-        "interpreter": [sys.executable],
-        "program": [program],
-        "args_json_file": [str(json_file)],
-    }
+    macros = {name: words(values) for name, words in _ARGUMENTS.items()}
+    macros |= zip(_OTHERS, ([], [sys.executable], [program], [str(json_file)]), strict=True)
     words: list[str] = []
-    for word in create_sweep_command(list(_with_default(command, program))):
-        words += [str(it) for it in macros[word[2:-1]]] if _MACRO.match(word) else [word]
-    return [*FIT[:3], *words[1:]] if words[:1] == ["randbp"] else words
-
-
-def arguments_as_json(values: Mapping[str, Any]) -> str:
-    """The content of the file that ``${args_json_file}`` names.
-
-    Example:
-        >>> arguments_as_json({"model.lr": 0.1})
-        '{"model.lr": 0.1}'
-    """
-    return str(_macros(values)["args_json"][0])
+    for word in _with_default(command, program):
+        plain = _ENVIRONMENT.sub(lambda found: os.environ.get(found[1], found[1]), word)
+        words += macros[plain[2:-1]] if _MACRO.match(plain) else [plain]
+    return [sys.executable, "-m", "randbp.cli.main", *words[1:]] if words[:1] == ["randbp"] else words
 
 
 def check_command(file: str, command: Sequence[str], program: str) -> None:
     """Check that the macros of a command are known."""
-    known = [*_macros({}), *_AGENT]
+    known = (*_ARGUMENTS, *_OTHERS)
     for number, word in enumerate(_with_default(command, program)):
         name = word[2:-1]
         if not _MACRO.match(word) or _ENVIRONMENT.search(word):
@@ -95,21 +102,3 @@ def _with_default(command: Sequence[str], program: str) -> Sequence[str]:
     if command:
         return command
     return ("randbp", "fit", "${args}") if program in ("", "randbp") else _DEFAULT
-
-
-def _macros(values: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The values of all macros that W&B's helper knows."""
-    _, create_sweep_command_args = _helpers()
-    macros = create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})
-    return {name: words for name, words in macros.items() if isinstance(words, list)}
-
-
-def _helpers() -> tuple[Any, Any]:
-    """Find W&B's functions for a sweep's command and its arguments; no other place knows where they are."""
-    import wandb
-
-    try:
-        from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-    except ImportError as error:
-        raise UsageError(f"wandb {wandb.__version__}: no create_sweep_command in it, expected wandb 0.31") from error
-    return create_sweep_command, create_sweep_command_args

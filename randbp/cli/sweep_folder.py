@@ -20,12 +20,6 @@ def owned_by_sweep(folder: Path) -> Iterator[int]:
 
     Processes that inherit the file keep the folder owned, so that no sweep begins to work there while a run of an
     earlier one is alive. A folder that is new and of which nothing has come is removed.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as root, owned_by_sweep(Path(root) / "a" / "b") as file:
-        ...     file > 2, (Path(root) / "a" / "b" / "logs").is_dir()
-        (True, True)
     """
     new = not folder.exists()
     try:

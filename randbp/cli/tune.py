@@ -31,13 +31,7 @@ writes a file to be given to `randbp fit` after the other files. --tensor_dropou
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into options of ``tune`` and options of ``fit``.
-
-    Example:
-        >>> options, rest = parse(["--config=digits.yaml", "--budget=0.5"])
-        >>> options.budget, options.objective, rest
-        (0.5, 'memory', ['--config=digits.yaml'])
-    """
+    """Split the command line into options of ``tune`` and options of ``fit``."""
     parser = OptionParser(
         prog="randbp tune",
         description=DESCRIPTION,

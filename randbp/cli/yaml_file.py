@@ -16,13 +16,6 @@ def read_yaml(path: Path) -> Any:
 
     YAML 1.1 reads the keys ``on``, ``yes`` and ``1`` as true and as a number, and of a key that is given twice only the
     last; what a user meant by them is lost. Both are refused.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / "a.yaml").write_text("a: {b: 1}")
-        ...     read_yaml(Path(folder) / "a.yaml")
-        {'a': {'b': 1}}
     """
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
