@@ -1,8 +1,8 @@
 """All functions with a lean rule: how each is called, and what it holds.
 
 A row serves all functions of its names: a function of ``torch``, the method, the version in place, aliases. Names are
-written without ``special_``, ``linalg_`` and underscores. A new rule is a name in a row; a test finds out if it is
-missing.
+written without ``special_``, ``linalg_`` and underscores. Rules with a sample make their rows themselves; others are a
+name in a row here, and a test finds out if it is missing.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from randbp.lean.needs import functions_of
+from randbp.lean.rules import TABLE
+from randbp.lean.slope_needs import Activation, Slope
+
 Span = tuple[float, float]
 ANY, POSITIVE, WITHIN, ABOVE, SHARE = (-3.0, 3.0), (0.3, 4.0), (-0.95, 0.95), (1.1, 4.0), (0.05, 0.95)
-TABLE, LINE = (64, 96), (6144,)
+PAGE, LINE = (64, 96), (6144,)
 SIGNAL, IMAGE, VOLUME = (8, 8, 96), (4, 6, 16, 16), (2, 6, 8, 8, 8)
 
 
@@ -25,15 +29,15 @@ class Row:
 
     Attributes:
         names: Of the functions.
-        bits: Held per entry of the inputs: by exact rules alone, and where they may be rounded to 4 bits; to two
-            decimals.
+        bits: Held per entry of the inputs: by exact rules alone (``None``: as much as by PyTorch), and where they may
+            be rounded to 4 bits; to two decimals.
         inputs: Span and shape of each tensor that wants a gradient.
         call: The call.
     """
 
     names: str
-    bits: tuple[float, float]
-    inputs: tuple[tuple[Span, tuple[int, ...]], ...] = ((ANY, TABLE),)
+    bits: tuple[float | None, float]
+    inputs: tuple[tuple[Span, tuple[int, ...]], ...] = ((ANY, PAGE),)
     call: Callable[..., Any] = lambda function, *inputs: function(*inputs)
 
     @property
@@ -52,19 +56,19 @@ class Row:
 
 def of(span: Span, *shapes: tuple[int, ...]) -> tuple[tuple[Span, tuple[int, ...]], ...]:
     """Inputs of one span."""
-    return tuple((span, shape) for shape in shapes or (TABLE,))
+    return tuple((span, shape) for shape in shapes or (PAGE,))
 
 
 GENERATOR = torch.Generator().manual_seed(1)
-MASK = torch.rand(TABLE, generator=GENERATOR) > 0.4
-PLACES = torch.randint(0, 64, TABLE, generator=GENERATOR)
+MASK = torch.rand(PAGE, generator=GENERATOR) > 0.4
+PLACES = torch.randint(0, 64, PAGE, generator=GENERATOR)
 CLASSES = PLACES[:, 0].clone()
 SIGNS = torch.where(CLASSES % 2 == 0, 1.0, -1.0)
-SHARES = torch.softmax(torch.randn(TABLE, generator=GENERATOR), 1)
+SHARES = torch.softmax(torch.randn(PAGE, generator=GENERATOR), 1)
 LABELS = torch.where(PLACES < 10, PLACES, -1)
 GRID = torch.rand(4, 9, 10, 2, generator=GENERATOR) * 2.2 - 1.1
 WORDS, LENGTHS = torch.arange(1, 41).view(4, 10) % 35 + 1, torch.tensor([30, 28, 30, 25])
-TWO = of(ANY, TABLE, TABLE)
+TWO = of(ANY, PAGE, PAGE)
 
 
 def _set(function: Callable[..., Any], x: Tensor) -> Tensor:
@@ -87,12 +91,8 @@ def _weighted(function: Callable[..., Any], x: Tensor, *rest: Tensor) -> Any:
     return function(x, torch.zeros(channels), torch.ones(channels), *rest, training=True)
 
 
-ROWS: tuple[Row, ...] = (
+WRITTEN: tuple[Row, ...] = (
     # One side of a kink, or how entries compare.
-    Row("relu relu6 hardtanh leaky_relu hardsigmoid", (1, 1)),
-    Row("threshold _threshold", (1, 1), call=lambda f, x: f(x, 0.5, 7.0)),
-    Row("clamp clip", (1, 1), call=lambda f, x: f(x, -1.0, 0.5)),
-    Row("clamp_min clamp_max", (1, 1), call=lambda f, x: f(x, 0.5)),
     Row("nan_to_num", (1, 1)),
     Row("nansum", (1, 1), call=lambda f, x: f(x, 0)),
     Row("nanmean", (2, 2), call=lambda f, x: f(x, 0)),
@@ -132,37 +132,16 @@ ROWS: tuple[Row, ...] = (
     Row("pad", (0, 0), of(ANY, IMAGE), lambda f, x: f(x, (1, 2, 3, 4), mode="reflect")),
     Row("grid_sample", (0, 0), of(ANY, IMAGE), lambda f, x: f(x, GRID, align_corners=False)),
     Row("nll_loss", (0.01, 0.01), call=lambda f, x: f(x, CLASSES)),
-    # The slope of one tensor.
-    Row("asinh arcsinh atan arctan cos erf erfc expit sigmoid selu sin tanh", (32, 4)),
-    Row("sinc ndtr celu elu gelu hardswish mish silu softplus tanhshrink hardshrink softshrink", (32, 4)),
-    Row("cosh exp exp2 expm1 sinh square i0", (32, 4.25)),
-    Row("i0e i1 i1e log_ndtr", (64, 4.25)),
-    Row("log_sigmoid softsign", (64, 4)),
-    Row("digamma psi lgamma gammaln log log10 log1p log2 reciprocal rsqrt sqrt entr", (32, 5.25), of(POSITIVE)),
-    Row("erfcx", (64, 4.25), of(POSITIVE)),
-    Row("acos arccos asin arcsin atanh arctanh erfinv tan", (32, 5.25), of(WITHIN)),
-    Row("acosh arccosh", (32, 5.25), of(ABOVE)),
-    Row("logit ndtri", (32, 5.25), of(SHARE)),
-    Row("mvlgamma multigammaln", (32, 5.25), of(ABOVE), lambda f, x: f(x, 2)),
-    Row("rpow", (64, 4.25), of(POSITIVE), lambda f, x: f(x, 2)),
-    Row("rdiv", (32, 5.25), of(POSITIVE), lambda f, x: f(x, 2)),
-    # Slopes of several tensors.
-    Row("div divide true_divide truediv idiv", (32, 5.25), of(POSITIVE, TABLE, TABLE)),
-    Row("pow", (48, 5.25), of(POSITIVE, TABLE, TABLE), _power),
-    Row("float_power", (96, 5.25), of(POSITIVE, TABLE, TABLE), _power),
-    Row("xlogy xlog1py atan2 arctan2", (32, 5.25), of(POSITIVE, TABLE, TABLE)),
-    Row("hypot", (48, 5.25), of(POSITIVE, TABLE, TABLE)),
-    Row("logaddexp2 remainder mod fmod", (32, 5.25), of(POSITIVE, TABLE, TABLE)),
-    Row("copysign ldexp", (32, 5.25), TWO),
-    Row("logaddexp", (32, 4.25), TWO),
-    Row("addcdiv", (21.33, 3.5), of(POSITIVE, TABLE, TABLE, TABLE)),
+    # Slopes.
+    Row("pow", (48, 5.25), of(POSITIVE, PAGE, PAGE), _power),
+    Row("float_power", (96, 5.25), of(POSITIVE, PAGE, PAGE), _power),
+    Row("addcdiv", (21.33, 3.5), of(POSITIVE, PAGE, PAGE, PAGE)),
     Row("glu", (32, 4.25), of(ANY, (64, 192))),
     Row("logsumexp", (32.33, 5.25), call=lambda f, x: f(x, 1)),
     Row("prod", (36, 5.25), of(SHARE, (768, 8)), lambda f, x: f(x, 1)),
     Row("dist", (32, 5.25), TWO),
     Row("cosine_similarity", (64.67, 4.25), TWO),
     Row("kl_div", (32, 4.25), (*of(ANY), *of(SHARE)), lambda f, x, y: f(x, y, reduction="batchmean")),
-    Row("mse_loss smooth_l1_loss huber_loss", (32, 4.25), TWO),
     Row("binary_cross_entropy", (32, 4.25), of(SHARE), lambda f, x: f(x, SHARES)),
     Row("binary_cross_entropy_with_logits", (32, 4.25), call=lambda f, x: f(x, SHARES)),
     Row("multilabel_soft_margin_loss", (160, 4.25), call=lambda f, x: f(x, SHARES)),
@@ -173,8 +152,8 @@ ROWS: tuple[Row, ...] = (
     Row("multi_margin_loss", (32, 4.25), call=lambda f, x: f(x, CLASSES)),
     Row("multilabel_margin_loss", (64, 4.25), call=lambda f, x: f(x, LABELS)),
     Row("cosine_embedding_loss", (32.92, 4.25), TWO, lambda f, x, y: f(x, y, SIGNS)),
-    Row("triplet_margin_loss", (21.67, 4.25), of(ANY, TABLE, TABLE, TABLE)),
-    Row("triplet_margin_with_distance_loss", (21.56, 2.84), of(ANY, TABLE, TABLE, TABLE)),
+    Row("triplet_margin_loss", (21.67, 4.25), of(ANY, PAGE, PAGE, PAGE)),
+    Row("triplet_margin_with_distance_loss", (21.56, 2.84), of(ANY, PAGE, PAGE, PAGE)),
     Row(
         *("ctc_loss", (42.58, 9.52), of(ANY, (30, 4, 64))),
         lambda f, x: f(x.log_softmax(2), WORDS, LENGTHS, torch.full((4,), 10)),
@@ -205,18 +184,18 @@ ROWS: tuple[Row, ...] = (
     Row("bmm", (32, 4.25), of(ANY, (4, 32, 32), (4, 32, 32))),
     Row("dot vdot", (32, 4.25), of(ANY, LINE, LINE)),
     Row("outer", (32, 4.68), of(ANY, (96,), LINE)),
-    Row("mv", (32, 4.68), of(ANY, TABLE, (96,))),
+    Row("mv", (32, 4.68), of(ANY, PAGE, (96,))),
     Row("addmm", (21.33, 2.83), of(ANY, (64, 64), (64, 64), (64, 64))),
-    Row("addmv", (31.68, 4.63), of(ANY, (64,), TABLE, (96,))),
+    Row("addmv", (31.68, 4.63), of(ANY, (64,), PAGE, (96,))),
     Row("addr", (0.33, 0.05), of(ANY, (96, 6144), (96,), LINE)),
     Row("addbmm", (28.44, 3.78), of(ANY, (32, 32), (4, 32, 32), (4, 32, 32))),
     Row("baddbmm", (21.33, 2.83), of(ANY, (4, 32, 32), (4, 32, 32), (4, 32, 32))),
-    Row("addcmul", (21.33, 2.83), of(ANY, TABLE, TABLE, TABLE)),
-    Row("lerp", (32, 4.25), of(ANY, TABLE, TABLE, TABLE)),
+    Row("addcmul", (21.33, 2.83), of(ANY, PAGE, PAGE, PAGE)),
+    Row("lerp", (32, 4.25), of(ANY, PAGE, PAGE, PAGE)),
     Row("einsum", (32, 4.25), TWO, lambda f, x, y: f("ij,ij->i", x, y)),
     Row("tensordot", (32, 4.25), TWO, lambda f, x, y: f(x, y, ([0], [0]))),
-    Row("bilinear", (32, 4.25), of(ANY, TABLE, TABLE, (3, 96, 96))),
-    Row("linear", (32, 13.5), of(ANY, TABLE, (32, 96))),
+    Row("bilinear", (32, 4.25), of(ANY, PAGE, PAGE, (3, 96, 96))),
+    Row("linear", (32, 13.5), of(ANY, PAGE, (32, 96))),
     Row("conv1d", (32, 5.09), of(ANY, SIGNAL, (8, 8, 3))),
     Row("conv2d", (32, 5.64), of(ANY, IMAGE, (6, 6, 3, 3))),
     Row("conv3d", (32, 8.04), of(ANY, VOLUME, (6, 6, 3, 3, 3))),
@@ -241,4 +220,22 @@ def base_name(function: Callable[..., Any]) -> str:
     return name if name == "_threshold" else name.removeprefix("special_").removeprefix("linalg_").strip("_")
 
 
-BY_NAME = {name: row for row in ROWS for name in row.names.split()}
+def made() -> dict[str, Row]:
+    """The rows of rules with a sample."""
+    rows = {}
+    for rule in TABLE:
+        if rule.sample is None:
+            continue
+        sample, held = rule.sample, rule.need.held
+        assert held.bits is not None
+        grid = isinstance(rule.need, Activation) or (isinstance(rule.need, Slope) and rule.need.range is not None)
+        bits = held.bits if grid or rule.level == "exact" else held.bits + 1 / 4  # two scales for 256 entries
+        inputs = of(sample.span, *(PAGE,) * sample.tensors)
+        options = sample.options
+        for name in {base_name(f) for each in rule.names.split() for f in functions_of(each)}:
+            exact = bits if rule.level == "exact" else None
+            rows[name] = Row(name, (exact, bits), inputs, lambda f, *x, options=options: f(*x, *options))
+    return rows
+
+
+BY_NAME = {**made(), **{name: row for row in WRITTEN for name in row.names.split()}}

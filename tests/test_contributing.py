@@ -18,6 +18,7 @@ from randbp.diagnostics import memory_report
 from randbp.estimators import Draw
 from randbp.functional import conv_spec
 from randbp.kernels.operator import is_installed
+from randbp.lean.needs import table
 from randbp.lean.rules import RULES
 from tests.estimators.test_unbiased import assert_unbiased
 from tests.import_graph import import_graph, upward
@@ -47,17 +48,24 @@ def test_the_estimator_is_unbiased_and_holds_its_share() -> None:
     assert_unbiased(torch.stack(draws), randbp.Exact().weight_vjp((x,), output_grad, spec, Draw(0)))
 
 
-def test_the_lean_rule_holds_bits_and_is_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lean_rule_is_a_row_that_holds_bits_and_is_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
     def function(x: Tensor) -> Tensor:
-        return torch.polygamma(1, x * 1)
+        return torch.celu_(x * 1)
 
-    x = (0.5 + torch.rand(64, 128, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    x = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).requires_grad_()
     before = memory_report(lean(function, True, 4), x).held_bytes
-    for name in (torch.polygamma, torch.special.polygamma):
-        monkeypatch.setitem(RULES, name, RULES.get(name))  # put back afterwards
-    exec(recipe("A lean rule")[0], {})
+    made: dict[str, Any] = {}
+    exec(recipe("A lean rule")[0], made)
+    for served, rule in table([made["ROW"]]).items():
+        assert served not in RULES
+        monkeypatch.setitem(RULES, served, rule)
     assert memory_report(lean(function, True, 4), x).held_bytes < before / 4
     is_unbiased(function, (x,), bits=2, draws=100)
+
+
+def test_the_page_of_lean_functions_is_up_to_date() -> None:
+    page = runpy.run_path(str(ROOT / "docs/write_lean.py"))["page"]
+    assert (ROOT / "docs/lean.md").read_text(encoding="utf-8") == page()
 
 
 KERNEL = """

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from ..lean.rules import BY_NAME
 from ..randomize.left_exact import left_exact_of
 from .live_storages import Allocation, LiveStorages
 from .memory_rows import MemoryReport, Row
-from .needs import least_bytes
 from .objective import check_batch
 from .restored import preserved
 from .running_module import running_module
@@ -179,7 +179,9 @@ def _row(place: _Place, held: list[_Held]) -> Row:
     if hidden:
         least, why = None, "held outside autograd's saved tensors: on a ctx, in a closure or packed"
     else:
-        least, why = least_bytes(operation, [savers[place] for _, savers in held])
+        rule = BY_NAME.get(operation)
+        need = None if rule is None else rule.need.held
+        least, why = (None, "") if need is None else (need.nbytes(savers[place] for _, savers in held), need.why)
         if why and place.module == _OUTSIDE:
             why += "; outside of modules, lean mode serves it in `with handle.lean():`"
     return Row(

@@ -18,26 +18,6 @@ container on a part of the batch at a time, which lowers the peak. Inside ``torc
 forward-mode differentiation PyTorch's own functions run.
 """
 
-from . import (  # noqa: F401, each registers its rules
-    attention,
-    bilinear,
-    comparisons,
-    composites,
-    derived,
-    deviation,
-    dropout,
-    elementwise,
-    indexing,
-    kinks,
-    losses,
-    norms,
-    partials,
-    pooling,
-    power_pooling,
-    prelu,
-    smooth,
-    softmax,
-)
 from .apply import Lean, LeanHandle, check_lean, make_lean
 
 __all__ = ["Lean", "LeanHandle", "check_lean", "make_lean"]

@@ -10,7 +10,8 @@ from torch import nn
 
 from .._torch.hooks import watch_calls
 from ..draws.seeds import Integers
-from .mode import LeanContext, Level, Part
+from .lean_call import Level
+from .mode import LeanContext, Part
 from .split_batch import join_chain, split_chains
 
 Lean = bool | Literal["exact"] | Mapping[str, bool | Literal["exact"]]

@@ -24,8 +24,8 @@ from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Stream
 from .bilinear import cast_by_autocast
+from .lean_call import Call, is_activation, is_unadorned
 from .memory_order import flatten, memory_order, unflatten
-from .rules import Call, is_activation, is_unadorned, lean_version_of
 
 _WORTHWHILE = 0.75
 """Holding probabilities is worth its time up to this share of PyTorch's bytes."""
@@ -120,8 +120,7 @@ def _add(grad: Tensor, total: Tensor, part: slice) -> None:
     place += grad.sum_to_size(place.shape)
 
 
-@lean_version_of([F.scaled_dot_product_attention], exact=False)
-def _attention(
+def attention(
     call: Call,
     query: Tensor,
     key: Tensor,
@@ -133,6 +132,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
+    """Hold rounded inputs and probabilities, if they take clearly fewer bytes than PyTorch's kernel holds."""
     given = (query, key, value)
     if not all(map(is_activation, given)) or not _fit(query, key, value, enable_gqa):
         return NotImplemented
@@ -144,7 +144,7 @@ def _attention(
     if dropout_p > 0:
         return _step_by_step(call, q, k, v, mask, dropout_p, is_causal, factor)
     learnt = mask if mask is not None and mask.requires_grad else None
-    if not _is_worthwhile(q, k, v, learnt, call.session.bits):
+    if not _is_worthwhile(q, k, v, learnt, call.context.bits):
         return NotImplemented
 
     def run() -> Tensor:
@@ -164,7 +164,7 @@ def _attention(
             return scores.softmax(-1).masked_fill_(scores.amax(-1, keepdim=True) == -torch.inf, 0)
 
     edges = [graph_edge(x) for x in (q, k, v, learnt) if x is not None]
-    return _Attention.apply(q, k, v, learnt, edges, run, probabilities, factor, call.session.bits, call.session.seed())
+    return _Attention.apply(q, k, v, learnt, edges, run, probabilities, factor, call.context.bits, call.context.seed())
 
 
 def _fit(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> bool:
@@ -218,7 +218,7 @@ def _step_by_step(
     if q.device.type != "cpu":
         return NotImplemented
     dtype, root = q.dtype, sqrt(abs(scale))
-    with torch.autocast("cpu", enabled=False), call.session.inside():
+    with torch.autocast("cpu", enabled=False), call.context.inside():
         if dtype in (torch.float16, torch.bfloat16) and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
             q, k, v = q.float(), k.float(), v.float()
         if q.dim() > 3 and q.shape[-3] != k.shape[-3]:

@@ -12,35 +12,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .._torch.hooks import Hooks
+from .lean_call import Call, is_activation, is_small
 from .packed import ROUNDED, Again, Packed, Roundings, packed_mask, packing, rounded
 from .recompute import recipe_of
-from .rules import Call, is_activation, is_small, lean_version_of
-
-_PRODUCTS = [
-    *(torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__),
-    *(Tensor.mul_, Tensor.multiply_, Tensor.__imul__, torch.tensordot),
-    *(torch.addcmul, Tensor.addcmul, Tensor.addcmul_, torch.lerp, Tensor.lerp, Tensor.lerp_, F.bilinear),
-    *(torch.kron, Tensor.kron, torch.linalg.vecdot, torch.linalg.cross, torch.cross, Tensor.cross),
-]
-_CAST_BY_AUTOCAST = [
-    *(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm),
-    *(torch.baddbmm, Tensor.baddbmm, torch.addmm, Tensor.addmm, torch.addbmm, Tensor.addbmm, torch.einsum),
-    *(torch.mv, Tensor.mv, torch.addmv, Tensor.addmv, torch.addr, Tensor.addr, torch.outer, Tensor.outer),
-    *(torch.dot, Tensor.dot, torch.vdot, Tensor.vdot, torch.inner, Tensor.inner),
-    *(torch.linalg.matmul, Tensor.__rmatmul__),
-    *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-]
 
 
-@lean_version_of([*_PRODUCTS, *_CAST_BY_AUTOCAST], exact=True)
-def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
+def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
+    """Run a product, holding rounded factors, or recipes for them.
+
+    Args:
+        cast: Whether autocast casts its factors.
+        call: Of the product.
+        args: Its arguments.
+        kwargs: Its named arguments.
+    """
     given = [*args, *kwargs.values()]
-    if kwargs.get("out") is not None or not any(map(is_activation, given)):
+    if not any(map(is_activation, given)):
         return NotImplemented
-    if call.rounds and call.function in _CAST_BY_AUTOCAST:
+    if call.rounds and cast:
         args, kwargs = tuple(map(cast_by_autocast, args)), {name: cast_by_autocast(v) for name, v in kwargs.items()}
         given = [*args, *kwargs.values()]
     tensors = [value for value in given if isinstance(value, Tensor)]
@@ -55,7 +46,7 @@ def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
     alive = {id(weight.untyped_storage()) for weight in weights if weight.layout is torch.strided}
     sizes = {weight.numel() for weight in weights}
     # Not the call itself: autograd keeps these functions, and so would keep its arguments.
-    session, rounds = call.session, call.rounds
+    context, rounds = call.context, call.rounds
 
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         if tensor.layout is not torch.strided:
@@ -66,7 +57,7 @@ def _product(call: Call, *args: Any, **kwargs: Any) -> Any:
         # weights are told by their size.
         copied = storage not in alive and tensor.numel() not in sizes and not is_small(tensor)
         if rounds and tensor.is_floating_point() and (given or copied):
-            return rounded(tensor, session, outer, known)
+            return rounded(tensor, context, outer, known)
         if given and (recipe := recipe_of(tensor)) is not None:
             return Again(recipe, outer)
         return packed_mask(tensor, outer)

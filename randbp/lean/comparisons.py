@@ -7,6 +7,7 @@ divides gradients among ties and NaN as usual, and gradients can be differentiat
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,9 @@ from torch import Tensor
 from .._torch.hooks import Hooks
 from ..codecs import Codes
 from .indexing import with_indices
+from .lean_call import Call, is_activation, is_unadorned
 from .memory_order import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten
 from .packed import Constant, Entries, Packed, packing
-from .rules import Call, is_activation, is_unadorned, lean_version_of
-
-_ABS = ("abs", "abs_", "absolute", "absolute_", "__abs__")
 
 _ORDER = (-1.0, 1.0, 0.0, torch.nan)
 """Less, greater, equal, and none of these; a function that distinguishes two cases takes one bit."""
@@ -118,29 +117,27 @@ def _run(call: Call, pack: Callable[..., Packed], *operands: Any) -> Any:
     return y
 
 
-def _choose(
-    call: Call, x: Any, y: Any, compare: Callable[[Tensor, Tensor], Tensor], values: tuple[float, ...] = _ORDER
+def choose(
+    compare: Callable[[Tensor, Tensor], Tensor], values: tuple[float, ...], call: Call, input: Any, other: Any
 ) -> Any:
     """Functions that choose between two tensors, entry by entry; the second tensor's stand-in is 0."""
-    if not _are_compared(x, y):
+    if not _are_compared(input, other):
         return NotImplemented
 
     def pack(tensor: Tensor, outer: Hooks | None, x: Tensor, y: Tensor) -> Packed:
         return StandIns(x, compare(x, y), values, outer) if _is(tensor, x) else Constant.like(tensor)
 
-    return _run(call, pack, x, y)
+    return _run(call, pack, input, other)
 
 
-def _register(name: str, compare: Callable[[Tensor, Tensor], Tensor], values: tuple[float, ...] = _ORDER) -> None:
-    @lean_version_of([getattr(torch, name), getattr(Tensor, name)], exact=True)
-    def version(call: Call, input: Any, other: Any, *, out: Any = None) -> Any:
-        return NotImplemented if out is not None else _choose(call, input, other, compare, values)
+between = partial(choose, _order, _ORDER)
+"""``maximum`` and ``minimum``."""
 
+larger = partial(choose, _larger, (-1.0, 1.0))
+"""``fmax``."""
 
-for _name in ("maximum", "minimum"):
-    _register(_name, _order)
-_register("fmax", _larger, (-1.0, 1.0))
-_register("fmin", _smaller, (1.0, -1.0))
+smaller = partial(choose, _smaller, (1.0, -1.0))
+"""``fmin``."""
 
 
 def clamp_between(call: Call, x: Tensor, low: Tensor | None, high: Tensor | None) -> Any:
@@ -171,11 +168,11 @@ def _sides(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
     return codes.masked_fill_(below.logical_and(wrong.logical_not_()), 0).masked_fill_(above, 1)
 
 
-def _extreme(call: Call, x: Any, dim: Any = ()) -> Any:
+def _extreme(call: Call, x: Any, dim: Any = (), nan_too: bool = True) -> Any:
     """Functions that return one entry of each row: its stand-in is 1, as is the result's, and others are 0."""
     if not is_activation(x):
         return NotImplemented
-    later, nan_too = _Later(), call.function not in _OF_ROWS
+    later = _Later()
 
     def pack(tensor: Tensor, outer: Hooks | None, x: Tensor) -> Packed:
         if _is(tensor, x):
@@ -190,35 +187,31 @@ def _extreme(call: Call, x: Any, dim: Any = ()) -> Any:
     return _run(call, pack, x)
 
 
-_OF_ROWS = (torch.amax, torch.amin, Tensor.amax, Tensor.amin)
+def extreme_of_rows(call: Call, input: Tensor, dim: Any = (), keepdim: bool = False) -> Any:
+    """``amax`` and ``amin``."""
+    return _extreme(call, input, dim, nan_too=False)
 
 
-@lean_version_of(_OF_ROWS, exact=True)
-def _extreme_of_rows(call: Call, input: Tensor, dim: Any = (), keepdim: bool = False, *, out: Any = None) -> Any:
-    return NotImplemented if out is not None else _extreme(call, input, dim)
-
-
-@lean_version_of([torch.max, torch.min, Tensor.max, Tensor.min], exact=True)
-def _extreme_or_choice(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+def extreme_or_choice(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
     """``max(x)``, ``max(x, y)`` or ``max(x, dim)``."""
     if not args and not options:
         return _extreme(call, input)
     other = options.get("other", args[0] if args else None)
-    if isinstance(other, Tensor):
-        return NotImplemented if options.get("out") is not None else _choose(call, input, other, _order)
-    return with_indices(call, input, *args, **options)
+    return between(call, input, other) if isinstance(other, Tensor) else with_indices(call, input, *args, **options)
 
 
-@lean_version_of([torch.median, torch.nanmedian, Tensor.median, Tensor.nanmedian], exact=True)
-def _median(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+def median(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+    """``median(x)`` or ``median(x, dim)``."""
     return with_indices(call, input, *args, **options) if args or options else _extreme(call, input)
 
 
-def _hold_codes(call: Call, x: Any, code: Callable[[Tensor], Tensor], values: tuple[float, ...]) -> Any:
+def hold_codes(
+    code: Callable[[Tensor], Tensor], values: tuple[float, ...], call: Call, input: Any, *args: Any, **options: Any
+) -> Any:
     """Run a function of one tensor, holding codes in place of the tensor."""
-    if not is_activation(x) or call.kwargs.get("out") is not None:
+    if not is_activation(input):
         return NotImplemented
-    count, dtype = x.numel(), x.dtype
+    count, dtype = input.numel(), input.dtype
 
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         if tensor.numel() != count or tensor.dtype != dtype:
@@ -229,21 +222,11 @@ def _hold_codes(call: Call, x: Any, code: Callable[[Tensor], Tensor], values: tu
         return call.run()
 
 
-def hold_signs(call: Call, x: Any) -> Any:
-    """Run a function whose gradient needs the signs of a tensor, holding these."""
-    return _hold_codes(call, x, lambda tensor: _order(tensor, tensor.new_zeros(())), _ORDER)
+signs = partial(hold_codes, lambda tensor: _order(tensor, tensor.new_zeros(())), _ORDER)
+"""Functions whose gradient needs the signs of a tensor."""
 
+not_a_number = partial(hold_codes, lambda tensor: tensor.isnan().view(torch.uint8), (0.0, torch.nan))
+"""Sums without NaN."""
 
-@lean_version_of([torch.abs, torch.abs_, torch.absolute, *(getattr(Tensor, name) for name in _ABS)], exact=True)
-def _abs(call: Call, input: Tensor, *, out: Any = None) -> Any:
-    return hold_signs(call, input)
-
-
-@lean_version_of([torch.nansum, torch.nanmean, Tensor.nansum, Tensor.nanmean], exact=True)
-def _nansum(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
-    return _hold_codes(call, input, lambda tensor: tensor.isnan().view(torch.uint8), (0.0, torch.nan))
-
-
-@lean_version_of([torch.nan_to_num, Tensor.nan_to_num], exact=True)
-def _nan_to_num(call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
-    return _hold_codes(call, input, lambda tensor: tensor.isfinite().view(torch.uint8), (torch.nan, 0.0))
+finite = partial(hold_codes, lambda tensor: tensor.isfinite().view(torch.uint8), (torch.nan, 0.0))
+"""``nan_to_num``."""

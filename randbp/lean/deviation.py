@@ -11,86 +11,58 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .._torch.hooks import Hooks
-from .comparisons import hold_signs
-from .derived import hold_derivatives
-from .packed import Packed, Roundings, packing, rounded
-from .rules import Call, is_activation, lean_version_of
+from .comparisons import signs
+from .lean_call import Call, is_activation
+from .packed import Rounded, call_with, rounded
+from .slope_needs import hold_derivatives
 
 
-def _with_rounded_input(call: Call, *inputs: Tensor) -> Any:
-    sources = {id(x.untyped_storage()) for x in inputs if is_activation(x)}
+def _with_rounded(call: Call, *inputs: Tensor) -> Any:
+    sources = [x for x in inputs if is_activation(x)]
     if not sources:
         return NotImplemented
-    session = call.session
-    known: Roundings = {}
-
-    def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-        return rounded(tensor, session, outer, known) if id(tensor.untyped_storage()) in sources else None
-
-    with packing(pack):
-        return call.run()
+    context, known = call.context, dict[Any, Rounded]()
+    return call_with(call, sources, lambda tensor, outer: rounded(tensor, context, outer, known))
 
 
-@lean_version_of(
-    [
-        *(torch.var, torch.var_mean, torch.std_mean, Tensor.var),
-    ],
-    exact=False,
-)
-def _variance(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    return NotImplemented if kwargs.get("out") is not None else _with_rounded_input(call, input)
+def variance(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Hold the rounded input."""
+    return _with_rounded(call, input)
 
 
-@lean_version_of([torch.std, Tensor.std], exact=False)
-def _deviation(call: Call, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    unbiased_only = isinstance(dim, bool)  # ``x.std(False)``
-    return hold_derivatives(call, rows=() if dim is None or unbiased_only else dim, poles=False)
+def dims_of_deviation(input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """The dimensions that ``std`` reduces; ``x.std(False)`` is without Bessel's correction."""
+    return () if dim is None or isinstance(dim, bool) else dim
 
 
-@lean_version_of([torch.linalg.vector_norm], exact=True)
-def _vector_norm(
-    call: Call, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, out: Any = None
+def vector_norm(
+    call: Call, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Any:
-    if out is not None:
-        return NotImplemented
+    """Hold signs for the 1-norm, else the derivatives."""
     if ord == 1 and dtype is None:
-        return hold_signs(call, x)
-    if not call.rounds:
-        return NotImplemented
-    if ord in (0, inf, -inf):
+        return signs(call, x)
+    if not call.rounds or ord in (0, inf, -inf):
         return NotImplemented
     return hold_derivatives(call, rows=() if dim is None else dim, poles=ord < 1)
 
 
-@lean_version_of([torch.linalg.norm], exact=False)
-def _linalg_norm(
-    call: Call,
-    A: Tensor,
-    ord: Any = None,
-    dim: Any = None,
-    keepdim: bool = False,
-    *,
-    dtype: Any = None,
-    out: Any = None,
-) -> Any:
+def dims_of_norm(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """The dimensions that ``linalg.norm`` reduces if it is a norm of vectors."""
     of_vectors = isinstance(dim, int) or (isinstance(dim, tuple | list) and len(dim) == 1)
-    if out is not None or not (ord is None or (ord == 2 and (of_vectors or (dim is None and A.dim() == 1)))):
+    if not (ord is None or (ord == 2 and (of_vectors or (dim is None and A.dim() == 1)))):
         return NotImplemented
-    return hold_derivatives(call, rows=() if dim is None else dim, poles=False)
+    return () if dim is None else dim
 
 
-@lean_version_of([torch.cdist], exact=False)
-def _cdist(call: Call, x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Any:
+def distances(call: Call, x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Any:
     """Of ``d_ij = ‖x_i - y_j‖`` the gradients ``Σ_j v_ij (x_i - y_j) / d_ij`` are linear in both, as ``d`` is held."""
-    return _with_rounded_input(call, x1, x2) if p == 2 else NotImplemented
+    return _with_rounded(call, x1, x2) if p == 2 else NotImplemented
 
 
-@lean_version_of([F.pairwise_distance], exact=False)
-def _pairwise_distance(
+def pairwise_distance(
     call: Call, x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Any:
-    with call.session.inside():
+    """The norm of differences, in PyTorch's steps."""
+    with call.context.inside():
         return torch.linalg.vector_norm(x1 - x2 + eps, p, -1, keepdim)

@@ -5,15 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .._torch.hooks import Hooks
 from .._torch.state import has_storage
 from ..codecs import Mask
-from .comparisons import StandIns
+from .comparisons import hold_codes
+from .lean_call import Call, is_plain
 from .memory_order import flatten, memory_order, unflatten
-from .packed import Packed, packing
-from .rules import Call, is_activation, is_plain, lean_version_of
 
 
 class _Dropout(torch.autograd.Function):
@@ -56,37 +53,24 @@ def _factors(kept: Tensor, rate: float) -> Tensor:
     return kept.div_(1 - rate)
 
 
-@lean_version_of([F.dropout], exact=True)
-def _dropout(call: Call, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+def dropout(call: Call, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    """``F.dropout``."""
     if not training or not 0 < p < 1 or not is_plain(input):  # PyTorch draws nothing for 0 and 1
         return NotImplemented
     return _Dropout.apply(input, p, inplace)
 
 
-@lean_version_of([torch.dropout], exact=True)
-def _torch_dropout(call: Call, input: Tensor, p: float, train: bool) -> Any:
-    return _dropout(call, input, p, train)
-
-
-@lean_version_of([torch.dropout_], exact=True)
-def _torch_dropout_(call: Call, input: Tensor, p: float, train: bool) -> Any:
-    return _dropout(call, input, p, train, inplace=True)
+def torch_dropout(call: Call, input: Tensor, p: float, train: bool) -> Any:
+    """``torch.dropout`` and ``torch.dropout_``."""
+    return dropout(call, input, p, train, call.overwrites)
 
 
 _LEAST = 1.7580993408473766  # minus SELU's lower limit, to all the digits that PyTorch writes
 
 
-@lean_version_of([F.alpha_dropout], exact=True)
-def _alpha_dropout(call: Call, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Any:
+def alpha_dropout(call: Call, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Any:
     """``alpha_dropout``, whose factors are 0 and one other number."""
-    if not training or not 0 < p < 1 or not is_activation(input):
+    if not training or not 0 < p < 1:
         return NotImplemented
-    count, factor = input.numel(), 1 / sqrt((_LEAST**2 * p + 1) * (1 - p))
-
-    def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-        if tensor.numel() != count:
-            return None
-        return StandIns(tensor, (tensor != 0).view(torch.uint8), (0.0, factor), outer)
-
-    with packing(pack):
-        return call.run()
+    factor = 1 / sqrt((_LEAST**2 * p + 1) * (1 - p))
+    return hold_codes(lambda tensor: (tensor != 0).view(torch.uint8), (0.0, factor), call, input)

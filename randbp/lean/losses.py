@@ -1,7 +1,7 @@
 """Losses within a model: cross-entropy holds rounded probabilities, where PyTorch holds the logarithms of all classes.
 
 A language model's loss is over its whole vocabulary, which makes this its largest tensor. Absolute errors need signs
-alone; other losses are in :mod:`.derived`.
+alone; other losses are in :mod:`.rules`.
 """
 
 from typing import Any
@@ -10,28 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._torch.hooks import Hooks
-from .derived import hold_derivatives
-from .packed import Constant, Packed, packing
-from .rules import Call, is_activation, lean_version_of
+from .lean_call import Call, is_activation
+from .packed import Constant, call_with
+from .slope_needs import hold_derivatives
 
 
-@lean_version_of([F.nll_loss], exact=True)
-def _nll_loss(call: Call, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
+def nll_loss(call: Call, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
     """``nll_loss``, whose gradient is minus the weights at the targets, whatever the input was."""
-    if not is_activation(input):
-        return NotImplemented
-    source = id(input.untyped_storage())
-
-    def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-        return Constant.like(tensor) if id(tensor.untyped_storage()) == source else None
-
-    with packing(pack):
-        return call.run()
+    return call_with(call, [input], Constant.of_saved) if is_activation(input) else NotImplemented
 
 
-@lean_version_of([F.cross_entropy], exact=False)
-def _cross_entropy(
+def cross_entropy(
     call: Call,
     input: Tensor,
     target: Tensor,
@@ -49,13 +38,12 @@ def _cross_entropy(
         return hold_derivatives(call, rows=1, poles=False)
     if torch.is_autocast_enabled(input.device.type):
         input = input.to(torch.promote_types(input.dtype, torch.float32))
-    with call.session.inside():
+    with call.context.inside():
         logarithms = F.log_softmax(input, 1)
         return F.nll_loss(logarithms, target, weight, ignore_index=ignore_index, reduction=reduction)
 
 
-@lean_version_of([F.l1_loss], exact=True)
-def _l1_loss(
+def l1_loss(
     call: Call,
     input: Tensor,
     target: Tensor,
@@ -68,6 +56,11 @@ def _l1_loss(
     old = size_average is not None or reduce is not None
     if old or weight is not None or input.shape != target.shape or reduction not in ("mean", "sum", "none"):
         return NotImplemented
-    with call.session.inside():
+    with call.context.inside():
         each = (input - target).abs()
         return each if reduction == "none" else getattr(each, reduction)()
+
+
+def divergence(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``kl_div`` reduces all, if the target has a gradient; else that of the input needs the target alone."""
+    return None if target.requires_grad else NotImplemented

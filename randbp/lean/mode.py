@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,10 +13,8 @@ from torch.overrides import TorchFunctionMode
 from .._torch.hooks import Hooks, hooks_in_force, put_on_stack, take_from_stack, transforms_at_work
 from ..draws.recomputation import Recomputation
 from ..draws.seeds import Integers, next_seed
-from .rules import RULES, Call
-
-Level = Literal["exact", "rounded"] | None
-"""Which lean versions may run: those with PyTorch's gradient bit for bit, all, or none."""
+from .lean_call import Call, Level
+from .rules import RULES
 
 _KEY = 0x6C65616E  # keeps these seeds apart from those of layers
 
@@ -83,14 +81,23 @@ class LeanContext:
         if rule is None or self.paused or not torch.is_grad_enabled():
             return function(*args, **kwargs)
         frame = self._running.frame
-        if frame is None or frame.level is None or (frame.level == "exact" and not rule.exact) or transforms_at_work():
+        if (
+            frame is None
+            or frame.level is None
+            or (frame.level == "exact" and rule.level != "exact")
+            or transforms_at_work()
+        ):
             return function(*args, **kwargs)
+        if "out" in kwargs:
+            if kwargs["out"] is not None:
+                return function(*args, **kwargs)
+            kwargs = {name: value for name, value in kwargs.items() if name != "out"}
         # Hooks that the module's own code set up, such as those of a checkpoint of a few lines, must see the same
         # operations when those lines run again, outside any module: PyTorch's.
         if hooks_in_force() != frame.hooks or not rule.takes(args, kwargs):
             return function(*args, **kwargs)
         call = Call(function, args, kwargs, self, rounds=frame.level == "rounded")
-        result = rule.version(call, *args, **kwargs)
+        result = rule.need.serve(call, *args, **kwargs)
         return call.run() if result is NotImplemented else result
 
     def inside(self) -> TorchFunctionMode:

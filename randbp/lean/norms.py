@@ -25,9 +25,9 @@ from ..autograd.transforms import refuses_vectorised
 from ..kernels import channel_norm_backward, encode_normalised, row_norm_backward
 from ..kernels.levels import scale_dtype
 from ..tn.execute.convolution_kernels import memory_format_of
+from .lean_call import Call, is_plain
 from .normalised import Normalised, are_single, normalised
 from .recompute import Recipe, remember
-from .rules import Call, is_plain, lean_version_of
 
 _SMALL = 32
 """Of rows with fewer entries, statistics and scales take as many bytes as rounding saves."""
@@ -188,8 +188,8 @@ def _grouped(
     normalise: Callable[[], tuple[Tensor, Tensor, Tensor]],
     groups: _Groups,
 ) -> Any:
-    session = call.session
-    return _ChannelNorm.apply(x, weight, bias, graph_edge(x), normalise, groups, session.bits, session.seed())
+    context = call.context
+    return _ChannelNorm.apply(x, weight, bias, graph_edge(x), normalise, groups, context.bits, context.seed())
 
 
 def _cast(x: Tensor) -> Tensor:
@@ -197,8 +197,7 @@ def _cast(x: Tensor) -> Tensor:
     return x.float() if x.is_cuda and torch.is_autocast_enabled("cuda") and x.dtype != torch.float64 else x
 
 
-@lean_version_of([F.batch_norm], exact=True)
-def _batch_norm(
+def batch_norm(
     call: Call,
     input: Tensor,
     running_mean: Tensor | None,
@@ -209,6 +208,7 @@ def _batch_norm(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
 ) -> Any:
+    """Batch normalisation: rounded, or exact with a recipe for the output."""
     if not training or not _needs_grad(input, weight, bias) or not _has_channels(input) or momentum is None:
         return NotImplemented
     if not call.rounds:
@@ -256,8 +256,7 @@ def _with_recipe(
     return y
 
 
-@lean_version_of([F.group_norm], exact=False)
-def _group_norm(
+def group_norm(
     call: Call,
     input: Tensor,
     num_groups: int,
@@ -265,6 +264,7 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
+    """Group normalisation."""
     if not _needs_grad(input, weight, bias) or not _has_channels(input):
         return NotImplemented
     examples, channels = input.shape[:2]
@@ -281,8 +281,7 @@ def _group_norm(
     return _grouped(call, x, weight, bias, normalise, _Groups((examples, channels, size), num_groups, False))
 
 
-@lean_version_of([F.instance_norm], exact=False)
-def _instance_norm(
+def instance_norm(
     call: Call,
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -293,6 +292,7 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
+    """Instance normalisation."""
     if not use_input_stats or not _has_channels(input) or input.dim() < 3 or not _needs_grad(input, weight, bias):
         return NotImplemented
     examples, channels = input.shape[:2]
@@ -308,8 +308,7 @@ def _instance_norm(
     return _grouped(call, input, weight, bias, normalise, _Groups((examples, channels, size), channels, False))
 
 
-@lean_version_of([F.layer_norm], exact=False)
-def _layer_norm(
+def layer_norm(
     call: Call,
     input: Tensor,
     normalized_shape: Any,
@@ -317,6 +316,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
+    """Layer normalisation."""
     columns = int(torch.Size(normalized_shape).numel())
     if not _needs_grad(input, weight, bias) or not _is_roundable(input, columns):
         return NotImplemented
@@ -326,14 +326,14 @@ def _layer_norm(
         y, mean, rstd = torch.native_layer_norm(x, list(normalized_shape), weight, bias, eps)
         return y, mean, rstd
 
-    session = call.session
-    return _RowNorm.apply(x, weight, bias, graph_edge(x), normalise, columns, session.bits, session.seed())
+    context = call.context
+    return _RowNorm.apply(x, weight, bias, graph_edge(x), normalise, columns, context.bits, context.seed())
 
 
-@lean_version_of([F.rms_norm], exact=False)
-def _rms_norm(
+def rms_norm(
     call: Call, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Any:
+    """Root-mean-square normalisation."""
     columns = int(torch.Size(normalized_shape).numel())
     if not _needs_grad(input, weight) or not _is_roundable(input, columns):
         return NotImplemented
@@ -344,5 +344,5 @@ def _rms_norm(
         small = torch.finfo(input.dtype).eps if eps is None else eps
         return y, None, precise.square().mean(1).add_(small).rsqrt_()
 
-    session = call.session
-    return _RowNorm.apply(input, weight, None, graph_edge(input), normalise, columns, session.bits, session.seed())
+    context = call.context
+    return _RowNorm.apply(input, weight, None, graph_edge(input), normalise, columns, context.bits, context.seed())

@@ -1,7 +1,7 @@
 """Substitutes for tensors that operations of PyTorch save, put in place by saved-tensor hooks."""
 
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .._torch.hooks import Hooks, hooks_in_force
 from ..codecs import Mask, Uniform
+from .lean_call import Call, Context, is_small
 from .memory_order import flatten, memory_order, unexpanded, unflatten
 from .recompute import Recipe, follow
-from .rules import LeanContext, is_small
 
 
 class Packed(Protocol):
@@ -41,6 +41,17 @@ def packing(pack: Callable[[Tensor, Hooks | None], Packed | None]) -> Iterator[N
 
     with torch.autograd.graph.saved_tensors_hooks(packed, _unpacked):
         yield
+
+
+Pack = Callable[[Tensor, Hooks | None], Packed | None]
+"""Substitutes a saved tensor, given the hooks around; ``None`` leaves it as it is."""
+
+
+def call_with(call: Call, sources: Iterable[Tensor], pack: Pack, others: Pack = lambda tensor, outer: None) -> Any:
+    """Run a call that holds a substitute for each saved tensor that shares the memory of a source, or another one."""
+    storages = {id(x.untyped_storage()) for x in sources}
+    with packing(lambda tensor, outer: (pack if id(tensor.untyped_storage()) in storages else others)(tensor, outer)):
+        return call.run()
 
 
 def _unpacked(held: Any) -> Tensor:
@@ -113,6 +124,11 @@ class Constant:
         """Make the substitute for a tensor."""
         return Constant(tensor.shape, tensor.dtype, tensor.device, value)
 
+    @staticmethod
+    def of_saved(tensor: Tensor, outer: Hooks | None) -> "Constant":
+        """Make the substitute for a saved tensor."""
+        return Constant.like(tensor)
+
     def tensor(self) -> Tensor:
         """Return one number, repeated."""
         return torch.tensor(self.value, dtype=self.dtype, device=self.device).expand(self.shape)
@@ -176,12 +192,12 @@ _MASKS: WeakValueDictionary[Any, _Bits] = WeakValueDictionary()
 """Masks that have been packed already."""
 
 
-def rounded(tensor: Tensor, session: LeanContext, outer: Hooks | None, known: Roundings | None) -> Packed:
+def rounded(tensor: Tensor, context: Context, outer: Hooks | None, known: Roundings | None) -> Packed:
     """Round a saved tensor to a few bits per entry, once for all operations that save it.
 
     Args:
         tensor: Any.
-        session: Supplies bits and seeds.
+        context: Supplies bits and seeds.
         outer: The hooks around.
         known: A table of entries that have been rounded already; ``None`` for independent noise.
     """
@@ -189,11 +205,11 @@ def rounded(tensor: Tensor, session: LeanContext, outer: Hooks | None, known: Ro
     if not tensor.permute(memory_order(tensor)).is_contiguous():
         tensor = tensor.contiguous()
     known = {} if known is None else known
-    key = (*_place(tensor), session.bits, outer)
+    key = (*_place(tensor), context.bits, outer)
     found = known.get(key)
     if found is None or found.source() is not tensor.untyped_storage():
         flat = tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
-        known[key] = found = Rounded(flat, session.bits, session.seed(), outer)
+        known[key] = found = Rounded(flat, context.bits, context.seed(), outer)
     return _View(found, tensor.shape, tensor.stride())
 
 

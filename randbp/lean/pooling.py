@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -12,11 +12,15 @@ from torch.nn import functional as F
 from .._torch.second_derivatives import connected, graph_edge
 from .._torch.state import has_storage
 from ..codecs import Codes
-from ..kernels import max_pool, max_pool_grad
+from ..kernels import max_pool as fused_max_pool
+from ..kernels import max_pool_grad
 from ..kernels.max_pool import indices_of, offsets_of, position_bits
 from ..tn.execute.convolution_kernels import memory_format_of, placeholder
+from .composites import lean_inside
+from .held_slopes import blocks
+from .lean_call import Call, is_activation, is_plain
 from .memory_order import pieces
-from .rules import Call, is_plain, lean_version_of
+from .slope_needs import hold_slope
 
 aten = torch.ops.aten
 
@@ -157,7 +161,7 @@ class _FusedMaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, edge: Tensor | None, windows: _Windows, output_size: list[int]) -> Tensor:
         planes = x.reshape(-1, *x.shape[-windows.dims :])
-        y, codes = max_pool(planes, *windows.geometry, output_size)
+        y, codes = fused_max_pool(planes, *windows.geometry, output_size)
         ctx.save_for_backward(codes, edge)
         ctx.windows, ctx.shape = windows, x.shape
         return y.view(*x.shape[: -windows.dims], *output_size)
@@ -174,7 +178,7 @@ class _FusedMaxPool(torch.autograd.Function):
         return connected(made.view(ctx.shape), edge), None, None, None
 
 
-def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], Any]) -> Any:
+def _pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], _Windows | _Adaptive]) -> Any:
     """Pool in ``dims`` dimensions; ``make`` builds windows of PyTorch's own kernel, which has two or three."""
     if not is_plain(x) or x.dim() not in (dims + 1, dims + 2) or x.numel() >= 2**31:
         return NotImplemented
@@ -191,58 +195,47 @@ def _max_pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], 
     return (y, indices) if return_indices else y
 
 
-def _register_max_pool(dims: int) -> None:
-    name = f"max_pool{dims}d"
-    plain, indexed = getattr(F, name), getattr(F, f"{name}_with_indices")
+def max_pool(
+    dims: int,
+    call: Call,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Max-pooling, of ``torch`` or of ``F``."""
+    step = kernel_size if stride is None or stride == [] else stride
 
-    def pool(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, indexed: bool) -> Any:
-        def windows(count: int) -> _Windows:
-            def whole(value: Any, row: int) -> tuple[int, ...]:
-                return (row, *_tuple(value, 1)) if count > dims else _tuple(value, count)
+    def windows(count: int) -> _Windows:
+        def of(value: Any, filler: int) -> tuple[int, ...]:
+            return _planes(value, filler, dims, count)
 
-            step = kernel if stride is None or stride == [] else stride
-            return _Windows(whole(kernel, 1), whole(step, 1), whole(padding, 0), whole(dilation, 1), ceil)
+        return _Windows(of(kernel_size, 1), of(step, 1), of(padding, 0), of(dilation, 1), ceil_mode)
 
-        return _max_pool(dims, x, indexed, windows)
-
-    @lean_version_of([plain, indexed], exact=True)
-    def functional(
-        call: Call,
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> Any:
-        both = return_indices or call.function is indexed
-        return pool(input, kernel_size, stride, padding, dilation, ceil_mode, both)
-
-    @lean_version_of([getattr(torch, name)], exact=True)
-    def builtin(
-        call: Call,
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-    ) -> Any:
-        return pool(input, kernel_size, stride, padding, dilation, ceil_mode, False)
+    return _pool(dims, input, return_indices or _returns_indices(call), windows)
 
 
-def _register_adaptive_max_pool(dims: int) -> None:
-    plain, indexed = getattr(F, f"adaptive_max_pool{dims}d"), getattr(F, f"adaptive_max_pool{dims}d_with_indices")
+def adaptive_max_pool(dims: int, call: Call, input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """Max-pooling to a given size."""
+    wanted = _wanted(output_size, dims)
+    if wanted is None or input.dim() not in (dims + 1, dims + 2):
+        return NotImplemented
+    size = tuple(given if each is None else each for each, given in zip(wanted, input.shape[-dims:], strict=True))
+    both = return_indices or _returns_indices(call)
+    return _pool(dims, input, both, lambda count: _Adaptive((1,) * (count - dims) + size))
 
-    @lean_version_of([plain, indexed], exact=True)
-    def functional(call: Call, input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-        wanted = _wanted(output_size, dims)
-        if wanted is None or input.dim() not in (dims + 1, dims + 2):
-            return NotImplemented
-        size = tuple(given if each is None else each for each, given in zip(wanted, input.shape[-dims:], strict=True))
-        both = return_indices or call.function is indexed
-        return _max_pool(dims, input, both, lambda count: _Adaptive((1,) * (count - dims) + size))
+
+def _returns_indices(call: Call) -> bool:
+    name: str = call.function.__name__
+    return name.endswith("_with_indices")
+
+
+def _planes(value: Any, filler: int, dims: int, count: int) -> tuple[int, ...]:
+    """A setting per dimension; a signal is a plane of one row."""
+    return (filler, *_tuple(value, 1)) if count > dims else _tuple(value, count)
 
 
 def _wanted(size: Any, dims: int) -> tuple[int | None, ...] | None:
@@ -277,61 +270,76 @@ class _ShapeOnly(torch.autograd.Function):
         return connected(ctx.vjp(grad, stand_in), edge), None, None, None
 
 
-def _register_avg_pool(dims: int) -> None:
-    function = getattr(F, f"avg_pool{dims}d")
+def avg_pool(
+    dims: int,
+    call: Call,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """Average pooling."""
+    if not is_plain(input) or input.dim() not in (dims + 1, dims + 2):
+        return NotImplemented
     forward = aten.avg_pool3d if dims == 3 else aten.avg_pool2d
     backward = aten.avg_pool3d_backward if dims == 3 else aten.avg_pool2d_backward
-
-    @lean_version_of([function, *([torch.avg_pool1d] if dims == 1 else [])], exact=True)
-    def version(
-        call: Call,
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> Any:
-        if not is_plain(input) or input.dim() not in (dims + 1, dims + 2):
-            return NotImplemented
-        step = kernel_size if stride is None or stride == [] else stride
-        row = dims == 1
-        geometry = tuple(
-            (filler, *_tuple(value, 1)) if row else _tuple(value, dims)
-            for value, filler in ((kernel_size, 1), (step, 1), (padding, 0))
-        )
-        rest = (ceil_mode, count_include_pad, divisor_override)
-        y = _ShapeOnly.apply(
-            input.unsqueeze(-2) if row else input,
-            graph_edge(input),
-            lambda x: forward(x, *geometry, *rest),
-            lambda grad, stand_in: backward(grad, stand_in, *geometry, *rest),
-        )
-        return y.squeeze(-2) if row else y
+    step = kernel_size if stride is None or stride == [] else stride
+    geometry = tuple(
+        _planes(value, filler, dims, max(2, dims)) for value, filler in ((kernel_size, 1), (step, 1), (padding, 0))
+    )
+    rest = (ceil_mode, count_include_pad, divisor_override)
+    return _hold_shape(
+        dims,
+        input,
+        lambda x: forward(x, *geometry, *rest),
+        lambda grad, stand_in: backward(grad, stand_in, *geometry, *rest),
+    )
 
 
-def _register_adaptive_avg_pool(dims: int) -> None:
+def adaptive_avg_pool(dims: int, call: Call, input: Tensor, output_size: Any) -> Any:
+    """Average pooling to a given size."""
+    sizes = _wanted(output_size, dims)
+    if sizes is None or not is_plain(input) or all(size == 1 for size in sizes):  # a mean, which holds nothing
+        return NotImplemented
+    if dims == 1 and sizes[0] is None:
+        return NotImplemented
     backward = aten._adaptive_avg_pool3d_backward if dims == 3 else aten._adaptive_avg_pool2d_backward
-
-    @lean_version_of([getattr(F, f"adaptive_avg_pool{dims}d")], exact=True)
-    def version(call: Call, input: Tensor, output_size: Any) -> Any:
-        sizes = _wanted(output_size, dims)
-        if sizes is None or not is_plain(input) or all(size == 1 for size in sizes):  # a mean, which holds nothing
-            return NotImplemented
-        if dims == 1:
-            if sizes[0] is None:
-                return NotImplemented
-            size = (1, sizes[0])
-            y = _ShapeOnly.apply(
-                input.unsqueeze(-2), graph_edge(input), lambda x: F.adaptive_avg_pool2d(x, size), backward
-            )
-            return y.squeeze(-2)
-        return _ShapeOnly.apply(input, graph_edge(input), call.run_on, backward)
+    size = (1, sizes[0])
+    run = call.run_on if dims > 1 else lambda x: F.adaptive_avg_pool2d(x, size)
+    return _hold_shape(dims, input, run, backward)
 
 
-for _dims in (1, 2, 3):
-    _register_max_pool(_dims)
-    _register_adaptive_max_pool(_dims)
-    _register_avg_pool(_dims)
-    _register_adaptive_avg_pool(_dims)
+def _hold_shape(
+    dims: int, x: Tensor, run: Callable[[Tensor], Tensor], vjp: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    y: Tensor = _ShapeOnly.apply(x.unsqueeze(-2) if dims == 1 else x, graph_edge(x), run, vjp)
+    return y.squeeze(-2) if dims == 1 else y
+
+
+def power_pool(
+    dims: int,
+    call: Call,
+    input: Tensor,
+    norm_type: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    ceil_mode: bool = False,
+) -> Any:
+    """Power-average pooling: both of its powers are held with small relative errors.
+
+    With ``s`` the sum of ``x^p`` over a window the output is ``s^(1/p)``, and the gradient is
+    ``v s^(1/p - 1) x^(p - 1)``. Where a window is nearly zero the first power is huge and the second tiny, so an error
+    in the second must be small relative to the number itself, not only to those of other windows.
+    """
+    kernel = (kernel_size,) * dims if isinstance(kernel_size, int) else kernel_size
+    usual = isinstance(norm_type, int | float) and norm_type not in (inf, -inf) and isinstance(kernel, tuple)
+    if not (call.rounds and usual and is_activation(input) and len(kernel) == dims):
+        return lean_inside(call, *call.args, **call.kwargs)
+    powers = hold_slope(call, input, lambda part: part.pow(norm_type), blocks(call.context.bits, poles=True))
+    with call.context.inside():  # PyTorch's steps
+        means = getattr(F, f"avg_pool{dims}d")(powers, kernel_size, stride, 0, ceil_mode)
+        sums = (torch.sign(means).detach() * F.relu(torch.abs(means))).mul(prod(kernel))
+        return sums.pow(1.0 / norm_type)

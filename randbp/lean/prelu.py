@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Mask, Stream
+from .lean_call import Call, is_activation, is_unadorned
 from .memory_order import flatten, memory_order, unflatten
-from .rules import Call, is_activation, is_unadorned, lean_version_of
 
 
 class _PReLU(torch.autograd.Function):
@@ -24,9 +23,9 @@ class _PReLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, edge: Tensor | None, call: Call) -> Tensor:
         ctx.order, ctx.shape = memory_order(x), x.shape
         flat = flatten(x, ctx.order)
-        ctx.kind, negative, seed = Blocks(call.session.bits), None, None
+        ctx.kind, negative, seed = Blocks(call.context.bits), None, None
         if ctx.needs_input_grad[1]:
-            seed = torch.tensor(call.session.seed())
+            seed = torch.tensor(call.context.seed())
             negative = ctx.kind.encode(flat.clamp(max=0), Stream(int(seed), x.device))
         ctx.save_for_backward(Mask().where(flat, "over"), weight, negative, seed, edge)
         y: Tensor = call.run()
@@ -51,8 +50,8 @@ class _PReLU(torch.autograd.Function):
         return (*refuse_second_derivatives("lean PReLU", grads, (edge, weight, grad)), None, None)
 
 
-@lean_version_of([F.prelu, Tensor.prelu], exact=True)
-def _prelu(call: Call, input: Tensor, weight: Tensor) -> Any:
+def prelu(call: Call, input: Tensor, weight: Tensor) -> Any:
+    """PReLU, whose slopes learn only where rounding is allowed."""
     if not is_activation(input) or input.dim() < 2 or not is_unadorned(weight):
         return NotImplemented
     if weight.requires_grad and not call.rounds:

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Mask, Stream
 from .composites import lean_inside
+from .lean_call import Call, is_activation
 from .memory_order import pieces
-from .rules import Call, is_activation, lean_version_of
 
 
 def _times_own_product(y: Tensor, v: Tensor, variance: Tensor) -> Tensor:
@@ -122,30 +121,22 @@ def _parts(rows: Tensor) -> list[slice]:
 def _apply(kind: _Kind, call: Call, x: Tensor, dim: Any) -> Any:
     if not is_activation(x) or not isinstance(dim, int) or not -x.dim() <= dim < x.dim():
         return NotImplemented
-    session = call.session
-    return _RowWise.apply(x, graph_edge(x), call.run, dim, kind, session.bits, session.seed())
+    context = call.context
+    return _RowWise.apply(x, graph_edge(x), call.run, dim, kind, context.bits, context.seed())
 
 
-def _register(name: str, kind: _Kind) -> None:
-    """Register a function by name in all of PyTorch's name spaces; it takes ``(input, dim, dtype)``."""
-
-    @lean_version_of([getattr(torch, name), getattr(Tensor, name), getattr(torch.special, name)], exact=False)
-    def version(call: Call, input: Tensor, dim: Any, dtype: Any = None, *, out: Any = None) -> Any:
-        return NotImplemented if out is not None else _apply(kind, call, input, dim)
-
-    @lean_version_of([getattr(F, name)], exact=False)
-    def functional(call: Call, input: Tensor, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
-        return _apply(kind, call, input, dim)
+def softmax(call: Call, input: Tensor, dim: Any = None, _stacklevel: Any = 3, dtype: Any = None) -> Any:
+    """``softmax``, of ``F`` or with the dtype in third place."""
+    return _apply(_Kind(_softmax_grad), call, input, dim)
 
 
-_register("softmax", _Kind(_softmax_grad))
-_register("log_softmax", _Kind(_log_softmax_grad, held=Tensor.exp))
+def log_softmax(call: Call, input: Tensor, dim: Any = None, _stacklevel: Any = 3, dtype: Any = None) -> Any:
+    """``log_softmax``, of ``F`` or with the dtype in third place."""
+    return _apply(_Kind(_log_softmax_grad, held=Tensor.exp), call, input, dim)
 
 
-@lean_version_of([F.normalize], exact=False)
-def _normalize(call: Call, input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
-    if out is not None:
-        return NotImplemented
+def normalize(call: Call, input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> Any:
+    """``F.normalize``."""
     if p != 2:
         return lean_inside(call, *call.args, **call.kwargs)
 

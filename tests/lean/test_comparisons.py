@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from randbp.diagnostics import memory_report
-from randbp.lean import rules
+from randbp.lean import lean_call
 
 from .same import assert_same, lean, values_and_grads
 
@@ -86,7 +86,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 @pytest.fixture
 def whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "SMALL", 1)
+    monkeypatch.setattr(lean_call, "SMALL", 1)
 
 
 @st.composite

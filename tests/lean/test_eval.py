@@ -142,7 +142,7 @@ def is_lean(model: nn.Module) -> bool:
     parts = (model.train()(*data()), model.head[1](torch.ones(9, 9, requires_grad=True)))
     names = {type(part.grad_fn).__name__ for part in parts}
     assert len(names) == 1
-    return names == {"_SmoothBackward"}
+    return names == {"_HeldSlopesBackward"}
 
 
 @pytest.mark.parametrize("implementation", [hooks._IMPLEMENTATION, "what PyTorch does not have"])
@@ -154,7 +154,7 @@ def test_modules_are_watched_and_left_as_they_were(implementation: str, monkeypa
     first, second = (randbp.randomize(part, Exact(), lean=True) for part in (model, model.head))
     assert is_lean(model) and _get_current_function_mode_stack() == []
     first.remove()
-    assert type(model.head[1](torch.ones(9, 9, requires_grad=True)).grad_fn).__name__ == "_SmoothBackward"
+    assert type(model.head[1](torch.ones(9, 9, requires_grad=True)).grad_fn).__name__ == "_HeldSlopesBackward"
     second.remove()
     second.remove()
     assert not is_lean(model)
@@ -183,7 +183,7 @@ def test_copies_and_pickles_are_lean_in_training_and_pytorchs_in_eval_mode() -> 
             assert torch.equal(other(*data()), plain(*data()))
         assert (
             is_lean(other)
-            and type(other.head[1](torch.ones(9, 9, requires_grad=True)).grad_fn).__name__ == "_SmoothBackward"
+            and type(other.head[1](torch.ones(9, 9, requires_grad=True)).grad_fn).__name__ == "_HeldSlopesBackward"
         )
 
 
@@ -222,7 +222,7 @@ def test_modules_compiled_in_place_are_left_to_their_graphs() -> None:
     handles = [randbp.randomize(model, Exact(), lean=True) for model in (early, late)]
     late.compile(backend="eager", fullgraph=True)
     for model in (early, late):
-        assert torch.equal(model(x), F.gelu(x)) and "Smooth" not in type(model(x).grad_fn).__name__
+        assert torch.equal(model(x), F.gelu(x)) and "HeldSlopes" not in type(model(x).grad_fn).__name__
     for handle in handles:
         handle.remove()
     for model in (early, late):
@@ -261,7 +261,7 @@ def test_modes_come_back_in_their_order() -> None:
     model, x = Around(), torch.randn(4, 8, requires_grad=True)
     with randbp.randomize(model, Exact(), lean=True), Listens() as outer:
         for _ in range(2):
-            assert model(x) == ["GeluBackward0", "_SmoothBackward", "_SmoothBackward"]
+            assert model(x) == ["GeluBackward0", "_HeldSlopesBackward", "_HeldSlopesBackward"]
             stack = model.stacks.pop()
             assert [type(mode).__name__ for mode in stack] == ["Listens", "_Mode", "Listens"] and stack[0] is outer
             assert _get_current_function_mode_stack() == [outer]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from randbp.diagnostics import memory_report
-from randbp.lean import rules
+from randbp.lean import lean_call
 
 from .same import assert_same, lean, values_and_grads
 from .test_comparisons import tensors
@@ -76,7 +76,7 @@ def test_functions_that_return_indices(name: str, x: Tensor, data: Any) -> None:
         return ORDERED[name](x, dim)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rules, "SMALL", 1)
+        patch.setattr(lean_call, "SMALL", 1)
         assert_same(values_and_grads(lean(function), x), values_and_grads(function, x))
 
 

@@ -13,30 +13,52 @@ from torch.overrides import TorchFunctionMode
 import randbp
 from randbp import Precision, Rounding
 from randbp.lean.mode import LeanContext
-from randbp.lean.rules import RULES
+from randbp.lean.needs import Rule, table
+from randbp.lean.rules import BY_NAME, RULES, TABLE
+from randbp.lean.slope_needs import Slope
 
-VERSIONS = {id(rule.version): rule for rule in RULES.values()}
 
-
-def binds(version: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def binds(signature: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    first = (None,) if next(iter(inspect.signature(signature).parameters)) == "call" else ()
     try:
-        inspect.signature(version).bind(None, *args, **kwargs)
+        inspect.signature(signature).bind(*first, *args, **kwargs)
     except TypeError:
         return False
     return True
 
 
-def test_a_version_takes_what_python_would_bind_to_its_parameters() -> None:
+def test_a_rule_takes_what_python_would_bind_to_its_parameters() -> None:
     random, answers = Random(0), set()
-    for rule in VERSIONS.values():
-        names = [*list(inspect.signature(rule.version).parameters)[1:], "input", "other", "call", "self"]
+    for rule in TABLE:
+        if rule.need.signature is None:
+            continue
+        names = [*inspect.signature(rule.need.signature).parameters, "input", "other", "self"]
         for _ in range(40):
             args = (1,) * random.randint(0, len(names) - 2)
-            kwargs = dict.fromkeys(random.sample(sorted(set(names)), random.randint(0, 3)), 1)
+            kwargs = dict.fromkeys(random.sample(sorted(set(names) - {"call"}), random.randint(0, 3)), 1)
             taken = rule.takes(args, kwargs)
-            assert taken == binds(rule.version, args, kwargs), (rule, args, kwargs)
+            assert taken == binds(rule.need.signature, args, kwargs), (rule, args, kwargs)
             answers.add(taken)
-    assert answers == {True, False} and len(VERSIONS) > 200
+    assert answers == {True, False}
+
+
+def test_a_function_has_one_rule_and_a_name_a_function() -> None:
+    rule = Rule("exp", Slope())
+    with pytest.raises(ValueError, match=r"names='Tensor\.exp': a rule for 'exp' has that function already"):
+        table([rule, Rule("Tensor.exp", Slope())])
+    with pytest.raises(ValueError, match="names='exq': expected the name of a function of PyTorch"):
+        table([Rule("exq", Slope())])
+    alone = Rule("exp_", Slope(poles=True))
+    for rows in ([rule, alone], [alone, rule]):
+        found = table(rows)
+        assert found[torch.exp] is found[torch.Tensor.exp] is rule
+        assert found[torch.exp_] is found[torch.Tensor.exp_] is alone
+
+
+def test_the_report_knows_all_functions_with_a_rule() -> None:
+    for function, rule in RULES.items():
+        held = BY_NAME[function.__name__].need.held
+        assert held.why and held == rule.need.held
 
 
 class Seeing(TorchFunctionMode):

@@ -9,12 +9,14 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from randbp.lean import rules
+from randbp.lean import lean_call
+from randbp.lean.needs import Rule
+from randbp.lean.rules import RULES
 
 from .database import Entry, entries, missing, modules
 from .forms import FORMS, tiled
@@ -66,20 +68,19 @@ def _cases(entry: Entry, quick: bool) -> Iterator[tuple[str, Sample]]:
 _USED: set[Any] = set()
 
 
-def _watched(function: Any, rule: rules.Rule) -> rules.Rule:
+def _watched(function: Any, rule: Rule) -> Rule:
     """A rule that notes when it steps in."""
 
-    class Watched(rules.Rule):
-        def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-            return rule.takes(args, kwargs)
+    class Watched:
+        held, signature = rule.need.held, rule.need.signature
 
-    def version(*args: Any, **kwargs: Any) -> Any:
-        result = rule.version(*args, **kwargs)
-        if result is not NotImplemented:
-            _USED.add(function)
-        return result
+        def serve(self, *args: Any, **kwargs: Any) -> Any:
+            result = rule.need.serve(*args, **kwargs)
+            if result is not NotImplemented:
+                _USED.add(function)
+            return result
 
-    return Watched(version, rule.exact)
+    return replace(rule, need=Watched())
 
 
 def main() -> int:
@@ -91,8 +92,8 @@ def main() -> int:
     options = parser.parse_args()
     part, of = map(int, options.part.split("/"))
     torch.set_num_threads(1)
-    rules.SMALL = 0  # the database's tensors are small
-    rules.RULES.update({function: _watched(function, rule) for function, rule in rules.RULES.items()})
+    lean_call.SMALL = 0  # the database's tensors are small
+    RULES.update({function: _watched(function, rule) for function, rule in RULES.items()})
     report = Report()
     chosen = [
         entry for number, entry in enumerate(entries()) if number % of == part - 1 and options.only in entry.label
@@ -105,7 +106,7 @@ def main() -> int:
             if number % of == part - 1 and options.only in name:
                 report.compare(name, f"{dtype}, module", module, sample)
     print(f"{report.calls} comparisons of {len(chosen)} functions, {len(report.found)} kinds of differences")
-    print(f"rules that stepped in: {len(_USED)} of {len(rules.RULES)}")
+    print(f"rules that stepped in: {len(_USED)} of {len(RULES)}")
     print(f"functions that the database does not have: {[function.__qualname__ for function in missing()]}")
     return bool(report.found)
 
