@@ -8,11 +8,7 @@ from ..layers.integers import as_integer
 
 
 def positive(name: str, value: object) -> int:
-    """Check and return a positive integer.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Check and return a positive integer."""
     number = as_integer(value)
     if number is None or number < 1:
         raise ValueError(f"{name}={value!r}: expected a positive integer")

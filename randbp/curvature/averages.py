@@ -86,15 +86,7 @@ def over_processes(
     like: Tensor,
     agreed: bool,
 ) -> dict[str, Seen]:
-    """Average factors over the processes that have seen any; all processes must call this together.
-
-    Args:
-        taken: The statistics that this process has seen.
-        scales: The scales that turn them into factors.
-        shapes: ``(G, D / G, R)`` for each weight known to this process.
-        like: A tensor with the device and the data type for what is exchanged.
-        agreed: Whether all processes know the same weights; else they tell each other first.
-    """
+    """Average factors over the processes that have seen any; all processes must call this together."""
     keys = sorted(shapes)
     if not agreed:
         known: list[Any] = [None] * processes()

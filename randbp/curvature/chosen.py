@@ -67,14 +67,7 @@ def shared_parameters(model: nn.Module) -> set[Tensor]:
 
 
 def left_by_parameters(place: Place, held: Container[Tensor], shared: Container[Tensor], largest: int) -> str:
-    """The reason in its parameters why a layer's weight is not preconditioned; empty if there is none.
-
-    Args:
-        place: The place of the weight.
-        held: The optimiser's parameters.
-        shared: Parameters of more than one module.
-        largest: Rows of a factor, at most.
-    """
+    """The reason in its parameters why a layer's weight is not preconditioned; empty if there is none."""
     weight = place.parameter
     if weight is None:
         return COMPUTED if runs_pytorchs_forward(place.module) else ""  # the next call tells
@@ -94,13 +87,7 @@ def left_by_parameters(place: Place, held: Container[Tensor], shared: Container[
 
 
 def left_by_calls(modules: Mapping[str, nn.Module], statistics: Statistics, known: Collection[Any]) -> dict[str, str]:
-    """Reasons, by layer name, why no curvature was seen in a step in which it should have been.
-
-    Args:
-        modules: The layers.
-        statistics: Statistics of this step.
-        known: Places whose curvature is known.
-    """
+    """Reasons, by layer name, why no curvature was seen in a step in which it should have been."""
     left: dict[str, str] = {}
     by_layer: dict[str, list[Place]] = {name: [] for name in modules}
     for place in statistics.places.values():

@@ -18,14 +18,7 @@ def preconditioned(
     rates: Mapping[Tensor, float | Tensor],
     kl_clip: float | None,
 ) -> tuple[dict[Tensor, Tensor], Tensor | float]:
-    """``Γ⁻¹ G A⁻¹`` of weights and biases by parameter, and the factor that scales all of them.
-
-    Args:
-        places: The weights.
-        states: States of the parameters, with inverses; weights without inverses of the right shape are left out.
-        rates: Learning rates.
-        kl_clip: Bound on ``lr² Σ ⟨direction, gradient⟩``, which the factor keeps; ``None`` for none.
-    """
+    """``Γ⁻¹ G A⁻¹`` of weights and biases by parameter, and the factor that scales all of them."""
     directions: dict[Tensor, Tensor] = {}
     moved: list[Tensor] = []
     for place in places:

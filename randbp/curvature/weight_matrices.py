@@ -46,11 +46,6 @@ class Form:
 def layer_input(module: Any, input: Tensor, output: Tensor) -> tuple[LayerSpec, Tensor]:
     """The spec of one call of a module, and its input ``[N, C, *I]``.
 
-    Args:
-        module: One of ``LAYERS``.
-        input: The argument of the call.
-        output: The result of the call: the output size of a transposed convolution may be an argument.
-
     Example:
         >>> layer, x = nn.Linear(3, 4), torch.zeros(8, 5, 3)
         >>> spec, seen = layer_input(layer, x, layer(x))
@@ -98,11 +93,6 @@ def as_matrices(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Rows and columns are in the order of :func:`~randbp.curvature.output_grad_factor` and
     :func:`~randbp.curvature.input_factor`.
-
-    Args:
-        layer: A module, or the form of its weight.
-        weight: The weight in PyTorch's layout.
-        bias: ``[D]``.
     """
     matrices = _grouped(_form(layer), weight).flatten(2)
     return matrices if bias is None else torch.cat([matrices, bias.view(*matrices.shape[:2], 1)], 2)

@@ -123,30 +123,22 @@ def _check_index(net: Network, key: str, index: Tensor) -> None:
         raise ValueError(f"subsample: index of leg {key!r} must be an integer tensor, got {index!r:.60}")
     if index.ndim not in (1, 2):
         raise ValueError(f"subsample: index of leg {key!r} has shape {tuple(index.shape)}; expected [S] or [N, S]")
-    size = volume(legs, net.sizes)
-    if not index.numel():
-        return
-    least, most = _range(index)
-    if not 0 <= least <= most < size:
-        raise ValueError(f"subsample: index of leg {key!r} reaches from {least} to {most}; allowed is 0 to {size - 1}")
-
-
-def _range(index: Tensor) -> tuple[int, int]:
-    """Least and largest value, for unsigned types as well."""
-    wide = index.long()
-    return int(wide.min()), int(wide.max())
+    _check_range(f"subsample: index of leg {key!r}", index, volume(legs, net.sizes))
 
 
 def check_indices(net: Network, tensors: Mapping[str, Tensor]) -> None:
     """Raise ``ValueError`` unless all indices lie within the legs that they choose from."""
     for node in net.nodes:
-        if isinstance(node, Selection) and (index := tensors[node.slot]).numel():
-            size = volume(node.targets, net.sizes)
-            least, most = _range(index)
-            if not 0 <= least <= most < size:
-                raise ValueError(
-                    f"{node.slot} of {net.name} reaches from {least} to {most}; allowed is 0 to {size - 1}"
-                )
+        if isinstance(node, Selection):
+            _check_range(f"{node.slot} of {net.name}", tensors[node.slot], volume(node.targets, net.sizes))
+
+
+def _check_range(what: str, index: Tensor, size: int) -> None:
+    if not index.numel():
+        return
+    least, most = (int(bound) for bound in index.long().aminmax())
+    if not 0 <= least <= most < size:
+        raise ValueError(f"{what} reaches from {least} to {most}; allowed is 0 to {size - 1}")
 
 
 def _legs(net: Network, key: str) -> tuple[str, ...]:

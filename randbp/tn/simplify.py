@@ -1,10 +1,11 @@
 """Simplification: index patterns that are reshapes, slices or identities are replaced by these."""
 
 from dataclasses import replace
+from itertools import combinations
 
 from .moves import pruned
 from .network import N
-from .nodes import Axis, Node, Operand, Pattern
+from .nodes import Axis, Node, Operand, Pattern, Selection, leg_counts
 
 
 def simplify(net: N) -> N:
@@ -14,17 +15,15 @@ def simplify(net: N) -> N:
     kernels that do not overlap (dense and down-sampling convolutions), a kernel of size one, a single output. Its leg
     ``i`` then is the affine function ``stride·o + dilation·k - padding`` of the other two, and moves into the layout of
     the one tensor (operand or output) that holds it. A pattern with ``i = o`` or ``i = k`` throughout joins the legs,
-    and one that is summed on its own becomes a number. A pattern or an index that occurs twice with the same legs says
-    the same twice.
+    and one that is summed on its own becomes a number. Two selections of one sample choose the same values: their legs
+    are joined. A pattern or an index that occurs twice with the same legs says the same twice.
 
     Example:
         >>> from randbp import tn
         >>> print(tn.conv(tn.ConvSpec((2, 3, 8), 4, kernel_size=2, stride=2)).simplify())
         conv: input[n g·c o1·k1] weight[g·d c k1] → [n g·d o1]
     """
-    relations = dict.fromkeys(node for node in net.nodes if not isinstance(node, Operand))
-    nodes = tuple(node for node in net.nodes if isinstance(node, Operand) or relations.pop(node, ...) is None)
-    net = replace(net, nodes=nodes) if len(nodes) < len(net.nodes) else net
+    net = _without_repetitions(_with_shared_targets(net))
     changed = True
     while changed:
         changed = False
@@ -35,6 +34,25 @@ def simplify(net: N) -> N:
                     net, changed = simpler, True
                     break
     return pruned(net)
+
+
+def _with_shared_targets(net: N) -> N:
+    """Join legs that selections with the same index and sample choose, where one of them goes nowhere else."""
+    counts = leg_counts(net.nodes)
+    for first, second in combinations((node for node in net.nodes if isinstance(node, Selection)), 2):
+        if (first.slot, first.batch, first.sample) == (second.slot, second.batch, second.sample):
+            for kept, gone in zip(first.targets, second.targets, strict=True):
+                if kept != gone and 1 in (counts[kept], counts[gone]):
+                    joined = _joined(net, net.nodes, gone, kept)
+                    if joined is not None:
+                        return _with_shared_targets(joined)
+    return net
+
+
+def _without_repetitions(net: N) -> N:
+    relations = dict.fromkeys(node for node in net.nodes if not isinstance(node, Operand))
+    nodes = tuple(node for node in net.nodes if isinstance(node, Operand) or relations.pop(node, ...) is None)
+    return replace(net, nodes=nodes) if len(nodes) < len(net.nodes) else net
 
 
 def _without(net: N, node: Pattern) -> N | None:

@@ -209,3 +209,13 @@ def test_kept_positions_are_never_put_back_into_a_full_size_tensor(channels, ker
     ):
         kernels = {step.kernel for step in net.plan().steps}
         assert not any("convolution" in name or name == "scatter" for name in kernels), kernels
+
+
+@given(spec=specs((1, 3)), count=st.integers(1, 9))
+def test_rows_of_a_batch_are_one_gathered_product(spec: tn.ConvSpec, count: int) -> None:
+    """Examples and positions that are chosen jointly: two selections of one sample are one."""
+    legs = ("n", *(f"i{dim}" for dim in range(1, spec.dims + 1)))
+    net = tn.sampled(tn.weight_vjp(spec), {" ".join(legs): tn.Sample(count)}, stored=("input",))
+    assert_matches_einsum(net)
+    if min(net.sizes.values()) > 1 and all(p.kernel_size > 1 for p in spec.patterns):
+        assert [step.kernel for step in net.plan(torch.float64).steps] == ["gathered matmul"]

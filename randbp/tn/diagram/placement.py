@@ -15,13 +15,6 @@ def place(nodes: int, joints: int, stubs: int, edges: list[tuple[int, int]], rou
 
     Several starts on a circle are majorised; the one with the least crossings, then the least stress, is
     kept.
-
-    Args:
-        nodes: Number of tensor nodes.
-        joints: Number of dots.
-        stubs: Number of open ends.
-        edges: Pairs of vertices.
-        rounds: Rounds of majorisation.
     """
     count = nodes + joints + stubs
     if not count:

@@ -29,13 +29,6 @@ def banded(
     of the bands. In large ones all dimensions but the last are first made short by a product of their band with each
     image, which reads the tensor as it lies, a few examples at a time; then the last one takes a product with its band,
     and what could not be made short with the bands that are left.
-
-    Args:
-        patterns: One per dimension.
-        ends: Roles of the legs that the tensor holds and of the legs of the result: ``"ik"`` sums over outputs.
-        volume: Elements of ``x``.
-        dtype: Data type of ``x``.
-        device: Device of ``x``.
     """
     bands = [band(pattern, *ends).double() for pattern in patterns]
     sources, targets = prod(matrix.shape[1] for matrix in bands), prod(map(len, bands))

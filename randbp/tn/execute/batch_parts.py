@@ -17,10 +17,6 @@ from ..planning import machine
 def examples_at_once(tensors: tuple[Tensor, ...], elements: int) -> int:
     """Number of examples per call of a native kernel: all of them, unless a tensor is large.
 
-    Args:
-        tensors: The tensors that the kernel reads, the first with an example per row.
-        elements: Number of elements of the largest tensor that it reads or makes.
-
     Example:
         >>> x = torch.zeros(64, 2**18)
         >>> examples_at_once((x[:16],), 2**22), examples_at_once((x,), 2**24)

@@ -136,15 +136,7 @@ def placeholder(
     memory_format: torch.memory_format = torch.contiguous_format,
     dense: bool = True,
 ) -> Tensor:
-    """Stands for a tensor of which a native kernel reads the shape and the memory format, but no entry.
-
-    Args:
-        tensor: Gives dtype and device, and its memory if it has enough: the system would clear the pages of a new one,
-            and may have to do so at every call.
-        shape: Shape of the result.
-        memory_format: Memory format of the result.
-        dense: Whether the kernel wants plain memory in one piece, and would copy an expanded scalar.
-    """
+    """Stands for a tensor of which a native kernel reads the shape and the memory format, but no entry."""
     count = prod(shape)
     if memory_format != torch.contiguous_format:
         return torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)

@@ -33,14 +33,7 @@ Work = tuple[int, float]
 
 
 class Depthwise(WeightGradient):
-    """A way to compute the gradient, where it is the fastest.
-
-    Args:
-        name: Printed name.
-        kind: What computes it.
-        make: Makes the function of ``x`` and ``y`` for some patterns.
-        work: Multiply-adds per example and group, and time per group for a number of examples [multiply-adds].
-    """
+    """A way to compute the gradient, where it is the fastest."""
 
     dims, depthwise = 100, True
 

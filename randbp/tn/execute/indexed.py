@@ -73,12 +73,6 @@ def gather(batched: bool, held: tuple[tuple[int, int], ...], volume: int, partia
 
     ``x`` is ``[(n), *rest, *held, volume]``, the table ``[(n), *free]``; the result ``[(n), *rest, *free]``.
     Held free legs, which ``x`` has already, are read along their diagonal.
-
-    Args:
-        batched: Whether ``x`` and the table share a leading batch dimension.
-        held: ``(dimension in the free dimensions, size)`` of the free legs that ``x`` holds, in its order.
-        volume: Size of the last dimension.
-        partial: Whether the table may point at the extra zero.
     """
     width = volume + partial
 

@@ -28,12 +28,6 @@ def gathered_product(
 
     The kernel takes ``x [R, G·A, P]``, ``rows [R, S, G·B]`` and an index ``[R or a divisor of it, S]``, whose rows
     repeat for consecutive ``r``; it gives ``[G, A, B, F]``.
-
-    Args:
-        target_sizes: Sizes of the legs whose grid the index counts through.
-        via: Per target its role in a pattern, as in `indexed.table`.
-        determined_sizes: Sizes of the legs that ``P`` groups.
-        groups: ``G``.
     """
     table = PartnerTable(target_sizes, via, determined_sizes)
 
@@ -83,11 +77,6 @@ def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:
     """Slices of a batch for work piece by piece, so that the data of a piece stay in a CPU's cache.
 
     A large batch is never one piece: intermediate tensors would double its memory.
-
-    Args:
-        batch: Number of examples.
-        elements: Number of elements of one example in the largest intermediate tensor.
-        device: Only processors have such a cache; on other devices the batch is one piece.
 
     Example:
         >>> pieces(5, 2**20, torch.device("cpu"))

@@ -24,13 +24,7 @@ EXHAUSTIVE = 9  # the search is optimal up to this number of items [items]
 
 
 class Item(NamedTuple):
-    """A single relation, or items that are joined to a tensor.
-
-    Args:
-        mask: The problem's items as bits.
-        legs: Legs of the tensor or relation.
-        tensor: Whether it is a tensor.
-    """
+    """A single relation, or items that are joined to a tensor."""
 
     mask: int
     legs: int
@@ -175,11 +169,7 @@ class Search:
         raise ValueError("no contraction step: the network has relations but no tensor")
 
     def follow(self, path: Path) -> Iterator[tuple[tuple[int, ...], Move]]:
-        """The steps of a path.
-
-        Raises:
-            ValueError: If a step is none.
-        """
+        """The steps of a path."""
         state = self.start
         for positions in path:
             move = self.move(*(state[position] for position in positions))

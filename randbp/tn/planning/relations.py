@@ -44,10 +44,6 @@ class Windows:
 class Lookup:
     """A selection, merged with the patterns that it feeds: a table from ``(batch, sample, free legs)`` to
     positions.
-
-    Args:
-        selection: The index of which slot picks which legs.
-        via: The pattern that each target feeds, or None if the target itself is determined.
     """
 
     selection: Selection
