@@ -85,21 +85,22 @@ def put_on_stack(mode: TorchFunctionMode, above: int) -> None:
         overrides._push_mode(top)
 
 
+_DISABLED = getattr(torch._C, "DisableTorchFunction", None)
+_NOTHING = nullcontext()
+
+
 def apart_from_modes(*tensors: Tensor | None) -> AbstractContextManager[Any]:
     """A context whose code no function mode sees, if all that are there have the attribute ``passes_layers_by``.
 
     A mode is asked whenever a tensor is asked for as little as its shape. Of tensors of other classes than PyTorch's
     own, which may look after themselves, nothing is hidden.
     """
-    disabled = getattr(torch._C, "DisableTorchFunction", None)
-    if disabled is None or not _shows_stack():
-        return nullcontext()
-    modes = overrides._get_current_function_mode_stack()
+    modes = overrides._get_current_function_mode_stack() if _DISABLED is not None and _shows_stack() else ()
     if not modes or not all(getattr(mode, "passes_layers_by", False) for mode in modes):
-        return nullcontext()
+        return _NOTHING
     if any(type(tensor) not in (Tensor, nn.Parameter, type(None)) for tensor in tensors):
-        return nullcontext()
-    apart: AbstractContextManager[Any] = disabled()
+        return _NOTHING
+    apart: AbstractContextManager[Any] = _DISABLED()  # type: ignore[misc]
     return apart
 
 
