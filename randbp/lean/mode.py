@@ -11,8 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .._torch.hooks import Hooks, hooks_in_force, put_on_stack, take_from_stack, transforms_at_work
-from ..draws.recomputation import Recomputation
-from ..draws.seeds import Integers, next_seed
+from ..draws.seeds import Integers, SeedStream
 from .lean_call import Call, Level
 from .rules import RULES
 
@@ -46,22 +45,19 @@ class LeanContext:
     paused = False
 
     def __init__(self, bits: int, clock: Integers) -> None:
-        self.bits, self.clock = bits, clock
-        self._place = [_KEY, 0, 0]
-        self._recomputation = Recomputation()
+        self.bits, self._stream = bits, SeedStream(clock, _KEY)
         self._running = _Running(self)
 
     def seed(self) -> int:
         """A new seed: hashed from the clock and the number of seeds since it was set; the same in a recomputation."""
         frame = self._running.frame  # within hooks of lean mode's own, too, those around the module count
-        hooks = None if frame is None else frame.hooks
-        return self._recomputation.seed(lambda: next_seed(self.clock.values, self._place), hooks)
+        return self._stream.drawn(None if frame is None else frame.hooks)
 
     @contextmanager
     def measured(self, clock: Integers, paused: bool) -> Iterator[None]:
         """Draw by another clock, or be paused, for as long as the block runs, and leave no trace."""
         before = {name: value for name, value in vars(self).items() if name != "_running"}
-        self.clock, self._place, self._recomputation, self.paused = clock, [_KEY, 0, 0], Recomputation(), paused
+        self._stream, self.paused = SeedStream(clock, _KEY), paused
         try:
             yield
         finally:
