@@ -80,9 +80,13 @@ def _eager(
     formats = function.is_channels_last(x), function.is_channels_last(weight)
     if any(formats):
         call = checked_call(*arguments, *formats)
-    chosen = fastest(_run, call, x, weight, bias) if call.is_chosen_by_layer else call
+    chosen = fastest(_Estimated.apply, call, x, weight, bias) if call.is_chosen_by_layer else call
+    if chosen is None:
+        return None
     try:
-        return None if chosen is None else _run(chosen, x, weight, bias, int(seed))
+        edge = graph_edge(x) if x.requires_grad else None
+        made: Tensor = _Estimated.apply(x, weight, bias, edge, chosen, seed)
+        return made
     except RuntimeError as error:
         explain(error, x, weight)
         raise
@@ -157,8 +161,3 @@ class _Estimated(torch.autograd.Function):
             explain(error, output_grad)
             raise
         return (*grads, None, None, None)
-
-
-def _run(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, seed: int) -> Tensor:
-    y: Tensor = _Estimated.apply(x, weight, bias, graph_edge(x) if x.requires_grad else None, call, seed)
-    return y

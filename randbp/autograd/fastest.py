@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch.second_derivatives import graph_edge
 from ..estimators import Estimator, IfFaster
 from ..estimators.base import Vjp
 from ..estimators.if_faster import at_hand
@@ -13,8 +14,8 @@ from ..estimators.race import GAIN, race
 from ..estimators.sizes import BySize
 from .call import FORMATS, Call, Pair
 
-Run = Callable[[Call, Tensor, Tensor, Tensor | None, int], Tensor]
-"""Runs a layer with estimators: a function of call, input, weight, bias and seed."""
+Run = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Call, int], Tensor]
+"""Runs a layer with estimators: a function of input, weight, bias, the input's edge of the graph, call and seed."""
 
 _CHOICES: BySize[Pair | None] = BySize()
 
@@ -105,6 +106,6 @@ def _is_faster(run: Run, call: Call, tensors: list[Tensor]) -> bool:
 
         return step
 
-    native, estimated = lambda: call.function.native(x, weight, bias), lambda: run(call, x, weight, bias, 0)
+    native, estimated = lambda: call.function.native(x, weight, bias), lambda: run(x, weight, bias, graph_edge(x), call, 0)
     _, (_, ratio) = race([timed(native), timed(estimated)], x.device)
     return ratio <= GAIN
