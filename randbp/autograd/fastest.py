@@ -106,6 +106,9 @@ def _is_faster(run: Run, call: Call, tensors: list[Tensor]) -> bool:
 
         return step
 
-    native, estimated = lambda: call.function.native(x, weight, bias), lambda: run(x, weight, bias, graph_edge(x), call, 0)
+    native, estimated = (
+        lambda: call.function.native(x, weight, bias),
+        lambda: run(x, weight, bias, graph_edge(x), call, 0),
+    )
     _, (_, ratio) = race([timed(native), timed(estimated)], x.device)
     return ratio <= GAIN
