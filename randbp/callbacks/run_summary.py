@@ -63,21 +63,22 @@ class RunSummary(Callback):
         earlier, self._earlier = (self._earlier if self.continues else {}), {}
         self._steps = earlier.get("steps", 0)
         self._fit_began = time.perf_counter() - earlier.get("fit_seconds", 0.0)
-        epochs = earlier.get("epochs", 0)
         self.summary = {
             "format": SUMMARY_FORMAT,
             "status": "running",
             "error": None,
             "started": earlier.get("started", _now()),
             "updated": _now(),
-            "run": describe_run(trainer, pl_module),
-            "estimators": describe_estimators(trainer),
-            "progress": {"epochs": epochs, "max_epochs": trainer.max_epochs, "steps": self._steps},
+            **_described(trainer, pl_module),
+            "progress": {
+                "epochs": earlier.get("epochs", 0),
+                "max_epochs": trainer.max_epochs,
+                "steps": self._steps,
+            },
             "cost": {},
             "metrics": dict(earlier.get("metrics", {})),
-            "environment": describe_environment(trainer.strategy.root_device),
         }
-        self._write(trainer)
+        self._write(trainer, metrics=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Describe the run again, now that its data are loaded."""
@@ -93,16 +94,13 @@ class RunSummary(Callback):
         """Write costs and metrics so far."""
         self.summary["progress"]["epochs"] = trainer.current_epoch + 1
         self._add_costs(trainer)
-        self._add_metrics(trainer)
         self._write(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the result of the training, even if it was already over when it was resumed."""
         self.summary["run"] = describe_run(trainer, pl_module)
         self._add_costs(trainer)
-        self._add_metrics(trainer)
-        self.summary["status"] = "finished"
-        self.summary["fit_seconds"] = time.perf_counter() - self._fit_began
+        self.summary |= {"status": "finished", "fit_seconds": time.perf_counter() - self._fit_began}
         self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -128,15 +126,11 @@ class RunSummary(Callback):
             return
         with suppress(OSError, ValueError):
             self.summary = json.loads(self._path.read_text())
-        self.summary.setdefault("run", describe_run(trainer, pl_module))
-        self.summary.setdefault("estimators", describe_estimators(trainer))
-        self.summary.setdefault("environment", describe_environment(trainer.strategy.root_device))
+        self.summary = _described(trainer, pl_module) | self.summary
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the test metrics; the costs stay those of the training."""
-        self._add_metrics(trainer)
-        self.summary["status"] = "finished"
-        self.summary["error"] = None
+        self.summary |= {"status": "finished", "error": None}
         self._write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -145,8 +139,7 @@ class RunSummary(Callback):
         if self._path is None and alone:
             self.setup(trainer, pl_module, "")
         message = str(exception).strip().splitlines()
-        self.summary["status"] = "failed"
-        self.summary["error"] = ": ".join([type(exception).__name__, *message[:1]])
+        self.summary |= {"status": "failed", "error": ": ".join([type(exception).__name__, *message[:1]])}
         try:
             if "fit_seconds" not in self.summary:
                 self._add_costs(trainer)
@@ -154,7 +147,7 @@ class RunSummary(Callback):
                 self._add_metrics(trainer)
         except Exception as error:  # a broken device must not hide what broke it
             rank_zero_warn(f"what the failed run had measured last is lost: {error}")
-        self._write(trainer)
+        self._write(trainer, metrics=False)
 
     def _add_costs(self, trainer: Trainer) -> None:
         if "progress" not in self.summary:
@@ -169,7 +162,9 @@ class RunSummary(Callback):
         known.update({name: float(value) for name, value in trainer.callback_metrics.items()})
         self.summary["not_finite"] = not_finite({name: float(value) for name, value in known.items()})
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer, metrics: bool = True) -> None:
+        if metrics:
+            self._add_metrics(trainer)
         if not trainer.is_global_zero or self._path is None:
             return
         self.summary["updated"] = _now()
@@ -177,6 +172,14 @@ class RunSummary(Callback):
             write_json(self._path, self.summary)
         except OSError as error:  # a full disk must not end a training that could go on
             rank_zero_warn(f"{self._path} could not be written: {error}")
+
+
+def _described(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    return {
+        "run": describe_run(trainer, module),
+        "estimators": describe_estimators(trainer),
+        "environment": describe_environment(trainer.strategy.root_device),
+    }
 
 
 def _now() -> str:

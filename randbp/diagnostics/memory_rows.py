@@ -91,10 +91,8 @@ class MemoryReport:
         shown = [row for row in self.rows[:MOST_ROWS] if row.bytes >= _NEGLIGIBLE * self.held_bytes]
         cells = [["module", "operation", "held", "alone", "enough", "why"]]
         for row in shown:
-            least = "" if row.least is None else format_bytes(row.least)
-            cells.append(
-                [row.module, row.operation, format_bytes(row.bytes), format_bytes(row.alone), least, _reason(row)]
-            )
+            sizes = ("" if size is None else format_bytes(size) for size in (row.bytes, row.alone, row.least))
+            cells.append([row.module, row.operation, *sizes, _reason(row)])
         left = len(self.rows) - len(shown)
         more = [f"… {left} smaller rows"] if left else []
         return "\n".join([head, *aligned(cells, right=(2, 3)), *more, *left_exact_lines(self.left_exact)])
@@ -109,16 +107,11 @@ class MemoryReport:
         from .memory_plot import AFTER, BEFORE, plot_bytes
 
         rows = self.rows[:most]
-        return plot_bytes(
-            ax,
-            [f"{row.module}  {row.operation}" for row in rows],
-            [
-                ("held by it alone", AFTER, [row.alone for row in rows]),
-                ("held by others, too", BEFORE, [row.bytes - row.alone for row in rows]),
-            ],
-            f"{format_bytes(self.held_bytes)} held for backward, peak {format_bytes(self.peak_bytes)}",
-            enough=[row.least for row in rows],
-        )
+        names = [f"{row.module}  {row.operation}" for row in rows]
+        alone, shared = [row.alone for row in rows], [row.bytes - row.alone for row in rows]
+        series = [("held by it alone", AFTER, alone), ("held by others, too", BEFORE, shared)]
+        title = f"{format_bytes(self.held_bytes)} held for backward, peak {format_bytes(self.peak_bytes)}"
+        return plot_bytes(ax, names, series, title, enough=[row.least for row in rows])
 
 
 @dataclass(frozen=True)
@@ -146,43 +139,34 @@ class MemoryComparison:
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
         """Bytes held before and after by module, the largest first."""
-        names = dict.fromkeys(row.module for report in (self.before, self.after) for row in report.rows)
-        pairs = {name: (_of_module(self.before, name), _of_module(self.after, name)) for name in names}
-        return dict(sorted(pairs.items(), key=lambda item: -max(item[1])))
+        found: dict[str, list[int]] = {}
+        for number, report in enumerate((self.before, self.after)):
+            for row in report.rows:
+                found.setdefault(row.module, [0, 0])[number] += row.bytes
+        ordered = sorted(found.items(), key=lambda item: -max(item[1]))
+        return {name: (before, after) for name, (before, after) in ordered}
 
     def __str__(self) -> str:
-        lines = [
-            f"held for backward: {format_bytes(self.before.held_bytes)} → {format_bytes(self.after.held_bytes)} "
-            f"({self.held_ratio:.3f}), peak of a step: {format_bytes(self.before.peak_bytes)} → "
-            f"{format_bytes(self.after.peak_bytes)} ({self.peak_ratio:.3f})"
-        ]
+        held, peak = (self.before.held_bytes, self.after.held_bytes), (self.before.peak_bytes, self.after.peak_bytes)
+        change, steps = (f"{format_bytes(before)} → {format_bytes(after)}" for before, after in (held, peak))
+        head = f"held for backward: {change} ({self.held_ratio:.3f}), peak of a step: {steps} ({self.peak_ratio:.3f})"
         cells = [["module", "before", "after", "ratio"]]
-        pairs = list(self.modules.items())
-        for name, (first, second) in pairs[:MOST_ROWS]:
+        for name, (first, second) in self.modules.items():
             cells.append([name, format_bytes(first), format_bytes(second), f"{second / first:.3f}" if first else "new"])
-        left = len(pairs) - len(cells) + 1
-        return "\n".join([*lines, *aligned(cells, right=(1, 2, 3)), *([f"… {left} more"] if left else [])])
+        left = len(cells) - 1 - MOST_ROWS
+        more = [f"… {left} more"] if left > 0 else []
+        return "\n".join([head, *aligned(cells[: MOST_ROWS + 1], right=(1, 2, 3)), *more])
 
     def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
         """Plot the bars of both reports, module by module."""
         from .memory_plot import AFTER, BEFORE, plot_bytes
 
-        pairs = dict(list(self.modules.items())[:most])
+        modules = dict(list(self.modules.items())[:most])
+        before, after = ([pair[number] for pair in modules.values()] for number in (0, 1))
         first, second = format_bytes(self.before.held_bytes), format_bytes(self.after.held_bytes)
-        return plot_bytes(
-            ax,
-            list(pairs),
-            [
-                ("before", BEFORE, [before for before, _ in pairs.values()]),
-                ("after", AFTER, [after for _, after in pairs.values()]),
-            ],
-            f"held for backward: {first} before, {second} after",
-            stacked=False,
-        )
-
-
-def _of_module(report: MemoryReport, module: str) -> int:
-    return sum(row.bytes for row in report.rows if row.module == module)
+        title = f"held for backward: {first} before, {second} after"
+        series = [("before", BEFORE, before), ("after", AFTER, after)]
+        return plot_bytes(ax, list(modules), series, title, stacked=False)
 
 
 def _reason(row: Row) -> str:

@@ -61,10 +61,9 @@ def measure(
         ValueError: If there is no such layer, a gradient is not finite, or a candidate cannot serve the weight VJP or
             refuses all layers.
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
-        raise ValueError(f"draws={draws!r}: expected an integer >= 2")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
-        raise ValueError(f"rounds={rounds!r}: expected an integer >= 0")
+    for name, number, least in (("draws", draws, 2), ("rounds", rounds, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"{name}={number!r}: expected an integer >= {least}")
     for estimator in candidates:
         if not isinstance(estimator, Estimator):
             raise ValueError(f"candidates: {estimator!r}, expected estimators such as Spatial(keep=0.25)")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..diagnostics.objective import Objective
 from ..diagnostics.running_module import running_module
@@ -18,14 +18,10 @@ from ..randomize.layers import forward_without_hooks
 
 @dataclass
 class Call:
-    """One call of a layer.
+    """One call of a layer: what it was given, detached, and under which autocast (device type and precision).
 
-    Args:
-        arguments: Detached.
-        keywords: Detached.
-        autocast: Device type and precision, if the call was under autocast.
-        output_grads: Gradients of the loss with respect to the differentiable tensors that it returned; ``None`` for
-            those that the loss does not depend on.
+    ``output_grads`` are gradients of the loss with respect to the differentiable tensors that it returned, ``None`` for
+    those that the loss does not depend on.
     """
 
     arguments: tuple[Any, ...]
@@ -70,7 +66,8 @@ def record(model: nn.Module, objective: Objective, batch: Any, layers: dict[str,
         outputs = _differentiable(output)
         if not outputs:
             return
-        call = Call(_detached(arguments), _detached(keywords), _autocast(outputs[0]), [None] * len(outputs))
+        arguments, keywords = tree_map_only(Tensor, Tensor.detach, (arguments, keywords))
+        call = Call(arguments, keywords, _autocast(outputs[0]), [None] * len(outputs))
         calls.setdefault(name, []).append(call)
         for number, tensor in enumerate(outputs):
             tensor.register_hook(partial(call.output_grads.__setitem__, number))
@@ -91,14 +88,6 @@ def record(model: nn.Module, objective: Objective, batch: Any, layers: dict[str,
     for found in calls.values():
         found[:] = [call for call in found if any(grad is not None for grad in call.output_grads)]
     return Record(calls, holders)
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {key: _detached(item) for key, item in value.items()}
-    return tuple(_detached(item) for item in value) if isinstance(value, tuple) else value
 
 
 def _differentiable(output: Any) -> list[Tensor]:
