@@ -5,14 +5,11 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers import LayerCall, kind_of
-from ..layers.functions import Kind, LayerFunction, Linear, TransposedConvolution, spec_of
-from ..layers.rule import BASES
+from ..layers.functions import Kind, LayerFunction, TransposedConvolution, spec_of
 from ..tn import LayerSpec
-
-LAYERS = tuple(BASES)
 
 
 @dataclass(frozen=True)
@@ -35,10 +32,15 @@ class Form:
         assert function is not None
         return cls(function.kind, getattr(module, "groups", 1))
 
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the weight stores input channels first."""
+        return self.kind == "transposed convolution"
+
     def shape(self, weight: tuple[int, ...], bias: bool) -> tuple[int, int, int]:
         """``(G, rows, columns)`` for a weight of this shape."""
         outer, inner = weight[0] // self.groups, weight[1]
-        if self.kind == "transposed convolution":
+        if self.is_transposed:
             outer, inner = inner, outer
         return self.groups, outer, inner * prod(weight[2:]) + bias
 
@@ -79,43 +81,21 @@ def _seen(function: LayerFunction, weight: Tensor, input: Tensor) -> tuple[Layer
     return spec, function.channels_second(input).reshape(spec.input_shape)
 
 
-def channels_second(module: nn.Module, tensor: Tensor) -> Tensor:
-    """A module's input or output as ``[N, C, *positions]``; a call without a batch is a batch of one."""
-    kind = kind_of(module)
-    assert kind is not None
-    if kind is Linear:
-        return Linear().channels_second(tensor)
-    return tensor if tensor.dim() == module.weight.dim() else tensor.unsqueeze(0)  # type: ignore[operator]
-
-
-def as_matrices(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
+def as_matrices(form: Form, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Weight and bias, or their gradients, as ``[G, D / G, C / G·ΠK (+ 1)]``: the bias is the last column.
 
     Rows and columns are in the order of :func:`~randbp.curvature.output_grad_factor` and
     :func:`~randbp.curvature.input_factor`.
     """
-    matrices = _grouped(_form(layer), weight).flatten(2)
+    grouped = weight.unflatten(0, (form.groups, -1))
+    matrices = (grouped.transpose(1, 2) if form.is_transposed else grouped).flatten(2)
     return matrices if bias is None else torch.cat([matrices, bias.view(*matrices.shape[:2], 1)], 2)
 
 
-def from_matrices(layer: Any, matrices: Tensor, shape: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor | None]:
-    """Inverse of :func:`as_matrices`, for a weight of this shape (a module knows its own)."""
-    form = _form(layer)
-    shape = tuple(layer.weight.shape) if shape is None else shape
-    transposed = form.kind == "transposed convolution"
-    inner = shape[0] // form.groups if transposed else shape[1]
+def from_matrices(form: Form, matrices: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    """Inverse of :func:`as_matrices`, for a weight of this shape."""
+    inner = shape[0] // form.groups if form.is_transposed else shape[1]
     weight, bias = matrices.tensor_split([inner * prod(shape[2:])], dim=2)
     grouped = weight.reshape(*weight.shape[:2], inner, *shape[2:])
-    if transposed:
-        grouped = grouped.transpose(1, 2)
+    grouped = grouped.transpose(1, 2) if form.is_transposed else grouped
     return grouped.reshape(shape), bias.reshape(-1) if bias.shape[2] else None
-
-
-def _grouped(form: Form, weight: Tensor) -> Tensor:
-    """``[G, D / G, C / G, *K]``."""
-    grouped = weight.unflatten(0, (form.groups, -1))
-    return grouped.transpose(1, 2) if form.kind == "transposed convolution" else grouped
-
-
-def _form(layer: Any) -> Form:
-    return layer if isinstance(layer, Form) else Form.of(layer)

@@ -6,7 +6,8 @@ from torch import nn
 from torch.func import functional_call
 
 from randbp.curvature import damped_inverses, input_factor, output_grad_factor
-from randbp.curvature.weight_matrices import as_matrices, channels_second, from_matrices, layer_input
+from randbp.curvature.weight_matrices import Form, as_matrices, from_matrices, layer_input
+from randbp.layers import kind_of
 
 CASES = [
     (nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), (3, 4, 9)),
@@ -41,7 +42,7 @@ def unfolded(module, x, y):
 
     def outputs(*given):
         made = functional_call(module, dict(zip(parameters, given, strict=True)), x)
-        return channels_second(module, made).flatten(2).unflatten(1, (groups, -1))[:, :, 0]  # [N, G, O]
+        return kind_of(module)().channels_second(made).flatten(2).unflatten(1, (groups, -1))[:, :, 0]  # [N, G, O]
 
     jacobians = torch.autograd.functional.jacobian(outputs, tuple(parameters.values()))
     batch, _, positions = jacobians[0].shape[:3]
@@ -51,7 +52,7 @@ def unfolded(module, x, y):
             rows = []
             for o in range(positions):
                 weight, *bias = (jacobian[n, g, o] for jacobian in jacobians)
-                rows.append(as_matrices(module, weight, *(bias or [None]))[g, 0])
+                rows.append(as_matrices(Form.of(module), weight, *(bias or [None]))[g, 0])
             result.append(torch.stack(rows, 1))
     return torch.stack(result).unflatten(0, (batch, groups))
 
@@ -62,7 +63,7 @@ def test_factors_equal_their_definition(module, shape):
     grad = torch.randn_like(y)
     u = unfolded(module, x, y)
     n, g, _, positions = u.shape
-    v = channels_second(module, grad).flatten(2).unflatten(1, (g, -1))
+    v = kind_of(module)().channels_second(grad).flatten(2).unflatten(1, (g, -1))
     spec, seen = layer_input(module, x, y)
     bias = module.bias is not None
     mean, summed = u.mean(3), v.sum(3)
@@ -76,7 +77,7 @@ def test_factors_equal_their_definition(module, shape):
     for approximation, (left, right) in expected.items():
         a = input_factor(spec, seen, approximation, bias)
         torch.testing.assert_close(a, left, rtol=1e-10, atol=1e-10)
-        gamma = output_grad_factor(spec, channels_second(module, grad), approximation)
+        gamma = output_grad_factor(spec, kind_of(module)().channels_second(grad), approximation)
         torch.testing.assert_close(gamma, right, rtol=1e-10, atol=1e-10)
 
 
@@ -88,10 +89,10 @@ def test_matrices_are_what_the_factors_stand_beside(module, shape):
     grad = torch.randn_like(y)
     grads = torch.autograd.grad(y, list(module.parameters()), grad)
     u = unfolded(module, x, y)
-    v = channels_second(module, grad).flatten(2).unflatten(1, (u.shape[1], -1))
-    matrices = as_matrices(module, grads[0], grads[1] if len(grads) > 1 else None)
+    v = kind_of(module)().channels_second(grad).flatten(2).unflatten(1, (u.shape[1], -1))
+    matrices = as_matrices(Form.of(module), grads[0], grads[1] if len(grads) > 1 else None)
     torch.testing.assert_close(matrices, torch.einsum("ngdo,ngro->gdr", v, u))
-    for back, grad in zip(from_matrices(module, matrices), (*grads, None), strict=False):
+    for back, grad in zip(from_matrices(Form.of(module), matrices, module.weight.shape), (*grads, None), strict=False):
         assert (back is None) == (grad is None)
         if grad is not None:
             torch.testing.assert_close(back, grad, rtol=0, atol=0)
@@ -109,7 +110,7 @@ def test_reduce_is_exact_where_positions_are_averaged():
     module, x, _ = drawn(nn.Conv2d(2, 3, 3, stride=2), (1, 2, 7, 6))
     y = module(x)
     (y.mean((2, 3)) ** 3).sum().backward(inputs=[*module.parameters(), y.retain_grad() or y])
-    grad = as_matrices(module, module.weight.grad, module.bias.grad)[0].flatten()
+    grad = as_matrices(Form.of(module), module.weight.grad, module.bias.grad)[0].flatten()
     spec, seen = layer_input(module, x, y)
     product = torch.kron(output_grad_factor(spec, y.grad)[0], input_factor(spec, seen, bias=True)[0])
     torch.testing.assert_close(product, torch.outer(grad, grad), rtol=1e-9, atol=1e-12)

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from randbp import Spatial, randomize
 from randbp.curvature import KFAC
-from randbp.curvature.weight_matrices import LAYERS, as_matrices, from_matrices
+from randbp.curvature.weight_matrices import Form, as_matrices, from_matrices, layer_input
+from randbp.layers import kind_of
 
 
 def network(seed=0, dtype=torch.float64):
@@ -53,7 +54,7 @@ def per_example(model, x, y):
     """Per layer ``(X of the call, gradient of each example's own loss with respect to its output)``."""
     seen, handles = {}, []
     for name, module in model.named_modules():
-        if isinstance(module, LAYERS):
+        if kind_of(module):
             handles.append(module.register_forward_hook(lambda m, a, o, name=name: seen.__setitem__(name, (a[0], o))))
     loss = loss_of(model, x, y, "sum")
     grads = torch.autograd.grad(loss, [output for _, output in seen.values()])
@@ -66,7 +67,6 @@ def per_example(model, x, y):
 def test_direction_solves_the_dense_system(approximation):
     """``vec(direction) = ((Γ + …) ⊗ (A + …))⁻¹ vec(gradient)`` for every group of every layer."""
     from randbp.curvature import input_factor, output_grad_factor
-    from randbp.curvature.weight_matrices import channels_second, layer_input
 
     damping, lr = 0.03, 0.7
     model, (x, y) = network(), batch()
@@ -75,7 +75,7 @@ def test_direction_solves_the_dense_system(approximation):
         module = model.get_submodule(name)
         spec, seen = layer_input(module, given, module(given))
         a = input_factor(spec, seen, approximation, module.bias is not None)
-        factors[name] = a, output_grad_factor(spec, channels_second(module, grad), approximation)
+        factors[name] = a, output_grad_factor(spec, kind_of(module)().channels_second(grad), approximation)
     optimizer = KFAC(model, lr, momentum=0, damping=damping, approximation=approximation, kl_clip=None)
     before = copy.deepcopy(model)
     loss_of(model, x, y).backward()
@@ -84,8 +84,10 @@ def test_direction_solves_the_dense_system(approximation):
     for name, (a, gamma) in factors.items():
         module, old = model.get_submodule(name), before.get_submodule(name)
         bias = None if module.bias is None else module.bias.grad
-        grad = as_matrices(module, module.weight.grad, bias)
-        moved = as_matrices(module, old.weight - module.weight, None if module.bias is None else old.bias - module.bias)
+        grad = as_matrices(Form.of(module), module.weight.grad, bias)
+        moved = as_matrices(
+            Form.of(module), old.weight - module.weight, None if module.bias is None else old.bias - module.bias
+        )
         for g in range(len(grad)):
             size = [float(factor[g].diagonal().mean()) for factor in (a, gamma)]
             pi = math.sqrt(size[0] / size[1])
@@ -463,7 +465,9 @@ def test_wrong_models():
 
 def test_matrices_of_modules_without_bias_come_back():
     module = nn.Conv2d(4, 6, 3, groups=2, bias=False)
-    weight, bias = from_matrices(module, as_matrices(module, module.weight, None))
+    weight, bias = from_matrices(
+        Form.of(module), as_matrices(Form.of(module), module.weight, None), module.weight.shape
+    )
     assert torch.equal(weight, module.weight) and bias is None
 
 
