@@ -192,6 +192,12 @@ def check_top(owner: str, top: object) -> None:
         raise ValueError(f"{owner}: top={top!r}, expected a number in [0, 1)")
 
 
+def check_center(owner: str, center: object) -> None:
+    """Raise ``ValueError`` unless ``center`` is true, false or a cell size of at least 2."""
+    if not isinstance(center, int) or (not isinstance(center, bool) and center < 2):
+        raise ValueError(f"{owner}: center={center!r}, expected True, False or a cell size >= 2")
+
+
 def kept(size: int, keep: float) -> int:
     """Number of entries that a keep rate leaves of ``size``: ``⌊p·size⌋``, at least one; it never depends on the draw.
 

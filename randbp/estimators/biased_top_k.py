@@ -2,16 +2,17 @@
 
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
-from torch import Tensor
-
-from ..draws.draw import Draw
-from .pairs import Pairs
+from .base import check_center
+from .controls import Control, half_in_cells
+from .sampled import Plan, Sampled
+from .samplers import Largest, Sampler
+from .units import ROWS
 
 
 @dataclass(frozen=True)
-class BiasedTopK(Pairs):
+class BiasedTopK(Sampled):
     """Keep the ``k = ⌊p·N·I⌋`` (example, position) pairs of largest norm, with weight 1. **Biased**: see below.
 
     What is dropped is always what is small, so no average over draws brings it back: the error is all bias,
@@ -36,25 +37,27 @@ class BiasedTopK(Pairs):
         False
     """
 
+    unit = ROWS
     center: bool | int = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_center("BiasedTopK", self.center)
         _warn_once()
 
     @property
-    def unbiased(self) -> bool:
-        """Always false."""
-        return False
+    def sampler(self) -> Sampler:
+        """The largest."""
+        return Largest()
 
-    def choose(self, norms: Tensor, count: int, draw: Draw) -> tuple[Tensor, Tensor | None]:
-        """Choose the pairs of largest norm."""
-        return norms.topk(count, sorted=False).indices, None
+    def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
+        """Means of cells, for at most half of the budget."""
+        return half_in_cells(shape, budget, None if self.center is True else self.center) if self.center else None
 
-    def _variance(self) -> str:
+    def _variance(self, plan: Plan) -> str:
         return "0; the bias is Σ_{s dropped} x_s V_s"
 
 
-@lru_cache(maxsize=1)
+@cache
 def _warn_once() -> None:
     warnings.warn("BiasedTopK is biased: its estimates do not average to the gradient", stacklevel=4)

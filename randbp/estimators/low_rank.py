@@ -1,8 +1,7 @@
-"""Low-rank parts of a tensor: few directions in channel space. Their weight VJP is that of a narrow layer."""
+"""The low-rank part of a tensor: few directions in channel space. Its weight VJP is that of a narrow layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 
 import torch
 from torch import Tensor
@@ -11,12 +10,33 @@ from ..draws.draw import Draw
 from ..layers.grouped_weights import by_group
 from ..layers.layer_specs import replace_channels
 from ..tn import LayerSpec
-from .planned import planned_weight_vjp, shared_weight_vjp
-from .positions import Order, flat_spatial, gather_classes, memory_rows
-from .runs import Runs
+from .planned import planned_weight_vjp
+from .positions import flat_spatial, memory_rows
 
 COLUMNS = 4  # positions from which directions are found [positions per channel]
-FEWEST = 16  # least number of examples in a mean over examples, which takes a quarter of the batch [examples]
+WIDE = 200  # layers above this spend little of their time on low-rank parts [multiply-adds per input entry]
+LARGE = 2**30  # in layers below this, finding directions takes a large part of the time [multiply-adds]
+SPENT = 3 / 8  # share of the kept entries that is spent on directions
+EVEN = 8  # kernels are fastest with a multiple of this number of channels [channels]
+
+
+def affordable_rank(spec: LayerSpec, budget: int) -> int:
+    """The number of directions that take three eighths of the entries of ``budget`` positions per example.
+
+    Example:
+        >>> from randbp import tn
+        >>> affordable_rank(tn.ConvSpec((128, 192, 16, 16), 192, 3, padding=1), 63)
+        16
+    """
+    if spec.multiply_adds < max(LARGE, WIDE * prod(spec.input_shape)):
+        return 0
+    rank = int(min(SPENT * budget / price(spec), spec.in_channels // spec.groups // 2))
+    return rank - rank % EVEN if rank > EVEN else rank
+
+
+def price(spec: LayerSpec) -> float:
+    """What one direction of each group takes, in positions of each example."""
+    return prod(spec.input_size) * spec.groups / spec.in_channels + 1 / spec.batch_size
 
 
 @dataclass(frozen=True)
@@ -26,15 +46,7 @@ class LowRank:
     Args:
         groups: Number ``G`` of groups of consecutive channels, each of which has its own directions.
         directions: ``[C, R]``, orthonormal within each group.
-        coefficients: ``[N, G·R, P]``, or ``[G·R, P]`` of what all examples share.
-
-    Example:
-        >>> part = LowRank(1, torch.eye(3)[:, :1], torch.ones(2, 1, 4))
-        >>> rows = torch.zeros(2, 1, 3)
-        >>> part.subtract_from([rows], [Runs(torch.tensor([[0]]))])
-        >>> rows.flatten(1)
-        tensor([[-1.,  0.,  0.],
-                [-1.,  0.,  0.]])
+        coefficients: ``[N, G·R, P]``.
     """
 
     groups: int
@@ -46,53 +58,51 @@ class LowRank:
         """Directions ``[G, C / G, R]``."""
         return self.directions.unflatten(0, (self.groups, -1))
 
-    def subtract_from(self, classes: Sequence[Tensor], where: Sequence[Runs]) -> None:
-        """Subtract the entries at several sets of flat positions from rows ``[N, S, C]``, in place."""
-        order = _order(classes[0]) if classes else "rows"
-        if self.coefficients.dim() == 3:
-            kept = gather_classes(self.coefficients, where, order=order)
-        else:
-            table = self.coefficients.t()
-            kept = [table[each.positions].expand(len(rows), -1, -1) for rows, each in zip(classes, where, strict=True)]
-        for rows, here in zip(classes, kept, strict=True):
-            if self.groups > 1:
-                rows -= torch.einsum("nsgr,gcr->nsgc", here.unflatten(2, (self.groups, -1)), self.grouped).flatten(2)
-            elif order == "examples":
-                directions = self.directions.expand(len(rows), -1, -1)
-                rows.transpose(1, 2).baddbmm_(directions, here.transpose(1, 2), alpha=-1)
-            else:
-                in_place = rows.view(-1, rows.shape[2])  # an error, not a copy, where rows of another order come along
-                in_place.addmm_(here.flatten(0, 1), self.directions.t(), alpha=-1)
+    def subtract_from(self, kept: Tensor, positions: Tensor) -> None:
+        """Subtract the entries at flat positions ``[N or 1, S]`` from ``[N, C, S]``, in place.
 
-    def thin_vjp(self, output_grad: Tensor, spec: LayerSpec) -> Tensor:
-        """Exact weight VJP of the coefficients: ``[G, D / G·K, R]``."""
+        Example:
+            >>> part, columns = LowRank(1, torch.eye(3)[:, :1], torch.ones(2, 1, 4)), torch.zeros(2, 3, 1)
+            >>> part.subtract_from(columns, torch.tensor([[0]]))
+            >>> columns.flatten(1)
+            tensor([[-1.,  0.,  0.],
+                    [-1.,  0.,  0.]])
+        """
+        shape = (*self.coefficients.shape[:2], -1)
+        here = self.coefficients.gather(2, positions.unsqueeze(1).expand(shape))
+        if self.groups > 1:
+            kept -= (self.grouped @ here.unflatten(1, (self.groups, -1))).flatten(1, 2)
+        elif kept.is_contiguous():
+            kept.baddbmm_(self.directions.expand(len(kept), -1, -1), here, alpha=-1)
+        else:
+            rows = kept.transpose(1, 2).view(-1, kept.shape[1])  # an error, not a copy, for any other order of memory
+            rows.addmm_(here.transpose(1, 2).flatten(0, 1), self.directions.t(), alpha=-1)
+
+    def add_weight_vjp(self, grouped: Tensor, output_grad: Tensor, spec: LayerSpec) -> None:
+        """Add the exact weight VJP, that of the coefficients mapped back, to a gradient ``[G, D / G, C / G, *K]``."""
         thin = replace_channels(spec, self.groups, self.directions.shape[1], spec.out_channels // self.groups)
-        coefficients = self.coefficients.unflatten(-1, spec.input_size)
-        if self.coefficients.dim() == 3:
-            grad = planned_weight_vjp(coefficients, output_grad, thin)
+        grad = planned_weight_vjp(self.coefficients.unflatten(2, spec.input_size), output_grad, thin)
+        of_coefficients = by_group(grad, thin).flatten(3).transpose(2, 3).flatten(1, 2)  # [G, D / G · K, R]
+        place = grouped.movedim(2, -1)
+        if place.is_contiguous():
+            place.flatten(1, -2).baddbmm_(of_coefficients, self.grouped.mT)
         else:
-            grad = shared_weight_vjp(coefficients.unsqueeze(0), output_grad, thin)
-        return by_group(grad, thin).flatten(3).transpose(2, 3).flatten(1, 2)
+            place.add_((of_coefficients @ self.grouped.mT).view(place.shape))
 
 
-def _order(rows: Tensor) -> Order:
-    """The memory order of rows ``[N, S, C]``."""
-    if rows.is_contiguous():
-        return "rows"
-    return "examples" if rows.transpose(1, 2).is_contiguous() else "channels"
+def low_rank(tensor: Tensor, mean: Tensor, groups: int, rank: int, draw: Draw) -> LowRank:
+    """The part of ``[N, C, *P]``, less its means ``[N, C]``, that ``rank`` directions span.
 
-
-def add_low_rank_vjp(result: Tensor, parts: Sequence[LowRank], output_grad: Tensor, spec: LayerSpec) -> None:
-    """Add the exact weight VJP of some parts to the weight's gradient: that of their coefficients times directions."""
-    if not parts:
-        return
-    thin = torch.cat([part.thin_vjp(output_grad, spec) for part in parts], 2)
-    directions = torch.cat([part.grouped for part in parts], 2).mT
-    place = by_group(result, spec).movedim(2, -1)  # [G, D / G, *K, C / G]
-    if place.is_contiguous():
-        place.flatten(1, -2).baddbmm_(thin, directions)
-    else:
-        place.add_((thin @ directions).view(place.shape))
+    The directions depend on the tensor only, not on which positions are drawn: they are those of a few columns.
+    """
+    flat = flat_spatial(tensor)
+    examples, places = _spread(*flat.shape)
+    columns = flat[examples, :, places] - mean[examples].unsqueeze(2)
+    grouped = columns.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
+    directions = leading_directions(grouped, rank, draw).to(tensor.dtype)
+    coefficients = _project(directions, tensor)
+    coefficients -= _project(directions, mean.unsqueeze(2))
+    return LowRank(groups, directions.flatten(0, 1), coefficients)
 
 
 def leading_directions(columns: Tensor, rank: int, draw: Draw) -> Tensor:
@@ -113,36 +123,6 @@ def leading_directions(columns: Tensor, rank: int, draw: Draw) -> Tensor:
     for _ in range(2):
         found = torch.linalg.qr(columns @ (found.mT @ columns).mT).Q
     return found.contiguous()
-
-
-def low_rank(tensor: Tensor, mean: Tensor, shared: LowRank | None, groups: int, rank: int, draw: Draw) -> LowRank:
-    """The part of ``[N, C, *P]``, less its means ``[N, C]`` and a shared part, that ``rank`` directions span.
-
-    The directions depend on the tensor only, not on which positions are drawn: they are those of a few columns.
-    """
-    flat = flat_spatial(tensor)
-    examples, places = _spread(*flat.shape)
-    columns = flat[examples, :, places] - mean[examples].unsqueeze(2)
-    if shared is not None:
-        here = shared.coefficients[:, places].unflatten(0, (groups, -1))
-        columns -= (shared.grouped @ here).flatten(0, 1)
-    grouped = columns.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
-    directions = leading_directions(grouped, rank, draw).to(tensor.dtype)
-    coefficients = _project(directions, tensor)
-    coefficients -= _project(directions, mean.unsqueeze(2))
-    if shared is not None:
-        both = directions.mT @ shared.grouped
-        coefficients -= (both @ shared.coefficients.unflatten(0, (groups, -1))).flatten(0, 1)
-    return LowRank(groups, directions.flatten(0, 1), coefficients)
-
-
-def shared_low_rank(tensor: Tensor, mean: Tensor, groups: int, rank: int, draw: Draw) -> LowRank:
-    """The part that ``rank`` directions span of the mean of some examples of ``[N, C, *P]`` less means ``[N, C]``."""
-    every = max(1, len(tensor) // max(FEWEST, len(tensor) // 4))
-    image = flat_spatial(tensor)[::every].mean(0).sub_(mean[::every].mean(0).unsqueeze(1))
-    grouped = image.unflatten(0, (groups, -1))
-    directions = leading_directions(grouped, rank, draw).to(tensor.dtype)
-    return LowRank(groups, directions.flatten(0, 1), (directions.mT @ grouped).flatten(0, 1))
 
 
 def _project(directions: Tensor, tensor: Tensor) -> Tensor:

@@ -2,30 +2,28 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from ..draws.draw import Draw
-from .base import check_top
-from .inclusion import weighted_draw
-from .pairs import Pairs
+from .base import check_center, check_top
+from .controls import Control, half_in_cells
+from .sampled import Plan, Sampled
+from .samplers import ByNorm, Sampler
+from .units import ROWS
 
 
 @dataclass(frozen=True)
-class NormSpatial(Pairs):
+class NormSpatial(Sampled):
     """Keep a fixed number of (example, position) pairs, drawn without replacement in proportion to their norms.
 
     A pair's inclusion probability is ``π = min(1, λ‖x‖)`` with ``x`` its entries over the channels (less the spatial
     mean if ``center``) and ``λ`` such that the probabilities add up to the number kept; its weight is ``1/π``. Those
     with ``π = 1`` are kept surely. Of all draws with a given expected size these probabilities have the least variance
     where the other factor is equally large everywhere; as it may not be, a tenth of the mean norm is added to each
-    norm, which bounds the weights. The draw is systematic over the whole batch, so it is also
-    spread evenly over examples and positions. Input positions for a weight VJP, output positions for an input VJP.
+    norm, which bounds the weights. The draw is systematic over the whole batch, so examples with larger norms keep
+    more, and it is spread evenly over positions. Input positions for a weight VJP, output positions for an input VJP.
 
     The variance is at most ``Σ_s (1/π_s - 1) ‖x_s‖² ‖V_s‖²`` plus the joint terms of the systematic draw, with
-    ``V_s`` the output gradients that pair ``s`` meets, less their mean if ``center``: as in :class:`Spatial`, what the
-    kept deviations add up to is taken from the means. Each kept pair holds its entries and an index of 2 or 4 bytes,
-    all within ``p`` of the input's bytes (but at least one pair).
+    ``V_s`` the output gradients that pair ``s`` meets, less their mean if ``center``: what the kept deviations add up
+    to is taken from the means. Each kept pair holds its entries and an index of 2 or 4 bytes, all within ``p`` of the
+    input's bytes (but at least one pair). It saves memory, not time: the VJPs are exact ones of the restored tensor.
 
     Source: Adelman et al., Faster neural network training with approximate tensor operations, NeurIPS 2021
     (arXiv:1805.08079), who draw columns and rows by norm with replacement; systematic draws are Madow's (1949).
@@ -37,24 +35,30 @@ class NormSpatial(Pairs):
         top: Share of the kept pairs, in ``[0, 1)``, that goes to the largest norms without a draw.
 
     Raises:
-        ValueError: If ``keep`` or ``top`` is out of range.
+        ValueError: If ``keep``, ``center`` or ``top`` is out of range.
 
     Example:
         >>> NormSpatial(keep=0.25)
         NormSpatial(keep=0.25, center=True, top=0.0)
     """
 
+    unit = ROWS
+    center: bool | int = True
     top: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_center("NormSpatial", self.center)
         check_top("NormSpatial", self.top)
 
-    def choose(self, norms: Tensor, count: int, draw: Draw) -> tuple[Tensor, Tensor | None]:
-        """Draw systematically from all pairs."""
-        start = torch.rand(1, 1, generator=draw.generator(norms.device), device=norms.device)
-        index, weights = weighted_draw(norms.unsqueeze(0), count, self.top, start)
-        return index[0], weights[0]
+    @property
+    def sampler(self) -> Sampler:
+        """By norm."""
+        return ByNorm(self.top)
 
-    def _variance(self) -> str:
+    def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
+        """Means of cells, for at most half of the budget."""
+        return half_in_cells(shape, budget, None if self.center is True else self.center) if self.center else None
+
+    def _variance(self, plan: Plan) -> str:
         return "Σ_s (1/π_s - 1) ‖x_s‖² ‖V_s‖² and joint terms, π_s = min(1, λ‖x_s‖)"

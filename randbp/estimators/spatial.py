@@ -1,44 +1,40 @@
 """Spatial positions drawn without replacement, after removing the mean and a few directions in channel space."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import tn
 from ..draws.draw import Draw
-from ..layers.layer_specs import Side, replace_batch
+from ..kernels.gather import gather_planes
+from ..layers.grouped_weights import by_group, from_groups
+from ..layers.layer_specs import Side, replace_channels
 from ..tn import LayerSpec, PositionClass
-from .base import Estimator, kept
+from .base import kept
+from .controls import Control, half_in_cells, position_means
 from .description import Description
-from .fused import gather_deviations, gathers, pointwise_weight_vjp
-from .kept_vjps import KeptRows, add_weight_vjp, input_vjp, multiplied_by_example, products_in_runs
-from .low_rank import add_low_rank_vjp
-from .means import Grid, covers, example_means, less_sample_means, position_means, sampled_grid
-from .positions import (
-    Order,
-    Part,
-    at_positions,
-    examples_as_positions,
-    gather_classes,
-    sampled_spec,
-    split,
-    used_size,
-    uses_every_position,
-    windows,
+from .low_rank import LowRank, affordable_rank, low_rank, price
+from .position_products import (
+    input_vjp_of_class,
+    input_vjp_of_mean,
+    pointwise_weight_vjp_with_mean,
+    weight_vjp_of_class,
+    weight_vjp_of_mean,
 )
-from .ranks import Ranks, affordable_ranks, keep_parts, kept_parts
-from .rebuilt import depthwise_vjp, gather_centred, rebuilding_pays, rebuilt_weight_vjp, serves_depthwise
-from .run_length import rebuilt_run_length, run_length
-from .runs import Runs, joined
+from .positions import UsedPositions, examples_as_positions, flat_spatial, sampled_spec, split, used_positions
+from .sampled import Sampled, plan_of
+from .samplers import Sampler, Uniform, windows
+from .segments import Segments, gather, reads_planes, segment_length
+from .units import Kept
+
+NARROW = 8  # below this, gathering output rows costs more than the products that it saves [channels per group]
 
 
 @dataclass(frozen=True)
-class Spatial(Estimator):
+class Spatial(Sampled):
     """Keep a fixed number of spatial positions, drawn without replacement.
 
     For the weight VJP, input positions ``i ∈ S`` are kept with weight ``I/|S|``; for the input VJP, output positions
@@ -56,11 +52,10 @@ class Spatial(Estimator):
     cover the positions evenly.
 
     For the weight VJP of convolutions, positions come in runs of neighbours, which are read and multiplied in one
-    piece. The run length is the largest of 4 to 16 (up to 32 in depthwise layers and with few channels) that divides
-    the rows, loses at most a tenth of the kept entries, and reads few outputs twice (with kernels of 3 entries: from 7
-    or 8 on). If there is no such length, and in linear and most transposed layers, positions are single. With runs, the
+    piece. The length of a run is the largest of 7 to 16 that divides the rows and loses at most a tenth of the kept
+    entries. If there is no such length, and in linear and transposed layers, positions are single. With runs, the
     formula above applies to runs and their contributions. In networks trained for a while on images, the error is 1.0
-    to 1.3 times that of single positions, most at large keep rates; if both the input and the output gradient are
+    to 1.5 times that of single positions, most at large keep rates; if both the input and the output gradient are
     smooth, as below bilinear upsampling, it can be 1.8 times as large. Channels-last layers gain no time by runs.
 
     In layers with much arithmetic, ``center=True`` also keeps the part that a few directions ``u_r`` in channel space
@@ -71,21 +66,23 @@ class Spatial(Estimator):
     All coefficients ``z`` are held, and only the remainder is sampled. The weight VJP of this part is exact; it is that
     of a layer with one input channel per direction. The part takes three eighths of the kept entries. Its directions
     are found by two steps of subspace iteration on some of the columns
-    (:func:`~randbp.estimators.low_rank.leading_directions`); if they are few, further coefficients are held at half the
-    resolution. From 16 examples on, eight directions of the mean over examples are kept first. All this is done only
-    where it takes little time: in layers of at least 2^30 multiply-adds, and 200 for each input entry. Channels of a
-    trained network are so similar that this divides the variance by 2 to 15; if they are not (noise, a new network with
-    batch normalisation), it multiplies the variance by 5/3 at small keep rates, and by 2 at ``keep=1/2``.
+    (:func:`~randbp.estimators.low_rank.leading_directions`). This is done only where it takes little time: in layers of
+    at least 2^30 multiply-adds, and 200 for each input entry. Channels of a trained network are so similar that it
+    divides the variance by 2 to 15; if they are not (noise, a new network with batch normalisation), it multiplies the
+    variance by 5/3 at small keep rates, and by 2 at ``keep=1/2``.
+
+    Layers with fewer than eight input channels per group (the first of a network, depthwise ones) gain no time by a
+    sample: their weight VJP is the exact one of the restored input.
 
     Only positions that some output uses are counted and sampled. Everything that is held counts among the ``⌊p·I⌋``
-    kept entries; if fewer than two are left, nothing is centred. If ``p·I < 1``, the weight VJP keeps one position of
-    each of ``⌊p·I·N⌋`` examples, drawn without replacement. In a linear layer on vectors ``[N, C]``, examples take the
-    place of positions: the weight VJP samples them, with their mean as the control variate; the input VJP is exact.
+    kept entries; if fewer than two are left, nothing is centred. If ``p·I < 1``, ``⌊p·I·N⌋`` positions of the whole
+    batch are kept. In a linear layer on vectors ``[N, C]``, examples take the place of positions: the weight VJP
+    samples them, with their mean as the control variate; the input VJP is exact.
 
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``; the share of the layer input that is held for backward.
         per_example: Whether each example keeps its own positions; otherwise all examples share one set.
-        center: Whether to keep the spatial mean exactly, and the low-rank parts.
+        center: Whether to keep the spatial mean exactly, and the low-rank part.
         runs: Whether positions may come in runs, which take less time and give a slightly larger error.
 
     Raises:
@@ -100,215 +97,225 @@ class Spatial(Estimator):
     center: bool = True
     runs: bool = True
 
+    @property
+    def sampler(self) -> Sampler:
+        """A fixed number of positions, of each example or of all."""
+        return Uniform(shared=not self.per_example)
+
+    def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
+        """The spatial mean, if it leaves another position."""
+        return half_in_cells(shape, budget) if self.center else None
+
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """Kept entries of the input, its mean ``[N, C]`` if any, then directions and coefficients if any.
-
-        One tensor ``[N, S, C]`` per position class, or a single one ``[N, C, S]`` where the input is rebuilt from it.
-        """
+        """Kept entries of the input, its mean ``[N, C]`` if any, then directions and coefficients if any."""
         input, spec = examples_as_positions(input, spec)
-        plan = _plan(self, spec, "input", input.dtype)
-        if plan.examples < spec.batch_size:
-            input = input.index_select(0, _examples(plan, spec, draw, input.device))
-        where = _where(self._drawn(plan, draw, input.device), spec, "input")
-        if where and covers(plan.grid, spec.input_size) and gathers(input):
-            return self._gathered(input, where, plan, spec, draw)
-        mean = example_means(input, plan.grid) if plan.centred else None
-        rebuilt = where and rebuilding_pays(spec, self.keep, input.dtype)
-        if rebuilt:
-            held = [gather_centred(input, joined(where), mean)]
-        else:
-            held = gather_classes(input, where, mean, _order(plan, spec))
+        plan = class_plan(self, spec, "input")
+        if not plan.parts:
+            return super().sketch(input, spec, draw)
+        held, mean, _ = plan.gathered(input, draw)
         if mean is None:
-            return tuple(held)
-        parts, kept_of_parts = keep_parts(plan.ranks, input, mean, spec, draw.child(-2))
-        for part in parts:
-            part.subtract_from(held, where)
-        if plan.grid is not None:
-            sizes = [positions.size for positions, _ in plan.parts]
-            kept = held[0].split([count for _, count in plan.parts], 2) if rebuilt else held
-            mean = less_sample_means(mean, kept, sizes, 2 if rebuilt else 1)
-        return (*held, mean, *kept_of_parts)
-
-    def _gathered(
-        self, input: Tensor, where: list[Runs], plan: "_Plan", spec: LayerSpec, draw: Draw
-    ) -> tuple[Tensor, ...]:
-        """:meth:`sketch` by a fused kernel, which makes the rows of all classes at once."""
-        rebuilt = rebuilding_pays(spec, self.keep, input.dtype)
-        sizes, counts = [positions.size for positions, _ in plan.parts], [each.count for each in where]
-        order = "examples" if rebuilt else _order(plan, spec)
-        kept, mean, sums = gather_deviations(input, where, sizes, order, plan.centred)
-        held = (kept,) if rebuilt else kept.transpose(1, 2).split(counts, 1)
-        if not plan.centred:
-            return _apart(held)
-        parts, kept_of_parts = keep_parts(plan.ranks, input, mean, spec, draw.child(-2))
-        for part in parts:
-            part.subtract_from([kept.transpose(1, 2)], [joined(where)])
-        if plan.grid is not None:
-            mean = less_sample_means(mean, held, sizes, 2 if rebuilt else 1) if parts else mean.sub_(sums)
-        return (*_apart(held), mean, *kept_of_parts)
+            return (held,)
+        if not plan.rank:
+            return held, mean - plan.means(held)
+        part = low_rank(plan.used.take(input), mean, spec.groups, plan.rank, draw.child(-2))
+        part.subtract_from(held, plan.flat(plan.drawn(draw, input.device)).positions)
+        return held, mean - plan.means(held), part.directions, part.coefficients
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
-        """Multiply kept rows with the output rows that they meet; add the exact VJPs of the mean and low-rank parts."""
+        """Multiply kept entries with the outputs that they meet; add the exact VJPs of the mean and low-rank part."""
         output_grad, spec = examples_as_positions(output_grad, spec)
-        dtype = held[0].dtype if held else output_grad.dtype
-        plan, device = _plan(self, spec, "input", dtype), output_grad.device
-        scale = spec.batch_size / plan.examples
-        if plan.examples < spec.batch_size:
-            output_grad = output_grad.index_select(0, _examples(plan, spec, draw, device))
-            spec = replace_batch(spec, plan.examples)
-        drawn = list(self._drawn(plan, draw, device))
-        rebuilt = drawn and rebuilding_pays(spec, self.keep, dtype)
-        means = held[1 if rebuilt else len(drawn) :]
-        mean = means[0] if means else None
-        if rebuilt:
-            where = joined(_where(drawn, spec, "input"))
-            weights = [(each.local.count, scale * each.weight) for each in drawn]
-            return rebuilt_weight_vjp(held[0], where, weights, mean, output_grad, spec)
-        if plan.parts and serves_depthwise(spec, device):
-            kept_planes = torch.cat([rows.transpose(1, 2) for rows in held[: len(drawn)]], 2)
-            weights = [(each.local.count, scale * each.weight) for each in drawn]
-            return depthwise_vjp(kept_planes, joined(_where(drawn, spec, "input")), weights, mean, output_grad, spec)
-        if len(drawn) == 1 and prod(spec.kernel_size) == spec.groups == 1 and gathers(output_grad) and not means[1:]:
-            (each,) = drawn
-            by_example = multiplied_by_example(each.positions, each.local.count, spec)
-            grad = pointwise_weight_vjp(held[0], each.local, scale * each.weight, mean, output_grad, by_example)
+        plan = class_plan(self, spec, "input")
+        if not plan.parts:
+            return super().weight_vjp(held, output_grad, spec, draw)
+        where = plan.drawn(draw, output_grad.device)
+        if plan.restored:
+            kept = Kept(held[0] * plan.parts[0].weight, where[0].positions, held[1] if plan.centred else None)
+            return self.unit.weight_vjp(kept, output_grad, plan_of(self, spec, "input", held[0].dtype))
+        if plan.pointwise and not plan.rank and spec.groups == 1 and reads_planes(output_grad):
+            mean = held[1] if plan.centred else None
+            grad = pointwise_weight_vjp_with_mean(held[0], where[0], plan.parts[0].weight, mean, output_grad)
             return grad.view(spec.weight_shape)
-        if mean is None:
-            result = output_grad.new_zeros(spec.weight_shape)
+        if plan.centred:
+            grouped = weight_vjp_of_mean(held[1], output_grad, spec)
         else:
-            result = tn.constant_input_weight_vjp(spec).contract(mean=mean, output_grad=output_grad)
-            if 0 in result.stride():  # one output meets all kernel entries alike
-                result = result.contiguous()
-        add_low_rank_vjp(result, kept_parts(plan.ranks, means[1:], spec), output_grad, spec)
-        kept = [
-            KeptRows(each.positions, rows, each.local, scale * each.weight)
-            for rows, each in zip(held, drawn, strict=False)
-        ]
-        add_weight_vjp(result, kept, output_grad, spec)
-        return result.contiguous()  # up to here input channels are innermost in memory, as in what was added
+            grouped = by_group(output_grad.new_zeros(spec.weight_shape), spec)
+        if plan.rank:
+            LowRank(spec.groups, *held[2:]).add_weight_vjp(grouped, output_grad, spec)
+        if len(plan.parts) > 1 and plan.parts[0].length == 1:  # what several classes read row by row is transposed once
+            output_grad = output_grad.movedim(1, -1).contiguous().movedim(-1, 1)
+        for part, some, local in zip(plan.parts, held[0].split(plan.counts, 2), where, strict=True):
+            grad = weight_vjp_of_class(some, local, output_grad, part.positions, spec)
+            grouped[part.entries].add_(grad, alpha=part.weight)
+        return from_groups(grouped, spec).contiguous()
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Multiply kept output rows with the kernel, scatter them to the inputs, and add the exact VJP of the mean."""
-        plan = _plan(self, spec, "output", output_grad.dtype)
-        mean = position_means(output_grad) if plan.centred else None
-        drawn = list(self._drawn(plan, draw, output_grad.device))
-        rows = gather_classes(output_grad, _where(drawn, spec, "output"), mean)
-        kept = [KeptRows(each.positions, some, each.local, each.weight) for some, each in zip(rows, drawn, strict=True)]
-        result = input_vjp(kept, weight, spec)
-        if mean is None:
-            return result
-        return result.add_(tn.constant_output_grad_input_vjp(spec).contract(mean=mean, weight=weight))
+        plan, grouped = class_plan(self, spec, "output"), by_group(weight, spec)
+        held, mean, where = plan.gathered(output_grad, draw)
+        result = weight.new_zeros(spec.input_shape) if mean is None else input_vjp_of_mean(mean, weight, spec)
+        for part, some, local in zip(plan.parts, held.split(plan.counts, 2), where, strict=True):
+            matrices = grouped[part.entries] * part.weight
+            rows = input_vjp_of_class(some, local.numbers, matrices, part.positions, spec)
+            result += rows.transpose(1, 2).view(spec.input_shape)
+        return result
 
     def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
-        seen, per_kernel = sampled_spec(spec), spec.out_channels * spec.in_channels // spec.groups
-        plan, outputs = _plan(self, seen, "input", dtype), _plan(self, spec, "output", dtype)
-        rows = plan.examples * (sum(count for _, count in plan.parts) + plan.centred)
-        entries = rows * spec.in_channels + plan.ranks.entries(seen)
-        weight, input_ = (p.examples * products_in_runs(p.parts, p.runs) * per_kernel for p in (plan, outputs))
-        if rebuilding_pays(seen, self.keep, dtype):
-            weight = replace_batch(seen, plan.examples).multiply_adds
-        elif plan.centred:
-            weight += tn.constant_input_weight_vjp(seen).plan().multiplications
-            weight += plan.ranks.multiply_adds(seen)
-        if outputs.centred:
-            input_ += tn.constant_output_grad_input_vjp(spec).plan().multiplications
-        x = "(X - means - low-rank parts)_i" if plan.centred else "X_i"
-        v = "(V_i - mean)" if plan.grid else "V_i"
-        lengths = sorted(set(plan.runs)) or [1]
+        seen = sampled_spec(spec)
+        plan, outputs = class_plan(self, seen, "input"), class_plan(self, spec, "output")
+        plain = super()._describe(spec, dtype)
+        held, work = plain.held_bytes, plain.weight_multiply_adds
+        if plan.parts:
+            held, work = plan.entries(seen) * dtype.itemsize, work if plan.restored else plan.multiply_adds(seen)
+        x, v = ("(X - means - low-rank part)_i", "(V_i - mean)") if plan.centred else ("X_i", "V_i")
+        lengths = sorted({part.length for part in plan.parts}) or [1]
         each, size, per_run = ("i", "I", "") if lengths[-1] == 1 else ("r", "R", "Σ_{i∈r} ")
-        neighbours = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
-        what = "" if lengths[-1] == 1 else f"r the R runs of {neighbours} neighbours, "
+        runs = "" if lengths[-1] == 1 else f"r the R runs of {' or '.join(map(str, lengths))} neighbours, "
         variance = (
             f"(I/|S| - 1) {size}/({size}-1) Σ_n Σ_{each} ‖{per_run}{x} ⊗ {v} - mean‖², "
-            f"{what}V_i the output gradients position i meets"
+            f"{runs}V_i the output gradients position i meets"
         )
-        return Description(entries * dtype.itemsize, weight, input_, None, variance)
-
-    def _drawn(self, plan: "_Plan", draw: Draw, device: torch.device) -> Iterator["_Drawn"]:
-        """The positions of each class that are kept: stretches of one permutation, or one for all."""
-        for number, ((positions, count), run) in enumerate(zip(plan.parts, plan.runs, strict=True)):
-            examples = plan.examples if self.per_example else 1
-            local = windows(draw.child(number), positions.size, count, examples, device, run)
-            yield _Drawn(positions, local, positions.size / count)
-
-
-class _Drawn(NamedTuple):
-    """The kept positions of a class, and their weight."""
-
-    positions: PositionClass
-    local: Runs
-    weight: float
+        return Description(held, work, outputs.multiply_adds(spec), None, variance)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """The plan for one side: numbers of positions by class, number of examples, and the means that are kept.
+class ClassPart:
+    """A class of positions, how many of each example are kept, and in segments of which length."""
 
-    ``runs`` is the number of neighbouring positions that are kept together, for each class; ``grid`` is where the
-    positions sampled lie, if both factors can be centred; ``ranks`` are those of the low-rank parts.
+    positions: PositionClass
+    count: int
+    length: int
+
+    @property
+    def weight(self) -> float:
+        """The weight of each kept position."""
+        return self.positions.size / self.count
+
+    @property
+    def entries(self) -> tuple[slice, ...]:
+        """Slices of a weight ``[G, D / G, C / G, *K]`` with the kernel entries of the class."""
+        kernels = (slice(each.start, each.stop, each.step) for each in self.positions.kernels)
+        return (slice(None), slice(None), slice(None), *kernels)
+
+
+@dataclass(frozen=True)
+class ClassPlan:
+    """What is kept of each class of positions on one side of a layer.
+
+    Attributes:
+        used: The positions that are looked at.
+        draws: Number of examples with positions of their own; 1 if all share them.
+        parts: What is kept of each class.
+        centred: Whether the mean is kept.
+        rank: Directions of each group in the low-rank part.
+        restored: Whether the VJP is that of a restored tensor.
     """
 
-    parts: tuple[Part, ...]
-    runs: tuple[int, ...]
-    examples: int
+    used: UsedPositions
+    draws: int
+    parts: tuple[ClassPart, ...] = ()
     centred: bool = False
-    grid: Grid | None = None
-    ranks: Ranks = Ranks(0)  # noqa: RUF009 -- a frozen value
+    rank: int = 0
+    restored: bool = False
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether there is one class, each position of which meets the output of the same number."""
+        return len(self.parts) == 1 and self.parts[0].positions.is_pointwise
+
+    @property
+    def counts(self) -> list[int]:
+        """Positions kept of each class."""
+        return [part.count for part in self.parts]
+
+    def entries(self, spec: LayerSpec) -> int:
+        """Number of entries that are held of a layer's input."""
+        rows = spec.batch_size * (sum(self.counts) + self.centred) * spec.in_channels
+        return rows + self.rank * (spec.in_channels + spec.groups * spec.batch_size * prod(spec.input_size))
+
+    def multiply_adds(self, spec: LayerSpec) -> int:
+        """Multiply-adds of the VJP; box sums are not counted."""
+        met = sum(part.count * prod(map(len, part.positions.kernels)) for part in self.parts)
+        total = spec.batch_size * met * spec.out_channels * spec.in_channels // spec.groups
+        if self.centred:
+            total += spec.batch_size * prod(spec.weight_shape)
+        if self.rank:
+            total += self.rank * (prod(spec.input_shape) + prod(spec.weight_shape))
+            total += replace_channels(spec, spec.groups, self.rank, spec.out_channels // spec.groups).multiply_adds
+        return total
+
+    def drawn(self, draw: Draw, device: torch.device) -> list[Segments]:
+        """The positions of each class that are kept: stretches of one permutation."""
+        found = []
+        for number, part in enumerate(self.parts):
+            size, count = part.positions.size // part.length, part.count // part.length
+            found.append(Segments(windows(draw.child(number), size, count, self.draws, device), part.length))
+        return found
+
+    def flat(self, where: list[Segments]) -> Segments:
+        """The kept positions of all classes, numbered through the used ones."""
+        found = []
+        for part, local in zip(self.parts, where, strict=True):
+            members = self.used.members(part.positions, local.numbers.device)
+            if members is None and len(where) == 1:
+                return local
+            found.append(local.positions if members is None else members[local.positions])
+        return Segments(torch.cat(found, 1) if found else torch.zeros(1, 0, dtype=torch.long))
+
+    def gathered(self, tensor: Tensor, draw: Draw) -> tuple[Tensor, Tensor | None, list[Segments]]:
+        """Kept deviations ``[N, C, S]`` of ``[N, C, *P]``, its mean ``[N, C]``, and which positions are kept."""
+        tensor, where = self.used.take(tensor), self.drawn(draw, tensor.device)
+        if (self.restored or self.pointwise) and reads_planes(tensor):
+            (some,), what = where, "deviations" if self.centred else "entries"
+            zeros = [0.0] * some.numbers.shape[1]
+            kept, means, _ = gather_planes(flat_spatial(tensor), some.numbers, some.length, zeros, "examples", what)
+            return kept, means if self.centred else None, where
+        mean = position_means(tensor) if self.centred else None
+        return gather(tensor, self.flat(where), mean), mean, where
+
+    def means(self, held: Tensor) -> Tensor:
+        """The estimated mean of deviations, which is zero before sampling: see :class:`.controls.CellMeans`."""
+        parts = zip(self.parts, held.split(self.counts, 2), strict=True)
+        return sum((some.mean(2) * (part.positions.size / self.used.size) for part, some in parts), held.new_zeros(()))
 
 
 @lru_cache(maxsize=512)
-def _plan(estimator: Spatial, spec: LayerSpec, side: Side, dtype: torch.dtype) -> _Plan:
-    size = used_size(spec, side)
-    if not size:  # every kernel entry lies in the padding
-        return _Plan((), (), spec.batch_size)
-    if side == "input" and estimator.keep * size < 1:  # not one position per example: drop examples, too
-        return _Plan(((tn.whole_class(spec, side), 1),), (1,), kept(spec.batch_size, estimator.keep * size))
-    budget = kept(size, estimator.keep)
-    if not estimator.center or not 1 < budget < size:
-        return _Plan(*_split(estimator, spec, side, budget, dtype), spec.batch_size)
-    if side == "output":
-        return _Plan(*_split(estimator, spec, side, budget - 1, dtype), spec.batch_size, centred=True)
-    ranks = affordable_ranks(spec, budget - 1)
-    parts, runs = _split(estimator, spec, side, ranks.left, dtype)
-    return _Plan(parts, runs, spec.batch_size, True, sampled_grid(parts), ranks)
+def class_plan(estimator: Spatial, spec: LayerSpec, side: Side) -> ClassPlan:
+    """The plan of an estimator for one side of a layer."""
+    used, inputs = used_positions(spec, side), side == "input"
+    draws = spec.batch_size if estimator.per_example else 1
+    if not used.size:  # every kernel entry lies in the padding
+        return ClassPlan(used, draws)
+    if inputs and estimator.keep * used.size < 1:  # not one position per example: none of its own
+        return ClassPlan(used, draws)
+    budget, rank = kept(used.size, estimator.keep), 0
+    centred = estimator.center and 1 < budget < used.size
+    budget -= centred
+    if inputs and is_narrow(spec):  # kernel entries need not be told apart, so all positions are one class
+        whole = tn.whole_class(spec, side)
+        everywhere = PositionClass(used.axes, whole.kernels, whole.patterns)  # type: ignore[arg-type]
+        return ClassPlan(used, draws, (ClassPart(everywhere, budget, 1),), centred, restored=True)
+    if inputs and centred and used.every and (rank := affordable_rank(spec, budget)):
+        budget = int(budget - rank * price(spec))
+    chosen = split(spec, side, budget)
+    if chosen[0][0] == tn.whole_class(spec, side):  # too few for the classes
+        used = UsedPositions(used.sizes, tuple(map(range, used.sizes)))
+    lengths = [segment_length(spec, *each) if inputs and estimator.runs else 1 for each in chosen]
+    if any(length == 1 and not each.is_pointwise for (each, _), length in zip(chosen, lengths, strict=True)):
+        lengths = [1] * len(lengths)  # where one class has none, segments of the others are of no use
+    parts = [ClassPart(each, n - n % length, length) for (each, n), length in zip(chosen, lengths, strict=True)]
+    return ClassPlan(used, draws, tuple(parts), centred, rank)
 
 
-def _split(
-    estimator: Spatial, spec: LayerSpec, side: Side, count: int, dtype: torch.dtype
-) -> tuple[tuple[Part, ...], tuple[int, ...]]:
-    """Number of positions to keep of each class, in whole runs, and the length of these."""
-    in_runs = estimator.runs and side == "input"
-    if in_runs and rebuilding_pays(spec, estimator.keep, dtype) and uses_every_position(spec):
-        run = rebuilt_run_length(spec, count)
-        if run > 1:  # kernel entries need not be told apart, so all positions are one class
-            return ((tn.whole_class(spec, side), count - count % run),), (run,)
-    parts = split(spec, side, count)
-    runs = tuple(run_length(spec, *part) if in_runs else 1 for part in parts)
-    if any(run == 1 and not positions.is_pointwise for (positions, _), run in zip(parts, runs, strict=True)):
-        return parts, (1,) * len(parts)  # where one class has none, runs of the others are of no use
-    whole = tuple((positions, kept - kept % run) for (positions, kept), run in zip(parts, runs, strict=True))
-    return whole, runs
+def is_narrow(spec: LayerSpec) -> bool:
+    """Whether the exact weight VJP takes no longer than any sum over kept positions.
 
+    In the first layer of a network, and in depthwise ones, a kept position has few channels and meets output rows with
+    many, so sums over kept positions are bound by memory. (PyTorch's kernels are slow with few channels in each of many
+    groups.)
 
-def _order(plan: _Plan, spec: LayerSpec) -> Order:
-    """The memory order for kept rows."""
-    if not plan.ranks.directions and all(multiplied_by_example(*part, spec) for part in plan.parts):
-        return "examples"
-    if min(plan.runs) == 1:
-        return "rows"
-    return "channels" if len(plan.runs) == 1 else "examples"
-
-
-def _where(drawn: Iterable[_Drawn], spec: LayerSpec, side: Side) -> list[Runs]:
-    """The flat positions kept of each class."""
-    return [at_positions(each.positions, each.local, spec, side) for each in drawn]
-
-
-def _examples(plan: _Plan, spec: LayerSpec, draw: Draw, device: torch.device) -> Tensor:
-    """The examples that are kept if there is not even one position for each example."""
-    return draw.child(-1).permutation(spec.batch_size, device)[: plan.examples]
-
-
-def _apart(held: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy each of several tensors that share memory, since held tensors must own theirs."""
-    return tuple(each.clone() for each in held) if len(held) > 1 else held
+    Example:
+        >>> [is_narrow(tn.ConvSpec((8, channels, 32, 32), 64, 3)) for channels in (3, 64)]
+        [True, False]
+    """
+    few = spec.in_channels // spec.groups < NARROW and prod(spec.kernel_size) > 1
+    return few and spec.groups in (1, spec.in_channels)

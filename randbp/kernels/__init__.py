@@ -21,7 +21,6 @@ from .relu import relu
 from .row_norm import row_norm_backward
 from .scaled import scaled
 from .slope_to_grid import slope_to_grid
-from .stretches import gather_stretches
 from .times_grid import times_grid
 from .to_grid import to_grid
 from .unmask import unmask
@@ -35,7 +34,6 @@ __all__ = [
     "encode",
     "encode_normalised",
     "gather_planes",
-    "gather_stretches",
     "inside",
     "masked",
     "max_pool",

@@ -33,7 +33,7 @@ from randbp.autograd import Call
 from randbp.callbacks import TensorDropout
 from randbp.draws.seeds import Integers
 from randbp.estimators import Draw
-from randbp.estimators.ranks import affordable_ranks
+from randbp.estimators.low_rank import affordable_rank
 from randbp.estimators.text import to_text
 from randbp.functional import conv, conv_spec
 from randbp.layers.functions import Convolution, LayerFunction, Linear, TransposedConvolution
@@ -368,7 +368,7 @@ def test_channels_last() -> None:
 def test_layers_with_low_rank_parts(estimator: Estimator, memory_format: torch.memory_format) -> None:
     model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Softplus())
     x = torch.randn(128, 64, 16, 16).to(memory_format=memory_format).requires_grad_()
-    assert affordable_ranks(conv_spec(x, model[0].weight, 1, 1, 1, 1), 63).fine
+    assert affordable_rank(conv_spec(x, model[0].weight, 1, 1, 1, 1), 63)
     with randbp.randomize(model, weight_vjp=estimator) as handle:
         eager = gradients(model, model, x, handle)
         assert_same(gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), model, x, handle), eager)

@@ -91,10 +91,11 @@ def test_a_sparse_input_that_fits_the_budget_is_nearly_exact() -> None:
 def test_top_k_keeps_the_largest_and_is_biased() -> None:
     sample = layer()
     x, _, spec, _ = sample
-    rows, index = BiasedTopK(0.25).sketch(x, spec, Draw(0))
+    columns, index = BiasedTopK(0.25).sketch(x, spec, Draw(0))
     norms = x.norm(dim=1).flatten()
-    assert set(index.tolist()) == set(norms.topk(len(index)).indices.tolist())
-    torch.testing.assert_close(rows[0].norm(dim=1).sort().values, norms.topk(len(index)).values.sort().values)
+    count = index.numel()
+    assert set(index[0].tolist()) == set(norms.topk(count).indices.tolist())
+    torch.testing.assert_close(columns[0].norm(dim=0).sort().values, norms.topk(count).values.sort().values)
     assert not BiasedTopK(0.25).unbiased
 
 

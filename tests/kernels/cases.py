@@ -174,16 +174,6 @@ def _gather(
     return rows.unflatten(0, (batch, channels)), numbers, length, weights, order, what
 
 
-def _gather_stretches(
-    seed: int, shape: tuple[int, int, int], dtype: torch.dtype, length: int, shared: bool, missing: bool, first: bool
-) -> tuple[Any, ...]:
-    batch, channels, size = shape
-    generator = torch.Generator().manual_seed(seed)
-    planes = matrix(seed, (batch * channels, size), dtype, "normal").unflatten(0, (batch, channels))
-    starts = torch.randint(-1 if missing else 0, size - length + 1, (3, 1 if shared else batch, 5), generator=generator)
-    return planes, starts, length, first
-
-
 def _depthwise_weight_vjp(
     seed: int,
     shape: tuple[int, int, int],
@@ -396,18 +386,6 @@ TABLE = {
         },
         count=60,
         close=1e-5,
-    ),
-    "gather_stretches": Trials(
-        _gather_stretches,
-        {
-            "shape": ((2, 3, 40), (1, 1, 12), (9, 70, 50), (2, 0, 14)),
-            "dtype": FLOATS,
-            "length": (1, 2, 12),
-            "shared": (True, False),
-            "missing": (True, False),
-            "first": (True, False),
-        },
-        count=30,
     ),
     "depthwise_weight_vjp": Trials(
         _depthwise_weight_vjp,

@@ -1,48 +1,66 @@
-"""Means that are kept exactly beside a sample: what they make exact, and that the estimate stays unbiased."""
+"""Control variates: what they make exact, and their VJPs against autograd."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from randbp import Batch, Estimator, LowResolution, NormSpatial, Spatial
 from randbp.estimators import Draw
-from randbp.estimators.means import sampled_grid
-from randbp.estimators.native import native_weight_vjp
+from randbp.estimators.controls import CellMeans
+from randbp.estimators.native import native_input_vjp, native_weight_vjp
+from randbp.estimators.position_products import input_vjp_of_mean, weight_vjp_of_mean
 from randbp.functional import conv_spec, conv_transpose_spec
-from randbp.tn import LayerSpec, linear_spec, position_classes
-from tests.cases import Case, cases
+from randbp.layers.grouped_weights import from_groups
+from randbp.tn import LayerSpec, linear_spec
+from tests.cases import Case, cases, linear_cases, transposed_cases
+from tests.estimators.test_spatial import estimate
 from tests.estimators.test_unbiased import assert_unbiased
 
 CENTRED = [Spatial(0.4), Spatial(0.4, per_example=False), LowResolution(0.5, block=2), NormSpatial(0.4)]
 CENTRED += [NormSpatial(0.5, center=2), NormSpatial(0.4, top=0.3)]
 
 
-def estimate(estimator: Estimator, x: Tensor, output_grad: Tensor, spec: LayerSpec, seed: int) -> Tensor:
-    draw = Draw(seed)
-    return estimator.weight_vjp(estimator.sketch(x, spec, draw), output_grad, spec, draw)
+@given(case=cases(largest=8), block=st.integers(1, 9))
+def test_means_are_those_of_each_cell(case: Case, block: int) -> None:
+    x, grid = case.tensors()[0].detach(), CellMeans(case.input_size, block)
+    spread = grid.spread(grid.means(x), len(x))
+    assert grid.entries(tuple(x.shape)) == grid.means(x).numel()
+    torch.testing.assert_close(grid.means(spread.reshape(x.shape)), grid.means(x))
+    torch.testing.assert_close(spread.sum(2), x.flatten(2).sum(2))
+    cells = spread[0, 0].unique().numel()
+    assert cells <= grid.cells == math.prod(-(-size // block) for size in case.input_size)
 
 
-@given(case=cases(largest=6))
-def test_a_grid_is_the_positions_that_are_sampled(case: Case) -> None:
+@pytest.mark.parametrize("sizes", [(9,), (7, 4), (5, 3, 4)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_means_in_reduced_precision(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    """PyTorch's avg_pool3d takes neither on a CPU."""
+    x, grid = torch.randn(2, 3, *sizes).to(dtype), CellMeans(sizes, 2)
+    assert grid.cells > 1 and grid.means(x).dtype is dtype
+    torch.testing.assert_close(grid.means(x).float(), grid.means(x.float()), rtol=0.02, atol=0.02)
+
+
+@given(case=st.one_of(cases(largest=8), transposed_cases(), linear_cases()))
+def test_vjps_of_a_constant(case: Case) -> None:
     x, weight, _ = case.tensors()
-    classes = position_classes(conv_spec(x, weight, **case.geometry), "input")
-    assume(classes)
-    grid = sampled_grid(tuple((each, 1) for each in classes))
-    union = torch.zeros(x.shape[2:], dtype=torch.bool)
-    for each in classes:
-        union[torch.meshgrid(*(torch.tensor(list(some)) for some in each.positions), indexing="ij")] = True
-    if grid is None:  # three neighbours in a dimension are not evenly spaced
-        lines = [union.movedim(dim, 0).reshape(len(union.movedim(dim, 0)), -1).any(1) for dim in range(union.dim())]
-        assert max(line.nonzero().flatten().diff().unique().numel() for line in lines) > 1
-    else:
-        assert union.sum() == union[grid].sum() == union[grid].numel()
+    spec, kernel = case.spec(), weight.detach()
+    x, output_grad = case.channels_second(x.detach()), torch.randn(spec.output_shape, dtype=x.dtype)
+    mean = x.flatten(2).mean(2) if x.dim() > 2 else x
+    constant = mean.view(*mean.shape, *[1] * spec.dims).expand(spec.input_shape).contiguous()
+    found = from_groups(weight_vjp_of_mean(mean, output_grad, spec), spec)
+    torch.testing.assert_close(found, native_weight_vjp(constant, output_grad, spec))
+    like = output_grad.flatten(2).mean(2)
+    constant = like.view(*like.shape, *[1] * spec.dims).expand(spec.output_shape).contiguous()
+    kernel = kernel.view(spec.weight_shape)
+    torch.testing.assert_close(input_vjp_of_mean(like, kernel, spec), native_input_vjp(constant, kernel, spec))
 
 
 @pytest.mark.parametrize(
-    ("estimator", "stride"), [*((each, 1) for each in CENTRED), *((each, 2) for each in CENTRED[:2])], ids=str
+    ("estimator", "stride"), [*((each, 1) for each in CENTRED), *((each, 2) for each in CENTRED)], ids=str
 )
 def test_other_factors_that_are_constant_leave_no_error(estimator: Estimator, stride: int) -> None:
     """``Σ_i (X - m) V`` vanishes for constant ``V``, and so does its estimate: both factors are centred."""
@@ -88,13 +106,10 @@ def test_batches_whose_examples_agree_in_one_factor_have_no_error(kind: str) -> 
     for left, right in ((x[:1].expand_as(x), output_grad), (x, output_grad[:1].expand_as(output_grad))):
         left, right = left.contiguous(), right.contiguous()
         exact = native_weight_vjp(left, right, spec)
-        torch.testing.assert_close(
-            estimate(Batch(0.25, center=True), left, right, spec, 6), exact, rtol=1e-10, atol=1e-9
-        )
-    error = (
-        estimate(Batch(0.25, center=True), x, output_grad, spec, 6) - native_weight_vjp(x, output_grad, spec)
-    ).norm()
-    assert error > 0.1 * native_weight_vjp(x, output_grad, spec).norm()
+        found = estimate(Batch(0.25, center=True), left, right, spec, 6)
+        torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-9)
+    exact = native_weight_vjp(x, output_grad, spec)
+    assert (estimate(Batch(0.25, center=True), x, output_grad, spec, 6) - exact).norm() > 0.1 * exact.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)

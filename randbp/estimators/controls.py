@@ -1,0 +1,146 @@
+"""Control variates: what is kept of a tensor exactly, so that only the deviation from it is sampled."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..tn.execute.dense import sums_by_products
+from .positions import flat_spatial
+
+
+class Control(ABC):
+    """Some numbers of a tensor ``[N, C, *P]`` that are kept exactly, and the tensor that they stand for."""
+
+    @abstractmethod
+    def entries(self, shape: tuple[int, ...]) -> int:
+        """How many numbers there are of a tensor ``[N, C, *P]``."""
+
+    @abstractmethod
+    def means(self, tensor: Tensor) -> Tensor:
+        """The numbers, a linear function of the tensor ``[N, C, *P]``."""
+
+    @abstractmethod
+    def spread(self, means: Tensor, examples: int) -> Tensor:
+        """The tensor ``[N, C, P]`` that the numbers stand for."""
+
+
+@dataclass(frozen=True)
+class CellMeans(Control):
+    """Means of cells of ``block`` positions per dimension; the last cell of a dimension may be smaller.
+
+    One cell for all positions is the spatial mean of each example and channel. As the deviations of each cell add up to
+    zero, the mean of those kept may be taken from the cell's own, which centres the other factor of each product, too:
+    ``Σ_i (X - m) V = Σ_i (X - m)(V - mean V)``, of which a sample has less variance.
+
+    Example:
+        >>> grid = CellMeans(sizes=(5, 8), block=4)
+        >>> grid.shape, grid.means(torch.ones(2, 3, 5, 8)).shape
+        ((2, 2), torch.Size([2, 12]))
+    """
+
+    sizes: tuple[int, ...]
+    block: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Cells per dimension."""
+        return tuple(-(-size // self.block) for size in self.sizes)
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return prod(self.shape)
+
+    def entries(self, shape: tuple[int, ...]) -> int:
+        """One for each example, channel and cell."""
+        return shape[0] * shape[1] * self.cells
+
+    def means(self, tensor: Tensor) -> Tensor:
+        """Mean of each cell of ``[N, C, *P]``, as ``[N, C·cells]``."""
+        if self.cells == 1:
+            return flat_spatial(tensor).mean(2)
+        kernel = tuple(min(self.block, size) for size in self.sizes)
+        if len(kernel) == 1:
+            return F.avg_pool1d(tensor, kernel, kernel, ceil_mode=True).flatten(1)
+        if len(kernel) == 3:  # avg_pool3d lacks reduced precision on a CPU; a cell's mean is the mean of its planes'
+            planes = F.avg_pool2d(tensor.flatten(1, 2), kernel[1:], kernel[1:], ceil_mode=True)
+            tensor, kernel = planes.reshape(*tensor.shape[:3], -1), (kernel[0], 1)
+        return F.avg_pool2d(tensor, kernel, kernel, ceil_mode=True).flatten(1)
+
+    def spread(self, means: Tensor, examples: int) -> Tensor:
+        """The mean of each position's cell; a view if there is one cell."""
+        means = means.unflatten(1, (-1, self.cells))
+        if self.cells == 1:
+            return means.expand(-1, -1, prod(self.sizes))
+        return means.index_select(2, _cell_of(self, means.device))
+
+
+@dataclass(frozen=True)
+class MeanExample(Control):
+    """The mean over the examples of a batch."""
+
+    def entries(self, shape: tuple[int, ...]) -> int:
+        """One example."""
+        return prod(shape[1:])
+
+    def means(self, tensor: Tensor) -> Tensor:
+        """Mean ``[1, C, *P]``."""
+        return tensor.mean(0, keepdim=True)
+
+    def spread(self, means: Tensor, examples: int) -> Tensor:
+        """The mean example ``N`` times, a view."""
+        return flat_spatial(means).expand(examples, -1, -1)
+
+
+@lru_cache(maxsize=256)
+def _cell_of(grid: CellMeans, device: torch.device) -> Tensor:
+    """Cell of each flat position."""
+    cells = torch.zeros(1, dtype=torch.long, device="cpu")
+    for size, count in zip(grid.sizes, grid.shape, strict=True):
+        cells = (cells[:, None] * count + torch.arange(size, device="cpu") // grid.block).flatten()
+    return cells.to(device, non_blocking=True)
+
+
+def affordable_cells(sizes: tuple[int, ...], block: int, budget: float) -> CellMeans | None:
+    """The finest grid of at most ``budget`` cells per plane whose size is ``block`` times a power of two.
+
+    Example:
+        >>> affordable_cells((16, 16), 2, 20)
+        CellMeans(sizes=(16, 16), block=4)
+        >>> affordable_cells((16, 16), 2, 0.5) is None
+        True
+    """
+    while (grid := CellMeans(sizes, block)).cells > budget:
+        if grid.cells == 1:
+            return None
+        block *= 2
+    return grid
+
+
+def half_in_cells(shape: tuple[int, ...], budget: float, block: int | None = None) -> CellMeans | None:
+    """Cells whose means take at most half of the entries that may be kept of ``[N, C, *P]``; one cell without a size.
+
+    Example:
+        >>> half_in_cells((2, 3, 8), budget=12)
+        CellMeans(sizes=(8,), block=8)
+    """
+    sizes = shape[2:]
+    return affordable_cells(sizes, block or max(sizes, default=1), budget / (shape[0] * shape[1]) / 2)
+
+
+def position_means(tensor: Tensor) -> Tensor:
+    """Mean ``[N, C]`` of ``[N, C, *P]`` over all positions, computed as a product where that is faster.
+
+    Example:
+        >>> position_means(torch.arange(6.0).view(1, 2, 3))
+        tensor([[1., 4.]])
+    """
+    flat = flat_spatial(tensor)
+    if not sums_by_products(flat.dtype, flat.device) or not flat.shape[2]:
+        return flat.mean(2)
+    return torch.matmul(flat, flat.new_full((flat.shape[2],), 1 / flat.shape[2]))
