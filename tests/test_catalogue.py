@@ -32,7 +32,7 @@ def test_every_public_estimator_is_in_it() -> None:
 
 
 def test_every_setting_has_more_than_one_value_in_it() -> None:
-    """But whether positions lie in runs, which small layers do not show; `test_runs` does."""
+    """But whether positions lie in runs, which small layers do not show; `test_spatial` does."""
     made = [one for case in ESTIMATORS for one in (case.make(0.5), case.real) if one is not None]
     for kind in {type(one) for one in made}:
         for name in inspect.signature(kind).parameters.keys() - {"runs"}:

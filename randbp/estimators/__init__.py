@@ -6,7 +6,6 @@ from .axes import Axes
 from .base import Estimator
 from .batch import Batch
 from .biased_top_k import BiasedTopK
-from .channels import Channels
 from .description import Description
 from .exact import Exact
 from .if_faster import IfFaster
@@ -17,6 +16,7 @@ from .plain import configure, plain_estimator
 from .precision import Precision
 from .projection import Projection
 from .rounding import Rounding
+from .sampled_channels import Channels
 from .spatial import Spatial
 
 __all__ = [

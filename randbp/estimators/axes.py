@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .sampled import Plan, Sampled
+from .sample_plan import Plan
+from .sampled import Sampled
 from .samplers import Crossings, Sampler
 
 

@@ -5,9 +5,10 @@ from math import prod
 from typing import ClassVar
 
 from .controls import Control, MeanExample
-from .sampled import Plan, Sampled
+from .sample_plan import Plan
+from .sampled import Sampled
 from .samplers import Bernoulli, Sampler, Uniform
-from .units import EXAMPLES
+from .sampling_units import EXAMPLES
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from functools import cache
 
 from .base import check_center
 from .controls import Control, half_in_cells
-from .sampled import Plan, Sampled
+from .sample_plan import Plan
+from .sampled import Sampled
 from .samplers import Largest, Sampler
-from .units import ROWS
+from .sampling_units import ROWS
 
 
 @dataclass(frozen=True)

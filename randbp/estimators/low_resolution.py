@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from .controls import Control, half_in_cells
-from .sampled import Plan, Sampled
+from .sample_plan import Plan
+from .sampled import Sampled
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from .base import check_top
-from .sampled import Plan, Sampled
+from .sample_plan import Plan
+from .sampled import Sampled
 from .samplers import ByNorm, Sampler
-from .units import CHANNELS
+from .sampling_units import CHANNELS
 
 
 @dataclass(frozen=True)

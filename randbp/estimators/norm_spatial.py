@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from .base import check_center, check_top
 from .controls import Control, half_in_cells
-from .sampled import Plan, Sampled
+from .sample_plan import Plan
+from .sampled import Sampled
 from .samplers import ByNorm, Sampler
-from .units import ROWS
+from .sampling_units import ROWS
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from ..tn import LayerSpec
 from .base import Estimator
 from .controls import Control
 from .description import Description
-from .positions import UsedPositions
+from .sample_plan import Kept, Plan, Slot, index_dtype
 from .samplers import Places, Sampler, Uniform
-from .units import POSITIONS, Kept, Unit
+from .sampling_units import POSITIONS, Unit
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Sampled(Estimator):
     A subclass names the parts; all else follows from them, its description included.
 
     Attributes:
-        unit: The places: ``POSITIONS``, ``ROWS``, ``EXAMPLES`` or ``CHANNELS`` of :mod:`.units`.
+        unit: The places: ``POSITIONS``, ``ROWS``, ``EXAMPLES`` or ``CHANNELS`` of :mod:`.sampling_units`.
 
     Example:
         >>> from randbp import tn
-        >>> from randbp.estimators.units import EXAMPLES
+        >>> from randbp.estimators.sampling_units import EXAMPLES
         >>> class Half(Sampled):
         ...     unit = EXAMPLES
         >>> Half(keep=0.5).describe(tn.ConvSpec((4, 3, 5), out_channels=2, kernel_size=3)).held_bytes
@@ -69,7 +69,7 @@ class Sampled(Estimator):
         """What is kept, in the plan's order: weighted entries, stored places, and the control variate's numbers."""
         input, spec = self.unit.seen(input, spec)
         plan = plan_of(self, spec, "input", input.dtype)
-        return plan.pack(plan.sampled(input, draw)) if plan.places.size else ()
+        return plan.pack(self._sampled(plan, input, draw)) if plan.places.size else ()
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The weight VJP of what was kept of the input."""
@@ -77,17 +77,36 @@ class Sampled(Estimator):
         plan = plan_of(self, spec, "input", held[0].dtype if held else output_grad.dtype)
         if not plan.places.size:
             return output_grad.new_zeros(spec.weight_shape)
-        return plan.unit.weight_vjp(plan.unpack(held, draw, output_grad.device), output_grad, plan)
+        named = plan.unpack(held)
+        if "where" in named:
+            where = named["where"].long()
+        else:  # drawn again
+            where, _ = self.sampler.sample(plan.places, None, draw, output_grad.device)
+        return self.unit.weight_vjp(Kept(named["entries"], where, named.get("means")), output_grad, plan)
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """The input VJP of what is kept of the output gradient."""
         plan = plan_of(self, spec, "output", output_grad.dtype)
-        return plan.unit.input_vjp(plan.sampled(output_grad, draw, weight), weight, plan)
+        return self.unit.input_vjp(self._sampled(plan, output_grad, draw, weight), weight, plan)
+
+    def _sampled(self, plan: Plan, tensor: Tensor, draw: Draw, weight: Tensor | None = None) -> Kept:
+        """Sample ``[N, C, *P]``; a weight that it will be multiplied with may matter for the choice."""
+        unit, tensor = self.unit, tensor if plan.used is None else plan.used.take(tensor)
+        means = None if plan.control is None else plan.control.means(tensor)
+        norms = unit.norms(tensor, means, weight, plan) if self.sampler.by_norm else None
+        where, weights = self.sampler.sample(plan.places, norms, draw, tensor.device)
+        entries = unit.gather(tensor, where, plan)
+        if means is not None:
+            entries = unit.less_means(entries, means, where, plan)
+        entries *= unit.align(weights.to(entries.dtype), entries) if isinstance(weights, Tensor) else weights
+        if means is not None and self.sampler.unbiased:
+            means = means - unit.sample_means(Kept(entries, where), tensor.shape, plan)
+        return Kept(entries, where, means)
 
     def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         seen = self.unit.seen(torch.empty(spec.input_shape, device="meta"), spec)[1]
         plans = plan_of(self, seen, "input", dtype), plan_of(self, spec, "output", dtype)
-        work = [round(plan.unit.multiply_adds(plan)) if plan.places.size else 0 for plan in plans]
+        work = [round(self.unit.multiply_adds(plan)) if plan.places.size else 0 for plan in plans]
         return Description(
             plans[0].held_bytes,
             work[0],
@@ -97,104 +116,18 @@ class Sampled(Estimator):
             self.unbiased,
         )
 
-    def _relative_variance(self, plan: "Plan") -> float | None:
+    def _relative_variance(self, plan: Plan) -> float | None:
         """Relative variance of the weight VJP where it is the same whatever the data."""
         return None
 
-    def _variance(self, plan: "Plan") -> str:
+    def _variance(self, plan: Plan) -> str:
         """Formula of the variance."""
         return "(1/p - 1) Σ_s ‖(X - L)_s V_s - mean‖², V_s the output gradients that place s meets"
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One of the tensors that are held: its name, number of entries (the mean of a random one) and type."""
-
-    name: str
-    entries: float
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an estimator keeps of one side of a layer, and how it is held.
-
-    Attributes:
-        spec: The layer, as the estimator sees it.
-        side: Whose places are sampled.
-        unit: What the places are.
-        sampler: Chooses among them.
-        places: All places.
-        share: Share of the places that is kept, the mean if it is random.
-        used: The positions that are looked at; ``None`` for all.
-        control: What is kept exactly.
-        slots: What is held of the input.
-    """
-
-    spec: LayerSpec
-    side: Side
-    unit: Unit
-    sampler: Sampler
-    places: Places
-    share: float
-    used: UsedPositions | None
-    control: Control | None
-    slots: tuple[Slot, ...]
-
-    @property
-    def count(self) -> float:
-        """Places kept of each sum, the mean if their number is random."""
-        return self.share * self.places.size
-
-    @property
-    def channels(self) -> int:
-        """Channels of a group."""
-        return (self.spec.in_channels if self.side == "input" else self.spec.out_channels) // self.spec.groups
-
-    @property
-    def used_shape(self) -> tuple[int, ...]:
-        """Sizes of the positions that are looked at."""
-        sizes = self.spec.input_size if self.side == "input" else self.spec.output_size
-        return sizes if self.used is None else self.used.shape
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes held, the expectation if the number is random."""
-        return round(sum(slot.entries * slot.dtype.itemsize for slot in self.slots))
-
-    def sampled(self, tensor: Tensor, draw: Draw, weight: Tensor | None = None) -> Kept:
-        """Sample ``[N, C, *P]``; a weight that it will be multiplied with may matter for the choice."""
-        if self.used is not None:
-            tensor = self.used.take(tensor)
-        means = None if self.control is None else self.control.means(tensor)
-        norms = self.unit.norms(tensor, means, weight, self) if self.sampler.by_norm else None
-        where, weights = self.sampler.sample(self.places, norms, draw, tensor.device)
-        entries = self.unit.gather(tensor, where, self)
-        if means is not None:
-            entries = self.unit.less_means(entries, means, where, self)
-        if isinstance(weights, Tensor):
-            weights = self.unit.align(weights.to(entries.dtype), entries)
-        entries *= weights
-        if means is not None and self.sampler.unbiased:
-            means = means - self.unit.sample_means(Kept(entries, where), tensor.shape, self)
-        return Kept(entries, where, means)
-
-    def pack(self, kept: Kept) -> tuple[Tensor, ...]:
-        """The tensors that are held, in the order of the slots."""
-        named: dict[str, Any] = kept._asdict()
-        return tuple(named[slot.name].to(slot.dtype) for slot in self.slots)
-
-    def unpack(self, held: tuple[Tensor, ...], draw: Draw, device: torch.device) -> Kept:
-        """Undo :meth:`pack`; places that were not stored are drawn again."""
-        named = {slot.name: tensor for slot, tensor in zip(self.slots, held, strict=True)}
-        where = named.get("where")
-        where = self.sampler.sample(self.places, None, draw, device)[0] if where is None else where.long()
-        return Kept(named["entries"], where, named.get("means"))
-
-
 @lru_cache(maxsize=1024)
 def plan_of(estimator: Sampled, spec: LayerSpec, side: Side, dtype: torch.dtype) -> Plan:
-    """The plan of an estimator for one side of a layer."""
+    """The plan of an estimator for one side of a layer, whose tensors are of a type."""
     unit, sampler = estimator.unit, estimator.sampler
     used = unit.used(spec, side)
     places, width = unit.places(spec, side, estimator.keep, sampler)
@@ -216,14 +149,4 @@ def plan_of(estimator: Sampled, spec: LayerSpec, side: Side, dtype: torch.dtype)
     slots.insert(0, Slot("entries", places.batch * count * width, dtype))
     share = count / places.size if places.size else 0.0
     fixed = Places(places.batch, places.shape, places.keep, int(count))
-    return Plan(spec, side, unit, sampler, fixed, share, used, control, tuple(slots) if places.size else ())
-
-
-def index_dtype(size: int) -> torch.dtype:
-    """The smallest integers that number ``size`` entries.
-
-    Example:
-        >>> index_dtype(1000), index_dtype(100_000)
-        (torch.int16, torch.int32)
-    """
-    return torch.int16 if size <= 1 << 15 else torch.int32
+    return Plan(spec, side, fixed, share, used, control, tuple(slots) if places.size else ())

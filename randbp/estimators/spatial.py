@@ -25,10 +25,10 @@ from .position_products import (
     weight_vjp_of_mean,
 )
 from .positions import UsedPositions, examples_as_positions, flat_spatial, sampled_spec, split, used_positions
+from .sample_plan import Kept
 from .sampled import Sampled, plan_of
 from .samplers import Sampler, Uniform, windows
 from .segments import Segments, gather, reads_planes, segment_length
-from .units import Kept
 
 NARROW = 8  # below this, gathering output rows costs more than the products that it saves [channels per group]
 

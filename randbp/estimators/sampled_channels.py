@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from .sampled import Plan, Sampled
+from .sample_plan import Plan
+from .sampled import Sampled
 from .samplers import Bernoulli, Sampler, Uniform
-from .units import CHANNELS
+from .sampling_units import CHANNELS
 
 
 @dataclass(frozen=True)

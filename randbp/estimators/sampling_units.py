@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,18 +15,8 @@ from .chunks import chunked_weight_vjp, chunks
 from .controls import CellMeans
 from .planned import planned_input_vjp, planned_weight_vjp, shared_weight_vjp
 from .positions import UsedPositions, examples_as_positions, flat_spatial, used_positions
+from .sample_plan import Kept, Plan
 from .samplers import Bernoulli, Places, Sampler
-
-if TYPE_CHECKING:
-    from .sampled import Plan
-
-
-class Kept(NamedTuple):
-    """What is kept of a tensor: weighted entries, the places that they come from, and the control variate's numbers."""
-
-    entries: Tensor
-    where: Tensor
-    means: Tensor | None = None
 
 
 class Unit(ABC):
@@ -52,27 +41,27 @@ class Unit(ABC):
         """The places of one side of a layer, and the number of entries of each."""
 
     @abstractmethod
-    def gather(self, tensor: Tensor, where: Tensor, plan: "Plan") -> Tensor:
+    def gather(self, tensor: Tensor, where: Tensor, plan: Plan) -> Tensor:
         """The entries of ``[N, C, *P]`` at some places."""
 
     @abstractmethod
-    def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: "Plan") -> Tensor:
+    def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: Plan) -> Tensor:
         """The weight VJP of what is kept of the input."""
 
     @abstractmethod
-    def input_vjp(self, kept: Kept, weight: Tensor, plan: "Plan") -> Tensor:
+    def input_vjp(self, kept: Kept, weight: Tensor, plan: Plan) -> Tensor:
         """The input VJP of what is kept of the output gradient."""
 
-    def norms(self, tensor: Tensor, means: Tensor | None, weight: Tensor | None, plan: "Plan") -> Tensor:
+    def norms(self, tensor: Tensor, means: Tensor | None, weight: Tensor | None, plan: Plan) -> Tensor:
         """Norms of the terms that the places stand for, ``[B, U]``."""
         raise NotImplementedError(f"{type(self).__name__} knows no norms")
 
-    def less_means(self, entries: Tensor, means: Tensor, where: Tensor, plan: "Plan") -> Tensor:
+    def less_means(self, entries: Tensor, means: Tensor, where: Tensor, plan: Plan) -> Tensor:
         """Kept entries less the control variate, in place."""
         assert plan.control is not None
         return entries.sub_(self.gather(plan.control.spread(means, plan.spec.batch_size), where, plan))
 
-    def sample_means(self, kept: Kept, shape: torch.Size, plan: "Plan") -> Tensor:
+    def sample_means(self, kept: Kept, shape: torch.Size, plan: Plan) -> Tensor:
         """The control variate's numbers of the kept, weighted deviations, which are zero before sampling."""
         raise NotImplementedError
 
@@ -80,7 +69,7 @@ class Unit(ABC):
         """Weights of places ``[B, S]`` in a shape that multiplies their entries."""
         return weights.unsqueeze(1)
 
-    def multiply_adds(self, plan: "Plan") -> float:
+    def multiply_adds(self, plan: Plan) -> float:
         """Multiply-adds of a VJP: those of the exact one, as dropped entries are multiplied as zeros."""
         return plan.spec.multiply_adds
 
@@ -111,14 +100,14 @@ class PositionUnit(Unit):
             return Places(spec.batch_size, shape, keep), width
         return Places(1, (spec.batch_size, *shape), keep), width
 
-    def gather(self, tensor: Tensor, where: Tensor, plan: "Plan") -> Tensor:
+    def gather(self, tensor: Tensor, where: Tensor, plan: Plan) -> Tensor:
         """``[N, C, S]``, or ``[1, C, S]`` of pairs."""
         flat = flat_spatial(tensor)
         if self._by_example(plan):
             return flat.gather(2, where.unsqueeze(1).expand(*flat.shape[:2], -1))
         return flat.transpose(0, 1)[:, where[0] // flat.shape[2], where[0] % flat.shape[2]].unsqueeze(0)
 
-    def norms(self, tensor: Tensor, means: Tensor | None, weight: Tensor | None, plan: "Plan") -> Tensor:
+    def norms(self, tensor: Tensor, means: Tensor | None, weight: Tensor | None, plan: Plan) -> Tensor:
         """Norms over channels, of deviations if there are means."""
         flat, dtype = flat_spatial(tensor), torch.promote_types(tensor.dtype, torch.float32)
         found = flat.new_empty(flat.shape[0], flat.shape[2], dtype=dtype)
@@ -129,12 +118,12 @@ class PositionUnit(Unit):
             found[part] = torch.linalg.vector_norm(some, dim=1, dtype=dtype)
         return found.view(plan.places.batch, -1)
 
-    def sample_means(self, kept: Kept, shape: torch.Size, plan: "Plan") -> Tensor:
+    def sample_means(self, kept: Kept, shape: torch.Size, plan: Plan) -> Tensor:
         """Means of a tensor that is zero where nothing was kept."""
         assert plan.control is not None
         return plan.control.means(self._added(kept.entries.new_zeros(shape).flatten(2), *kept[:2], plan).view(shape))
 
-    def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: "Plan") -> Tensor:
+    def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: Plan) -> Tensor:
         """The exact weight VJP of the restored input, a few examples at a time if each has its own places."""
         if self._by_example(plan) and serves_depthwise(plan, output_grad):
             return self._depthwise(kept, output_grad, plan)
@@ -142,35 +131,33 @@ class PositionUnit(Unit):
         parts = chunks(batch, entries=size) if self._by_example(plan) else [slice(0, batch)]
         return chunked_weight_vjp(lambda _, part: self.restored(kept, part, plan), parts, output_grad, plan.spec)
 
-    def input_vjp(self, kept: Kept, weight: Tensor, plan: "Plan") -> Tensor:
+    def input_vjp(self, kept: Kept, weight: Tensor, plan: Plan) -> Tensor:
         """The exact input VJP of the restored output gradient."""
         return planned_input_vjp(self.restored(kept, slice(0, plan.spec.batch_size), plan), weight, plan.spec)
 
-    def restored(self, kept: Kept, part: slice, plan: "Plan") -> Tensor:
+    def restored(self, kept: Kept, part: slice, plan: Plan) -> Tensor:
         """The unbiased estimate of some examples: what is kept where it was kept, the control variate elsewhere."""
+        assert plan.used is not None
         examples, entries, where = part.stop - part.start, kept.entries[part], kept.where[part]
         if kept.means is None or plan.control is None:
-            flat = entries.new_zeros(examples, entries.shape[1], prod(plan.used_shape))
+            flat = entries.new_zeros(examples, entries.shape[1], plan.used.size)
         else:
             flat = plan.control.spread(kept.means[part], examples).clone(memory_format=torch.contiguous_format)
-        assert plan.used is not None
         return plan.used.put_back(self._added(flat, entries, where if len(where) else kept.where, plan))
 
-    def _added(self, flat: Tensor, entries: Tensor, where: Tensor, plan: "Plan") -> Tensor:
+    def _added(self, flat: Tensor, entries: Tensor, where: Tensor, plan: Plan) -> Tensor:
         """``[N, C, P]`` with kept entries added where they belong; may change what is given."""
         if self._by_example(plan):
             return flat.scatter_add_(2, where.unsqueeze(1).expand_as(entries), entries)
         by_channel = flat.transpose(0, 1).flatten(1).index_add(1, where[0], entries[0])
         return by_channel.unflatten(1, (len(flat), -1)).transpose(0, 1)
 
-    def _depthwise(self, kept: Kept, output_grad: Tensor, plan: "Plan") -> Tensor:
+    def _depthwise(self, kept: Kept, output_grad: Tensor, plan: Plan) -> Tensor:
         """The weight VJP by a fused kernel, which treats one dimension as two and restores no more than a plane."""
-        spec, assert_used = plan.spec, plan.used
-        assert assert_used is not None
-        lone = [none if spec.dims == 1 else None for none in (1, 1, 1, 0, 1)]
+        spec, names = plan.spec, {"kernel_size": 1, "input_size": 1, "stride": 1, "padding": 0, "dilation": 1}
         geometry = [
-            [*([none] if none is not None else []), *(getattr(pattern, name) for pattern in spec.patterns)]
-            for name, none in zip(("kernel_size", "input_size", "stride", "padding", "dilation"), lone, strict=True)
+            [none] * (2 - spec.dims) + [getattr(pattern, name) for pattern in spec.patterns]
+            for name, none in names.items()
         ]
         middle = kept.entries.new_zeros(kept.entries.shape[:2]) if kept.means is None else kept.means
         grad, size = output_grad.unsqueeze(2) if spec.dims == 1 else output_grad, kept.entries.shape[2]
@@ -178,7 +165,7 @@ class PositionUnit(Unit):
             spec.weight_shape
         )
 
-    def _by_example(self, plan: "Plan") -> bool:
+    def _by_example(self, plan: Plan) -> bool:
         return plan.places.batch == plan.spec.batch_size
 
 
@@ -189,11 +176,11 @@ class ExampleUnit(Unit):
         """The batch."""
         return Places(1, (spec.batch_size,), keep), prod(spec.input_shape[1:])
 
-    def gather(self, tensor: Tensor, where: Tensor, plan: "Plan") -> Tensor:
+    def gather(self, tensor: Tensor, where: Tensor, plan: Plan) -> Tensor:
         """``[S, C, *I]``."""
         return tensor.index_select(0, where[0])
 
-    def norms(self, tensor: Tensor, means: Tensor | None, weight: Tensor | None, plan: "Plan") -> Tensor:
+    def norms(self, tensor: Tensor, means: Tensor | None, weight: Tensor | None, plan: Plan) -> Tensor:
         """Norms of examples, less the mean one if that is kept."""
         flat = tensor if means is None else tensor - means
         return torch.linalg.vector_norm(flat.flatten(1), dim=1).unsqueeze(0)
@@ -202,28 +189,28 @@ class ExampleUnit(Unit):
         """One weight for each example."""
         return weights.view(-1, *[1] * (entries.dim() - 1))
 
-    def less_means(self, entries: Tensor, means: Tensor, where: Tensor, plan: "Plan") -> Tensor:
+    def less_means(self, entries: Tensor, means: Tensor, where: Tensor, plan: Plan) -> Tensor:
         """Kept examples less the mean one."""
         return entries.sub_(means)
 
-    def sample_means(self, kept: Kept, shape: torch.Size, plan: "Plan") -> Tensor:
+    def sample_means(self, kept: Kept, shape: torch.Size, plan: Plan) -> Tensor:
         """The sum of the kept, weighted examples over the size of the batch."""
         return kept.entries.sum(0, keepdim=True) / shape[0]
 
-    def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: "Plan") -> Tensor:
+    def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: Plan) -> Tensor:
         """The exact one of the kept examples, plus that of the mean example."""
         if not kept.where.numel():
             return output_grad.new_zeros(plan.spec.weight_shape)
         result = planned_weight_vjp(kept.entries, output_grad.index_select(0, kept.where[0]), plan.spec)
         return result if kept.means is None else result.add_(shared_weight_vjp(kept.means, output_grad, plan.spec))
 
-    def input_vjp(self, kept: Kept, weight: Tensor, plan: "Plan") -> Tensor:
+    def input_vjp(self, kept: Kept, weight: Tensor, plan: Plan) -> Tensor:
         """Not an estimate: an example that is dropped would be cut off from every layer below."""
         raise NotImplementedError("examples are not summed in an input VJP")
 
-    def multiply_adds(self, plan: "Plan") -> float:
+    def multiply_adds(self, plan: Plan) -> float:
         """In proportion to the examples, the mean one included."""
-        kept = plan.count + (plan.control is not None)
+        kept = plan.share * plan.spec.batch_size + (plan.control is not None)
         return kept * plan.spec.multiply_adds / max(1, plan.spec.batch_size)
 
 
@@ -242,12 +229,12 @@ class ChannelUnit(Unit):
             return Places(1, (spec.groups,), keep), size * entries
         return Places(spec.groups, (size,), keep), entries
 
-    def gather(self, tensor: Tensor, where: Tensor, plan: "Plan") -> Tensor:
+    def gather(self, tensor: Tensor, where: Tensor, plan: Plan) -> Tensor:
         """``[N, S, *P]`` with the kept channels of all groups."""
         groups, channels = self._chosen(where, plan)
         return tensor.index_select(1, _flat(groups, channels, plan.channels))
 
-    def norms(self, tensor: Tensor, means: Tensor | None, weight: Tensor | None, plan: "Plan") -> Tensor:
+    def norms(self, tensor: Tensor, means: Tensor | None, weight: Tensor | None, plan: Plan) -> Tensor:
         """Norms over examples and positions, times those of the kernels that an input VJP multiplies them with."""
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         found = torch.linalg.vector_norm(flat_spatial(tensor), dim=(0, 2), dtype=dtype)
@@ -261,7 +248,7 @@ class ChannelUnit(Unit):
         weights = weights.flatten().repeat_interleave(entries.shape[1] // weights.numel())
         return weights.view(-1, *[1] * (entries.dim() - 2))
 
-    def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: "Plan") -> Tensor:
+    def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: Plan) -> Tensor:
         """The weight VJP of the kept input channels, zero for the others."""
         spec, (groups, channels) = plan.spec, self._chosen(kept.where, plan)
         outer = spec.out_channels // spec.groups
@@ -276,7 +263,7 @@ class ChannelUnit(Unit):
         by_channel.index_put_((groups.unsqueeze(1), channels), grad, accumulate=True)  # a channel may be kept twice
         return result
 
-    def input_vjp(self, kept: Kept, weight: Tensor, plan: "Plan") -> Tensor:
+    def input_vjp(self, kept: Kept, weight: Tensor, plan: Plan) -> Tensor:
         """The input VJP of the kept output channels."""
         spec, (groups, channels) = plan.spec, self._chosen(kept.where, plan)
         inner = spec.in_channels // spec.groups
@@ -290,14 +277,14 @@ class ChannelUnit(Unit):
         result = kept.entries.new_zeros(spec.input_shape)
         return result.index_add_(1, _flat(groups, _every(groups, inner), inner), grad)
 
-    def multiply_adds(self, plan: "Plan") -> float:
+    def multiply_adds(self, plan: Plan) -> float:
         """In proportion to the channels."""
         return plan.share * plan.spec.multiply_adds
 
-    def _by_channel(self, plan: "Plan") -> bool:
+    def _by_channel(self, plan: Plan) -> bool:
         return plan.places.shape == (plan.channels,) and plan.places.batch == plan.spec.groups
 
-    def _chosen(self, where: Tensor, plan: "Plan") -> tuple[Tensor, Tensor]:
+    def _chosen(self, where: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """Kept groups ``[G']`` and the channels kept of each ``[G', S]``."""
         if self._by_channel(plan):
             return torch.arange(plan.spec.groups, device=where.device), where.expand(plan.spec.groups, -1)
@@ -313,7 +300,7 @@ def _flat(groups: Tensor, channels: Tensor, size: int) -> Tensor:
     return (groups.unsqueeze(1) * size + channels).flatten()
 
 
-def serves_depthwise(plan: "Plan", output_grad: Tensor) -> bool:
+def serves_depthwise(plan: Plan, output_grad: Tensor) -> bool:
     """Whether a fused kernel serves the layer: a depthwise convolution of one or two dimensions, all of it used."""
     spec, control = plan.spec, plan.control
     if depthwise_weight_vjp.backend(output_grad.device.type) == "reference" or not 1 <= spec.dims <= 2:
