@@ -102,7 +102,7 @@ def segment_length(spec: LayerSpec, positions: PositionClass, count: int) -> int
         >>> from randbp import tn
         >>> layer = tn.ConvSpec((1, 1, 28, 28), 1, kernel_size=3, padding=1)
         >>> everywhere, = tn.position_classes(layer, "input")
-        >>> [segment_length(layer, everywhere, count) for count in (392, 98, 22)]
+        >>> [segment_length(layer, everywhere, count) for count in (392, 98, 12)]
         [14, 14, 1]
     """
     if isinstance(spec, LinearSpec):
