@@ -14,7 +14,7 @@ from .lean_call import Call, is_activation, is_plain, is_small
 from .packed import Constant, Entries, Packed, call_with, packed_mask, packing, rounded
 
 
-class _Indices(Entries):
+class Indices(Entries):
     """Indices below a limit, held in the smallest integers."""
 
     def __init__(self, indices: Tensor, limit: int, outer: Hooks | None) -> None:
@@ -34,7 +34,7 @@ def with_indices(call: Call, input: Any, *args: Any, **options: Any) -> Any:
     limit = max(input.shape, default=1)
 
     def indices(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-        return _Indices(tensor, limit, outer) if tensor.dtype == torch.int64 and not is_small(tensor) else None
+        return Indices(tensor, limit, outer) if tensor.dtype == torch.int64 and not is_small(tensor) else None
 
     return call_with(call, [input], Constant.of_saved, indices)
 
@@ -52,7 +52,7 @@ def moved(call: Call, *args: Any, **kwargs: Any) -> Any:
 
     def of_others(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         if copies and not tensor.is_floating_point() and not is_small(tensor):
-            return _Indices(tensor, limit, outer)
+            return Indices(tensor, limit, outer)
         return of_given(tensor, outer)
 
     return call_with(call, given, of_given, of_others)

@@ -7,12 +7,16 @@ without the statistics' two.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..kernels import scaled
 from ..kernels.scaled import multiply_add
+from .lean_call import Call, is_plain
+from .recompute import Recipe, remember
 
 _TRIES = 3
 """Number of outputs of one shape that are compared before giving up."""
@@ -58,11 +62,6 @@ class Normalised:
         return scaled(last.reshape(-1, channels, 1), scale, shift, self.relu).view(last.shape).movedim(-1, 1)
 
 
-def are_single(*tensors: Tensor) -> bool:
-    """Whether all are single-precision tensors on a CPU."""
-    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-
-
 def normalised(x: Tensor, y: Tensor, step: Normalised) -> Normalised | None:
     """Make the step, if it reproduces PyTorch's output ``y`` bit for bit."""
     if scaled.backend("cpu") != "numba" or x.stride() != y.stride():
@@ -80,3 +79,29 @@ def normalised(x: Tensor, y: Tensor, step: Normalised) -> Normalised | None:
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
     return ours.stride() == theirs.stride() and torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
+
+
+def run_with_recipe(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, options: tuple[Any, ...]
+) -> Tensor:
+    """PyTorch's batch normalisation, of whose output others need not hold a copy: it can be made again."""
+    constants = tuple(tensor.detach() for tensor in (weight, bias) if tensor is not None)
+    single = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, *constants))
+    y: Tensor
+    if type(x) is Tensor and len(constants) == 2 and single:
+        y, mean, rstd = torch.native_batch_norm(x, weight, bias, *options)
+        with torch.no_grad():
+            step = normalised(x, y, Normalised(mean.detach(), rstd.detach(), *constants))
+        if step is not None:
+            if is_plain(y):
+                remember(y, Recipe(x.detach(), (step,), constants))
+            return y
+    else:
+        y = call.run()
+    if is_plain(y) and len(constants) in (0, 2):
+        scale, shift = constants or (None, None)
+        eps = options[-1]
+        remember(
+            y, Recipe(x.detach(), (lambda x: F.batch_norm(x, None, None, scale, shift, True, 0.0, eps),), constants)
+        )
+    return y

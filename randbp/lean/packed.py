@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._torch.hooks import Hooks, hooks_in_force
 from ..codecs import Mask, Uniform
+from ..tn.execute.convolution_kernels import memory_format_of, placeholder
 from .lean_call import Call, Context, is_small
 from .memory_order import flatten, memory_order, unexpanded, unflatten
 from .recompute import Recipe, follow
@@ -132,6 +133,19 @@ class Constant:
     def tensor(self) -> Tensor:
         """Return one number, repeated."""
         return torch.tensor(self.value, dtype=self.dtype, device=self.device).expand(self.shape)
+
+
+class ShapeOf:
+    """Replaces a tensor of which a backward pass reads only the shape and the memory format."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._shape, self._format = tensor.shape, memory_format_of(tensor)
+        self._dtype, self._device = tensor.dtype, tensor.device
+
+    def tensor(self) -> Tensor:
+        """Return a tensor of that shape, whose entries are arbitrary."""
+        like = torch.empty(0, dtype=self._dtype, device=self._device)
+        return placeholder(like, self._shape, self._format, dense=False)
 
 
 class _Bits(Entries):

@@ -1,6 +1,5 @@
 """Pooling: a maximum holds its place in the window in a few bits, an average holds nothing."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, prod
 from typing import Any
@@ -9,25 +8,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._torch.hooks import Hooks
 from .._torch.second_derivatives import connected, graph_edge
 from .._torch.state import has_storage
 from ..codecs import Codes
 from ..kernels import max_pool as fused_max_pool
 from ..kernels import max_pool_grad
 from ..kernels.max_pool import indices_of, offsets_of, position_bits
-from ..tn.execute.convolution_kernels import memory_format_of, placeholder
 from .composites import lean_inside
 from .held_slopes import blocks
+from .indexing import Indices
 from .lean_call import Call, is_activation, is_plain
 from .memory_order import pieces
+from .packed import Entries, Packed, ShapeOf, packing
 from .slope_needs import hold_slope
 
-aten = torch.ops.aten
 
-
-def _tuple(value: Any, dims: int) -> tuple[int, ...]:
+def _planes(value: Any, filler: int, dims: int) -> tuple[int, ...]:
+    """A setting for each dimension; as in PyTorch, a signal is a plane of one row."""
     values = (value,) if isinstance(value, int) else tuple(value)
-    return values * dims if len(values) == 1 else values
+    values = values * dims if len(values) == 1 else values
+    return (filler, *values) if dims == 1 else values
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,6 @@ class _Windows:
     @property
     def dims(self) -> int:
         return len(self.kernel)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        function = aten.max_pool2d_with_indices if self.dims == 2 else aten.max_pool3d_with_indices
-        return function(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-    def backward(self, grad: Tensor, stand_in: Tensor, indices: Tensor) -> Tensor:
-        function = aten.max_pool2d_with_indices_backward if self.dims == 2 else aten.max_pool3d_with_indices_backward
-        return function(grad, stand_in, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, indices)
 
     def fused_size(self, input_size: torch.Size) -> list[int] | None:
         """Size of the plane of maxima if the fused operation serves; ``None`` if PyTorch's should run or raise."""
@@ -72,7 +65,7 @@ class _Windows:
     def _each(self) -> list[tuple[int, int, int, int]]:
         return list(zip(*self.geometry, strict=True))
 
-    def encode(self, indices: Tensor, input_size: torch.Size) -> Tensor:
+    def encode(self, indices: Tensor, input_size: tuple[int, ...]) -> Tensor:
         """Offsets within the window, packed: ``⌈log2 ∏K⌉`` bits each, rounded up to 1, 2, 4 or 8, or whole integers."""
         planes = indices.reshape(-1, *indices.shape[-self.dims :])
         dtype, bits = self._code
@@ -80,18 +73,18 @@ class _Windows:
         per_plane = max(1, prod(planes.shape[1:]))
         for part in pieces(planes.numel(), indices.device, per_plane):
             rows = slice(part.start // per_plane, -(-part.stop // per_plane))
-            codes[rows] = offsets_of(planes[rows], input_size[-self.dims :], *self.geometry).to(dtype)
+            codes[rows] = offsets_of(planes[rows], input_size, *self.geometry).to(dtype)
         flat = codes.view(-1)
         if bits is None:
             return flat
         return Codes(bits).encode(flat)
 
-    def decode(self, codes: Tensor, shape: torch.Size, input_size: torch.Size) -> Tensor:
+    def decode(self, codes: Tensor, shape: torch.Size, input_size: tuple[int, ...]) -> Tensor:
         """Restore the encoded indices."""
         bits = self._code[1]
         flat = codes if bits is None else Codes(bits).decode(codes, prod(shape))
         planes = flat.view(-1, *shape[-self.dims :])
-        return indices_of(planes, input_size[-self.dims :], *self.geometry).view(shape)
+        return indices_of(planes, input_size, *self.geometry).view(shape)
 
     @property
     def geometry(self) -> tuple[tuple[int, ...], ...]:
@@ -107,52 +100,24 @@ class _Windows:
         return torch.uint8, position_bits(self.kernel)
 
 
-@dataclass(frozen=True)
-class _Adaptive:
-    """Max-pooling to a given size; windows differ, so positions are held in the narrowest integers."""
+class _Places(Entries):
+    """Indices of maxima by their places within windows.
 
-    size: tuple[int, ...]
+    Args:
+        indices: PyTorch's.
+        windows: The windows.
+        size: Of the input's planes.
+        outer: See :class:`.packed.Entries`.
+    """
 
-    @property
-    def dims(self) -> int:
-        return len(self.size)
+    def __init__(self, indices: Tensor, windows: _Windows, size: tuple[int, ...], outer: Hooks | None) -> None:
+        self._windows, self._size, self._shape = windows, size, indices.shape
+        super().__init__(indices, (windows.encode(indices, size),), outer)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (aten.adaptive_max_pool2d if self.dims == 2 else aten.adaptive_max_pool3d)(x, self.size)
-
-    def backward(self, grad: Tensor, stand_in: Tensor, indices: Tensor) -> Tensor:
-        function = aten.adaptive_max_pool2d_backward if self.dims == 2 else aten.adaptive_max_pool3d_backward
-        return function(grad, stand_in, indices)
-
-    def encode(self, indices: Tensor, input_size: torch.Size) -> Tensor:
-        plane = prod(input_size[-self.dims :])
-        return indices.to(torch.uint8 if plane <= 2**8 else torch.int16 if plane <= 2**15 else torch.int32)
-
-    def decode(self, codes: Tensor, shape: torch.Size, input_size: torch.Size) -> Tensor:
-        return codes.long()
-
-
-class _MaxPool(torch.autograd.Function):
-    """Holds the positions of the maxima, packed, and nothing of the input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, edge: Tensor | None, windows: _Windows | _Adaptive) -> tuple[Tensor, Tensor]:
-        y, indices = windows.forward(x)
-        ctx.mark_non_differentiable(indices)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(windows.encode(indices, x.shape), edge)
-        ctx.windows, ctx.shape, ctx.format = windows, x.shape, memory_format_of(x)
-        return y, indices
-
-    @staticmethod
-    def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad, _ = output_grads
-        if grad is None:
-            return None, None, None
-        codes, edge = ctx.saved_tensors
-        indices = ctx.windows.decode(codes, grad.shape, ctx.shape)
-        stand_in = placeholder(grad, ctx.shape, ctx.format, dense=False)
-        return connected(ctx.windows.backward(grad, stand_in, indices), edge), None, None
+    def tensor(self) -> Tensor:
+        """Restore the indices."""
+        (codes,) = self._parts()
+        return self._windows.decode(codes, self._shape, self._size)
 
 
 class _FusedMaxPool(torch.autograd.Function):
@@ -178,21 +143,20 @@ class _FusedMaxPool(torch.autograd.Function):
         return connected(made.view(ctx.shape), edge), None, None, None
 
 
-def _pool(dims: int, x: Tensor, return_indices: bool, make: Callable[[int], _Windows | _Adaptive]) -> Any:
-    """Pool in ``dims`` dimensions; ``make`` builds windows of PyTorch's own kernel, which has two or three."""
-    if not is_plain(x) or x.dim() not in (dims + 1, dims + 2) or x.numel() >= 2**31:
-        return NotImplemented
-    if not return_indices and dims > 1 and x.is_contiguous() and x.element_size() > 2:
-        windows = make(dims)
-        output_size = windows.fused_size(x.shape) if isinstance(windows, _Windows) else None
-        if output_size is not None:
-            return _FusedMaxPool.apply(x, graph_edge(x), windows, output_size)
-    if dims == 1:  # as PyTorch: a plane of one row
-        y, indices = _MaxPool.apply(x.unsqueeze(-2), graph_edge(x), make(2))
-        y, indices = y.squeeze(-2), indices.squeeze(-2)
-    else:
-        y, indices = _MaxPool.apply(x, graph_edge(x), make(dims))
-    return (y, indices) if return_indices else y
+def _hold_places(call: Call, windows: _Windows | None, size: tuple[int, ...]) -> Any:
+    """Run a pooling, of which places in windows are held, or indices into planes of that size."""
+
+    def pack(tensor: Tensor, outer: Hooks | None) -> Packed:
+        if tensor.is_floating_point():
+            return ShapeOf(tensor)
+        return Indices(tensor, prod(size), outer) if windows is None else _Places(tensor, windows, size, outer)
+
+    with packing(pack):
+        return call.run()
+
+
+def _is_pooled(x: Tensor, dims: int) -> bool:
+    return is_plain(x) and x.dim() in (dims + 1, dims + 2)
 
 
 def max_pool(
@@ -207,116 +171,33 @@ def max_pool(
     return_indices: bool = False,
 ) -> Any:
     """Max-pooling, of ``torch`` or of ``F``."""
+    if not _is_pooled(input, dims) or input.numel() >= 2**31:
+        return NotImplemented
     step = kernel_size if stride is None or stride == [] else stride
-
-    def windows(count: int) -> _Windows:
-        def of(value: Any, filler: int) -> tuple[int, ...]:
-            return _planes(value, filler, dims, count)
-
-        return _Windows(of(kernel_size, 1), of(step, 1), of(padding, 0), of(dilation, 1), ceil_mode)
-
-    return _pool(dims, input, return_indices or _returns_indices(call), windows)
+    given = ((kernel_size, 1), (step, 1), (padding, 0), (dilation, 1))
+    kernel, step, padding, dilation = (_planes(value, filler, dims) for value, filler in given)
+    windows = _Windows(kernel, step, padding, dilation, ceil_mode)
+    plain = not return_indices and not call.function.__name__.endswith("_with_indices")
+    if plain and dims > 1 and input.is_contiguous() and input.element_size() > 2:
+        output_size = windows.fused_size(input.shape)
+        if output_size is not None:
+            return _FusedMaxPool.apply(input, graph_edge(input), windows, output_size)
+    return _hold_places(call, windows, _planes(input.shape[-dims:], 1, dims))
 
 
 def adaptive_max_pool(dims: int, call: Call, input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """Max-pooling to a given size."""
-    wanted = _wanted(output_size, dims)
-    if wanted is None or input.dim() not in (dims + 1, dims + 2):
+    """Max-pooling to a given size; windows differ, so indices are held in the narrowest integers."""
+    if not _is_pooled(input, dims) or input.numel() >= 2**31:
         return NotImplemented
-    size = tuple(given if each is None else each for each, given in zip(wanted, input.shape[-dims:], strict=True))
-    both = return_indices or _returns_indices(call)
-    return _pool(dims, input, both, lambda count: _Adaptive((1,) * (count - dims) + size))
+    return _hold_places(call, None, input.shape[-dims:])
 
 
-def _returns_indices(call: Call) -> bool:
-    name: str = call.function.__name__
-    return name.endswith("_with_indices")
-
-
-def _planes(value: Any, filler: int, dims: int, count: int) -> tuple[int, ...]:
-    """A setting per dimension; a signal is a plane of one row."""
-    return (filler, *_tuple(value, 1)) if count > dims else _tuple(value, count)
-
-
-def _wanted(size: Any, dims: int) -> tuple[int | None, ...] | None:
-    """The output size of an adaptive pooling, if it is given in a documented form."""
-    if isinstance(size, int):
-        return (size,) * dims
-    if not isinstance(size, tuple | list) or len(size) != dims:
-        return None
-    return tuple(size) if all(each is None or isinstance(each, int) for each in size) else None
-
-
-class _ShapeOnly(torch.autograd.Function):
-    """An operation whose gradient reads only the shape of its input; it holds nothing."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        edge: Tensor | None,
-        run: Callable[[Tensor], Tensor],
-        vjp: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        ctx.save_for_backward(edge)
-        ctx.shape, ctx.format, ctx.vjp = x.shape, memory_format_of(x), vjp
-        return run(x)
-
-    @staticmethod
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = output_grads
-        (edge,) = ctx.saved_tensors
-        stand_in = placeholder(grad, ctx.shape, ctx.format, dense=False)
-        return connected(ctx.vjp(grad, stand_in), edge), None, None, None
-
-
-def avg_pool(
-    dims: int,
-    call: Call,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Any:
-    """Average pooling."""
-    if not is_plain(input) or input.dim() not in (dims + 1, dims + 2):
+def avg_pool(dims: int, call: Call, input: Tensor, *args: Any, **options: Any) -> Any:
+    """Average pooling, to a given size as well."""
+    if not _is_pooled(input, dims):
         return NotImplemented
-    forward = aten.avg_pool3d if dims == 3 else aten.avg_pool2d
-    backward = aten.avg_pool3d_backward if dims == 3 else aten.avg_pool2d_backward
-    step = kernel_size if stride is None or stride == [] else stride
-    geometry = tuple(
-        _planes(value, filler, dims, max(2, dims)) for value, filler in ((kernel_size, 1), (step, 1), (padding, 0))
-    )
-    rest = (ceil_mode, count_include_pad, divisor_override)
-    return _hold_shape(
-        dims,
-        input,
-        lambda x: forward(x, *geometry, *rest),
-        lambda grad, stand_in: backward(grad, stand_in, *geometry, *rest),
-    )
-
-
-def adaptive_avg_pool(dims: int, call: Call, input: Tensor, output_size: Any) -> Any:
-    """Average pooling to a given size."""
-    sizes = _wanted(output_size, dims)
-    if sizes is None or not is_plain(input) or all(size == 1 for size in sizes):  # a mean, which holds nothing
-        return NotImplemented
-    if dims == 1 and sizes[0] is None:
-        return NotImplemented
-    backward = aten._adaptive_avg_pool3d_backward if dims == 3 else aten._adaptive_avg_pool2d_backward
-    size = (1, sizes[0])
-    run = call.run_on if dims > 1 else lambda x: F.adaptive_avg_pool2d(x, size)
-    return _hold_shape(dims, input, run, backward)
-
-
-def _hold_shape(
-    dims: int, x: Tensor, run: Callable[[Tensor], Tensor], vjp: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    y: Tensor = _ShapeOnly.apply(x.unsqueeze(-2) if dims == 1 else x, graph_edge(x), run, vjp)
-    return y.squeeze(-2) if dims == 1 else y
+    with packing(lambda tensor, outer: ShapeOf(tensor)):
+        return call.run()
 
 
 def power_pool(

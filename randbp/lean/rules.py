@@ -220,12 +220,11 @@ CHOICES = [
 def _pools(dims: int) -> list[Rule]:
     """Poolings of so many dimensions."""
     most, adaptive = f"max_pool{dims}d", f"adaptive_max_pool{dims}d"
-    mean = f"F.avg_pool{dims}d"
+    mean = f"F.avg_pool{dims}d F.adaptive_avg_pool{dims}d"
     return [
         Rule(f"F.{most} F.{most}_with_indices torch.{most}", Own(partial(pooling.max_pool, dims), WINDOW), "exact"),
         Rule(f"F.{adaptive} F.{adaptive}_with_indices", Own(partial(pooling.adaptive_max_pool, dims), WINDOW), "exact"),
         Rule(mean, Own(partial(pooling.avg_pool, dims), SHAPE), "exact"),
-        Rule(f"F.adaptive_avg_pool{dims}d", Own(partial(pooling.adaptive_avg_pool, dims), SHAPE), "exact"),
         Rule(f"F.lp_pool{dims}d", Own(partial(pooling.power_pool, dims), POLES), "exact"),
     ]
 
