@@ -1,7 +1,7 @@
 """A thread without the caller's modes (autocast, tracing, saved-tensor hooks)."""
 
 from collections.abc import Callable
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -11,19 +11,5 @@ T = TypeVar("T")
 
 def without_modes(work: Callable[[], T]) -> T:
     """Run ``work`` in such a thread, without grad mode; return its result or raise its error."""
-    results: list[T] = []
-    failures: list[Exception] = []
-
-    @torch.no_grad()
-    def run() -> None:
-        try:
-            results.append(work())
-        except Exception as error:
-            failures.append(error)
-
-    thread = Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.no_grad()(work)).result()

@@ -85,6 +85,7 @@ class _Operators:
 
     function: LayerFunction
     call: str
+    holds_input: bool  # since an operator may not return its argument
 
     def weight_grad(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Tensor) -> Tensor:
         return _weight_vjp(held, output_grad, seed, self.call)
@@ -97,36 +98,24 @@ class _Compiled(torch.autograd.Function):
     """The counterpart of the eager autograd function, made of operators."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        seed: Tensor,
-        function: LayerFunction,
-        call: str,
-        holds_input: bool,
-    ) -> Tensor:
-        output = function.native(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, engine: _Operators) -> Tensor:
+        output = engine.function.native(x, weight, bias)
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         held: Sequence[Tensor] = ()
-        if needs_weight:  # an operator may not return its argument
-            held = (x,) if holds_input else _sketch(x, seed, call)
+        if needs_weight:
+            held = (x,) if engine.holds_input else _sketch(x, seed, engine.call)
         ctx.save_for_backward(*((seed, weight, *held) if needs_input else (seed, *held)))
-        ctx.function, ctx.call, ctx.holds_input = function, call, holds_input
+        ctx.engine = engine
         return output
 
     @staticmethod
     def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
-        seed, *held = ctx.saved_tensors
-        weight = None
+        (seed, *held), weight, engine = ctx.saved_tensors, None, ctx.engine
         if ctx.needs_input_grad[0]:
             weight, *held = held
-        if ctx.needs_input_grad[1] and ctx.holds_input:
-            held = [ctx.function.channels_second(held[0])]
-        engine = _Operators(ctx.function, ctx.call)
-        grads = gradients(ctx.needs_input_grad, engine, output_grad, seed, weight, held)
-        return (*grads, None, None, None, None)
+        if ctx.needs_input_grad[1] and engine.holds_input:
+            held = [engine.function.channels_second(held[0])]
+        return (*gradients(ctx.needs_input_grad, engine, output_grad, seed, weight, held), None, None)
 
 
 def compiled(function: LayerFunction, tensors: Tensors, estimators: Pair, seed: int | Tensor) -> Tensor:
@@ -135,5 +124,5 @@ def compiled(function: LayerFunction, tensors: Tensors, estimators: Pair, seed: 
     shapes = tuple(map(index, x.shape)), tuple(map(index, weight.shape))  # a symbolic size becomes a number here
     formats = function.is_channels_last(x), function.is_channels_last(weight)
     call = Call(function, *shapes, exact_or(estimators[0]), exact_or(estimators[1]), *formats)
-    output: Tensor = _Compiled.apply(*tensors, seed, function, to_text(call), call.weight_vjp.exact)
+    output: Tensor = _Compiled.apply(*tensors, seed, _Operators(function, to_text(call), call.weight_vjp.exact))
     return output

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import randbp
-from randbp import Batch, Channels, Estimator, Exact, Spatial
+from randbp import Axes, Batch, Channels, Estimator, Exact, Spatial
 from tests.catalogue import ESTIMATORS, FIXED_SIZE
 from tests.randomize.test_randomize import grads, same
 
@@ -52,7 +52,9 @@ def data() -> Tensor:
     [
         (None, ["encoder", "up", "last"]),
         ("*", ["encoder", "code", "up", "last"]),
-        (["code", "last"], ["code", "last"]),
+        ("*c*", ["encoder", "code"]),
+        (["last", "c?de"], ["code", "last"]),
+        (("up",), ["up"]),
         (lambda name, module: isinstance(module, nn.Linear), ["code"]),
         (lambda name, module: isinstance(module, nn.ConvTranspose2d), ["up"]),
     ],
@@ -62,13 +64,13 @@ def test_linear_layers_are_randomised_where_they_are_named(layers: Any, expected
     exact, output = dict(zip(dict(model.named_parameters()), grads(model, x), strict=True)), model(x)
     types = {name: type(module) for name, module in model.named_modules()}
     with randbp.randomize(model, Spatial(0.25), layers=layers) as handle:
-        assert handle.layers == expected
+        assert handle.layers == expected and handle.keep_rates == dict.fromkeys(expected, 0.25)
         assert torch.equal(model(x), output)
         estimated = dict(zip(exact, grads(model, x), strict=True))
         for name in ("encoder", "code", "up", "last"):
             assert torch.equal(estimated[f"{name}.weight"], exact[f"{name}.weight"]) == (name not in expected), name
             torch.testing.assert_close(estimated[f"{name}.bias"], exact[f"{name}.bias"], rtol=1e-4, atol=1e-4)
-    assert {name: type(module) for name, module in model.named_modules()} == types
+    assert {name: type(module) for name, module in model.named_modules()} == types and handle.layers == []
     assert same(grads(model, x), list(exact.values()))
 
 
@@ -201,7 +203,7 @@ def test_errors_end_in_one_line(model: nn.Module, options: dict[str, Any], messa
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("estimator", [Spatial(0.5), Batch(0.5)], ids=str)
+@pytest.mark.parametrize("estimator", [Spatial(0.5), Axes(0.5), Channels(0.5), Batch(0.5)], ids=str)
 def test_training_goes_down(estimator: Any) -> None:
     torch.manual_seed(0)
     model, x = Autoencoder(), data()
