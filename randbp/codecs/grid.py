@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..kernels import slope_to_grid, times_grid, to_grid
+from ..kernels import times_grid, to_grid
 from ..kernels.grid_bits import codes_of, grid_bytes, spoilt_blocks, stretched
 from ..kernels.mask_bits import bits_of
 from ..kernels.noise import BLOCK
@@ -54,16 +54,12 @@ class Grid(Flat):
 
     def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
         """What is held of flat values, ``uint8``; the mean over the noise is the values."""
-        stream = needed(noise)
-        first = stream.take(-(-len(values) // BLOCK))
-        held: Tensor = to_grid(values, stream.seed, first, self.bits, 1 / self.step, self._zero)
-        return held
+        return self.encode_slopes(values, "", [1.0, 0.0, 0.0], needed(noise))
 
     def encode_slopes(self, x: Tensor, function: str, parameters: list[float], noise: Stream) -> Tensor:
-        """What is held of the derivatives of an activation at flat ``x``: see :func:`randbp.kernels.slope_to_grid`."""
-        first = noise.take(-(-len(x) // BLOCK))
-        inverse = 1 / self.step
-        held: Tensor = slope_to_grid(x, function, parameters, noise.seed, first, self.bits, inverse, self._zero)
+        """What is held of the derivatives of an activation at flat ``x``: see :func:`randbp.kernels.to_grid`."""
+        first, inverse = noise.take(-(-len(x) // BLOCK)), 1 / self.step
+        held: Tensor = to_grid(x, function, parameters, noise.seed, first, self.bits, inverse, self._zero)
         return held
 
     def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:

@@ -3,30 +3,13 @@
 import torch
 from torch import Tensor
 
-from .channels import of_entries, pieces
 from .decode import decode
 from .noise import BLOCK
 from .operator import fused
+from .planes import of_entries, pieces
 
 
-def _fake(
-    codes: Tensor,
-    scales: Tensor,
-    seed: int,
-    bits: int,
-    grad: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    groups: int,
-    over_batch: bool,
-    corrected: bool,
-    needs_input: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    per_channel = rstd.new_empty(grad.shape[2])
-    return grad.new_empty(grad.shape if needs_input else 0), per_channel, torch.empty_like(per_channel)
-
-
-@fused(_fake)
+@fused(lambda codes, scales, seed, bits, grad, rstd, *rest: room_for(grad, rstd, grad.shape[2], rest[-1]))
 def channel_norm_backward(
     codes: Tensor,
     scales: Tensor,
@@ -93,6 +76,12 @@ def channel_norm_backward(
             factor = steps.square().div_(12).mul_(excess[n, :, c]).add_(factor)
         x.add_(factor * v)
     return value.to(grad.dtype), weight_grad, bias_grad
+
+
+def room_for(grad: Tensor, rstd: Tensor, parameters: int, needs_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty tensors for the gradients of an input, if it is needed, and of ``γ`` and ``β``."""
+    input_grad = grad.new_empty(grad.shape if needs_input else 0)
+    return input_grad, rstd.new_empty(parameters), rstd.new_empty(parameters)
 
 
 def terms(

@@ -2,71 +2,52 @@
 
 from math import gcd
 
-import numpy as np
-import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from .channel_norm import terms
-from .channels_numba import Form
+from .channel_norm import room_for, terms
 from .decode_numba import decode_block
-from .jit import function, parallel, room, summing, tasks
-from .memory_numba import array, buffer_of, kind, loaded, numpy_dtype, storable, stored
+from .instructions_numba import as_bytes, at, beyond, part_of
+from .jit import function, numbers, parallel, share, summing
+from .memory_numba import buffer_of, loaded, stored
 from .noise import BLOCK, start
-from .pointers_numba import as_bytes, at, beyond, part_of
+from .planes_numba import Form
 
 _PART = 2**14
 """Entries whose sums are taken together, about: the same however many threads there are [entries]."""
 
 
 def channel_norm_backward(
-    codes: Tensor,
-    scales: Tensor,
-    seed: int,
-    bits: int,
-    grad: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    groups: int,
-    over_batch: bool,
-    corrected: bool,
-    needs_input: bool,
+    codes, scales, seed, bits, grad, rstd, weight, groups, over_batch, corrected, needs_input
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as the reference's, sums up to rounding."""
     examples, before, channels, after = grad.shape
+    result, weight_grad, bias_grad = room_for(grad, rstd, channels, needs_input)
     if not grad.numel():
-        nothing = rstd.new_zeros(channels)
-        return torch.empty_like(grad) if needs_input else grad.new_empty(0), nothing, nothing.clone()
-    form = Form.of(grad.shape, 1 if over_batch else examples)
-    dtype, precise = scales.dtype, numpy_dtype(scales.dtype)
-    numbers: np.ndarray = np.array([0.5, 2**-16, 12, 0], precise)
-    grad = grad.contiguous()
-    held = array(codes[0]), array(scales[0]), uint64(start(seed)), bits, numbers, array(grad.view(-1)), kind(grad.dtype)
+        return result, weight_grad.zero_(), bias_grad.zero_()
+    form, grad = Form.of(grad.shape, 1 if over_batch else examples), grad.contiguous()
+    constants, room = numbers([0.5, 2**-16, 12, 0], scales.dtype), (BLOCK, scales.dtype)
+    held = codes, scales, uint64(start(seed)), bits, constants, grad.view(-1), grad.dtype
     if form.size == 1:
         each = min(form.rows, max(1, _PART // form.planes))
-        partial = torch.zeros(form.examples, -(-form.rows // each), 2, form.planes, dtype=dtype)
-        parts = partial.shape[0] * partial.shape[1]
-        _column_sums(*held, form.rows, each, array(partial), *room(parts, BLOCK, precise), parts)
+        partial = scales.new_zeros(form.examples, -(-form.rows // each), 2, form.planes)
+        _column_sums(*held, form.rows, each, partial, tasks=partial.shape[0] * partial.shape[1], room=room)
         sums = form.gather(partial.sum(1).movedim(1, 0))
     else:
         least = BLOCK // gcd(form.size, BLOCK)
         each = max(1, round(_PART / form.size / least)) * least
-        partial = torch.empty(2, form.examples * form.rows * form.planes, dtype=dtype)
-        parts = -(-partial.shape[1] // each)
-        _plane_sums(*held, form.size, each, array(partial), *room(parts, BLOCK, precise), parts)
+        partial = scales.new_zeros(2, form.examples * form.rows * form.planes)
+        _plane_sums(*held, form.size, each, partial, tasks=-(-partial.shape[1] // each), room=room)
         sums = partial.view(2, form.examples, -1, channels).sum(2)
     together = (examples if over_batch else channels // groups) * before * after
     weight_grad, bias_grad, coefficients = terms(sums, rstd, weight, groups, over_batch, together)
-    if not needs_input:
-        return grad.new_empty(0), weight_grad, bias_grad
-    result = torch.empty_like(grad, dtype=storable(grad.dtype))
-    several = (array(form.spread(each).view(-1)) for each in coefficients)
-    parts = tasks(grad.numel())
-    _input_grad(
-        *held, form.rows, form.planes, form.size, *several, corrected, array(result.view(-1)),
-        *room(parts, BLOCK, precise), parts,
-    )  # fmt: skip
-    return result.to(grad.dtype), weight_grad, bias_grad
+    if needs_input:
+        several = (form.spread(each).view(-1) for each in coefficients)
+        _input_grad(
+            *(*held, form.rows, form.planes, form.size, *several, corrected, result.view(-1)),
+            entries=grad.numel(), room=room,
+        )  # fmt: skip
+    return result, weight_grad, bias_grad
 
 
 @parallel
@@ -112,7 +93,6 @@ def _plane_sums(codes, scales, start, bits, numbers, grad, kind, size, each, sum
         given, levels = part_of(room, task), as_bytes(part_of(words, task))
         x = beyond(given, BLOCK)
         first, end = task * each * size, min(planes, (task + 1) * each) * size
-        sums[:, task * each : min(planes, (task + 1) * each)] = numbers[3]
         for number in range(first // BLOCK, (end + BLOCK - 1) // BLOCK):
             begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
             decode_block(
@@ -141,32 +121,14 @@ def _sums(v, x, count, zero):
 
 @parallel
 def _input_grad(
-    codes,
-    scales,
-    start,
-    bits,
-    numbers,
-    grad,
-    kind,
-    rows,
-    planes,
-    size,
-    scale,
-    slope,
-    shift,
-    excess,
-    corrected,
-    result,
-    room,
-    words,
-    tasks,
-):
-    blocks, nbytes = len(scales), BLOCK // 8 * bits
-    each = (blocks + tasks - 1) // tasks
+    codes, scales, start, bits, numbers, grad, kind, rows, planes, size, scale, slope, shift, excess, corrected, result,
+    room, words, tasks,
+):  # fmt: skip
+    nbytes = BLOCK // 8 * bits
     for task in prange(tasks):
         given, levels = part_of(room, task), as_bytes(part_of(words, task))
         made = beyond(given, BLOCK)
-        for number in range(task * each, min(blocks, (task + 1) * each)):
+        for number in share(task, tasks, scales.shape[1]):
             begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
             out = at(result, begin)
             x = buffer_of(out, made)
@@ -175,7 +137,7 @@ def _input_grad(
                 at(numbers, 0), levels, x,
             )  # fmt: skip
             v = loaded(at(grad, begin), stop - begin, kind, given)
-            variance = scales[number, 1] * scales[number, 1] / numbers[2] if corrected else numbers[3]
+            variance = scales[0, number, 1] * scales[0, number, 1] / numbers[2] if corrected else numbers[3]
             here = begin
             while here < stop:
                 row, entry = here // (planes * size), here % (planes * size)
@@ -195,7 +157,7 @@ def _input_grad(
                         factor = variance * excess[channel] + factor
                     _plane(some, entries, to - here, factor, slope[channel], shift[channel])
                 here = to
-            stored(x, stop - begin, out)
+            stored(x, stop - begin, kind, out)
 
 
 @function

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic_triton import PRECISION, divided, launch, rounded, widen
+from .basics_triton import divided, launch, rounded, widen
 from .channel_norm import terms
 from .decode_triton import entries_at
 from .encode_triton import channel_of, example_of
@@ -16,17 +16,7 @@ TILE = 512
 
 
 def channel_norm_backward(
-    codes: Tensor,
-    scales: Tensor,
-    seed: int,
-    bits: int,
-    grad: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    groups: int,
-    over_batch: bool,
-    corrected: bool,
-    needs_input: bool,
+    codes, scales, seed, bits, grad, rstd, weight, groups, over_batch, corrected, needs_input
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as the reference's, up to the order of the sums."""
     examples, before, channels, after = grad.shape
@@ -37,8 +27,8 @@ def channel_norm_backward(
     high, wide = _sizes(before * after, channels, after == 1)
     programs = examples * triton.cdiv(channels, wide) if count else 0
     launch(
-        _sums, programs, grad, *held, grad, sums, before, channels, after, count, examples * channels, WIDE=wide,
-        HIGH=high, PRECISE=PRECISION[scales.dtype], **same,
+        _sums, programs, *held, grad, sums, before, channels, after, count, examples * channels, WIDE=wide,
+        HIGH=high, PRECISE=scales.dtype, **same,
     )  # fmt: skip
     together = examples * before * after if over_batch else channels // groups * before * after
     weight_grad, bias_grad, coefficients = terms(sums, rstd, weight, groups, over_batch, together)
@@ -47,9 +37,9 @@ def channel_norm_backward(
     result = torch.empty_like(grad)
     scale, slope, shift, excess = (each.contiguous() for each in coefficients)
     launch(
-        _apply, triton.cdiv(count, TILE), grad, *held, grad, result, scale, slope, shift, excess, channels,
+        _apply, triton.cdiv(count, TILE), *held, grad, result, scale, slope, shift, excess, channels,
         before * channels * after, after, count, EACH=len(scale) > 1, CORRECTED=corrected, TILE=TILE,
-        PRECISE=PRECISION[scales.dtype], **same,
+        PRECISE=scales.dtype, **same,
     )  # fmt: skip
     return result, weight_grad, bias_grad
 

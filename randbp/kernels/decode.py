@@ -9,21 +9,11 @@ from .operator import fused
 from .packing import unpack
 
 
-def _fake(
-    codes: Tensor,
-    scales: Tensor,
-    seed: int,
-    first: int,
-    bits: int,
-    block: int,
-    entries: int,
-    dithered: bool,
-    dtype: torch.dtype,
-) -> Tensor:
-    return codes.new_empty(codes.shape[0], entries, dtype=dtype)
-
-
-@fused(_fake)
+@fused(
+    lambda codes, scales, seed, first, bits, block, entries, dithered, dtype: codes.new_empty(
+        len(codes), entries, dtype=dtype
+    )
+)
 def decode(
     codes: Tensor,
     scales: Tensor,

@@ -5,52 +5,33 @@ import torch
 from numba import prange, uint8, uint32, uint64
 from torch import Tensor
 
-from .casts_numba import converted
-from .jit import function, parallel, room, tasks
-from .memory_numba import array, buffer_of, copied, numpy_dtype, stored
+from .instructions_numba import add, as_bytes, at, both, converted, left, part_of, right, subtract
+from .jit import function, numbers, parallel, share
+from .memory_numba import buffer_of, copied, stored
 from .noise import start
 from .noise_numba import keys, word
 from .packing_numba import unpack_bytes
-from .pointers_numba import as_bytes, at, part_of
-from .words_numba import add, both, left, right, subtract
 
 _ONE, _UP, _DOWN, _MIDDLE, _EVEN = uint32(1), uint32(17), uint32(15), uint32(2**16 - 1), uint32(2**17 - 2)
 _4, _15 = uint8(4), uint8(15)
 
 
-def decode(
-    codes: Tensor,
-    scales: Tensor,
-    seed: int,
-    first: int,
-    bits: int,
-    block: int,
-    entries: int,
-    dithered: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+def decode(codes, scales, seed, first, bits, block, entries, dithered, dtype) -> Tensor:
     """The same bits as the reference's."""
-    direct = dtype if dtype in (scales.dtype, torch.bfloat16) and scales.dtype == torch.float32 else scales.dtype
-    result = torch.empty(len(codes), entries, dtype=direct)
-    if result.numel():
-        parts = tasks(result.numel())
-        precise = numpy_dtype(scales.dtype)
-        numbers: np.ndarray = np.array([0.5, 2**-16], precise)
-        _decode(
-            array(codes.contiguous()), array(scales.contiguous()), array(result), uint64(start(seed)),
-            first, bits, block, dithered, numbers, *room(parts, block, precise), parts,
-        )  # fmt: skip
-    return result.to(dtype)
+    result = torch.empty(len(codes), entries, dtype=dtype)
+    _decode(
+        *(codes, scales, result, dtype, uint64(start(seed)), first, bits, block, dithered),
+        numbers([0.5, 2**-16], scales.dtype), entries=result.numel(), room=(block, scales.dtype),
+    )  # fmt: skip
+    return result
 
 
 @parallel
-def _decode(codes, scales, result, start, first, bits, block, dithered, numbers, room, words, tasks):
-    rows, entries = result.shape
-    blocks, nbytes = scales.shape[1], codes.shape[1]
-    each = (rows * blocks + tasks - 1) // tasks
+def _decode(codes, scales, result, kind, start, first, bits, block, dithered, numbers, room, words, tasks):
+    entries, blocks, nbytes = result.shape[1], scales.shape[1], codes.shape[1]
     for task in prange(tasks):
         buffer, levels = part_of(room, task), as_bytes(part_of(words, task))
-        for number in range(task * each, min(rows * blocks, (task + 1) * each)):
+        for number in share(task, tasks, len(scales) * blocks):
             row = number // blocks
             place = number - row * blocks
             size = min(block, entries - place * block)
@@ -62,9 +43,9 @@ def _decode(codes, scales, result, start, first, bits, block, dithered, numbers,
                 first + number, bits, dithered, at(numbers, 0), levels, x,
             )  # fmt: skip
             if dithered:
-                copied(x, size, out)
+                copied(x, size, kind, out)
             else:
-                stored(x, size, out)
+                stored(x, size, kind, out)
 
 
 @function

@@ -5,32 +5,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic_triton import PRECISION, launch, rounded
-from .encode_triton import cut, tile
-from .levels import Rows
+from .basics_triton import cut, launch, rounded, tile
 from .noise import signed, start
 from .noise_triton import keys, uniforms
 
 
-def decode(
-    codes: Tensor,
-    scales: Tensor,
-    seed: int,
-    first: int,
-    bits: int,
-    block: int,
-    entries: int,
-    dithered: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+def decode(codes, scales, seed, first, bits, block, entries, dithered, dtype) -> Tensor:
     """The same bits as the reference's."""
     result = torch.empty(len(codes), entries, dtype=dtype, device=codes.device)
-    rows = Rows(entries, block, bits)
-    count, (together, columns) = len(codes) * rows.blocks, tile(block)
+    (rows, blocks, _), (together, columns) = scales.shape, tile(block)
     launch(
-        _decode, triton.cdiv(count, together), codes, codes.contiguous(), scales.contiguous(), result,
-        signed(start(seed)), first, count, entries, rows.blocks, block, codes.shape[1], BITS=bits, DITHERED=dithered,
-        PRECISE=PRECISION[scales.dtype], TOGETHER=together, COLUMNS=columns,
+        _decode, triton.cdiv(rows * blocks, together), codes.contiguous(), scales.contiguous(), result,
+        signed(start(seed)), first, rows * blocks, entries, blocks, block, codes.shape[1], BITS=bits,
+        DITHERED=dithered, PRECISE=scales.dtype, TOGETHER=together, COLUMNS=columns,
     )  # fmt: skip
     return result
 

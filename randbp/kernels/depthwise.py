@@ -8,24 +8,7 @@ from torch import Tensor
 from .operator import fused
 
 
-def _fake(
-    kept: Tensor,
-    numbers: Tensor,
-    length: int,
-    counts: Sequence[int],
-    weights: Sequence[float],
-    middle: Tensor,
-    output_grad: Tensor,
-    kernel_size: Sequence[int],
-    input_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    return output_grad.new_empty(output_grad.shape[1], *kernel_size)
-
-
-@fused(_fake)
+@fused(lambda *args: args[6].new_empty(args[6].shape[1], *args[7]))
 def depthwise_weight_vjp(
     kept: Tensor,
     numbers: Tensor,

@@ -5,7 +5,6 @@ reaches, beside output gradients put where their first kernel entry reads the in
 of products of two stretches of memory.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,8 +12,7 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from .jit import function, parallel, tasks
-from .memory_numba import array
+from .jit import function, numbers, parallel, parts_of
 from .sums_numba import dot, three_dots
 
 CACHED = 2**11
@@ -28,34 +26,21 @@ TOGETHER = 8
 
 
 def depthwise_weight_vjp(
-    kept: Tensor,
-    numbers: Tensor,
-    length: int,
-    counts: Sequence[int],
-    weights: Sequence[float],
-    middle: Tensor,
-    output_grad: Tensor,
-    kernel_size: Sequence[int],
-    input_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    kept, stretches, length, counts, weights, middle, output_grad, kernel_size, input_size, stride, padding, dilation
 ) -> Tensor:
     """The same as the reference's, up to the order of the sums."""
     dtype = output_grad.dtype
     if dtype not in (torch.float32, torch.float64):
-        some = kept.float(), numbers, length, counts, weights, middle.float(), output_grad.float()
+        some = kept.float(), stretches, length, counts, weights, middle.float(), output_grad.float()
         return depthwise_weight_vjp(*some, kernel_size, input_size, stride, padding, dilation).to(dtype)
     result = output_grad.new_empty(output_grad.shape[1], *kernel_size)
-    each = np.repeat(np.array(weights, array(result).dtype), [count // length for count in counts])
+    each = np.repeat(numbers(weights, dtype), [count // length for count in counts])
     geometry = np.array([kernel_size, input_size, stride, padding, dilation], np.int64)
-    channels = kept.shape[1]
-    targets, sources, places = _places(*map(tuple, geometry.tolist()), tuple(output_grad.shape[2:]))
+    places = _places(*map(tuple, geometry.tolist()), tuple(output_grad.shape[2:]))
     _vjp(
-        array(kept.to(dtype).contiguous()), array(numbers.contiguous()), length, each,
-        array(middle.to(dtype).contiguous()), array(output_grad.contiguous()), geometry, targets, sources, places,
-        array(result), max(1, min(channels, tasks(output_grad.numel()))),
-    )  # fmt: skip
+        *(kept.to(dtype), stretches, length, each, middle.to(dtype), output_grad, geometry, *places, result),
+        tasks=max(1, min(kept.shape[1], parts_of(output_grad.numel()))),
+    )
     return result
 
 

@@ -4,14 +4,12 @@ No input is rebuilt: with ``X = m + w x`` where an entry was kept and ``m`` else
 the kept entries times the output gradients that they meet, and ``m`` times the sum of those that meet any input.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic_triton import PRECISION, launch, widen
+from .basics_triton import launch, widen
 from .gather import on_device
 from .levels import scale_dtype
 
@@ -23,18 +21,7 @@ PROGRAMS = 2**11
 
 
 def depthwise_weight_vjp(
-    kept: Tensor,
-    numbers: Tensor,
-    length: int,
-    counts: Sequence[int],
-    weights: Sequence[float],
-    middle: Tensor,
-    output_grad: Tensor,
-    kernel_size: Sequence[int],
-    input_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    kept, numbers, length, counts, weights, middle, output_grad, kernel_size, input_size, stride, padding, dilation
 ) -> Tensor:
     """The same as the reference's, up to the order of the sums."""
     (batch, channels, positions), copies = kept.shape, output_grad.shape[1]
@@ -45,10 +32,10 @@ def depthwise_weight_vjp(
     each = [weight for count, weight in zip(counts, weights, strict=True) for _ in range(count // length)]
     sums = torch.empty(parts, copies, *kernel_size, dtype=dtype, device=kept.device)
     launch(
-        _depthwise, copies * tiles * parts, kept, kept.contiguous(), numbers.contiguous(),
+        _depthwise, copies * tiles * parts, kept.contiguous(), numbers.contiguous(),
         on_device(each, sums), middle.contiguous(), output_grad.contiguous(), sums, batch, channels, copies, positions,
         length, numbers.shape[1] if len(numbers) > 1 else 0, *output_grad.shape[2:], *input_size, every, kernel_size[1],
-        *stride, *padding, *dilation, tiles, parts, ENTRIES=entries, COLUMNS=COLUMNS, PRECISE=PRECISION[dtype],
+        *stride, *padding, *dilation, tiles, parts, ENTRIES=entries, COLUMNS=COLUMNS, PRECISE=dtype,
     )  # fmt: skip
     return (sums.squeeze(0) if parts == 1 else sums.sum(0)).to(output_grad.dtype)
 

@@ -5,6 +5,8 @@ All are made of ``exp`` by a polynomial, after Cephes' ``expf``, which is right 
 to 1.5e-7. What compilers make of a library's functions differs; these few operations give the same bits everywhere.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,7 @@ def sigmoid(x: Tensor) -> Tensor:
     return exp(-x).add_(1).reciprocal_()
 
 
-def derivative(x: Tensor, function: str, parameters: list[float]) -> Tensor:
+def derivative(x: Tensor, function: str, parameters: Sequence[float]) -> Tensor:
     """``φ'(x)`` of one of :data:`FUNCTIONS`, in single precision; NaN where PyTorch's is.
 
     Example:

@@ -3,9 +3,8 @@
 import numpy as np
 
 from . import derivatives
-from .casts_numba import number_of
+from .instructions_numba import left, number_of, subtract
 from .jit import function
-from .words_numba import left, subtract
 
 _GELU, _GELU_TANH, _SILU, _MISH, _SIGMOID, _TANH, _TANHSHRINK, _SOFTPLUS, _ELU, _HARDSWISH = range(10)
 

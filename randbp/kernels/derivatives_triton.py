@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from . import derivatives as of
-from .arithmetic_triton import divided
+from .basics_triton import divided
 
 FAR, REACH = tl.constexpr(of.FAR), tl.constexpr(of.REACH)
 LOG2_E, LN2_HIGH, LN2_LOW = tl.constexpr(of.LOG2_E), tl.constexpr(of.LN2_HIGH), tl.constexpr(of.LN2_LOW)
@@ -17,11 +17,11 @@ PART = tl.constexpr(1 / 3)
 
 
 @triton.jit
-def derivative(x, FUNCTION: tl.constexpr, FACTOR: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr):
+def derivative(x, FUNCTION: tl.constexpr, factor, second, third):
     """The derivative of an activation in single precision."""
-    z = x * FACTOR
+    z = x * factor
     z = tl.where(z == z, tl.minimum(tl.maximum(z, -FAR), FAR), 0.0)
-    slope = _slope(z, FUNCTION, SECOND, THIRD)
+    slope = _slope(z, FUNCTION, second, third)
     if FUNCTION == "gelu" or FUNCTION == "gelu_tanh" or FUNCTION == "silu" or FUNCTION == "mish":
         defined = tl.abs(x) < float("inf")
     else:
@@ -30,7 +30,7 @@ def derivative(x, FUNCTION: tl.constexpr, FACTOR: tl.constexpr, SECOND: tl.const
 
 
 @triton.jit
-def _slope(z, FUNCTION: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr):
+def _slope(z, FUNCTION: tl.constexpr, second, third):
     if FUNCTION == "gelu":
         size = tl.abs(z) * ROOT_HALF
         density = exp(-(size * size))
@@ -53,11 +53,11 @@ def _slope(z, FUNCTION: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr)
         tanh = divided(double, double + 2.0)
         slope = tanh + (1.0 - tanh * tanh) * share * z
     elif FUNCTION == "elu":
-        slope = tl.where(z > 0, THIRD, exp(tl.minimum(z, 0.0)) * SECOND)
+        slope = tl.where(z > 0, third, exp(tl.minimum(z, 0.0)) * second)
     elif FUNCTION == "hardswish":
         slope = tl.where(z <= -3, 0.0, tl.where(z < 3, z * PART + 0.5, 1.0))
     elif FUNCTION == "softplus":
-        slope = tl.where(z > SECOND, 1.0, _sigmoid(z))
+        slope = tl.where(z > second, 1.0, _sigmoid(z))
     elif FUNCTION == "sigmoid":
         p = _sigmoid(z)
         slope = (1.0 - p) * p

@@ -4,18 +4,13 @@ import torch
 from torch import Tensor
 
 from .levels import Rows, factors, numbers, scale_dtype
-from .noise import halves, keys
+from .noise import BLOCK, halves, keys
 from .operator import fused
 from .packing import pack, to_bytes
+from .planes import pieces
 
 
-def _fake(values: Tensor, seed: int, first: int, bits: int, block: int, dithered: bool) -> tuple[Tensor, Tensor]:
-    rows = Rows(values.shape[1], block, bits)
-    scales = values.new_empty(values.shape[0], rows.blocks, 2, dtype=scale_dtype(values.dtype))
-    return values.new_empty(values.shape[0], rows.nbytes, dtype=torch.uint8), scales
-
-
-@fused(_fake)
+@fused(lambda values, seed, first, bits, block, dithered: room_for(values, bits, block))
 def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithered: bool) -> tuple[Tensor, Tensor]:
     r"""Codes and scales of rows of numbers.
 
@@ -45,8 +40,7 @@ def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithere
     """
     rows = Rows(values.shape[1], block, bits)
     dtype, top, (whole, spoilt) = scale_dtype(values.dtype), 2**bits - 1, factors(bits, dithered)
-    codes = torch.empty(len(values), rows.nbytes, dtype=torch.uint8, device=values.device)
-    scales = torch.empty(len(values), rows.blocks, 2, dtype=dtype, device=values.device)
+    codes, scales = room_for(values, bits, block)
     noise = keys(seed, numbers(rows, len(values), first, values.device))
     for part, blocks, entries in rows.pieces(len(values), values.device):
         columns = slice(blocks.start * block, blocks.start * block + (blocks.stop - blocks.start) * entries)
@@ -64,6 +58,13 @@ def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithere
         codes[part, byte : byte + packed.shape[1]] = packed
         torch.cat([least, step], 2, out=scales[part, blocks])
     return codes, scales
+
+
+def room_for(rows: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
+    """Empty tensors for the codes and scales of rows of numbers."""
+    count, layout = len(rows), Rows(rows.shape[1], block, bits)
+    codes = torch.empty(count, layout.nbytes, dtype=torch.uint8, device=rows.device)
+    return codes, torch.empty(count, layout.blocks, 2, dtype=scale_dtype(rows.dtype), device=rows.device)
 
 
 def _levels(x: Tensor, whole: float, spoilt: float | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -85,3 +86,40 @@ def _levels(x: Tensor, whole: float, spoilt: float | None) -> tuple[Tensor, Tens
     zero = 0.0 if wrong is None else torch.zeros_like(step).copysign_(step)
     step = torch.where(too_small, zero, step)
     return least.add_(0.0), step, inverse.masked_fill_(too_small, 0), wrong
+
+
+@fused(lambda values, mean, rstd, seed, bits: room_for(values.flatten().unsqueeze(0), bits, BLOCK))
+def encode_normalised(values: Tensor, mean: Tensor, rstd: Tensor, seed: int, bits: int) -> tuple[Tensor, Tensor]:
+    r"""Codes and scales of ``x̂ = (x - μ) r``, dithered: :func:`.encode` without a pass for ``x̂``.
+
+    Args:
+        values: ``x``, ``[N, P, C, S]`` without gaps: channels ``C`` among positions before and behind them.
+        mean: ``μ``, ``[N or 1, C]`` in the precision of the scales.
+        rstd: ``r``, likewise.
+        seed: Of the noise.
+        bits: Bits per entry.
+
+    Returns:
+        Codes ``[1, bytes]`` and scales ``[1, blocks, 2]``, of all entries in one row of blocks of 256.
+
+    Example:
+        >>> x, mean, rstd = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[2.0]]), torch.tensor([[1.0]])
+        >>> codes, scales = encode_normalised(x, mean, rstd, 0, 8)
+        >>> codes.shape, scales[0, 0].round(decimals=4)
+        (torch.Size([1, 8]), tensor([-1.0000,  0.0078]))
+    """
+    examples, dtype = len(values), scale_dtype(values.dtype)
+    if not values.numel():
+        return encode.reference(values.reshape(1, 0), seed, 0, bits, BLOCK, True)
+    mean, rstd = (each.expand(examples, -1)[:, None, :, None] for each in (mean, rstd))
+    codes, scales, rest = [], [], values.new_empty(0, dtype=dtype)
+    first, left = 0, values.numel()
+    for n, p, c in pieces(values.shape, values.device):
+        part = values[n, p, c].to(dtype).sub(mean[n, :, c]).mul_(rstd[n, :, c]).flatten()
+        rest, left = torch.cat([rest, part]), left - len(part)
+        whole = len(rest) // BLOCK * BLOCK if left else len(rest)
+        made = encode(rest[:whole].view(1, -1), seed, first, bits, BLOCK, True)
+        codes.append(made[0])
+        scales.append(made[1])
+        rest, first = rest[whole:], first + whole // BLOCK
+    return torch.cat(codes, 1), torch.cat(scales, 1)

@@ -1,6 +1,7 @@
 """Kept positions of planes beside the planes' sums, in one pass over memory."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,19 +9,16 @@ from torch import Tensor
 from .operator import fused
 
 
-def _fake(
-    planes: Tensor, numbers: Tensor, length: int, weights: Sequence[float], order: str, what: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    means = planes.new_empty(planes.shape[:2])
-    return empty(planes, numbers.shape[1] * length, order), means, torch.empty_like(means)
-
-
-def empty(planes: Tensor, count: int, order: str) -> Tensor:
-    """Room for so many positions of each plane ``[N, C, P]``, in an order of memory."""
+def results(planes: Tensor, numbers: Tensor, length: int, weights: Any, order: str, what: str) -> tuple[Tensor, ...]:
+    """Empty tensors for what is kept, and zeros for means and sums."""
     batch, channels, _ = planes.shape
-    if order == "examples":
-        return planes.new_empty(batch, channels, count)
-    return planes.new_empty((channels, batch, count) if order == "channels" else (batch, count, channels))
+    count = numbers.shape[1] * length
+    sizes = {
+        "examples": (batch, channels, count),
+        "channels": (channels, batch, count),
+        "rows": (batch, count, channels),
+    }
+    return planes.new_empty(sizes[order]), planes.new_zeros(batch, channels), planes.new_zeros(batch, channels)
 
 
 def as_planes(kept: Tensor, order: str) -> Tensor:
@@ -36,7 +34,7 @@ def on_device(weights: Sequence[float], like: Tensor) -> Tensor:
     return numbers.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else numbers
 
 
-@fused(_fake)
+@fused(results)
 def gather_planes(
     planes: Tensor, numbers: Tensor, length: int, weights: Sequence[float], order: str, what: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,15 +57,14 @@ def gather_planes(
         >>> gather_planes(planes, torch.tensor([[1]]), 2, [0.5], "examples", "deviations")
         (tensor([[[0., 3.]]]), tensor([[3.]]), tensor([[1.5000]]))
     """
+    kept, means, sums = results(planes, numbers, length, weights, order, what)
     within = torch.arange(length, device=numbers.device)
     positions = (numbers.unsqueeze(2) * length + within).flatten(1)
     found = planes.gather(2, positions.unsqueeze(1).expand(*planes.shape[:2], -1))
-    means, sums = planes.new_zeros(planes.shape[:2]), planes.new_zeros(planes.shape[:2])
     if what != "entries":
         means = planes.mean(2)
     if what == "deviations":
         found.sub_(means.unsqueeze(2))
         sums = found @ on_device(weights, found).repeat_interleave(length)
-    kept = empty(planes, found.shape[2], order)
     as_planes(kept, order).copy_(found)
     return kept, means, sums

@@ -1,43 +1,32 @@
 """Kept positions of planes by numba: see :mod:`.gather`."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from . import gather
-from .jit import function, parallel, tasks
-from .memory_numba import array
+from .gather import gather_planes as fused
+from .gather import results
+from .jit import function, numbers, parallel, share
 from .sums_numba import dot, total
 
 TOGETHER = 16
 """Channels that are written side by side, where these are innermost."""
 
 
-def gather_planes(
-    planes: Tensor, numbers: Tensor, length: int, weights: Sequence[float], order: str, what: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def gather_planes(planes, positions, length, weights, order, what) -> tuple[Tensor, Tensor, Tensor]:
     """The same as the reference's, up to the order of the sums."""
     if planes.dtype not in (torch.float32, torch.float64):
-        return gather.gather_planes.reference(planes, numbers, length, weights, order, what)
-    batch, channels, _ = planes.shape
-    count = numbers.shape[1] * length
-    kept = gather.empty(planes, count, order)
-    means = planes.new_zeros(batch, channels)
-    sums = torch.zeros_like(means)
-    if not planes.numel():
-        return kept, means, sums
-    factors: np.ndarray = np.repeat(np.array(weights, array(means).dtype), length)
-    level = ("entries", "means", "deviations").index(what)
-    fixed = array(planes.contiguous()), array(numbers.contiguous()), length, factors, level
-    parts = tasks(planes.numel())
+        return fused.reference(planes, positions, length, weights, order, what)
+    kept, means, sums = results(planes, positions, length, weights, order, what)
+    level, (batch, channels, _) = ("entries", "means", "deviations").index(what), planes.shape
+    given = planes, positions, length, np.repeat(numbers(weights, planes.dtype), length), level
     if order == "rows":
-        _gather_rows(*fixed, array(kept), array(means), array(sums), TOGETHER, parts)
+        _gather_rows(*given, kept, means, sums, entries=planes.numel())
     else:
+        count = positions.shape[1] * length
         strides = (channels * count, count) if order == "examples" else (count, batch * count)
-        _gather(*fixed, array(kept.view(-1)), *strides, array(means), array(sums), parts)
+        _gather(*given, kept.view(-1), *strides, means, sums, entries=planes.numel())
     return kept, means, sums
 
 
@@ -45,9 +34,8 @@ def gather_planes(
 def _gather(planes, numbers, length, weights, level, kept, example, channel, means, sums, tasks):
     batch, channels, _ = planes.shape
     count = numbers.shape[1] * length
-    every = batch * channels
     for task in prange(tasks):
-        for number in range(task * every // tasks, (task + 1) * every // tasks):
+        for number in share(task, tasks, batch * channels):
             n = number // channels
             c = number - n * channels
             start = n * example + c * channel
@@ -58,17 +46,16 @@ def _gather(planes, numbers, length, weights, level, kept, example, channel, mea
 
 
 @parallel
-def _gather_rows(planes, numbers, length, weights, level, kept, means, sums, together, tasks):
+def _gather_rows(planes, numbers, length, weights, level, kept, means, sums, tasks):
     batch, channels, _ = planes.shape
     count = numbers.shape[1] * length
-    blocks = (channels + together - 1) // together
-    every = batch * blocks
+    blocks = (channels + TOGETHER - 1) // TOGETHER
     for task in prange(tasks):
-        some = np.empty((together, count), planes.dtype)
-        for number in range(task * every // tasks, (task + 1) * every // tasks):
+        some = np.empty((TOGETHER, count), planes.dtype)
+        for number in share(task, tasks, batch * blocks):
             n = number // blocks
-            first = (number - n * blocks) * together
-            last = min(channels, first + together)
+            first = (number - n * blocks) * TOGETHER
+            last = min(channels, first + TOGETHER)
             for c in range(first, last):
                 _one(
                     planes[n, c], numbers[n if len(numbers) > 1 else 0], length, weights, level, some[c - first],

@@ -1,37 +1,30 @@
 """Kept positions of planes by Triton: see :mod:`.gather`."""
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import gather
-from .arithmetic_triton import PRECISION, divided, launch
-from .encode_triton import tile
+from .basics_triton import PRECISION, divided, launch, tile
+from .gather import as_planes, on_device, results
+from .gather import gather_planes as fused
 
 
-def gather_planes(
-    planes: Tensor, numbers: Tensor, length: int, weights: Sequence[float], order: str, what: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def gather_planes(planes, numbers, length, weights, order, what) -> tuple[Tensor, Tensor, Tensor]:
     """The same as the reference's, up to the order of the sums."""
     if planes.dtype not in PRECISION:
-        return gather.gather_planes.reference(planes, numbers, length, weights, order, what)
+        return fused.reference(planes, numbers, length, weights, order, what)
     batch, channels, positions = planes.shape
     count, (together, columns) = numbers.shape[1] * length, tile(positions)
     if planes.dtype == torch.float64:  # fewer planes at once, whose sums take two registers each
         together = max(1, together // 2)
-    kept = gather.empty(planes, count, order)
-    means = planes.new_zeros(batch, channels)
-    sums = torch.zeros_like(means)
-    numbers = numbers.contiguous()
+    kept, means, sums = results(planes, numbers, length, weights, order, what)
     launch(
-        _gather, triton.cdiv(batch * channels, together) if planes.numel() else 0, planes, planes.contiguous(), numbers,
-        gather.on_device(weights, planes) if what == "deviations" else means, kept, means, sums, batch * channels,
-        channels, positions, count, length, numbers.shape[1] if len(numbers) > 1 else 0,
-        *gather.as_planes(kept, order).stride(), MEANS=what != "entries", CENTRES=what == "deviations",
-        TOGETHER=together, COLUMNS=columns, PRECISE=PRECISION[planes.dtype],
+        _gather, triton.cdiv(batch * channels, together) if planes.numel() else 0, planes.contiguous(),
+        numbers.contiguous(), on_device(weights, planes) if what == "deviations" else means, kept, means, sums,
+        batch * channels, channels, positions, count, length, numbers.shape[1] if len(numbers) > 1 else 0,
+        *as_planes(kept, order).stride(), MEANS=what != "entries", CENTRES=what == "deviations",
+        TOGETHER=together, COLUMNS=columns, PRECISE=planes.dtype,
     )  # fmt: skip
     return kept, means, sums
 

@@ -22,15 +22,14 @@ def position_bits(kernel: Sequence[int]) -> int:
     return next(bits for bits in (1, 2, 4, 8) if prod(kernel) <= 2**bits)
 
 
-def _fake(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    output_size: Sequence[int],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def maxima(x: Tensor, kernel: Sequence[int], *geometry: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Empty tensors for maxima and positions."""
+    planes, output_size = len(x), geometry[-1]
     nbytes = packed_size(prod(output_size), position_bits(kernel))
-    return x.new_empty(x.shape[0], *output_size), x.new_empty(x.shape[0], nbytes, dtype=torch.uint8)
+    return x.new_empty(planes, *output_size), x.new_empty(planes, nbytes, dtype=torch.uint8)
 
 
-@fused(_fake)
+@fused(maxima)
 def max_pool(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     output_size: Sequence[int],
@@ -57,7 +56,7 @@ def max_pool(
         (4.0, tensor([[2, 0]], dtype=torch.uint8))
     """
     if not len(x):  # no planes, which PyTorch refuses
-        return _fake(x, kernel, stride, padding, dilation, output_size)
+        return maxima(x, kernel, output_size)
     function = aten.max_pool2d_with_indices if len(kernel) == 2 else aten.max_pool3d_with_indices
     ceil = _rounds_up(x.shape[1:], output_size, kernel, stride, padding, dilation)
     y, indices = function(x.unsqueeze(0), kernel, stride, padding, dilation, ceil)
@@ -65,14 +64,7 @@ def max_pool(
     return y[0], pack(offsets.to(torch.uint8).flatten(1), position_bits(kernel))
 
 
-def _fake_grad(
-    grad: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], input_size: Sequence[int],
-) -> Tensor:  # fmt: skip
-    return grad.new_empty(grad.shape[0], *input_size)
-
-
-@fused(_fake_grad)
+@fused(lambda grad, *args: grad.new_empty(len(grad), *args[-1]))
 def max_pool_grad(
     grad: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], input_size: Sequence[int],
@@ -98,7 +90,7 @@ def max_pool_grad(
                  [1., 0.]]])
     """
     if not len(grad):
-        return _fake_grad(grad, codes, kernel, stride, padding, dilation, input_size)
+        return grad.new_empty(0, *input_size)
     output_size, dims = grad.shape[1:], len(kernel)
     offsets = unpack(codes, position_bits(kernel), prod(output_size)).view(-1, *output_size)
     indices = indices_of(offsets, input_size, kernel, stride, padding, dilation)

@@ -1,58 +1,58 @@
 """Max-pooling by numba: see :mod:`.max_pool`."""
 
-from collections.abc import Sequence
-from math import prod
-
 import numpy as np
-import torch
 from numba import prange
 from torch import Tensor
 
-from .jit import function, parallel, tasks
-from .max_pool import max_pool as reference
-from .max_pool import max_pool_grad as reference_grad
-from .max_pool import position_bits
-from .memory_numba import array
-from .packing import packed_size
+from .instructions_numba import at
+from .jit import function, parallel, share
+from .max_pool import max_pool as fused
+from .max_pool import max_pool_grad as fused_grad
+from .max_pool import maxima, position_bits
 from .packing_numba import pack_bytes, unpack_bytes
-from .pointers_numba import at
 
 
-def _of_three(values: Sequence[int], filler: int) -> np.ndarray:
-    return np.array([filler] * (3 - len(values)) + list(values), np.int64)
-
-
-def max_pool(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    output_size: Sequence[int],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def max_pool(x, kernel, stride, padding, dilation, output_size) -> tuple[Tensor, Tensor]:
     """The same bits as the reference's; entries of 16 bits are the reference's task."""
     if x.element_size() < 4:
-        return reference.reference(x, kernel, stride, padding, dilation, output_size)
-    bits = position_bits(kernel)
-    y, nbytes = x.new_empty(len(x), *output_size), packed_size(prod(output_size), bits)
-    codes = torch.empty(len(x), nbytes, dtype=torch.uint8)
-    if y.numel():
-        geometry = np.stack([
-            _of_three(kernel, 1), _of_three(stride, 1), _of_three(padding, 0), _of_three(dilation, 1),
-        ])  # fmt: skip
-        planes = array(x.contiguous()).reshape(len(x), *_of_three(x.shape[1:], 1))
-        _max_pool(
-            planes, array(y).reshape(len(x), *_of_three(output_size, 1)), array(codes), bits, geometry,
-            tasks(x.numel()),
-        )  # fmt: skip
+        return fused.reference(x, kernel, stride, padding, dilation, output_size)
+    y, codes = maxima(x, kernel, output_size)
+    planes, geometry = _three_dimensional(x), _geometry(kernel, stride, padding, dilation)
+    _max_pool(planes, _three_dimensional(y), codes, position_bits(kernel), geometry, entries=x.numel() and y.numel())
     return y, codes
+
+
+def max_pool_grad(grad, codes, kernel, stride, padding, dilation, input_size) -> Tensor:
+    """The same bits as the reference's."""
+    if grad.element_size() < 4:
+        return fused_grad.reference(grad, codes, kernel, stride, padding, dilation, input_size)
+    result, geometry = grad.new_empty(len(grad), *input_size), _geometry(kernel, stride, padding, dilation)
+    if not grad.numel():
+        return result.zero_()
+    given = _three_dimensional(grad), codes, _three_dimensional(result), position_bits(kernel), geometry
+    _max_pool_grad(*given, entries=result.numel())
+    return result
+
+
+def _three_dimensional(planes: Tensor) -> Tensor:
+    """Planes as such of three dimensions, for kernels that know no others."""
+    return planes if planes.dim() == 4 else planes.unsqueeze(1)
+
+
+def _geometry(kernel, stride, padding, dilation) -> np.ndarray:
+    """Three of each."""
+    fillers = ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+    return np.array([[filler] * (3 - len(values)) + list(values) for values, filler in fillers], np.int64)
 
 
 @parallel
 def _max_pool(x, y, codes, bits, geometry, tasks):
-    each = (len(x) + tasks - 1) // tasks
     for task in prange(tasks):
-        _pool_planes(x, y, codes, bits, geometry, task * each, min(len(x), (task + 1) * each))
+        _pool_planes(x, y, codes, bits, geometry, share(task, tasks, len(x)))
 
 
 @function
-def _pool_planes(x, y, codes, bits, geometry, begin, end):
+def _pool_planes(x, y, codes, bits, geometry, some):
     _, depth, height, _ = x.shape
     kernel, stride, padding, dilation = geometry
     _, deep, high, wide = y.shape
@@ -61,7 +61,7 @@ def _pool_planes(x, y, codes, bits, geometry, begin, end):
     rows = np.empty((depth, height, stride[2], length), x.dtype)
     positions = np.zeros((deep * high * wide + 7) // 8 * 8, np.int32)
     levels = np.empty(len(positions), np.uint8)
-    for plane in range(begin, end):
+    for plane in some:
         for z in range(depth):
             for v in range(height):
                 for r in range(stride[2]):
@@ -125,34 +125,11 @@ def _larger(entries, position, best, where):
         where[w] = position if better else where[w]
 
 
-def max_pool_grad(
-    grad: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], input_size: Sequence[int],
-) -> Tensor:  # fmt: skip
-    """The same bits as the reference's."""
-    if grad.element_size() < 4:
-        return reference_grad.reference(grad, codes, kernel, stride, padding, dilation, input_size)
-    result = grad.new_empty(len(grad), *input_size)
-    if grad.numel():
-        geometry = np.stack([
-            _of_three(kernel, 1), _of_three(stride, 1), _of_three(padding, 0), _of_three(dilation, 1),
-        ])  # fmt: skip
-        _max_pool_grad(
-            array(grad.contiguous()).reshape(len(grad), *_of_three(grad.shape[1:], 1)), array(codes.contiguous()),
-            array(result).reshape(len(grad), *_of_three(input_size, 1)), position_bits(kernel), geometry,
-            tasks(result.numel()),
-        )  # fmt: skip
-    else:
-        result.zero_()
-    return result
-
-
 @parallel
 def _max_pool_grad(grad, codes, result, bits, geometry, tasks):
     planes, deep, high, wide = grad.shape
     _, depth, height, width = result.shape
     kernel, stride, padding, dilation = geometry
-    each = (planes + tasks - 1) // tasks
     # Where each window and each position begin in a plane laid out flat.
     starts = np.empty(deep * high * wide, np.int32)
     for d in range(deep):
@@ -170,7 +147,7 @@ def _max_pool_grad(grad, codes, result, bits, geometry, tasks):
                 ) * width + k * dilation[2]
     for task in prange(tasks):
         positions = np.empty((deep * high * wide + 7) // 8 * 8, np.uint8)
-        for plane in range(task * each, min(planes, (task + 1) * each)):
+        for plane in share(task, tasks, planes):
             unpack_bytes(at(codes, plane * codes.shape[1]), len(positions) // 8, bits, at(positions, 0))
             flat = result[plane].reshape(depth * height * width)
             for i in range(len(flat)):

@@ -1,58 +1,44 @@
 """Max-pooling by Triton: see :mod:`.max_pool`."""
 
-from collections.abc import Sequence
 from math import prod
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic_triton import launch, rounded, widen
-from .max_pool import position_bits
-from .packing import packed_size
+from .basics_triton import launch, rounded, widen
+from .max_pool import maxima, position_bits
 
 COLUMNS = 256
 """Bytes of positions, or entries of an input gradient, of a program."""
 
 
-def max_pool(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    output_size: Sequence[int],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def max_pool(x, kernel, stride, padding, dilation, output_size) -> tuple[Tensor, Tensor]:
     """The same bits as the reference's."""
-    bits, count = position_bits(kernel), prod(output_size)
-    nbytes = packed_size(count, bits)
-    y = x.new_empty(len(x), *output_size)
-    codes = torch.empty(len(x), nbytes, dtype=torch.uint8, device=x.device)
+    (y, codes), bits = maxima(x, kernel, output_size), position_bits(kernel)
+    nbytes = codes.shape[1]
     chunks = triton.cdiv(nbytes, COLUMNS)
     launch(
-        _max_pool, len(x) * chunks, x, x.contiguous(), y, codes, chunks, nbytes // bits, count,
+        _max_pool, len(x) * chunks, x.contiguous(), y, codes, chunks, nbytes // bits, prod(output_size),
         *_geometry(kernel, stride, padding, dilation, x.shape[1:], output_size), BITS=bits, COLUMNS=COLUMNS,
     )  # fmt: skip
     return y, codes
 
 
-def max_pool_grad(
-    grad: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], input_size: Sequence[int],
-) -> Tensor:  # fmt: skip
+def max_pool_grad(grad, codes, kernel, stride, padding, dilation, input_size) -> Tensor:
     """The same bits as the reference's."""
     bits, count = position_bits(kernel), prod(input_size)
     result = grad.new_empty(len(grad), *input_size)
     chunks = triton.cdiv(count, COLUMNS)
     launch(
-        _max_pool_grad, len(grad) * chunks, grad, grad.contiguous(), codes.contiguous(), result, chunks,
+        _max_pool_grad, len(grad) * chunks, grad.contiguous(), codes.contiguous(), result, chunks,
         codes.shape[1] // bits, count, prod(grad.shape[1:]),
         *_geometry(kernel, stride, padding, dilation, input_size, grad.shape[1:]), BITS=bits, COLUMNS=COLUMNS,
     )  # fmt: skip
     return result
 
 
-def _geometry(
-    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    input_size: Sequence[int], output_size: Sequence[int],
-) -> list[int]:  # fmt: skip
+def _geometry(kernel, stride, padding, dilation, input_size, output_size) -> list[int]:
     """Three of each, for kernels that know planes of three dimensions only."""
     fillers = ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1), (input_size, 1), (output_size, 1))
     return [each for values, filler in fillers for each in [filler] * (3 - len(values)) + list(values)]

@@ -23,7 +23,9 @@ from torch import Tensor
 BLOCK = 256
 """Entries of a block, where nothing else sets its size [entries]."""
 
-GAMMA = 0x9E3779B97F4A7C15
+GAMMA, SPLITS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+"""What sets neighbouring blocks apart, and the multipliers of ``mix``."""
+
 FIRST, SECOND, STEP = 0x21F0AAAD, 0x735A2D97, 0x9E3779B9
 """Multipliers of a word, and what sets neighbouring words apart."""
 
@@ -44,8 +46,8 @@ def signed(value: int, bits: int = 64) -> int:
 def start(seed: int) -> int:
     """``mix(seed + γ)``, which all blocks of a noise share; from 0 to ``2^64 - 1``."""
     z = (seed + GAMMA) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    z = ((z ^ (z >> 30)) * SPLITS[0]) & _MASK
+    z = ((z ^ (z >> 27)) * SPLITS[1]) & _MASK
     return z ^ (z >> 31)
 
 
@@ -69,8 +71,8 @@ def keys(seed: int, blocks: Tensor) -> Tensor:
     """The low and the high key of some blocks, ``int32 [..., 2]``."""
     z = (blocks + 1).mul_(signed(GAMMA)).add_(signed(start(seed)))
     room = torch.empty_like(z)
-    z.bitwise_xor_(_shifted(z, 30, 64, room)).mul_(signed(0xBF58476D1CE4E5B9))
-    z.bitwise_xor_(_shifted(z, 27, 64, room)).mul_(signed(0x94D049BB133111EB))
+    z.bitwise_xor_(_shifted(z, 30, 64, room)).mul_(signed(SPLITS[0]))
+    z.bitwise_xor_(_shifted(z, 27, 64, room)).mul_(signed(SPLITS[1]))
     z.bitwise_xor_(_shifted(z, 31, 64, room))
     return z.unsqueeze(-1).view(torch.int32)  # little-endian: the low half lies first
 

@@ -3,13 +3,12 @@
 import numpy as np
 from numba import int32, uint32, uint64
 
-from .casts_numba import number_of
+from . import noise
+from .instructions_numba import add, both, differ, either, left, multiply, number_of, right
 from .jit import function
-from .words_numba import add, both, differ, either, left, multiply, right
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_SPLIT_1, _SPLIT_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_FIRST, _SECOND, _STEP = np.uint32(0x21F0AAAD), np.uint32(0x735A2D97), np.uint32(0x9E3779B9)
+_GAMMA, _SPLIT_1, _SPLIT_2 = (np.uint64(n) for n in (noise.GAMMA, *noise.SPLITS))
+_FIRST, _SECOND, _STEP = (np.uint32(n) for n in (noise.FIRST, noise.SECOND, noise.STEP))
 _LOW, _HIGH, _FRACTION, _MIDDLE, _UNIT = uint32(7), uint32(9), uint32(0x7FFF80), uint32(0x3F800040), np.float32(1)
 
 
@@ -51,22 +50,3 @@ def low_uniform(word):
 def high_uniform(word):
     """The same of the high half."""
     return number_of(int32(either(both(right(word, _HIGH), _FRACTION), _MIDDLE))) - _UNIT
-
-
-@function
-def uniforms(start, block, words_, half_step, out):
-    """Fill ``out`` with the numbers in ``(0, 1)`` of a block; ``words_`` is room for half as many words.
-
-    ``half_step`` is an array of ``1/2`` and ``2^-16`` in the precision of ``out``.
-    """
-    half = (len(out) + 1) // 2
-    pairs = words_[:half]
-    words(start, block, pairs)
-    _numbers(pairs, uint32(0), half_step, out[:half])
-    _numbers(pairs, uint32(16), half_step, out[half:])
-
-
-@function
-def _numbers(pairs, shift, half_step, out):
-    for i in range(len(out)):
-        out[i] = (np.float32(np.int32((pairs[i] >> shift) & uint32(0xFFFF))) + half_step[0]) * half_step[1]

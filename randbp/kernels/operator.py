@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
@@ -38,8 +38,8 @@ class _Choice:
 class Operator:
     """A fused operation, registered as ``torch.ops.randbp.<name>``.
 
-    The reference serves all devices. Beside its module ``<module>`` may lie ``<module>_numba`` and ``<module>_triton``
-    with functions of the same name and arguments; they are imported when the operation first runs where they serve.
+    The reference serves all devices. The modules ``<module>_numba`` and ``<module>_triton``, named after the reference's,
+    may have functions of the same name and arguments; they are imported when the operation first runs where they serve.
 
     Args:
         reference: The operation in plain PyTorch; its annotations are the operator's schema.
@@ -47,7 +47,8 @@ class Operator:
     """
 
     def __init__(self, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
-        self.name, self.reference, self._module = reference.__name__, reference, reference.__module__
+        self.name, self.reference = reference.__name__, reference
+        self._version = partial(_version, reference.__module__, self.name)
         # (Not by torch.library.custom_op, whose operators import the compiler when they first run.)
         _LIBRARY.define(self.name + torch.library.infer_schema(reference, mutates_args=()))
         _LIBRARY.impl(self.name, reference, "CompositeExplicitAutograd")
@@ -75,10 +76,6 @@ class Operator:
         if wanted == "numba" and _Choice.forked:
             return "reference"
         return wanted if self._version(wanted) is not None else "reference"
-
-    def _version(self, backend: str) -> Callable[..., Any] | None:
-        """The version of a backend, if there is one and what it needs is installed."""
-        return _version(self._module, self.name, backend)
 
     def _on_cpu(self, *args: Any, **kwargs: Any) -> Any:
         backend = self.backend("cpu")
@@ -113,6 +110,7 @@ def is_installed(package: str) -> bool:
 
 @cache
 def _version(module: str, name: str, backend: str) -> Callable[..., Any] | None:
+    """The version of a backend, if there is one and what it needs is installed."""
     if not is_installed(backend) or find_spec(f"{module}_{backend}") is None:
         return None
     try:

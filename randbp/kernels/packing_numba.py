@@ -2,8 +2,8 @@
 
 from numba import uint8, uint64
 
+from .instructions_numba import both, either, left, right
 from .jit import function
-from .words_numba import both, either, left, right
 
 _1, _2, _3, _4, _6, _15 = (uint8(n) for n in (1, 2, 3, 4, 6, 15))
 

@@ -4,8 +4,7 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from .jit import parallel, summing, tasks
-from .memory_numba import array
+from .jit import parallel, parts_of, share, summing
 
 CHANNELS = 128
 """That are summed side by side, at most: their sums of one entry stay in the processor's first cache."""
@@ -23,17 +22,12 @@ def pair_sums(left: Tensor, right: Tensor, pairs: Tensor, starts: Tensor) -> Ten
         return pair_sums(left.float(), right.float(), pairs, starts).to(left.dtype)
     batch, positions, channels = left.shape
     result = left.new_empty(channels, len(starts) - 1)
-    if not result.numel():
-        return result
     together = max(1, min(batch, POSITIONS // max(1, positions + right.shape[1])))
-    parts = tasks(batch * len(pairs) * channels)
+    parts = max(1, parts_of(batch * len(pairs) * channels))
     blocks = max(-(-channels // CHANNELS), min(parts, torch.get_num_threads(), channels // NARROW))
-    parts = min(blocks, parts)
+    parts = min(blocks, parts) if result.numel() else 0
     sums = left.new_empty(parts, len(starts) - 1, CHANNELS)
-    _pair_sums(
-        array(left.contiguous()), array(right.contiguous()), array(pairs.contiguous()), array(starts.contiguous()),
-        array(sums), array(result), together, blocks, parts,
-    )  # fmt: skip
+    _pair_sums(left, right, pairs, starts, sums, result, together, blocks, tasks=parts)
     return result
 
 
@@ -44,7 +38,7 @@ def _pair_sums(left, right, pairs, starts, sums, result, together, blocks, tasks
     entries, far = uint64(len(starts) - 1), uint64(CHANNELS)
     for task in prange(tasks):
         start = uint64(task) * entries * far
-        for block in range(task * blocks // tasks, (task + 1) * blocks // tasks):
+        for block in share(task, tasks, blocks):
             first, last = uint64(block * channels // blocks), uint64((block + 1) * channels // blocks)
             for i in range(entries * far):
                 out[start + i] = 0

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic_triton import PRECISION, launch, widen
+from .basics_triton import launch, widen
 from .levels import scale_dtype
 
 CHANNELS = 64
@@ -27,9 +27,9 @@ def pair_sums(left: Tensor, right: Tensor, pairs: Tensor, starts: Tensor) -> Ten
     precise = scale_dtype(left.dtype)
     sums = torch.empty(parts, channels, entries, dtype=precise, device=left.device)
     launch(
-        _pair_sums, blocks * entries * parts, left, left.contiguous(), right.contiguous(), pairs.contiguous(),
+        _pair_sums, blocks * entries * parts, left.contiguous(), right.contiguous(), pairs.contiguous(),
         starts.contiguous(), sums, batch, positions, right.shape[1], channels, entries, blocks, parts,
-        CHANNELS=wide, TERMS=TERMS, PRECISE=PRECISION[precise],
+        CHANNELS=wide, TERMS=TERMS, PRECISE=precise,
     )  # fmt: skip
     return (sums.squeeze(0) if parts == 1 else sums.sum(0)).to(left.dtype)
 

@@ -3,30 +3,15 @@
 import torch
 from torch import Tensor
 
-from .channels import of_entries
+from .channel_norm import room_for
 from .decode import decode
 from .levels import PIECE
 from .noise import BLOCK
 from .operator import fused
+from .planes import of_entries
 
 
-def _fake(
-    codes: Tensor,
-    scales: Tensor,
-    seed: int,
-    bits: int,
-    grad: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    centred: bool,
-    corrected: bool,
-    needs_input: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    per_column = rstd.new_empty(grad.shape[1])
-    return grad.new_empty(grad.shape if needs_input else 0), per_column, torch.empty_like(per_column)
-
-
-@fused(_fake)
+@fused(lambda codes, scales, seed, bits, grad, rstd, *rest: room_for(grad, rstd, grad.shape[1], rest[-1]))
 def row_norm_backward(
     codes: Tensor,
     scales: Tensor,

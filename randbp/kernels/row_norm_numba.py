@@ -7,75 +7,46 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
+from .channel_norm import room_for
 from .decode_numba import decode_block
-from .jit import function, parallel, summing
-from .memory_numba import array, buffer_of, kind, loaded, numpy_dtype, storable, stored
+from .instructions_numba import at, beyond, part_of
+from .jit import function, numbers, parallel, summing
+from .memory_numba import buffer_of, loaded, stored
 from .noise import BLOCK, start
-from .pointers_numba import at, beyond, part_of
 
 _PART, _CHUNK, _PARTS = 2**14, 2**12, 64
 """Entries whose sums over rows are taken together, at least; entries decoded together, about; the most such parts."""
 
 
 def row_norm_backward(
-    codes: Tensor,
-    scales: Tensor,
-    seed: int,
-    bits: int,
-    grad: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    centred: bool,
-    corrected: bool,
-    needs_input: bool,
+    codes, scales, seed, bits, grad, rstd, weight, centred, corrected, needs_input
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as the reference's, up to the rounding of sums."""
     count, columns = grad.shape
+    result, weight_grad, bias_grad = room_for(grad, rstd, columns, needs_input)
     if not grad.numel():
-        nothing = rstd.new_zeros(columns)
-        return torch.empty_like(grad) if needs_input else grad.new_empty(0), nothing, nothing.clone()
-    dtype = scales.dtype
-    numbers: np.ndarray = np.array([0.5, 2**-16, 12, 0, 1, columns], numpy_dtype(dtype))
-    factors = rstd.new_ones(columns) if weight is None else weight.contiguous()
+        return result, weight_grad.zero_(), bias_grad.zero_()
     least = BLOCK // gcd(columns, BLOCK)  # rows that are whole blocks
     chunk = max(1, _CHUNK // columns // least * least or _CHUNK // columns)
     each = max(-(-_PART // columns), -(-count // _PARTS), min(8, count // 4))  # however many threads there are
     each = -(-each // chunk) * chunk
     parts = -(-count // each)
-    sums = torch.zeros(parts, 2, columns, dtype=dtype)
-    grad = grad.contiguous()
-    result = grad.new_empty(count if needs_input else 0, columns, dtype=storable(grad.dtype))
+    sums = scales.new_zeros(parts, 2, columns)
+    constants = numbers([0.5, 2**-16, 12, 0, 1, columns], scales.dtype)
     _row_norm_backward(
-        array(codes[0]), array(scales[0]), uint64(start(seed)), bits, numbers, array(grad), kind(grad.dtype),
-        array(rstd.contiguous()), array(factors), centred, corrected, each, chunk, array(sums), array(result),
-        np.empty((parts, (chunk + 2) * columns + 2 * BLOCK), numbers.dtype),
-        np.empty((parts, BLOCK), np.uint8), parts,
+        *(codes, scales, uint64(start(seed)), bits, constants, grad, grad.dtype, rstd),
+        *(rstd.new_ones(columns) if weight is None else weight, centred, corrected, needs_input, each, chunk),
+        *(sums, result.view(-1), np.empty((parts, (chunk + 2) * columns + 2 * BLOCK), constants.dtype)),
+        torch.empty(parts, BLOCK, dtype=torch.uint8), tasks=parts,
     )  # fmt: skip
-    weight_grad, bias_grad = sums[:, 0].sum(0), sums[:, 1].sum(0)
-    return result.to(grad.dtype) if needs_input else grad.new_empty(0), weight_grad, bias_grad
+    return result, sums[:, 0].sum(0), sums[:, 1].sum(0)
 
 
 @parallel
 def _row_norm_backward(
-    codes,
-    scales,
-    start,
-    bits,
-    numbers,
-    grad,
-    kind,
-    rstd,
-    weight,
-    centred,
-    corrected,
-    each,
-    chunk,
-    sums,
-    result,
-    room,
-    words,
-    tasks,
-):
+    codes, scales, start, bits, numbers, grad, kind, rstd, weight, centred, corrected, needs_input, each, chunk, sums,
+    result, room, words, tasks,
+):  # fmt: skip
     count, columns = grad.shape
     nbytes = BLOCK // 8 * bits
     for task in prange(tasks):
@@ -95,7 +66,7 @@ def _row_norm_backward(
                 begin = row * columns
                 x, v = beyond(decoded, begin - first * BLOCK), loaded(at(grad, begin), columns, kind, buffer)
                 _add(v, x, columns, products, plain)
-                if len(result):
+                if needs_input:
                     r = rstd[row]
                     total, product = _sums(v, x, columns, at(weight, 0), numbers[3])
                     slope = -(product * (r / numbers[5]))
@@ -108,13 +79,13 @@ def _row_norm_backward(
                         to = min(columns, (block + 1) * BLOCK - begin) if corrected else columns
                         factor = r
                         if corrected:
-                            factor = scales[block, 1] * scales[block, 1] / numbers[2] * (r / numbers[5]) + r
+                            factor = scales[0, block, 1] * scales[0, block, 1] / numbers[2] * (r / numbers[5]) + r
                         _entries(
                             beyond(v, here), beyond(x, here), to - here, at(weight, here), factor, slope, shift,
                             beyond(out, here),
                         )  # fmt: skip
                         here = to
-                    stored(out, columns, target)
+                    stored(out, columns, kind, target)
 
 
 @function

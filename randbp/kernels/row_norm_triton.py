@@ -5,9 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic_triton import PRECISION, divided, launch, rounded, widen
+from .basics_triton import divided, launch, rounded, tile, widen
 from .decode_triton import entries_at
-from .encode_triton import tile
 from .noise import BLOCK, signed, start
 
 WIDE, HIGH, PARTS = 64, 8, 64
@@ -15,26 +14,17 @@ WIDE, HIGH, PARTS = 64, 8, 64
 
 
 def row_norm_backward(
-    codes: Tensor,
-    scales: Tensor,
-    seed: int,
-    bits: int,
-    grad: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    centred: bool,
-    corrected: bool,
-    needs_input: bool,
+    codes, scales, seed, bits, grad, rstd, weight, centred, corrected, needs_input
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as the reference's, up to the order of the sums."""
     rows, columns = grad.shape
     grad, rstd = grad.contiguous(), rstd.contiguous()
     held = codes.contiguous(), scales.contiguous(), signed(start(seed))
-    same = {"BITS": bits, "BLOCK": BLOCK, "PRECISE": PRECISION[scales.dtype]}
+    same = {"BITS": bits, "BLOCK": BLOCK, "PRECISE": scales.dtype}
     parts = max(1, min(PARTS, triton.cdiv(rows, HIGH)))
     sums = torch.zeros(2, parts, columns, dtype=scales.dtype, device=grad.device)
     launch(
-        _columns, parts * triton.cdiv(columns, WIDE), grad, *held, grad, sums, rows, columns, grad.numel(),
+        _columns, parts * triton.cdiv(columns, WIDE), *held, grad, sums, rows, columns, grad.numel(),
         triton.cdiv(rows, parts), parts * columns, WIDE=WIDE, HIGH=HIGH, **same,
     )  # fmt: skip
     bias_grad, weight_grad = sums.sum(1)
@@ -42,7 +32,7 @@ def row_norm_backward(
         return grad.new_empty(0), weight_grad, bias_grad
     result, (together, wide) = torch.empty_like(grad), tile(columns)
     launch(
-        _rows, triton.cdiv(rows, together) if columns else 0, grad, *held, grad, rstd,
+        _rows, triton.cdiv(rows, together) if columns else 0, *held, grad, rstd,
         rstd if weight is None else weight.contiguous(), result, rows, columns, grad.numel(),
         WEIGHTED=weight is not None, CENTRED=centred, CORRECTED=corrected, TOGETHER=together, WIDE=wide, **same,
     )  # fmt: skip

@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic_triton import launch
-from .encode_triton import tile
+from .basics_triton import launch, tile
 
 
 def scaled(values: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
@@ -14,7 +13,7 @@ def scaled(values: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
     rows, channels, size = values.shape
     result, (together, columns) = torch.empty(values.shape, device=values.device), tile(size)
     launch(
-        _scaled, triton.cdiv(rows * channels, together) if size else 0, values, values.contiguous(), scale.contiguous(),
+        _scaled, triton.cdiv(rows * channels, together) if size else 0, values.contiguous(), scale.contiguous(),
         shift.contiguous(), result, rows * channels, channels, size, RELU=relu, TOGETHER=together, COLUMNS=columns,
     )  # fmt: skip
     return result

@@ -22,7 +22,7 @@ Codec = Grid | Blocks | Geometric
 
 Fused = tuple[str, list[float]]
 """A function whose slopes are computed and rounded in one pass, and its parameters: see
-:func:`randbp.kernels.slope_to_grid`."""
+:func:`randbp.kernels.to_grid`."""
 
 
 def blocks(bits: int, poles: bool) -> Blocks | Geometric:

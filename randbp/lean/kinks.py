@@ -11,7 +11,7 @@ from .._torch.second_derivatives import connected, graph_edge
 from .._torch.state import has_storage
 from ..codecs import Mask
 from ..kernels import relu
-from ..kernels.masked import chosen
+from ..kernels.mask_bits import chosen
 from .comparisons import clamp_between
 from .lean_call import Call, is_plain
 from .memory_order import flatten, memory_order, unflatten

@@ -28,7 +28,7 @@ class Range:
 def fused(
     low: float, high: float, function: str, factor: float = 1.0, second: float = 0.0, third: float = 0.0
 ) -> Range:
-    """The range of a derivative that :func:`randbp.kernels.slope_to_grid` computes, given its parameters."""
+    """The range of a derivative that :func:`randbp.kernels.to_grid` computes, given its parameters."""
     return Range(low, high, (function, [factor, second, third]))
 
 

@@ -263,22 +263,18 @@ def _scaled(seed: int, shape: tuple[int, int, int], kind: str, relu: bool) -> tu
     return x, scale, shift, relu
 
 
-def _to_grid(seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, bits: int) -> tuple[Any, ...]:
-    return _flat(seed, count, dtype, kind, layout), seed - 2**30, seed % 1000, bits, (2**bits - 1) / 1.3, 0.13
+def _to_grid(
+    seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, function: str, bits: int
+) -> tuple[Any, ...]:
+    x = _flat(seed, count, dtype, kind, layout) * 3
+    factor = 2.0 if function.startswith("tanh") else 1.0
+    return x, function, [factor, 1.5, 1.0], seed - 2**30, seed % 1000, bits, (2**bits - 1) / 2, 0.13
 
 
 def _times_grid(seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, bits: int) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(seed)
     held = torch.randint(0, 256, (grid_bytes(count, bits),), generator=generator, dtype=torch.uint8)
     return _flat(seed, count, dtype, kind, layout), held, bits, 1.3 / (2**bits - 1), 0.13
-
-
-def _slope_to_grid(
-    seed: int, count: int, dtype: torch.dtype, kind: str, layout: str, function: str, bits: int
-) -> tuple[Any, ...]:
-    x = _flat(seed, count, dtype, kind, layout) * 3
-    factor = 2.0 if function.startswith("tanh") else 1.0
-    return x, function, [factor, 1.5, 1.0], seed, seed % 1000, bits, (2**bits - 1) / 2, 0.13
 
 
 Planes = tuple[int, int, int, int]
@@ -440,7 +436,7 @@ TABLE = {
         },
         count=30,
     ),
-    "to_grid": Trials(_to_grid, {**ENTRIES, "bits": range(1, 9)}, count=40),
+    "to_grid": Trials(_to_grid, {**ENTRIES, "function": ("", *FUNCTIONS), "bits": range(1, 9)}, count=100),
     "times_grid": Trials(_times_grid, {**ENTRIES, "bits": range(1, 9)}, count=40),
     "encode_normalised": Trials(
         _encode_normalised,
@@ -484,6 +480,5 @@ TABLE = {
         count=60,
         close=1e-4,
     ),
-    "slope_to_grid": Trials(_slope_to_grid, {**ENTRIES, "function": FUNCTIONS, "bits": range(1, 9)}, count=60),
 }
 """Of each operation, how it is tried."""

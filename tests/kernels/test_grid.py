@@ -44,7 +44,7 @@ def test_derivatives_are_pytorchs(name: str) -> None:
 def test_levels_are_unbiased_and_exact_where_a_number_is_one(backend: kernels.Backend) -> None:
     values = torch.tensor([0.0, 1.0, -0.13, 0.437]).repeat_interleave(2**16)
     with kernels.use(backend):
-        held = kernels.to_grid(values, 7, 0, 4, 11.0, 2.0)
+        held = kernels.to_grid(values, "", [1.0, 0.0, 0.0], 7, 0, 4, 11.0, 2.0)
         decoded = kernels.times_grid(torch.ones_like(values), held, 4, 1 / 11, 2.0).view(4, -1)
     assert bool((decoded[0] == 0).all()) and bool((decoded[1] - 1).abs().max() < 1e-6)
     for row, exact in zip(decoded[2:].double(), (-0.13, 0.437), strict=True):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import randbp
 from randbp import Exact, kernels
-from randbp.kernels import channels, row_norm
+from randbp.kernels import planes, row_norm
 
 from .same import lean
 
@@ -93,7 +93,7 @@ def test_inputs_and_output_gradients_may_lie_in_memory_in_any_way(
     x, grad = FORMATS[of_input](x), FORMATS[of_grad](grad)
     parameters = [torch.randn(shape[1], dtype=dtype, generator=generator) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(channels, "PIECE", stretch)
+        patch.setattr(planes, "PIECE", stretch)
         patch.setattr(row_norm, "PIECE", stretch)
         ours = gradients(lean(NORMS[name], True, bits=8), x, parameters, grad)
         with kernels.use("reference"):

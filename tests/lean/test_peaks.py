@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import randbp
 from randbp import Spatial
 from randbp.diagnostics import StepPeak
-from randbp.kernels import channels, use
+from randbp.kernels import planes, use
 
 from .same import assert_same, lean, values_and_grads
 
@@ -92,7 +92,7 @@ def test_the_normalisations_pieces_divide_the_channels(monkeypatch: pytest.Monke
     for norm in (lambda x: F.batch_norm(x, None, None, training=True), lambda x: F.group_norm(x, 3)):
         exact = values_and_grads(norm, x)
         for piece in (40, 150, 2**17):  # one, four and all channels
-            monkeypatch.setattr(channels, "PIECE", piece)
+            monkeypatch.setattr(planes, "PIECE", piece)
             with use("reference"):
                 draws = [values_and_grads(lean(norm, True, bits=8, seed=seed), x)[1] for seed in range(20)]
             error = (torch.stack(draws).mean(0) - exact[1]).norm() / exact[1].norm()

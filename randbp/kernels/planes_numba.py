@@ -38,7 +38,7 @@ Form(examples=1, channels=64, rows=8, planes=256, size=1, copies=1))
     def of(shape: torch.Size, examples: int) -> "Form":
         """How to look at a tensor of that shape, if ``examples`` of it have numbers of their own: all, or 1."""
         count, before, channels, after = shape
-        rows, planes, copies = count // examples * before, channels, 1
+        rows, planes, copies = count // max(1, examples) * before, channels, 1
         if after == 1 or (after < _FEW and examples == 1):
             planes, after = planes * after, 1
             while planes < _NARROW and rows % 2 == 0:

@@ -1,12 +1,11 @@
-"""Stochastic rounding to a type of 16 bits by Triton: see :mod:`.narrow`."""
+"""Stochastic rounding to a type of 16 bits by Triton: see :mod:`.stochastic_cast`."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic_triton import launch
-from .encode_triton import cut, tile
+from .basics_triton import cut, launch, tile
 from .noise import BLOCK, signed, start
 from .noise_triton import halves, keys
 
@@ -16,7 +15,7 @@ def narrow(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
     result = torch.empty(values.shape, dtype=dtype, device=values.device)
     count, (together, columns) = triton.cdiv(values.numel(), BLOCK), tile(BLOCK)
     launch(
-        _narrow, triton.cdiv(count, together), values, values.reshape(-1).view(torch.int32), result.view(torch.int16),
+        _narrow, triton.cdiv(count, together), values.reshape(-1).view(torch.int32), result.view(torch.int16),
         signed(start(seed)), first, values.numel(), count, HALF=dtype == torch.float16, TOGETHER=together,
         COLUMNS=columns,
     )  # fmt: skip

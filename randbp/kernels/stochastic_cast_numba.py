@@ -1,28 +1,25 @@
-"""Stochastic rounding to a type of 16 bits by numba: see :mod:`.narrow`."""
+"""Stochastic rounding to a type of 16 bits by numba: see :mod:`.stochastic_cast`."""
 
 import numpy as np
 import torch
 from numba import prange, uint32, uint64
 from torch import Tensor
 
-from .jit import function, parallel, tasks
-from .memory_numba import array
+from .instructions_numba import add, both, either, right
+from .jit import array, function, parallel, share
 from .noise import BLOCK, start
 from .noise_numba import words
-from .words_numba import add, both, either, right
 
 _SIZE, _INFINITE, _SIGNIFICAND = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000), np.uint32(0x7FFFFF)
 _HALF, _QUIET = np.uint32(0xFFFF), np.uint32(0x40)
 _SMALLEST, _LEAST = np.uint32(0x38800000), np.uint32(0x800000)  # normal numbers of half and of single precision
 
 
-def narrow(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
+def narrow(values, seed, first, dtype) -> Tensor:
     """The same bits as the reference's."""
     result = torch.empty(values.shape, dtype=dtype)
-    if values.numel():
-        source = array(values.reshape(-1)).view(np.uint32)
-        half, target = dtype == torch.float16, array(result.view(-1))
-        _narrow(source, target, half, uint64(start(seed)), first, BLOCK, tasks(len(source)))
+    source, half = array(values.reshape(-1)).view(np.uint32), dtype == torch.float16
+    _narrow(source, result.view(-1), half, uint64(start(seed)), first, entries=len(source))
     return result
 
 
@@ -55,13 +52,11 @@ def _float16(x, pairs, shift, out):
 
 
 @parallel
-def _narrow(source, result, half, start, first, block, tasks):
-    blocks = (len(source) + block - 1) // block
-    each = (blocks + tasks - 1) // tasks
+def _narrow(source, result, half, start, first, tasks):
     for task in prange(tasks):
-        pairs = np.empty(block // 2, np.uint32)
-        for number in range(task * each, min(blocks, (task + 1) * each)):
-            x, out = source[number * block : (number + 1) * block], result[number * block : (number + 1) * block]
+        pairs = np.empty(BLOCK // 2, np.uint32)
+        for number in share(task, tasks, (len(source) + BLOCK - 1) // BLOCK):
+            x, out = source[number * BLOCK : (number + 1) * BLOCK], result[number * BLOCK : (number + 1) * BLOCK]
             middle = (len(x) + 1) // 2
             words(start, first + number, pairs[:middle])
             if half:
