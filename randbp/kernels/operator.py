@@ -38,7 +38,7 @@ class _Choice:
 class Operator:
     """A fused operation, registered as ``torch.ops.randbp.<name>``.
 
-    The reference serves all devices. The modules ``<module>_numba`` and ``<module>_triton``, named after the reference's,
+    The reference serves all devices. The modules ``<module>_numba`` and ``<module>_triton``, named after it,
     may have functions of the same name and arguments; they are imported when the operation first runs where they serve.
 
     Args:
