@@ -15,25 +15,19 @@ CHECKPOINTS = "checkpoints"
 class LatestEpoch(Callback):
     """Keep a checkpoint of the latest finished epoch, from which a training continues bit for bit.
 
-    It is written between two epochs and at the end of the training: after all that Lightning does at an epoch's end
-    (metrics, schedules on a plateau), before anything of the next one. Lightning's own checkpoints of an epoch's end
-    lack these, and a training resumed from one draws the order of a plain ``DataLoader`` anew. The file is written
-    beside its place, synchronised to disk and renamed: whenever the process ends, the earlier or the later epoch is
-    there. What loggers hold back is written first.
+    It is written between two epochs and at the end of the training, after all that Lightning does at an epoch's end
+    (metrics, schedules on a plateau) and before anything of the next one, which Lightning's own checkpoints of an
+    epoch's end lack: a training resumed from one of these draws the order of a plain ``DataLoader`` anew. The file is
+    written beside its place, synchronised to disk and renamed. What loggers hold back is written first.
 
-    The callback must come before all others that act at the start of an epoch, since they will do so again. Use it
-    together with :class:`~randbp.callbacks.random_state.RandomState`, which must come right after it.
+    The callback must come before all others that act at the start of an epoch, since they will do so again, and
+    :class:`~randbp.callbacks.random_state.RandomState` right after it.
 
     Args:
-        filename: Name of the checkpoint in the folder ``checkpoints`` of the run (``trainer.log_dir``, else
-            ``trainer.default_root_dir``).
+        filename: Name of the checkpoint in the folder ``checkpoints`` of the run.
 
     Raises:
         ValueError: If the file name is a path.
-
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[LatestEpoch()], logger=False, enable_checkpointing=False)
     """
 
     def __init__(self, filename: str = "last.ckpt") -> None:
@@ -97,14 +91,7 @@ class LatestEpoch(Callback):
 
 
 def find_latest(folder: str | os.PathLike[str]) -> Path | None:
-    """Find the checkpoint that a :class:`LatestEpoch` has left in a run's folder; ``None`` if there is none.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     print(find_latest(folder))
-        None
-    """
+    """Find the checkpoint that a :class:`LatestEpoch` has left in a run's folder; ``None`` if there is none."""
     found = [Path(folder) / CHECKPOINTS / name for name in FILENAMES]
     found = [path for path in found if path.exists()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)

@@ -13,15 +13,10 @@ from torch.utils._pytree import tree_leaves
 class RandomState(Callback):
     """Keep the global random states, and those of the data loaders' generators, in the checkpoint.
 
-    Layers like ``nn.Dropout`` and a ``DataLoader``'s order draw from the generators of PyTorch, augmentations often
-    from those of numpy and Python. Lightning saves none of them: without this callback a resumed run drops other units
-    and sees the data in another order than the uninterrupted one. Estimators of randbp need no such help. Of a run
-    with several processes the state of each is saved; if it is resumed with another number of them, they start anew.
-    Random states of worker processes that outlive an epoch (``persistent_workers=True``) are out of reach.
-
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[RandomState()], logger=False, enable_checkpointing=False)
+    Layers like ``nn.Dropout`` and a ``DataLoader``'s order draw from PyTorch's generators, augmentations often from
+    those of numpy and Python; Lightning saves none of them. Estimators of randbp need no such help. Of a run with
+    several processes the state of each is saved; if it is resumed with another number of them, they start anew. States
+    of worker processes that outlive an epoch (``persistent_workers=True``) are out of reach.
     """
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from ..diagnostics.timing import interleave, seconds_per_call
 from ..estimators import Estimator, Exact
 from ..layers import weights
 from ..randomize import Layers, randomize
-from ..randomize.layers import Clock, layer_state
+from ..randomize.layers import Clock, is_randomized, layer_state
 from ..randomize.left_exact import NO_CALL, summary
 from ..randomize.override import overridden
 from .options import LayerOptions, Measured, Option
@@ -44,7 +44,7 @@ def measure(
     are the median over interleaved rounds of its forward and weight VJP, less the forward pass alone.
 
     Args:
-        model: Not randomised; it is left as it was, see :func:`randbp.diagnostics.gradient_error`.
+        model: Not randomised; it is left as it was.
         batches: Whatever ``objective`` takes.
         objective: Loss of a batch.
         candidates: Estimators of the weight VJP. One that refuses a layer is not among that layer's options.
@@ -52,14 +52,6 @@ def measure(
         draws: Draws per candidate and batch, at least 2.
         rounds: Timings per candidate; 0 times nothing, and seconds are NaN.
         seed: Seed of the draws.
-
-    Returns:
-        One entry for each layer that the loss depends on and whose weight is trainable, and reasons why other layers
-        have none.
-
-    Raises:
-        ValueError: If there is no such layer, a gradient is not finite, or a candidate cannot serve the weight VJP or
-            refuses all layers.
     """
     for name, number, least in (("draws", draws, 2), ("rounds", rounds, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
@@ -75,8 +67,7 @@ def measure(
         torch.enable_grad(),
         randomize(model, Exact(), Exact(), layers, seed) as handle,
     ):
-        names = set(handle.layers)
-        modules = {name: module for name, module in model.named_modules() if name in names}
+        modules = {name: module for name, module in model.named_modules() if is_randomized(module)}
         for number, batch in enumerate(batches):
             rewind()
             notes = record(model, objective, batch, modules)

@@ -1,7 +1,7 @@
 """A record of one exact pass: the arguments of each layer, the gradient of its output, and who holds its input."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,10 +31,7 @@ class Call:
 
     def repeat(self, module: nn.Module) -> list[Tensor]:
         """Call the module again without its hooks, and return the differentiable tensors of its result."""
-        with ExitStack() as stack:
-            if self.autocast is not None:
-                device, dtype = self.autocast
-                stack.enter_context(torch.autocast(device, dtype=dtype))
+        with nullcontext() if self.autocast is None else torch.autocast(*self.autocast):
             return _differentiable(forward_without_hooks(module, *self.arguments, **self.keywords))
 
     def gradients(self, module: nn.Module, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -250,19 +250,6 @@ def test_a_file_that_cannot_be_written_does_not_end_the_training(tmp_path: Path)
     assert trainer.global_step == 2 * STEPS
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"warmup_steps": -1}, "warmup_steps=-1: expected"),
-        ({"held_every_n_steps": 0}, "held_every_n_steps=0: expected"),
-        ({"filename": "a/b.json"}, "filename='a/b.json': expected"),
-    ],
-)
-def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        CostMonitor(**arguments)
-
-
 def test_only_rank_zero_of_two_processes_writes(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(

@@ -291,14 +291,9 @@ def test_gradient_accumulation_draws_anew_for_each_micro_batch(tmp_path: Path) -
 def test_bad_settings_fail_early(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Batch serves only weight_vjp"):
         TensorDropout(input_vjp=Batch(0.5))
-    with pytest.raises(ValueError, match=r"weight_vjp=0\.5: expected an estimator"):
-        TensorDropout(weight_vjp=0.5)  # type: ignore[arg-type]
     for options, message in (
-        ({"layers": 3}, "layers=3: expected names, globs or a predicate"),
         ({"layers": []}, r"layers=\[\]: expected at least one"),
         ({"layers": lambda name: True}, "layers=<function .*: expected a predicate of two arguments"),
-        ({"seed": "a"}, "seed='a': expected an integer"),
-        ({"seed": 1.5}, "seed=1.5: expected an integer"),
         ({"weight_vjp": {}}, "weight_vjp={}: expected at least one name"),
     ):
         with pytest.raises(ValueError, match=message):

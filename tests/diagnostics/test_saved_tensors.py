@@ -1,43 +1,50 @@
 import gc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from randbp.diagnostics import held_for_backward
 
 
-def test_each_storage_counts_once_with_its_whole_size() -> None:
-    base = torch.randn(10, 8, requires_grad=True)
-    with held_for_backward() as held:
-        column = (base * 1.0)[:, :1]  # 10 of the 80 numbers of a storage
-        loss = (column * column).sum() + column.square().sum() + column.exp().sum()
-    assert held.count == 2  # the 80 numbers that `column` looks at, and the result of exp
-    assert held.bytes == 4 * (80 + 10)
-    loss.backward()
+def column(x: Tensor) -> Tensor:
+    one = (x * 1.0)[:, :1]  # 10 of the 80 numbers of a storage
+    return (one * one).sum() + one.square().sum() + one.exp().sum()
 
 
-def test_parameters_and_buffers_are_excluded_views_included() -> None:
-    linear = nn.Linear(16, 4)
-    x = torch.randn(5, 16, requires_grad=True)
-    with held_for_backward(exclude=linear.parameters()) as held:
-        y = linear(x)  # holds x and a transposed view of the weight
-    with held_for_backward() as everything:
-        z = linear(x)
-    assert held.bytes == x.nbytes
-    assert everything.bytes == x.nbytes + linear.weight.nbytes
-    assert y.shape == z.shape
+LINEAR, NORM = nn.Linear(16, 4), nn.BatchNorm2d(6)
+NET = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
+CASES: dict[str, tuple[Callable[[Tensor], Any], tuple[int, ...], list[Tensor], int]] = {
+    # function, shape of its input, what does not count, bytes
+    "each storage once, with its whole size": (column, (10, 8), [], 4 * (80 + 10)),  # and the result of exp
+    "views of the weight": (LINEAR, (5, 16), [], 4 * (5 * 16 + 4 * 16)),
+    "no views of what is excluded": (LINEAR, (5, 16), [*LINEAR.parameters()], 4 * 5 * 16),
+    "no buffers, but statistics": (NORM, (4, 6, 5, 5), [*NORM.parameters(), *NORM.buffers()], 4 * (600 + 2 * 6)),
+    "the segment's input": (lambda x: checkpoint(NET, x, use_reentrant=False), (8, 32), [*NET.parameters()], 4 * 256),
+}
 
 
-def test_batch_norm_with_buffers_excluded() -> None:
-    norm = nn.BatchNorm2d(6)
-    x = torch.randn(4, 6, 5, 5)
-    with held_for_backward(exclude=[*norm.parameters(), *norm.buffers()]) as held:
-        y = norm(x)
-    statistics = 2 * 6 * 4  # mean and inverse standard deviation of the batch
-    assert x.nbytes + statistics <= held.bytes <= x.nbytes + statistics + 64
-    assert y.requires_grad
+@pytest.mark.parametrize("name", CASES)
+def test_known_byte_counts(name: str) -> None:
+    function, shape, exclude, expected = CASES[name]
+    x = torch.randn(shape, requires_grad=True)
+    with held_for_backward(exclude=exclude) as held:
+        y = function(x)
+    assert held.bytes == expected and held.count == len(held.holders())
+    y.sum().backward()
+    assert x.grad is not None and held.bytes == 0
+
+
+def test_holders_are_named_by_their_origin() -> None:
+    x, names = torch.randn(50, requires_grad=True), iter(["exp", "square", "sin"])
+    with held_for_backward(origin=lambda: next(names)) as held:
+        y = x.exp()
+        z = y.square() + x.sin()
+    assert [list(savers) for savers in held.holders().values()] == [["exp", "square"], ["sin"]]
+    assert z.requires_grad
 
 
 def test_gradients_and_second_derivatives_are_unchanged() -> None:
@@ -78,16 +85,6 @@ def test_bytes_fall_after_backward_and_stay_with_a_retained_graph() -> None:
     assert held.bytes == 200
     loss.backward()
     assert held.bytes == 0
-
-
-def test_checkpointing_holds_only_the_input_of_the_segment() -> None:
-    model = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
-    x = torch.randn(8, 32, requires_grad=True)
-    with held_for_backward(exclude=model.parameters()) as held:
-        y = checkpoint(model, x, use_reentrant=False)
-    assert held.bytes == x.nbytes
-    y.sum().backward()
-    assert x.grad is not None
 
 
 class _Holds(torch.autograd.Function):

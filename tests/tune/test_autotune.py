@@ -171,15 +171,12 @@ def test_the_callback_takes_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 25}, "budget=25: expected a share"),
         ({"objective": "time", "rounds": 0}, "rounds=0: expected at least 1"),
         ({"draws": 1}, "draws=1: expected an integer >= 2"),
         ({"layers": "nope"}, "layers='nope': matches none"),
         ({"candidates": Spatial(0.5)}, r"candidates=Spatial\(.*\): expected several estimators"),
         ({"candidates": [3]}, "candidates: 3, expected estimators"),
-        ({"model": None}, "model=None: expected a torch.nn.Module"),
         ({"model": network().requires_grad_(False)}, "model: all parameters are frozen"),
-        ({"loss": 3}, "loss=3: expected a function"),
         ({"candidates": [Spatial(0.5)], "budget": 0.1}, r"budget=0\.1: the candidates reach 0\.4"),
     ],
 )
