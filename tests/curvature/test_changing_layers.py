@@ -4,7 +4,6 @@ import copy
 import io
 import warnings
 
-import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelPruning
@@ -14,6 +13,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from randbp.curvature import KFAC
+
+from .lightning_runs import Module, trainer
 
 COMPUTED = "its weight is computed from parameters (by a mask, a norm or the like), not one of them"
 FACTORS = {f"{name}_{what}" for name in ("input", "output_grad") for what in ("factor", "inverse")}
@@ -47,82 +48,31 @@ def made(model):
     return KFAC(model, lr=0.05, factor_every=1, inverse_every=2)
 
 
-def pruned(model):
-    prune.l1_unstructured(model[0], "weight", 0.5)
+def drawn(*shape):
+    return nn.Parameter(torch.randn(shape, dtype=torch.float64))
 
 
-def old_weight_norm(model):
-    nn.utils.weight_norm(model[0])
+def given(module, **parameters):
+    for name, parameter in parameters.items():
+        setattr(module, name, parameter)
 
 
-def old_spectral_norm(model):
-    nn.utils.spectral_norm(model[0])
-
-
-def weight_norm(model):
-    parametrizations.weight_norm(model[0])
-
-
-def spectral_norm(model):
-    parametrizations.spectral_norm(model[0])
-
-
-def orthogonal(model):
-    parametrizations.orthogonal(model[3])
-
-
-def another_weight(model):
-    model[3].weight = nn.Parameter(model[3].weight.detach().clone())
-
-
-def another_shape(model):
-    model[3].weight = nn.Parameter(torch.randn(5, 64, dtype=torch.float64))
-    model[3].bias = nn.Parameter(torch.randn(5, dtype=torch.float64))
-    model[5].weight = nn.Parameter(torch.randn(3, 5, dtype=torch.float64))
-
-
-def another_layer(model):
-    model[3] = nn.Linear(64, 6).double()
-
-
-def frozen(model):
-    model[0].requires_grad_(False)
-
-
-def all_frozen_but_the_last(model):
-    model[:5].requires_grad_(False)
-
-
-def without_bias(model):
-    model[3].bias = None
-
-
-def without_a_parameter(model):
-    del model[3].bias
-    model[3].bias = torch.zeros(6, dtype=torch.float64)
-
-
-def two_other_weights(model):
-    model[3].weight = nn.Parameter(torch.randn(6, 64, dtype=torch.float64))
-    model[0].weight = nn.Parameter(torch.randn(4, 2, 3, 3, dtype=torch.float64))
-
-
-CHANGES = [
-    pruned,
-    old_weight_norm,
-    old_spectral_norm,
-    weight_norm,
-    spectral_norm,
-    orthogonal,
-    another_weight,
-    another_shape,
-    another_layer,
-    frozen,
-    all_frozen_but_the_last,
-    without_bias,
-    without_a_parameter,
-    two_other_weights,
-]
+CHANGES = {
+    "pruned": lambda m: prune.l1_unstructured(m[0], "weight", 0.5),
+    "old weight norm": lambda m: nn.utils.weight_norm(m[0]),
+    "old spectral norm": lambda m: nn.utils.spectral_norm(m[0]),
+    "weight norm": lambda m: parametrizations.weight_norm(m[0]),
+    "spectral norm": lambda m: parametrizations.spectral_norm(m[0]),
+    "orthogonal": lambda m: parametrizations.orthogonal(m[3]),
+    "another weight": lambda m: given(m[3], weight=nn.Parameter(m[3].weight.detach().clone())),
+    "another shape": lambda m: given(m[3], weight=drawn(5, 64), bias=drawn(5)) or given(m[5], weight=drawn(3, 5)),
+    "another layer": lambda m: m.__setitem__(3, nn.Linear(64, 6).double()),
+    "frozen": lambda m: m[0].requires_grad_(False),
+    "all frozen but the last": lambda m: m[:5].requires_grad_(False),
+    "without bias": lambda m: given(m[3], bias=None),
+    "without a parameter": lambda m: delattr(m[3], "bias") or given(m[3], bias=torch.zeros(6).double()),
+    "two other weights": lambda m: given(m[3], weight=drawn(6, 64)) or given(m[0], weight=drawn(4, 2, 3, 3)),
+}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -134,7 +84,7 @@ def test_training_goes_on(change, trained):
     optimizer = made(model)
     held = optimizer.param_groups[0]["params"]
     train(model, optimizer, trained)
-    change(model)
+    CHANGES[change](model)
     train(model, optimizer, 2, first=trained)
     size = entries(optimizer)
     before = [parameter.detach().clone() for parameter in held]
@@ -143,7 +93,7 @@ def test_training_goes_on(change, trained):
     for parameter, old in zip(held, before, strict=True):
         moves = parameter.grad is not None and bool(parameter.grad.any())
         assert parameter.isfinite().all() and (not moves or not torch.equal(parameter, old))
-    assert change is another_shape or set(optimizer.state[model[5].weight]) >= FACTORS
+    assert change == "another shape" or set(optimizer.state[model[5].weight]) >= FACTORS
     saved = copy.deepcopy(optimizer.state_dict())
     torch.load(stored(saved), weights_only=True)
     optimizer.load_state_dict(saved)
@@ -157,14 +107,14 @@ def stored(what):
     return stream
 
 
-@pytest.mark.parametrize("change", [pruned, spectral_norm, weight_norm, old_weight_norm, old_spectral_norm])
+@pytest.mark.parametrize("change", ["pruned", *(name for name in CHANGES if name.endswith("norm"))])
 def test_a_weight_that_is_computed_is_left_plain_and_told_of_once(change):
     model = network()
     optimizer = made(model)
     train(model, optimizer, 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        change(model)
+        CHANGES[change](model)
         train(model, optimizer, 4, first=2)
     told = [str(each.message) for each in caught if "KFAC" in str(each.message)]
     assert told == [f"KFAC: plain steps for 1 layer: '0' ({COMPUTED}); all are in left_plain"]
@@ -177,7 +127,7 @@ def test_curvature_comes_back_with_the_weight():
     model = network()
     optimizer = made(model)
     train(model, optimizer, 3)
-    pruned(model)
+    CHANGES["pruned"](model)
     train(model, optimizer, 2, first=3)
     state = optimizer.state[model[0].weight_orig]
     assert state["updates"] == 3 and set(optimizer.left_plain) == {"0"}
@@ -197,7 +147,7 @@ def test_a_new_weight_begins_anew_once_the_optimiser_has_it():
     optimizer = made(model)
     train(model, optimizer, 3)
     old = model[3].weight
-    another_shape(model)
+    CHANGES["another shape"](model)
     train(model, optimizer, 1, first=3)
     assert not FACTORS & set(optimizer.state[old])
     assert optimizer.left_plain["3"] == "its weight is not among this optimiser's parameters"
@@ -271,7 +221,7 @@ def test_a_weight_that_the_optimiser_loses_is_told_of():
     model = network()
     optimizer = made(model)
     train(model, optimizer, 1)
-    another_weight(model)
+    CHANGES["another weight"](model)
     with pytest.warns(UserWarning, match="plain steps for 1 layer: '3' .its weight is not among"):
         train(model, optimizer, 1, first=1)
 
@@ -337,28 +287,13 @@ def test_the_state_holds_no_subclass_of_the_input():
     torch.load(stored(optimizer.state_dict()), weights_only=True)
 
 
-class Module(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.network = network()
-
-    def training_step(self, batch, _):
-        return cross_entropy(self.network(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return made(self.network)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_prunes_and_checkpoints(tmp_path):
     x, y = torch.randn(32, 2, 6, 6, dtype=torch.float64), torch.arange(32) % 3
-    module = Module()
+    module = Module(network(), lr=0.05, factor_every=1, inverse_every=2)
     pruning = ModelPruning("l1_unstructured", amount=0.5, parameters_to_prune=[(module.network[0], "weight")])
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = lightning.Trainer(
-        accelerator="cpu", max_epochs=3, default_root_dir=tmp_path, callbacks=[pruning], **quiet
-    )
-    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=8))
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    assert trainer.global_step == 12
+    run = trainer(tmp_path, max_epochs=3, callbacks=[pruning])
+    run.fit(module, DataLoader(TensorDataset(x, y), batch_size=8))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    assert run.global_step == 12
     assert (module.network[0].weight == 0).float().mean() >= 0.5

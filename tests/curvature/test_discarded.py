@@ -3,7 +3,6 @@
 import copy
 import math
 
-import lightning
 import pytest
 import torch
 from torch import nn
@@ -12,6 +11,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, TensorDataset
 
 from randbp.curvature import KFAC
+
+from .lightning_runs import Module, trainer
 
 FACTORS = [f"{name}_factor" for name in ("input", "output_grad")]
 
@@ -43,33 +44,14 @@ def one_pass(seed=0, **options):
     return factors(optimizer), list(model.parameters())
 
 
-def by_optimizer(model, optimizer):
-    optimizer.zero_grad()
-
-
-def by_model(model, optimizer):
-    model.zero_grad()
-
-
-def by_zeros(model, optimizer):
-    optimizer.zero_grad(set_to_none=False)
-
-
-def by_zeros_of_the_model(model, optimizer):
-    model.zero_grad(set_to_none=False)
-
-
-def by_hand(model, optimizer):
-    for parameter in model.parameters():
-        parameter.grad = None
-
-
-def by_hand_in_place(model, optimizer):
-    for parameter in model.parameters():
-        parameter.grad.detach_().zero_()
-
-
-WAYS = [by_optimizer, by_model, by_zeros, by_zeros_of_the_model, by_hand, by_hand_in_place]
+WAYS = {
+    "by the optimizer": lambda model, optimizer: optimizer.zero_grad(),
+    "by the model": lambda model, optimizer: model.zero_grad(),
+    "by zeros": lambda model, optimizer: optimizer.zero_grad(set_to_none=False),
+    "by zeros of the model": lambda model, optimizer: model.zero_grad(set_to_none=False),
+    "by hand": lambda model, optimizer: [setattr(parameter, "grad", None) for parameter in model.parameters()],
+    "by hand in place": lambda model, optimizer: [parameter.grad.detach_().zero_() for parameter in model.parameters()],
+}
 
 
 @pytest.mark.parametrize("approximation", ["reduce", "expand"])
@@ -80,7 +62,7 @@ def test_what_is_discarded_does_not_count(discard, approximation):
     optimizer = KFAC(model, approximation=approximation)
     for _ in range(2):
         loss_of(model, seed=0).backward()
-    discard(model, optimizer)
+    WAYS[discard](model, optimizer)
     loss_of(model, seed=1).backward()
     optimizer.step()
     torch.testing.assert_close(factors(optimizer), expected, rtol=0, atol=0)
@@ -93,7 +75,7 @@ def test_a_skipped_batch_and_a_step_without_gradients(discard):
     model = network()
     optimizer = KFAC(model)
     loss_of(model, seed=0).backward()
-    discard(model, optimizer)
+    WAYS[discard](model, optimizer)
     optimizer.step()  # nothing to learn from
     assert all("updates" not in state for state in optimizer.state.values())
     loss_of(model, seed=1).backward()
@@ -271,18 +253,6 @@ def test_a_step_that_overflows_is_dropped():
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-7)
 
 
-class Module(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.network = network(torch.float32)
-
-    def training_step(self, batch, _):
-        return cross_entropy(self.network(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return KFAC(self.network, lr=0.01, factor_every=1, inverse_every=2)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_scales_and_clips(tmp_path):
     """``precision="16-mixed"``, whose plug-in unscales, clips and steps; here with a scaler of the CPU."""
@@ -291,22 +261,12 @@ def test_lightning_scales_and_clips(tmp_path):
     x, y = torch.randn(32, 2, 6, 6), torch.arange(32) % 3
     results = []
     for scale in (None, 2.0**8):
-        module = Module()
+        module = Module(network(torch.float32), lr=0.01, factor_every=1, inverse_every=2)
         scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
         precision = MixedPrecision("16-mixed" if scaler else "bf16-mixed", "cpu", scaler)
         precision.forward_context = torch.enable_grad  # float32, to compare
-        trainer = lightning.Trainer(
-            accelerator="cpu",
-            default_root_dir=tmp_path,
-            max_epochs=1,
-            plugins=[precision],
-            gradient_clip_val=0.1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-        )
-        trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=8))
+        options = {"max_epochs": 1, "plugins": [precision], "gradient_clip_val": 0.1, "enable_checkpointing": False}
+        trainer(tmp_path, **options).fit(module, DataLoader(TensorDataset(x, y), batch_size=8))
         optimizer = module.optimizers().optimizer
         results.append([optimizer.state[module.network[i].weight][k] for i in (0, 2, 5) for k in FACTORS])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-7)

@@ -5,7 +5,6 @@ import math
 import pickle
 from functools import partial
 
-import lightning
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -19,6 +18,8 @@ from randbp import Spatial, randomize
 from randbp.curvature import KFAC
 from randbp.curvature.weight_matrices import Form, as_matrices, from_matrices, layer_input
 from randbp.layers import kind_of
+
+from .lightning_runs import Module, trainer
 
 
 def network(seed=0, dtype=torch.float64):
@@ -351,22 +352,8 @@ def test_needs_fewer_steps_than_the_best_sgd():
         assert kfac < 0.7 * sgd, (approximation, kfac, sgd)
 
 
-class Module(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.network = digits_network().double()
-
-    def training_step(self, batch, _):
-        x, y = (part[self.trainer.global_rank :: self.trainer.world_size] for part in batch)
-        return cross_entropy(self.network(x), y)
-
-    def configure_optimizers(self):
-        return KFAC(self.network, lr=0.1, factor_every=2, inverse_every=4)
-
-
-def trainer(folder, **options):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(accelerator="cpu", default_root_dir=folder, **quiet, **options)
+def module():
+    return Module(digits_network().double(), lr=0.1, factor_every=2, inverse_every=4)
 
 
 def loader(size):
@@ -376,7 +363,7 @@ def loader(size):
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_trains_and_resumes(tmp_path):
-    whole, first, second = Module(), Module(), Module()
+    whole, first, second = module(), module(), module()
     trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(whole, loader(32))
     half = trainer(tmp_path, max_epochs=1)
     half.fit(first, loader(32))
@@ -388,7 +375,7 @@ def test_lightning_trains_and_resumes(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_see_the_whole_batch(tmp_path):
-    alone, both = Module(), Module()
+    alone, both = module(), module()
     trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(alone, loader(64))
     processes = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False}
     trainer(tmp_path, max_epochs=1, enable_checkpointing=False, **processes).fit(both, loader(64))
@@ -399,7 +386,7 @@ class Uneven(Module):
     """One process sees forty examples of each batch, the other the rest, and one layer only there."""
 
     def __init__(self, folder):
-        super().__init__()
+        super().__init__(digits_network().double())
         self.folder, self.extra = folder, nn.Linear(10, 10).double()
 
     def training_step(self, batch, _):

@@ -55,18 +55,6 @@ def test_two_legs_of_one_pattern_are_chosen_jointly():
             assert_matches_einsum(operation(IMAGE).subsample({key: torch.tensor([3, 0, 1, 5])}))
 
 
-def test_any_legs_of_a_dimension_are_chosen_jointly():
-    unfolded = tn.unfold(IMAGE)
-    operands = random_operands(unfolded)
-    full = unfolded.contract(operands).reshape(2, 2, 6, -1)  # n, c, k1·k2, o1·o2
-    index = torch.tensor([5, 0, 0, 2])
-    restricted = unfolded.subsample({"k1 k2": index}).contract(operands)
-    torch.testing.assert_close(restricted, full[:, :, index].flatten(1, 2))
-    both = unfolded.subsample({"c k1": torch.tensor([4, 1])})  # (1, 1) and (0, 1); the leg stands where c stood
-    values = full.unflatten(2, (3, 2))[:, [1, 0], [1, 1]]
-    torch.testing.assert_close(both.contract(operands), values.flatten(1, 2))
-
-
 @pytest.mark.parametrize("first", ["o2", "o1", "k1", "c", "n", "i1"])
 def test_an_empty_choice_can_be_followed_by_others(first):
     net = tn.unfold(tn.ConvSpec((1, 1, 4, 4), 1, 2)).subsample({first: NONE})
