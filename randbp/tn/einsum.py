@@ -28,84 +28,69 @@ def einsum(net: Network, operands: Mapping[str, Tensor] | None = None, /, **tens
         >>> net.einsum()(input=torch.ones(1, 1, 4), weight=torch.ones(1, 1, 2)).tolist()
         [[[2.0, 2.0, 2.0]]]
     """
-    naive = NaiveEinsum(net)
     given = {**(operands or {}), **tensors}
-    return naive.arguments(given) if given or set(net.slots) <= set(net.bound) else naive
+    if given or set(net.slots) <= set(net.bound):
+        return _arguments(net, given)
+    return lambda **tensors: torch.einsum(*_arguments(net, tensors))
 
 
-class NaiveEinsum:
-    """``torch.einsum`` over dense operands: the independent oracle of a contraction.
+def _arguments(net: Network, tensors: Mapping[str, Tensor]) -> tuple[str, tuple[Tensor, ...]]:
+    """The independent oracle of a contraction.
 
-    Index patterns and selections are dense 0/1 tensors. Dimensions of the result that group or slice legs
-    are made by dense 0/1 tensors as well, so the einsum has the very shape that `TensorNetwork.contract`
-    returns.
-
-    Args:
-        net: The network.
+    Index patterns and selections are dense 0/1 tensors. Dimensions of the result that group or slice legs are made by
+    dense 0/1 tensors as well, so the einsum has the very shape that `TensorNetwork.contract` returns.
     """
+    tensors = {**net.bound, **tensors}
+    for slot, tensor in tensors.items():
+        check_operand(net, slot, tensor)
+    missing = [slot for slot in net.slots if slot not in tensors]
+    if missing:
+        raise ValueError(f"einsum: missing {', '.join(missing)}; {net.name} takes {', '.join(net.slots)}")
+    check_indices(net, tensors)
+    data = [tensors[slot] for slot in net.slots if slot not in net.index_slots]
+    dtype, device = (data[0].dtype, data[0].device) if data else (torch.float32, torch.device("cpu"))
+    if net.scale != 1 and not (dtype.is_floating_point or dtype.is_complex):
+        dtype = torch.get_default_dtype()  # as integers times a number in `contract`
+    letters: dict[str, str] = {}
 
-    def __init__(self, net: Network) -> None:
-        self.net = net
+    def letter(leg: str) -> str:
+        if leg not in letters:
+            if len(letters) == len(_LETTERS):
+                raise ValueError(f"einsum: {net.name} has more than {len(_LETTERS)} legs, torch.einsum's limit")
+            letters[leg] = _LETTERS[len(letters)]
+        return letters[leg]
 
-    def __call__(self, **tensors: Tensor) -> Tensor:
-        """Evaluate the einsum."""
-        equation, operands = self.arguments(tensors)
-        return torch.einsum(equation, *operands)
+    def text(legs: tuple[str, ...]) -> str:
+        return "".join(map(letter, legs))
 
-    def arguments(self, tensors: Mapping[str, Tensor]) -> tuple[str, tuple[Tensor, ...]]:
-        """``(equation, operands)`` for `torch.einsum`, which takes the operands as a tuple, too."""
-        net = self.net
-        tensors = {**net.bound, **tensors}
-        for slot, tensor in tensors.items():
-            check_operand(net, slot, tensor)
-        missing = [slot for slot in net.slots if slot not in tensors]
-        if missing:
-            raise ValueError(f"einsum: missing {', '.join(missing)}; {net.name} takes {', '.join(net.slots)}")
-        check_indices(net, tensors)
-        data = [tensors[slot] for slot in net.slots if slot not in net.index_slots]
-        dtype, device = (data[0].dtype, data[0].device) if data else (torch.float32, torch.device("cpu"))
-        if net.scale != 1 and not (dtype.is_floating_point or dtype.is_complex):
-            dtype = torch.get_default_dtype()  # as integers times a number in `contract`
-        letters: dict[str, str] = {}
-
-        def letter(leg: str) -> str:
-            if leg not in letters:
-                if len(letters) == len(_LETTERS):
-                    raise ValueError(f"einsum: {net.name} has more than {len(_LETTERS)} legs, torch.einsum's limit")
-                letters[leg] = _LETTERS[len(letters)]
-            return letters[leg]
-
-        def text(legs: tuple[str, ...]) -> str:
-            return "".join(map(letter, legs))
-
-        inputs: list[str] = []
-        operands: list[Tensor] = []
-        for node in net.nodes:
-            inputs.append(text(node.legs))
-            if isinstance(node, Operand):
-                operands.append(_read(tensors[node.slot], node, net.sizes).to(dtype))
-            elif isinstance(node, Pattern):
-                operands.append(node.pattern.dense(dtype, device))
-            else:
-                operands.append(_one_hot(tensors[node.slot], node, net.sizes).to(dtype))
-        held = {leg for node in net.nodes for leg in node.legs}
-        for leg in layout_legs(net.output):
-            if leg not in held:
-                inputs.append(text((leg,)))
-                operands.append(torch.ones(net.sizes[leg], dtype=dtype, device=device))
-        result = ""
-        for number, axis in enumerate(net.output):
-            if len(axis.terms) == 1 and axis.is_plain(net.sizes):
-                result += letter(axis.legs[0])
-            else:
-                dimension = letter(f"dimension {number}")
-                inputs.append(text(axis.legs) + dimension)
-                operands.append(_grouping(axis, net.sizes).to(device, dtype))
-                result += dimension
-        if net.scale != 1 or not operands:
-            inputs.append("")
-            operands.append(torch.tensor(net.scale, dtype=dtype, device=device))
-        return f"{','.join(inputs)}->{result}", tuple(operands)
+    inputs: list[str] = []
+    operands: list[Tensor] = []
+    for node in net.nodes:
+        inputs.append(text(node.legs))
+        if isinstance(node, Operand):
+            operands.append(_read(tensors[node.slot], node, net.sizes).to(dtype))
+        elif isinstance(node, Pattern):
+            operands.append(node.pattern.dense(dtype, device))
+        else:
+            operands.append(_one_hot(tensors[node.slot], node, net.sizes).to(dtype))
+    held = {leg for node in net.nodes for leg in node.legs}
+    for leg in layout_legs(net.output):
+        if leg not in held:
+            inputs.append(text((leg,)))
+            operands.append(torch.ones(net.sizes[leg], dtype=dtype, device=device))
+    result = ""
+    for number, axis in enumerate(net.output):
+        if len(axis.terms) == 1 and axis.is_plain(net.sizes):
+            result += letter(axis.legs[0])
+        else:
+            dimension = letter(f"dimension {number}")
+            inputs.append(text(axis.legs) + dimension)
+            operands.append(_grouping(axis, net.sizes).to(device, dtype))
+            result += dimension
+    if net.scale != 1 or not operands:
+        inputs.append("")
+        operands.append(torch.tensor(net.scale, dtype=dtype, device=device))
+    return f"{','.join(inputs)}->{result}", tuple(operands)
 
 
 def _read(tensor: Tensor, node: Operand, sizes: Mapping[str, int]) -> Tensor:

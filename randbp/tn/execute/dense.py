@@ -93,11 +93,6 @@ def embedded(shape: tuple[int, ...], axes: tuple[tuple[int, tuple[tuple[int, int
     return kernel
 
 
-def pad(amounts: tuple[int, ...]) -> TensorFunction:
-    """Pad with zeros (or crop, where widths are negative), in `torch.nn.functional.pad`'s order."""
-    return lambda x: pad_zeros(x, amounts)
-
-
 def window(dim: int, pattern: IndexPattern) -> TensorFunction:
     """A view of a padded dimension ``i`` as ``o`` (in its place) and ``k`` (last)."""
     reach = pattern.dilation * (pattern.kernel_size - 1) + 1
@@ -111,17 +106,19 @@ def window(dim: int, pattern: IndexPattern) -> TensorFunction:
     return kernel
 
 
-def windows(patterns: tuple[IndexPattern, ...], first: int) -> TensorFunction:
-    """A view of the dimensions from ``first`` on, padded with zeros, as ``o…`` (in their place) and ``k…`` (last)."""
-    margins: list[int] = []
-    for p in reversed(patterns):
+def windows(patterns: tuple[tuple[int, IndexPattern], ...]) -> TensorFunction:
+    """A view of some dimensions, padded with zeros, as ``o`` (in their place) and ``k…`` (last, in this order)."""
+    margins: dict[int, tuple[int, int]] = {}
+    for dim, p in patterns:
         length = p.stride * (p.output_size - 1) + p.dilation * (p.kernel_size - 1) + 1
-        margins += (p.padding, max(0, length - p.padding - p.input_size))
-    views = [window(first + dim, p) for dim, p in enumerate(patterns)]
+        margins[dim] = p.padding, max(0, length - p.padding - p.input_size)
+    views = [window(dim, p) for dim, p in patterns]
+    padded = any(map(any, margins.values()))
 
     def kernel(x: Tensor) -> Tensor:
-        if any(margins):
-            x = pad_zeros(x, margins)
+        if padded:
+            dims = range(x.ndim - 1, min(margins) - 1, -1)
+            x = pad_zeros(x, [side for dim in dims for side in margins.get(dim, (0, 0))])
         for view in views:
             x = view(x)
         return x

@@ -36,7 +36,7 @@ class WindowGram(MatrixProduct):
         roles, (left, right) = join.legs.roles(join.windows), join.tensors
         both = left & right
         summed = not roles.o & ~both and not roles.o & join.out
-        return roles if summed and not roles.k & ~left & join.out and not roles.k & right else None
+        return roles if summed and not roles.k & ~(left & join.out) and not roles.k & right else None
 
     def cost(self, join: Join, form: Any) -> Cost:
         """Lag products, or windows that are unfolded for a few examples at a time."""
@@ -116,7 +116,7 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
     part above the diagonal is computed, and mirrored at the end.
     """
     kernels = tuple(p.kernel_size for p in patterns)
-    unfold = windows(patterns, 3)
+    unfold = windows(tuple(enumerate(patterns, 3)))
     size = max(1, machine.cpu.gram_positions // prod(p.output_size for p in patterns))
     dims = len(patterns)
     order = (1, 2, *range(3 + dims, 3 + 2 * dims), 0, *range(3, 3 + dims))

@@ -93,26 +93,16 @@ def windows(builder: Builder, value: Value, patterns: tuple[Pattern, ...]) -> Va
     origin = Windowed(value.register, value.legs, patterns)
     plain = not any(leg in value.legs for p in patterns for leg in (p.o, p.k))
     legs = list(value.legs)
-    amounts = [0] * (2 * len(legs))
-    for p in patterns:
-        reach = p.pattern.stride * (p.pattern.output_size - 1) + p.pattern.dilation * (p.pattern.kernel_size - 1)
-        at = 2 * (len(legs) - 1 - legs.index(p.i))
-        amounts[at] = p.pattern.padding
-        amounts[at + 1] = max(0, reach + 1 - p.pattern.padding - p.pattern.input_size)
-    register = value.register
-    if any(amounts):
-        while amounts[-1] == 0 and amounts[-2] == 0:
-            del amounts[-2:]
-        register = builder.program.emit(dense.pad, (register,), tuple(amounts))
-    for p in patterns:
-        dim = legs.index(p.i)
-        register = builder.program.emit(dense.window, (register,), dim, p.pattern)
-        legs[dim] = "o*"
-        legs.append("k*")
-        for star, leg in (("o*", p.o), ("k*", p.k)):
+    dims = tuple((legs.index(p.i), p.pattern) for p in patterns)
+    register = builder.program.emit(dense.windows, (value.register,), dims)
+    for number, (dim, _) in enumerate(dims):
+        legs[dim] = f"o{number}*"
+    legs += [f"k{number}*" for number in range(len(patterns))]
+    for number, p in enumerate(patterns):
+        for star, leg in ((f"o{number}*", p.o), (f"k{number}*", p.k)):
             if leg in legs:
-                dims = sorted((legs.index(star), legs.index(leg)))
-                register = builder.program.emit(dense.view, (register,), "diagonal", 0, *dims)
+                ends = sorted((legs.index(star), legs.index(leg)))
+                register = builder.program.emit(dense.view, (register,), "diagonal", 0, *ends)
                 legs = [other for other in legs if other not in (star, leg)] + [leg]
             else:
                 legs[legs.index(star)] = leg
