@@ -17,36 +17,24 @@ from randbp.curvature import KFAC
 F64 = torch.float64
 
 
-class SamePadding(nn.Conv2d):
-    def forward(self, input):
-        return F.conv2d(F.pad(input, (1, 1, 1, 1)), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+def own(base, forward):
+    """A layer's class with another forward pass."""
+    return type(f"Own{base.__name__}", (base,), {"forward": forward})
 
 
-class ChannelsLast(nn.Conv2d):
-    """The public layout is ``[N, H, W, C]``; the plain layer stands between permutations here."""
-
-    def forward(self, input):
-        return super().forward(input.movedim(-1, 1)).movedim(1, -1)
+def padded(self, x, weight, bias):
+    return F.conv2d(F.pad(x, (1, 1, 1, 1)), weight, bias, self.stride, 0, self.dilation, self.groups)
 
 
-class AsTuple(nn.Conv2d):
-    def forward(self, input):
-        return super().forward(input), input
+def named(self, x):
+    return F.conv2d(weight=self.weight, bias=self.bias, input=x, padding=[1], groups=self.groups)
 
 
-class AsDict(nn.Conv2d):
-    def forward(self, input):
-        return {"found": super().forward(input)}
-
-
-class Named(nn.Conv2d):
-    def forward(self, input):
-        return F.conv2d(weight=self.weight, bias=self.bias, input=input, padding=[1], groups=self.groups)
-
-
-class Keyword(nn.Conv2d):
-    def forward(self, batch):
-        return [super().forward(batch["input"])]
+plain_forward = nn.Conv2d.forward
+SamePadding = own(nn.Conv2d, lambda self, x: padded(self, x, self.weight, self.bias))
+# The public layout is [N, H, W, C]; the plain layer stands between permutations here.
+ChannelsLast = own(nn.Conv2d, lambda self, x: plain_forward(self, x.movedim(-1, 1)).movedim(1, -1))
+Cast = own(nn.Linear, lambda self, x: F.linear(x, self.weight.to(F64), self.bias.to(F64)))
 
 
 class Product(nn.Module):
@@ -58,11 +46,6 @@ class Product(nn.Module):
 
     def forward(self, x):
         return torch.addmm(self.bias, x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
-
-
-class Cast(nn.Linear):
-    def forward(self, x):
-        return F.linear(x, self.weight.to(torch.float64), self.bias.to(torch.float64))
 
 
 class Pointwise(nn.Module):
@@ -92,11 +75,7 @@ def patched_forward(kind, plain):
 
 def patched_convolution(kind, plain):
     made = convolution(nn.Conv2d, plain)
-
-    def forward(self, input, weight, bias):
-        return F.conv2d(F.pad(input, (1, 1, 1, 1)), weight, bias, self.stride, 0, self.dilation, self.groups)
-
-    made._conv_forward = MethodType(forward, made)
+    made._conv_forward = MethodType(padded, made)
     return made
 
 
@@ -110,10 +89,10 @@ def outputs_altered(kind, plain):
 CONVOLUTIONS = [
     (SamePadding, convolution, lambda layer, x: layer(x)),
     (ChannelsLast, convolution, lambda layer, x: layer(x.movedim(1, -1)).movedim(-1, 1)),
-    (AsTuple, convolution, lambda layer, x: layer(x)[0]),
-    (AsDict, convolution, lambda layer, x: layer(x)["found"]),
-    (Named, convolution, lambda layer, x: layer(x)),
-    (Keyword, convolution, lambda layer, x: layer({"input": x})[0]),
+    (own(nn.Conv2d, lambda self, x: (plain_forward(self, x), x)), convolution, lambda layer, x: layer(x)[0]),
+    (own(nn.Conv2d, lambda self, x: {"y": plain_forward(self, x)}), convolution, lambda layer, x: layer(x)["y"]),
+    (own(nn.Conv2d, named), convolution, lambda layer, x: layer(x)),
+    (own(nn.Conv2d, lambda self, b: [plain_forward(self, b["x"])]), convolution, lambda layer, x: layer({"x": x})[0]),
     (None, patched_forward, lambda layer, x: layer(x)[0]),
     (None, patched_convolution, lambda layer, x: layer(x)),
     (None, outputs_altered, lambda layer, x: layer(x)[0]),
@@ -159,33 +138,29 @@ def test_convolutions_step_as_plain_ones(kind, make, call, approximation):
     torch.testing.assert_close(dict(other.named_parameters()), dict(model.named_parameters()), rtol=1e-10, atol=1e-12)
 
 
-class Transposed(nn.ConvTranspose2d):
-    def forward(self, x):
-        extra = F.conv_transpose2d(x, self.weight, self.bias, 2, [1], (1, 0), 2, dilation=1)
-        return (extra,)
+def transposed(self, x):
+    return (F.conv_transpose2d(x, self.weight, self.bias, 2, [1], (1, 0), 2, dilation=1),)
 
 
-class Dilated(nn.Conv1d):
-    def forward(self, x):
-        return (F.conv1d(x, self.weight, self.bias, padding="same", dilation=2),)
+def dilated(self, x):
+    return (F.conv1d(x, self.weight, self.bias, padding="same", dilation=2),)
 
 
-class Unbatched(nn.Conv3d):
-    def forward(self, x):
-        return (torch.conv3d(x[0], self.weight, None, 1, (1, 0, 1)),)
+def unbatched(self, x):
+    return (torch.conv3d(x[0], self.weight, None, 1, (1, 0, 1)),)
 
 
 OTHERS = [
-    (Transposed, nn.ConvTranspose2d, (4, 6, 3, 2, 1, (1, 0), 2), (3, 4, 5, 4)),
-    (Dilated, nn.Conv1d, (2, 4, 3, 1, "same", 2), (3, 2, 9)),
-    (Unbatched, nn.Conv3d, (2, 4, 3, 1, (1, 0, 1), 1, 1, False), (1, 2, 5, 5, 4)),
+    (transposed, nn.ConvTranspose2d, (4, 6, 3, 2, 1, (1, 0), 2), (3, 4, 5, 4)),
+    (dilated, nn.Conv1d, (2, 4, 3, 1, "same", 2), (3, 2, 9)),
+    (unbatched, nn.Conv3d, (2, 4, 3, 1, (1, 0, 1), 1, 1, False), (1, 2, 5, 5, 4)),
 ]
 
 
 @pytest.mark.parametrize("approximation", ["reduce", "expand"])
-@pytest.mark.parametrize(("own", "plain", "arguments", "shape"), OTHERS)
-def test_factors_of_other_functions(own, plain, arguments, shape, approximation):
-    layers = own(*arguments, dtype=F64), plain(*arguments, dtype=F64)
+@pytest.mark.parametrize(("forward", "plain", "arguments", "shape"), OTHERS)
+def test_factors_of_other_functions(forward, plain, arguments, shape, approximation):
+    layers = own(plain, forward)(*arguments, dtype=F64), plain(*arguments, dtype=F64)
     layers[0].load_state_dict(layers[1].state_dict())
     x, factors = torch.randn(*shape, dtype=F64), []
     for layer in layers:
@@ -336,41 +311,18 @@ def test_two_weights_of_a_module_are_two_layers():
     torch.testing.assert_close(gated.gate, plain.layer.gate.weight, rtol=1e-10, atol=1e-12)
 
 
-class Masked(nn.Linear):
-    def forward(self, x):
-        return F.linear(x, self.weight * (self.weight > 0), self.bias)
-
-
-class Standardised(nn.Linear):
-    def forward(self, x):
-        return F.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
-
-
-class Squashed(nn.Linear):
-    def forward(self, x):
-        return F.linear(x, self.weight.tanh(), self.bias)
-
-
-class Elsewhere(nn.Linear):
-    def forward(self, x):
-        return (x.unsqueeze(-2) * self.weight).sum(-1) + self.bias
-
-
-class Both(nn.Linear):
-    """One weight in two ways."""
-
-    def forward(self, x):
-        return F.linear(x, self.weight, self.bias) + x @ self.weight
+def linear(forward):
+    return lambda: own(nn.Linear, forward)(5, 5)
 
 
 LEFT = [
-    (lambda: Masked(5, 5), "its weight is computed from parameters"),
-    (lambda: Standardised(5, 5), "its weight is computed from parameters"),
-    (lambda: Squashed(5, 5), "its weight is computed from parameters"),
+    (linear(lambda self, x: F.linear(x, self.weight * (self.weight > 0), self.bias)), "its weight is computed from"),
+    (linear(lambda self, x: F.linear(x, self.weight - self.weight.mean(), self.bias)), "its weight is computed from"),
+    (linear(lambda self, x: F.linear(x, self.weight.tanh(), self.bias)), "its weight is computed from parameters"),
     (lambda: parametrizations.weight_norm(nn.Linear(5, 5)), "its weight is computed from parameters"),
     (lambda: nn.utils.spectral_norm(nn.Linear(5, 5)), "its weight is computed from parameters"),
-    (lambda: Elsewhere(5, 5), "its forward pass calls no"),
-    (lambda: Both(5, 5), "its weight is used in two ways"),
+    (linear(lambda self, x: (x.unsqueeze(-2) * self.weight).sum(-1) + self.bias), "its forward pass calls no"),
+    (linear(lambda self, x: F.linear(x, self.weight, self.bias) + x @ self.weight), "its weight is used in two ways"),
 ]
 
 
