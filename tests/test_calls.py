@@ -9,9 +9,9 @@ from bench.calls import of_contraction, of_layer
 def test_the_way_of_a_default_convolution_gets_no_longer() -> None:
     forward, backward = of_layer()
     both = forward + backward
-    assert both.functions and both.files <= 21
-    assert len(both.functions) <= 68
-    assert forward.changes + backward.changes <= 77
+    assert both.functions and both.files <= 14
+    assert len(both.functions) <= 46
+    assert forward.changes + backward.changes <= 44
 
 
 def test_a_warm_contraction_is_short() -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..tn.execute.dense import sums_by_products
 from .positions import flat_spatial
 
 
@@ -131,16 +130,3 @@ def half_in_cells(shape: tuple[int, ...], budget: float, block: int | None = Non
     """
     sizes = shape[2:]
     return affordable_cells(sizes, block or max(sizes, default=1), budget / (shape[0] * shape[1]) / 2)
-
-
-def position_means(tensor: Tensor) -> Tensor:
-    """Mean ``[N, C]`` of ``[N, C, *P]`` over all positions, computed as a product where that is faster.
-
-    Example:
-        >>> position_means(torch.arange(6.0).view(1, 2, 3))
-        tensor([[1., 4.]])
-    """
-    flat = flat_spatial(tensor)
-    if not sums_by_products(flat.dtype, flat.device) or not flat.shape[2]:
-        return flat.mean(2)
-    return torch.matmul(flat, flat.new_full((flat.shape[2],), 1 / flat.shape[2]))

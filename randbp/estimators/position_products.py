@@ -1,26 +1,31 @@
 """VJPs of kept positions of one class, and of tensors that are constant over positions."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
-from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from .._torch.clean_thread import without_modes
 from ..kernels.gather import gather_planes
 from ..layers.grouped_weights import by_group
 from ..layers.layer_specs import Side, is_identity, role
 from ..layers.pattern import IndexPattern
 from ..tn import LayerSpec, PositionClass
 from ..tn.execute.banded import banded
+from ..tn.execute.dense import add_product
 from ..tn.execute.program import TensorFunction
-from ..tn.execute.rows import gathered_product, pieces, rows_by_rows, scattered_product
-from .controls import position_means
+from ..tn.execute.rows import PartnerTable, gathered_product, pieces, rows_by_rows, scattered_product
 from .positions import flat_spatial, memory_rows
-from .segments import Segments, add_columns, segment_products
+from .segments import Segments
+
+PIECE = 2**20  # most elements of one side that are multiplied together, so that they stay in a CPU's cache [elements]
 
 
 def weight_vjp_of_class(
-    kept: Tensor, where: Segments, output_grad: Tensor, positions: PositionClass, spec: LayerSpec
+    kept: Tensor, where: Segments, output_grad: Tensor, positions: PositionClass, pointwise: bool, spec: LayerSpec
 ) -> Tensor:
     """The weight VJP ``[G, D / G, C / G, *K]`` of kept inputs of a class, for its kernel entries.
 
@@ -29,12 +34,13 @@ def weight_vjp_of_class(
         where: Which positions of the class they are.
         output_grad: ``[N, D, *O]``.
         positions: The class.
+        pointwise: Whether each position meets the output of the same number.
         spec: The layer.
     """
-    if positions.is_pointwise:
-        grad = _pointwise_weight_vjp(kept, where, output_grad, spec.groups)
-    elif where.length > 1:
-        return segment_products(kept, where, output_grad, positions, spec.groups)
+    if where.length > 1 and not pointwise:
+        return _segment_products(kept, where, output_grad, positions, spec.groups)
+    if pointwise:
+        grad = _pointwise_products(kept, where, output_grad, spec.groups)
     else:
         kernel = _gathered(positions.patterns, role(spec, "input"), spec.groups)
         grad = kernel(flat_spatial(output_grad), kept.transpose(1, 2), where.numbers)
@@ -57,7 +63,7 @@ def input_vjp_of_class(
     return kernel(matrices.flatten(3) if spec.dims else matrices.unsqueeze(3), kept.transpose(1, 2), where)
 
 
-def _pointwise_weight_vjp(kept: Tensor, where: Segments, output_grad: Tensor, groups: int) -> Tensor:
+def _pointwise_products(kept: Tensor, where: Segments, output_grad: Tensor, groups: int) -> Tensor:
     """``[G, D / G, C / G]`` of kept positions that each meet the output at the same position."""
     (batch, narrow, count), wide, rows = kept.shape, output_grad.shape[1], memory_rows(output_grad)
     if rows is not None:
@@ -68,6 +74,73 @@ def _pointwise_weight_vjp(kept: Tensor, where: Segments, output_grad: Tensor, gr
     for part in pieces(batch, count * wide, flat.device):
         add_columns(total, where.of(part).gather(flat[part]).transpose(0, 1), kept[part])
     return total
+
+
+def _segment_products(
+    kept: Tensor, segments: Segments, output_grad: Tensor, positions: PositionClass, groups: int
+) -> Tensor:
+    """:func:`weight_vjp_of_class` of segments of more than one position.
+
+    A segment of ``L`` positions of a row meets, through each kernel entry, ``L`` neighbouring outputs, if rows are
+    padded with zeros. Both sides become matrices with the positions innermost, and one product gives all of the kernel.
+    """
+    sides, table = _met(positions, segments.length, kept.device)
+    starts = table[:, segments.numbers]
+    (batch, wide), narrow, entries = output_grad.shape[:2], kept.shape[1], len(starts)
+    out = kept.new_zeros(groups, wide // groups * entries, narrow // groups)
+    for part, some in _pieces(batch, segments.numbers.shape[1], max(wide * entries, narrow) * segments.length, kept):
+        place = starts if starts.shape[1] == 1 else starts[:, part]
+        padded = F.pad(output_grad[part], sides) if any(sides) else output_grad[part]
+        met = _stretches(padded.flatten(2).contiguous(), place[:, :, some], segments.length)
+        columns = slice(some.start * segments.length, some.stop * segments.length)
+        add_columns(out, met, kept[part, :, columns])
+    return out.view(groups, wide // groups, *(p.kernel_size for p in positions.patterns), -1).movedim(-1, 2)
+
+
+def add_columns(total: Tensor, met: Tensor, kept: Tensor) -> None:
+    """Add to ``[G, A, C / G]`` what kept columns ``[N, C, S]`` and those that they meet, ``[G·A, …, N, S]``, give."""
+    left, right = met.reshape(*total.shape[:2], -1), kept.transpose(0, 1).reshape(len(total), total.shape[2], -1)
+    if len(total) == 1:
+        add_product(total[0], left[0], right[0].t())
+    else:
+        total.baddbmm_(left, right.mT)
+
+
+def _pieces(batch: int, count: int, elements: int, like: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of the batch and of each example's segments, few enough to stay in the cache of a CPU."""
+    most = max(1, PIECE // max(1, elements)) if like.device.type == "cpu" else batch * count
+    examples = max(1, most // max(1, count))
+    for start in range(0, batch if count else 0, examples):
+        for begin in range(0, count, min(count, most)):
+            yield slice(start, min(start + examples, batch)), slice(begin, min(begin + most, count))
+
+
+def _stretches(planes: Tensor, starts: Tensor, length: int) -> Tensor:
+    """Stretches ``[D, F, N, R·L]`` of planes ``[N, D, P]`` that begin at ``[F, N or 1, R]``."""
+    batch, channels, size = planes.shape
+    lines = planes.as_strided((max(0, planes.numel() - length + 1), length), (1, 1))
+    example = torch.arange(0, batch * channels * size, channels * size, device=planes.device)
+    channel = torch.arange(0, channels * size, size, device=planes.device)
+    index = channel.view(-1, 1, 1, 1) + (starts + example.view(-1, 1))
+    return lines.index_select(0, index.flatten()).view(*index.shape[:3], -1)
+
+
+@lru_cache(maxsize=512)
+def _met(positions: PositionClass, length: int, device: torch.device) -> tuple[list[int], Tensor]:
+    """Margins of zeros around the outputs, last dimension first, and the padded output that each segment meets first.
+
+    The table is ``[F, segments]``.
+    """
+    margins: list[int] = []
+    widened: list[IndexPattern] = []
+    for pattern in positions.patterns:
+        before = max(0, pattern.dilation * (pattern.kernel_size - 1) - pattern.padding)
+        after = max(0, pattern.input_size + pattern.padding - pattern.output_size)
+        size = before + pattern.output_size + after
+        widened.append(replace(pattern, output_size=size, padding=pattern.padding + before))
+        margins = [before, after, *margins]
+    table = PartnerTable(*_partners(tuple(widened), "i"))
+    return margins, without_modes(lambda: table(device)[:, ::length].contiguous())  # no tensor without data is kept
 
 
 def pointwise_weight_vjp_with_mean(
@@ -89,10 +162,7 @@ def pointwise_weight_vjp_with_mean(
 
 def weight_vjp_of_mean(mean: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
     """The weight VJP ``[G, D / G, C / G, *K]`` of an input that is constant over positions, ``[N, C]``."""
-    if all(map(is_identity, spec.patterns)):
-        sums = position_means(output_grad).mul_(prod(spec.output_size)).unsqueeze(2)
-    else:
-        sums = _summed(spec, "output", output_grad.numel(), output_grad.dtype, output_grad.device)(output_grad)
+    sums = _summed(spec, "output", output_grad.numel(), output_grad.dtype, output_grad.device)(output_grad)  # [N, D, K]
     left = sums.unflatten(1, (spec.groups, -1)).permute(1, 2, 3, 0).flatten(1, 2)  # [G, D / G · K, N]
     product = left @ mean.unflatten(1, (spec.groups, -1)).transpose(0, 1)
     return product.view(spec.groups, -1, *spec.kernel_size, product.shape[2]).movedim(-1, 2)
@@ -129,4 +199,6 @@ def _partners(
 def _summed(spec: LayerSpec, side: Side, volume: int, dtype: torch.dtype, device: torch.device) -> TensorFunction:
     """Box sums of an output gradient for each kernel entry, or of what meets each kernel entry at each input."""
     ends = role(spec, side) + "k" if side == "output" else "k" + role(spec, side)
+    if side == "output" and all(map(is_identity, spec.patterns)):
+        return lambda output_grad: output_grad.flatten(2).sum(2).unsqueeze(2)
     return banded(spec.patterns, ends, volume, dtype, device)

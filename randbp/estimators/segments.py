@@ -1,32 +1,20 @@
-"""Segments: kept positions that are neighbours in memory, and are therefore read and multiplied in one piece.
+"""Segments: kept positions that are neighbours in memory, and are therefore read and multiplied in one piece."""
 
-A segment of ``L`` positions of a row meets, through each kernel entry, ``L`` neighbouring outputs, if rows are padded
-with zeros. Both sides become matrices with the positions innermost, and one product gives all of the kernel:
-
-``V_W[d, k, c] += Σ_m Σ_j V_Y[d, k, m, j] X[c, m, j]``
-
-with ``m`` the segments and ``j`` the positions within them. Nothing is transposed.
-"""
-
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..draws.draw import Draw
 from ..kernels.gather import gather_planes
 from ..layers.layer_specs import role
-from ..tn import IndexPattern, LayerSpec, LinearSpec, PositionClass
-from ..tn.execute.dense import add_product
-from ..tn.execute.rows import PartnerTable
+from ..tn import LayerSpec, LinearSpec, PositionClass
 from .positions import flat_spatial, memory_rows
 
 SHORTEST, LONGEST = 7, 16  # shorter segments cost more than they save [positions]
 LOST = 1 / 10  # share of the kept positions that may be lost by keeping only whole segments
 PLANE = 128  # from this size on, reading planes one by one pays [positions]
-PIECE = 2**20  # most elements of one side that are multiplied together, so that they stay in a CPU's cache [elements]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +69,12 @@ def reads_planes(tensor: Tensor) -> bool:
 
 def gather(tensor: Tensor, where: Segments, mean: Tensor | None) -> Tensor:
     """Kept positions ``[N, C, S]`` of ``[N, C, *P]``, less ``[N, C]``, in the tensor's order of memory."""
-    flat, rows = flat_spatial(tensor), memory_rows(tensor)
+    rows = None if tensor.is_contiguous() else memory_rows(tensor)
     if rows is None:
-        kept = where.gather(flat)
+        kept = where.gather(tensor.flatten(2) if tensor.dim() > 2 else tensor.unsqueeze(2))
     else:
-        batch, channels, size = flat.shape
-        offset = torch.arange(0, batch * size, max(1, size), device=flat.device).unsqueeze(1)
+        batch, channels, size = len(tensor), tensor.shape[1], len(rows) // max(1, len(tensor))
+        offset = torch.arange(0, batch * size, max(1, size), device=rows.device).unsqueeze(1)
         kept = rows.index_select(0, (where.positions + offset).flatten()).view(batch, -1, channels).transpose(1, 2)
     return kept if mean is None else kept.sub_(mean.unsqueeze(2))
 
@@ -117,70 +105,26 @@ def segment_length(spec: LayerSpec, positions: PositionClass, count: int) -> int
     return 1
 
 
-def segment_products(
-    kept: Tensor, segments: Segments, output_grad: Tensor, positions: PositionClass, groups: int
-) -> Tensor:
-    """The weight VJP ``[G, D / G, C / G, *K]`` of kept segments, for the kernel entries of their class.
+def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
+    """Places to keep of each of several sums, ``[B, count]``, ascending: stretches of one permutation, in turn.
 
-    Args:
-        kept: ``[N, C, S]``.
-        segments: The positions in the class.
-        output_grad: ``[N, D, *O]``.
-        positions: The class.
-        groups: ``G``.
+    Together the sums cover the places as evenly as whole stretches can. Where more than half of the places are kept,
+    those left out are such stretches.
+
+    Example:
+        >>> windows(Draw(0), 6, 3, 2, torch.device("cpu")).flatten().sort().values
+        tensor([0, 1, 2, 3, 4, 5])
     """
-    margins, table = _met(positions, segments.length)
-    starts, sides = table(kept.device)[:, :: segments.length][:, segments.numbers], margins
-    (batch, wide), narrow, entries = output_grad.shape[:2], kept.shape[1], len(starts)
-    out = kept.new_zeros(groups, wide // groups * entries, narrow // groups)
-    for part, some in _pieces(batch, segments.numbers.shape[1], max(wide * entries, narrow) * segments.length, kept):
-        place = starts if starts.shape[1] == 1 else starts[:, part]
-        padded = F.pad(output_grad[part], sides) if any(sides) else output_grad[part]
-        met = _stretches(padded.flatten(2).contiguous(), place[:, :, some], segments.length)
-        columns = slice(some.start * segments.length, some.stop * segments.length)
-        add_columns(out, met, kept[part, :, columns])
-    return out.view(groups, wide // groups, *(p.kernel_size for p in positions.patterns), -1).movedim(-1, 2)
-
-
-def add_columns(total: Tensor, met: Tensor, kept: Tensor) -> None:
-    """Add to ``[G, A, C / G]`` what kept columns ``[N, C, S]`` and those that they meet, ``[G·A, …, N, S]``, give."""
-    left, right = met.reshape(*total.shape[:2], -1), kept.transpose(0, 1).reshape(len(total), total.shape[2], -1)
-    if len(total) == 1:
-        add_product(total[0], left[0], right[0].t())
-    else:
-        total.baddbmm_(left, right.mT)
-
-
-def _pieces(batch: int, count: int, elements: int, like: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of the batch and of each example's segments, few enough to stay in the cache of a CPU."""
-    most = max(1, PIECE // max(1, elements)) if like.device.type == "cpu" else batch * count
-    examples = max(1, most // max(1, count))
-    for start in range(0, batch if count else 0, examples):
-        for begin in range(0, count, min(count, most)):
-            yield slice(start, min(start + examples, batch)), slice(begin, min(begin + most, count))
-
-
-def _stretches(planes: Tensor, starts: Tensor, length: int) -> Tensor:
-    """Stretches ``[D, F, N, R·L]`` of planes ``[N, D, P]`` that begin at ``[F, N or 1, R]``."""
-    batch, channels, size = planes.shape
-    lines = planes.as_strided((max(0, planes.numel() - length + 1), length), (1, 1))
-    example = torch.arange(0, batch * channels * size, channels * size, device=planes.device)
-    channel = torch.arange(0, channels * size, size, device=planes.device)
-    index = channel.view(-1, 1, 1, 1) + (starts + example.view(-1, 1))
-    return lines.index_select(0, index.flatten()).view(*index.shape[:3], -1)
-
-
-@lru_cache(maxsize=512)
-def _met(positions: PositionClass, length: int) -> tuple[list[int], PartnerTable]:
-    """Margins of zeros around the outputs, last dimension first, and which padded output each position meets."""
-    margins: list[int] = []
-    widened: list[IndexPattern] = []
-    for pattern in positions.patterns:
-        before = max(0, pattern.dilation * (pattern.kernel_size - 1) - pattern.padding)
-        after = max(0, pattern.input_size + pattern.padding - pattern.output_size)
-        size = before + pattern.output_size + after
-        widened.append(replace(pattern, output_size=size, padding=pattern.padding + before))
-        margins = [before, after, *margins]
-    sizes = tuple(p.input_size for p in widened)
-    partners = PartnerTable(sizes, tuple(("i", p) for p in widened), tuple(p.output_size for p in widened))
-    return margins, partners
+    left_out = size - count
+    if not left_out:
+        return torch.arange(size, device=device).expand(batch, size)
+    length = min(count, left_out)
+    different = min(batch, size // length)
+    stretches = draw.permutation(size, device)[: different * length].view(different, length).sort(1).values
+    if count > left_out:  # the s-th place kept is s plus the number left out before it
+        before = stretches - torch.arange(length, device=device)
+        numbers = torch.arange(count, device=device).expand(different, count).contiguous()
+        stretches = numbers + torch.searchsorted(before, numbers, right=True)
+    if different < batch:
+        stretches = stretches.index_select(0, torch.arange(batch, device=device) % different)
+    return stretches

@@ -1,6 +1,6 @@
 """Spatial positions drawn without replacement, after removing the mean and a few directions in channel space."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from .. import tn
 from ..draws.draw import Draw
 from ..kernels.gather import gather_planes
-from ..layers.grouped_weights import by_group, from_groups
+from ..layers.grouped_weights import by_group
 from ..layers.layer_specs import Side, replace_channels
 from ..tn import LayerSpec, PositionClass
 from .base import kept
-from .controls import Control, half_in_cells, position_means
+from .controls import Control, half_in_cells
 from .description import Description
 from .low_rank import LowRank, affordable_rank, low_rank, price
 from .position_products import (
@@ -24,11 +24,11 @@ from .position_products import (
     weight_vjp_of_class,
     weight_vjp_of_mean,
 )
-from .positions import UsedPositions, examples_as_positions, flat_spatial, sampled_spec, split, used_positions
+from .positions import UsedPositions, sampled_spec, split, used_positions
 from .sample_plan import Kept
 from .sampled import Sampled, plan_of
-from .samplers import Sampler, Uniform, windows
-from .segments import Segments, gather, reads_planes, segment_length
+from .samplers import Sampler, Uniform
+from .segments import Segments, gather, reads_planes, segment_length, windows
 
 NARROW = 8  # below this, gathering output rows costs more than the products that it saves [channels per group]
 
@@ -108,50 +108,50 @@ class Spatial(Sampled):
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """Kept entries of the input, its mean ``[N, C]`` if any, then directions and coefficients if any."""
-        input, spec = examples_as_positions(input, spec)
         plan = class_plan(self, spec, "input")
         if not plan.parts:
             return super().sketch(input, spec, draw)
-        held, mean, _ = plan.gathered(input, draw)
+        input, where = plan.seen(input), plan.drawn(draw, input.device)
+        held, mean = plan.gathered(input, where)
         if mean is None:
             return (held,)
         if not plan.rank:
-            return held, mean - plan.means(held)
-        part = low_rank(plan.used.take(input), mean, spec.groups, plan.rank, draw.child(-2))
-        part.subtract_from(held, plan.flat(plan.drawn(draw, input.device)).positions)
-        return held, mean - plan.means(held), part.directions, part.coefficients
+            return held, mean.sub_(plan.means(held))
+        part = low_rank(input, mean, spec.groups, plan.rank, draw.child(-2))
+        part.subtract_from(held, plan.flat(where).positions)
+        return held, mean.sub_(plan.means(held)), part.directions, part.coefficients
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Multiply kept entries with the outputs that they meet; add the exact VJPs of the mean and low-rank part."""
-        output_grad, spec = examples_as_positions(output_grad, spec)
         plan = class_plan(self, spec, "input")
         if not plan.parts:
             return super().weight_vjp(held, output_grad, spec, draw)
-        where = plan.drawn(draw, output_grad.device)
+        spec, where, mean = plan.spec, plan.drawn(draw, output_grad.device), held[1] if plan.centred else None
+        output_grad = output_grad.permute(2, 1, 0) if plan.vectors else output_grad
         if plan.restored:
-            kept = Kept(held[0] * plan.parts[0].weight, where[0].positions, held[1] if plan.centred else None)
+            kept = Kept(held[0] * plan.parts[0].weight, where[0].positions, mean)
             return self.unit.weight_vjp(kept, output_grad, plan_of(self, spec, "input", held[0].dtype))
         if plan.pointwise and not plan.rank and spec.groups == 1 and reads_planes(output_grad):
-            mean = held[1] if plan.centred else None
             grad = pointwise_weight_vjp_with_mean(held[0], where[0], plan.parts[0].weight, mean, output_grad)
             return grad.view(spec.weight_shape)
-        if plan.centred:
-            grouped = weight_vjp_of_mean(held[1], output_grad, spec)
+        if mean is not None:
+            grouped = weight_vjp_of_mean(mean, output_grad, spec)
         else:
             grouped = by_group(output_grad.new_zeros(spec.weight_shape), spec)
         if plan.rank:
             LowRank(spec.groups, *held[2:]).add_weight_vjp(grouped, output_grad, spec)
-        if len(plan.parts) > 1 and plan.parts[0].length == 1:  # what several classes read row by row is transposed once
+        if len(where) > 1 and where[0].length == 1:  # what several classes read row by row is transposed once
             output_grad = output_grad.movedim(1, -1).contiguous().movedim(-1, 1)
         for part, some, local in zip(plan.parts, held[0].split(plan.counts, 2), where, strict=True):
-            grad = weight_vjp_of_class(some, local, output_grad, part.positions, spec)
+            grad = weight_vjp_of_class(some, local, output_grad, part.positions, part.pointwise, spec)
             grouped[part.entries].add_(grad, alpha=part.weight)
-        return from_groups(grouped, spec).contiguous()
+        return (grouped.transpose(1, 2) if plan.transposed else grouped).flatten(0, 1).contiguous()
 
     def input_vjp(self, output_grad: Tensor, weight: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """Multiply kept output rows with the kernel, scatter them to the inputs, and add the exact VJP of the mean."""
         plan, grouped = class_plan(self, spec, "output"), by_group(weight, spec)
-        held, mean, where = plan.gathered(output_grad, draw)
+        where = plan.drawn(draw, output_grad.device)
+        held, mean = plan.gathered(plan.seen(output_grad), where)
         result = weight.new_zeros(spec.input_shape) if mean is None else input_vjp_of_mean(mean, weight, spec)
         for part, some, local in zip(plan.parts, held.split(plan.counts, 2), where, strict=True):
             matrices = grouped[part.entries] * part.weight
@@ -160,12 +160,10 @@ class Spatial(Sampled):
         return result
 
     def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
-        seen = sampled_spec(spec)
-        plan, outputs = class_plan(self, seen, "input"), class_plan(self, spec, "output")
-        plain = super()._describe(spec, dtype)
+        plan, plain = class_plan(self, spec, "input"), super()._describe(spec, dtype)
         held, work = plain.held_bytes, plain.weight_multiply_adds
         if plan.parts:
-            held, work = plan.entries(seen) * dtype.itemsize, work if plan.restored else plan.multiply_adds(seen)
+            held, work = plan.entries * dtype.itemsize, work if plan.restored else plan.multiply_adds
         x, v = ("(X - means - low-rank part)_i", "(V_i - mean)") if plan.centred else ("X_i", "V_i")
         lengths = sorted({part.length for part in plan.parts}) or [1]
         each, size, per_run = ("i", "I", "") if lengths[-1] == 1 else ("r", "R", "Σ_{i∈r} ")
@@ -174,27 +172,33 @@ class Spatial(Sampled):
             f"(I/|S| - 1) {size}/({size}-1) Σ_n Σ_{each} ‖{per_run}{x} ⊗ {v} - mean‖², "
             f"{runs}V_i the output gradients position i meets"
         )
-        return Description(held, work, outputs.multiply_adds(spec), None, variance)
+        return Description(held, work, class_plan(self, spec, "output").multiply_adds, None, variance)
 
 
 @dataclass(frozen=True)
 class ClassPart:
-    """A class of positions, how many of each example are kept, and in segments of which length."""
+    """A class of positions, how many of each example are kept, and in segments of which length.
+
+    ``total`` and ``kept`` are numbers of segments, ``entries`` the class's part of ``[G, D / G, C / G, *K]``.
+    """
 
     positions: PositionClass
     count: int
     length: int
+    total: int
+    kept: int
+    weight: float
+    pointwise: bool
+    entries: tuple[slice, ...]
 
-    @property
-    def weight(self) -> float:
-        """The weight of each kept position."""
-        return self.positions.size / self.count
-
-    @property
-    def entries(self) -> tuple[slice, ...]:
-        """Slices of a weight ``[G, D / G, C / G, *K]`` with the kernel entries of the class."""
-        kernels = (slice(each.start, each.stop, each.step) for each in self.positions.kernels)
-        return (slice(None), slice(None), slice(None), *kernels)
+    @classmethod
+    def of(cls, positions: PositionClass, count: int, length: int = 1) -> "ClassPart":
+        """The part of whole segments."""
+        kept, kernels = count // length, (slice(each.start, each.stop, each.step) for each in positions.kernels)
+        everything, size = (slice(None), slice(None), slice(None)), positions.size
+        number = kept * length
+        pointwise = positions.is_pointwise
+        return cls(positions, number, length, size // length, kept, size / number, pointwise, (*everything, *kernels))
 
 
 @dataclass(frozen=True)
@@ -202,108 +206,128 @@ class ClassPlan:
     """What is kept of each class of positions on one side of a layer.
 
     Attributes:
+        spec: The layer, after :func:`.positions.examples_as_positions`.
+        vectors: Whether that exchanges examples and positions.
         used: The positions that are looked at.
         draws: Number of examples with positions of their own; 1 if all share them.
         parts: What is kept of each class.
         centred: Whether the mean is kept.
         rank: Directions of each group in the low-rank part.
         restored: Whether the VJP is that of a restored tensor.
+        pointwise: Whether there is one class, each position of which meets the output of the same number.
+        alone: Whether there is one class, of all positions that are looked at.
+        counts: Positions kept of each class.
+        transposed: Whether the weight is that of a transposed convolution.
     """
 
+    spec: LayerSpec
+    vectors: bool
     used: UsedPositions
     draws: int
     parts: tuple[ClassPart, ...] = ()
     centred: bool = False
     rank: int = 0
     restored: bool = False
+    pointwise: bool = False
+    alone: bool = False
+    counts: tuple[int, ...] = ()
+    transposed: bool = False
 
     @property
-    def pointwise(self) -> bool:
-        """Whether there is one class, each position of which meets the output of the same number."""
-        return len(self.parts) == 1 and self.parts[0].positions.is_pointwise
-
-    @property
-    def counts(self) -> list[int]:
-        """Positions kept of each class."""
-        return [part.count for part in self.parts]
-
-    def entries(self, spec: LayerSpec) -> int:
+    def entries(self) -> int:
         """Number of entries that are held of a layer's input."""
-        rows = spec.batch_size * (sum(self.counts) + self.centred) * spec.in_channels
-        return rows + self.rank * (spec.in_channels + spec.groups * spec.batch_size * prod(spec.input_size))
+        rows = self.spec.batch_size * (sum(self.counts) + self.centred) * self.spec.in_channels
+        return rows + round(self.rank * price(self.spec) * self.spec.batch_size * self.spec.in_channels)
 
-    def multiply_adds(self, spec: LayerSpec) -> int:
+    @property
+    def multiply_adds(self) -> int:
         """Multiply-adds of the VJP; box sums are not counted."""
+        spec, weights = self.spec, prod(self.spec.weight_shape)
         met = sum(part.count * prod(map(len, part.positions.kernels)) for part in self.parts)
-        total = spec.batch_size * met * spec.out_channels * spec.in_channels // spec.groups
-        if self.centred:
-            total += spec.batch_size * prod(spec.weight_shape)
+        total = spec.batch_size * (met * spec.out_channels * spec.in_channels // spec.groups + self.centred * weights)
         if self.rank:
-            total += self.rank * (prod(spec.input_shape) + prod(spec.weight_shape))
+            total += self.rank * (prod(spec.input_shape) + weights)
             total += replace_channels(spec, spec.groups, self.rank, spec.out_channels // spec.groups).multiply_adds
         return total
+
+    def seen(self, tensor: Tensor) -> Tensor:
+        """The used positions of a tensor of the layer."""
+        tensor = tensor.permute(2, 1, 0) if self.vectors else tensor
+        return tensor if self.alone else self.used.take(tensor)
 
     def drawn(self, draw: Draw, device: torch.device) -> list[Segments]:
         """The positions of each class that are kept: stretches of one permutation."""
         found = []
         for number, part in enumerate(self.parts):
-            size, count = part.positions.size // part.length, part.count // part.length
-            found.append(Segments(windows(draw.child(number), size, count, self.draws, device), part.length))
+            numbers = windows(draw.child(number), part.total, part.kept, self.draws, device)
+            found.append(Segments(numbers, part.length))
         return found
 
     def flat(self, where: list[Segments]) -> Segments:
         """The kept positions of all classes, numbered through the used ones."""
-        found = []
+        if self.alone:
+            return where[0]
+        found = [torch.zeros(1, 0, dtype=torch.long)] if not where else []
         for part, local in zip(self.parts, where, strict=True):
             members = self.used.members(part.positions, local.numbers.device)
-            if members is None and len(where) == 1:
-                return local
             found.append(local.positions if members is None else members[local.positions])
-        return Segments(torch.cat(found, 1) if found else torch.zeros(1, 0, dtype=torch.long))
+        return Segments(torch.cat(found, 1))
 
-    def gathered(self, tensor: Tensor, draw: Draw) -> tuple[Tensor, Tensor | None, list[Segments]]:
-        """Kept deviations ``[N, C, S]`` of ``[N, C, *P]``, its mean ``[N, C]``, and which positions are kept."""
-        tensor, where = self.used.take(tensor), self.drawn(draw, tensor.device)
+    def gathered(self, tensor: Tensor, where: list[Segments]) -> tuple[Tensor, Tensor | None]:
+        """Kept deviations ``[N, C, S]`` of ``[N, C, *P]``, and its mean ``[N, C]``."""
         if (self.restored or self.pointwise) and reads_planes(tensor):
-            (some,), what = where, "deviations" if self.centred else "entries"
-            zeros = [0.0] * some.numbers.shape[1]
-            kept, means, _ = gather_planes(flat_spatial(tensor), some.numbers, some.length, zeros, "examples", what)
-            return kept, means if self.centred else None, where
-        mean = position_means(tensor) if self.centred else None
-        return gather(tensor, self.flat(where), mean), mean, where
+            numbers, length, what = where[0].numbers, where[0].length, "deviations" if self.centred else "entries"
+            zeros = [0.0] * numbers.shape[1]
+            kept, means, _ = gather_planes(tensor.flatten(2), numbers, length, zeros, "examples", what)
+            return kept, means if self.centred else None
+        mean = tensor.flatten(2).mean(2) if self.centred else None
+        return gather(tensor, self.flat(where), mean), mean
 
     def means(self, held: Tensor) -> Tensor:
         """The estimated mean of deviations, which is zero before sampling: see :class:`.controls.CellMeans`."""
+        if self.alone:
+            return held.mean(2)
         parts = zip(self.parts, held.split(self.counts, 2), strict=True)
-        return sum((some.mean(2) * (part.positions.size / self.used.size) for part, some in parts), held.new_zeros(()))
+        return torch.stack([some.mean(2) * (part.positions.size / self.used.size) for part, some in parts]).sum(0)
 
 
 @lru_cache(maxsize=512)
-def class_plan(estimator: Spatial, spec: LayerSpec, side: Side) -> ClassPlan:
+def class_plan(estimator: Spatial, layer: LayerSpec, side: Side) -> ClassPlan:
     """The plan of an estimator for one side of a layer."""
-    used, inputs = used_positions(spec, side), side == "input"
-    draws = spec.batch_size if estimator.per_example else 1
-    if not used.size:  # every kernel entry lies in the padding
-        return ClassPlan(used, draws)
-    if inputs and estimator.keep * used.size < 1:  # not one position per example: none of its own
-        return ClassPlan(used, draws)
+    inputs = side == "input"
+    spec = sampled_spec(layer) if inputs else layer
+    used, whole = used_positions(spec, side), tn.whole_class(spec, side)
+    plan = ClassPlan(spec, spec is not layer, used, spec.batch_size if estimator.per_example else 1)
+    if not used.size or (inputs and estimator.keep * used.size < 1):
+        return plan  # every kernel entry lies in the padding, or no example has a position of its own
     budget, rank = kept(used.size, estimator.keep), 0
     centred = estimator.center and 1 < budget < used.size
     budget -= centred
     if inputs and is_narrow(spec):  # kernel entries need not be told apart, so all positions are one class
-        whole = tn.whole_class(spec, side)
         everywhere = PositionClass(used.axes, whole.kernels, whole.patterns)  # type: ignore[arg-type]
-        return ClassPlan(used, draws, (ClassPart(everywhere, budget, 1),), centred, restored=True)
+        part, alone = ClassPart.of(everywhere, budget), used.every
+        return replace(plan, parts=(part,), centred=centred, restored=True, alone=alone, counts=(budget,))
     if inputs and centred and used.every and (rank := affordable_rank(spec, budget)):
         budget = int(budget - rank * price(spec))
     chosen = split(spec, side, budget)
-    if chosen[0][0] == tn.whole_class(spec, side):  # too few for the classes
+    if chosen[0][0] == whole:  # too few for the classes
         used = UsedPositions(used.sizes, tuple(map(range, used.sizes)))
     lengths = [segment_length(spec, *each) if inputs and estimator.runs else 1 for each in chosen]
     if any(length == 1 and not each.is_pointwise for (each, _), length in zip(chosen, lengths, strict=True)):
         lengths = [1] * len(lengths)  # where one class has none, segments of the others are of no use
-    parts = [ClassPart(each, n - n % length, length) for (each, n), length in zip(chosen, lengths, strict=True)]
-    return ClassPlan(used, draws, tuple(parts), centred, rank)
+    parts = tuple(ClassPart.of(*each, length) for each, length in zip(chosen, lengths, strict=True))
+    one = len(parts) == 1
+    return replace(
+        plan,
+        used=used,
+        parts=parts,
+        centred=centred,
+        rank=rank,
+        pointwise=one and parts[0].pointwise,
+        alone=one and used.every,
+        counts=tuple(part.count for part in parts),
+        transposed=isinstance(spec, tn.ConvTransposeSpec),
+    )
 
 
 def is_narrow(spec: LayerSpec) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from randbp.estimators import Draw
 from randbp.estimators.positions import used_positions
-from randbp.estimators.samplers import windows
+from randbp.estimators.segments import windows
 from randbp.tn import position_classes
 from tests.cases import Case, cases, transposed_cases
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 from unittest.mock import patch
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from randbp import Estimator, Exact, Rounding, Spatial, kernels, tn
-from randbp.estimators import Draw, segments, spatial
+from randbp.estimators import Draw, position_products, segments, spatial
 from randbp.kernels.operator import is_installed
 from randbp.layers.layer_specs import replace_batch
-from randbp.tn.execute import rows
+from randbp.tn.planning import machine
 from tests.cases import Case
 from tests.estimators.test_unbiased import assert_unbiased
 
@@ -103,9 +104,11 @@ def test_no_way_to_an_estimate_changes_it(name: str, estimator: Spatial) -> None
     )
     for some_x, some_grad in product(inputs, grads):
         torch.testing.assert_close(estimate(estimator, some_x, some_grad, spec, 5), found)
-    with patch.object(segments, "PIECE", 1), patch.multiple(rows, PIECE=1, GATHERED=1, WEIGHTED=1, WIDTH=1, NARROW=0):
+    small = replace(machine.cpu, row_piece=1, row_gathered=1, row_weighted=1, row_width=1, row_narrow=0)
+    with patch.object(position_products, "PIECE", 1), patch.object(machine, "cpu", small):
         torch.testing.assert_close(estimate(estimator, x, output_grad, spec, 5), found)
-    for before, after in product(("reference", "numba") if is_installed("numba") else ("reference",), repeat=2):
+    backends: list[Any] = ["reference", "numba"] if is_installed("numba") else ["reference"]
+    for before, after in product(backends, repeat=2):
         with kernels.use(before):
             held = estimator.sketch(x, spec, Draw(5))
         with kernels.use(after):
@@ -178,7 +181,7 @@ def test_tensors_without_data_leave_nothing_behind() -> None:
     spec, estimator = tn.ConvSpec((5, 8, 48), 4, 3, padding=1), Spatial(0.5)
     x, output_grad = torch.ones(spec.input_shape), torch.ones(spec.output_shape)
     estimate(estimator, x, output_grad, spec, 0)  # plans are made with data
-    segments._met.cache_clear()
+    position_products._met.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = estimate(estimator, torch.empty(spec.input_shape), torch.empty(spec.output_shape), spec, 0)
     assert isinstance(fake, FakeTensor)
