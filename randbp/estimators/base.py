@@ -1,6 +1,7 @@
 """The base class of estimators: unbiased, cheaper substitutes for one VJP of a layer."""
 
 from abc import ABC
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from numbers import Integral, Real
@@ -16,6 +17,28 @@ from .description import Description
 from .text import register
 
 Vjp = Literal["weight_vjp", "input_vjp"]
+
+Allowed = tuple[Callable[[Any], bool], str]
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def at_least(least: int) -> Allowed:
+    """Integers from ``least`` on."""
+    return (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"an integer >= {least}",
+    )
+
+
+RATE: Allowed = (lambda value: _number(value) and 0 < float(value) <= 1, "a number in (0, 1]")
+SHARE: Allowed = (lambda value: _number(value) and 0 <= float(value) < 1, "a number in [0, 1)")
+CELLS: Allowed = (
+    lambda value: isinstance(value, bool) or (isinstance(value, int) and value >= 2),
+    "True, False or a cell size >= 2",
+)
 
 
 @dataclass(frozen=True)
@@ -44,11 +67,16 @@ class Estimator(ABC):
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``, the kept share of the sampled leg; 1 is exact.
 
+    Raises:
+        ValueError: If ``keep``, or another field, is not one of its ``allowed`` values.
+
     Attributes:
+        allowed: By name of a field, whether a value is allowed, and what to say if it is not.
         serves: Which of ``"weight_vjp"`` and ``"input_vjp"`` the estimator can stand in for.
     """
 
     keep: float
+    allowed: ClassVar[Mapping[str, Allowed]] = {}
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp", "input_vjp"})
 
     def __init_subclass__(cls, **named: Any) -> None:
@@ -56,8 +84,15 @@ class Estimator(ABC):
         register(cls)
 
     def __post_init__(self) -> None:
-        check_keep(type(self).__name__, self.keep)
+        self._check("keep", RATE)
         make_plain(self)
+        for name, allowed in self.allowed.items():
+            self._check(name, allowed)
+
+    def _check(self, name: str, allowed: Allowed) -> None:
+        value = getattr(self, name)
+        if not allowed[0](value):
+            raise ValueError(f"{type(self).__name__}: {name}={value!r}, expected {allowed[1]}")
 
     @property
     def exact(self) -> bool:
@@ -150,21 +185,6 @@ class Estimator(ABC):
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
-def check_keep(owner: str, keep: object) -> None:
-    """Raise unless ``keep`` is a number in ``(0, 1]``.
-
-    Raises:
-        ValueError: If ``keep`` is not a number or outside ``(0, 1]``.
-
-    Example:
-        >>> check_keep("Spatial", 1.5)
-        Traceback (most recent call last):
-        ValueError: Spatial: keep=1.5, expected a number in (0, 1]
-    """
-    if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < float(keep) <= 1:
-        raise ValueError(f"{owner}: keep={keep!r}, expected a number in (0, 1]")
-
-
 def make_plain(estimator: Estimator) -> None:
     """Turn numbers of NumPy and other libraries into Python's own, which checkpoints and ``torch.compile`` can read.
 
@@ -184,18 +204,6 @@ def make_plain(estimator: Estimator) -> None:
         if isinstance(value, Real) and not isinstance(value, bool):
             number = index(value) if isinstance(value, Integral) and field.type is not float else float(value)
             object.__setattr__(estimator, field.name, number)
-
-
-def check_top(owner: str, top: object) -> None:
-    """Raise ``ValueError`` unless ``top`` is a share in ``[0, 1)``."""
-    if isinstance(top, bool) or not isinstance(top, Real) or not 0 <= float(top) < 1:
-        raise ValueError(f"{owner}: top={top!r}, expected a number in [0, 1)")
-
-
-def check_center(owner: str, center: object) -> None:
-    """Raise ``ValueError`` unless ``center`` is true, false or a cell size of at least 2."""
-    if not isinstance(center, int) or (not isinstance(center, bool) and center < 2):
-        raise ValueError(f"{owner}: center={center!r}, expected True, False or a cell size >= 2")
 
 
 def kept(size: int, keep: float) -> int:

@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 
-from .base import check_center
+from .base import CELLS
 from .controls import Control, half_in_cells
 from .sample_plan import Plan
 from .sampled import Sampled
@@ -38,12 +38,11 @@ class BiasedTopK(Sampled):
         False
     """
 
-    unit = ROWS
+    unit, allowed = ROWS, {"center": CELLS}
     center: bool | int = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_center("BiasedTopK", self.center)
         _warn_once()
 
     @property
@@ -53,7 +52,7 @@ class BiasedTopK(Sampled):
 
     def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
         """Means of cells, for at most half of the budget."""
-        return half_in_cells(shape, budget, None if self.center is True else self.center) if self.center else None
+        return half_in_cells(shape, budget, self.center)
 
     def _variance(self, plan: Plan) -> str:
         return "0; the bias is Σ_{s dropped} x_s V_s"

@@ -121,12 +121,14 @@ def affordable_cells(sizes: tuple[int, ...], block: int, budget: float) -> CellM
     return grid
 
 
-def half_in_cells(shape: tuple[int, ...], budget: float, block: int | None = None) -> CellMeans | None:
-    """Cells whose means take at most half of the entries that may be kept of ``[N, C, *P]``; one cell without a size.
+def half_in_cells(shape: tuple[int, ...], budget: float, block: bool | int) -> CellMeans | None:
+    """Cells whose means take at most half of the entries that may be kept of ``[N, C, *P]``.
+
+    Cells have ``block`` positions per dimension; ``True`` means one cell, and ``False`` none.
 
     Example:
-        >>> half_in_cells((2, 3, 8), budget=12)
+        >>> half_in_cells((2, 3, 8), 12, True)
         CellMeans(sizes=(8,), block=8)
     """
-    sizes = shape[2:]
-    return affordable_cells(sizes, block or max(sizes, default=1), budget / (shape[0] * shape[1]) / 2)
+    sizes, cells = shape[2:], budget / (shape[0] * shape[1]) / 2
+    return affordable_cells(sizes, max(sizes, default=1) if block is True else block, cells) if block else None

@@ -9,14 +9,11 @@ _DEFENCE = 0.1  # share of the mean norm that is added to each norm
 
 
 def inclusion_probabilities(sizes: Tensor, count: int) -> Tensor:
-    """``π_i = min(1, λ·size_i)`` with ``λ`` such that ``Σ π = count``, per row of ``sizes`` ``[B, n]``.
+    """``π_i = min(1, λ·size_i)`` with ``λ`` such that ``Σ π = count``, per row of ``sizes`` ``[B, n]``, in ``float64``.
 
-    Probabilities proportional to the norms of what is summed give the least variance of all draws with that expected
-    size. A few rounds of cutting at 1 and raising the rest find ``λ``; should they not suffice, or fewer than
-    ``count`` sizes be positive, all probabilities are raised by a common factor, and those above 1 mean an expected
-    number of copies. The result is ``float64``.
-
-    Source: Särndal, Swensson, Wretman, Model assisted survey sampling, 1992, section 3.6.
+    A few rounds of cutting at 1 and raising the rest find ``λ``; should they not suffice, all probabilities are raised
+    by a common factor, and those above 1 mean an expected number of copies (Särndal, Swensson, Wretman, Model assisted
+    survey sampling, 1992, section 3.6).
 
     Example:
         >>> inclusion_probabilities(torch.tensor([[1.0, 1.0, 2.0, 8.0]]), 2).tolist()
@@ -35,15 +32,8 @@ def inclusion_probabilities(sizes: Tensor, count: int) -> Tensor:
 def systematic(probabilities: Tensor, count: int, start: Tensor) -> Tensor:
     """Draw ``count`` of each row's entries, entry ``i`` with probability ``π_i``: ``[B, count]``, ascending.
 
-    A grid of unit spacing is laid over the running sum of the probabilities at a random start; the entries that its
-    points fall into are drawn. Neighbours are seldom drawn together, so the draw is spread evenly over the row.
-
-    Args:
-        probabilities: ``[B, n]`` with row sums ``count``.
-        count: Entries to draw.
-        start: Uniform in ``[0, 1)``, ``[B, 1]``.
-
-    Source: W. G. Madow, On the theory of systematic sampling II, Annals of Mathematical Statistics 20 (1949).
+    Points of unit spacing from ``start`` in ``[0, 1)``, ``[B, 1]``, are laid over the running sum of the probabilities
+    (W. G. Madow, On the theory of systematic sampling II, Annals of Mathematical Statistics 20, 1949).
 
     Example:
         >>> systematic(torch.tensor([[0.25, 0.25, 0.5, 1.0]]), 2, torch.tensor([[0.6]]))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .base import at_least
 from .controls import Control, half_in_cells
 from .sample_plan import Plan
 from .sampled import Sampled
@@ -38,12 +39,8 @@ class LowResolution(Sampled):
         LowResolution(keep=0.25, block=4)
     """
 
+    allowed = {"block": at_least(2)}  # noqa: RUF012 -- never changed
     block: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 2:
-            raise ValueError(f"LowResolution: block={self.block!r}, expected an integer >= 2")
 
     def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
         """Means of cells, for at most half of the budget."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .base import check_top
+from .base import SHARE
 from .sample_plan import Plan
 from .sampled import Sampled
 from .samplers import ByNorm, Sampler
@@ -37,12 +37,8 @@ class NormChannels(Sampled):
         NormChannels(keep=0.5, top=0.25)
     """
 
-    unit = CHANNELS
+    unit, allowed = CHANNELS, {"top": SHARE}
     top: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_top("NormChannels", self.top)
 
     @property
     def sampler(self) -> Sampler:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .base import check_center, check_top
+from .base import CELLS, SHARE
 from .controls import Control, half_in_cells
 from .sample_plan import Plan
 from .sampled import Sampled
@@ -43,14 +43,9 @@ class NormSpatial(Sampled):
         NormSpatial(keep=0.25, center=True, top=0.0)
     """
 
-    unit = ROWS
+    unit, allowed = ROWS, {"center": CELLS, "top": SHARE}
     center: bool | int = True
     top: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_center("NormSpatial", self.center)
-        check_top("NormSpatial", self.top)
 
     @property
     def sampler(self) -> Sampler:
@@ -59,7 +54,7 @@ class NormSpatial(Sampled):
 
     def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
         """Means of cells, for at most half of the budget."""
-        return half_in_cells(shape, budget, None if self.center is True else self.center) if self.center else None
+        return half_in_cells(shape, budget, self.center)
 
     def _variance(self, plan: Plan) -> str:
         return "Σ_s (1/π_s - 1) ‖x_s‖² ‖V_s‖² and joint terms, π_s = min(1, λ‖x_s‖)"

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..draws.draw import Draw
 from ..layers.layer_specs import Side
 from ..tn import LayerSpec
-from .base import Estimator, kept
+from .base import Estimator, at_least, kept
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .planned import planned_input_vjp
@@ -58,15 +58,12 @@ class Projection(Estimator):
         Projection(keep=0.25, kind='rademacher', block=1024)
     """
 
+    allowed = {  # noqa: RUF012 -- never changed
+        "kind": (("gaussian", "rademacher").__contains__, "'gaussian' or 'rademacher'"),
+        "block": at_least(1),
+    }
     kind: Literal["gaussian", "rademacher"] = "rademacher"
     block: int = 1024
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.kind, str) or self.kind not in ("gaussian", "rademacher"):
-            raise ValueError(f"Projection: kind={self.kind!r}, expected 'gaussian' or 'rademacher'")
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
-            raise ValueError(f"Projection: block={self.block!r}, expected an integer >= 1")
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """The combinations ``[N, C, m]``."""

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,14 +47,11 @@ class Sampler(ABC):
 
     Attributes:
         unbiased: Whether each weight is one over the probability of being kept.
+        by_norm: Whether the choice depends on norms, so that kept places have to be stored for backward.
     """
 
-    unbiased = True
-
-    @property
-    def by_norm(self) -> bool:
-        """Whether the choice depends on norms, so that kept places have to be stored for backward."""
-        return False
+    unbiased: ClassVar[bool] = True
+    by_norm: ClassVar[bool] = False
 
     @property
     def fixed_size(self) -> bool:
@@ -144,13 +142,9 @@ class ByNorm(Sampler):
             fixed order would have few outcomes.
     """
 
+    by_norm = True
     top: float = 0.0
     shuffled: bool = False
-
-    @property
-    def by_norm(self) -> bool:
-        """Always true."""
-        return True
 
     def sample(self, places: Places, norms: Tensor | None, draw: Draw, device: torch.device) -> Sample:
         """Choose systematically."""
@@ -168,12 +162,7 @@ class ByNorm(Sampler):
 class Largest(Sampler):
     """Keep those of largest norm, with weight 1: biased."""
 
-    unbiased = False
-
-    @property
-    def by_norm(self) -> bool:
-        """Always true."""
-        return True
+    unbiased, by_norm = False, True
 
     def sample(self, places: Places, norms: Tensor | None, draw: Draw, device: torch.device) -> Sample:
         """Choose without a draw."""

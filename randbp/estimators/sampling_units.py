@@ -180,11 +180,6 @@ class ExampleUnit(Unit):
         """``[S, C, *I]``."""
         return tensor.index_select(0, where[0])
 
-    def norms(self, tensor: Tensor, means: Tensor | None, weight: Tensor | None, plan: Plan) -> Tensor:
-        """Norms of examples, less the mean one if that is kept."""
-        flat = tensor if means is None else tensor - means
-        return torch.linalg.vector_norm(flat.flatten(1), dim=1).unsqueeze(0)
-
     def align(self, weights: Tensor, entries: Tensor) -> Tensor:
         """One weight for each example."""
         return weights.view(-1, *[1] * (entries.dim() - 1))

@@ -104,7 +104,7 @@ class Spatial(Sampled):
 
     def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
         """The spatial mean, if it leaves another position."""
-        return half_in_cells(shape, budget) if self.center else None
+        return half_in_cells(shape, budget, self.center)
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """Kept entries of the input, its mean ``[N, C]`` if any, then directions and coefficients if any."""
