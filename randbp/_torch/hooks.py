@@ -59,7 +59,7 @@ def take_from_stack(mode: TorchFunctionMode) -> int | None:
     Where PyTorch does not show its stack (it has no public name), the innermost one is taken, which is usually it.
 
     Returns:
-        How many modes lay above it, for :func:`put_on_stack`; ``None`` if it was not there.
+        How many modes were above it, for :func:`put_on_stack`; ``None`` if it was not there.
     """
     if not _shows_stack():
         mode.__exit__(None, None, None)
@@ -172,22 +172,6 @@ def watch_calls(module: nn.Module, around: Around) -> Callable[[], None]:
 
     Returns:
         A function that takes it back; calling it twice is harmless.
-
-    Example:
-        >>> class Tell:
-        ...     def enter(self, module):
-        ...         print("in", module)
-        ...     def leave(self, token):
-        ...         print("out")
-        >>> module = nn.Identity()
-        >>> stop = watch_calls(module, Tell())
-        >>> module(1)
-        in Identity()
-        out
-        1
-        >>> stop()
-        >>> module(1)
-        1
     """
     if not hasattr(nn.Module, _IMPLEMENTATION):
         return _by_hooks(module, around)

@@ -1,4 +1,4 @@
-"""A call of a layer with estimated VJPs: all that its forward and backward pass need to know beside tensors."""
+"""A call of a layer with estimated VJPs: all that its forward and backward pass need apart from tensors."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -173,11 +173,16 @@ def is_estimated(x: Tensor, weight: Tensor, weight_vjp: Estimator, input_vjp: Es
     return True
 
 
-def check_arguments(x: object, weight: object, bias: object, generator: object) -> None:
-    """Raise ``ValueError`` unless these are tensors and a generator; bias and generator may be ``None``."""
+def check_arguments(
+    x: object, weight: object, bias: object, weight_vjp: object, input_vjp: object, generator: object
+) -> None:
+    """Raise ``ValueError`` unless these have the right types; bias and generator may be ``None``."""
     for name, value in (("x", x), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
             raise ValueError(f"{name}: {type(value).__name__}, expected a torch.Tensor")
+    if not isinstance(weight_vjp, Estimator) or not isinstance(input_vjp, Estimator):
+        check_estimator("weight_vjp", weight_vjp)
+        check_estimator("input_vjp", input_vjp)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator={generator!r}: expected a torch.Generator or None")
 

@@ -32,7 +32,7 @@ def fastest(run: Run, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None
 
     It should if the choice is exact for both VJPs, and if the chosen pair does not make the layer's forward and
     backward pass faster by a twentieth: PyTorch computes both VJPs and the bias's in one call, which no race of a
-    single VJP can know. The whole layer is timed if the times of its VJPs leave that open. The answer is remembered,
+    single VJP can know. The layer is timed if the times of its VJPs leave that open. The answer is remembered,
     and serves somewhat smaller batches, too.
     """
     tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]

@@ -8,7 +8,7 @@ from typing import Any
 from .._torch.hooks import Hooks, current_backward
 
 SEGMENTS = 64  # most segments between a forward pass and the backward pass that computes them again [segments]
-CALLS = 4096  # most calls in one segment; hooks that stay in force for a whole training look like one [calls]
+CALLS = 4096  # most calls in one segment; hooks that stay in force during all of a training look like one [calls]
 
 
 class Recomputation:
@@ -20,21 +20,6 @@ class Recomputation:
 
     Segments that are recomputed in another order, or are nested, may get each other's seeds. Their samples are then
     other ones, but what is held and what is used belong together all the same. Copies and pickles start empty.
-
-    Example:
-        >>> from itertools import count
-        >>> import torch
-        >>> from torch.utils.checkpoint import checkpoint
-        >>> from randbp._torch.hooks import hooks_in_force
-        >>> numbers, seen, recomputation = count(), [], Recomputation()
-        >>> def segment(x):
-        ...     seen.extend(recomputation.seed(lambda: next(numbers), hooks_in_force()) for _ in range(2))
-        ...     return x.sin()
-        >>> x = torch.ones(3, requires_grad=True)
-        >>> y = checkpoint(segment, checkpoint(segment, x, use_reentrant=False), use_reentrant=False)
-        >>> y.sum().backward()
-        >>> seen
-        [0, 1, 2, 3, 2, 3, 0, 1]
     """
 
     def __init__(self) -> None:

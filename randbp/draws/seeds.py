@@ -146,11 +146,6 @@ def checked_seed(seed: object) -> int:
 
     Raises:
         ValueError: If it is not an integer, or does not fit into 64 bits: it would be the same as another seed.
-
-    Example:
-        >>> checked_seed(1.5)
-        Traceback (most recent call last):
-        ValueError: seed=1.5: expected an integer from -2**63 to 2**64 - 1
     """
     number = as_integer(seed)
     if number is None or not -(2**63) <= number < 2**64:

@@ -1,6 +1,5 @@
 """Convolution with estimated VJPs."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from ..autograd import check_arguments, estimated
 from ..draws.seeds import default_stream
 from ..estimators import Estimator, Exact, Spatial
 from ..layers.functions import Convolution, spec_of
-from ..layers.integers import as_integers
 from ..layers.layer_specs import LayerSpec
+from ..layers.spec import padding_pairs
 
 IntOrTuple = int | tuple[int, ...]
 
@@ -63,25 +62,14 @@ def conv(
         >>> weight.grad.shape
         torch.Size([4, 3, 3, 3])
     """
-    check_arguments(x, weight, bias, generator)
+    check_arguments(x, weight, bias, weight_vjp, input_vjp, generator)
     given: Any = padding
     if isinstance(given, list | tuple) and any(isinstance(pair, list | tuple) for pair in given):
         # PyTorch's convolutions pad both sides alike.
-        x, given = F.pad(x, _widths(given, weight.dim() - 2)), 0
+        pairs = padding_pairs(given, weight.dim() - 2)
+        x, given = F.pad(x, [width for pair in reversed(pairs) for width in pair]), 0
     function = Convolution.of(stride=stride, padding=given, dilation=dilation, groups=groups)
     return estimated(function, x, weight, bias, weight_vjp, input_vjp, default_stream, generator)
-
-
-def _widths(padding: Sequence[Any], dims: int) -> list[int]:
-    """Turn pairs ``(left, right)`` per dimension into widths for ``F.pad``, which counts from the last dimension.
-
-    Raises:
-        ValueError: If they are not such pairs.
-    """
-    pairs = [as_integers(pair) for pair in padding]
-    if len(pairs) != dims or any(pair is None or len(pair) != 2 or pair[0] < 0 for pair in pairs):
-        raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers, left >= 0")
-    return [width for pair in reversed(pairs) for width in pair or ()]
 
 
 def conv_spec(

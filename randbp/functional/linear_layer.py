@@ -48,7 +48,7 @@ def linear(
         >>> y.shape, weight.grad.shape
         (torch.Size([8, 10, 32]), torch.Size([32, 64]))
     """
-    check_arguments(x, weight, bias, generator)
+    check_arguments(x, weight, bias, weight_vjp, input_vjp, generator)
     if weight.dim() != 2:
         raise ValueError(f"weight: shape {tuple(weight.shape)}, expected (D, C)")
     if not x.dim() or x.shape[-1] != weight.shape[1]:

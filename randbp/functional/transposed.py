@@ -58,7 +58,7 @@ def conv_transpose(
         >>> y.shape, weight.grad.shape
         (torch.Size([8, 4, 32, 32]), torch.Size([3, 4, 4, 4]))
     """
-    check_arguments(x, weight, bias, generator)
+    check_arguments(x, weight, bias, weight_vjp, input_vjp, generator)
     function = _function(stride, padding, output_padding, groups, dilation)
     return estimated(function, x, weight, bias, weight_vjp, input_vjp, default_stream, generator)
 

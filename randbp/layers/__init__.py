@@ -1,4 +1,4 @@
-"""Layers: the rule that tells which modules are layers, and the layer functions that a forward pass calls."""
+"""Layers: the rule that decides which modules are layers, and the layer functions that a forward pass calls."""
 
 from .calls import LayerCall, LayerCalls, answered
 from .rule import (

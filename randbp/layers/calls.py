@@ -1,6 +1,7 @@
 """The calls of PyTorch's layer functions that a module's own forward pass makes, seen as they happen."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,9 @@ Parse = Callable[..., LayerCall | None]
 
 def answered(call: LayerCall, output: Tensor) -> Tensor:
     """Return the output of a call that PyTorch's function did not answer, and hide the call from outer contexts."""
-    if has_torch_function((output,)):  # there is one
-        told: Tensor = handle_torch_function(answered, (output,), call, output)
-        return told
+    if has_torch_function((output,)):  # there is an outer context
+        seen: Tensor = handle_torch_function(answered, (output,), call, output)
+        return seen
     return output
 
 
@@ -58,7 +59,7 @@ class LayerCalls(TorchFunctionMode):
     Args:
         module: Whose parameters count.
         answer: Gets the call and returns its result.
-        told: Gets calls, and their results, that a context within has :func:`answered` itself.
+        watch: Gets calls, and their results, that an inner context has :func:`answered`.
 
     Example:
         >>> class Standardised(nn.Linear):
@@ -73,10 +74,10 @@ class LayerCalls(TorchFunctionMode):
     """
 
     def __init__(
-        self, module: nn.Module, answer: Answer, told: Callable[[LayerCall, Tensor], None] | None = None
+        self, module: nn.Module, answer: Answer, watch: Callable[[LayerCall, Tensor], None] | None = None
     ) -> None:
         super().__init__()
-        self._told = told
+        self._watch = watch
         self._own = {id(parameter): parameter for _, parameter in own_parameters(module)}
         self._answer = answer
 
@@ -84,18 +85,13 @@ class LayerCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         parse = _PARSERS.get(func)
         if parse is not None and torch.is_grad_enabled():
-            try:
+            call = None
+            with suppress(TypeError, AttributeError, ValueError):  # PyTorch's own function says what is wrong
                 call = parse(lambda: func(*args, **kwargs), *args, **kwargs)
-            except (
-                TypeError,
-                AttributeError,
-                ValueError,
-            ):  # PyTorch says what is wrong, or knows an argument by another name
-                call = None
             if call is not None and isinstance(call.input, Tensor) and self._made_from_own(call.weight):
                 return self._answer(call)
-        if func is answered and self._told is not None and self._made_from_own(args[0].weight):
-            self._told(*args)
+        if func is answered and self._watch is not None and self._made_from_own(args[0].weight):
+            self._watch(*args)
         return func(*args, **kwargs)
 
     def _made_from_own(self, weight: Tensor) -> bool:

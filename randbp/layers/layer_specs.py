@@ -94,11 +94,6 @@ def as_sequence(tensor: Tensor) -> Tensor:
 
     Returns:
         ``[N, C, T]``, without a copy where the sequence is contiguous.
-
-    Example:
-        >>> import torch
-        >>> as_sequence(torch.zeros(8, 5, 2, 3)).shape, as_sequence(torch.zeros(3)).shape
-        (torch.Size([8, 3, 10]), torch.Size([1, 3, 1]))
     """
     examples = tensor if tensor.dim() > 1 else tensor.unsqueeze(0)
     length = prod(examples.shape[1:-1])

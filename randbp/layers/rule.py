@@ -1,4 +1,4 @@
-"""The one rule that tells which modules are layers, how their calls are found, and which of them stay exact.
+"""The one rule that decides which modules are layers, how their calls are found, and which of them stay exact.
 
 Estimators, lean mode, K-FAC, tuning and diagnostics all use it.
 """
@@ -114,14 +114,6 @@ def runs_pytorchs_forward(module: nn.Module) -> bool:
 
     Neither a subclass nor the class itself nor the module may have another one: code that replaces ``forward`` or
     ``_conv_forward`` of a module that exists (to pad otherwise, or to move tensors between devices) is common.
-
-    Example:
-        >>> from types import MethodType
-        >>> layer = nn.Conv2d(1, 1, 3)
-        >>> before = runs_pytorchs_forward(layer)
-        >>> layer._conv_forward = MethodType(lambda self, input, weight, bias: input, layer)
-        >>> before, runs_pytorchs_forward(layer)
-        (True, False)
     """
     return has_class_forward(module) and class_runs_pytorchs_forward(own_class(module))
 

@@ -66,7 +66,10 @@ class ConvSpec:
         kernel = per_dimension("kernel_size", kernel_size, dims, minimum=1)
         steps = per_dimension("stride", stride, dims, minimum=1)
         dilations = per_dimension("dilation", dilation, dims, minimum=1)
-        pads = _padding_pairs(padding, kernel, steps, dilations)
+        if isinstance(padding, str):
+            pads = _padding_by_name(padding, kernel, steps, dilations)
+        else:
+            pads = padding_pairs(padding, dims)
         parts = as_integer(groups)
         if parts is None or parts < 1:
             raise ValueError(f"groups={groups!r}: expected a positive integer")
@@ -156,27 +159,26 @@ def per_dimension(name: str, value: object, dims: int, minimum: int) -> tuple[in
     return values
 
 
-def _padding_pairs(
-    padding: IntPerDimension | str | tuple[tuple[int, int], ...],
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
+def _padding_by_name(
+    padding: str, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[tuple[int, int], ...]:
-    dims = len(kernel)
-    if isinstance(padding, str):
-        if padding == "valid":
-            return ((0, 0),) * dims
-        if padding != "same":
-            raise ValueError(f"padding={padding!r}: expected 'same', 'valid', an integer or one per dimension")
-        if any(s != 1 for s in stride):
-            raise ValueError(f"padding='same': needs stride 1, got stride={stride}")
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return tuple((total // 2, total - total // 2) for total in totals)
-    given: Any = padding
-    if not isinstance(given, Sequence) or not any(isinstance(pair, Sequence) for pair in given):
-        sides = per_dimension("padding", given, dims, minimum=0)
-        return tuple((p, p) for p in sides)
-    read = [as_integers(pair) for pair in given]
+    if padding not in ("same", "valid"):
+        raise ValueError(f"padding={padding!r}: expected 'same', 'valid', an integer or one per dimension")
+    if padding == "same" and any(s != 1 for s in stride):
+        raise ValueError(f"padding='same': needs stride 1, got stride={stride}")
+    totals = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, kernel, strict=True)]
+    return tuple((total // 2, total - total // 2) for total in totals)
+
+
+def padding_pairs(padding: Any, dims: int) -> tuple[tuple[int, int], ...]:
+    """Padding ``(left, right)`` per dimension, from an integer, one per dimension, or such pairs.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if not isinstance(padding, Sequence) or not any(isinstance(pair, Sequence) for pair in padding):
+        return tuple((p, p) for p in per_dimension("padding", padding, dims, minimum=0))
+    read = [as_integers(pair) for pair in padding]
     pairs = tuple((pair[0], pair[1]) for pair in read if pair is not None and len(pair) == 2 and pair[0] >= 0)
     if len(pairs) != dims or len(read) != dims:
         raise ValueError(f"padding={padding!r}: expected {dims} pairs (left, right) of integers, left >= 0")

@@ -226,8 +226,8 @@ def randomize(
     clock = Clock(seed)
     leaner = None
     if asked.lean:
-        whole = [modules[name] for name, vjp in weight_vjps.items() if vjp.draws_examples]
-        leaner = make_lean(model, asked.lean, asked.bits, clock.state, modules.values(), asked.parts, whole)
+        unsplit = [modules[name] for name, vjp in weight_vjps.items() if vjp.draws_examples]
+        leaner = make_lean(model, asked.lean, asked.bits, clock.state, modules.values(), asked.parts, unsplit)
     for name, module in modules.items():
         state = LayerState.of(module, name, weight_vjps[name], input_vjps[name], clock, left_exact=exact)
         randomize_layer(module, state)
@@ -249,7 +249,7 @@ def _chosen(model: nn.Module, asked: Settings, any_will_do: bool) -> Selection:
     Args:
         model: The model.
         asked: Arguments of :func:`randomize`.
-        any_will_do: Whether a model without such layers is right as well.
+        any_will_do: Whether a model without such layers is accepted, too.
     """
     vjps = asked.weight_vjp, asked.input_vjp
     keys = [key for vjp in vjps if isinstance(vjp, Mapping) for key in vjp]

@@ -42,10 +42,6 @@ def summary(reasons: Mapping[str, str], served: int) -> str:
     Args:
         reasons: Reasons by name of the layer.
         served: Number of layers that do not stay exact.
-
-    Example:
-        >>> summary({"a": "lazy", "b": "lazy", "c": "not called"}, 5)
-        "3 of 8 chosen layers stay exact: 'a', 'b' (lazy); 'c' (not called)"
     """
     listed = "; ".join(f"{shortened(names, 3)} ({reason})" for reason, names in _by_reason(reasons).items())
     return f"{len(reasons)} of {len(reasons) + served} chosen layers stay exact: {listed}"

@@ -22,16 +22,6 @@ def overridden(modules: Iterable[nn.Module], clock: Clock, **estimators: Any) ->
         modules: Randomised modules.
         clock: Seed and step of the samples drawn meanwhile.
         **estimators: ``weight_vjp`` or ``input_vjp``, where these are to differ from the modules' own.
-
-    Example:
-        >>> from randbp import Exact, randomize
-        >>> conv = nn.Conv2d(1, 1, 3)
-        >>> handle = randomize(conv)
-        >>> with overridden([conv], Clock(0), weight_vjp=Exact()):
-        ...     handle.keep_rates
-        {'': 1.0}
-        >>> handle.keep_rates
-        {'': 0.25}
     """
     before = [(module, layer_state(module)) for module in modules]
     try:
@@ -45,20 +35,7 @@ def overridden(modules: Iterable[nn.Module], clock: Clock, **estimators: Any) ->
 
 @contextmanager
 def lean_overridden(model: nn.Module, clock: Clock, paused: bool = False) -> Iterator[None]:
-    """Let a model's lean mode use another clock, or be off, within the block.
-
-    Example:
-        >>> import torch
-        >>> from randbp import randomize
-        >>> model = nn.Sequential(nn.Linear(8, 8), nn.GELU())
-        >>> x = torch.ones(2, 8, requires_grad=True)
-        >>> def gradient():
-        ...     return torch.autograd.grad(model(x).sum(), x)[0]
-        >>> exact = gradient()
-        >>> with randomize(model, preset="memory"), lean_overridden(model, Clock(0), paused=True):
-        ...     torch.equal(gradient(), exact)
-        True
-    """
+    """Let a model's lean mode use another clock, or be off, within the block."""
     parts = (around for module in model.modules() for around in watchers(module) if isinstance(around, Part))
     with ExitStack() as stack:
         for session in {part.session: None for part in parts}:

@@ -15,12 +15,6 @@ def check_estimators(vjp: Vjp, estimators: object) -> None:
 
     Raises:
         ValueError: One line that names the VJP, the estimator, and the layers it is meant for.
-
-    Example:
-        >>> from randbp import Batch
-        >>> check_estimators("input_vjp", {"": Batch(keep=0.5)})
-        Traceback (most recent call last):
-        ValueError: input_vjp=Batch(keep=0.5, bernoulli=False, center=False): Batch serves only weight_vjp (layers '')
     """
     if not isinstance(estimators, Mapping):
         check_estimator(vjp, estimators)
@@ -47,14 +41,6 @@ def estimators_by_layer(vjp: Vjp, estimators: Estimators, chosen: Selection) -> 
     Raises:
         ValueError: If a key matches none of the layers, or none that can be estimated, or different keys give
             different names of a shared layer different estimators.
-
-    Example:
-        >>> from randbp import Spatial
-        >>> from torch import nn
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
-        >>> given = {"2": Spatial(keep=0.5), "[12]": Spatial(keep=0.25)}
-        >>> [str(e) for e in estimators_by_layer("weight_vjp", given, Selection.of(model)).values()]
-        ['Exact()', 'Spatial(keep=0.25)', 'Spatial(keep=0.5)']
     """
     served = chosen.served
     if not isinstance(estimators, Mapping):
