@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # documented, for all its underscore
 from torch.utils._pytree import tree_leaves
 
-from .storages import storages
+from .storages import parts, storages
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +71,13 @@ class LiveStorages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and record its allocations."""
         result = func(*args, **(kwargs or {}))
-        new = {key: one for key, one in storages(_tensors(result)).items() if key not in self._alive}
+        found = [part.untyped_storage() for tensor in _tensors(result) for part in parts(tensor)]
+        new = [storage for storage in found if id(storage) not in self._alive]
         if new:  # an operation may return what it was given: a view, or its first argument
             before = storages(_tensors((args, kwargs)))
-            for storage in (storage for key, storage in new.items() if key not in before):
-                self._add(storage, func)
+            for storage in new:
+                if id(storage) not in before and id(storage) not in self._alive:
+                    self._add(storage, func)
         return result
 
     def _add(self, storage: torch.UntypedStorage, func: Any) -> None:

@@ -92,13 +92,16 @@ def _measured(
         name = module()
         return _Place(_OUTSIDE if name is None else name or type(model).__name__, functions.name or operation)
 
+    def saver() -> _Place:
+        return place(None if functions.name else _custom_function(sys._getframe(2)))
+
     with (
         preserved(model, train=False, inputs=(inputs, keywords)),
         StepPeak(device, model.parameters()) as peak,
         running_module(model) as module,
         LiveStorages(place) as live,
         functions,
-        held_for_backward(origin=lambda: place(_custom_function(sys._getframe(2)))) as saved,
+        held_for_backward(origin=saver) as saved,
     ):
         for parameter in model.parameters():
             parameter.grad = None
