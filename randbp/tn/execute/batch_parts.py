@@ -25,13 +25,15 @@ def examples_at_once(tensors: tuple[Tensor, ...], elements: int) -> int:
     examples, size = tensors[0].shape[0], elements * tensors[0].itemsize  # len() takes a microsecond
     if size < machine.cpu.large or not all(map(_is_plain, tensors)):
         return examples
-    _keep_memory()
     return max(torch.get_num_threads(), examples * machine.cpu.part // size)
 
 
 @cache
-def _keep_memory() -> None:
-    """Let glibc keep blocks of a part's size: up to twice the largest block that it has mapped and seen freed."""
+def keep_memory() -> None:
+    """Let glibc keep freed blocks of up to `large` bytes: twice the largest block that it has mapped and seen freed.
+
+    Plans call this before the first contraction of tensors that it would return to the system, not at import.
+    """
     torch.empty(max(0, machine.cpu.large - 2**16), dtype=torch.uint8, device="cpu")
 
 

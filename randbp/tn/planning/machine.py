@@ -31,6 +31,7 @@ class Machine:
     # Native convolutions
     placeholder: int = 2**14  # a plan holds a placeholder for weights up to this size [elements]
     large: int = 2**25  # tensors from this size on are processed in parts [bytes]
+    mapped: int = 2**20  # tensors from this size on may be returned to the system when they are freed [bytes]
     part: int = 2**23  # size of a part of a kernel's largest tensor [bytes]
     # Sums with bands
     joint: int = 10_000  # up to this size, one product with the joint band is fastest [entries]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import prod, sqrt
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ...text.text_table import aligned
 from ...text.units import format_bytes
 from ..execute import dense
+from ..execute.batch_parts import keep_memory
 from ..execute.kernel import Kind
 from ..execute.program import Program
 from ..execute.registers import Builder, Value
@@ -104,6 +105,9 @@ def make_plan(net: Network, dtype: torch.dtype, device: torch.device, optimize: 
         result = torch.result_type(torch.empty(0, dtype=dtype), net.scale) if net.scale != 1 else dtype
         program.finish(program.emit(dense.zeros, (), net.output_shape, result, device))
         return Plan(str(net), slots, [], (), program)
+    largest = max(map(prod, (*net.slots.values(), net.output_shape))) * dtype.itemsize
+    if device.type == "cpu" and largest >= machine.cpu.mapped:
+        keep_memory()
     best: tuple[float, Plan] | None = None
     for form, search in searches(net, Target(dtype, device, dtype in NATIVE_TYPES), optimize):
         path = search.path()
