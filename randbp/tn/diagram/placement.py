@@ -1,8 +1,10 @@
-"""Places for the vertices of a diagram: stress majorisation, so that drawn distances match distances in the
-graph."""
+"""Places for the vertices of a diagram: stress majorisation, so that drawn distances match distances in the graph."""
 
 import math
 import random
+
+import torch
+from torch import Tensor
 
 Point = tuple[float, float]
 
@@ -19,35 +21,25 @@ def place(nodes: int, joints: int, stubs: int, edges: list[tuple[int, int]], rou
     count = nodes + joints + stubs
     if not count:
         return []
-    kind = ["node"] * nodes + ["joint"] * joints + ["stub"] * stubs
-    goal = _distances(count, edges, kind)
-    spread = 1.0 if nodes <= 6 else 1.3  # crowded networks get more room
-    goal = [[spread * value for value in row] for row in goal]
-    best: tuple[float, list[Point]] | None = None
-    for start in range(STARTS):
-        points = _majorised(_circle(count, nodes, edges, start), goal, rounds)
-        score = 8 * _crossings(points, edges) + 30 * _near(points, nodes + joints, edges) + _stress(points, goal)
-        if best is None or score < best[0] - 1e-9:
-            best = (score, points)
-    assert best is not None
-    return _upright(best[1])
+    goal = _distances(["node"] * nodes + ["joint"] * joints + ["stub"] * stubs, edges)
+    goal *= 1.0 if nodes <= 6 else 1.3  # crowded networks get more room
+    starts = [_circle(count, nodes, edges, start) for start in range(STARTS)]
+    points = _majorised(torch.tensor(starts, dtype=torch.double), goal, rounds)
+    ends = torch.tensor(edges, dtype=torch.long).reshape(-1, 2)
+    score = 8 * _crossings(points, ends) + 30 * _near(points, nodes + joints, ends) + _stress(points, goal)
+    return _upright([(float(x), float(y)) for x, y in points[int(score.argmin())]])
 
 
-def _distances(count: int, edges: list[tuple[int, int]], kind: list[str]) -> list[list[float]]:
-    far = [[math.inf] * count for _ in range(count)]
-    for index in range(count):
-        far[index][index] = 0.0
+def _distances(kind: list[str], edges: list[tuple[int, int]]) -> Tensor:
+    """Lengths of shortest paths ``[V, V]`` (Floyd, 1962)."""
+    far = torch.full((len(kind), len(kind)), math.inf, dtype=torch.double).fill_diagonal_(0)
     for a, b in edges:
         kinds = {kind[a], kind[b]}
         length = EDGE["stub"] if "stub" in kinds else EDGE["joint"] if "joint" in kinds else EDGE["node"]
-        far[a][b] = far[b][a] = min(far[a][b], length)
-    for middle in range(count):
-        for a in range(count):
-            for b in range(count):
-                far[a][b] = min(far[a][b], far[a][middle] + far[middle][b])
-    finite = [value for row in far for value in row if value < math.inf]
-    apart = max(finite, default=1.0) + 1.5
-    return [[value if value < math.inf else apart for value in row] for row in far]
+        far[a, b] = far[b, a] = min(float(far[a, b]), length)
+    for middle in range(len(kind)):
+        far = torch.minimum(far, far[:, middle : middle + 1] + far[middle])
+    return far.where(far < math.inf, far[far < math.inf].max() + 1.5)
 
 
 def _circle(count: int, nodes: int, edges: list[tuple[int, int]], start: int) -> list[Point]:
@@ -70,76 +62,48 @@ def _circle(count: int, nodes: int, edges: list[tuple[int, int]], start: int) ->
     return points
 
 
-def _majorised(points: list[Point], goal: list[list[float]], rounds: int) -> list[Point]:
-    count = len(points)
-    weights = [[0.0 if a == b else goal[a][b] ** -2 for b in range(count)] for a in range(count)]
+def _majorised(points: Tensor, goal: Tensor, rounds: int) -> Tensor:
+    """Points ``[S, V, 2]`` moved to less stress, start by start (SMACOF; J. de Leeuw, 1977)."""
+    weights = goal.pow(-2).fill_diagonal_(0)
+    inverse = torch.linalg.pinv(weights.sum(1).diag() - weights)
     for _ in range(rounds):
-        largest = 0.0
-        for a in range(count):
-            x = y = total = 0.0
-            ax, ay = points[a]
-            for b in range(count):
-                if a == b:
-                    continue
-                bx, by = points[b]
-                distance = max(1e-6, math.hypot(ax - bx, ay - by))
-                weight = weights[a][b]
-                x += weight * (bx + goal[a][b] * (ax - bx) / distance)
-                y += weight * (by + goal[a][b] * (ay - by) / distance)
-                total += weight
-            if total:
-                moved = (x / total, y / total)
-                largest = max(largest, abs(moved[0] - ax), abs(moved[1] - ay))
-                points[a] = moved
-        if largest < 1e-3:
+        ratio = weights * goal / torch.cdist(points, points).clamp_min(1e-6)
+        moved = inverse @ ((ratio.sum(2).diag_embed() - ratio) @ points)
+        done = bool((moved - points).abs().max() < 1e-3)
+        points = moved
+        if done:
             break
     return points
 
 
-def _stress(points: list[Point], goal: list[list[float]]) -> float:
-    total = 0.0
-    for a in range(len(points)):
-        for b in range(a):
-            distance = math.hypot(points[a][0] - points[b][0], points[a][1] - points[b][1])
-            total += (distance / goal[a][b] - 1) ** 2
-    return total
+def _stress(points: Tensor, goal: Tensor) -> Tensor:
+    a, b = torch.triu_indices(len(goal), len(goal), 1)
+    return (torch.cdist(points, points)[:, a, b] / goal[a, b] - 1).square().sum(1)
 
 
-def _crossings(points: list[Point], edges: list[tuple[int, int]]) -> int:
-    count = 0
-    for index, (a, b) in enumerate(edges):
-        for c, d in edges[:index]:
-            if len({a, b, c, d}) == 4 and _cross(points[a], points[b], points[c], points[d]):
-                count += 1
-    return count
+def _crossings(points: Tensor, ends: Tensor) -> Tensor:
+    """Number of pairs of lines that cross."""
+    start, end = points[:, ends[:, 0]], points[:, ends[:, 1]]
+
+    def sides(of: Tensor) -> Tensor:
+        """The side of each line on which a point of each line lies ``[S, E, E]``."""
+        along, to = (end - start).unsqueeze(2), of.unsqueeze(1) - start.unsqueeze(2)
+        return along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0]
+
+    parted = sides(start) * sides(end) < 0
+    joined = (ends[:, None, :, None] == ends[None, :, None, :]).any(3).any(2)
+    return (parted & parted.transpose(1, 2) & ~joined).sum((1, 2)) / 2
 
 
-def _near(points: list[Point], inner: int, edges: list[tuple[int, int]]) -> int:
+def _near(points: Tensor, inner: int, ends: Tensor) -> Tensor:
     """Number of nodes and joints on lines that are not theirs, and of pairs of vertices that coincide."""
-    count = 0
-    for a, b in edges:
-        for vertex in range(inner):
-            if vertex not in (a, b) and _to_segment(points[vertex], points[a], points[b]) < 0.42:
-                count += 1
-    for a in range(len(points)):
-        for b in range(a):
-            if math.hypot(points[a][0] - points[b][0], points[a][1] - points[b][1]) < 0.45:
-                count += 1
-    return count
-
-
-def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
-    def side(p: Point, q: Point, r: Point) -> float:
-        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
-
-    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
-
-
-def _to_segment(p: Point, a: Point, b: Point) -> float:
-    dx, dy = b[0] - a[0], b[1] - a[1]
-    length = dx * dx + dy * dy or 1.0
-    along = max(0.0, min(1.0, ((p[0] - a[0]) * dx + (p[1] - a[1]) * dy) / length))
-    return math.hypot(p[0] - a[0] - along * dx, p[1] - a[1] - along * dy)
+    start = points[:, ends[:, 0]].unsqueeze(1)
+    along, to = points[:, ends[:, 1]].unsqueeze(1) - start, points[:, :inner].unsqueeze(2) - start
+    share = ((to * along).sum(3) / along.square().sum(3).clamp_min(1e-12)).clamp(0, 1)
+    own = (ends[None, :, :] == torch.arange(inner)[:, None, None]).any(2)
+    on = ((to - share.unsqueeze(3) * along).norm(dim=3) < 0.42) & ~own
+    close = (torch.cdist(points, points) < 0.45).sum((1, 2)) - points.shape[1]
+    return on.sum((1, 2)) + close / 2
 
 
 def _upright(points: list[Point]) -> list[Point]:
