@@ -136,7 +136,8 @@ class CLI(LightningCLI):
                 withdraw(self.folder)
             if isinstance(error, UsageError) or not isinstance(error, Exception):
                 raise
-            plain = isinstance(error, ValueError | MisconfigurationException)
+            needs = isinstance(error, ModuleNotFoundError) and error.name is None  # Lightning says what to install
+            plain = needs or isinstance(error, ValueError | MisconfigurationException)
             message = condense(str(error) if plain else one_line(error))
             raise UsageError(f"trainer: {message}{self._machine()}" if self.folder is not None else message) from error
 

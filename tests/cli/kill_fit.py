@@ -8,7 +8,6 @@ that write a checkpoint: there the process kills itself before the operation tha
 
 import csv
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+
+from tests.cli.forked import processes
 
 OPTIONS = [
     "--model=tests.cli.killed.Net",
@@ -31,8 +32,6 @@ OPTIONS = [
     "--wandb=disabled",
     "--name=g",
 ]
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["randbp.cli.fit", "tests.cli.killed"])
 
 
 def fit(options: list[str], folder: Path, log: Path, last: int | None, end: int, counted: Any) -> None:

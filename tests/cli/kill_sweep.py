@@ -2,12 +2,10 @@
 
     python -m tests.cli.kill_sweep [10]
 
-So many times each the sweep alone is killed, its whole process group, and it is sent SIGTERM. A third of the moments
-are times; a third are operations on files of the sweep itself, before which it ends itself; at the others one of the
-runs has completed so many epochs.
+So many times each the sweep alone is killed, its whole process group, and it is sent SIGTERM. Half of the moments are
+times; half are operations on files of the sweep itself, before which it ends itself.
 """
 
-import json
 import os
 import random
 import signal
@@ -21,7 +19,8 @@ from typing import Any
 import torch
 import yaml
 
-from tests.cli.kill_fit import OPTIONS, difference, processes
+from tests.cli.forked import processes
+from tests.cli.kill_fit import OPTIONS, difference
 
 WAYS = ("alone", "group", "term")
 SEEDS = (0, 1)
@@ -94,26 +93,9 @@ def write_sweep(root: Path, seeds: tuple[int, ...] = SEEDS, epochs: int = EPOCHS
     (root / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "command": command, "parameters": parameters}))
 
 
-def epochs(root: Path, name: str) -> int:
-    """How many epochs the first run has completed."""
-    try:
-        summary = json.loads((root / "runs" / name / f"seed_everything={SEEDS[0]}" / "summary.json").read_text())
-    except FileNotFoundError:
-        return 0
-    return summary.get("progress", {}).get("epochs", 0)
-
-
-def amiss(root: Path, name: str, seeds: tuple[int, ...] = SEEDS) -> str:
-    """In what the runs are not those of the undisturbed sweep; nothing if they are."""
-    versions = [f"seed_everything={seed}" if len(seeds) > 1 else "run" for seed in seeds]
-    found = (difference(root / "runs" / name / it, root / "runs" / "whole" / it) for it in versions)
-    return "; ".join(filter(None, found))
-
-
 def main(count: int) -> int:
     """Kill so many sweeps in each way; returns how many were not the undisturbed one in the end."""
-    draw = random.Random(0)
-    wrong = 0
+    draw, wrong = random.Random(0), 0
     with TemporaryDirectory() as place:
         root = Path(place)
         write_sweep(root)
@@ -123,26 +105,18 @@ def main(count: int) -> int:
         print(f"undisturbed: {seconds:.1f} s, {operations} operations on files by the sweep itself")
         for number in range(count * len(WAYS)):
             way, name = WAYS[number % len(WAYS)], str(number)
-            kind = ("epoch", "time", "operation")[number // len(WAYS) % 3]
-            epoch, second = draw.randint(1, EPOCHS - 1), draw.uniform(0, seconds)
-            last = draw.randint(1, operations) if kind == "operation" else None
-            ends = {
-                "epoch": lambda now, name=name, epoch=epoch: epochs(root, name) >= epoch or now > 600,
-                "time": lambda now, second=second: now > second,
-                "operation": lambda now: now > 600,
-            }
-            code, *_ = run(root, name, "--jobs=2", way=way, last=last, until=ends[kind])
-            there = sorted(path.parent.parent.name for path in root.glob(f"runs/{name}/*/checkpoints/last.ckpt"))
+            second, last = draw.uniform(0, seconds), draw.randint(1, operations)
+            if number // len(WAYS) % 2:
+                code, *_ = run(root, name, "--jobs=2", way=way, last=last)
+            else:
+                code, *_ = run(root, name, "--jobs=2", way=way, until=lambda now, second=second: now > second)
             code_after, _, _, text = run(root, name, "--jobs=2", "--resume")
-            fault = amiss(root, name) if code_after == 0 else text
+            pairs = ((root / "runs" / it / f"seed_everything={seed}" for it in (name, "whole")) for seed in SEEDS)
+            fault = text if code_after else "; ".join(filter(None, (difference(*pair) for pair in pairs)))
             wrong += bool(fault)
-            verdict = f"WRONG: {fault}" if fault else "as if undisturbed"
-            moment = {
-                "epoch": f"at epoch {epoch}",
-                "time": f"after {second:.1f} s",
-                "operation": f"at operation {last}",
-            }
-            print(f"{number}: {way} {moment[kind]}, exit {code}, checkpoints of {there}, then {verdict}", flush=True)
+            print(
+                f"{number}: {way}, exit {code}, then {f'WRONG: {fault}' if fault else 'as if undisturbed'}", flush=True
+            )
     print(f"{count * len(WAYS) - wrong} of {count * len(WAYS)} as if undisturbed")
     return wrong
 

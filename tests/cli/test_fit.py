@@ -17,8 +17,10 @@ from randbp import IfFaster, Precision, Rounding
 from randbp.cli.main import main
 from randbp.cli.run_folder import claim
 from randbp.estimators.plain import configure
+from tests.cli.forked import run_commands
 
 ROOT = Path(__file__).parents[2]
+ONE = ("--trainer.max_epochs=1", "--test_after_fit=false", "--trainer.limit_val_batches=0")
 CONFIG = {
     "name": "tiny",
     "model": {
@@ -128,12 +130,12 @@ def test_no_test_on_request(randbp):
 
 
 def test_lean_mode_from_the_command_line_and_a_file(randbp, tmp_path):
-    assert randbp("fit", "--version=plain") == 0
-    assert randbp("fit", "--version=exact", "--tensor_dropout.lean=exact") == 0
-    assert randbp("fit", "--version=lean", "--tensor_dropout.lean=true", "--tensor_dropout.bits=2") == 0
+    assert randbp("fit", "--version=plain", *ONE) == 0
+    assert randbp("fit", "--version=exact", "--tensor_dropout.lean=exact", *ONE) == 0
+    assert randbp("fit", "--version=lean", "--tensor_dropout.lean=true", "--tensor_dropout.bits=2", *ONE) == 0
     settings = tmp_path / "lean.yaml"
     settings.write_text("tensor_dropout:\n  lean: {'': exact, 'model.*': true}\n  bits: 3\n")
-    assert randbp("fit", "--version=layers", f"--config={settings}") == 0
+    assert randbp("fit", "--version=layers", f"--config={settings}", *ONE) == 0
     losses = {v: column(Path("runs/tiny", v), "train/loss") for v in ("plain", "exact", "lean", "layers")}
     held = {v: json.loads(Path("runs/tiny", v, "summary.json").read_text())["cost"]["held_bytes"] for v in losses}
     assert losses["exact"] == losses["plain"] and held["exact"] < held["plain"]
@@ -146,14 +148,13 @@ def test_lean_mode_from_the_command_line_and_a_file(randbp, tmp_path):
 
 
 def test_presets_from_the_command_line_a_file_and_a_saved_configuration(quick_races, randbp, tmp_path, capsys):
-    one = ("--trainer.max_epochs=1", "--test_after_fit=false")
-    assert randbp("fit", "--version=plain", *one) == 0
+    assert randbp("fit", "--version=plain", *ONE) == 0
     memory = f"--config={ROOT / 'configs/memory.yaml'}"
     assert main(["fit", "--config=runs/tiny/plain/config.yaml", "--version=a", memory]) == 0
     narrow, rounded = IfFaster(Precision()), IfFaster(Precision(estimator=Rounding(4)))
     given = {"weight_vjp": configure(rounded), "input_vjp": configure(narrow), "lean": True, "layers": "*"}
     (tmp_path / "given.yaml").write_text(yaml.safe_dump({"tensor_dropout": given}))
-    assert randbp("fit", "--version=b", "--config=given.yaml", *one) == 0
+    assert randbp("fit", "--version=b", "--config=given.yaml", *ONE) == 0
     assert main(["fit", "--config=runs/tiny/a/config.yaml", "--version=c"]) == 0
     callback = {"class_path": "randbp.callbacks.TensorDropout", "init_args": {"preset": "memory", "layers": None}}
     (tmp_path / "callback.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
@@ -162,7 +163,7 @@ def test_presets_from_the_command_line_a_file_and_a_saved_configuration(quick_ra
     assert randbp("fit", "--config=callback.yaml", *options) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["trainer"]["callbacks"][0]["init_args"]["lean"] == "unset"
-    assert randbp("fit", "--version=exact", "--tensor_dropout.preset=exact", *one) == 0
+    assert randbp("fit", "--version=exact", "--tensor_dropout.preset=exact", *ONE) == 0
     losses = {
         version: column(Path("runs/tiny", version), "train/loss") for version in ("plain", "a", "b", "c", "exact")
     }
@@ -174,25 +175,19 @@ def test_presets_from_the_command_line_a_file_and_a_saved_configuration(quick_ra
 
 def test_keep_rate_1_is_exact_and_less_is_not(randbp):
     spatial = "--tensor_dropout.weight_vjp=Spatial"
-    assert randbp("fit", "--version=exact") == 0
-    assert randbp("fit", "--version=one", spatial, "--tensor_dropout.weight_vjp.keep=1") == 0
-    assert randbp("fit", "--version=half", spatial, "--tensor_dropout.weight_vjp.keep=0.5") == 0
+    assert randbp("fit", "--version=exact", *ONE) == 0
+    assert randbp("fit", "--version=one", spatial, "--tensor_dropout.weight_vjp.keep=1", *ONE) == 0
+    assert randbp("fit", "--version=half", spatial, "--tensor_dropout.weight_vjp.keep=0.5", *ONE) == 0
     losses = {version: column(Path("runs/tiny", version), "train/loss") for version in ("exact", "one", "half")}
     assert losses["one"] == losses["exact"]
     assert losses["half"][0] == losses["exact"][0]  # the forward pass is exact
     assert losses["half"][1:] != losses["exact"][1:]
     summary = json.loads(Path("runs/tiny/half/summary.json").read_text())
-    assert summary["estimators"]["weight_vjp"] == {
-        "name": "Spatial",
-        "keep": 0.5,
-        "per_example": True,
-        "center": True,
-        "runs": True,
-    }
+    assert summary["estimators"]["weight_vjp"].items() >= {"name": "Spatial", "keep": 0.5, "center": True}.items()
 
 
 def test_one_seed_governs_weights_order_and_samples(randbp):
-    dropout = ("--tensor_dropout.weight_vjp=Axes", "--tensor_dropout.weight_vjp.keep=0.25")
+    dropout = ("--tensor_dropout.weight_vjp=Axes", "--tensor_dropout.weight_vjp.keep=0.25", *ONE)
     for version, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert randbp("fit", f"--version={version}", f"--seed_everything={seed}", *dropout) == 0
     # The samples alone: another seed for them changes the second step, not the first.
@@ -266,18 +261,7 @@ OWN_OPTIONS = [
 
 def test_own_classes_in_any_folder_need_no_experiments(tmp_path):
     (tmp_path / "my_project.py").write_text(OWN)
-    code = (
-        "import sys; from randbp.cli.main import main; code = main(sys.argv[1:]); "
-        "assert 'experiments' not in sys.modules; sys.exit(code)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, "fit", *OWN_OPTIONS, "--model.hidden=5"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_commands(tmp_path, ["fit", *OWN_OPTIONS, "--model.hidden=5"], without="experiments")
     assert len(column(tmp_path / "runs/run/0", "my_loss")) == 4
     assert "hidden: 5" in (tmp_path / "runs/run/0/config.yaml").read_text()
 

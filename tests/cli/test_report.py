@@ -188,14 +188,6 @@ def test_failed_runs_do_not_count_and_are_named(tmp_path: Path) -> None:
     assert "&lt;boom&gt;" in page and "<boom>" not in page
 
 
-def test_only_failures(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "summary.json").write_text('{"format": 1, "status": "failed", "error": "no such data"}')
-    comparison = compare(load_runs(tmp_path))
-    assert "a: no such data" in printed(comparison)
-    assert Checker(make_page(comparison, "failures")).open == []
-
-
 def test_other_settings_are_not_taken_for_seeds(tmp_path: Path) -> None:
     for rate in ("0.1", "0.01"):
         for keep in (1.0, 0.5):
@@ -296,15 +288,6 @@ def test_disturbed_times_are_pointed_out(tmp_path: Path) -> None:
     assert "Other work took processors from busy: do not trust the times." in text
 
 
-def test_diverged_runs_make_a_page(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", 1.0)
-    write_run(tmp_path / "b", 0.5, metrics={"test/accuracy": "nan"})
-    (tmp_path / "b" / "metrics.csv").write_text("step,train/loss\n0,2.0\n1,inf\n2,nan\n")
-    page = make_page(compare(load_runs(tmp_path)), "diverged")
-    assert Checker(page).open == []
-    assert "nan" in page
-
-
 def test_loss_curve_is_the_mean_over_seeds(sweep: Path) -> None:
     group = by_keep(compare(load_runs(sweep)))[0.5]
     curve = mean_curve(group.runs)
@@ -321,21 +304,6 @@ def test_evaluations_and_hidden_folders_are_no_runs(tmp_path: Path) -> None:
     (tmp_path / "test-0" / "summary.json").write_text(json.dumps(summary))
     write_run(tmp_path / ".unfinished" / "b", 1.0)
     assert [run.name for run in load_runs(tmp_path).runs] == ["a"]
-
-
-@pytest.mark.parametrize("content", [None, "", "{"])
-def test_what_cannot_be_reported_is_said_in_one_line(
-    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "runs"
-    if content is not None:
-        folder.mkdir()
-    if content:
-        (folder / "summary.json").write_text(content)
-    assert main(["report", str(folder)]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and str(folder) in message
-    assert not (folder / "report.html").exists()
 
 
 @pytest.mark.parametrize("which", ["one of two", "all of a group", "the exact run", "all"])

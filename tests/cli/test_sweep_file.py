@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from randbp.cli.distributions import LISTED, NUMERIC, Parameter
-from randbp.cli.errors import UsageError
 from randbp.cli.metric import Hyperband, Metric
 from randbp.cli.parameters import read_parameters
 from randbp.cli.setting import Setting
@@ -241,10 +240,3 @@ def test_who_falls_behind_is_not_among_the_best(histories: list[list[float]], et
 def test_repository_files_are_read() -> None:
     for path in sorted((ROOT / "configs/sweeps").glob("*.yaml")):
         assert read_sweep(path).parameters
-
-
-def test_a_recursive_alias_ends(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text("method: grid\nparameters: &p {a: {parameters: *p}}")
-    with pytest.raises(UsageError, match=r"parameters\.a\.parameters: an alias makes it contain itself"):
-        read_sweep(path)

@@ -60,27 +60,6 @@ def test_the_same_seed_chooses_the_same(folder: Path) -> None:
     assert Path("a.yaml").read_text() == Path("b.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--budget=2"], "--budget=2.0: expected a share of the exact layers' cost in (0, 1]"),
-        (["--budget=0.001", *FAST], "--budget=0.001: the candidates reach "),
-        (["--batches=0"], "--batches=0: expected at least 1"),
-        (["--objective=time", "--rounds=0"], "--rounds=0: expected at least 1"),
-        (["--output=tiny.yaml"], "--output=tiny.yaml: this file exists, expected a new one or --overwrite"),
-        (["--trainer.max_epochz=1"], "no option --trainer.max_epochz=1"),
-        (["--tensor_dropout.layers=nope"], "layers='nope': matches none of the convolutions"),
-    ],
-)
-def test_what_cannot_be_used_ends_in_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
-    assert main(["tune", "--config=tiny.yaml", *options]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("randbp tune: ") and message in lines[0]
-    assert not Path("tuned.yaml").exists() and not Path("runs").exists()
-
-
 def test_a_file_that_cannot_be_written_after_all_is_printed(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
+from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
 from randbp.cli.main import main
+from randbp.cli.sweep_command import command_line
+from randbp.cli.sweep_file import read_sweep
+from tests.cli.forked import run_commands
 from tests.cli.test_fit import CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -22,37 +24,14 @@ SWEEP = ROOT / "configs/sweeps/keep_rate.yaml"
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path, monkeypatch):
     """A folder that looks like a checkout, with a configuration of seconds in place of the digits'."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/digits.yaml").write_text(yaml.safe_dump({**CONFIG, "name": "digits"}))
     return tmp_path
-
-
-def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**clean, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def agent_command(assignment: dict[str, object]) -> list[str]:
-    """The command line that W&B's agent builds for one run of the sweep (`Agent._command_run`)."""
-    sweep = load_sweep_config(str(SWEEP))
-    arguments = {name: {"value": value} for name, value in assignment.items()}
-    macros = create_sweep_command_args({"args": arguments})
-    macros |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep["program"]]}
-    words: list[str] = []
-    for word in create_sweep_command(sweep["command"]):
-        words += macros[word[2:-1]] if word.startswith("${") else [word]
-    return words
 
 
 def log_records(data: bytes) -> Iterator[bytes]:
@@ -89,19 +68,15 @@ def wandb_records(folder: Path) -> tuple[dict, list[dict]]:
     return config, history
 
 
-def test_the_sweep_file_covers_keep_rates_and_seeds():
-    sweep = load_sweep_config(str(SWEEP))
-    assert sweep["method"] == "grid"
-    parameters = {name: entry["values"] for name, entry in sweep["parameters"].items()}
-    assert parameters["tensor_dropout.weight_vjp.keep"] == [1, 0.5, 0.25, 0.125]
-    assert len(parameters["seed_everything"]) == 3
-    assert sweep["metric"] == {"name": "test/accuracy", "goal": "maximize"}
-
-
 def test_the_agents_command_runs_as_it_is(checkout):
-    words = agent_command({"seed_everything": 2, "tensor_dropout.weight_vjp.keep": 0.25})
-    assert words[:4] == ["/usr/bin/env", "python", "-m", "randbp.cli.main"]
-    run(words, checkout, WANDB_SWEEP_ID="abc123", WANDB_RUN_ID="run42", WANDB_MODE="offline")
+    """The sweep's file is W&B's too, and `test_sweep_command.py` compares the command with that of its agent."""
+    assert load_sweep_config(str(SWEEP))["method"] == "grid"
+    sweep = read_sweep(SWEEP)
+    assert all(sweep.parameters[name].size >= 3 for name in ("seed_everything", "tensor_dropout.weight_vjp.keep"))
+    assignment = {"seed_everything": 2, "tensor_dropout.weight_vjp.keep": 0.25}
+    python, m, module, *words = command_line(sweep.command, sweep.program, assignment)
+    assert (python, m, module) == (sys.executable, "-m", "randbp.cli.main")
+    run_commands(checkout, words, WANDB_SWEEP_ID="abc123", WANDB_RUN_ID="run42", WANDB_MODE="offline")
     folder = checkout / "runs/keep_rate/0"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["estimators"]["weight_vjp"]["name"] == "Spatial"
@@ -117,7 +92,6 @@ def test_the_agents_command_runs_as_it_is(checkout):
 
 
 def test_under_an_agent_its_mode_counts(checkout, monkeypatch):
-    monkeypatch.chdir(checkout)
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc123")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert main(["fit", "--config=configs/digits.yaml", "--wandb=offline", "--trainer.max_epochs=1"]) == 0
@@ -125,7 +99,6 @@ def test_under_an_agent_its_mode_counts(checkout, monkeypatch):
 
 
 def test_without_wandb_a_note_and_the_csv_file(checkout, monkeypatch, capsys):
-    monkeypatch.chdir(checkout)
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     assert main(["fit", "--config=configs/digits.yaml", "--trainer.max_epochs=1"]) == 0
     assert capsys.readouterr().err == "W&B is not installed (pip install wandb): metrics go to metrics.csv only\n"
@@ -134,14 +107,11 @@ def test_without_wandb_a_note_and_the_csv_file(checkout, monkeypatch, capsys):
 
 def test_offline_runs_say_how_to_upload_them_and_end(checkout):
     # Two runs in one process: the first one's W&B run must not swallow the second's metrics.
-    code = (
-        "import sys; from randbp.cli.main import main; "
-        "sys.exit(main(sys.argv[1:]) or main([*sys.argv[1:], '--seed_everything=1']))"
-    )
-    options = ["fit", "--config=configs/digits.yaml", "--trainer.max_epochs=1"]
-    done = run([sys.executable, "-c", code, *options], checkout)
-    assert done.stderr == ""
-    assert done.stdout.count("W&B: wandb sync runs/digits/") == 2
+    command = ["fit", "--config=configs/digits.yaml", "--trainer.max_epochs=1"]
+    printed = run_commands(checkout, command, [*command, "--seed_everything=1"])
+    told = [line.split()[0] for line in printed.splitlines()]
+    assert told == ["W&B:", "test/loss", "results"] * 2, printed
+    assert printed.count("W&B: wandb sync runs/digits/") == 2
     losses = []
     for number in "01":
         config, history = wandb_records(checkout / "runs/digits" / number)

@@ -86,6 +86,7 @@ def test_times_that_other_work_disturbed_are_not_to_be_trusted(waiting: float | 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        (None, "not valid JSON"),
         ({"steps": -1}, "steps=-1: expected a value greater than or equal to 0"),
         ({"methods": []}, "expected the exact method, then others, a preset among them"),
         ({"methods": [memory(), RIVAL]}, "expected the exact method, then others"),
@@ -100,14 +101,10 @@ def test_times_that_other_work_disturbed_are_not_to_be_trusted(waiting: float | 
         ({"model": 3}, "model=3: expected a valid string"),
     ],
 )
-def test_a_damaged_file_is_named_and_the_runs_stay(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    results = load_runs(folder_with(tmp_path, json.dumps(content(memory()) | changes)))
+def test_a_damaged_file_is_named_and_the_runs_stay(tmp_path: Path, changes: dict[str, Any] | None, told: str) -> None:
+    text = "{" if changes is None else json.dumps(content(memory()) | changes)
+    results = load_runs(folder_with(tmp_path, text))
     assert results.methods is None and len(results.runs) == 2
     [damage] = results.damaged
     assert damage.path.name == METHODS and told in damage.what and "\n" not in damage.what
     assert METHODS in make_page(compare(results), "damaged")
-
-
-def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
-    [damage] = load_runs(folder_with(tmp_path, "{")).damaged
-    assert "not valid JSON" in damage.what

@@ -54,6 +54,11 @@ def file(id: str, content: str | bytes, *says: str, name: str = "it.yaml", optio
     return Command(id, (*options, f"--config={name}"), says=says, files={name: content})
 
 
+def refused(id: str, options: str | tuple[str, ...], *says: str) -> Command:
+    """Options that cannot be used."""
+    return Command(id, (*FIT, *([options] if isinstance(options, str) else options)), says=says)
+
+
 def checkpoint(id: str, path: str, *says: str) -> Command:
     return Command(id, (*FIT, f"--ckpt_path={path}"), says=(f"--ckpt_path={path}: ", *says), prepare=checkpoints)
 
@@ -69,7 +74,7 @@ FILES = [
     Command("config file missing, -c", ("fit", "-c", "none.yaml"), says=("none.yaml: no such file",)),
     Command("config without a value", ("fit", "--config"), says=("--config",)),
     Command("no config at all", ("fit",), says=("missing model",)),
-    Command("config is a directory", (*FIT, "--config=."), says=("--config=.: not a file",)),
+    refused("config is a directory", "--config=.", "--config=.: not a file"),
     file("bad YAML", "name: [x\n", "--config=it.yaml: not YAML: ", "line 2"),
     file("binary config", b"\xff\xfe\x00", "--config=it.yaml: not text"),
     file("empty config", "", "--config=it.yaml: is empty", NO_OPTIONS),
@@ -90,50 +95,43 @@ FILES = [
 ]
 
 OPTIONS = [
-    Command(
-        "missing module", (*FIT, "--model=nosuch.Class"), says=("model (nosuch.Class)", "No module named 'nosuch'")
-    ),
-    Command("missing class", (*FIT, "--model=mine.Nope"), says=("model (mine.Nope)", "'Nope'")),
-    Command("typo in top key", (*FIT, "--modle=x"), says=("no option", "modle")),
-    Command("not a LightningModule", (*FIT, "--model=mine.NotLightning"), says=("model", "LightningModule")),
-    Command("unknown option", (*FIT, "--kep=0.5"), says=("no option --kep=0.5",)),
-    Command(
-        "seed string", (*FIT, "--seed_everything=abc"), says=("seed_everything: expected true, false or int, got abc",)
-    ),
+    refused("missing module", "--model=nosuch.Class", "model (nosuch.Class)", "No module named 'nosuch'"),
+    refused("missing class", "--model=mine.Nope", "model (mine.Nope)", "'Nope'"),
+    refused("typo in top key", "--modle=x", "no option", "modle"),
+    refused("not a LightningModule", "--model=mine.NotLightning", "model", "LightningModule"),
+    refused("unknown option", "--kep=0.5", "no option --kep=0.5"),
+    refused("seed string", "--seed_everything=abc", "seed_everything: expected true, false or int, got abc"),
     *(
-        Command(
-            f"seed {seed}", (*FIT, f"--seed_everything={seed}"), says=(f"seed_everything={seed}", "0 to 4294967295")
-        )
+        refused(f"seed {seed}", f"--seed_everything={seed}", f"seed_everything={seed}", "0 to 4294967295")
         for seed in (99999999999999999999, -1)
     ),
-    Command("max_epochs=-5", (*FIT, "--trainer.max_epochs=-5"), says=("trainer: `max_epochs`", "-5")),
-    Command("max_epochs=abc", (*FIT, "--trainer.max_epochs=abc"), says=("trainer.max_epochs: expected int, got abc",)),
-    Command("wandb=maybe", (*FIT, "--wandb=maybe"), says=("wandb: expected offline, online or disabled, got maybe",)),
-    Command("lr='abc'", (*FIT, "--model.lr=abc"), says=("model.lr (mine.MyNet): expected float, got abc",)),
-    Command("devices=64", (*FIT, "--trainer.devices=64"), says=("trainer.devices=64: expected 1 to ",)),
-    Command("devices=0", (*FIT, "--trainer.devices=0"), says=("trainer.devices=0: expected 1 to ",)),
-    Command(
-        "64 GPUs",
-        (*FIT, "--trainer.accelerator=cuda", "--trainer.devices=64"),
-        says=("trainer: ", "accelerator=cuda, devices=64"),
+    refused("max_epochs=-5", "--trainer.max_epochs=-5", "trainer: `max_epochs`", "-5"),
+    refused("max_epochs=abc", "--trainer.max_epochs=abc", "trainer.max_epochs: expected int, got abc"),
+    refused("wandb=maybe", "--wandb=maybe", "wandb: expected offline, online or disabled, got maybe"),
+    refused("lr='abc'", "--model.lr=abc", "model.lr (mine.MyNet): expected float, got abc"),
+    refused("devices=64", "--trainer.devices=64", "trainer.devices=64: expected 1 to "),
+    refused("devices=0", "--trainer.devices=0", "trainer.devices=0: expected 1 to "),
+    refused(
+        "64 GPUs", ("--trainer.accelerator=cuda", "--trainer.devices=64"), "trainer: ", "accelerator=cuda, devices=64"
     ),
-    Command("strategy=nope", (*FIT, "--trainer.strategy=nope"), says=("trainer: ", "strategy=nope")),
-    Command("root is a file", (*FIT, "--trainer.default_root_dir=good.yaml"), says=("default_root_dir='good.yaml'",)),
-    Command("root unwritable", (*FIT, "--trainer.default_root_dir=/proc/x"), says=("default_root_dir='/proc/x'",)),
-    Command("resume what?", (*FIT, "--resume"), says=("--resume: which run?", "--version")),
-    Command("resume no run", (*FIT, "--resume=nope"), says=("--resume=nope: expected the folder of a run",)),
+    refused("no such device", "--trainer.accelerator=tpu", "trainer: "),
+    refused("strategy=nope", "--trainer.strategy=nope", "trainer: ", "strategy=nope"),
+    refused("root is a file", "--trainer.default_root_dir=good.yaml", "default_root_dir='good.yaml'"),
+    refused("root unwritable", "--trainer.default_root_dir=/proc/x", "default_root_dir='/proc/x'"),
+    refused("resume what?", "--resume", "--resume: which run?", "--version"),
+    refused("resume no run", "--resume=nope", "--resume=nope: expected the folder of a run"),
     Command("resume a test", ("test", "--config=good.yaml", "--version=0", "--resume"), says=("--resume: test has",)),
     *(
-        Command(f"name {name!r}", (*FIT, f"--name={name}"), says=(f"--name={name!r}, {FOLDER}",))
+        refused(f"name {name!r}", f"--name={name}", f"--name={name!r}, {FOLDER}")
         for name in ("../x", "/elsewhere", "", "a/../../x", "a//b", ".", "..", "a\\b")
     ),
-    Command("name of 300 letters", (*FIT, f"--name={'a' * 300}"), says=("--name='aaa", "300 bytes", "255 at most")),
-    Command("name of 200 umlauts", (*FIT, f"--name={'ü' * 200}"), says=("--name='üüü", "400 bytes", "255 at most")),
+    refused("name of 300 letters", f"--name={'a' * 300}", "--name='aaa", "300 bytes", "255 at most"),
+    refused("name of 200 umlauts", f"--name={'ü' * 200}", "--name='üüü", "400 bytes", "255 at most"),
     *(
-        Command(f"version {name!r}", (*FIT, f"--version={name}"), says=(f"--version={name!r}, {FOLDER}",))
+        refused(f"version {name!r}", f"--version={name}", f"--version={name!r}, {FOLDER}")
         for name in ("a/b", "..", ".", "", "/x")
     ),
-    Command("version of 300 letters", (*FIT, f"--version={'a' * 300}"), says=("--version='aaa", "255 at most")),
+    refused("version of 300 letters", f"--version={'a' * 300}", "--version='aaa", "255 at most"),
     Command(
         "unicode name",
         (*FIT, "--name=ünïcode-数字"),
@@ -144,15 +142,13 @@ OPTIONS = [
 ]
 
 ESTIMATORS = [
-    Command("keep=nan", (*FIT, *HALF, f"{WEIGHT}.keep=nan"), says=("weight_vjp.keep (randbp.Spatial)", "nan")),
-    Command("keep=0", (*FIT, *HALF, f"{WEIGHT}.keep=0"), says=("Spatial: keep=0.0, expected a number in (0, 1]",)),
-    Command("keep=half", (*FIT, *HALF, f"{WEIGHT}.keep=half"), says=("(randbp.Spatial): expected float, got half",)),
-    Command("keep missing", (*FIT, f"{WEIGHT}=Spatial"), says=("(randbp.Spatial): missing keep",)),
-    Command("keep w/o class", (*FIT, f"{WEIGHT}.keep=0.5"), says=("weight_vjp: ", "class before its options")),
+    refused("keep=nan", (*HALF, f"{WEIGHT}.keep=nan"), "weight_vjp.keep (randbp.Spatial)", "nan"),
+    refused("keep=0", (*HALF, f"{WEIGHT}.keep=0"), "Spatial: keep=0.0, expected a number in (0, 1]"),
+    refused("keep=half", (*HALF, f"{WEIGHT}.keep=half"), "(randbp.Spatial): expected float, got half"),
+    refused("keep missing", f"{WEIGHT}=Spatial", "(randbp.Spatial): missing keep"),
+    refused("keep w/o class", f"{WEIGHT}.keep=0.5", "weight_vjp: ", "class before its options"),
     *(
-        Command(
-            f"estimator {name}", (*FIT, f"{option}={name}"), says=(f"{option[2:]}: no estimator", f"mean {near}?", ALL)
-        )
+        refused(f"estimator {name}", f"{option}={name}", f"{option[2:]}: no estimator", f"mean {near}?", ALL)
         for option, name, near in (
             (WEIGHT, "Spatail", "Spatial"),
             (WEIGHT, "spatial", "Spatial"),
@@ -160,10 +156,10 @@ ESTIMATORS = [
             ("--tensor_dropout.input_vjp", "Chanels", "Channels"),
         )
     ),
-    Command(
+    refused(
         "estimator within another one",
-        (*FIT, f"{WEIGHT}=Rounding", f"{WEIGHT}.bits=4", f"{WEIGHT}.estimator=Spatail"),
-        says=("tensor_dropout.weight_vjp.estimator: no estimator 'Spatail' (did you mean Spatial?)",),
+        (f"{WEIGHT}=Rounding", f"{WEIGHT}.bits=4", f"{WEIGHT}.estimator=Spatail"),
+        "tensor_dropout.weight_vjp.estimator: no estimator 'Spatail' (did you mean Spatial?)",
     ),
     file("keep=.nan", "tensor_dropout: {weight_vjp: {class_path: Spatial, init_args: {keep: .nan}}}", "keep=nan"),
     *(
@@ -186,25 +182,17 @@ ESTIMATORS = [
         )
     ),
     Command("estimator typo, tune", ("tune", "--config=good.yaml", f"{WEIGHT}=Spatail"), says=("mean Spatial?", ALL)),
-    Command("bits=0", (*FIT, "--tensor_dropout.bits=0"), says=("bits=0: expected an integer from 1 to 8",)),
-    Command(
-        "lean=maybe", (*FIT, "--tensor_dropout.lean=maybe"), says=("lean: expected true, false or exact, got maybe",)
-    ),
-    Command("preset=fast", (*FIT, f"{PRESET}=fast"), says=("preset: expected exact, memory or time, got fast",)),
+    refused("bits=0", "--tensor_dropout.bits=0", "bits=0: expected an integer from 1 to 8"),
+    refused("lean=maybe", "--tensor_dropout.lean=maybe", "lean: expected true, false or exact, got maybe"),
+    refused("preset=fast", f"{PRESET}=fast", "preset: expected exact, memory or time, got fast"),
     file("preset=true", "tensor_dropout: {preset: true}", "preset: expected exact, memory or time, got True"),
-    Command("preset and bits=0", (*FIT, f"{PRESET}=memory", "--tensor_dropout.bits=0"), says=("bits=0: expected an",)),
-    Command(
-        "preset, no layer",
-        (*FIT, f"{PRESET}=memory", "--tensor_dropout.layers=nope"),
-        says=("layers='nope': matches none",),
-    ),
-    Command("parts=0", (*FIT, "--tensor_dropout.parts=0"), says=("parts=0: expected an integer >= 1",)),
-    Command(
-        "layers unmatched", (*FIT, *HALF, "--tensor_dropout.layers=nope.*"), says=("layers='nope.*': matches none",)
-    ),
-    Command("layers=''", (*FIT, *HALF, "--tensor_dropout.layers="), says=("layers='': matches none",)),
-    Command("layers='' of exact", (*FIT, "--tensor_dropout.layers="), says=("layers='': matches none",)),
-    Command("no conv, Spatial", (*FIT, "--model=mine.NoConv", *HALF), says=("NoConv has no",)),
+    refused("preset and bits=0", (f"{PRESET}=memory", "--tensor_dropout.bits=0"), "bits=0: expected an"),
+    refused("preset, no layer", (f"{PRESET}=memory", "--tensor_dropout.layers=nope"), "layers='nope': matches none"),
+    refused("parts=0", "--tensor_dropout.parts=0", "parts=0: expected an integer >= 1"),
+    refused("layers unmatched", (*HALF, "--tensor_dropout.layers=nope.*"), "layers='nope.*': matches none"),
+    refused("layers=''", (*HALF, "--tensor_dropout.layers="), "layers='': matches none"),
+    refused("layers='' of exact", "--tensor_dropout.layers=", "layers='': matches none"),
+    refused("no conv, Spatial", ("--model=mine.NoConv", *HALF), "NoConv has no"),
     file(
         "mapping of unmatched layers",
         "tensor_dropout: {weight_vjp: {nope: {class_path: Spatial, init_args: {keep: 0.5}}}}",
@@ -213,7 +201,7 @@ ESTIMATORS = [
 ]
 
 CHECKPOINTS = [
-    Command("ckpt missing", (*FIT, "--ckpt_path=none.ckpt"), says=("--ckpt_path=none.ckpt: no such file",)),
+    refused("ckpt missing", "--ckpt_path=none.ckpt", "--ckpt_path=none.ckpt: no such file"),
     checkpoint("ckpt is garbage", "garbage.ckpt", "not a checkpoint"),
     checkpoint("ckpt is empty", "zero.ckpt", "not a checkpoint"),
     checkpoint("ckpt is cut off", "half.ckpt", "not a checkpoint"),

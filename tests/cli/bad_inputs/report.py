@@ -83,6 +83,11 @@ def row(
     return Command(name, ("report", "rep"), code=0, prepare=prepare, leaves=("rep/report.html",), check=right)
 
 
+def accepted(name: str, prepare: Callable[[], None], *says: str, check: Callable[[str], None] | None = None) -> Command:
+    """A folder of which there is a page."""
+    return Command(name, ("report", "rep"), 0, says, prepare=prepare, leaves=("rep/report.html",), check=check)
+
+
 def page_is_inert(printed: str) -> None:
     page = PAGE.read_text()
     assert "<img" not in page and "<script>" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
@@ -244,88 +249,37 @@ ROWS = [
     row("report without status", without("status"), "rep/bad/summary.json: status: missing"),
     row("report without metrics", without("metrics"), "", counts=True),
     row("report without environment", without("environment"), "", counts=True),
-    row(
-        "report metrics_missing",
-        without_metrics,
-        "",
-        counts=True,
-    ),
+    row("report metrics_missing", without_metrics, "", counts=True),
     row("report nan_metrics", with_summary(metrics={"test/accuracy": "nan"}), "", counts=True),
     row("report cost zero", with_summary(cost=COST_ZERO), "", counts=True),
     row("report accuracy huge", with_summary(metrics={"test/accuracy": 1e308}), "", counts=True),
     row("report accuracy negative", with_summary(metrics={"test/accuracy": -3.0}), "", counts=True),
-    Command(
+    accepted(
         "report xss",
-        ("report", "rep"),
-        code=0,
-        prepare=with_summary(cost={"peak_source": EVIL}, error=EVIL, run={"model": EVIL}, metrics={EVIL + "acc": 1}),
-        leaves=("rep/report.html",),
+        with_summary(cost={"peak_source": EVIL}, error=EVIL, run={"model": EVIL}, metrics={EVIL + "acc": 1}),
         check=page_is_inert,
     ),
-    Command(
+    accepted(
         "report terminal codes",
-        ("report", "rep"),
-        code=0,
-        prepare=with_summary(status="failed", error=TERMINAL, environment={"device_name": TERMINAL}),
-        leaves=("rep/report.html",),
+        with_summary(status="failed", error=TERMINAL, environment={"device_name": TERMINAL}),
         check=terminal_is_safe,
     ),
-    Command(
-        "report NaN in a group of two",
-        ("report", "rep"),
-        code=0,
-        prepare=one_in_two(metrics={"test/accuracy": "nan"}),
-        leaves=("rep/report.html",),
-        check=nan_is_told,
-    ),
-    Command(
-        "report Inf in a group of two",
-        ("report", "rep"),
-        code=0,
-        prepare=one_in_two(metrics={"test/accuracy": "inf"}),
-        leaves=("rep/report.html",),
-        check=nan_is_told,
-    ),
-    Command(
-        "report accuracy NaN everywhere",
-        ("report", "rep"),
-        code=0,
-        prepare=same_everywhere(metrics={"test/accuracy": "nan"}),
-        leaves=("rep/report.html",),
-        check=nan_is_told,
-    ),
-    Command(
+    accepted("report NaN in a group of two", one_in_two(metrics={"test/accuracy": "nan"}), check=nan_is_told),
+    accepted("report Inf in a group of two", one_in_two(metrics={"test/accuracy": "inf"}), check=nan_is_told),
+    accepted("report accuracy NaN everywhere", same_everywhere(metrics={"test/accuracy": "nan"}), check=nan_is_told),
+    accepted(
         "rich markup in names",
-        ("report", "rep"),
-        code=0,
-        prepare=lambda: write_run(Path("rep/[bold red]x[|bold]"), 0.5, status="failed", error="[/red] boom [link=x]"),
-        says=("[bold red]x[|bold]: [/red] boom [link=x]",),
-        leaves=("rep/report.html",),
+        lambda: write_run(Path("rep/[bold red]x[|bold]"), 0.5, status="failed", error="[/red] boom [link=x]"),
+        "[bold red]x[|bold]: [/red] boom [link=x]",
     ),
-    Command(
-        "report nan",
-        ("report", "rep"),
-        code=0,
-        prepare=same_everywhere(metrics={"test_loss": "nan"}),
-        says=("85.5 ± 0.7 %",),
-        leaves=("rep/report.html",),
-    ),
-    Command(
+    accepted("report nan", same_everywhere(metrics={"test_loss": "nan"}), "85.5 ± 0.7 %"),
+    accepted(
         "report empty-data run",
-        ("report", "rep"),
-        code=0,
-        prepare=with_summary(cost=dict.fromkeys(COST_ZERO), progress={"epochs": 0}),
-        says=("90.5 ± 0.7 %", "report in rep/report.html"),
-        leaves=("rep/report.html",),
+        with_summary(cost=dict.fromkeys(COST_ZERO), progress={"epochs": 0}),
+        "90.5 ± 0.7 %",
+        "report in rep/report.html",
     ),
-    Command(
-        "report markup in settings",
-        ("report", "rep"),
-        code=0,
-        prepare=marked_up,
-        says=("[/red] [bold]$\\frac$ :smile:", "name 数字"),
-        leaves=("rep/report.html",),
-    ),
+    accepted("report markup in settings", marked_up, "[/red] [bold]$\\frac$ :smile:", "name 数字"),
     Command(
         "report unicode",
         ("report", "ünïcode-数字"),
@@ -334,13 +288,10 @@ ROWS = [
         says=("report in ünïcode-数字/report.html",),
         leaves=("ünïcode-数字/report.html",),
     ),
-    Command(
+    accepted(
         "report undecodable name",
-        ("report", "rep"),
-        code=0,
-        prepare=lambda: write_run(Path(os.fsdecode(b"rep/\xff\n")), 0.5, status="failed", error="no"),
-        says=("\\udcff\\n: no",),
-        leaves=("rep/report.html",),
+        lambda: write_run(Path(os.fsdecode(b"rep/\xff\n")), 0.5, status="failed", error="no"),
+        "\\udcff\\n: no",
     ),
     Command(
         "report output is dir",
@@ -379,28 +330,15 @@ ROWS = [
         says=("rep/report.html: Is a directory: the page could not be written, --output names another place",),
         check=table_came_first,
     ),
-    Command(
+    accepted(
         "report goal of the sweep unknown",
-        ("report", "rep"),
-        code=0,
-        prepare=with_sweep("metric: {name: test/accuracy, goal: up}"),
-        says=("left out: rep/sweep.yaml: metric: goal='up': expected 'minimize' or 'maximize'",),
-        leaves=("rep/report.html",),
+        with_sweep("metric: {name: test/accuracy, goal: up}"),
+        "left out: rep/sweep.yaml: metric: goal='up': expected 'minimize' or 'maximize'",
     ),
-    Command(
+    accepted(
         "report metric of the sweep is text",
-        ("report", "rep"),
-        code=0,
-        prepare=with_sweep("metric: accuracy"),
-        says=("left out: rep/sweep.yaml: metric: 'accuracy': expected a",),
-        leaves=("rep/report.html",),
+        with_sweep("metric: accuracy"),
+        "left out: rep/sweep.yaml: metric: 'accuracy': expected a",
     ),
-    Command(
-        "report sweep file broken",
-        ("report", "rep"),
-        code=0,
-        prepare=with_sweep("metric: ["),
-        says=("left out: rep/sweep.yaml: not valid YAML",),
-        leaves=("rep/report.html",),
-    ),
+    accepted("report sweep file broken", with_sweep("metric: ["), "left out: rep/sweep.yaml: not valid YAML"),
 ]

@@ -33,6 +33,7 @@ ROWS = [
     row("tune --batches=x", "--batches=x", says=("--batches", "invalid int value: 'x'")),
     row("tune --draws=0", "--draws=0", says=("--draws=0: expected at least 2",)),
     row("tune --draws=1.5", "--draws=1.5", says=("--draws", "invalid int value: '1.5'")),
+    row("tune no timings", "--objective=time", says=("--rounds=0: expected at least 1",)),
     row("tune --rounds=-1", "--rounds=-1", says=("--rounds=-1: expected at least 0",)),
     row("tune --output=/proc/x/t.yaml", "--output=/proc/x/t.yaml", says=("--output=/proc/x/t.yaml", WRITE)),
     row("tune --output=/proc/t.yaml", "--output=/proc/t.yaml", says=("--output=/proc/t.yaml", WRITE)),
