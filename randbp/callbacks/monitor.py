@@ -60,7 +60,6 @@ class CostMonitor(Callback):
         self._hooks = ExitStack()
         self._earlier: dict[str, Any] = {}
         self._held_bytes: int | None = None
-        self._steps = 0
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -87,16 +86,16 @@ class CostMonitor(Callback):
         self._earlier = self._earlier if self._summary.continues else {}
         self._timer, self._wait = StepTimer(device, self._earlier.get("seconds", [])), ProcessorWait()
         self._peak = PeakMemory(device) if device.type == "cuda" else HostPeak(trainer, pl_module)
-        self._steps, self._held_bytes = self._earlier.get("steps", 0), self._earlier.get("held_bytes")
+        self._held_bytes = self._earlier.get("held_bytes")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock or, on some steps, the count of bytes."""
-        if self._steps % self.held_every_n_steps == 0:
+        if self._summary.steps % self.held_every_n_steps == 0:
             live = [*pl_module.parameters(), *pl_module.buffers()]
             self._held = self._hooks.enter_context(held_for_backward(exclude=live))
             if isinstance(self._peak, HostPeak):
                 self._hooks.enter_context(self._peak.step())
-        elif self._steps >= self.warmup_steps and self._timer is not None:
+        elif self._summary.steps >= self.warmup_steps and self._timer is not None:
             self._timer.start()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
@@ -111,7 +110,6 @@ class CostMonitor(Callback):
         if self._timer is not None:
             self._timer.stop()
         self._stop_counting()
-        self._steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the costs so far."""
@@ -125,7 +123,7 @@ class CostMonitor(Callback):
         """Add the costs so far, for a training that continues from this checkpoint."""
         if self._timer is not None:
             costs = {name: self.costs()[name] for name in ("held_bytes", "peak_bytes")}
-            checkpoint["callbacks"][self.state_key] = costs | {"steps": self._steps, "seconds": self._timer.seconds()}
+            checkpoint["callbacks"][self.state_key] = costs | {"seconds": self._timer.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember earlier costs until fitting starts."""

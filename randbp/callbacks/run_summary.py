@@ -33,6 +33,7 @@ class RunSummary(Callback):
 
     Attributes:
         summary: The content of the file.
+        steps: Training batches seen, those of an interrupted training that this one continues included.
 
     Raises:
         ValueError: If the file name is a path.
@@ -47,7 +48,7 @@ class RunSummary(Callback):
         self.summary: dict[str, Any] = {"format": SUMMARY_FORMAT, "status": "new"}
         self._path: Path | None = None
         self._earlier: dict[str, Any] = {}
-        self._steps, self._fit_began = 0, 0.0
+        self.steps, self._fit_began = 0, 0.0
 
     @property
     def continues(self) -> bool:
@@ -61,7 +62,7 @@ class RunSummary(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known beforehand."""
         earlier, self._earlier = (self._earlier if self.continues else {}), {}
-        self._steps = earlier.get("steps", 0)
+        self.steps = earlier.get("steps", 0)
         self._fit_began = time.perf_counter() - earlier.get("fit_seconds", 0.0)
         self.summary = {
             "format": SUMMARY_FORMAT,
@@ -73,7 +74,7 @@ class RunSummary(Callback):
             "progress": {
                 "epochs": earlier.get("epochs", 0),
                 "max_epochs": trainer.max_epochs,
-                "steps": self._steps,
+                "steps": self.steps,
             },
             "cost": {},
             "metrics": dict(earlier.get("metrics", {})),
@@ -88,7 +89,7 @@ class RunSummary(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the step."""
-        self._steps += 1
+        self.steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write costs and metrics so far."""
@@ -109,7 +110,7 @@ class RunSummary(Callback):
             return
         self._add_metrics(trainer)
         checkpoint["callbacks"][self.state_key] = {
-            "steps": self._steps,
+            "steps": self.steps,
             "fit_seconds": time.perf_counter() - self._fit_began,
             "started": self.summary["started"],
             "epochs": self.summary["progress"]["epochs"],
@@ -152,7 +153,7 @@ class RunSummary(Callback):
     def _add_costs(self, trainer: Trainer) -> None:
         if "progress" not in self.summary:
             return
-        self.summary["progress"]["steps"] = self._steps
+        self.summary["progress"]["steps"] = self.steps
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "costs"):
                 self.summary["cost"] = callback.costs()
