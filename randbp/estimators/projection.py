@@ -59,7 +59,10 @@ class Projection(Estimator):
     """
 
     allowed = {  # noqa: RUF012 -- never changed
-        "kind": (("gaussian", "rademacher").__contains__, "'gaussian' or 'rademacher'"),
+        "kind": (
+            lambda kind: isinstance(kind, str) and kind in ("gaussian", "rademacher"),
+            "'gaussian' or 'rademacher'",
+        ),
         "block": at_least(1),
     }
     kind: Literal["gaussian", "rademacher"] = "rademacher"
