@@ -1,4 +1,4 @@
-"""The exact weight VJP of an input that is rebuilt a few examples at a time."""
+"""The exact weight VJP of an input that is restored a few examples at a time."""
 
 from collections.abc import Callable
 
@@ -7,17 +7,16 @@ from torch import Tensor
 from ..tn import LayerSpec
 from .planned import planned_weight_vjp
 
-LITTLE = 2**22
-"""Entries of a rebuilt input that are made at once: kernels lose time on parts, and so few are little beside a step."""
+LITTLE = 2**22  # restored at once: kernels lose time on small parts, and this takes little memory [entries]
 
 
 def chunks(examples: int, most: int | None = None, entries: int | None = None) -> list[slice]:
-    """Slices of about an eighth of the examples each: small beside the whole, large enough to be efficient.
+    """Slices of about an eighth of the examples each: few enough to take little memory, enough to be efficient.
 
     Args:
-        examples: How many there are.
+        examples: Number of examples.
         most: A smaller bound on the examples of one slice.
-        entries: Of one example, if slices may be larger as long as they have no more than 2^22 entries.
+        entries: Entries of one example; slices may then be larger, up to 2^22 entries.
 
     Example:
         >>> [(part.start, part.stop) for part in chunks(3)]
@@ -34,7 +33,7 @@ def chunks(examples: int, most: int | None = None, entries: int | None = None) -
 def chunked_weight_vjp(
     rebuild: Callable[[int, slice], Tensor], parts: list[slice], output_grad: Tensor, spec: LayerSpec
 ) -> Tensor:
-    """Sum of the exact weight VJPs of parts of the batch, so that no full-size copy of the input appears at once.
+    """Sum of the exact weight VJPs of parts of the batch, so that no copy of the whole input exists at any time.
 
     Args:
         rebuild: Makes the input ``[n, C, *I]`` of a part from its number and its slice of the batch.

@@ -45,18 +45,17 @@ class Race(NamedTuple):
 class IfFaster(Wrapping, Estimator):
     """Use an estimator in the layers where it is faster, and the exact VJP in all others.
 
-    Whether sampling saves time depends on the layer and the machine: products of many channels shrink with the keep
-    rate, but gathering a few entries of a small layer can take longer than its exact VJP, be it PyTorch's kernel or a
-    contraction of :mod:`randbp.tn` (equal up to rounding, and several times as fast for some layers). Each VJP of each
-    layer is timed when it first runs: all contenders take turns, on tensors of the layer's sizes. Each runs two or
-    three times if the difference is clear or a run takes long, and at most ten times otherwise. The first step of a
-    network then takes as long as two to five others, and needs memory for one more output; the first step
-    ever on a machine takes about half a minute more if numba compiles kernels. The fastest contender serves all layers
-    of these sizes, data type and device until the process ends, and batches that are smaller by a factor of up to four;
-    a VJP stays exact if the gain is less than a twentieth of its time. If PyTorch's own backward pass, including the
-    bias, takes no longer than the chosen VJPs, the layer uses it, with PyTorch's bits (except in compiled graphs, where
-    each VJP is chosen separately). As times vary, another process may choose differently; for a fixed choice give
-    layers their estimators by name, for example with :func:`randbp.autotune`.
+    Whether sampling saves time depends on the layer and the machine. Each VJP of each layer is timed when it first
+    runs, on tensors of the layer's sizes: the estimator, PyTorch's kernel, and a contraction of :mod:`randbp.tn`, which
+    is equal up to rounding and several times as fast for some layers. Each runs two or three times if the difference is
+    clear or a run takes long, and at most ten times otherwise. The first step of a network then takes as long as two to
+    five others, and needs memory for one more output; the first step ever on a machine takes about half a minute more
+    if numba compiles kernels. The fastest contender serves all layers of these sizes, data type and device until the
+    process ends, and batches that are smaller by a factor of up to four; a VJP stays exact if the gain is less than a
+    twentieth of its time. If PyTorch's own backward pass, including the bias, takes no longer than the chosen VJPs, the
+    layer uses it, with PyTorch's bits (except in compiled graphs, where each VJP is chosen separately). As times vary,
+    another process may choose differently; for a fixed choice, give layers their estimators by name, for example with
+    :func:`randbp.autotune`.
 
     A layer that stays exact holds its whole input. Around a :class:`randbp.Precision` of an estimator that holds less,
     the choice is between narrow products and that estimator alone, and both hold the same: four bits per entry in

@@ -22,13 +22,13 @@ from .rounding import Rounding
 from .wrapping import Wrapping
 
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-TOGETHER = 2**20  # entries that are narrowed and multiplied at a time: their copies stay in the caches, or near
-_GRAD, _HELD, _WEIGHT = -3, -4, -5  # keys of the draws that round, apart from those of the estimator within
+TOGETHER = 2**20  # narrowed and multiplied at a time, so that copies stay in the caches [entries]
+_GRAD, _HELD, _WEIGHT = -3, -4, -5  # keys of the draws that round; the wrapped estimator uses others
 
 
 @dataclass(frozen=True)
 class Precision(Wrapping, Estimator):
-    """Multiply in bfloat16 or float16 and sum in single precision; the forward pass keeps the tensors' own.
+    """Multiply in bfloat16 or float16 and sum in single precision; the forward pass keeps the precision of its tensors.
 
     Both operands of a VJP are rounded stochastically: an entry ``x`` between neighbours ``a < x < a + u`` of the narrow
     type becomes ``a + u`` with probability ``(x - a)/u``, else ``a``. Its expectation is ``x``, the draws of different
@@ -38,24 +38,23 @@ class Precision(Wrapping, Estimator):
     at most about ``2^-15`` or ``2^-21``, and errors of different products are uncorrelated.
 
     Sums run in single precision, but PyTorch's kernels return them in the narrow type, rounded to the nearest, a part
-    of the batch at a time. The average of an entry can thus stray by ``2^-8`` (bfloat16) or ``2^-11`` (float16) of the
-    parts' sizes at most. The operands' own noise dithers most of that away: on random numbers the mean of many bfloat16
-    draws was off by 0.0003 of the exact VJP's norm, one draw by 0.0036.
+    of the batch at a time. The average of an entry can thus deviate by at most ``2^-8`` (bfloat16) or ``2^-11``
+    (float16) of the parts' sizes. The noise of the operands dithers most of that away: on random numbers the mean of
+    many bfloat16 draws was off by 0.0003 of the exact VJP's norm, one draw by 0.0036.
 
-    It holds what the estimator within holds: by default the input as it is, which the layer in front often holds
-    anyway, or codes of few bits, which are decoded straight into the narrow type.
+    It holds what the wrapped estimator holds: by default the input, which the previous layer often holds anyway, or
+    codes of few bits, which are decoded straight into the narrow type.
 
-    Only single precision is narrowed. Tensors of 16 bits have PyTorch's own VJPs already, and double precision is left
-    alone: who asks for it wants its digits. So are layers whose kernel has entries that meet nothing
-    but padding. Entries above the largest number of the narrow type (float16: 65504) become infinite; NaN and infinite
-    entries stay what they are.
+    Only single precision is narrowed. Tensors of 16 bits already have PyTorch's own VJPs, and users of double precision
+    want its digits. Layers with kernel entries that meet nothing but padding stay in single precision, too. Entries
+    above the largest number of the narrow type (float16: 65504) become infinite; NaN and infinities stay what they are.
 
     Source: Gupta et al., Deep learning with limited numerical precision, ICML 2015 (arXiv:1502.02551).
 
     Args:
         dtype: ``"bfloat16"``, or ``"float16"``, which has three more bits but a narrow range.
-        estimator: What is held of the input: ``Exact()``, or a :class:`randbp.Rounding` of all entries, which serves
-            the weight VJP only.
+        estimator: Decides what is held of the input: ``Exact()``, or a :class:`randbp.Rounding` of all entries, which
+            serves the weight VJP only.
 
     Raises:
         ValueError: If ``dtype`` is another one, or ``estimator`` keeps less than all entries.
@@ -82,20 +81,20 @@ class Precision(Wrapping, Estimator):
 
     @property
     def exact(self) -> bool:
-        """Never: rounding always loses something."""
+        """Always false."""
         return False
 
     @property
     def fallback(self) -> Estimator | None:
-        """The estimator within, which holds the same; ``None`` if it is exact."""
+        """The wrapped estimator, which holds the same; ``None`` if it is exact."""
         return None if self.estimator.exact else self.estimator
 
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
-        """The estimator within where nothing is narrowed."""
+        """The wrapped estimator where nothing is narrowed."""
         return self if _narrows(spec, dtype) else self.estimator.for_layer(vjp, spec, dtype, device)
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """As of the estimator within."""
+        """The sketch of the wrapped estimator."""
         return (input,) if self.estimator.exact else self.estimator.sketch(input, spec, draw)
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -165,14 +164,9 @@ def _parts(spec: LayerSpec) -> list[slice]:
 
 
 def narrowed(tensor: Tensor, dtype: torch.dtype, draw: Draw, channels_last: bool = False) -> Tensor:
-    """A tensor in single precision rounded stochastically to a type of 16 bits.
+    """A tensor ``[N, C, …]`` in single precision, rounded stochastically to a type of 16 bits.
 
-    Args:
-        tensor: ``[N, C, …]``, however it lies in memory.
-        dtype: The narrow type.
-        draw: Of the noise, for which entries are numbered row by row.
-        channels_last: Whether the channels are the last dimension for that, which then lie innermost in the result; so
-            it is, too, if they do in the tensor.
+    The result has its channels innermost in memory if the tensor has, or with ``channels_last``.
     """
     inner = tensor.movedim(1, -1)
     if not channels_last and (tensor.is_contiguous() or not inner.is_contiguous()):

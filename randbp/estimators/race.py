@@ -1,4 +1,4 @@
-"""Which of several ways to compute the same thing is the fastest: timed in turn, for as long as that is open."""
+"""Which of several ways to compute the same thing is fastest: timed in turn until that is clear."""
 
 from collections.abc import Callable, Sequence
 from math import sqrt
@@ -8,32 +8,31 @@ import torch
 
 from .._torch.clean_thread import without_modes
 
-GAIN = 0.95  # of the time of what is there already, at most which is worth a change
-READINGS = (3, 10)  # of each that is still in the race, while it is open: the least number, and the most
-SECONDS = 0.1  # for all readings but the first; a race that is open then ends when it has its least number
-STEADY = 1.3  # times the least reading: as far apart another one may be for the least to be believed
-NOISE = 0.12  # relative distance of two times that is clear after two readings
+GAIN = 0.95  # largest time over the first contender's for which a change is worth it
+READINGS = (3, 10)  # least and largest number of readings of each contender while the race is open
+SECONDS = 0.1  # an open race ends after this time, first readings left out, once it has its least number [seconds]
+STEADY = 1.3  # the least reading is believed if the second least is at most this factor above it
+NOISE = 0.12  # relative difference of two times that is clear after two readings
 
 
 def race(
     contenders: Sequence[Callable[[], object]], device: torch.device, clock: Callable[[], float] = perf_counter
 ) -> tuple[float, list[float]]:
-    """The first contender's seconds, and each one's ratio to it.
+    """Measure the first contender's seconds, and each contender's ratio to it.
 
     All run in turn, forwards and backwards, in a thread of their own. A contender's time is the mean of the lower half
-    of its readings, for other work on the machine, and what the first call prepares, only add. A contender leaves the
-    race when its time is clearly no gain over the first one's (:data:`GAIN`), or clearly above another's; the race ends
-    when none is left that may gain, or one is left that clearly does. "Clearly" is by a factor ``1 + NOISE / √n`` after
-    ``n`` readings beside the first: most races need one. Gains of a tenth under noise of a twentieth are found in 19 of
-    20 races, which is what :data:`READINGS` are for. A race of large layers, where noise is smaller, ends after three.
+    of its readings, since other programs and what a first call prepares can only add to it. A contender leaves the race
+    when it is clearly no gain over the first one (:data:`GAIN`), or clearly slower than another; the race ends when
+    none is left that may gain, or a single one that clearly does. "Clearly" means by a factor ``1 + NOISE / √n`` after
+    ``n`` readings, the first not counted. Gains of a tenth under noise of a twentieth are found in 19 of 20 races.
 
     Args:
-        contenders: What to run.
-        device: Which is waited for.
-        clock: What tells the seconds.
+        contenders: Functions to time.
+        device: The device whose work they wait for.
+        clock: A function that returns seconds.
 
     Returns:
-        The time of the first one, and of each the ratio to it, as well as it was measured when it left.
+        The first contender's time, and the ratio of each to it when it left the race.
 
     Example:
         >>> from time import sleep

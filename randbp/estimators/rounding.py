@@ -17,7 +17,7 @@ from .description import Description
 from .exact import Exact
 from .wrapping import Wrapping
 
-_NOISE, _OF_SCALES = -2, 1  # keys of the draws that round, apart from those of the estimator within
+_NOISE, _OF_SCALES = -2, 1  # keys of the draws that round; the wrapped estimator uses others
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Rounding(Wrapping, Estimator):
     over ``u`` is ``x``, and every VJP is linear in what is held, so the estimate stays unbiased. The variance of an
     entry is ``h²·f·(1 - f) ≤ h²/4`` with ``f`` the fractional part; errors of different entries are independent. The
     variance of the weight VJP is thus at most ``Σ_i h_i²/4`` times the squared norm of the output gradients that entry
-    ``i`` meets, and it adds to the variance of the estimator within.
+    ``i`` meets, in addition to the variance of the wrapped estimator.
 
     Where all entries are kept, sequences of linear layers and inputs that a convolution cuts into patches (a stride as
-    large as the kernel) are read as ``a + h·(integer + 1/2 - u)``: the noise is made again and subtracted, and the
-    variance of an entry is ``h²/12``, half of the other one's mean. Everywhere else entries on a level stay exact,
-    such as the zeros of a ReLU; where these are more than half of all, that has the smaller variance.
+    large as the kernel) are read as ``a + h·(integer + 1/2 - u)``: the noise is generated again and subtracted, and the
+    variance of an entry is ``h²/12``, half of the mean variance without that. Everywhere else entries on a level stay
+    exact, such as the zeros of a ReLU, which has the smaller variance where more than half of the entries are zeros.
 
-    The bytes are ``b/8`` per entry plus two scales per block: numbers of the input's precision, or of single precision
-    if that is more. Beside codes of one or two bits, scales in single precision become bfloat16, rounded at random;
-    the relative variance that this adds to an entry is at most ``2^-16``.
+    The bytes are ``b/8`` per entry plus two scales per block, in the input's precision but at least in single
+    precision. With codes of one or two bits, scales in single precision are rounded stochastically to bfloat16; the
+    relative variance that this adds to an entry is at most ``2^-16``.
 
-    Rounding saves no arithmetic: the weight VJP decodes an eighth of the batch, or 2^22 entries if that is more, at a
-    time and runs PyTorch's own kernel. Around a sampler it decodes the sample only.
+    Rounding saves no arithmetic: the weight VJP decodes an eighth of the batch (or 2^22 entries if that is more) at a
+    time and runs the exact kernel. If the wrapped estimator is a sampler, only the sample is decoded.
 
     What an estimator holds as a ``[N, M]`` matrix after its sample, such as means, is rounded to eight bits at least,
     since an error in it touches all positions at once. Tensors that would not get smaller are held as they are. NaN
@@ -53,9 +53,8 @@ class Rounding(Wrapping, Estimator):
 
     Args:
         bits: Bits per entry, 1 to 8.
-        estimator: What decides which entries are kept; by default all of them.
-        block: Entries that share two scales; ``"channel"`` for one block per example and channel (of a sample: per
-            example and kept row), where there is more than one position.
+        estimator: The estimator that decides which entries are kept; by default all are.
+        block: Number of entries that share two scales; ``"channel"`` for one block per example and channel.
 
     Raises:
         ValueError: If ``bits`` or ``block`` is out of range, or ``estimator`` does not serve the weight VJP.

@@ -1,4 +1,4 @@
-"""What is found out about a layer once, for batches of one size and for somewhat smaller ones."""
+"""Results of measurements of layers, shared by batches of similar size."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -10,19 +10,18 @@ from ..tn import LayerSpec, LinearSpec
 
 T = TypeVar("T")
 
-SHARED = 4  # a batch takes what is known of one that is larger by this factor at most
+SHARED = 4  # largest ratio of two batch sizes that share a result
 
 
 class BySize(Generic[T]):
-    """What is remembered of layers, where a smaller batch takes what is known of a larger one.
+    """One result for each layer, which smaller batches take from larger ones.
 
-    So the last batch of an epoch is no new layer, nor are sequences of another length. Of several larger sizes the
-    smallest counts; sizes of more than four times the batch do not, nor do smaller ones: another answer may be right
-    for them. What a size has taken it keeps. Of a linear layer, whose rows are all alike, rows count instead of
-    examples. May be used by several threads; one finds out, and the others wait.
+    So the last batch of an epoch is not measured again, nor are sequences of another length. A batch takes the result
+    of the smallest larger size, up to four times its own, and keeps it. In a linear layer, rows count instead of
+    examples. Threads may share an object: one measures, and the others wait.
 
     Attributes:
-        known: What is remembered of each key and layer so far, for who cannot wait.
+        known: Results so far by key and layer, to be read without waiting.
 
     Example:
         >>> from randbp import tn
@@ -37,12 +36,12 @@ class BySize(Generic[T]):
         self._lock = Lock()
 
     def get(self, key: Hashable, spec: LayerSpec, find_out: Callable[[], T]) -> T:
-        """What is known of a layer, or is found out now.
+        """Return the result for a layer, and call ``find_out`` if there is none.
 
         Args:
-            key: All that tells layers of the same spec from each other.
-            spec: The layer's.
-            find_out: Tells what shall be remembered.
+            key: Whatever distinguishes layers of the same spec.
+            spec: The layer.
+            find_out: Makes the result.
         """
         with self._lock:
             if (key, spec) not in self.known:
