@@ -63,21 +63,6 @@ def test_vjps_of_constants(case: Case) -> None:
     torch.testing.assert_close(found, exact(case, x, weight, constant)[1])
 
 
-@given(case=LAYERS)
-def test_kept_positions_meet_gathers_and_products_only(case: Case) -> None:
-    """No full-size tensor of the kept side is rebuilt, and no dense kernel runs."""
-    spec = case.spec()
-    for side, make, stored in (
-        ("input", tn.weight_vjp_of_positions, "input"),
-        ("output", tn.input_vjp_of_positions, "output_grad"),
-    ):
-        legs = " ".join(f"{side[0]}{dim}" for dim in range(1, spec.dims + 1))
-        for each in tn.position_classes(spec, side):
-            net = tn.sampled(make(spec, each), {legs: tn.Sample(max(1, each.size // 4), True)}, stored=(stored,))
-            kernels = [step.kernel for step in net.plan().steps]
-            assert not any("convolution" in kernel or kernel == "scatter" for kernel in kernels), kernels
-
-
 @pytest.mark.parametrize(("size", "kernel"), [((40, 36), 7), ((12, 14, 40), 5), ((60,), 3)])
 def test_constants_of_large_images_take_no_large_matrix(size: tuple[int, ...], kernel: int) -> None:
     spec = tn.ConvSpec((2, 3, *size), 4, kernel, padding=kernel // 2)

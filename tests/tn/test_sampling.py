@@ -10,56 +10,6 @@ from randbp.tn.network import INDEX_TYPES
 
 from .strategies import assert_matches_einsum, random_operands, specs
 
-OPERATIONS = (
-    tn.conv,
-    tn.weight_vjp,
-    tn.input_vjp,
-    tn.unfold,
-    tn.kfac_reduce,
-    tn.kfac_expand,
-    tn.conv_transpose_weight_vjp,
-)
-
-
-def draw_index(data, net, leg, per_example):
-    size = net.sizes[leg]
-    count = data.draw(st.integers(1, size + 1))
-    shape = (net.sizes["n"], count) if per_example else (count,)
-    return torch.randint(size, shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), spec=specs(dims=(1, 2)), operation=st.sampled_from(OPERATIONS))
-def test_any_legs(data, spec, operation):
-    net = operation(spec)
-    legs = data.draw(st.lists(st.sampled_from(sorted(net.sizes)), unique=True, min_size=1, max_size=3))
-    indices, weights = {}, {}
-    for leg in legs:
-        per_example = leg != "n" and "n" not in legs and data.draw(st.booleans())
-        indices[leg] = draw_index(data, net, leg, per_example)
-        if data.draw(st.booleans()):
-            weights[leg] = torch.rand(indices[leg].shape, dtype=torch.float64)
-    assert_matches_einsum(net.subsample(indices, weights=weights))
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    data=st.data(),
-    spec=specs(dims=(2, 2)),
-    operation=st.sampled_from((tn.weight_vjp, tn.input_vjp, tn.kfac_reduce)),
-    role=st.sampled_from("iok"),
-    per_example=st.booleans(),
-)
-def test_joint_positions(data, spec, operation, role, per_example):
-    net = operation(spec)
-    legs = (f"{role}1", f"{role}2")
-    if not set(legs) <= set(net.sizes) - set(net.open_legs):
-        return
-    shape = (net.sizes["n"], 4) if per_example else (4,)
-    grid = net.sizes[legs[0]] * net.sizes[legs[1]]
-    index = torch.randint(grid, shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
-    assert_matches_einsum(net.subsample({" ".join(legs): index}))
-
 
 @settings(max_examples=30, deadline=None)
 @given(spec=specs(dims=(2, 2)), per_example=st.booleans(), seed=st.integers(0, 99))
@@ -98,15 +48,6 @@ def test_per_example_index_refers_to_the_examples_that_are_left():
     expected = net.contract(input=masked, output_grad=y)
     result = net.subsample(i1=positions, n=examples).contract(operands)
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_open_legs_are_restricted_in_the_result():
-    net = tn.weight_vjp(tn.ConvSpec((4, 4, 5), 6, 2, groups=2))
-    operands = random_operands(net)
-    full = net.contract(operands)
-    index = torch.tensor([1, 1, 0])
-    restricted = net.subsample(d=index).contract(operands)
-    torch.testing.assert_close(restricted, full.unflatten(0, (2, 3))[:, index].flatten(0, 1))
 
 
 def test_plans_do_not_depend_on_index_values():

@@ -4,14 +4,12 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from randbp import tn
 from randbp.tn.execute.lines import LineProducts
 from randbp.tn.planning.plan import make_plan
 
-from .strategies import another_machine, random_operands, specs
+from .strategies import random_operands
 
 CPU = torch.device("cpu")
 
@@ -27,13 +25,6 @@ def check(net: tn.TensorNetwork, expected: str | None = None) -> None:
     result = plan.run([operands[slot] for slot in plan.slots])
     torch.testing.assert_close(result, torch.einsum(*net.einsum(operands)), rtol=1e-10, atol=1e-10)
     assert expected is None or expected in [step.kernel for step in plan.steps]
-
-
-@given(spec=specs((1, 3)))
-def test_products_per_line_equal_the_dense_einsum(spec):
-    with mock.patch.object(LineProducts, "pay", lambda *_: True):
-        for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
-            check(operation(spec))
 
 
 @pytest.mark.parametrize(
@@ -62,21 +53,6 @@ def test_products_per_line_are_used_and_meet_no_padding(size, geometry):
     with mock.patch.object(torch.Tensor, "addmm_", counting):
         made.run([operands[slot] for slot in made.slots])
     assert sum(multiplied) == spec.multiply_adds == made.multiplications
-
-
-@given(
-    batch=st.integers(1, 5),
-    channels=st.integers(1, 6),
-    outputs=st.integers(1, 6),
-    size=st.integers(1, 7),
-    stride=st.integers(1, 2),
-    at_once=st.sampled_from([1, 30, 2**18]),
-)
-def test_products_per_image_equal_the_dense_einsum(batch, channels, outputs, size, stride, at_once):
-    spec = tn.ConvSpec((batch, channels, size, size + 1), outputs, 1, stride)
-    with another_machine(products=at_once):
-        for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp, tn.kfac_expand_output_grad):
-            check(operation(spec))
 
 
 @pytest.mark.parametrize(
