@@ -132,9 +132,8 @@ def other_orders(
     large = rng.random() < 0.5
     target = Target(torch.float64, CPU, rng.random() < 0.7)
     for form, search in searches(net, target):
-        path = random_path(search, rng)
         with another_machine(**LARGE) if large else nullcontext():
-            plan, _ = lowered(net, form, search, path)
+            plan, _ = lowered(net, form, search, random_path(search, rng))
             yield f"{plan}\n{large=}", plan.run(tensors)
 
 

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
+from hypothesis import given
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from randbp import tn
 from randbp.tn.execute import batch_parts
+from tests.cases import Case, cases
 
 from .strategies import another_machine
 
@@ -31,6 +33,27 @@ def everything_is_large() -> Iterator[list[int]]:
             yield taken
     finally:
         torch.set_num_threads(threads)
+
+
+def networks(case: Case) -> list[tuple[tn.TensorNetwork, dict[str, Tensor]]]:
+    """The convolution and both of its VJPs, with operands."""
+    spec = case.spec()
+    x, weight, _ = case.tensors()
+    x, weight = x.detach().double(), weight.detach().double()
+    output_grad = torch.randn(spec.output_shape, dtype=torch.float64)
+    return [
+        (tn.conv(spec), {"input": x, "weight": weight}),
+        (tn.weight_vjp(spec), {"input": x, "output_grad": output_grad}),
+        (tn.input_vjp(spec), {"weight": weight, "output_grad": output_grad}),
+    ]
+
+
+@given(case=cases(largest=8))
+def test_parts_of_a_batch_give_the_same(case: Case) -> None:
+    for net, operands in networks(case):
+        whole = net.contract(operands)
+        with everything_is_large():
+            torch.testing.assert_close(net.contract(operands), whole)
 
 
 def test_native_kernels_take_parts() -> None:

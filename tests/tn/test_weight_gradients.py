@@ -4,12 +4,13 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
 
 from randbp import tn
 from randbp.tn.execute.lines import LineProducts
 from randbp.tn.planning.plan import make_plan
 
-from .strategies import random_operands
+from .strategies import random_operands, specs
 
 CPU = torch.device("cpu")
 
@@ -25,6 +26,13 @@ def check(net: tn.TensorNetwork, expected: str | None = None) -> None:
     result = plan.run([operands[slot] for slot in plan.slots])
     torch.testing.assert_close(result, torch.einsum(*net.einsum(operands)), rtol=1e-10, atol=1e-10)
     assert expected is None or expected in [step.kernel for step in plan.steps]
+
+
+@given(spec=specs((1, 3)))
+def test_products_per_line_equal_the_dense_einsum(spec):
+    with mock.patch.object(LineProducts, "pay", lambda *_: True):
+        for operation in (tn.weight_vjp, tn.conv_transpose_weight_vjp):
+            check(operation(spec))
 
 
 @pytest.mark.parametrize(
