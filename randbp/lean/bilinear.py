@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._torch.hooks import Hooks
 from .lean_call import Call, is_activation, is_small
-from .packed import ROUNDED, Again, Packed, Roundings, packed_mask, packing, rounded
+from .packed import ROUNDED, Known, Packed, packed_mask, packing, recomputed, rounded
 from .recompute import recipe_of
 
 
@@ -41,7 +41,7 @@ def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
     if not call.rounds and not masked and not any(recipe_of(factor) for factor in factors):
         return NotImplemented
     ends_here = len(factors) == 1 and all(weight.is_leaf for weight in weights)
-    known: Roundings | None = ROUNDED if ends_here else {} if len(tensors) < 3 else None
+    known: Known | None = ROUNDED if ends_here else {} if len(tensors) < 3 else None
     storages = {id(factor.untyped_storage()) for factor in factors}
     alive = {id(weight.untyped_storage()) for weight in weights if weight.layout is torch.strided}
     sizes = {weight.numel() for weight in weights}
@@ -59,7 +59,7 @@ def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
         if rounds and tensor.is_floating_point() and (given or copied):
             return rounded(tensor, context, outer, known)
         if given and (recipe := recipe_of(tensor)) is not None:
-            return Again(recipe, outer)
+            return recomputed(recipe, outer)
         return packed_mask(tensor, outer)
 
     with packing(pack):

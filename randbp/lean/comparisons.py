@@ -18,47 +18,26 @@ from ..codecs import Codes
 from .indexing import with_indices
 from .lean_call import Call, is_activation, is_unadorned
 from .memory_order import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten
-from .packed import Constant, Entries, Packed, packing
+from .packed import Packed, constant, hold, packing
 
 _ORDER = (-1.0, 1.0, 0.0, torch.nan)
 """Less, greater, equal, and none of these; a function that distinguishes two cases takes one bit."""
 
 
-class StandIns(Entries):
-    """A tensor whose entries take only a few values, packed.
+def stand_ins(codes: Tensor, values: tuple[float, ...], dtype: torch.dtype, outer: Hooks | None) -> Packed:
+    """Hold a tensor whose entries take two to four values, given their numbers as ``uint8``."""
+    shape, order, codec = codes.shape, memory_order(codes), Codes(1 if len(values) <= 2 else 2)
 
-    Args:
-        source: The tensor that they stand for.
-        codes: Numbers of the stand-ins, ``uint8``, of any shape.
-        values: The stand-ins: two, or up to four.
-        outer: See :class:`.packed.Entries`.
-    """
+    def restore(packed: Tensor) -> Tensor:
+        count = shape.numel()
+        numbers = codec.decode(packed, count)
+        table = torch.tensor(values, dtype=dtype).to(numbers.device, non_blocking=True)
+        flat = torch.empty(count, dtype=dtype, device=numbers.device)
+        for part in pieces(count, numbers.device):
+            torch.index_select(table, 0, numbers[part].int(), out=flat[part])
+        return unflatten(flat, shape, order)
 
-    def __init__(self, source: Tensor, codes: Tensor, values: tuple[float, ...], outer: Hooks | None) -> None:
-        self._shape, self._order, self._values = codes.shape, memory_order(codes), values
-        self._dtype, self._codec = source.dtype, Codes(1 if len(values) <= 2 else 2)
-        super().__init__(source, (self._codec.encode(flatten(codes, self._order)),), outer)
-
-    def tensor(self) -> Tensor:
-        """Unpack the tensor of stand-ins."""
-        (packed,) = self._parts()
-        count = self._shape.numel()
-        codes = self._codec.decode(packed, count)
-        values = torch.tensor(self._values, dtype=self._dtype).to(codes.device, non_blocking=True)
-        flat = torch.empty(count, dtype=self._dtype, device=codes.device)
-        for part in pieces(count, codes.device):
-            torch.index_select(values, 0, codes[part].int(), out=flat[part])
-        return unflatten(flat, self._shape, self._order)
-
-
-class _Later:
-    """A stand-in that is known only after the function has run."""
-
-    made: Packed
-
-    def tensor(self) -> Tensor:
-        """Return the stand-in."""
-        return self.made.tensor()
+    return hold((codec.encode(flatten(codes, order)),), outer, restore)
 
 
 def _is(tensor: Tensor, other: Tensor) -> bool:
@@ -125,7 +104,7 @@ def choose(
         return NotImplemented
 
     def pack(tensor: Tensor, outer: Hooks | None, x: Tensor, y: Tensor) -> Packed:
-        return StandIns(x, compare(x, y), values, outer) if _is(tensor, x) else Constant.like(tensor)
+        return stand_ins(compare(x, y), values, x.dtype, outer) if _is(tensor, x) else constant(tensor)
 
     return _run(call, pack, input, other)
 
@@ -148,8 +127,8 @@ def clamp_between(call: Call, x: Tensor, low: Tensor | None, high: Tensor | None
 
     def pack(tensor: Tensor, outer: Hooks | None, x: Tensor, low: Tensor | None, high: Tensor | None) -> Packed:
         if _is(tensor, x):
-            return StandIns(x, _sides(x, low, high), _ORDER, outer)
-        return Constant.like(tensor, -0.5 if low is not None and _is(tensor, low) else 0.5)
+            return stand_ins(_sides(x, low, high), _ORDER, x.dtype, outer)
+        return constant(tensor, value=-0.5 if low is not None and _is(tensor, low) else 0.5)
 
     return _run(call, pack, x, low, high)
 
@@ -172,17 +151,17 @@ def _extreme(call: Call, x: Any, dim: Any = (), nan_too: bool = True) -> Any:
     """Functions that return one entry of each row: its stand-in is 1, as is the result's, and others are 0."""
     if not is_activation(x):
         return NotImplemented
-    later = _Later()
+    made: list[Packed] = []
 
     def pack(tensor: Tensor, outer: Hooks | None, x: Tensor) -> Packed:
         if _is(tensor, x):
-            return later
+            return lambda: made[0]()  # known only after the function has run
         result = tensor.view(reduced_shape(x.shape, dim))
         found = x == result
         if nan_too:
             found.logical_or_((x != x).logical_and_(result != result))
-        later.made = StandIns(x, found.view(torch.uint8), (0.0, 1.0), outer)
-        return Constant.like(tensor, 1)
+        made[:] = [stand_ins(found.view(torch.uint8), (0.0, 1.0), x.dtype, outer)]
+        return constant(tensor, value=1)
 
     return _run(call, pack, x)
 
@@ -216,7 +195,7 @@ def hold_codes(
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         if tensor.numel() != count or tensor.dtype != dtype:
             return None
-        return StandIns(tensor, code(tensor), values, outer)
+        return stand_ins(code(tensor), values, dtype, outer)
 
     with packing(pack):
         return call.run()

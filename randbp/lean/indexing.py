@@ -11,20 +11,13 @@ from torch import Tensor
 
 from .._torch.hooks import Hooks
 from .lean_call import Call, is_activation, is_plain, is_small
-from .packed import Constant, Entries, Packed, call_with, packed_mask, packing, rounded
+from .packed import Packed, call_with, constant, hold, packed_mask, packing, rounded
 
 
-class Indices(Entries):
-    """Indices below a limit, held in the smallest integers."""
-
-    def __init__(self, indices: Tensor, limit: int, outer: Hooks | None) -> None:
-        small = next(t for t in (torch.uint8, torch.int16, torch.int32, torch.int64) if limit <= torch.iinfo(t).max + 1)
-        super().__init__(indices, (indices.to(small),), outer)
-
-    def tensor(self) -> Tensor:
-        """Restore the indices."""
-        (small,) = self._parts()
-        return small.long()
+def hold_indices(indices: Tensor, limit: int, outer: Hooks | None) -> Packed:
+    """Hold indices below a limit in the smallest integers."""
+    small = next(t for t in (torch.uint8, torch.int16, torch.int32, torch.int64) if limit <= torch.iinfo(t).max + 1)
+    return hold((indices.to(small),), outer, Tensor.long)
 
 
 def with_indices(call: Call, input: Any, *args: Any, **options: Any) -> Any:
@@ -34,9 +27,9 @@ def with_indices(call: Call, input: Any, *args: Any, **options: Any) -> Any:
     limit = max(input.shape, default=1)
 
     def indices(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-        return Indices(tensor, limit, outer) if tensor.dtype == torch.int64 and not is_small(tensor) else None
+        return hold_indices(tensor, limit, outer) if tensor.dtype == torch.int64 and not is_small(tensor) else None
 
-    return call_with(call, [input], Constant.of_saved, indices)
+    return call_with(call, [input], constant, indices)
 
 
 def moved(call: Call, *args: Any, **kwargs: Any) -> Any:
@@ -48,11 +41,11 @@ def moved(call: Call, *args: Any, **kwargs: Any) -> Any:
     limit = max(given[0].shape, default=1)
 
     def of_given(tensor: Tensor, outer: Hooks | None) -> Packed | None:
-        return Constant.like(tensor) if tensor.is_floating_point() else packed_mask(tensor, outer)
+        return constant(tensor) if tensor.is_floating_point() else packed_mask(tensor, outer)
 
     def of_others(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         if copies and not tensor.is_floating_point() and not is_small(tensor):
-            return Indices(tensor, limit, outer)
+            return hold_indices(tensor, limit, outer)
         return of_given(tensor, outer)
 
     return call_with(call, given, of_given, of_others)
@@ -89,7 +82,7 @@ def grid_sample(call: Call, input: Tensor, grid: Tensor, *args: Any, **options: 
     return call_with(
         call,
         [input],
-        lambda tensor, outer: rounded(tensor, context, outer, None) if needed else Constant.like(tensor),
+        lambda tensor, outer: rounded(tensor, context, outer, None) if needed else constant(tensor),
     )
 
 

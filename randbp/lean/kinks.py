@@ -124,13 +124,3 @@ def clamp(call: Call, input: Tensor, min: Any = None, max: Any = None) -> Any:
         return NotImplemented if call.overwrites else clamp_between(call, input, min, max)
     low, high = -torch.inf if min is None else min, torch.inf if max is None else max
     return hold_sides(call, Sides("within", low, high), call.overwrites, linked=False)
-
-
-def clamp_min(call: Call, input: Tensor, min: Any) -> Any:
-    """``clamp`` from below."""
-    return clamp(call, input, min)
-
-
-def clamp_max(call: Call, input: Tensor, max: Any) -> Any:
-    """``clamp`` from above."""
-    return clamp(call, input, None, max)

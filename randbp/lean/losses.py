@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .lean_call import Call, is_activation
-from .packed import Constant, call_with
+from .packed import call_with, constant
 from .slope_needs import hold_derivatives
 
 
 def nll_loss(call: Call, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
     """``nll_loss``, whose gradient is minus the weights at the targets, whatever the input was."""
-    return call_with(call, [input], Constant.of_saved) if is_activation(input) else NotImplemented
+    return call_with(call, [input], constant) if is_activation(input) else NotImplemented
 
 
 def cross_entropy(

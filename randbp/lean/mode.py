@@ -49,7 +49,7 @@ class LeanContext:
         self._running = _Running(self)
 
     def seed(self) -> int:
-        """A new seed: hashed from the clock and the number of seeds since it was set; the same in a recomputation."""
+        """Return a new seed, hashed from the clock and a count since it was set; the same one in a recomputation."""
         frame = self._running.frame  # within hooks of lean mode's own, too, those around the module count
         return self._stream.drawn(None if frame is None else frame.hooks)
 
@@ -64,15 +64,15 @@ class LeanContext:
             vars(self).update(before | {"paused": before.get("paused", False)})
 
     def enter(self, level: Level) -> "_State":
-        """Code begins that is to be lean, or not; :meth:`leave` takes what this returns."""
+        """Note that code begins which is to be lean, or not; :meth:`leave` takes what this returns."""
         return self._running.go_to(_Frame(level, hooks_in_force()))
 
     def leave(self, state: "_State") -> None:
-        """The code ended or failed."""
+        """Note that the code ended or failed."""
         self._running.go_back(state)
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A function of PyTorch, or its lean version."""
+        """Call a function of PyTorch, or its lean version."""
         rule = RULES.get(function)
         if rule is None or self.paused or not torch.is_grad_enabled():
             return function(*args, **kwargs)
@@ -110,23 +110,23 @@ class LeanContext:
 
 @dataclass(frozen=True)
 class Part:
-    """What happens around each call of a module: see :func:`randbp._torch.hooks.watch_calls`.
+    """Enters and leaves lean mode around each call of a module: see :func:`randbp._torch.hooks.watch_calls`.
 
     Attributes:
-        session: The model's.
+        context: The model's.
         level: Of this module, in training mode.
     """
 
-    session: LeanContext
+    context: LeanContext
     level: Level
 
     def enter(self, module: nn.Module) -> "_State":
-        """The module is called."""
-        return self.session.enter(self.level if module.training and torch.is_grad_enabled() else None)
+        """Note that the module is called."""
+        return self.context.enter(self.level if module.training and torch.is_grad_enabled() else None)
 
     def leave(self, state: "_State") -> None:
-        """The call ended or failed."""
-        self.session.leave(state)
+        """Note that the call ended or failed."""
+        self.context.leave(state)
 
 
 _State = tuple[_Frame | None, int | None]
@@ -140,7 +140,7 @@ class _Running(threading.local):
         self._is_there = False
 
     def go_to(self, frame: _Frame) -> _State:
-        """Run something else, and say what ran before."""
+        """Run something else, and return what ran before."""
         before, above = self.frame, None
         if frame.level is None and self._is_there:
             self._is_there, above = False, take_from_stack(self.mode)
@@ -151,7 +151,7 @@ class _Running(threading.local):
         return before, above
 
     def go_back(self, state: _State) -> None:
-        """To what ran before."""
+        """Return to what ran before."""
         self.frame, above = state
         was_there = self.frame is not None and self.frame.level is not None
         if self._is_there and not was_there:

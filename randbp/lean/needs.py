@@ -90,17 +90,12 @@ class Need(Protocol):
 class Own:
     """A need that a function of its own serves."""
 
-    version: Version
+    signature: Version
     held: Held
-
-    @property
-    def signature(self) -> Version:
-        """The version."""
-        return self.version
 
     def serve(self, call: Call, *args: Any, **kwargs: Any) -> Any:
         """Run the version."""
-        return self.version(call, *args, **kwargs)
+        return self.signature(call, *args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from ..kernels import max_pool_grad
 from ..kernels.max_pool import indices_of, offsets_of, position_bits
 from .composites import lean_inside
 from .held_slopes import blocks
-from .indexing import Indices
+from .indexing import hold_indices
 from .lean_call import Call, is_activation, is_plain
 from .memory_order import pieces
-from .packed import Entries, Packed, ShapeOf, packing
+from .packed import Packed, hold, packing, shape_of
 from .slope_needs import hold_slope
 
 
@@ -100,26 +100,6 @@ class _Windows:
         return torch.uint8, position_bits(self.kernel)
 
 
-class _Places(Entries):
-    """Indices of maxima by their places within windows.
-
-    Args:
-        indices: PyTorch's.
-        windows: The windows.
-        size: Of the input's planes.
-        outer: See :class:`.packed.Entries`.
-    """
-
-    def __init__(self, indices: Tensor, windows: _Windows, size: tuple[int, ...], outer: Hooks | None) -> None:
-        self._windows, self._size, self._shape = windows, size, indices.shape
-        super().__init__(indices, (windows.encode(indices, size),), outer)
-
-    def tensor(self) -> Tensor:
-        """Restore the indices."""
-        (codes,) = self._parts()
-        return self._windows.decode(codes, self._shape, self._size)
-
-
 class _FusedMaxPool(torch.autograd.Function):
     """Computes the maxima and their packed positions in one pass, without 64-bit integers in between."""
 
@@ -148,8 +128,11 @@ def _hold_places(call: Call, windows: _Windows | None, size: tuple[int, ...]) ->
 
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed:
         if tensor.is_floating_point():
-            return ShapeOf(tensor)
-        return Indices(tensor, prod(size), outer) if windows is None else _Places(tensor, windows, size, outer)
+            return shape_of(tensor)
+        if windows is None:
+            return hold_indices(tensor, prod(size), outer)
+        shape = tensor.shape
+        return hold((windows.encode(tensor, size),), outer, lambda codes: windows.decode(codes, shape, size))
 
     with packing(pack):
         return call.run()
@@ -196,7 +179,7 @@ def avg_pool(dims: int, call: Call, input: Tensor, *args: Any, **options: Any) -
     """Average pooling, to a given size as well."""
     if not _is_pooled(input, dims):
         return NotImplemented
-    with packing(lambda tensor, outer: ShapeOf(tensor)):
+    with packing(lambda tensor, outer: shape_of(tensor)):
         return call.run()
 
 

@@ -1,4 +1,4 @@
-"""How to make a tensor again, bit for bit, from one that is held anyway.
+"""Recomputation of a tensor, bit for bit, from one that is held anyway.
 
 In conv - batch norm - ReLU - conv, the first normalisation holds its input, and the second convolution the ReLU's
 output: two tensors of one size, of which the second is a cheap function of the first. Where the normalisation is exact,
@@ -22,10 +22,10 @@ Step = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class TakesRelu(Protocol):
-    """A step that ReLU can be part of."""
+    """A step of a recipe that can include the ReLU behind it."""
 
     def with_relu(self) -> Step:
-        """The step followed by ReLU."""
+        """Return the step followed by ReLU."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ class Recipe:
     constants: tuple[Tensor, ...] = ()
 
     def then(self, step: Step) -> "Recipe":
-        """The recipe of a function of the result."""
+        """Return the recipe of a function of the result."""
         return Recipe(self.base, (*self.steps, step), self.constants)
 
     def then_relu(self, step: Step) -> "Recipe":
-        """The recipe of the result's ReLU, which ``step`` computes: in one pass with the last step if that can."""
+        """Return the recipe of the result's ReLU, which ``step`` computes; one pass with the last step, if that can."""
         if isinstance(self.steps[-1], TakesRelu):
             return Recipe(self.base, (*self.steps[:-1], self.steps[-1].with_relu()), self.constants)
         return self.then(step)
 
 
 def follow(steps: tuple[Step, ...], base: Tensor) -> Tensor:
-    """Make a tensor of its base, without autocast, which had done its work when the base was made."""
+    """Recompute a tensor from its base, without autocast, whose casts precede the base."""
     with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
         for step in steps:
             base = step(base)
@@ -80,7 +80,7 @@ def remember(tensor: Tensor, recipe: Recipe) -> None:
 
 
 def recipe_of(tensor: Tensor) -> Recipe | None:
-    """The recipe of a tensor, if it is still what the recipe makes."""
+    """Return the recipe of a tensor, unless it has been changed since."""
     storage = tensor.untyped_storage()
     known = _RECIPES.get(id(storage))
     if known is None or known.storage() is not storage or known.place != _place(tensor):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from . import bilinear, comparisons, deviation, dropout, indexing, losses, norms, pooling, slope_needs, softmax
 from .attention import attention
 from .composites import lean_inside
-from .kinks import RELU, SIXTH, Kink, Sides, clamp, clamp_max, clamp_min
+from .kinks import RELU, SIXTH, Kink, Sides, clamp
 from .needs import (
     DROPPED,
     INSIDE,
@@ -73,8 +73,10 @@ KINKS = [
     ),
     Rule("F.hardsigmoid", Kink(lambda input, inplace=False: Sides("between", -3.0, 3.0, SIXTH)), "exact", ONE),
     Rule("clamp clip", Own(clamp, SIDE), "exact", Sample(options=(-1.0, 0.5))),
-    Rule("clamp_min", Own(clamp_min, SIDE), "exact", Sample(options=(0.5,))),
-    Rule("clamp_max", Own(clamp_max, SIDE), "exact", Sample(options=(0.5,))),
+    Rule("clamp_min", Own(lambda call, input, min: clamp(call, input, min), SIDE), "exact", Sample(options=(0.5,))),
+    Rule(
+        "clamp_max", Own(lambda call, input, max: clamp(call, input, None, max), SIDE), "exact", Sample(options=(0.5,))
+    ),
     Rule("prelu", Own(prelu, _SLOPES_OF_PRELU), "exact"),
 ]
 
@@ -236,8 +238,8 @@ PRODUCTS = [
     Rule("addcmul lerp tensordot F.bilinear kron linalg.vecdot linalg.cross cross", Own(_PRODUCT, ROUNDED), "exact"),
     Rule("matmul linalg.matmul Tensor.__matmul__ Tensor.__rmatmul__", Own(_CAST, ROUNDED), "exact"),
     Rule("bmm mm torch.baddbmm Tensor.baddbmm torch.addmm Tensor.addmm", Own(_CAST, ROUNDED), "exact"),
-    Rule("torch.addbmm Tensor.addbmm einsum mv torch.addmv Tensor.addmv", Own(_CAST, ROUNDED), "exact"),
-    Rule("torch.addr Tensor.addr outer dot vdot inner", Own(_CAST, ROUNDED), "exact"),
+    Rule("torch.addbmm Tensor.addbmm einsum", Own(_CAST, ROUNDED), "exact"),
+    Rule("mv torch.addmv Tensor.addmv torch.addr Tensor.addr outer dot vdot inner", Own(_PRODUCT, ROUNDED), "exact"),
     Rule("F.linear F.conv1d F.conv2d F.conv3d", Own(_CAST, LAYER), "exact"),
     Rule("F.conv_transpose1d F.conv_transpose2d F.conv_transpose3d", Own(_CAST, LAYER), "exact"),
     Rule("F.scaled_dot_product_attention", Own(attention, _PROBABILITIES)),

@@ -38,6 +38,6 @@ def lean_overridden(model: nn.Module, clock: Clock, paused: bool = False) -> Ite
     """Let a model's lean mode use another clock, or be off, within the block."""
     parts = (around for module in model.modules() for around in watchers(module) if isinstance(around, Part))
     with ExitStack() as stack:
-        for session in {part.session: None for part in parts}:
+        for session in {part.context: None for part in parts}:
             stack.enter_context(session.measured(clock.state, paused))
         yield

@@ -174,18 +174,6 @@ def test_operands_are_let_go() -> None:
         result.sum().backward()
 
 
-def test_second_derivatives() -> None:
-    def second(function: Callable[..., Tensor], level: Any) -> Tensor:
-        x, y = (torch.randn(64, 128, generator=torch.Generator().manual_seed(n)).requires_grad_() for n in (0, 1))
-        total = lean(lambda: function(x**3, y**2).square().sum(), level)()
-        first = torch.autograd.grad(total, x, create_graph=True)[0]
-        return torch.autograd.grad(first.square().sum(), x)[0]
-
-    functions = [lambda x, y: torch.maximum(x, y), lambda x, y: x.clamp(min=y), lambda x, y: x.abs() - x.amax(1, True)]
-    for function in functions:
-        assert torch.equal(second(function, "exact"), second(function, False))
-
-
 def test_other_calls_are_pytorchs() -> None:
     x, y = torch.randn(64, 128).requires_grad_(), torch.randn(64, 128)
     calls: list[Callable[[Tensor], Any]] = [

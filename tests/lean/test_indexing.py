@@ -122,23 +122,6 @@ def test_bits_held(name: str, level: Any) -> None:
     assert held(False) >= held(level) + (0 if "rows" in name else 0.7 * inputs[0].numel())
 
 
-def test_second_derivatives() -> None:
-    def second(function: Callable[..., Tensor], level: Any) -> Tensor:
-        x = X.detach().clone().requires_grad_()
-        total = lean(lambda: function(x**3).square().sum(), level)()
-        first = torch.autograd.grad(total, x, create_graph=True)[0]
-        return torch.autograd.grad(first.square().sum(), x)[0]
-
-    functions: list[Callable[[Tensor], Tensor]] = [
-        lambda x: x.gather(1, PLACES) + x.take(PLACES),
-        lambda x: x[PLACES > 20] * x.masked_select(PLACES > 20),
-        lambda x: x.sort(1)[0] * x.index_add(0, ROWS, x),
-        lambda x: F.pad(x[None], (1, 2), mode="reflect"),
-    ]
-    for function in functions:
-        assert torch.equal(second(function, "exact"), second(function, False))
-
-
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_a_grid_that_learns_rounds_the_input(mode: str) -> None:
     grid = GRID.detach().requires_grad_()

@@ -13,7 +13,7 @@ import randbp
 from randbp import Exact, kernels
 from randbp.kernels import planes, row_norm
 
-from .same import lean
+from .same import lean, values_and_grads
 
 
 def transposed(x: Tensor) -> Tensor:
@@ -133,3 +133,14 @@ def test_a_norm_in_a_channels_last_network(norm: nn.Module) -> None:
     assert torch.equal(y, expected)
     for p, other in zip(model.parameters(), exact, strict=True):
         assert (p.grad - other).norm() <= 0.05 * other.norm() + 1.0
+
+
+def test_a_bias_without_a_weight_has_its_gradient() -> None:
+    x, bias = torch.randn(64, 96).requires_grad_(), torch.randn(96).requires_grad_()
+
+    def norm(x: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, (96,), None, bias)
+
+    ours, theirs = values_and_grads(lean(norm, True), x, bias), values_and_grads(norm, x, bias)
+    assert torch.equal(ours[0], theirs[0])
+    torch.testing.assert_close(ours[2], theirs[2])

@@ -100,16 +100,6 @@ def test_a_mask_that_changes_afterwards() -> None:
     assert x.grad is not None and torch.equal(x.grad, 2 * (~before).float())
 
 
-def test_second_derivatives() -> None:
-    def second(function: Callable[[Tensor], Tensor]) -> Tensor:
-        x = tensor("contiguous", torch.float64, SHAPE).detach().nan_to_num(1, 1, 1).requires_grad_()
-        (first,) = torch.autograd.grad(function(x**3).sum(), x, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), x)[0]
-
-    for function in SELECTIONS.values():
-        assert torch.equal(second(lean(function)), second(function))
-
-
 def test_other_calls_are_pytorchs() -> None:
     x = torch.randn(SHAPE)
     indices = lean(lambda x: torch.where(x > 0))(x.requires_grad_())
