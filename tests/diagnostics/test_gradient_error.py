@@ -248,23 +248,6 @@ def test_no_gradient_mode_and_inference_mode_do_not_matter() -> None:
 # --- batches, losses, refusals
 
 
-def test_batches_of_other_forms() -> None:
-    class Pair(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def forward(self, left: Tensor, right: Tensor) -> Tensor:
-            return self.net(left + right)
-
-    x, y = batch()
-    expected = gradient_error(network(), (x, y), draws=4)
-    inputs = {"left": x / 2, "right": x / 2}
-    assert gradient_error(Pair(), [inputs, y], draws=4).total.norm == pytest.approx(expected.total.norm)
-    found = gradient_error(Pair(), inputs, loss=lambda out: nn.functional.cross_entropy(out, y[: len(out)]), draws=4)
-    assert found.total.norm == pytest.approx(expected.total.norm)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -392,7 +375,7 @@ def test_inputs_in_a_dictionary_are_keywords(kind: type) -> None:
     (x, labels), model = batch(), Keywords()
     inputs = {"pixel_values": x, "mask": torch.ones(16, 1, 1, 1, dtype=torch.float64)}
     plain = gradient_error(model.net, (x, labels), draws=4)
-    paired = gradient_error(model, (kind(inputs), labels), draws=4)
+    paired = gradient_error(model, [kind(inputs), labels], draws=4)
     own = gradient_error(model, kind({**inputs, "labels": labels}), loss=lambda output: output.loss, draws=4)
     for found in (paired, own):
         assert [row.name for row in found.rows] == ["net.0", "net.2"]
