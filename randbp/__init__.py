@@ -5,6 +5,7 @@ replaced by cheaper unbiased estimates.
 """
 
 from . import functional
+from ._moved import find_what_is_gone
 from .estimators import (
     Axes,
     Batch,
@@ -27,6 +28,8 @@ from .randomize import RandomizedHandle, randomize
 from .tune import autotune
 
 __version__ = "0.1.0"
+
+find_what_is_gone()
 
 __all__ = [
     "Axes",

@@ -4,7 +4,7 @@ from tests.import_graph import circles, import_graph, imported_from_outside, sha
 
 FLOORS: list[tuple[str, ...]] = [
     ("text",),
-    ("_torch",),
+    ("_torch", "_moved"),
     ("layers",),
     ("draws",),
     ("kernels",),
