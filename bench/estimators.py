@@ -7,7 +7,7 @@ import torch
 
 from randbp import Axes, Batch, IfFaster, Spatial
 from randbp.estimators import Draw, Estimator
-from randbp.estimators.native import native_weight_vjp
+from randbp.tn.execute.layer_vjps import native_weight_vjp
 
 from .harness import geometric_mean, interleave, save, show
 from .layers import Layer, layers

@@ -37,8 +37,8 @@ from randbp.diagnostics import held_for_backward
 from randbp.diagnostics.minibatch_noise import squared_differences
 from randbp.draws.draw import mix
 from randbp.estimators import Axes, Batch, Channels, Draw, Estimator, Exact, Projection, Rounding, Spatial
-from randbp.estimators.native import native_weight_vjp
 from randbp.tn import LayerSpec
+from randbp.tn.execute.layer_vjps import native_weight_vjp
 
 from . import error
 from .harness import interleave, save, show

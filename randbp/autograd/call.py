@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..estimators import Draw, Estimator, Exact
 from ..estimators.base import Vjp
-from ..estimators.native import examples_together
 from ..estimators.text import register
 from ..layers.functions import Convolution, LayerFunction, Linear, Product, Shape, TransposedConvolution, spec_of
 from ..layers.layer_specs import LayerSpec
+from ..tn.execute.layer_vjps import examples_together
 
 Tensors = tuple[Tensor, Tensor, Tensor | None]
 """Input, weight and bias."""

@@ -60,6 +60,31 @@ class Draw:
         return Draw(mix(self.seed, *key))
 
 
+def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
+    """Places to keep of each of several sums, ``[B, count]``, ascending: stretches of one permutation, in turn.
+
+    Together the sums cover the places as evenly as whole stretches can. Where more than half of the places are kept,
+    those left out are such stretches.
+
+    Example:
+        >>> windows(Draw(0), 6, 3, 2, torch.device("cpu")).flatten().sort().values
+        tensor([0, 1, 2, 3, 4, 5])
+    """
+    left_out = size - count
+    if not left_out:
+        return torch.arange(size, device=device).expand(batch, size)
+    length = min(count, left_out)
+    different = min(batch, size // length)
+    stretches = draw.permutation(size, device)[: different * length].view(different, length).sort(1).values
+    if count > left_out:  # the s-th place kept is s plus the number left out before it
+        before = stretches - torch.arange(length, device=device)
+        numbers = torch.arange(count, device=device).expand(different, count).contiguous()
+        stretches = numbers + torch.searchsorted(before, numbers, right=True)
+    if different < batch:
+        stretches = stretches.index_select(0, torch.arange(batch, device=device) % different)
+    return stretches
+
+
 def seed_from(generator: torch.Generator) -> int:
     """Take one seed from a generator, advancing it, without waiting for the generator's device."""
     if generator.device.type == "cuda":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .positions import flat_spatial
+from ..tn.execute.segments import flat_spatial
 
 
 class Control(ABC):

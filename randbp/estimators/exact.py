@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..draws.draw import Draw
 from ..tn import LayerSpec
+from ..tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
 from .base import Estimator
-from .native import native_input_vjp, native_weight_vjp
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from ..draws.draw import Draw
 from ..layers.grouped_weights import by_group
 from ..layers.layer_specs import replace_channels
 from ..tn import LayerSpec
+from ..tn.execute.segments import flat_spatial, memory_rows
 from .planned import planned_weight_vjp
-from .positions import flat_spatial, memory_rows
 
 COLUMNS = 4  # positions from which directions are found [positions per channel]
 WIDE = 200  # layers above this spend little of their time on low-rank parts [multiply-adds per input entry]

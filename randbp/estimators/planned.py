@@ -12,9 +12,9 @@ from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.convolution_kernels import memory_format_of
 from ..tn.execute.kernel import Kind
+from ..tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
 from .base import Estimator, Vjp
 from .exact import Exact
-from .native import native_input_vjp, native_weight_vjp
 
 
 @dataclass(frozen=True)

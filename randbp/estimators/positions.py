@@ -8,27 +8,14 @@ import torch
 from torch import Tensor
 
 from .. import tn
-from ..layers.layer_specs import Side
+from ..layers.layer_specs import Side, role
 from ..tn import LayerSpec, LinearSpec, PositionClass
+
+SHORTEST, LONGEST = 7, 16  # shorter segments cost more than they save [positions]
+LOST = 1 / 10  # share of the kept positions that may be lost by keeping only whole segments
 
 Part = tuple[PositionClass, int]
 """A class of positions, and how many of them are kept."""
-
-
-def flat_spatial(tensor: Tensor) -> Tensor:
-    """``[N, C, *P]`` with its spatial dimensions flattened, ``[N, C, P]``; one position if it has none."""
-    return tensor.flatten(2) if tensor.dim() > 2 else tensor.unsqueeze(2)
-
-
-def memory_rows(tensor: Tensor) -> Tensor | None:
-    """``[N, C, *P]`` as rows ``[N·P, C]`` if these are contiguous in memory, else ``None``.
-
-    Example:
-        >>> memory_rows(torch.zeros(2, 5, 3).transpose(1, 2)).shape, memory_rows(torch.zeros(2, 3, 5))
-        (torch.Size([10, 3]), None)
-    """
-    rows = tensor.movedim(1, -1)
-    return rows.reshape(-1, tensor.shape[1]) if rows.is_contiguous() else None
 
 
 def examples_as_positions(tensor: Tensor, spec: LayerSpec) -> tuple[Tensor, LayerSpec]:
@@ -162,3 +149,29 @@ def shares(sizes: tuple[int, ...], total: int) -> tuple[int, ...]:
             if sum(parts) != total and 1 <= parts[c] + step <= sizes[c]:
                 parts[c] += step
     return tuple(parts)
+
+
+@lru_cache(maxsize=1024)
+def segment_length(spec: LayerSpec, positions: PositionClass, count: int) -> int:
+    """The length of segments for a number of kept inputs of a class; 1 means single positions.
+
+    That is the longest of 7 to 16 that divides each row of the class, leaves two segments at least and loses little of
+    the count. If each position meets a single output, segments may continue in the next row.
+
+    Example:
+        >>> from randbp import tn
+        >>> layer = tn.ConvSpec((1, 1, 28, 28), 1, kernel_size=3, padding=1)
+        >>> everywhere, = tn.position_classes(layer, "input")
+        >>> [segment_length(layer, everywhere, count) for count in (392, 98, 12)]
+        [14, 14, 1]
+    """
+    if isinstance(spec, LinearSpec):
+        return 1  # channels, not positions, of a sequence lie side by side
+    whole_rows = positions.is_pointwise
+    if not whole_rows and (role(spec, "input") != "i" or any(p.stride > 1 for p in positions.patterns)):
+        return 1
+    size = positions.size if whole_rows else len(positions.positions[-1])
+    for length in range(min(LONGEST, count // 2), SHORTEST - 1, -1):
+        if size % length == 0 and count % length <= LOST * count:
+            return length
+    return 1

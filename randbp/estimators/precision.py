@@ -14,10 +14,10 @@ from ..kernels import narrow
 from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.convolution_kernels import memory_format_of
+from ..tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
 from .base import Estimator, Vjp, make_plain
 from .description import Description
 from .exact import Exact
-from .native import native_input_vjp, native_weight_vjp
 from .rounding import Rounding
 from .wrapping import Wrapping
 

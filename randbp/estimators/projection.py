@@ -13,11 +13,12 @@ from torch import Tensor
 from ..draws.draw import Draw
 from ..layers.layer_specs import Side
 from ..tn import LayerSpec
+from ..tn.execute.segments import flat_spatial
 from .base import Estimator, at_least, kept
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .planned import planned_input_vjp
-from .positions import examples_as_positions, flat_spatial, sampled_spec, used_positions
+from .positions import examples_as_positions, sampled_spec, used_positions
 
 _MOST_RANDOM = 1 << 22  # largest size of projection matrices that exist at once [entries]
 

@@ -9,11 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..draws.draw import Draw
+from ..draws.draw import Draw, windows
 from .base import kept
 from .inclusion import weighted_draw
 from .positions import flat_positions
-from .segments import windows
 
 Sample = tuple[Tensor, Tensor | float]
 """Kept places ``[B, S]``, or ``[1, S]`` if all sums share them, and their weights: as many, or one for all."""

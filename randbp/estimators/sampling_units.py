@@ -11,10 +11,11 @@ from ..kernels.depthwise import depthwise_weight_vjp
 from ..layers.grouped_weights import by_group, from_groups
 from ..layers.layer_specs import Side, replace_channels, role
 from ..tn import LayerSpec
+from ..tn.execute.segments import flat_spatial
 from .chunks import chunked_weight_vjp, chunks
 from .controls import CellMeans
 from .planned import planned_input_vjp, planned_weight_vjp, shared_weight_vjp
-from .positions import UsedPositions, examples_as_positions, flat_spatial, used_positions
+from .positions import UsedPositions, examples_as_positions, used_positions
 from .sample_plan import Kept, Plan
 from .samplers import Bernoulli, Places, Sampler
 

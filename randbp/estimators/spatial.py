@@ -8,27 +8,27 @@ import torch
 from torch import Tensor
 
 from .. import tn
-from ..draws.draw import Draw
+from ..draws.draw import Draw, windows
 from ..kernels.gather import gather_planes
 from ..layers.grouped_weights import by_group
 from ..layers.layer_specs import Side, replace_channels
 from ..tn import LayerSpec, PositionClass
-from .base import kept
-from .controls import Control, half_in_cells
-from .description import Description
-from .low_rank import LowRank, affordable_rank, low_rank, price
-from .position_products import (
+from ..tn.execute.kept_positions import (
     input_vjp_of_class,
     input_vjp_of_mean,
     pointwise_weight_vjp_with_mean,
     weight_vjp_of_class,
     weight_vjp_of_mean,
 )
-from .positions import UsedPositions, sampled_spec, split, used_positions
+from ..tn.execute.segments import Segments, gather, reads_planes
+from .base import kept
+from .controls import Control, half_in_cells
+from .description import Description
+from .low_rank import LowRank, affordable_rank, low_rank, price
+from .positions import UsedPositions, sampled_spec, segment_length, split, used_positions
 from .sample_plan import Kept
 from .sampled import Sampled, plan_of
 from .samplers import Sampler, Uniform
-from .segments import Segments, gather, reads_planes, segment_length, windows
 
 NARROW = 8  # below this, gathering output rows costs more than the products that it saves [channels per group]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from randbp import Batch, Estimator, LowResolution, NormSpatial, Spatial
 from randbp.estimators import Draw
 from randbp.estimators.controls import CellMeans
-from randbp.estimators.native import native_input_vjp, native_weight_vjp
-from randbp.estimators.position_products import input_vjp_of_mean, weight_vjp_of_mean
 from randbp.functional import conv_spec, conv_transpose_spec
 from randbp.layers.grouped_weights import from_groups
 from randbp.tn import LayerSpec, linear_spec
+from randbp.tn.execute.kept_positions import input_vjp_of_mean, weight_vjp_of_mean
+from randbp.tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
 from tests.cases import Case, cases, linear_cases, transposed_cases
 from tests.estimators.test_spatial import estimate
 from tests.estimators.test_unbiased import assert_unbiased

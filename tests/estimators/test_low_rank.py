@@ -12,10 +12,10 @@ from torch import Tensor
 from randbp import Rounding, Spatial
 from randbp.estimators import Draw, spatial
 from randbp.estimators.low_rank import LowRank, affordable_rank, leading_directions, low_rank, price
-from randbp.estimators.native import native_weight_vjp
 from randbp.functional import conv_spec
 from randbp.layers.grouped_weights import by_group
 from randbp.tn import ConvSpec, LayerSpec
+from randbp.tn.execute.layer_vjps import native_weight_vjp
 from tests.cases import Case, cases, transposed_cases
 from tests.estimators.test_spatial import estimate
 

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randbp.estimators.native import native_input_vjp, native_weight_vjp
 from randbp.estimators.planned import planned_input_vjp, planned_weight_vjp
 from randbp.functional import conv_spec
+from randbp.tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
 from tests.cases import Case, cases, linear_cases, transposed_cases
 
 

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from randbp.draws.draw import windows
 from randbp.estimators import Draw
 from randbp.estimators.positions import used_positions
-from randbp.estimators.segments import windows
 from randbp.tn import position_classes
 from tests.cases import Case, cases, transposed_cases
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from randbp import Estimator, Exact, Rounding, Spatial, kernels, tn
-from randbp.estimators import Draw, position_products, segments, spatial
+from randbp.estimators import Draw, positions, spatial
 from randbp.kernels.operator import is_installed
 from randbp.layers.layer_specs import replace_batch
+from randbp.tn.execute import kept_positions, segments
 from randbp.tn.planning import machine
 from tests.cases import Case
 from tests.estimators.test_unbiased import assert_unbiased
@@ -66,13 +67,14 @@ def rank(request: pytest.FixtureRequest) -> Iterator[int]:
     """Layers as small as these keep segments and a low-rank part, too, whatever is lost by it."""
 
     def forget() -> None:
-        for cached in (spatial.class_plan, segments.segment_length):
+        for cached in (spatial.class_plan, positions.segment_length):
             cached.cache_clear()
 
     forget()
     affordable = lambda spec, budget: request.param * (budget > request.param * spatial.price(spec))  # noqa: E731
     with (
-        patch.multiple(segments, LOST=0.45, SHORTEST=4, PLANE=1),
+        patch.multiple(positions, LOST=0.45, SHORTEST=4),
+        patch.object(segments, "PLANE", 1),
         patch.object(spatial, "affordable_rank", affordable),
     ):
         yield request.param
@@ -105,7 +107,7 @@ def test_no_way_to_an_estimate_changes_it(name: str, estimator: Spatial) -> None
     for some_x, some_grad in product(inputs, grads):
         torch.testing.assert_close(estimate(estimator, some_x, some_grad, spec, 5), found)
     small = replace(machine.cpu, row_piece=1, row_gathered=1, row_weighted=1, row_width=1, row_narrow=0)
-    with patch.object(position_products, "PIECE", 1), patch.object(machine, "cpu", small):
+    with patch.object(kept_positions, "PIECE", 1), patch.object(machine, "cpu", small):
         torch.testing.assert_close(estimate(estimator, x, output_grad, spec, 5), found)
     backends: list[Any] = ["reference", "numba"] if is_installed("numba") else ["reference"]
     for before, after in product(backends, repeat=2):
@@ -122,13 +124,13 @@ def test_an_estimate_is_the_vjp_of_what_was_kept(name: str) -> None:
     spec, x, output_grad = layer(name)
     estimator = Spatial(0.4, center=False)
     plan, held = spatial.class_plan(estimator, spec, "input"), estimator.sketch(x, spec, Draw(5))[0]
-    positions = plan.flat(plan.drawn(Draw(5), x.device)).positions.unsqueeze(1).expand_as(held)
+    flat = plan.flat(plan.drawn(Draw(5), x.device)).positions.unsqueeze(1).expand_as(held)
     weights = torch.cat([torch.full((part.count,), part.weight) for part in plan.parts]).double()
-    restored = x.new_zeros(*x.shape[:2], plan.used.size).scatter(2, positions, held * weights)
+    restored = x.new_zeros(*x.shape[:2], plan.used.size).scatter(2, flat, held * weights)
     expected = exact(plan.used.put_back(restored), output_grad, spec)
     torch.testing.assert_close(estimate(estimator, x, output_grad, spec, 5), expected)
     assert held.numel() <= 0.4 * x.numel()
-    torch.testing.assert_close(held, plan.used.take(x).flatten(2).gather(2, positions))
+    torch.testing.assert_close(held, plan.used.take(x).flatten(2).gather(2, flat))
 
 
 @pytest.mark.usefixtures("rank")
@@ -155,10 +157,10 @@ def test_the_variance_is_that_of_segments(name: str) -> None:
 def test_segments_lose_little_and_fit_their_rows() -> None:
     for width, count in product((7, 14, 16, 28, 33, 56), (20, 55, 98, 200)):
         spec = tn.ConvSpec((2, 64, 28, width), 64, 3, padding=1)
-        length = segments.segment_length(spec, tn.position_classes(spec, "input")[0], count)
+        length = positions.segment_length(spec, tn.position_classes(spec, "input")[0], count)
         assert length == 1 or (width % length == 0 and count // length >= 2 and count % length <= count / 10)
     sequence = tn.linear_spec((4, 64, 8), 5)  # whose channels lie side by side in memory
-    assert segments.segment_length(sequence, tn.position_classes(sequence, "input")[0], 32) == 1
+    assert positions.segment_length(sequence, tn.position_classes(sequence, "input")[0], 32) == 1
 
 
 def test_runs_can_be_left_out() -> None:
@@ -181,7 +183,7 @@ def test_tensors_without_data_leave_nothing_behind() -> None:
     spec, estimator = tn.ConvSpec((5, 8, 48), 4, 3, padding=1), Spatial(0.5)
     x, output_grad = torch.ones(spec.input_shape), torch.ones(spec.output_shape)
     estimate(estimator, x, output_grad, spec, 0)  # plans are made with data
-    position_products._met.cache_clear()
+    kept_positions._met.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = estimate(estimator, torch.empty(spec.input_shape), torch.empty(spec.output_shape), spec, 0)
     assert isinstance(fake, FakeTensor)

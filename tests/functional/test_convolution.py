@@ -26,8 +26,8 @@ from randbp import (
     Rounding,
     Spatial,
 )
-from randbp.estimators import native
 from randbp.functional import conv
+from randbp.tn.execute import layer_vjps as native
 from tests.cases import Case, cases
 from tests.catalogue import FIXED_SIZE
 from tests.functional.observe import held_by

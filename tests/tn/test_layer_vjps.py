@@ -7,7 +7,7 @@ import torch
 
 from randbp import tn
 from randbp.diagnostics import StepPeak
-from randbp.estimators.native import native_input_vjp
+from randbp.tn.execute.layer_vjps import native_input_vjp
 
 
 @pytest.mark.parametrize(

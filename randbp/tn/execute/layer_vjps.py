@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec, LinearSpec
-from ..tn.execute.convolution_kernels import memory_format_of, placeholder
+from ...layers.layer_specs import ConvTransposeSpec, LayerSpec, LinearSpec
+from ...layers.spec import ConvSpec
+from .convolution_kernels import memory_format_of, placeholder
 
 LARGE = 2**21
 """Results of at least this size are computed in parts, to save memory [entries]."""

@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._torch.clean_thread import without_modes
-from ..kernels.gather import gather_planes
-from ..layers.grouped_weights import by_group
-from ..layers.layer_specs import Side, is_identity, role
-from ..layers.pattern import IndexPattern
-from ..tn import LayerSpec, PositionClass
-from ..tn.execute.banded import banded
-from ..tn.execute.dense import add_product
-from ..tn.execute.program import TensorFunction
-from ..tn.execute.rows import PartnerTable, gathered_product, pieces, rows_by_rows, scattered_product
-from .positions import flat_spatial, memory_rows
-from .segments import Segments
+from ..._torch.clean_thread import without_modes
+from ...kernels.gather import gather_planes
+from ...layers.grouped_weights import by_group
+from ...layers.layer_specs import LayerSpec, Side, is_identity, role
+from ...layers.pattern import IndexPattern
+from ..operations.position_classes import PositionClass
+from .banded import banded
+from .dense import add_product
+from .program import TensorFunction
+from .rows import PartnerTable, gathered_product, pieces, rows_by_rows, scattered_product
+from .segments import Segments, flat_spatial, memory_rows
 
 PIECE = 2**20  # most elements of one side that are multiplied together, so that they stay in a CPU's cache [elements]
 

@@ -1,20 +1,29 @@
 """Segments: kept positions that are neighbours in memory, and are therefore read and multiplied in one piece."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..draws.draw import Draw
-from ..kernels.gather import gather_planes
-from ..layers.layer_specs import role
-from ..tn import LayerSpec, LinearSpec, PositionClass
-from .positions import flat_spatial, memory_rows
+from ...kernels.gather import gather_planes
 
-SHORTEST, LONGEST = 7, 16  # shorter segments cost more than they save [positions]
-LOST = 1 / 10  # share of the kept positions that may be lost by keeping only whole segments
 PLANE = 128  # from this size on, reading planes one by one pays [positions]
+
+
+def flat_spatial(tensor: Tensor) -> Tensor:
+    """``[N, C, *P]`` with its spatial dimensions flattened, ``[N, C, P]``; one position if it has none."""
+    return tensor.flatten(2) if tensor.dim() > 2 else tensor.unsqueeze(2)
+
+
+def memory_rows(tensor: Tensor) -> Tensor | None:
+    """``[N, C, *P]`` as rows ``[N·P, C]`` if these are contiguous in memory, else ``None``.
+
+    Example:
+        >>> memory_rows(torch.zeros(2, 5, 3).transpose(1, 2)).shape, memory_rows(torch.zeros(2, 3, 5))
+        (torch.Size([10, 3]), None)
+    """
+    rows = tensor.movedim(1, -1)
+    return rows.reshape(-1, tensor.shape[1]) if rows.is_contiguous() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,54 +86,3 @@ def gather(tensor: Tensor, where: Segments, mean: Tensor | None) -> Tensor:
         offset = torch.arange(0, batch * size, max(1, size), device=rows.device).unsqueeze(1)
         kept = rows.index_select(0, (where.positions + offset).flatten()).view(batch, -1, channels).transpose(1, 2)
     return kept if mean is None else kept.sub_(mean.unsqueeze(2))
-
-
-@lru_cache(maxsize=1024)
-def segment_length(spec: LayerSpec, positions: PositionClass, count: int) -> int:
-    """The length of segments for a number of kept inputs of a class; 1 means single positions.
-
-    That is the longest of 7 to 16 that divides each row of the class, leaves two segments at least and loses little of
-    the count. If each position meets a single output, segments may continue in the next row.
-
-    Example:
-        >>> from randbp import tn
-        >>> layer = tn.ConvSpec((1, 1, 28, 28), 1, kernel_size=3, padding=1)
-        >>> everywhere, = tn.position_classes(layer, "input")
-        >>> [segment_length(layer, everywhere, count) for count in (392, 98, 12)]
-        [14, 14, 1]
-    """
-    if isinstance(spec, LinearSpec):
-        return 1  # channels, not positions, of a sequence lie side by side
-    whole_rows = positions.is_pointwise
-    if not whole_rows and (role(spec, "input") != "i" or any(p.stride > 1 for p in positions.patterns)):
-        return 1
-    size = positions.size if whole_rows else len(positions.positions[-1])
-    for length in range(min(LONGEST, count // 2), SHORTEST - 1, -1):
-        if size % length == 0 and count % length <= LOST * count:
-            return length
-    return 1
-
-
-def windows(draw: Draw, size: int, count: int, batch: int, device: torch.device) -> Tensor:
-    """Places to keep of each of several sums, ``[B, count]``, ascending: stretches of one permutation, in turn.
-
-    Together the sums cover the places as evenly as whole stretches can. Where more than half of the places are kept,
-    those left out are such stretches.
-
-    Example:
-        >>> windows(Draw(0), 6, 3, 2, torch.device("cpu")).flatten().sort().values
-        tensor([0, 1, 2, 3, 4, 5])
-    """
-    left_out = size - count
-    if not left_out:
-        return torch.arange(size, device=device).expand(batch, size)
-    length = min(count, left_out)
-    different = min(batch, size // length)
-    stretches = draw.permutation(size, device)[: different * length].view(different, length).sort(1).values
-    if count > left_out:  # the s-th place kept is s plus the number left out before it
-        before = stretches - torch.arange(length, device=device)
-        numbers = torch.arange(count, device=device).expand(different, count).contiguous()
-        stretches = numbers + torch.searchsorted(before, numbers, right=True)
-    if different < batch:
-        stretches = stretches.index_select(0, torch.arange(batch, device=device) % different)
-    return stretches
