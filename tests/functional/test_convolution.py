@@ -35,14 +35,6 @@ from tests.functional.observe import held_by
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
-def test_the_bias_gradient_is_exact() -> None:
-    x, weight = torch.randn(4, 3, 9, 9), torch.randn(8, 3, 3, 3, requires_grad=True)
-    bias = torch.randn(8, requires_grad=True)
-    conv(x, weight, bias, weight_vjp=Spatial(0.25)).square().sum().backward()
-    expected = torch.autograd.grad(F.conv2d(x, weight, bias).square().sum(), bias)[0]
-    torch.testing.assert_close(bias.grad, expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("padding", [1, "same", "valid"])
 def test_unbatched_input_and_keyword_styles(dims: int, padding: int | str) -> None:
