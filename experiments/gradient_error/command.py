@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn
 from zlib import crc32
 
 import pandas as pd
@@ -20,7 +19,7 @@ from experiments.gradient_error.plot import draw_figure
 from experiments.gradient_error.protocol import measure, record, untrained_model
 from experiments.gradient_error.results import DrawsFile, finding, fraction, summarise
 from experiments.gradient_error.series import SERIES
-from randbp.cli.errors import UsageError, debugging, one_line
+from randbp.cli.errors import OptionParser, UsageError, debugging, one_line
 from randbp.cli.report import make_console
 from randbp.cli.run_folder import claim
 from randbp.diagnostics.environment import describe_environment
@@ -85,7 +84,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "images, 100 classes) against the keep rate: channel and spatial sampling of the literature beside randbp's "
         "estimators, on real and on synthetic images. Writes PNG, SVG, CSV and the verdict on the published finding."
     )
-    parser = _Parser(prog="python -m experiments gradient-error", description=description, allow_abbrev=False)
+    parser = OptionParser(prog="python -m experiments gradient-error", description=description, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="narrow model, small batch, few draws: under a minute")
     parser.add_argument("--draws", type=int, help="models and batches (default: 10; quick: 3)")
     parser.add_argument("--batch-size", type=int, help="images per batch (default: 128; quick: 32)")
@@ -108,11 +107,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"--keep={keep:g}, expected numbers between 0 and 1 (at 1 there is no error to plot)")
     options.keep = sorted(set(options.keep))
     return options
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
 
 
 def _number(text: str) -> float:

@@ -42,7 +42,10 @@ def check_file(option: str, path: str) -> dict[str, Any] | None:
 
 
 def check_content(option: str, path: str, content: dict[str, Any], model: LightningModule, train: bool) -> None:
-    """Check that a checkpoint fits a model, as far as that shows before Lightning's hooks have run."""
+    """Check that what a checkpoint holds fits a model, whose training goes on if ``train``.
+
+    Lightning's hooks may change both, so that models with such hooks are left to Lightning.
+    """
     name = type(model).__name__
     if train and not {"loops", "optimizer_states", "lr_schedulers"} <= content.keys():
         raise UsageError(f"{option}={path}: holds weights alone, expected the state of a training")

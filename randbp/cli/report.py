@@ -22,7 +22,7 @@ exit code is 0 nevertheless.
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table of the runs below a folder and write ``report.html`` into it."""
+    """Print the table of the runs below a folder and write ``report.html`` into it; 0 also if some runs failed."""
     parser = OptionParser(prog="randbp report", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="folder with runs in it, e.g. runs/digits")
     parser.add_argument("--output", type=Path, help=f"file to write (default: {PAGE} in the folder)")

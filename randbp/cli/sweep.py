@@ -21,7 +21,7 @@ from .sweep_run import SweepRun
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out the runs of a sweep file, then print their table and write the report."""
+    """Carry out the runs of a sweep file, print their table and write the report; returns 1 if a run failed, else 0."""
     parser = OptionParser(
         prog="randbp sweep",
         description="Make the runs of a sweep file in W&B's format on this machine, one process each.",
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_sweep(options: Options) -> int:
-    """Carry out the runs of a sweep file; returns and raises what :func:`main` does."""
+    """Carry out the runs of a sweep file; returns what :func:`main` does. An interruption raises :class:`Stopped`."""
     console, file = make_console(), options.file
     if options.name is not None:
         check_name("--name", options.name, several=True)

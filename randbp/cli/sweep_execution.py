@@ -51,7 +51,7 @@ class Execution:
         self.done = 0
 
     def run(self) -> tuple[str, int] | None:
-        """Carry out the runs that are not finished."""
+        """Carry out the runs that are not finished; return what has stopped that, and the exit code for it."""
         waiting = self._missing()
         columns = (
             TextColumn("{task.description}"),
