@@ -60,6 +60,7 @@ class CostMonitor(Callback):
         self._hooks = ExitStack()
         self._earlier: dict[str, Any] = {}
         self._held_bytes: int | None = None
+        self._peak_before: int | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -83,10 +84,10 @@ class CostMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure."""
         device = trainer.strategy.root_device
-        self._earlier = self._earlier if self._summary.continues else {}
-        self._timer, self._wait = StepTimer(device, self._earlier.get("seconds", [])), ProcessorWait()
+        earlier, self._earlier = (self._earlier if self._summary.continues else {}), {}
+        self._timer, self._wait = StepTimer(device, earlier.get("seconds", [])), ProcessorWait()
         self._peak = PeakMemory(device) if device.type == "cuda" else HostPeak(trainer, pl_module)
-        self._held_bytes = self._earlier.get("held_bytes")
+        self._held_bytes, self._peak_before = earlier.get("held_bytes"), earlier.get("peak_bytes")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock or, on some steps, the count of bytes."""
@@ -140,7 +141,7 @@ class CostMonitor(Callback):
             return {}
         seconds = self._timer.seconds()
         q25, median, q75 = quartiles(seconds) if seconds else (None, None, None)
-        peaks = [peak for peak in (self._earlier.get("peak_bytes"), self._peak.bytes) if peak is not None]
+        peaks = [peak for peak in (self._peak_before, self._peak.bytes) if peak is not None]
         return {
             "step_seconds": median,
             "step_seconds_q25": q25,

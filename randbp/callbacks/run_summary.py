@@ -33,6 +33,7 @@ class RunSummary(Callback):
 
     Attributes:
         summary: The content of the file.
+        continues: Whether the latest checkpoint was of a training in the same folder.
         steps: Training batches seen, those of an interrupted training that this one continues included.
 
     Raises:
@@ -48,12 +49,8 @@ class RunSummary(Callback):
         self.summary: dict[str, Any] = {"format": SUMMARY_FORMAT, "status": "new"}
         self._path: Path | None = None
         self._earlier: dict[str, Any] = {}
+        self.continues = False
         self.steps, self._fit_began = 0, 0.0
-
-    @property
-    def continues(self) -> bool:
-        """Whether the training that is about to start continues one in the same folder."""
-        return bool(self._earlier) and self._path is not None and self._path.exists()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder, on all ranks at once because that takes a broadcast."""
@@ -61,7 +58,7 @@ class RunSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known beforehand."""
-        earlier, self._earlier = (self._earlier if self.continues else {}), {}
+        earlier, self._earlier = self._earlier, {}
         self.steps = earlier.get("steps", 0)
         self._fit_began = time.perf_counter() - earlier.get("fit_seconds", 0.0)
         self.summary = {
@@ -118,8 +115,9 @@ class RunSummary(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember earlier results until fitting starts."""
-        self._earlier = state_dict
+        """Remember earlier results until fitting starts, if the file is there that is to be continued."""
+        self.continues = self._path is not None and self._path.exists()
+        self._earlier = state_dict if self.continues else {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue the summary of the training; if another process wrote it, read it back."""

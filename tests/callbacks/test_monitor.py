@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from randbp import Spatial
-from randbp.callbacks import TensorDropout
-from randbp.callbacks.monitor import CostMonitor
+from randbp.callbacks import CostMonitor, RunSummary, TensorDropout
 
 BATCH, STEPS = 4, 9
 
@@ -213,6 +212,27 @@ def test_a_later_test_joins_the_summary_of_the_fit(tmp_path: Path) -> None:
     tested = read(tmp_path / "summary.json")
     assert tested["cost"] == fitted["cost"]
     assert tested["metrics"] == fitted["metrics"] | {"test/accuracy": tested["metrics"]["test/accuracy"]}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_costs_go_into_a_summary_that_is_there_and_resumed_steps_count(tmp_path: Path, first: bool) -> None:
+    def fit(epochs: int, ckpt_path: Path | None = None) -> dict[str, Any]:
+        callbacks = [RunSummary("own.json"), CostMonitor(warmup_steps=0)]
+        trainer = make_trainer(tmp_path, *(callbacks if first else callbacks[::-1]), logger=False, max_epochs=epochs)
+        trainer.fit(Net(), Digits(), ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return read(tmp_path / "own.json")
+
+    whole, resumed = fit(1), fit(3, tmp_path / "last.ckpt")
+    assert (whole["cost"]["steps_timed"], resumed["cost"]["steps_timed"]) == (STEPS - 1, 3 * STEPS - 1)
+    assert resumed["started"] == whole["started"] and resumed["progress"]["steps"] == 3 * STEPS
+    assert whole["cost"]["held_bytes"] == HELD and not (tmp_path / "summary.json").exists()
+
+
+def test_a_summary_without_a_monitor_has_no_costs(tmp_path: Path) -> None:
+    make_trainer(tmp_path, RunSummary(), logger=False).fit(Net(), Digits())
+    summary = read(tmp_path / "summary.json")
+    assert (summary["status"], summary["cost"], summary["progress"]["steps"]) == ("finished", {}, 2 * STEPS)
 
 
 def test_the_largest_of_several_backward_passes_counts(tmp_path: Path) -> None:
