@@ -87,3 +87,11 @@ def test_pairs_of_small_images_are_summed_where_that_is_compiled(size):
     assert [step.kernel for step in make_plan(net, torch.float32, CPU).steps] == [MEETING_SUMS]
     with use("reference"):
         assert [step.kernel for step in make_plan(net, torch.float32, CPU).steps] != [MEETING_SUMS]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_is_differentiable(way):
+    net = tn.weight_vjp(tn.ConvSpec((2, 2, 4, 3), 2, 3, padding=1, groups=2))
+    plan, _, _ = contracted(net, way, 2**20, 16)
+    x, y = (tensor.requires_grad_() for tensor in random_operands(net).values())
+    assert torch.autograd.gradcheck(lambda *tensors: plan.run(tensors), (x, y))

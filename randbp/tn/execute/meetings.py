@@ -31,7 +31,10 @@ def meeting_sums(patterns: tuple[IndexPattern, ...]) -> Callable[..., Tensor]:
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         left, right = (tensor.movedim(1, -1).flatten(1, -2) for tensor in (x, y))
-        return pair_sums(left, right, *_meeting(patterns)).unflatten(1, kernels)
+        # The compiled operation has no derivative, the reference has.
+        differentiable = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+        sums = (pair_sums.reference if differentiable else pair_sums)(left, right, *_meeting(patterns))
+        return sums.unflatten(1, kernels)
 
     return kernel
 
