@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .._torch.dataclass_text import register
 from ..estimators import Draw, Estimator, Exact
 from ..estimators.base import Vjp
-from ..estimators.text import register
 from ..layers.functions import Convolution, LayerFunction, Linear, Product, Shape, TransposedConvolution, spec_of
 from ..layers.layer_specs import LayerSpec
 from ..tn.execute.layer_vjps import examples_together

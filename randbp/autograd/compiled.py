@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .._torch.clean_thread import without_modes
+from .._torch.dataclass_text import from_text, to_text
 from ..draws.seeds import DRAWS_ON_HOST
-from ..estimators.text import from_text, to_text
 from ..layers.functions import LayerFunction, Shape
 from .call import FORMATS, Call, Pair, Tensors, exact_or, gradients
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .._torch.dataclass_text import register
 from ..draws.draw import Draw
 from ..tn import LayerSpec
 from .description import Description
-from .text import register
 
 Vjp = Literal["weight_vjp", "input_vjp"]
 

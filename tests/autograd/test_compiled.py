@@ -29,12 +29,12 @@ from randbp import (
     Spatial,
     randomize,
 )
+from randbp._torch.dataclass_text import to_text
 from randbp.autograd import Call
 from randbp.callbacks import TensorDropout
 from randbp.draws.seeds import Integers
 from randbp.estimators import Draw
 from randbp.estimators.low_rank import affordable_rank
-from randbp.estimators.text import to_text
 from randbp.functional import conv, conv_spec
 from randbp.layers.functions import Convolution, LayerFunction, Linear, TransposedConvolution
 from randbp.tn import LayerSpec
@@ -497,4 +497,4 @@ def test_the_seed_operator_keeps_its_contract() -> None:
 
 def test_sketches_that_the_compiler_cannot_know_end_in_one_line() -> None:
     with pytest.raises(ValueError, match="estimators whose fields are numbers, strings, tuples or estimators"):
-        randbp.estimators.text.from_text("('randbp.estimators.spatial.Spatial', {'keep': <object>})")
+        randbp._torch.dataclass_text.from_text("('randbp.estimators.spatial.Spatial', {'keep': <object>})")
