@@ -17,7 +17,7 @@ class Form:
     """The form of a layer's weight as one matrix per group: ``[D / G, C / G·ΠK]``, with the bias as one more column.
 
     Example:
-        >>> form = Form.of(nn.Conv2d(4, 6, 3, groups=2))
+        >>> form = Form.of(torch.nn.Conv2d(4, 6, 3, groups=2))
         >>> form, form.shape((6, 2, 3, 3), bias=True)
         (Form(kind='convolution', groups=2), (2, 3, 19))
     """
@@ -49,7 +49,7 @@ def layer_input(module: Any, input: Tensor, output: Tensor) -> tuple[LayerSpec, 
     """The spec of one call of a module, and its input ``[N, C, *I]``.
 
     Example:
-        >>> layer, x = nn.Linear(3, 4), torch.zeros(8, 5, 3)
+        >>> layer, x = torch.nn.Linear(3, 4), torch.zeros(8, 5, 3)
         >>> spec, seen = layer_input(layer, x, layer(x))
         >>> spec.input_shape, seen.shape
         ((8, 3, 5), torch.Size([8, 3, 5]))
