@@ -161,10 +161,8 @@ class PositionUnit(Unit):
             for name, none in names.items()
         ]
         middle = kept.entries.new_zeros(kept.entries.shape[:2]) if kept.means is None else kept.means
-        grad, size = output_grad.unsqueeze(2) if spec.dims == 1 else output_grad, kept.entries.shape[2]
-        return depthwise_weight_vjp(kept.entries, kept.where, 1, [size], [1.0], middle, grad, *geometry).view(
-            spec.weight_shape
-        )
+        grad = output_grad.unsqueeze(2) if spec.dims == 1 else output_grad
+        return depthwise_weight_vjp(kept.entries, kept.where, middle, grad, *geometry).view(spec.weight_shape)
 
     def _by_example(self, plan: Plan) -> bool:
         return plan.places.batch == plan.spec.batch_size

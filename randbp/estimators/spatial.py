@@ -277,8 +277,7 @@ class ClassPlan:
         """Kept deviations ``[N, C, S]`` of ``[N, C, *P]``, and its mean ``[N, C]``."""
         if (self.restored or self.pointwise) and reads_planes(tensor):
             numbers, length, what = where[0].numbers, where[0].length, "deviations" if self.centred else "entries"
-            zeros = [0.0] * numbers.shape[1]
-            kept, means, _ = gather_planes(tensor.flatten(2), numbers, length, zeros, "examples", what)
+            kept, means = gather_planes(tensor.flatten(2), numbers, length, "examples", what)
             return kept, means if self.centred else None
         mean = tensor.flatten(2).mean(2) if self.centred else None
         return gather(tensor, self.flat(where), mean), mean

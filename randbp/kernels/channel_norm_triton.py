@@ -24,10 +24,10 @@ def channel_norm_backward(
     held = codes.contiguous(), scales.contiguous(), signed(start(seed))
     same = {"BITS": bits, "BLOCK": BLOCK}
     sums = torch.zeros(2, examples, channels, dtype=scales.dtype, device=grad.device)
-    high, wide = _sizes(before * after, channels, after == 1)
+    high, wide = sizes(before * after, channels, after == 1)
     programs = examples * triton.cdiv(channels, wide) if count else 0
     launch(
-        _sums, programs, *held, grad, sums, before, channels, after, count, examples * channels, WIDE=wide,
+        sums_kernel, programs, *held, grad, sums, before, channels, after, count, examples * channels, WIDE=wide,
         HIGH=high, PRECISE=scales.dtype, **same,
     )  # fmt: skip
     together = examples * before * after if over_batch else channels // groups * before * after
@@ -44,11 +44,11 @@ def channel_norm_backward(
     return result, weight_grad, bias_grad
 
 
-def _sizes(positions: int, channels: int, last: bool) -> tuple[int, int]:
+def sizes(positions: int, channels: int, last: bool) -> tuple[int, int]:
     """How many positions of how many channels a program sums at once: neighbours in memory, as many as fill it.
 
     Example:
-        >>> _sizes(49, 512, last=False), _sizes(1024, 64, last=False), _sizes(1024, 48, last=True)
+        >>> sizes(49, 512, last=False), sizes(1024, 64, last=False), sizes(1024, 48, last=True)
         ((64, 8), (512, 1), (8, 64))
     """
     wide = min(64, triton.next_power_of_2(max(1, channels))) if last else 1
@@ -57,7 +57,7 @@ def _sizes(positions: int, channels: int, last: bool) -> tuple[int, int]:
 
 
 @triton.jit(do_not_specialize=("start",))
-def _sums(
+def sums_kernel(
     codes, scales, start: tl.int64, grad, sums, before, channels, after, count, apart, WIDE: tl.constexpr,
     HIGH: tl.constexpr, PRECISE: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -71,6 +71,7 @@ def _sums(
         inside = (position < before * after) & (channel < channels)
         plane = (example * before + position // after) * channels + channel
         at = plane * after + position % after
+        inside = inside & (at < count)
         v = widen(tl.load(grad + at, mask=inside, other=0), PRECISE)
         x = entries_at(codes, scales, start, at, count, inside, BITS, BLOCK)
         plain += v

@@ -8,13 +8,10 @@ from torch import Tensor
 from .operator import fused
 
 
-@fused(lambda *args: args[6].new_empty(args[6].shape[1], *args[7]))
+@fused(lambda *args: args[3].new_empty(args[3].shape[1], *args[4]))
 def depthwise_weight_vjp(
     kept: Tensor,
     numbers: Tensor,
-    length: int,
-    counts: Sequence[int],
-    weights: Sequence[float],
     middle: Tensor,
     output_grad: Tensor,
     kernel_size: Sequence[int],
@@ -25,14 +22,11 @@ def depthwise_weight_vjp(
 ) -> Tensor:
     """``V_W[d, k] = Σ_n Σ_{o} X[n, c, s o + d k - p] V_Y[n, d, o]`` with ``c = d C // D``, ``[D, *K]``.
 
-    ``X`` is ``m + w x`` where an entry ``x`` was kept, with the weight ``w`` of its class, and ``m`` elsewhere.
+    ``X`` is ``m + x`` where an entry ``x`` was kept, and ``m`` elsewhere.
 
     Args:
         kept: Kept entries less their mean ``[N, C, S]``.
-        numbers: ``[N or 1, S / length]``: which stretches of so many neighbours they are, in flat positions.
-        length: Of a stretch.
-        counts: How many neighbouring entries of ``kept`` each class has.
-        weights: Of each class.
+        numbers: ``[N or 1, S]``, their flat positions.
         middle: ``m``, ``[N, C]``.
         output_grad: ``[N, D, *O]`` of two spatial dimensions.
         kernel_size: ``K``.
@@ -42,16 +36,13 @@ def depthwise_weight_vjp(
         dilation: ``d``.
 
     Example:
-        >>> kept, numbers, middle = torch.ones(1, 1, 2), torch.tensor([[1]]), torch.zeros(1, 1)
+        >>> kept, numbers, middle = torch.ones(1, 1, 2), torch.tensor([[2, 3]]), torch.zeros(1, 1)
         >>> grad = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-        >>> depthwise_weight_vjp(kept, numbers, 2, [2], [0.5], middle, grad, [1, 1], [2, 2], [1, 1], [0, 0], [1, 1])
-        tensor([[[3.5000]]])
+        >>> depthwise_weight_vjp(kept, numbers, middle, grad, [1, 1], [2, 2], [1, 1], [0, 0], [1, 1])
+        tensor([[[7.]]])
     """
-    batch, channels, _ = kept.shape
-    values = torch.cat([part * weight for part, weight in zip(kept.split(list(counts), 2), weights, strict=True)], 2)
-    values += middle.unsqueeze(2)
-    within = torch.arange(length, device=numbers.device)
-    where = (numbers.unsqueeze(2) * length + within).flatten(1).unsqueeze(1).expand(batch, channels, -1)
+    (batch, channels, _), values = kept.shape, kept + middle.unsqueeze(2)
+    where = numbers.unsqueeze(1).expand(batch, channels, -1)
     size = input_size[0] * input_size[1]
     input = middle.unsqueeze(2).expand(-1, -1, size).scatter(2, where, values)
     # An input padded by hand, and cut to what outputs reach: a layer with the same gradient and no padding.

@@ -12,7 +12,7 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from .jit import function, numbers, parallel, parts_of
+from .jit import function, parallel, parts_of, share
 from .sums_numba import dot, three_dots
 
 CACHED = 2**11
@@ -26,19 +26,18 @@ TOGETHER = 8
 
 
 def depthwise_weight_vjp(
-    kept, stretches, length, counts, weights, middle, output_grad, kernel_size, input_size, stride, padding, dilation
+    kept, numbers, middle, output_grad, kernel_size, input_size, stride, padding, dilation
 ) -> Tensor:
     """The same as the reference's, up to the order of the sums."""
     dtype = output_grad.dtype
     if dtype not in (torch.float32, torch.float64):
-        some = kept.float(), stretches, length, counts, weights, middle.float(), output_grad.float()
+        some = kept.float(), numbers, middle.float(), output_grad.float()
         return depthwise_weight_vjp(*some, kernel_size, input_size, stride, padding, dilation).to(dtype)
     result = output_grad.new_empty(output_grad.shape[1], *kernel_size)
-    each = np.repeat(numbers(weights, dtype), [count // length for count in counts])
     geometry = np.array([kernel_size, input_size, stride, padding, dilation], np.int64)
     places = _places(*map(tuple, geometry.tolist()), tuple(output_grad.shape[2:]))
     _vjp(
-        *(kept.to(dtype), stretches, length, each, middle.to(dtype), output_grad, geometry, *places, result),
+        *(kept.to(dtype), numbers, middle.to(dtype), output_grad, geometry, *places, result),
         tasks=max(1, min(kept.shape[1], parts_of(output_grad.numel()))),
     )
     return result
@@ -70,7 +69,7 @@ def _places(
 
 
 @parallel
-def _vjp(kept, numbers, length, weights, middle, output_grad, geometry, targets, sources, places, result, tasks):
+def _vjp(kept, numbers, middle, output_grad, geometry, targets, sources, places, result, tasks):
     batch, channels, _ = kept.shape
     many = output_grad.shape[1] // channels
     height, width = geometry[1, 0], geometry[1, 1]
@@ -80,7 +79,8 @@ def _vjp(kept, numbers, length, weights, middle, output_grad, geometry, targets,
     together = max(1, min(batch, TOGETHER, CACHED // plane))
     entries = geometry[0, 0] * geometry[0, 1]
     for task in prange(tasks):
-        begin, end = task * channels // tasks, (task + 1) * channels // tasks
+        some = share(task, tasks, channels)
+        begin, end = some.start, some.stop
         x = np.zeros(together * plane, result.dtype)
         # Sums over the last plane may read beyond it, where the input is zero.
         v = np.zeros((together + 1) * plane, result.dtype)
@@ -94,9 +94,9 @@ def _vjp(kept, numbers, length, weights, middle, output_grad, geometry, targets,
                     which = numbers[n if len(numbers) > 1 else 0]
                     out = x[(n - first) * plane : (n - first + 1) * plane]
                     if len(targets):
-                        _rebuild_at(kept[n, channel], which, length, weights, middle[n, channel], targets, out)
+                        _rebuild_at(kept[n, channel], which, middle[n, channel], targets, out)
                     else:
-                        _rebuild(kept[n, channel], which, length, weights, middle[n, channel], flat)
+                        _rebuild(kept[n, channel], which, middle[n, channel], flat)
                         _spread(flat, width, pitch, out)
                 for copy in range(channel * many, (channel + 1) * many):
                     for n in range(first, last):
@@ -112,19 +112,11 @@ def _vjp(kept, numbers, length, weights, middle, output_grad, geometry, targets,
 
 
 @function
-def _rebuild(kept, numbers, length, weights, middle, flat):
+def _rebuild(kept, numbers, middle, flat):
     for i in range(len(flat)):
         flat[i] = middle
-    if length == 1:
-        for r in range(len(numbers)):
-            flat[uint64(numbers[r])] = middle + weights[r] * kept[r]
-        return
-    each, first = uint64(length), uint64(0)
     for r in range(len(numbers)):
-        start, weight = uint64(numbers[r]) * each, weights[r]  # numba does not look whether these are negative
-        for j in range(each):
-            flat[start + j] = middle + weight * kept[first + j]
-        first += each
+        flat[uint64(numbers[r])] = middle + kept[r]
 
 
 @function
@@ -144,14 +136,11 @@ def _copy(values, out):
 
 
 @function
-def _rebuild_at(kept, numbers, length, weights, middle, targets, out):
+def _rebuild_at(kept, numbers, middle, targets, out):
     for i in range(len(targets)):
         out[targets[i]] = middle
     for r in range(len(numbers)):
-        start = numbers[r] * length
-        where, some = targets[start : start + length], kept[r * length : (r + 1) * length]
-        for j in range(length):
-            out[where[j]] = middle + weights[r] * some[j]
+        out[targets[numbers[r]]] = middle + kept[r]
 
 
 @function

@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .basics_triton import launch, widen
-from .gather import on_device
 from .levels import scale_dtype
 
 ENTRIES, COLUMNS = 16, 32
@@ -21,7 +20,7 @@ PROGRAMS = 2**11
 
 
 def depthwise_weight_vjp(
-    kept, numbers, length, counts, weights, middle, output_grad, kernel_size, input_size, stride, padding, dilation
+    kept, numbers, middle, output_grad, kernel_size, input_size, stride, padding, dilation
 ) -> Tensor:
     """The same as the reference's, up to the order of the sums."""
     (batch, channels, positions), copies = kept.shape, output_grad.shape[1]
@@ -29,20 +28,19 @@ def depthwise_weight_vjp(
     entries = min(ENTRIES, triton.next_power_of_2(every))
     tiles = triton.cdiv(every, entries)
     parts = max(1, min(batch, PROGRAMS // (copies * tiles)))
-    each = [weight for count, weight in zip(counts, weights, strict=True) for _ in range(count // length)]
     sums = torch.empty(parts, copies, *kernel_size, dtype=dtype, device=kept.device)
     launch(
-        _depthwise, copies * tiles * parts, kept.contiguous(), numbers.contiguous(),
-        on_device(each, sums), middle.contiguous(), output_grad.contiguous(), sums, batch, channels, copies, positions,
-        length, numbers.shape[1] if len(numbers) > 1 else 0, *output_grad.shape[2:], *input_size, every, kernel_size[1],
-        *stride, *padding, *dilation, tiles, parts, ENTRIES=entries, COLUMNS=COLUMNS, PRECISE=dtype,
+        _depthwise, copies * tiles * parts, kept.contiguous(), numbers.contiguous(), middle.contiguous(),
+        output_grad.contiguous(), sums, batch, channels, copies, positions, positions if len(numbers) > 1 else 0,
+        *output_grad.shape[2:], *input_size, every, kernel_size[1], *stride, *padding, *dilation, tiles, parts,
+        ENTRIES=entries, COLUMNS=COLUMNS, PRECISE=dtype,
     )  # fmt: skip
     return (sums.squeeze(0) if parts == 1 else sums.sum(0)).to(output_grad.dtype)
 
 
 @triton.jit
 def _depthwise(
-    kept, numbers, weights, middle, output_grad, sums, batch, channels, copies, positions, length, stretches,
+    kept, numbers, middle, output_grad, sums, batch, channels, copies, positions, of_example,
     out_height, out_width, height, width, every, kernel_width, stride_1, stride_2, padding_1, padding_2, dilation_1,
     dilation_2, tiles, parts, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr, PRECISE: tl.constexpr,
 ):  # fmt: skip
@@ -66,11 +64,8 @@ def _depthwise(
         total += met * widen(tl.load(middle + plane), PRECISE)
         for begin in range(0, positions, COLUMNS):
             s = begin + tl.arange(0, COLUMNS)[None, :]
-            stretch = s // length
-            where = tl.load(numbers + n * stretches + stretch, mask=s < positions, other=0).to(tl.int32) * length
-            where += s - stretch * length
+            where = tl.load(numbers + n * of_example + s, mask=s < positions, other=0).to(tl.int32)
             x = widen(tl.load(kept + plane * positions + s, mask=s < positions, other=0), PRECISE)
-            x *= tl.load(weights + stretch, mask=s < positions, other=0)
             i, j = where // width - above, where % width - before
             o_1, o_2 = i // stride_1, j // stride_2
             there = (s < positions) & (i >= 0) & (i == o_1 * stride_1) & (o_1 < out_height)

@@ -14,13 +14,10 @@ from torch import Tensor
 
 from .derivatives import derivative
 from .levels import scale_dtype
-from .mask_bits import bits_of, mask_bytes, mask_of
+from .mask_bits import bits_of, mask_bytes, mask_of, pieces
 from .noise import BLOCK, uniform
 from .operator import fused
 from .packing import pack, packed_size, to_bytes, unpack
-
-PIECE = 2**17
-"""Entries that fit a processor's cache, a multiple of a block [entries]."""
 
 
 def grid_bytes(count: int, bits: int) -> int:
@@ -123,10 +120,9 @@ def times_grid(values: Tensor, held: Tensor, bits: int, step: float, zero: float
 
 
 def _pieces(count: int, device: torch.device) -> list[slice]:
-    """Whole blocks that fit a processor's cache, the shorter last one apart; few and large ones elsewhere."""
-    size, whole = PIECE if device.type == "cpu" else 2**26, count // BLOCK * BLOCK
-    parts = [slice(first, min(first + size, whole)) for first in range(0, whole, size)]
-    return parts if whole == count else [*parts, slice(whole, count)]
+    """Whole blocks that fit a processor's cache, the shorter last one apart."""
+    whole = count // BLOCK * BLOCK
+    return pieces(whole, device) + ([slice(whole, count)] if whole < count else [])
 
 
 def _to_levels(

@@ -49,8 +49,8 @@ def mask_of(bits: Tensor, count: int) -> Tensor:
 
 
 def pieces(count: int, device: torch.device) -> list[slice]:
-    """Whole blocks that fit a processor's cache; all at once elsewhere."""
-    size = PIECE if device.type == "cpu" else max(1, count)
+    """Whole blocks that fit a processor's cache; few and large pieces elsewhere."""
+    size = PIECE if device.type == "cpu" else 2**26
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 

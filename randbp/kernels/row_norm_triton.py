@@ -6,11 +6,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .basics_triton import divided, launch, rounded, tile, widen
+from .channel_norm_triton import sizes, sums_kernel
 from .decode_triton import entries_at
 from .noise import BLOCK, signed, start
 
-WIDE, HIGH, PARTS = 64, 8, 64
-"""Columns and rows that a program sums at once, and into how many parts rows are cut at most."""
+PARTS = 64
+"""Into how many parts rows are cut at most, whose sums are taken together."""
 
 
 def row_norm_backward(
@@ -21,11 +22,12 @@ def row_norm_backward(
     grad, rstd = grad.contiguous(), rstd.contiguous()
     held = codes.contiguous(), scales.contiguous(), signed(start(seed))
     same = {"BITS": bits, "BLOCK": BLOCK, "PRECISE": scales.dtype}
-    parts = max(1, min(PARTS, triton.cdiv(rows, HIGH)))
+    high, wide = sizes(rows, columns, last=True)
+    parts = max(1, min(PARTS, triton.cdiv(rows, high)))
     sums = torch.zeros(2, parts, columns, dtype=scales.dtype, device=grad.device)
     launch(
-        _columns, parts * triton.cdiv(columns, WIDE), *held, grad, sums, rows, columns, grad.numel(),
-        triton.cdiv(rows, parts), parts * columns, WIDE=WIDE, HIGH=HIGH, **same,
+        sums_kernel, parts * triton.cdiv(columns, wide), *held, grad, sums, triton.cdiv(rows, parts), columns, 1,
+        grad.numel(), parts * columns, WIDE=wide, HIGH=high, **same,
     )  # fmt: skip
     bias_grad, weight_grad = sums.sum(1)
     if not needs_input:
@@ -37,30 +39,6 @@ def row_norm_backward(
         WEIGHTED=weight is not None, CENTRED=centred, CORRECTED=corrected, TOGETHER=together, WIDE=wide, **same,
     )  # fmt: skip
     return result, weight_grad, bias_grad
-
-
-@triton.jit(do_not_specialize=("start",))
-def _columns(
-    codes, scales, start: tl.int64, grad, sums, rows, columns, count, each, apart, WIDE: tl.constexpr,
-    HIGH: tl.constexpr, PRECISE: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sums over some rows of some columns, of ``v`` and of ``v x̂``."""
-    some = (columns + WIDE - 1) // WIDE
-    part = tl.program_id(0) // some
-    column = tl.program_id(0) % some * WIDE + tl.arange(0, WIDE)[None, :]
-    last = tl.minimum((part + 1) * each, rows)
-    plain, products = tl.zeros((HIGH, WIDE), PRECISE), tl.zeros((HIGH, WIDE), PRECISE)
-    for begin in range(part * each, last, HIGH):
-        row = begin + tl.arange(0, HIGH)[:, None]
-        inside = (row < last) & (column < columns)
-        at = row.to(tl.int64) * columns + column
-        v = widen(tl.load(grad + at, mask=inside, other=0), PRECISE)
-        x = entries_at(codes, scales, start, at, count, inside, BITS, BLOCK)
-        plain += v
-        products += tl.where(inside, v * x, 0)
-    out = sums + part * columns + column
-    tl.store(out, tl.sum(plain, 0, keep_dims=True), mask=column < columns)
-    tl.store(out + apart, tl.sum(products, 0, keep_dims=True), mask=column < columns)
 
 
 @triton.jit(do_not_specialize=("start",))

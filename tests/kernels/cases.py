@@ -170,8 +170,7 @@ def _gather(
     generator = torch.Generator().manual_seed(seed)
     kept = [torch.randperm(stretches, generator=generator)[: -(-stretches // 2)] for _ in range(1 if shared else batch)]
     numbers = torch.stack(kept) if kept else torch.zeros(0, 0, dtype=torch.long)
-    weights = [1 / (2 + number) for number in range(numbers.shape[1])]
-    return rows.unflatten(0, (batch, channels)), numbers, length, weights, order, what
+    return rows.unflatten(0, (batch, channels)), numbers, length, order, what
 
 
 def _depthwise_weight_vjp(
@@ -183,26 +182,24 @@ def _depthwise_weight_vjp(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
-    length: int,
     shared: bool,
 ) -> tuple[Any, ...]:
     batch, channels, copies = shape
     generator = torch.Generator().manual_seed(seed)
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     outputs = [max(1, (i + 2 * p - r - 1) // s + 1) for i, p, r, s in zip(input, padding, reach, stride, strict=True)]
-    total = input[0] * input[1] // length
+    total = input[0] * input[1]
     kept = [torch.randperm(total, generator=generator)[: -(-total // 3)] for _ in range(1 if shared else batch)]
     numbers = torch.stack(kept)
-    counts = [length, length * (numbers.shape[1] - 1)]
     entries, means, grad = (
         torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
         for size in (
-            (batch, channels, sum(counts)),
+            (batch, channels, numbers.shape[1]),
             (batch, channels),
             (batch, channels * copies, *outputs),
         )
     )
-    return entries, numbers, length, counts, [2.5, 3.5], means, grad, kernel, input, stride, padding, dilation
+    return entries, numbers, means, grad, kernel, input, stride, padding, dilation
 
 
 def _pair_sums(
@@ -377,7 +374,7 @@ TABLE = {
             "layout": LAYOUTS[:3],
             "length": (1, 2, 7, 16),
             "shared": (True, False),
-            "order": ("examples", "channels", "rows"),
+            "order": ("examples", "channels"),
             "what": ("entries", "means", "deviations"),
         },
         count=60,
@@ -393,7 +390,6 @@ TABLE = {
             "stride": ((1, 1), (2, 2), (1, 3), (2, 1)),
             "padding": ((0, 0), (1, 1), (3, 3), (2, 0), (0, 4)),
             "dilation": ((1, 1), (1, 2), (2, 1)),
-            "length": (1, 2, 4),
             "shared": (True, False),
         },
         count=90,

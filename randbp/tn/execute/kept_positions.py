@@ -152,8 +152,7 @@ def pointwise_weight_vjp_with_mean(
     what = "entries" if mean is None else "means"
     for part in pieces(batch, count * wide, flat.device):
         some = where.of(part)
-        zeros = [0.0] * some.numbers.shape[1]
-        met, means[part], _ = gather_planes(flat[part], some.numbers, some.length, zeros, "channels", what)
+        met, means[part] = gather_planes(flat[part], some.numbers, some.length, "channels", what)
         add_columns(total, met, kept[part])
     total *= weight
     return total if mean is None else total.baddbmm_(means.t().unsqueeze(0), mean.unsqueeze(0), alpha=size)
