@@ -2,11 +2,10 @@
 
 from math import gcd
 
-import numpy as np
 from numba import prange, uint64
 from torch import Tensor
 
-from .channel_norm import room_for, terms
+from .channel_norm import terms
 from .decode_numba import decode_block
 from .instructions_numba import as_bytes, at, beyond, part_of
 from .jit import function, numbers, parallel, share, summing
@@ -23,26 +22,22 @@ def channel_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as the reference's, sums up to rounding."""
     examples, before, channels, after = grad.shape
-    result, weight_grad, bias_grad = room_for(grad, rstd, channels, needs_input)
+    result = grad.new_empty(grad.shape if needs_input else 0)
     if not grad.numel():
-        return result, weight_grad.zero_(), bias_grad.zero_()
+        return result, rstd.new_zeros(channels), rstd.new_zeros(channels)
     form, grad = Form.of(grad.shape, 1 if over_batch else examples), grad.contiguous()
     constants, room = numbers([0.5, 2**-16, 12, 0], scales.dtype), (BLOCK, scales.dtype)
     held = codes, scales, uint64(start(seed)), bits, constants, grad.view(-1), grad.dtype
-    if form.size == 1:  # of some rows of an example each
+    if form.size == 1:
         each = min(form.rows, max(1, _PART // form.planes))
-        rows = np.minimum(np.arange(-(-form.rows // each) + 1) * each, form.rows)
-        ends = (np.arange(form.examples)[:, None] * form.rows + rows) * form.planes
-        partial = scales.new_zeros(form.examples, len(rows) - 1, 2, form.planes)
-        firsts, ends = ends[:, :-1].ravel(), ends[:, 1:].ravel()
-        _sums(*held, form.planes, 1, firsts, ends, partial.view(-1), tasks=len(firsts), room=room)
+        partial = scales.new_zeros(form.examples, -(-form.rows // each), 2, form.planes)
+        _column_sums(*held, form.rows, each, partial, tasks=partial.shape[0] * partial.shape[1], room=room)
         sums = form.gather(partial.sum(1).movedim(1, 0))
-    else:  # of some planes each
+    else:
         least = BLOCK // gcd(form.size, BLOCK)
         each = max(1, round(_PART / form.size / least)) * least
         partial = scales.new_zeros(2, form.examples * form.rows * form.planes)
-        ends = np.minimum(np.arange(-(-partial.shape[1] // each) + 1) * each, partial.shape[1]) * form.size
-        _sums(*held, form.planes, form.size, ends[:-1], ends[1:], partial.view(-1), tasks=len(ends) - 1, room=room)
+        _plane_sums(*held, form.size, each, partial, tasks=-(-partial.shape[1] // each), room=room)
         sums = partial.view(2, form.examples, -1, channels).sum(2)
     together = (examples if over_batch else channels // groups) * before * after
     weight_grad, bias_grad, coefficients = terms(sums, rstd, weight, groups, over_batch, together)
@@ -56,31 +51,31 @@ def channel_norm_backward(
 
 
 @parallel
-def _sums(codes, scales, start, bits, numbers, grad, kind, planes, size, firsts, ends, sums, room, words, tasks):
-    """Sums of ``v`` and of ``v x̂``, of each part of the entries: of columns for each part, or of planes."""
+def _column_sums(codes, scales, start, bits, numbers, grad, kind, rows, each, sums, room, words, tasks):
+    parts, columns = sums.shape[1], sums.shape[3]
     nbytes = BLOCK // 8 * bits
     for task in prange(tasks):
+        example, part = task // parts, task % parts
         given, levels = part_of(room, task), as_bytes(part_of(words, task))
         x = beyond(given, BLOCK)
-        for number in range(firsts[task] // BLOCK, (ends[task] + BLOCK - 1) // BLOCK):
+        first = (example * rows + part * each) * columns
+        end = (example * rows + min(rows, (part + 1) * each)) * columns
+        for number in range(first // BLOCK, (end + BLOCK - 1) // BLOCK):
             begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
             decode_block(
                 at(codes, number * nbytes), stop - begin, at(scales, 2 * number), start, number, bits, True,
                 at(numbers, 0), levels, x,
             )  # fmt: skip
             v = loaded(at(grad, begin), stop - begin, kind, given)
-            here, stop = max(begin, firsts[task]), min(stop, ends[task])
+            here, stop = max(begin, first), min(stop, end)
             while here < stop:
-                some, entries, plane = beyond(v, here - begin), beyond(x, here - begin), here // size
-                if size == 1:
-                    column = here % planes
-                    to, place = min(stop, here + planes - column), 2 * task * planes + column
-                    _add_columns(some, entries, to - here, at(sums, place), at(sums, place + planes))
-                else:
-                    to = min(stop, (plane + 1) * size)
-                    plain, product = _plane_sums(some, entries, to - here, numbers[3])
-                    sums[plane] += plain
-                    sums[len(sums) // 2 + plane] += product
+                column = here % columns
+                to = min(stop, here + columns - column)
+                place = (example * parts + part) * 2 * columns + column
+                _add_columns(
+                    beyond(v, here - begin), beyond(x, here - begin), to - here, at(sums, place),
+                    at(sums, place + columns),
+                )  # fmt: skip
                 here = to
 
 
@@ -91,8 +86,32 @@ def _add_columns(v, x, count, plain, products):
         products[i] += v[i] * x[i]
 
 
+@parallel
+def _plane_sums(codes, scales, start, bits, numbers, grad, kind, size, each, sums, room, words, tasks):
+    planes, nbytes = sums.shape[1], BLOCK // 8 * bits
+    for task in prange(tasks):
+        given, levels = part_of(room, task), as_bytes(part_of(words, task))
+        x = beyond(given, BLOCK)
+        first, end = task * each * size, min(planes, (task + 1) * each) * size
+        for number in range(first // BLOCK, (end + BLOCK - 1) // BLOCK):
+            begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
+            decode_block(
+                at(codes, number * nbytes), stop - begin, at(scales, 2 * number), start, number, bits, True,
+                at(numbers, 0), levels, x,
+            )  # fmt: skip
+            v = loaded(at(grad, begin), stop - begin, kind, given)
+            here, stop = max(begin, first), min(stop, end)
+            while here < stop:
+                plane = here // size
+                to = min(stop, (plane + 1) * size)
+                plain, product = _sums(beyond(v, here - begin), beyond(x, here - begin), to - here, numbers[3])
+                sums[0, plane] += plain
+                sums[1, plane] += product
+                here = to
+
+
 @summing
-def _plane_sums(v, x, count, zero):
+def _sums(v, x, count, zero):
     plain, product = zero, zero
     for i in range(count):
         plain += v[i]

@@ -87,7 +87,7 @@ def _times_grid(source, kind, codes, spoilt, bits, rule, result, room, words, ta
             begin = number * BLOCK
             size, out = min(BLOCK, len(source) - begin), at(result, begin)
             _decode_block(at(codes, begin // 8 * bits), size, bits, spoilt[number], at(rule, 0), levels, factors)
-            product = buffer_of(out, x)
+            product = buffer_of(out, beyond(x, BLOCK))
             _times(loaded(at(source, begin), size, kind, x), size, factors, product)
             stored(product, size, kind, out)
 

@@ -25,6 +25,10 @@ function = numba.njit(cache=True, nogil=True, error_model="numpy")
 """Compile a function that kernels call. Division by zero gives what IEEE says; nothing is reordered or fused."""
 
 
+inlined = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+"""Compile a function of single entries that becomes part of the loops that call it, so that these take many at once."""
+
+
 summing = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
 """Compile a function whose sums are taken in an order of the compiler's, many at a time."""
 

@@ -8,8 +8,8 @@ import torch
 from numba import prange, uint8
 from torch import Tensor
 
-from .instructions_numba import at, differ, part_of
-from .jit import array, function, numbers, parallel, share
+from .instructions_numba import at, beyond, differ, part_of
+from .jit import array, function, inlined, numbers, parallel, share
 from .levels import scale_dtype
 from .mask_bits import BLOCK, mask_bytes
 from .memory_numba import buffer_of, loaded, stored
@@ -134,7 +134,7 @@ def _compare(x, count, ends, outside, k, bits):
         bits[j] = _with_bit(bits[j], k, (uint8(key >= low) & uint8(key <= high)) ^ outside)
 
 
-@function
+@inlined
 def _with_bit(byte, k, bit):
     """A byte with its bit ``k``; lower ones are put first."""
     return uint8(bit << k) | (byte if k else uint8(0))
@@ -195,7 +195,8 @@ def _scale(source, kind, bits, factors, drops, result, room, words, tasks):
             for k in range(8):
                 start, count, byte = _stretch(number, k, len(source))
                 out = at(result, start)
-                x, y = loaded(at(source, start), count, kind, buffer), buffer_of(out, buffer)
+                x = loaded(at(source, start), count, kind, buffer)
+                y = buffer_of(out, beyond(buffer, BLOCK // 8))
                 _scaled(x, count, at(bits, byte), k, at(factors, 0), drops, y)
                 stored(y, count, kind, out)
 

@@ -8,7 +8,7 @@ from numba import int32, types, uint16, uint32
 from numba.extending import overload
 
 from .instructions_numba import add, as_unsigned, bits_of, both, either, left, number_of, right, subtract
-from .jit import BFLOAT16, function
+from .jit import BFLOAT16, inlined
 
 _13, _16 = uint32(13), uint32(16)
 _SIGN, _SIZE, _EXPONENT = uint32(0x8000), uint32(0x7FFF), uint32(0x7F800000)
@@ -102,13 +102,13 @@ def _copy_as_needed(values, size, kind, out):
     return copy
 
 
-@function
+@inlined
 def _nearest(bits, dropped):
     """Bits of which so many will be cut off, moved so that the nearest number remains, of two the even one."""
     return add(add(bits, subtract(left(_ONE, subtract(dropped, _ONE)), _ONE)), both(right(bits, dropped), _ONE))
 
 
-@function
+@inlined
 def _to_half(number):
     """The half-precision bits of a number."""
     bits = uint32(bits_of(number))
@@ -121,7 +121,7 @@ def _to_half(number):
     return uint16(either(cut, both(right(bits, _16), _SIGN)))
 
 
-@function
+@inlined
 def _of_half(half):
     """The number whose half-precision bits these are."""
     rest = left(both(half, _SIZE), _13)

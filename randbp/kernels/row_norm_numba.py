@@ -7,7 +7,6 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from .channel_norm import room_for
 from .decode_numba import decode_block
 from .instructions_numba import at, beyond, part_of
 from .jit import function, numbers, parallel, summing
@@ -23,9 +22,9 @@ def row_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as the reference's, up to the rounding of sums."""
     count, columns = grad.shape
-    result, weight_grad, bias_grad = room_for(grad, rstd, columns, needs_input)
+    result = grad.new_empty(grad.shape if needs_input else 0)
     if not grad.numel():
-        return result, weight_grad.zero_(), bias_grad.zero_()
+        return result, rstd.new_zeros(columns), rstd.new_zeros(columns)
     least = BLOCK // gcd(columns, BLOCK)  # rows that are whole blocks
     chunk = max(1, _CHUNK // columns // least * least or _CHUNK // columns)
     each = max(-(-_PART // columns), -(-count // _PARTS), min(8, count // 4))  # however many threads there are
