@@ -20,14 +20,7 @@ from .recompute import recipe_of
 
 
 def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
-    """Run a product, holding rounded factors, or recipes for them.
-
-    Args:
-        cast: Whether autocast casts its factors.
-        call: Of the product.
-        args: Its arguments.
-        kwargs: Its named arguments.
-    """
+    """Run a product, holding rounded factors, or recipes for them; ``cast`` if autocast casts its factors."""
     given = [*args, *kwargs.values()]
     if not any(map(is_activation, given)):
         return NotImplemented

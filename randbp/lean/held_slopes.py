@@ -127,16 +127,10 @@ def hold_slopes(
     inplace: bool = False,
     reduced: torch.Size | None = None,
 ) -> Tensor:
-    """Compute a function's value, holding its rounded slopes.
+    """Compute a function's value, holding the slopes of each argument that has a source; others are 1.
 
-    Args:
-        call: Supplies a seed.
-        run: Computes the value.
-        tensors: The arguments.
-        sources: For each argument, its slopes; ``None`` if these are 1.
-        codec: How slopes are held.
-        inplace: Whether the function overwrites the first argument.
-        reduced: The output's shape with ones in dimensions that it lacks and slopes have.
+    The function may overwrite its first argument (``inplace``). ``reduced`` is the output's shape with ones in the
+    dimensions that it lacks and slopes have.
     """
     edges = [graph_edge(x) for x in tensors]
     y: Tensor = _HeldSlopes.apply(run, sources, codec, call.context.seed(), edges, inplace, reduced, *tensors)

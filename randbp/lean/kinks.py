@@ -97,14 +97,7 @@ class Kink:
 
 
 def hold_sides(call: Call, sides: Sides, inplace: bool, linked: bool = True) -> Any:
-    """Run a function, holding a bit per entry.
-
-    Args:
-        call: Of the function.
-        sides: Its slopes.
-        inplace: Whether it overwrites its argument.
-        linked: Whether PyTorch's gradient depends on the argument, if only with derivative 0.
-    """
+    """Run a function, holding a bit per entry; ``linked`` if PyTorch's gradient depends on ``x`` with derivative 0."""
     x = call.input
     if not is_plain(x):
         return NotImplemented

@@ -76,13 +76,7 @@ def reduced_shape(shape: torch.Size, dim: Any) -> torch.Size:
 
 
 def pieces(count: int, device: torch.device, multiple: int = 1) -> list[slice]:
-    """Slices of ``0 … count - 1`` that fit a CPU's cache; few and large ones on an accelerator.
-
-    Args:
-        count: Entries in all.
-        device: Device of the tensor.
-        multiple: The length of every slice but the last is a multiple of it.
-    """
+    """Slices of ``0 … count - 1`` that fit a CPU's cache, or few large ones, of a multiple of so many entries each."""
     size = CACHE if device.type == "cpu" else 2**26
     size = max(multiple, size // multiple * multiple)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -30,15 +30,7 @@ _FOUND: dict[tuple[object, ...], int] = {}
 
 @dataclass(frozen=True)
 class Normalised:
-    """A step of a recipe: normalisation by known statistics.
-
-    Attributes:
-        mean: ``μ``, ``[C]``.
-        rstd: ``r``.
-        weight: ``γ``.
-        bias: ``β``.
-        relu: Whether ReLU follows.
-    """
+    """A step of a recipe: normalisation by known statistics ``μ`` and ``r`` and parameters of ``C`` channels each."""
 
     mean: Tensor
     rstd: Tensor

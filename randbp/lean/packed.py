@@ -50,7 +50,11 @@ def call_with(call: Call, sources: Iterable[Tensor], pack: Pack, others: Pack = 
         return call.run()
 
 
-def hold(parts: tuple[Tensor, ...], outer: Hooks | None, restore: Callable[..., Tensor]) -> Packed:
+Restore = Callable[..., Tensor]
+"""Makes a saved tensor of what is held of it."""
+
+
+def hold(parts: tuple[Tensor, ...], outer: Hooks | None, restore: Restore) -> Packed:
     """Hold tensors, or what the hooks around make of them, from which a function restores another one."""
     if outer is None:
         return lambda: restore(*parts)
@@ -88,10 +92,24 @@ def recomputed(recipe: Recipe, outer: Hooks | None) -> Packed:
 
 
 class Shared:
-    """What is held of a tensor for all operations that save it."""
+    """Tensors that are held of another one for all operations that save it."""
 
-    def __init__(self, source: Tensor, restore: Packed) -> None:
-        self.source, self.restore = weakref.ref(source.untyped_storage()), restore
+    def __init__(self, source: Tensor, parts: tuple[Tensor, ...], outer: Hooks | None, restore: Restore) -> None:
+        self.source, self._restore = weakref.ref(source.untyped_storage()), restore
+        self._unpack = None if outer is None else outer[1]
+        self._held: tuple[Any, ...] = parts if outer is None else tuple(map(outer[0], parts))
+        self._parts: tuple[Tensor, ...] = ()
+        self.savers = self._left = 0
+
+    def restore(self) -> Tensor:
+        """Restore the entries; hooks around are asked once for all savers, since a checkpoint answers once."""
+        if self._unpack is None:
+            return self._restore(*self._held)
+        if not self._left:
+            self._parts, self._left = tuple(map(self._unpack, self._held)), self.savers
+        parts, self._left = self._parts, self._left - 1
+        self._parts = parts if self._left else ()
+        return self._restore(*parts)
 
 
 Known = MutableMapping[Any, Shared]
@@ -103,35 +121,33 @@ _MASKS: WeakValueDictionary[Any, Shared] = WeakValueDictionary()
 """Masks that have been packed already."""
 
 
-def _shared(known: Known, tensor: Tensor, key: tuple[Any, ...], make: Callable[[], Packed]) -> Shared:
-    """Find what is held of the memory of a tensor without gaps, or make it."""
+def _shared(known: Known, tensor: Tensor, key: tuple[Any, ...], make: Callable[[], Shared]) -> Shared:
+    """Find what is held of the memory of a tensor without gaps, or make it, for one more operation."""
     storage = tensor.untyped_storage()
     key = (id(storage), tensor.storage_offset(), tensor.numel(), tensor.dtype, tensor._version, *key)
     found = known.get(key)
     if found is None or found.source() is not storage:
-        known[key] = found = Shared(tensor, make())
+        known[key] = found = make()
+    found.savers += 1
     return found
 
 
 def rounded(tensor: Tensor, context: Context, outer: Hooks | None, known: Known | None) -> Packed:
-    """Round a saved tensor to a few bits per entry, once for all operations that save it.
+    """Round a saved tensor to a few bits per entry.
 
-    Args:
-        tensor: Any.
-        context: Supplies bits and seeds.
-        outer: The hooks around.
-        known: A table of entries that have been rounded already; ``None`` for independent noise.
+    ``known`` has entries that were rounded already, for all operations that save them; ``None``: noise is independent.
     """
     tensor = tensor.detach()
     if not tensor.permute(memory_order(tensor)).is_contiguous():
         tensor = tensor.contiguous()
     shape, stride, dtype = tensor.shape, tensor.stride(), tensor.dtype
 
-    def make() -> Packed:
+    def make() -> Shared:
         layout, seed = Uniform(context.bits, shape.numel(), dithered=True), context.seed()
         flat = tensor.as_strided((1, shape.numel()), (shape.numel(), 1), tensor.storage_offset())
         # The seed travels with the codes: a checkpoint packs both again when it runs the forward pass again.
-        return hold(
+        return Shared(
+            tensor,
             (*layout.encode(flat, seed), torch.tensor(seed)),
             outer,
             lambda codes, scales, seed: layout.decode(codes, scales, int(seed), dtype=dtype).view(-1),
@@ -147,11 +163,11 @@ def packed_mask(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         return None
     shape = tensor.shape
 
-    def make() -> Packed:
+    def make() -> Shared:
         once = unexpanded(tensor)  # without repetitions
         order, size = memory_order(once), once.shape
         bits = Mask().encode(flatten(once, order))
-        return hold((bits,), outer, lambda bits: unflatten(Mask().decode(bits, size.numel()), size, order))
+        return Shared(tensor, (bits,), outer, lambda bits: unflatten(Mask().decode(bits, size.numel()), size, order))
 
     found = _shared(_MASKS, tensor, (shape, tensor.stride(), outer), make)
     return lambda: found.restore().expand(shape)

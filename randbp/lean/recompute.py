@@ -30,13 +30,7 @@ class TakesRelu(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A held tensor and the functions that make another of it.
-
-    Attributes:
-        base: The held tensor, detached.
-        steps: Functions, first to last.
-        constants: Further tensors that the functions read.
-    """
+    """A held, detached tensor, the functions that make another one of it, and further tensors that they read."""
 
     base: Tensor
     steps: tuple[Step, ...]

@@ -91,15 +91,10 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 
 def example_shape(layer: nn.Module, shape: Shape) -> Shape | None:
-    """Shape of one example of a layer's output, given that of its input.
+    """Shape of one example of a layer's output, given that of its input, both without the batch.
 
-    Args:
-        layer: Any module.
-        shape: Shape of one example, without the batch.
-
-    Returns:
-        ``None`` unless the layer is one of PyTorch's that treat the examples of a batch one by one, and takes examples
-        of that shape.
+    It is ``None`` unless the layer is one of PyTorch's that treat the examples of a batch one by one, and takes
+    examples of that shape.
 
     Example:
         >>> example_shape(nn.Conv2d(3, 8, kernel_size=3, stride=2), (3, 9, 9))

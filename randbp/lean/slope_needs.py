@@ -40,16 +40,7 @@ def hold_slope(
     inplace: bool = False,
     known: Fused | None = None,
 ) -> Any:
-    """Compute an elementwise function, of which only the rounded derivative is held.
-
-    Args:
-        call: Supplies a seed.
-        x: A tensor for which ``is_plain``.
-        function: PyTorch's function, called with all entries and with some of them.
-        codec: How the derivative is held.
-        inplace: Whether the function overwrites its argument.
-        known: See :data:`.held_slopes.Fused`.
-    """
+    """Compute an elementwise function, called with all entries and with some, holding its rounded derivative."""
     if inplace and unexpanded(x).shape != x.shape:
         return NotImplemented  # for PyTorch to refuse
     known = known if x.dtype != torch.float64 else None  # that is computed in single precision

@@ -30,14 +30,8 @@ def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:
     """The layers of a chain to run in parts: from the first to the last wide one, if that lowers the peak.
 
     A layer is wide if its input and output are larger than one part of the widest layer's. The input of the stretch and
-    its output exist for the whole batch, the output twice while its parts are joined.
-
-    Args:
-        sizes: Entries per example of the chain's input and of each layer's output.
-        parts: Number of parts.
-
-    Returns:
-        The first layer and the one after the last; equal if there is none.
+    its output exist for the whole batch, the output twice while its parts are joined. Sizes are entries per example of
+    the chain's input and of each layer's output; the result is the first layer and the one after the last.
 
     Example:
         >>> wide_stretch([3, 96, 96, 96, 24, 24, 6], parts=4)  # the last layers are narrow
@@ -156,16 +150,7 @@ def _run_in_parts(layers: Sequence[nn.Module], parts: int, input: Tensor) -> Ten
 
 
 def split_chains(model: nn.Module, parts: int, free: Callable[[nn.Module], bool]) -> list[nn.Module]:
-    """Let a model's plain ``nn.Sequential`` containers run wide stretches in parts, in training mode.
-
-    Args:
-        model: Any module.
-        parts: Number of parts of the batch.
-        free: Whether a container or one of its layers may be split.
-
-    Returns:
-        The containers that were changed; :func:`join_chain` restores each.
-    """
+    """Let plain ``nn.Sequential`` containers whose layers are free run wide stretches in parts; return those."""
     chains: list[nn.Module] = []
     for module in model.modules():
         if parts > 1 and type(module) is nn.Sequential and free(module):
