@@ -13,7 +13,7 @@ from ..tn.execute.segments import flat_spatial
 
 
 class Control(ABC):
-    """Some numbers of a tensor ``[N, C, *P]`` that are kept exactly, and the tensor that they stand for."""
+    """Some numbers of a tensor ``[N, C, *P]`` that are kept exactly."""
 
     @abstractmethod
     def entries(self, shape: tuple[int, ...]) -> int:
@@ -22,10 +22,6 @@ class Control(ABC):
     @abstractmethod
     def means(self, tensor: Tensor) -> Tensor:
         """The numbers, a linear function of the tensor ``[N, C, *P]``."""
-
-    @abstractmethod
-    def spread(self, means: Tensor, examples: int) -> Tensor:
-        """The tensor ``[N, C, P]`` that the numbers stand for."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +67,13 @@ class CellMeans(Control):
             tensor, kernel = planes.reshape(*tensor.shape[:3], -1), (kernel[0], 1)
         return F.avg_pool2d(tensor, kernel, kernel, ceil_mode=True).flatten(1)
 
-    def spread(self, means: Tensor, examples: int) -> Tensor:
-        """The mean of each position's cell; a view if there is one cell."""
-        means = means.unflatten(1, (-1, self.cells))
-        if self.cells == 1:
-            return means.expand(-1, -1, prod(self.sizes))
-        return means.index_select(2, _cell_of(self, means.device))
+    def cell_of(self, device: torch.device) -> Tensor:
+        """Cell of each flat position."""
+        return _cell_of(self, device)
+
+    def cell_sizes(self, device: torch.device) -> Tensor:
+        """Number of positions of each cell."""
+        return _cell_sizes(self, device)
 
 
 @dataclass(frozen=True)
@@ -91,10 +88,6 @@ class MeanExample(Control):
         """Mean ``[1, C, *P]``."""
         return tensor.mean(0, keepdim=True)
 
-    def spread(self, means: Tensor, examples: int) -> Tensor:
-        """The mean example ``N`` times, a view."""
-        return flat_spatial(means).expand(examples, -1, -1)
-
 
 @lru_cache(maxsize=256)
 def _cell_of(grid: CellMeans, device: torch.device) -> Tensor:
@@ -103,6 +96,11 @@ def _cell_of(grid: CellMeans, device: torch.device) -> Tensor:
     for size, count in zip(grid.sizes, grid.shape, strict=True):
         cells = (cells[:, None] * count + torch.arange(size, device="cpu") // grid.block).flatten()
     return cells.to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=256)
+def _cell_sizes(grid: CellMeans, device: torch.device) -> Tensor:
+    return torch.bincount(_cell_of(grid, torch.device("cpu"))).to(device, non_blocking=True)
 
 
 def affordable_cells(sizes: tuple[int, ...], block: int, budget: float) -> CellMeans | None:

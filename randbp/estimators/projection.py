@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..draws.draw import Draw
 from ..layers.layer_specs import Side
-from ..tn import LayerSpec
+from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.segments import flat_spatial
 from .base import Estimator, at_least, kept
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
-from .planned import planned_input_vjp
+from .planned import planned_input_vjp, planned_weight_vjp
 from .positions import examples_as_positions, sampled_spec, used_positions
 
 _MOST_RANDOM = 1 << 22  # largest size of projection matrices that exist at once [entries]
@@ -39,8 +39,9 @@ class Projection(Estimator):
     are projected stretch by stretch, each with a matrix of its own, which keeps the arithmetic linear in their size.
     An input VJP does the same with the output gradient.
 
-    It saves memory, not time: a VJP costs the exact one plus ``2·N·C·I·m`` multiply-adds. At least one combination per
-    example is held.
+    It saves memory, not time: a VJP costs the exact one plus ``2·N·C·I·m`` multiply-adds. Only in the weight VJP of a
+    linear layer the output gradient is projected instead of restoring the input, and ``m`` positions are left. At least
+    one combination per example is held.
 
     Source: Oktay et al., Randomized automatic differentiation, ICLR 2021 (arXiv:2007.10412), who project, and
     Louboutin et al., XConv: low-memory stochastic backpropagation for convolutional layers (arXiv:2106.06998), who
@@ -79,6 +80,8 @@ class Projection(Estimator):
         output_grad, spec = examples_as_positions(output_grad, spec)
         if not held[0].numel():
             return output_grad.new_zeros(spec.weight_shape)
+        if isinstance(spec, LinearSpec):  # each position meets one other, so the output gradient can be projected
+            return planned_weight_vjp(held[0], self._combined(output_grad, spec, "input", draw), spec)
         restore = self._restorer(held[0], spec, "input", draw)
         return chunked_weight_vjp(restore, self._parts(spec, "input"), output_grad, spec)
 
@@ -147,6 +150,11 @@ class Projection(Estimator):
         for layer, side, channels in sides:
             matrices = sum(map(prod, zip(*self._stretches(layer, side), strict=True)))
             work.append(spec.multiply_adds + 2 * layer.batch_size * channels * matrices)
+        if isinstance(seen, LinearSpec):
+            sizes, counts = self._stretches(seen, "input")
+            matrices = sum(size * count for size, count in zip(sizes, counts, strict=True))
+            work[0] = seen.batch_size * (spec.in_channels + spec.out_channels) * matrices
+            work[0] += seen.batch_size * spec.in_channels * sum(counts) * spec.out_channels
         variance = "Σ_n Σ_k 1/m (‖A‖² ‖B_k‖² + ‖A B_kᵀ‖²)"
         if self.kind == "rademacher":
             variance += " - 2/m Σ_i ‖A_i‖² ‖B_ki‖²"

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..kernels.depthwise import depthwise_weight_vjp
 from ..layers.grouped_weights import by_group, from_groups
 from ..layers.layer_specs import Side, replace_channels, role
-from ..tn import LayerSpec
+from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.segments import flat_spatial
-from .chunks import chunked_weight_vjp, chunks
+from .chunks import chunks
 from .controls import CellMeans
 from .planned import planned_input_vjp, planned_weight_vjp, shared_weight_vjp
 from .positions import UsedPositions, examples_as_positions, used_positions
@@ -59,8 +59,7 @@ class Unit(ABC):
 
     def less_means(self, entries: Tensor, means: Tensor, where: Tensor, plan: Plan) -> Tensor:
         """Kept entries less the control variate, in place."""
-        assert plan.control is not None
-        return entries.sub_(self.gather(plan.control.spread(means, plan.spec.batch_size), where, plan))
+        raise NotImplementedError
 
     def sample_means(self, kept: Kept, shape: torch.Size, plan: Plan) -> Tensor:
         """The control variate's numbers of the kept, weighted deviations, which are zero before sampling."""
@@ -112,46 +111,91 @@ class PositionUnit(Unit):
         """Norms over channels, of deviations if there are means."""
         flat, dtype = flat_spatial(tensor), torch.promote_types(tensor.dtype, torch.float32)
         found = flat.new_empty(flat.shape[0], flat.shape[2], dtype=dtype)
-        for part in chunks(len(flat)):
-            some = flat[part]
-            if means is not None and plan.control is not None:
-                some = some - plan.control.spread(means[part], len(some))
-            found[part] = torch.linalg.vector_norm(some, dim=1, dtype=dtype)
+        for part, some in self._parts(plan, flat.shape[2]):
+            rows = flat[part, :, some]
+            if means is not None:
+                rows = rows - self._spread(means[part], some, plan)
+            found[part, some] = torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
         return found.view(plan.places.batch, -1)
 
+    def less_means(self, entries: Tensor, means: Tensor, where: Tensor, plan: Plan) -> Tensor:
+        """Kept entries less the means of their cells."""
+        assert isinstance(plan.control, CellMeans)
+        by_cell = means.unflatten(1, (-1, plan.control.cells))
+        return entries.sub_(self.gather(by_cell, self._cells(where, plan), plan))
+
     def sample_means(self, kept: Kept, shape: torch.Size, plan: Plan) -> Tensor:
-        """Means of a tensor that is zero where nothing was kept."""
-        assert plan.control is not None
-        return plan.control.means(self._added(kept.entries.new_zeros(shape).flatten(2), *kept[:2], plan).view(shape))
+        """Means per cell of a tensor that is zero where nothing was kept."""
+        assert isinstance(plan.control, CellMeans)
+        cells, count = self._cells(kept.where, plan), plan.control.cells
+        sizes = plan.control.cell_sizes(cells.device).to(kept.entries.dtype)
+        scaled = kept.entries / sizes[cells % count].unsqueeze(1)
+        if self._by_example(plan):
+            found = scaled.new_zeros(*shape[:2], count).scatter_add_(2, cells.unsqueeze(1).expand_as(scaled), scaled)
+        else:
+            by_channel = scaled.new_zeros(shape[1], shape[0] * count).index_add_(1, cells[0], scaled[0])
+            found = by_channel.unflatten(1, (shape[0], count)).transpose(0, 1)
+        return found.flatten(1)
+
+    def _cells(self, where: Tensor, plan: Plan) -> Tensor:
+        """The cell of each place, of pairs numbered through the batch."""
+        assert isinstance(plan.control, CellMeans)
+        cell_of = plan.control.cell_of(where.device)
+        if self._by_example(plan):
+            return cell_of[where]
+        return where // len(cell_of) * plan.control.cells + cell_of[where % len(cell_of)]
 
     def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: Plan) -> Tensor:
-        """The exact weight VJP of the restored input, a few examples at a time if each has its own places."""
+        """The exact weight VJP of the restored input, a part at a time."""
+        spec, result = plan.spec, output_grad.new_zeros(plan.spec.weight_shape)
         if self._by_example(plan) and serves_depthwise(plan, output_grad):
             return self._depthwise(kept, output_grad, plan)
-        batch, size = plan.spec.batch_size, prod(plan.spec.input_shape[1:])
-        parts = chunks(batch, entries=size) if self._by_example(plan) else [slice(0, batch)]
-        return chunked_weight_vjp(lambda _, part: self.restored(kept, part, plan), parts, output_grad, plan.spec)
+        assert plan.used is not None
+        for part, some in self._parts(plan, plan.used.size):
+            flat = self._restored(kept, part, some, plan).to(output_grad.dtype)
+            if isinstance(spec, LinearSpec):
+                result += planned_weight_vjp(flat, output_grad[part, :, some], spec)
+            else:
+                result += planned_weight_vjp(plan.used.put_back(flat), output_grad[part], spec)
+        return result
 
     def input_vjp(self, kept: Kept, weight: Tensor, plan: Plan) -> Tensor:
         """The exact input VJP of the restored output gradient."""
-        return planned_input_vjp(self.restored(kept, slice(0, plan.spec.batch_size), plan), weight, plan.spec)
-
-    def restored(self, kept: Kept, part: slice, plan: Plan) -> Tensor:
-        """The unbiased estimate of some examples: what is kept where it was kept, the control variate elsewhere."""
         assert plan.used is not None
-        examples, entries, where = part.stop - part.start, kept.entries[part], kept.where[part]
-        if kept.means is None or plan.control is None:
-            flat = entries.new_zeros(examples, entries.shape[1], plan.used.size)
-        else:
-            flat = plan.control.spread(kept.means[part], examples).clone(memory_format=torch.contiguous_format)
-        return plan.used.put_back(self._added(flat, entries, where if len(where) else kept.where, plan))
+        flat = self._restored(kept, slice(0, plan.spec.batch_size), slice(0, plan.used.size), plan)
+        return planned_input_vjp(plan.used.put_back(flat), weight, plan.spec)
 
-    def _added(self, flat: Tensor, entries: Tensor, where: Tensor, plan: Plan) -> Tensor:
-        """``[N, C, P]`` with kept entries added where they belong; may change what is given."""
-        if self._by_example(plan):
+    def _parts(self, plan: Plan, size: int) -> list[tuple[slice, slice]]:
+        """Slices of the examples, each with all positions; a single sequence is cut into slices of positions."""
+        if plan.spec.batch_size == 1 and isinstance(plan.spec, LinearSpec):
+            return [(slice(0, 1), some) for some in chunks(size, entries=plan.spec.in_channels)]
+        return [
+            (part, slice(0, size)) for part in chunks(plan.spec.batch_size, entries=prod(plan.spec.input_shape[1:]))
+        ]
+
+    def _spread(self, means: Tensor, some: slice, plan: Plan) -> Tensor:
+        """The control variate of some examples at some positions."""
+        assert isinstance(plan.control, CellMeans)
+        means = means.unflatten(1, (-1, plan.control.cells))
+        cells = plan.control.cell_of(means.device)[some]
+        return means.expand(-1, -1, len(cells)) if plan.control.cells == 1 else means.index_select(2, cells)
+
+    def _restored(self, kept: Kept, part: slice, some: slice, plan: Plan) -> Tensor:
+        """The unbiased estimate ``[n, C, s]`` of some examples and positions: what is kept, and means elsewhere."""
+        examples, size = part.stop - part.start, some.stop - some.start
+        if kept.means is None:
+            flat = kept.entries.new_zeros(examples, kept.entries.shape[1], size)
+        else:
+            flat = self._spread(kept.means[part], some, plan).clone(memory_format=torch.contiguous_format)
+        if self._by_example(plan) and plan.spec.batch_size > 1:
+            entries, where = kept.entries[part], kept.where[part] if len(kept.where) > 1 else kept.where
             return flat.scatter_add_(2, where.unsqueeze(1).expand_as(entries), entries)
-        by_channel = flat.transpose(0, 1).flatten(1).index_add(1, where[0], entries[0])
-        return by_channel.unflatten(1, (len(flat), -1)).transpose(0, 1)
+        # Pairs are numbered through the batch; those outside add zeros somewhere.
+        where = kept.where[0] - (part.start * size + some.start)
+        inside = (where >= 0) & (where < examples * size)
+        by_channel = flat.transpose(0, 1).flatten(1)
+        by_channel = by_channel.index_add(1, where.clamp(0, examples * size - 1), kept.entries[0] * inside)
+        return by_channel.unflatten(1, (examples, size)).transpose(0, 1)
 
     def _depthwise(self, kept: Kept, output_grad: Tensor, plan: Plan) -> Tensor:
         """The weight VJP by a fused kernel, which treats one dimension as two and restores no more than a plane."""
