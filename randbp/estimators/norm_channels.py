@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from .base import SHARE
+from .channel_unit import CHANNELS
 from .sample_plan import Plan
 from .sampled import Sampled
 from .samplers import ByNorm, Sampler
-from .sampling_units import CHANNELS
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Sampled(Estimator):
     A subclass names the parts; all else follows from them, its description included.
 
     Attributes:
-        unit: The places: ``POSITIONS``, ``ROWS``, ``EXAMPLES`` or ``CHANNELS`` of :mod:`.sampling_units`.
+        unit: The places: ``POSITIONS``, ``ROWS`` or ``EXAMPLES`` of :mod:`.sampling_units`, or ``CHANNELS``.
 
     Example:
         >>> from randbp import tn

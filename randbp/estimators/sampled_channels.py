@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from .channel_unit import CHANNELS
 from .sample_plan import Plan
 from .sampled import Sampled
 from .samplers import Bernoulli, Sampler, Uniform
-from .sampling_units import CHANNELS
 
 
 @dataclass(frozen=True)
