@@ -21,6 +21,7 @@ from .rows import PartnerTable, gathered_product, pieces, rows_by_rows, scattere
 from .segments import Segments, flat_spatial, memory_rows
 
 PIECE = 2**20  # most elements of one side that are multiplied together, so that they stay in a CPU's cache [elements]
+SMALL_PIECE = 2**19  # least such number; between the two, a quarter of the output gradient, to take little memory
 
 
 def weight_vjp_of_class(
@@ -87,7 +88,8 @@ def _segment_products(
     starts = table[:, segments.numbers]
     (batch, wide), narrow, entries = output_grad.shape[:2], kept.shape[1], len(starts)
     out = kept.new_zeros(groups, wide // groups * entries, narrow // groups)
-    for part, some in _pieces(batch, segments.numbers.shape[1], max(wide * entries, narrow) * segments.length, kept):
+    elements = max(wide * entries, narrow) * segments.length
+    for part, some in _pieces(batch, segments.numbers.shape[1], elements, output_grad):
         place = starts if starts.shape[1] == 1 else starts[:, part]
         padded = F.pad(output_grad[part], sides) if any(sides) else output_grad[part]
         met = _stretches(padded.flatten(2).contiguous(), place[:, :, some], segments.length)
@@ -107,7 +109,8 @@ def add_columns(total: Tensor, met: Tensor, kept: Tensor) -> None:
 
 def _pieces(batch: int, count: int, elements: int, like: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of the batch and of each example's segments, few enough to stay in the cache of a CPU."""
-    most = max(1, PIECE // max(1, elements)) if like.device.type == "cpu" else batch * count
+    piece = min(PIECE, max(SMALL_PIECE, like.numel() // 4))
+    most = max(1, piece // max(1, elements)) if like.device.type == "cpu" else batch * count
     examples = max(1, most // max(1, count))
     for start in range(0, batch if count else 0, examples):
         for begin in range(0, count, min(count, most)):
