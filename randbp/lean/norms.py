@@ -292,8 +292,9 @@ def rms_norm(
         return NotImplemented
 
     def normalise(x: Tensor) -> tuple[Tensor, None, Tensor]:
+        y = call.run()  # first, so that errors are PyTorch's
         precise = x.reshape(-1, columns).to(torch.promote_types(x.dtype, torch.float32))
         small = torch.finfo(x.dtype).eps if eps is None else eps
-        return call.run(), None, precise.square().mean(1).add_(small).rsqrt_()
+        return y, None, precise.square().mean(1).add_(small).rsqrt_()
 
     return _hold(call, input, weight, None, _Rows(columns, centred=False), normalise)

@@ -100,8 +100,9 @@ def test_inputs_and_output_gradients_may_lie_in_memory_in_any_way(
             dense = gradients(lean(NORMS[name], True, bits=8), x, parameters, grad.contiguous())
     exact = gradients(NORMS[name], x, parameters, grad.contiguous())
     assert torch.equal(ours[0], exact[0]) and len(ours) == len(exact)
+    largest = 1e-4 if of_input != "one number" else 4e-4  # one number's deviation is 0, so gradients grow by 1e-5**-0.5
     for mine, same, other in zip(ours, dense, exact, strict=True):
-        torch.testing.assert_close(mine, same, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mine, same, rtol=1e-4, atol=largest)
         assert (mine - other).norm() <= 0.05 * other.norm() + 0.02 * grad.norm()
 
 
