@@ -1,4 +1,7 @@
-"""Weight VJPs of depthwise convolutions, of an input whose kept entries are put back into memory plane by plane."""
+"""Weight VJPs of depthwise convolutions, of an input whose kept entries are put back into memory plane by plane.
+
+For sampled inputs only; contraction plans have kernels of their own (:mod:`randbp.tn.execute.diagonals`).
+"""
 
 from collections.abc import Sequence
 

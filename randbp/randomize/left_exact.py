@@ -1,4 +1,4 @@
-"""Reasons why chosen layers stay exact."""
+"""Reasons, seen when a model runs, why chosen layers stay exact; :mod:`randbp.layers.rule` has those known before."""
 
 from collections.abc import Container, Mapping
 

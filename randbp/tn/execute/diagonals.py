@@ -51,7 +51,7 @@ class Depthwise(WeightGradient):
             return None
         patterns = tuple(p.pattern for p in patterns_of(join))
         examples = join.volume(left & right & ~join.roles.all & ~join.out)
-        return self.work(patterns, examples)[0] if choose(patterns, examples) is self else None
+        return self.work(patterns, examples)[0] if fastest_way(patterns, examples) is self else None
 
     def multiplications(self, join: Join, form: Any) -> int:
         """All multiply-adds, the wasted ones too."""
@@ -62,7 +62,7 @@ class Depthwise(WeightGradient):
         return ()
 
 
-def choose(patterns: Patterns, examples: int) -> Depthwise | None:
+def fastest_way(patterns: Patterns, examples: int) -> Depthwise | None:
     """The fastest way for a number of examples; ``None`` if a native kernel is faster."""
     if not patterns or any(p.nonzeros == 0 for p in patterns):
         return None
