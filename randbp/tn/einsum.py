@@ -1,6 +1,7 @@
 """The naive meaning of a network: one einsum over dense operands, with every pattern built in full."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -117,7 +118,5 @@ def _grouping(axis: Axis, sizes: Mapping[str, int]) -> Tensor:
 
 def _one_hot(index: Tensor, node: Selection, sizes: Mapping[str, int]) -> Tensor:
     targets = [sizes[leg] for leg in node.targets]
-    count = 1
-    for size in targets:
-        count *= size
-    return (index.long()[..., None] == torch.arange(count, device=index.device)).long().unflatten(-1, targets)
+    positions = torch.arange(prod(targets), device=index.device)
+    return (index.long()[..., None] == positions).long().unflatten(-1, targets)

@@ -1,7 +1,7 @@
 """The parts a tensor network is made of: dense operands, index patterns and selections, joined by named
 legs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -167,11 +167,6 @@ def leg_counts(nodes: tuple[Node, ...]) -> dict[str, int]:
         for leg in set(node.legs):
             counts[leg] = counts.get(leg, 0) + 1
     return counts
-
-
-def operands(nodes: tuple[Node, ...]) -> Iterator[Operand]:
-    """The dense operands among the nodes."""
-    return (node for node in nodes if isinstance(node, Operand))
 
 
 def volume(legs: tuple[str, ...] | frozenset[str] | set[str], sizes: Mapping[str, int]) -> int:

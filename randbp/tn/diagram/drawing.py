@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..network import Network
-from ..nodes import Operand, Pattern, Selection
+from ..nodes import Operand, Pattern, Selection, leg_counts
 from .placement import Point, place
 
 SYMBOLS = {
@@ -77,10 +77,7 @@ def sketch(net: Network) -> Sketch:
             joint += 1
         elif len(holders) == 2:
             lines.append(Line((holders[0], holders[1]), legs))
-        elif is_open:
-            lines.append(Line((holders[0], stub), legs))
-            stub += 1
-        else:  # held by one node and summed: it ends in a joint of its own
+        else:  # open, or held by one node and summed
             lines.append(Line((holders[0], stub), legs))
             stub += 1
     return Sketch(nodes, joints, stub - nodes - joints, tuple(lines))
@@ -116,14 +113,15 @@ def draw(net: Network, ax: Any = None, title: str | None = None) -> Any:
     plan = sketch(net)
     points = place(plan.nodes, plan.joints, plan.stubs, [line.ends for line in plan.lines])
     if ax is None:
-        width, height = _extent(points)
-        figure = Figure(figsize=(1.0 * width + 1.2, 1.0 * height + 1.5))
+        width, height = (max(along) - min(along) for along in zip(*points, strict=True)) if points else (0.0, 0.0)
+        figure = Figure(figsize=(width + 2.2, height + 2.5))
         ax = figure.add_axes((0.02, 0.02, 0.96, 0.86))
     ax.set_aspect("equal")
     ax.set_axis_off()
     ax.set_title(net.name if title is None else title, fontsize=FONT + 1)
     dropped = {node.sample for node in net.nodes if isinstance(node, Selection)}
-    summed = _private(net)
+    holders = leg_counts(net.nodes)
+    summed = {leg for leg in net.sizes if holders.get(leg) == 1 and leg not in net.open_legs}  # by one tensor alone
     for line in plan.lines:
         _draw_line(ax, points, line, dropped, summed)
     for index in range(plan.nodes, plan.nodes + plan.joints):
@@ -220,11 +218,6 @@ def _crosses(box: tuple[float, float, float, float], segment: tuple[Point, Point
     )
 
 
-def _private(net: Network) -> set[str]:
-    """Summed legs that only one tensor holds."""
-    return {leg for leg in net.sizes if sum(leg in node.legs for node in net.nodes) == 1 and leg not in net.open_legs}
-
-
 def symbol(slot: str) -> str:
     """The usual mathematical symbol for a slot."""
     return SYMBOLS.get(slot, r"\mathrm{" + slot.replace("_", r"\_").replace(" ", r"\ ") + "}")
@@ -257,11 +250,6 @@ def _glyphs(legs: tuple[str, ...]) -> float:
 def _order(leg: str) -> tuple[int, str]:
     known = "ngcdiokv"
     return (known.find(leg[0]) if leg[0] in known else len(known), leg)
-
-
-def _extent(points: list[Point]) -> tuple[float, float]:
-    xs, ys = [x for x, _ in points] or [0.0], [y for _, y in points] or [0.0]
-    return max(xs) - min(xs) + 1, max(ys) - min(ys) + 1
 
 
 def equation(net: Network) -> str:

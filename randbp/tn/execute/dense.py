@@ -51,11 +51,6 @@ def sums_by_products(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
-def scale(factor: float) -> TensorFunction:
-    """Multiply by a number."""
-    return lambda x: x * factor
-
-
 def one(dtype: torch.dtype, device: torch.device) -> TensorFunction:
     """The number one: the operand of networks that hold no tensor."""
     return lambda: torch.ones((), dtype=dtype, device=device)

@@ -186,14 +186,10 @@ def _block(gram: Tensor, first: tuple[int, ...], second: tuple[int, ...]) -> Ten
     return gram
 
 
-def _length(p: IndexPattern) -> int:
-    """Number of positions that windows reach, from the start of the left padding."""
-    return p.stride * (p.output_size - 1) + p.dilation * (p.kernel_size - 1) + 1
-
-
 def _padded(p: IndexPattern) -> int:
     """Number of positions of a buffer with enough zeros that no lag leaves it."""
-    return max(_length(p), p.padding + p.input_size) + p.dilation * (p.kernel_size - 1)
+    reach = p.dilation * (p.kernel_size - 1)
+    return max(p.stride * (p.output_size - 1) + reach + 1, p.padding + p.input_size) + reach
 
 
 def _borders(

@@ -1,6 +1,9 @@
 """Kernels for selections: index tables computed from the index at run time, gathers and scatters through
 them."""
 
+from math import prod
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_zeros
@@ -9,37 +12,39 @@ from ...layers.pattern import IndexPattern
 from .program import TensorFunction
 
 
-def table(
-    target_sizes: tuple[int, ...],
-    via: tuple[tuple[str, IndexPattern] | None, ...],
-    determined_sizes: tuple[int, ...],
-) -> TensorFunction:
+class Targets(NamedTuple):
+    """What an index chooses, and what follows from it.
+
+    Attributes:
+        sizes: Sizes of the legs whose grid the index counts through.
+        via: Per target its role (``"i"``, ``"o"`` or ``"k"``) in a merged pattern, or None.
+        determined: Sizes of the determined legs.
+    """
+
+    sizes: tuple[int, ...]
+    via: tuple[tuple[str, IndexPattern] | None, ...]
+    determined: tuple[int, ...]
+
+
+def table(targets: Targets) -> TensorFunction:
     """Positions in the grid of determined legs, for each chosen value and free leg.
 
     The kernel maps an index ``[*batch, S]`` to ``[*batch, S, F1, F2, …]``. Where nothing is met it gives the
     grid's volume, the position of an extra zero.
-
-    Args:
-        target_sizes: Sizes of the legs whose grid the index counts through.
-        via: Per target its role (``"i"``, ``"o"`` or ``"k"``) in a merged pattern, or None.
-        determined_sizes: Sizes of the determined legs.
     """
-    free = sum(entry is not None for entry in via)
-    volume = 1
-    for size in determined_sizes:
-        volume *= size
+    free, volume = sum(entry is not None for entry in targets.via), prod(targets.determined)
 
     def kernel(index: Tensor) -> Tensor:
         remainder = index.long()  # positions may be beyond what the index's type holds
         values = []
-        for size in reversed(target_sizes):
+        for size in reversed(targets.sizes):
             values.append(remainder % size)
             remainder = torch.div(remainder, size, rounding_mode="floor")
         values.reverse()
         position: Tensor | None = None
         valid: Tensor | None = None
         dim = 0
-        for value, entry, size in zip(values, via, determined_sizes, strict=True):
+        for value, entry, size in zip(values, targets.via, targets.determined, strict=True):
             value = value.reshape(*value.shape, *(1,) * free)
             if entry is not None:
                 value, ok = _through(value, entry, dim - free)
@@ -103,11 +108,8 @@ def scatter(batched: bool, kept: tuple[tuple[int, int], ...], volume: int) -> Te
         positions = _combined(positions, kept, width, free)
         sizes = [size for _, size in kept]
         rest = x.shape[batched : x.ndim - free]
-        total = width
-        for size in sizes:
-            total *= size
         source = x.flatten(x.ndim - free)
-        buffer = x.new_zeros((*source.shape[:-1], total))
+        buffer = x.new_zeros((*source.shape[:-1], width * prod(sizes)))
         if batched:
             flat = positions.reshape(x.shape[0], *(1,) * len(rest), -1).expand(source.shape)
             buffer.scatter_add_(-1, flat, source)

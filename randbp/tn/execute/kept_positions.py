@@ -1,6 +1,6 @@
 """VJPs of kept positions of one class, and of tensors that are constant over positions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ from ...layers.pattern import IndexPattern
 from ..operations.position_classes import PositionClass
 from .banded import banded
 from .dense import add_product
+from .indexed import Targets
 from .program import TensorFunction
 from .rows import PartnerTable, gathered_product, pieces, rows_by_rows, scattered_product
 from .segments import Segments, flat_spatial, memory_rows
@@ -27,22 +28,16 @@ SMALL_PIECE = 2**19  # least such number; between the two, a quarter of the outp
 def weight_vjp_of_class(
     kept: Tensor, where: Segments, output_grad: Tensor, positions: PositionClass, pointwise: bool, spec: LayerSpec
 ) -> Tensor:
-    """The weight VJP ``[G, D / G, C / G, *K]`` of kept inputs of a class, for its kernel entries.
+    """The weight VJP ``[G, D / G, C / G, *K]`` of kept inputs ``[N, C, S]`` of a class, for its kernel entries.
 
-    Args:
-        kept: ``[N, C, S]``.
-        where: Which positions of the class they are.
-        output_grad: ``[N, D, *O]``.
-        positions: The class.
-        pointwise: Whether each position meets the output of the same number.
-        spec: The layer.
+    ``pointwise`` says whether each position meets the output of the same number.
     """
     if where.length > 1 and not pointwise:
         return _segment_products(kept, where, output_grad, positions, spec.groups)
     if pointwise:
         grad = _pointwise_products(kept, where, output_grad, spec.groups)
     else:
-        kernel = _gathered(positions.patterns, role(spec, "input"), spec.groups)
+        kernel = _product(gathered_product, positions.patterns, role(spec, "input"), spec.groups)
         grad = kernel(flat_spatial(output_grad), kept.transpose(1, 2), where.numbers)
     return grad.view(*grad.shape[:3], *(p.kernel_size for p in positions.patterns))
 
@@ -50,16 +45,11 @@ def weight_vjp_of_class(
 def input_vjp_of_class(
     kept: Tensor, where: Tensor, matrices: Tensor, positions: PositionClass, spec: LayerSpec
 ) -> Tensor:
-    """The input VJP, as rows ``[N, I, C]``, of kept outputs of a class.
+    """The input VJP, as rows ``[N, I, C]``, of kept outputs ``[N, D, S]`` of a class, at numbers ``[N or 1, S]``.
 
-    Args:
-        kept: ``[N, D, S]``.
-        where: Which positions of the class they are, ``[N or 1, S]``.
-        matrices: The weight ``[G, D / G, C / G, *K]`` at the kernel entries of the class.
-        positions: The class.
-        spec: The layer.
+    ``matrices`` are the weight ``[G, D / G, C / G, *K]`` at the kernel entries of the class.
     """
-    kernel = _scattered(positions.patterns, role(spec, "output"), spec.groups)
+    kernel = _product(scattered_product, positions.patterns, role(spec, "output"), spec.groups)
     return kernel(matrices.flatten(3) if spec.dims else matrices.unsqueeze(3), kept.transpose(1, 2), where)
 
 
@@ -141,7 +131,7 @@ def _met(positions: PositionClass, length: int, device: torch.device) -> tuple[l
         size = before + pattern.output_size + after
         widened.append(replace(pattern, output_size=size, padding=pattern.padding + before))
         margins = [before, after, *margins]
-    table = PartnerTable(*_partners(tuple(widened), "i"))
+    table = PartnerTable(_partners(tuple(widened), "i"))
     return margins, without_modes(lambda: table(device)[:, ::length].contiguous())  # no tensor without data is kept
 
 
@@ -178,22 +168,17 @@ def input_vjp_of_mean(mean: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     return kernel(product.contiguous()).view(spec.input_shape)
 
 
-@lru_cache(maxsize=512)
-def _gathered(patterns: tuple[IndexPattern, ...], side: str, groups: int) -> TensorFunction:
-    return gathered_product(*_partners(patterns, side), groups)
+@lru_cache(maxsize=1024)
+def _product(
+    make: Callable[[Targets, int], TensorFunction], patterns: tuple[IndexPattern, ...], side: str, groups: int
+) -> TensorFunction:
+    return make(_partners(patterns, side), groups)
 
 
-@lru_cache(maxsize=512)
-def _scattered(patterns: tuple[IndexPattern, ...], side: str, groups: int) -> TensorFunction:
-    return scattered_product(*_partners(patterns, side), groups)
-
-
-def _partners(
-    patterns: tuple[IndexPattern, ...], side: str
-) -> tuple[tuple[int, ...], tuple[tuple[str, IndexPattern], ...], tuple[int, ...]]:
+def _partners(patterns: tuple[IndexPattern, ...], side: str) -> Targets:
     inputs, outputs = tuple(p.input_size for p in patterns), tuple(p.output_size for p in patterns)
     here, there = (inputs, outputs) if side == "i" else (outputs, inputs)
-    return here, tuple((side, pattern) for pattern in patterns), there
+    return Targets(here, tuple((side, pattern) for pattern in patterns), there)
 
 
 @lru_cache(maxsize=512)

@@ -16,13 +16,7 @@ LARGE = 2**21
 
 
 def native_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
-    """The exact weight VJP, by the kernel that PyTorch's autograd calls.
-
-    Args:
-        input: ``[N, C, *I]``; ``N`` need not be the spec's.
-        output_grad: ``[N, D, *O]``.
-        spec: The layer.
-    """
+    """The exact weight VJP of any number of examples, by the kernel that PyTorch's autograd calls."""
     if isinstance(spec, LinearSpec):
         return (_rows(output_grad).t() @ _rows(input)).unsqueeze(2)
     extra = _extra_padding(spec)
@@ -53,13 +47,7 @@ def native_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Te
 
 
 def examples_together(given: Tensor, weight: Tensor, elements: int) -> int:
-    """Examples per call: on a CPU, a native kernel holds a second copy of its results in another memory order.
-
-    Args:
-        given: Input or output gradient ``[N, …]``.
-        weight: The layer's.
-        elements: Number of elements of the result.
-    """
+    """Examples per call: on a CPU, a native kernel holds a second copy of its results in another memory order."""
     plain = given.device.type == "cpu" and given.is_contiguous() and weight.is_contiguous()
     if not plain or elements < LARGE:
         return len(given)

@@ -157,7 +157,8 @@ def _matrix(
 
 def _copying(builder: Builder, value: Value, legs: tuple[str, ...]) -> tuple[bool, int]:
     """Cost of copying a value into another order: the number of torn lines of memory, then that of pieces."""
-    return builder.unmoved(value, legs) < machine.cpu.line, builder.pieces(value, legs)
+    neighbours, pieces = builder.moving(value, legs)
+    return neighbours < machine.cpu.line, pieces
 
 
 def _lies(

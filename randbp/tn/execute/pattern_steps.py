@@ -27,7 +27,7 @@ class BandedSums(Kernel):
 
     def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
         """Contract each pattern with ones on its third leg."""
-        patterns, value = patterns_of(join), _without_private(builder, join, values[0])
+        patterns, value = patterns_of(join), without_private(builder, join, values[0])
         held, reached = (tuple(getattr(p, role) for p in patterns) for role in form)
         rest = tuple(leg for leg in value.legs if leg not in held)
         value = builder.convert(value, (rest[:1], rest[1:], *((leg,) for leg in held)))
@@ -57,7 +57,7 @@ class WindowsOrPlaces(Kernel):
 
     def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
         """Windows where the tensor holds inputs, places where the result does, and sums over what is left."""
-        value, patterns, out = _without_private(builder, join, values[0]), patterns_of(join), join.legs.names(join.out)
+        value, patterns, out = without_private(builder, join, values[0]), patterns_of(join), join.legs.names(join.out)
         name = "place"
         held = {p.i for p in patterns if p.i in value.legs}
         if held:
@@ -80,7 +80,7 @@ def patterns_of(join: Join) -> tuple[Pattern, ...]:
     return join.relation.patterns
 
 
-def _without_private(builder: Builder, join: Join, value: Value) -> Value:
+def without_private(builder: Builder, join: Join, value: Value) -> Value:
     """The tensor summed over legs that neither the relation nor the result has."""
     private = join.legs.names(join.tensors[0] & ~(join.out | join.roles.all))
     return builder.sum(value, [leg for leg in value.legs if leg in private])

@@ -126,16 +126,11 @@ class Builder:
             self.copied += self.volume(wanted)
         return Value(register, axes)
 
-    def pieces(self, value: Value, legs: tuple[str, ...]) -> int:
-        """Number of pieces in which the value's legs are moved to another order."""
-        have, want = (tuple(leg for leg in order if self.sizes[leg] > 1) for order in (value.legs, legs))
-        return len(_runs(have, want))
-
-    def unmoved(self, value: Value, legs: tuple[str, ...]) -> int:
-        """Number of neighbours in memory that stay neighbours when the value's legs are moved to another order."""
+    def moving(self, value: Value, legs: tuple[str, ...]) -> tuple[int, int]:
+        """How many neighbours in memory stay so if the value's legs are put in another order; the pieces that move."""
         have, want = (tuple(leg for leg in order if self.sizes[leg] > 1) for order in (value.legs, legs))
         runs = _runs(have, want)
-        return self.volume(runs[-1]) if runs and runs[-1][-1] == want[-1] else 1
+        return self.volume(runs[-1]) if runs and runs[-1][-1] == want[-1] else 1, len(runs)
 
     def _repeat(self, value: Value, extra: tuple[str, ...]) -> Value:
         axes = (*((leg,) for leg in extra), *value.axes)
@@ -152,7 +147,7 @@ class Builder:
         keep = tuple(leg for leg in value.legs if leg not in gone)
         missing = self.volume(gone - set(value.legs))
         if missing > 1:
-            value = Value(self.program.emit(dense.scale, (value.register,), missing), value.axes)
+            value = Value(self.program.emit(dense.view, (value.register,), "mul", missing), value.axes)
         if len(keep) == len(value.legs) or all(self.sizes[leg] == 1 for leg in gone & set(value.legs)):
             return Value(self.convert(value, tuple((leg,) for leg in keep)).register, tuple((leg,) for leg in keep))
         if self._apart.get(value.register, 1) > 1:

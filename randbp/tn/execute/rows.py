@@ -11,25 +11,19 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ...layers.pattern import IndexPattern
 from ..planning import machine
-from . import indexed
 from .dense import add_product, lying
+from .indexed import Targets, table
 from .program import TensorFunction
 
 
-def gathered_product(
-    target_sizes: tuple[int, ...],
-    via: tuple[tuple[str, IndexPattern] | None, ...],
-    determined_sizes: tuple[int, ...],
-    groups: int,
-) -> TensorFunction:
+def gathered_product(targets: Targets, groups: int) -> TensorFunction:
     """``out[g a b f] = Σ_{r s} x[r, g a, p(index[r s], f)] rows[r, s, g b]``: the weight VJP of kept positions.
 
     The kernel takes ``x [R, G·A, P]``, ``rows [R, S, G·B]`` and an index ``[R or a divisor of it, S]``, whose rows
     repeat for consecutive ``r``; it gives ``[G, A, B, F]``.
     """
-    table = PartnerTable(target_sizes, via, determined_sizes)
+    table = PartnerTable(targets)
 
     def kernel(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         batch, channels, positions = x.shape
@@ -107,19 +101,13 @@ def _with_blank(x: Tensor) -> Tensor:
     return blank.flatten(0, 1)
 
 
-def scattered_product(
-    target_sizes: tuple[int, ...],
-    via: tuple[tuple[str, IndexPattern] | None, ...],
-    determined_sizes: tuple[int, ...],
-    groups: int,
-) -> TensorFunction:
+def scattered_product(targets: Targets, groups: int) -> TensorFunction:
     """``out[r p g b] = Σ_{s f: p(index[r s], f) = p} Σ_a rows[r, s, g a] x[g a b f]``: the input VJP of kept positions.
 
     The kernel takes ``x [G, A, B, F]``, ``rows [R, S, G·A]`` and an index ``[R or a divisor of it, S]``; it gives
-    ``[R, P, G·B]``. Arguments as in `gathered_product`.
+    ``[R, P, G·B]``.
     """
-    table = PartnerTable(target_sizes, via, determined_sizes)
-    positions = prod(determined_sizes)
+    table, positions = PartnerTable(targets), prod(targets.determined)
 
     def kernel(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         batch = rows.shape[0]
@@ -137,14 +125,9 @@ def scattered_product(
 class PartnerTable:
     """Partners of all positions, ``[F, grid]``, computed at the first call."""
 
-    def __init__(
-        self,
-        target_sizes: tuple[int, ...],
-        via: tuple[tuple[str, IndexPattern] | None, ...],
-        determined_sizes: tuple[int, ...],
-    ) -> None:
-        self._kernel = indexed.table(target_sizes, via, determined_sizes)
-        self._grid, self._none = prod(target_sizes), prod(determined_sizes)
+    def __init__(self, targets: Targets) -> None:
+        self._kernel = table(targets)
+        self._grid, self._none = prod(targets.sizes), prod(targets.determined)
         self._made: dict[torch.device, Tensor] = {}
 
     @cached_property
@@ -176,12 +159,10 @@ def _offsets(batch: int, length: int, device: torch.device) -> Tensor:
     return torch.arange(0, batch * length, length, device=device).unsqueeze(1)
 
 
-def rows_by_rows(left: Tensor, right: Tensor, groups: int, total: Tensor | None = None) -> Tensor:
-    """``[R, G·A]`` and ``[R, G·B]`` to ``[G, A, B]``: the product over rows within each group, added to a total."""
-    first = total is None
-    if total is None:
-        total = left.new_empty(groups, left.shape[1] // groups, right.shape[1] // groups)
-    add_rows_by_rows(total, left, right, first)
+def rows_by_rows(left: Tensor, right: Tensor, groups: int) -> Tensor:
+    """``[R, G·A]`` and ``[R, G·B]`` to ``[G, A, B]``: the product over rows within each group."""
+    total = left.new_empty(groups, left.shape[1] // groups, right.shape[1] // groups)
+    add_rows_by_rows(total, left, right, first=True)
     return total
 
 

@@ -8,6 +8,7 @@ from ..planning.relations import Lookup
 from ..planning.steps import Cost, Join
 from . import indexed, rows
 from .kernel import Kernel, Kind, Lowered
+from .pattern_steps import without_private
 from .registers import Axes, Builder, Value
 
 
@@ -32,12 +33,10 @@ class GatherOrScatter(Kernel):
     def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
         """A gather if the tensor holds positions, and a scatter if the result does."""
         relation, out = _lookup(join), join.legs.names(join.out)
-        private = join.legs.names(join.tensors[0] & ~(join.out | join.roles.all))
-        value = builder.sum(values[0], [leg for leg in values[0].legs if leg in private])
+        value = without_private(builder, join, values[0])
         determined, free, batch = relation.determined, relation.free, relation.selection.batch
-        table = builder.program.emit(
-            indexed.table, (builder.indices[relation.selection.slot],), *_static(builder, relation)
-        )
+        index = builder.indices[relation.selection.slot]
+        table = builder.program.emit(indexed.table, (index,), _targets(builder, relation))
         volume, name = builder.volume(determined), "scatter"
 
         def inner(legs: Any) -> tuple[Axes, tuple[str, ...]]:
@@ -123,7 +122,7 @@ class RowProduct(Kernel):
         summed = tuple(leg for leg in shared if leg not in out)
         lone = tuple(leg for leg in tensor.legs if leg not in (*shared, *own))
         lone_rows = tuple(leg for leg in chosen.legs if leg not in (*shared, *own))
-        static = *_static(builder, relation), builder.volume(groups)
+        static = _targets(builder, relation), builder.volume(groups)
         index = builder.indices[selection.slot]
         lead = (
             *selection.batch,
@@ -145,12 +144,12 @@ def _lookup(join: Join) -> Lookup:
     return join.relation
 
 
-def _static(builder: Builder, relation: Lookup) -> tuple[Any, ...]:
-    """Sizes of the chosen legs, the role of each in the pattern that it feeds, and sizes of the legs that follow."""
+def _targets(builder: Builder, relation: Lookup) -> indexed.Targets:
     roles: list[tuple[str, IndexPattern] | None] = [
         None if p is None else ("i" if target == p.i else "o" if target == p.o else "k", p.pattern)
         for p, target in zip(relation.via, relation.selection.targets, strict=True)
     ]
-    sizes = builder.sizes
-    targets, determined = relation.selection.targets, relation.determined
-    return tuple(sizes[leg] for leg in targets), tuple(roles), tuple(sizes[leg] for leg in determined)
+    chosen, determined = (
+        builder.shape(tuple((leg,) for leg in legs)) for legs in (relation.selection.targets, relation.determined)
+    )
+    return indexed.Targets(chosen, tuple(roles), determined)

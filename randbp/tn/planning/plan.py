@@ -166,7 +166,7 @@ def lowered(net: Network, form: Network, search: Search, path: Path) -> tuple[Pl
     value = builder.sum(value, [leg for leg in value.legs if leg not in form.open_legs])
     result = builder.store(value, form.output)
     if not scaled:
-        result = program.emit(dense.scale, (result,), scale)
+        result = program.emit(dense.view, (result,), "mul", scale)
     needed = program.finish(result)
     # Windows of a Gram matrix are looked through and never made.
     shown = tuple(step if made in needed else replace(step, kernel="view", result_bytes=0) for step, made in steps)
@@ -186,6 +186,6 @@ def _scale_operands(builder: Builder, values: list[Value], factor: float, size: 
         return values, False
     values = list(values)
     for index in chosen:
-        register = builder.program.emit(dense.scale, (values[index].register,), factor)
+        register = builder.program.emit(dense.view, (values[index].register,), "mul", factor)
         values[index] = replace(values[index], register=register)
     return values, True

@@ -53,7 +53,7 @@ class Lookup:
     def enumerated(self) -> tuple[str, ...]:
         """Free legs that the patterns add to the selection's own."""
         pairs = zip(self.via, self.selection.targets, strict=True)
-        return tuple(free_leg(pattern, target) for pattern, target in pairs if pattern is not None)
+        return tuple(p.o if target == p.k else p.k for p, target in pairs if p is not None)
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class Lookup:
     def determined(self) -> tuple[str, ...]:
         """Legs whose value the table gives."""
         pairs = zip(self.via, self.selection.targets, strict=True)
-        return tuple(target if pattern is None else other_leg(pattern, target) for pattern, target in pairs)
+        return tuple(target if p is None else p.o if target == p.i else p.i for p, target in pairs)
 
     @property
     def legs(self) -> tuple[str, ...]:
@@ -81,16 +81,6 @@ class Lookup:
 
 
 Relation = Windows | Lookup
-
-
-def free_leg(pattern: Pattern, target: str) -> str:
-    """The leg of a pattern that stays free when ``target`` is given: kernel or output."""
-    return pattern.o if target == pattern.k else pattern.k
-
-
-def other_leg(pattern: Pattern, target: str) -> str:
-    """The leg of a pattern that is determined by the target and the free leg."""
-    return pattern.o if target == pattern.i else pattern.i
 
 
 ONE = Operand("1", ())
