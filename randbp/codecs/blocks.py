@@ -6,12 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..kernels.noise import BLOCK
 from ..kernels.packing import packed_size
 from .flat import Flat, needed
 from .stream import Stream
 from .uniform import Uniform
-
-_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class Blocks(Flat):
 
     bits: int
     dithered: ClassVar[bool] = True
-    unit: ClassVar[int] = _BLOCK
+    unit: ClassVar[int] = BLOCK
 
     def _layout(self, count: int) -> Uniform:
-        return Uniform(self.bits, count, max(1, min(_BLOCK, count)), dithered=True)
+        return Uniform(self.bits, count, max(1, min(BLOCK, count)), dithered=True)
 
     def nbytes(self, count: int) -> int:
         """Bytes of codes and scales."""
@@ -48,8 +47,8 @@ class Blocks(Flat):
     def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:
         stream, layout = needed(noise), self._layout(count)
         codes, scales = self._split(held, layout)
-        first, some = part.start // _BLOCK, Uniform(self.bits, part.stop - part.start, layout.block, dithered=True)
-        codes, scales = codes[:, first * packed_size(_BLOCK, self.bits) :], scales[:, first : first + some.blocks]
+        first, some = part.start // BLOCK, Uniform(self.bits, part.stop - part.start, layout.block, dithered=True)
+        codes, scales = codes[:, first * packed_size(BLOCK, self.bits) :], scales[:, first : first + some.blocks]
         return some.decode(codes, scales, stream.seed, stream.take(layout.blocks) + first).view(-1)
 
     def variance(self, values: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..kernels.packing import pack, packed_size, unpack
@@ -18,6 +17,7 @@ class Codes(Flat):
         bits: Bits per entry, 1 to 8.
 
     Example:
+        >>> import torch
         >>> codes = torch.tensor([3, 0, 2], dtype=torch.uint8)
         >>> held = Codes(2).encode(codes)
         >>> held.nbytes, Codes(2).decode(held, 3)
@@ -36,7 +36,3 @@ class Codes(Flat):
 
     def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:
         return unpack(held, self.bits, count)[part]
-
-    def variance(self, values: Tensor) -> Tensor:
-        """Zeros."""
-        return torch.zeros(values.shape, device=values.device)

@@ -48,9 +48,17 @@ class Flat(ABC):
     def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:
         """A part that begins and ends at multiples of :attr:`unit`, or ends with the entries."""
 
-    @abstractmethod
     def variance(self, values: Tensor) -> Tensor:
-        """Variance over the noise of each entry that is decoded of these values; NaN of those that come back as NaN."""
+        """Variance over the noise of each entry that is decoded of these values; NaN of those that come back as NaN.
+
+        Zeros of what is exact.
+
+        Example:
+            >>> from randbp.codecs import Mask
+            >>> Mask().variance(torch.tensor([True, False]))
+            tensor([0., 0.])
+        """
+        return torch.zeros(values.shape, device=values.device)
 
     def times(self, values: Tensor, held: Tensor, noise: Stream | None = None) -> Tensor:
         """Flat values times the entries, in the values' dtype."""

@@ -6,11 +6,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.noise import BLOCK
 from ..kernels.packing import pack, packed_size, to_bytes, unpack
 from .flat import Flat, needed
 from .stream import Stream
-
-_BLOCK = 256
 
 _SPREAD = 2.0
 """Standard deviations of the logarithms below their mean, at which the levels end."""
@@ -43,12 +42,12 @@ class Geometric(Flat):
     """
 
     bits: int
-    unit: ClassVar[int] = _BLOCK
+    unit: ClassVar[int] = BLOCK
 
     @staticmethod
     def _blocks(count: int) -> tuple[int, int]:
         """How many blocks, and their entries."""
-        block = max(1, min(_BLOCK, count))
+        block = max(1, min(BLOCK, count))
         return -(-count // block), block
 
     def nbytes(self, count: int) -> int:

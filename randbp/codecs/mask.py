@@ -42,15 +42,6 @@ class Mask(Flat):
         mask: Tensor = unmask(held[bytes_of(part)], part.stop - part.start)
         return mask
 
-    def variance(self, values: Tensor) -> Tensor:
-        """Zeros: a mask is exact.
-
-        Example:
-            >>> Mask().variance(torch.tensor([True, False]))
-            tensor([0., 0.])
-        """
-        return torch.zeros(values.shape, device=values.device)
-
     def apply(self, bits: Tensor, values: Tensor, factor: float = 1.0, other: float | None = None) -> Tensor:
         """Flat entries times the one number or the other: see :func:`randbp.kernels.masked`."""
         result: Tensor = masked(values, bits, factor, other)
