@@ -2,34 +2,20 @@
 
 import numpy as np
 
-from . import derivatives
+from . import derivatives as of
 from .instructions_numba import left, number_of, subtract
 from .jit import function
 
 _GELU, _GELU_TANH, _SILU, _MISH, _SIGMOID, _TANH, _TANHSHRINK, _SOFTPLUS, _ELU, _HARDSWISH = range(10)
 
-_HALF, _ONE, _TWO, _THREE, _FOUR, _TWENTY = (np.float32(n) for n in (0.5, 1, 2, 3, 4, 20))
-_ZERO, _FAR, _REACH, _LARGEST = (
-    np.float32(0),
-    np.float32(derivatives.FAR),
-    np.float32(derivatives.REACH),
-    np.finfo(np.float32).max,
-)
-_LOG2_E, _HIGH, _LOW = np.float32(derivatives.LOG2_E), np.float32(derivatives.LN2_HIGH), np.float32(derivatives.LN2_LOW)
-_UP, _DOWN, _THIRD = np.float32(128.5), np.float32(128), np.float32(1 / 3)
-_E0, _E1, _E2, _E3, _E4, _E5 = (np.float32(c) for c in derivatives.EXP)
-_RATE, _ROOT_HALF, _DENSITY = (
-    np.float32(derivatives.ERFC_RATE),
-    np.float32(derivatives.ROOT_HALF),
-    np.float32(derivatives.DENSITY),
-)
-_C0, _C1, _C2, _C3, _C4 = (np.float32(c) for c in derivatives.ERFC)
-_TANH_RATE, _CUBE, _CUBE_3 = (
-    np.float32(derivatives.TANH_RATE),
-    np.float32(derivatives.CUBE),
-    np.float32(3 * derivatives.CUBE),
-)
-_1, _23, _NAN = np.int32(1), np.int32(23), np.float32(np.nan)
+_ZERO, _HALF, _ONE, _TWO, _THREE, _FOUR, _TWENTY = (np.float32(n) for n in (0, 0.5, 1, 2, 3, 4, 20))
+_UP, _DOWN, _THIRD = (np.float32(n) for n in (128.5, 128, 1 / 3))
+_FAR, _REACH, _LOG2_E, _HIGH, _LOW = (np.float32(n) for n in (of.FAR, of.REACH, of.LOG2_E, of.LN2_HIGH, of.LN2_LOW))
+_RATE, _ROOT_HALF, _DENSITY = (np.float32(n) for n in (of.ERFC_RATE, of.ROOT_HALF, of.DENSITY))
+_TANH_RATE, _CUBE, _CUBE_3 = (np.float32(n) for n in (of.TANH_RATE, of.CUBE, 3 * of.CUBE))
+_E0, _E1, _E2, _E3, _E4, _E5 = (np.float32(c) for c in of.EXP)
+_C0, _C1, _C2, _C3, _C4 = (np.float32(c) for c in of.ERFC)
+_1, _23, _NAN, _LARGEST = np.int32(1), np.int32(23), np.float32(np.nan), np.finfo(np.float32).max
 
 
 @function

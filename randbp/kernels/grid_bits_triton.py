@@ -10,7 +10,7 @@ from .decode_triton import unpacked
 from .derivatives_triton import derivative
 from .grid_bits import room_for, stretched
 from .levels import scale_dtype
-from .mask_bits_triton import pack_mask, unmask
+from .mask_bits_triton import unmask, write_bits
 from .noise import BLOCK, signed, start
 from .noise_triton import keys
 from .packing import packed_size
@@ -27,7 +27,7 @@ def to_grid(values, function, parameters, seed, first, bits, inverse, zero) -> T
         signed(start(seed)), first, len(values), blocks, FUNCTION=function, FACTOR=factor, SECOND=second, THIRD=third,
         INVERSE=inverse, ZERO=zero, STRETCH=stretched(bits)[0], BITS=bits, TOGETHER=together, COLUMNS=columns,
     )  # fmt: skip
-    pack_mask(spoilt, held[packed_size(len(values), bits) :])
+    write_bits(held[packed_size(len(values), bits) :], spoilt)
     return held
 
 

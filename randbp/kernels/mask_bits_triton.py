@@ -13,22 +13,19 @@ from .mask_bits import BLOCK, mask_bytes
 def inside(values: Tensor, test: str, low: float, high: float) -> Tensor:
     """The same bits as the reference's."""
     bits = torch.empty(mask_bytes(len(values)), dtype=torch.uint8, device=values.device)
-    if values.dtype == torch.bool:
-        pack_mask(values, bits)
-    else:
-        low, high = torch.tensor([low, high], dtype=values.dtype).tolist()
-        launch(
-            _inside, triton.cdiv(len(values), BLOCK), values.contiguous(), bits, len(values), TEST=test, LOW=low,
-            HIGH=high, PRECISE=scale_dtype(values.dtype), BLOCK=BLOCK,
-        )  # fmt: skip
+    write_bits(bits, values, test, low, high)
     return bits
 
 
-def pack_mask(mask: Tensor, bits: Tensor) -> None:
-    """Fill ``bits`` with those of a ``bool`` tensor."""
+def write_bits(bits: Tensor, values: Tensor, test: str = "true", low: float = 0.0, high: float = 0.0) -> None:
+    """Fill ``bits`` with those of where entries pass a test, or of a ``bool`` tensor."""
+    if values.dtype == torch.bool:
+        source, test, low, high = values.contiguous().view(torch.uint8), "true", 0.0, 0.0
+    else:
+        source, (low, high) = values.contiguous(), torch.tensor([low, high], dtype=values.dtype).tolist()
     launch(
-        _inside, triton.cdiv(len(mask), BLOCK), mask.contiguous().view(torch.uint8), bits, len(mask), TEST="true",
-        LOW=0.0, HIGH=0.0, PRECISE=torch.float32, BLOCK=BLOCK,
+        _inside, triton.cdiv(len(values), BLOCK), source, bits, len(values), TEST=test, LOW=low, HIGH=high,
+        PRECISE=scale_dtype(source.dtype), BLOCK=BLOCK,
     )  # fmt: skip
 
 

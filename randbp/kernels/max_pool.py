@@ -22,6 +22,14 @@ def position_bits(kernel: Sequence[int]) -> int:
     return next(bits for bits in (1, 2, 4, 8) if prod(kernel) <= 2**bits)
 
 
+def three_of_each(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], *sizes: Sequence[int]
+) -> list[list[int]]:
+    """A geometry in three dimensions, for kernels that know no others."""
+    given = ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1), *((size, 1) for size in sizes))
+    return [[filler] * (3 - len(values)) + list(values) for values, filler in given]
+
+
 def maxima(x: Tensor, kernel: Sequence[int], *geometry: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Empty tensors for maxima and positions."""
     planes, output_size = len(x), geometry[-1]
@@ -103,21 +111,12 @@ def max_pool_grad(
     return result.contiguous()
 
 
-def offsets_of(
-    indices: Tensor, input_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # fmt: skip
-    """Positions within their windows, ``int32 [P, *O]``, of PyTorch's flat positions in a plane.
+def offsets_of(indices: Tensor, input_size: Sequence[int], *geometry: Sequence[int]) -> Tensor:
+    """Positions within their windows, ``int32 [P, *O]``, of PyTorch's flat positions in a plane, ``[P, *O]``.
 
-    Args:
-        indices: ``[P, *O]``.
-        input_size: Of a plane.
-        kernel: As in the forward pass.
-        stride: The same.
-        padding: The same.
-        dilation: The same.
+    The geometry is kernel, stride, padding and dilation, as in the forward pass.
     """
-    rest, weight = indices.int(), 1
+    (kernel, stride, padding, dilation), rest, weight = geometry, indices.int(), 1
     offsets = torch.zeros_like(rest)
     for dim in reversed(range(len(kernel))):
         coordinate = rest.remainder(input_size[dim]) if dim else rest
@@ -128,12 +127,9 @@ def offsets_of(
     return offsets
 
 
-def indices_of(
-    offsets: Tensor, input_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # fmt: skip
+def indices_of(offsets: Tensor, input_size: Sequence[int], *geometry: Sequence[int]) -> Tensor:
     """The inverse of :func:`offsets_of`, ``int64 [P, *O]``."""
-    rest, weight = offsets, 1
+    (kernel, stride, padding, dilation), rest, weight = geometry, offsets, 1
     indices = torch.zeros(offsets.shape, dtype=torch.int64, device=offsets.device)
     for dim in reversed(range(len(kernel))):
         entry = rest.remainder(kernel[dim]) if dim else rest
@@ -144,12 +140,9 @@ def indices_of(
     return indices
 
 
-def _rounds_up(
-    sizes: Sequence[int], output_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
-    padding: Sequence[int], dilation: Sequence[int],
-) -> bool:  # fmt: skip
+def _rounds_up(sizes: Sequence[int], output_size: Sequence[int], *geometry: Sequence[int]) -> bool:
     """Whether the output is longer than whole windows make it, along any dimension."""
-    each = zip(sizes, output_size, kernel, stride, padding, dilation, strict=True)
+    each = zip(sizes, output_size, *geometry, strict=True)
     return any(count != (size + 2 * p - d * (k - 1) - 1) // s + 1 for size, count, k, s, p, d in each)
 
 

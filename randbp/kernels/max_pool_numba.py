@@ -8,7 +8,7 @@ from .instructions_numba import at
 from .jit import function, parallel, share
 from .max_pool import max_pool as fused
 from .max_pool import max_pool_grad as fused_grad
-from .max_pool import maxima, position_bits
+from .max_pool import maxima, position_bits, three_of_each
 from .packing_numba import pack_bytes, unpack_bytes
 
 
@@ -17,7 +17,7 @@ def max_pool(x, kernel, stride, padding, dilation, output_size) -> tuple[Tensor,
     if x.element_size() < 4:
         return fused.reference(x, kernel, stride, padding, dilation, output_size)
     y, codes = maxima(x, kernel, output_size)
-    planes, geometry = _three_dimensional(x), _geometry(kernel, stride, padding, dilation)
+    planes, geometry = _three_dimensional(x), np.array(three_of_each(kernel, stride, padding, dilation), np.int64)
     _max_pool(planes, _three_dimensional(y), codes, position_bits(kernel), geometry, entries=x.numel() and y.numel())
     return y, codes
 
@@ -26,7 +26,10 @@ def max_pool_grad(grad, codes, kernel, stride, padding, dilation, input_size) ->
     """The same bits as the reference's."""
     if grad.element_size() < 4:
         return fused_grad.reference(grad, codes, kernel, stride, padding, dilation, input_size)
-    result, geometry = grad.new_empty(len(grad), *input_size), _geometry(kernel, stride, padding, dilation)
+    result, geometry = (
+        grad.new_empty(len(grad), *input_size),
+        np.array(three_of_each(kernel, stride, padding, dilation), np.int64),
+    )
     if not grad.numel():
         return result.zero_()
     given = _three_dimensional(grad), codes, _three_dimensional(result), position_bits(kernel), geometry
@@ -37,12 +40,6 @@ def max_pool_grad(grad, codes, kernel, stride, padding, dilation, input_size) ->
 def _three_dimensional(planes: Tensor) -> Tensor:
     """Planes as such of three dimensions, for kernels that know no others."""
     return planes if planes.dim() == 4 else planes.unsqueeze(1)
-
-
-def _geometry(kernel, stride, padding, dilation) -> np.ndarray:
-    """Three of each."""
-    fillers = ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
-    return np.array([[filler] * (3 - len(values)) + list(values) for values, filler in fillers], np.int64)
 
 
 @parallel

@@ -1,5 +1,6 @@
 """Max-pooling by Triton: see :mod:`.max_pool`."""
 
+from itertools import chain
 from math import prod
 
 import triton
@@ -7,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .basics_triton import launch, rounded, widen
-from .max_pool import maxima, position_bits
+from .max_pool import maxima, position_bits, three_of_each
 
 COLUMNS = 256
 """Bytes of positions, or entries of an input gradient, of a program."""
@@ -20,7 +21,7 @@ def max_pool(x, kernel, stride, padding, dilation, output_size) -> tuple[Tensor,
     chunks = triton.cdiv(nbytes, COLUMNS)
     launch(
         _max_pool, len(x) * chunks, x.contiguous(), y, codes, chunks, nbytes // bits, prod(output_size),
-        *_geometry(kernel, stride, padding, dilation, x.shape[1:], output_size), BITS=bits, COLUMNS=COLUMNS,
+        *chain(*three_of_each(kernel, stride, padding, dilation, x.shape[1:], output_size)), BITS=bits, COLUMNS=COLUMNS,
     )  # fmt: skip
     return y, codes
 
@@ -33,15 +34,10 @@ def max_pool_grad(grad, codes, kernel, stride, padding, dilation, input_size) ->
     launch(
         _max_pool_grad, len(grad) * chunks, grad.contiguous(), codes.contiguous(), result, chunks,
         codes.shape[1] // bits, count, prod(grad.shape[1:]),
-        *_geometry(kernel, stride, padding, dilation, input_size, grad.shape[1:]), BITS=bits, COLUMNS=COLUMNS,
+        *chain(*three_of_each(kernel, stride, padding, dilation, input_size, grad.shape[1:])), BITS=bits,
+        COLUMNS=COLUMNS,
     )  # fmt: skip
     return result
-
-
-def _geometry(kernel, stride, padding, dilation, input_size, output_size) -> list[int]:
-    """Three of each, for kernels that know planes of three dimensions only."""
-    fillers = ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1), (input_size, 1), (output_size, 1))
-    return [each for values, filler in fillers for each in [filler] * (3 - len(values)) + list(values)]
 
 
 @triton.jit
