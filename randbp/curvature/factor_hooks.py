@@ -1,7 +1,7 @@
 """Hooks that gather the factors of a network's layers during forward and backward passes."""
 
 import weakref
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -180,7 +180,7 @@ class _Hook:
     """A hook on a layer. Copies and pickles of the model have one in its place that does nothing."""
 
     def __reduce__(self) -> Any:
-        return _nothing, ()
+        return partial, (_ignore,)
 
 
 class _Before(_Hook):
@@ -243,10 +243,6 @@ class _After(_Hook):
             statistics.module_call(name, module, input, output)
         elif compiled:
             statistics.trouble[name] = COMPILED
-
-
-def _nothing() -> Callable[..., None]:
-    return _ignore
 
 
 def _ignore(*_: Any) -> None:

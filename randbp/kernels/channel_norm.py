@@ -87,19 +87,13 @@ def room_for(grad: Tensor, rstd: Tensor, parameters: int, needs_input: bool) -> 
 def terms(
     sums: Tensor, rstd: Tensor, weight: Tensor | None, groups: int, over_batch: bool, together: int
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """What the sums over positions determine: the parameters' gradients, and the input's up to its entries.
+    """What sums ``[2, N, C]`` of ``v`` and of ``v x̂`` determine, if so many entries together share a mean.
 
-    Args:
-        sums: ``[2, N, C]``, of ``v`` and of ``v x̂``; ``N`` may be 1 if all examples are normalised together.
-        rstd: ``[N or 1, C]``.
-        weight: ``[C]`` or none.
-        groups: See :func:`channel_norm_backward`.
-        over_batch: Likewise.
-        together: Entries that share a mean.
+    ``N`` may be 1 if all examples are normalised together.
 
     Returns:
-        Of ``γ`` and of ``β``, ``[C]``; and ``[N or 1, C]`` each: scale ``a``, slope ``b``, shift ``c`` and excess ``e``
-        of ``x̄ = (a + e h²/12) v + (b x̂ + c)``.
+        Gradients of ``γ`` and of ``β``, ``[C]``; and ``[N or 1, C]`` each: scale ``a``, slope ``b``, shift ``c`` and
+        excess ``e`` of ``x̄ = (a + e h²/12) v + (b x̂ + c)``.
     """
     sums = sums.sum(1, keepdim=True) if over_batch else sums
     plain, products = sums

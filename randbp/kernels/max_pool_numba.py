@@ -26,12 +26,10 @@ def max_pool_grad(grad, codes, kernel, stride, padding, dilation, input_size) ->
     """The same bits as the reference's."""
     if grad.element_size() < 4:
         return fused_grad.reference(grad, codes, kernel, stride, padding, dilation, input_size)
-    result, geometry = (
-        grad.new_empty(len(grad), *input_size),
-        np.array(three_of_each(kernel, stride, padding, dilation), np.int64),
-    )
+    result = grad.new_empty(len(grad), *input_size)
     if not grad.numel():
         return result.zero_()
+    geometry = np.array(three_of_each(kernel, stride, padding, dilation), np.int64)
     given = _three_dimensional(grad), codes, _three_dimensional(result), position_bits(kernel), geometry
     _max_pool_grad(*given, entries=result.numel())
     return result

@@ -178,7 +178,7 @@ def _place_labels(ax: Any, points: list[Point], plan: Sketch, dropped: set[str])
         (x0, y0), (x1, y1) = (points[end] for end in line.ends)
         length = math.hypot(x1 - x0, y1 - y0) or 1.0
         ux, uy = (x1 - x0) / length, (y1 - y0) / length
-        best: tuple[float, float, float] | None = None
+        options = []
         to_stub = line.ends[1] >= plan.nodes + plan.joints
         for along in (1.0,) if to_stub else (0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74):
             for side in (0,) if to_stub else (1, -1):
@@ -189,14 +189,11 @@ def _place_labels(ax: Any, points: list[Point], plan: Sketch, dropped: set[str])
                     cy = y0 + along * (y1 - y0) + (uy * ahead if to_stub else side * ux * reach)
                     box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
                     penalty = abs(along - 0.5) * (not to_stub) + extra
-                    penalty += 20 * sum(_overlap(box, other) for other in placed)
-                    penalty += 20 * sum(_overlap(box, other) for other in obstacles)
+                    penalty += 20 * sum(_overlap(box, other) for other in (*placed, *obstacles))
                     penalty += 3 * sum(_crosses(box, segment) for segment in segments)
-                    if best is None or penalty < best[0]:
-                        best = (penalty, cx, cy)
-        assert best is not None
-        _, cx, cy = best
-        placed.append((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2))
+                    options.append((penalty, cx, cy, box))
+        _, cx, cy, box = min(options, key=lambda option: option[0])
+        placed.append(box)
         colour = COLOURS["dropped"] if dropped & set(line.legs) else "black"
         ax.text(cx, cy, text, ha="center", va="center", fontsize=FONT - 1, color=colour, zorder=5, gid="leg")
     xs = [box[0] for box in placed] + [box[2] for box in placed] + [x for x, _ in points]

@@ -51,14 +51,10 @@ def _circle(count: int, nodes: int, edges: list[tuple[int, int]], start: int) ->
         angle = 2 * math.pi * position / max(nodes, 1) + 0.3
         points[index] = (2.0 * math.cos(angle), 1.6 * math.sin(angle))
     for vertex in range(nodes, count):
-        near = [a if b == vertex else b for a, b in edges if vertex in (a, b)]
-        xs = [points[index][0] for index in near] or [0.0]
-        ys = [points[index][1] for index in near] or [0.0]
+        near = [points[a if b == vertex else b] for a, b in edges if vertex in (a, b)] or [(0.0, 0.0)]
         scale = 1.5 if len(near) == 1 else 0.9
-        points[vertex] = (
-            scale * sum(xs) / len(xs) + 0.13 * math.cos(vertex),
-            scale * sum(ys) / len(ys) + 0.13 * math.sin(vertex),
-        )
+        x, y = (scale * sum(along) / len(near) for along in zip(*near, strict=True))
+        points[vertex] = (x + 0.13 * math.cos(vertex), y + 0.13 * math.sin(vertex))
     return points
 
 

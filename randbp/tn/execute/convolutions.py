@@ -127,12 +127,13 @@ class WeightGradient(Convolution):
     Attributes:
         make: Makes the function of ``x`` and ``y``.
         depthwise: Whether the result has all channels in one dimension.
+        native: Whether `make` takes groups, shape and data type after the patterns.
     """
 
     kind, given = Kind.NATIVE_GRADIENT, frozenset((("i", "o"), ("o", "i")))
     name = "convolution_backward (weight)"
     make: Callable[..., TensorFunction] = staticmethod(convolution_kernels.weight_gradient)
-    depthwise = False
+    depthwise, native = False, True
 
     def moved(self, join: Join, rest: int) -> float:
         """Windows that do not overlap are a reshaped tensor, whose product a native kernel does not reach."""
@@ -159,9 +160,6 @@ class WeightGradient(Convolution):
         n, c, d = sides.summed, sides.own["i"], sides.own["o"]
         registers = sides.laid("i", n, sides.groups + c), sides.laid("o", n, sides.groups + d)
         axes = sides.axes("k", *((sides.groups + c + d,) if self.depthwise else (sides.groups + d, c)))
-        static = self.static(builder, sides, builder.shape(axes))
+        kind = builder.target
+        static = (sides.count, builder.shape(axes), kind.dtype, kind.device) if self.native else ()
         return Lowered(Value(builder.program.emit(self.make, registers, sides.geometry, *static), axes), self.name)
-
-    def static(self, builder: Builder, sides: Sides, shape: tuple[int, ...]) -> tuple[Any, ...]:
-        """What `make` takes after the patterns."""
-        return sides.count, shape, builder.target.dtype, builder.target.device

@@ -35,7 +35,7 @@ Work = tuple[int, float]
 class Depthwise(WeightGradient):
     """A way to compute the gradient, where it is the fastest."""
 
-    dims, depthwise = 100, True
+    dims, depthwise, native = 100, True, False
 
     def __init__(
         self, name: str, kind: Kind, make: Callable[[Patterns], TensorFunction], work: Callable[[Patterns, int], Work]
@@ -56,10 +56,6 @@ class Depthwise(WeightGradient):
     def multiplications(self, join: Join, form: Any) -> int:
         """All multiply-adds, the wasted ones too."""
         return form or super().multiplications(join, form)
-
-    def static(self, *_: Any) -> tuple[Any, ...]:
-        """Nothing but the patterns."""
-        return ()
 
 
 def fastest_way(patterns: Patterns, examples: int) -> Depthwise | None:

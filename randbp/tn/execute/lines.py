@@ -95,7 +95,7 @@ def _positions_first(tensor: Tensor) -> Tensor:
 class LineProducts(WeightGradient):
     """A weight gradient without groups by products of lines, where these pay."""
 
-    name, kind, make = "line products", Kind.PRODUCT, staticmethod(line_products)
+    name, kind, make, native = "line products", Kind.PRODUCT, staticmethod(line_products), False
 
     def fits(self, join: Join) -> Any:
         """Whether products by lines are faster than a native kernel."""
@@ -116,7 +116,3 @@ class LineProducts(WeightGradient):
         wide = min(channels) >= cpu.line_wide and max(channels) >= cpu.line_widest
         slower = outputs <= cpu.line_small or not convolution_kernels.has_avx512()  # of native kernels
         return wide and any(p.kernel_size > 1 for p in patterns) and slower and examples * outputs >= cpu.line_long
-
-    def static(self, *_: Any) -> tuple[Any, ...]:
-        """Nothing but the patterns."""
-        return ()

@@ -3,7 +3,6 @@ tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 from ..network import Network
 from ..nodes import Operand, Pattern, Selection
@@ -30,11 +29,6 @@ class Windows:
     def legs(self) -> tuple[str, ...]:
         """Free legs, then determined legs."""
         return self.free + self.determined
-
-    @property
-    def nonzeros(self) -> int:
-        """Number of index tuples that satisfy all patterns."""
-        return prod(p.pattern.nonzeros for p in self.patterns)
 
     def __str__(self) -> str:
         return " ".join(map(str, self.patterns))
