@@ -65,17 +65,14 @@ class Operator:
 
     def backend(self, device: str) -> str:
         """What serves this operation on ``"cpu"`` or ``"cuda"`` now."""
-        forced = _forced()
-        if forced == "numba" and device == "cuda":
+        wanted: str = _forced()
+        if wanted == "auto":
+            wanted = "triton" if device == "cuda" else "numba"
+            if _Choice.forked if wanted == "numba" else not torch.cuda.is_available():
+                return "reference"
+        if wanted == "reference" or (wanted == "numba" and device == "cuda") or self._version(wanted) is None:
             return "reference"
-        if forced != "auto":
-            return forced if forced == "reference" or self._version(forced) is not None else "reference"
-        wanted = "triton" if device == "cuda" else "numba"
-        if wanted == "triton" and not torch.cuda.is_available():
-            return "reference"
-        if wanted == "numba" and _Choice.forked:
-            return "reference"
-        return wanted if self._version(wanted) is not None else "reference"
+        return wanted
 
     def _on_cpu(self, *args: Any, **kwargs: Any) -> Any:
         backend = self.backend("cpu")

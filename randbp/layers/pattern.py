@@ -51,7 +51,7 @@ class IndexPattern:
                 raise ValueError(f"{field.name}={value!r}: expected {allowed}")
             object.__setattr__(self, field.name, number)
 
-    def outputs_at(self, inputs: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    def outputs_at(self, inputs: Tensor, kernel: int | Tensor) -> tuple[Tensor, Tensor]:
         """The output position that each input position meets through a kernel entry: ``(i + p - d·k) / s``.
 
         Returns:
@@ -63,7 +63,7 @@ class IndexPattern:
         valid = (outputs * self.stride == shifted) & (outputs >= 0) & (outputs < self.output_size)
         return outputs, valid
 
-    def inputs_at(self, outputs: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    def inputs_at(self, outputs: Tensor, kernel: int | Tensor) -> tuple[Tensor, Tensor]:
         """The input position that each output position meets through a kernel entry: ``s·o + d·k - p``.
 
         Returns:

@@ -173,7 +173,7 @@ def _place_labels(ax: Any, points: list[Point], plan: Sketch, dropped: set[str])
     for line in plan.lines:
         if not line.legs:
             continue
-        text = leg_text(line.legs)
+        text = "$" + r"\,".join(map(leg_symbol, line.legs)) + "$"
         width, height = 0.115 * _glyphs(line.legs) + 0.06, 0.2
         (x0, y0), (x1, y1) = (points[end] for end in line.ends)
         length = math.hypot(x1 - x0, y1 - y0) or 1.0
@@ -231,11 +231,6 @@ def leg_symbol(leg: str) -> str:
     digits = name[len(head) :]
     head = head.replace("^", r"\hat{\ }") if "^" in head else head
     return head + (f"_{{{digits}}}" if digits else "") + (f"^{{({copy})}}" if copy else "") + primes
-
-
-def leg_text(legs: tuple[str, ...]) -> str:
-    """Several legs as one label."""
-    return "$" + r"\,".join(map(leg_symbol, legs)) + "$"
 
 
 def _glyphs(legs: tuple[str, ...]) -> float:

@@ -39,11 +39,8 @@ def keep_memory() -> None:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is contiguous on a CPU, and no mode records operations on it."""
-    if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return False
-    if torch.compiler.is_compiling():
-        return False
-    if tensor.requires_grad and torch.is_grad_enabled():
+    recorded = torch.compiler.is_compiling() or (tensor.requires_grad and torch.is_grad_enabled())
+    if recorded or type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return False
     try:
         tensor.data_ptr()

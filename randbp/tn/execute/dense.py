@@ -20,11 +20,7 @@ def view(name: str, *arguments: Any) -> TensorFunction:
 def arrange(split: tuple[int, ...], order: tuple[int, ...], merged: tuple[int, ...]) -> TensorFunction:
     """Split dimensions, permute them and merge them again."""
     if order == (1, 0):  # PyTorch copies the transpose of a plain matrix block by block
-
-        def transpose(x: Tensor) -> Tensor:
-            return x.reshape(split or x.shape).t().contiguous().reshape(merged)
-
-        return transpose
+        return lambda x: x.reshape(split or x.shape).t().contiguous().reshape(merged)
     if split == ():
         return lambda x: x.permute(order).reshape(merged)
     return lambda x: x.reshape(split).permute(order).reshape(merged)
@@ -51,14 +47,9 @@ def sums_by_products(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
-def one(dtype: torch.dtype, device: torch.device) -> TensorFunction:
-    """The number one: the operand of networks that hold no tensor."""
-    return lambda: torch.ones((), dtype=dtype, device=device)
-
-
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> TensorFunction:
-    """A tensor of zeros: the result of an empty sum."""
-    return lambda: torch.zeros(shape, dtype=dtype, device=device)
+def constant(shape: tuple[int, ...], value: int, dtype: torch.dtype, device: torch.device) -> TensorFunction:
+    """A tensor of equal numbers: 1 as the operand of networks that hold no tensor, zeros of an empty sum."""
+    return lambda: torch.full(shape, value, dtype=dtype, device=device)
 
 
 def sliced(axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]) -> TensorFunction:
@@ -178,13 +169,7 @@ def lying(x: Tensor) -> Tensor:
 
 def repeated_matmul(count: int) -> TensorFunction:
     """``a [1, …, M, K]`` times ``b [count, …, K, N]``, with ``a`` repeated in place."""
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        if a.ndim == 3:
-            return torch.bmm(a.expand(count, -1, -1), b)
-        return a @ b
-
-    return kernel
+    return lambda a, b: torch.bmm(a.expand(count, -1, -1), b) if a.ndim == 3 else a @ b
 
 
 def summed_matmul() -> TensorFunction:

@@ -64,13 +64,8 @@ def _through(value: Tensor, entry: tuple[str, IndexPattern], dim: int) -> tuple[
     count = pattern.output_size if role == "k" else pattern.kernel_size
     free = torch.arange(count, device=value.device, dtype=value.dtype).reshape(-1, *(1,) * (-dim - 1))
     if role == "i":
-        shifted = value + pattern.padding - pattern.dilation * free
-        outputs = torch.div(shifted, pattern.stride, rounding_mode="floor")
-        valid = (outputs * pattern.stride == shifted) & (outputs >= 0) & (outputs < pattern.output_size)
-        return outputs, valid
-    outputs, kernels = (value, free) if role == "o" else (free, value)
-    inputs = outputs * pattern.stride + pattern.dilation * kernels - pattern.padding
-    return inputs, (inputs >= 0) & (inputs < pattern.input_size)
+        return pattern.outputs_at(value, free)
+    return pattern.inputs_at(value, free) if role == "o" else pattern.inputs_at(free, value)
 
 
 def gather(batched: bool, held: tuple[tuple[int, int], ...], volume: int, partial: bool) -> TensorFunction:

@@ -41,7 +41,9 @@ def product(builder: Builder, left: Value, right: Value, out: frozenset[str]) ->
     columns = tuple(leg for leg in right.legs if leg not in shared)
     larger = max(left.legs, right.legs, key=builder.volume)
     if builder.volume(summed) == 1:
-        return _elementwise(builder, left, right, tuple(batch), rows, columns), "multiply"
+        axes: Axes = (tuple(batch), rows, columns)
+        a, b = builder.convert(left, (*axes[:2], ())), builder.convert(right, (axes[0], (), columns))
+        return Value(builder.program.emit(dense.multiply, (a.register, b.register)), axes), "multiply"
     for a, b in ((left, right), (right, left)):
         repeated = _repeated(builder, a, b, batch, summed)
         if repeated is not None:
@@ -66,7 +68,7 @@ def product(builder: Builder, left: Value, right: Value, out: frozenset[str]) ->
         b, straight_b = _matrix(builder, right, batch_legs, summed_legs, columns)
         flipped_b = not straight_b
     register = builder.program.emit(dense.matmul, (a.register, b.register), flipped_a, not flipped_b)
-    axes: Axes = (rows, columns) if builder.volume(batch_legs) == 1 else (batch_legs, rows, columns)
+    axes = (rows, columns) if builder.volume(batch_legs) == 1 else (batch_legs, rows, columns)
     return Value(register, axes), "matmul"
 
 
@@ -170,17 +172,3 @@ def _lies(
         for legs in (value.legs, (*batch, *first, *second), (*batch, *second, *first))
     )
     return orders.index(held) == 1 if held in orders else None
-
-
-def _elementwise(
-    builder: Builder,
-    left: Value,
-    right: Value,
-    batch: tuple[str, ...],
-    rows: tuple[str, ...],
-    columns: tuple[str, ...],
-) -> Value:
-    a = builder.convert(left, (batch, rows, ()))
-    b = builder.convert(right, (batch, (), columns))
-    register = builder.program.emit(dense.multiply, (a.register, b.register))
-    return Value(register, (batch, rows, columns))

@@ -103,7 +103,7 @@ def make_plan(net: Network, dtype: torch.dtype, device: torch.device, optimize: 
     if vanishing or 0 in net.sizes.values() or 0 in net.output_shape:
         program = Program(len(slots))
         result = torch.result_type(torch.empty(0, dtype=dtype), net.scale) if net.scale != 1 else dtype
-        program.finish(program.emit(dense.zeros, (), net.output_shape, result, device))
+        program.finish(program.emit(dense.constant, (), net.output_shape, 0, result, device))
         return Plan(str(net), slots, [], (), program)
     largest = max(map(prod, (*net.slots.values(), net.output_shape))) * dtype.itemsize
     if device.type == "cpu" and largest >= machine.cpu.mapped:
@@ -136,7 +136,7 @@ def lowered(net: Network, form: Network, search: Search, path: Path) -> tuple[Pl
     items: list[tuple[Value | None, str]] = []
     for tensor in search.problem.tensors:
         if tensor is ONE:
-            items.append((Value(program.emit(dense.one, (), target.dtype, target.device), ()), tensor.slot))
+            items.append((Value(program.emit(dense.constant, (), (), 1, target.dtype, target.device), ()), tensor.slot))
         else:
             items.append((builder.load(register[tensor.slot], tensor), tensor.slot))
     items += [(None, str(relation)) for relation in search.problem.relations]

@@ -66,7 +66,6 @@ class Roles(NamedTuple):
     o: int
     k: int
     free: int
-
     all: int
 
     def held(self, legs: int) -> str | None:
