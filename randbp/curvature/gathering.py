@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -49,7 +50,7 @@ class Gathering:
     def __init__(self) -> None:
         self.kept: Seen | None = None
         self._passing, self._backward = Seen(), -1
-        self._leaf: Callable[[], Tensor | None] = _nobody
+        self._leaf: Callable[[], Tensor | None] = NoneType
         self._handle: Any = None
         self._mark: Any = None
 
@@ -94,7 +95,7 @@ class Gathering:
         """Take the hook off the parameter."""
         if self._handle is not None:
             self._handle.remove()
-        self._leaf, self._handle = _nobody, None
+        self._leaf, self._handle = NoneType, None
 
     def _accumulated(self, leaf: Tensor) -> None:
         if self._passing.examples and self._backward == current_backward():
@@ -109,7 +110,3 @@ class Gathering:
 def _mark(grad: Tensor) -> tuple[int, int]:
     """A value that stays the same as long as a gradient does."""
     return grad.data_ptr(), grad._version
-
-
-def _nobody() -> None:
-    """Stands for a weak reference whose parameter no longer exists."""

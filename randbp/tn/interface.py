@@ -1,14 +1,11 @@
 """The tensor network as users meet it: its data, with all moves as methods."""
 
-from collections.abc import Mapping
-
 from . import contraction, moves
 from .compose import compose as _compose
 from .compose import outer as _outer
 from .diagram.drawing import draw as _draw
 from .einsum import einsum as _einsum
 from .network import Network
-from .nodes import Axis, Node
 from .planning.path_report import path_report as _path_report
 from .sampling import subsample as _subsample
 from .simplify import simplify as _simplify
@@ -58,16 +55,3 @@ class TensorNetwork(Network):
     path_report = _path_report
     einsum = _einsum
     draw = _draw
-
-
-def network(
-    name: str,
-    nodes: tuple[Node, ...],
-    sizes: Mapping[str, int],
-    output: tuple[tuple[str, ...], ...],
-    scale: float = 1.0,
-) -> TensorNetwork:
-    """A network from nodes, leg sizes and, per dimension of the result, the legs that it groups."""
-    used = {leg for node in nodes for leg in node.legs} | {leg for legs in output for leg in legs}
-    leg_sizes = tuple(sorted((leg, size) for leg, size in sizes.items() if leg in used))
-    return TensorNetwork(nodes, leg_sizes, tuple(Axis.grouped(legs, sizes) for legs in output), scale, name)

@@ -24,15 +24,8 @@ def simplify(net: N) -> N:
         conv: input[n g·c o1·k1] weight[g·d c k1] → [n g·d o1]
     """
     net = _without_repetitions(_with_shared_targets(net))
-    changed = True
-    while changed:
-        changed = False
-        for node in net.nodes:
-            if isinstance(node, Pattern):
-                simpler = _without(net, node)
-                if simpler is not None:
-                    net, changed = simpler, True
-                    break
+    while simpler := next(filter(None, (_without(net, node) for node in net.nodes if isinstance(node, Pattern))), None):
+        net = simpler
     return pruned(net)
 
 

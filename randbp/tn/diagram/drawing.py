@@ -37,18 +37,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Sketch:
-    """The content of a diagram, without positions.
+    """The content of a diagram, without positions."""
 
-    Args:
-        nodes: Number of tensor nodes (the network's own, in order).
-        joints: Number of dots where more than two ends of a leg meet.
-        stubs: Number of open ends.
-        lines: The lines.
-    """
-
-    nodes: int
-    joints: int
-    stubs: int
+    nodes: int  # the network's own, in order
+    joints: int  # dots where more than two ends of a leg meet
+    stubs: int  # open ends
     lines: tuple[Line, ...]
 
 

@@ -34,15 +34,11 @@ class Geometry:
         padded = []
         for p in patterns:
             reach = p.dilation * (p.kernel_size - 1) + 1
-            if (p.input_size + 2 * p.padding - reach) // p.stride + 1 == p.output_size:
-                self.padding.append(p.padding)
-                margins.append((0, 0))
-                padded.append(p.input_size)
-            else:
-                length = p.stride * (p.output_size - 1) + reach
-                self.padding.append(0)
-                margins.append((p.padding, length - p.padding - p.input_size))
-                padded.append(length)
+            agrees = (p.input_size + 2 * p.padding - reach) // p.stride + 1 == p.output_size
+            length = p.input_size if agrees else p.stride * (p.output_size - 1) + reach
+            self.padding.append(p.padding if agrees else 0)
+            margins.append((0, 0) if agrees else (p.padding, length - p.padding - p.input_size))
+            padded.append(length)
         self.explicit = any(margin != (0, 0) for margin in margins)
         self.pad = tuple(side for margin in reversed(margins) for side in margin)
         self.crop = tuple(-side for side in self.pad)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from ...layers.layer_specs import ConvTransposeSpec, LayerSpec
 from ...layers.pattern import IndexPattern
 from ...layers.spec import ConvSpec
-from ..interface import TensorNetwork, network
-from ..nodes import Axis, Operand, Pattern
+from ..interface import TensorNetwork
+from ..moves import pruned
+from ..nodes import Axis, Node, Operand, Pattern
 
 Axes = tuple[tuple[str, ...], ...]
 
@@ -58,11 +59,15 @@ class LayerLegs:
         patterns: bool = True,
     ) -> TensorNetwork:
         """The network of operands ``{slot: legs of each dimension}`` before and after the index patterns, if any."""
-        before, after = ([self._operand(*each) for each in (some or {}).items()] for some in (first, last))
-        return network(name, (*before, *(self.patterns if patterns else ()), *after), self.sizes, output)
+        before, after = (
+            [Operand(slot, self._grouped(axes)) for slot, axes in (some or {}).items()] for some in (first, last)
+        )
+        nodes: tuple[Node, ...] = (*before, *(self.patterns if patterns else ()), *after)
+        leg_sizes = tuple(sorted(self.sizes.items()))
+        return pruned(TensorNetwork(nodes, leg_sizes, self._grouped(output), name=name))
 
-    def _operand(self, slot: str, axes: Axes) -> Operand:
-        return Operand(slot, tuple(Axis.grouped(legs, self.sizes) for legs in axes))
+    def _grouped(self, axes: Axes) -> tuple[Axis, ...]:
+        return tuple(Axis.grouped(legs, self.sizes) for legs in axes)
 
 
 def singles(legs: tuple[str, ...]) -> Axes:
