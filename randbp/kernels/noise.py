@@ -51,22 +51,6 @@ def start(seed: int) -> int:
     return z ^ (z >> 31)
 
 
-def words(seed: int, blocks: Tensor, count: int) -> Tensor:
-    """The first ``count`` words of some blocks, as ``int32``.
-
-    Args:
-        seed: Any integer.
-        blocks: Their numbers, ``int64`` of any shape.
-        count: Words of each, the last dimension of the result.
-
-    Example:
-        >>> several = words(7, torch.arange(4), 8)
-        >>> several.shape, bool((words(7, torch.tensor(2), 5) == several[2, :5]).all())
-        (torch.Size([4, 8]), True)
-    """
-    return words_of(keys(seed, blocks), count)
-
-
 def keys(seed: int, blocks: Tensor) -> Tensor:
     """The low and the high key of some blocks, ``int32 [..., 2]``."""
     z = (blocks + 1).mul_(signed(GAMMA)).add_(signed(start(seed)))
@@ -77,8 +61,14 @@ def keys(seed: int, blocks: Tensor) -> Tensor:
     return z.unsqueeze(-1).view(torch.int32)  # little-endian: the low half lies first
 
 
-def words_of(keys: Tensor, count: int) -> Tensor:
-    """The first ``count`` words of blocks with these keys, ``int32 [..., count]``."""
+def words(keys: Tensor, count: int) -> Tensor:
+    """The first ``count`` words of blocks with these keys, ``int32 [..., count]``.
+
+    Example:
+        >>> some = keys(7, torch.arange(4))
+        >>> bool((words(some[2], 5) == words(some, 8)[2, :5]).all())
+        True
+    """
     low, high = keys.split(1, -1)
     x = torch.arange(count, dtype=torch.int32, device=keys.device).mul_(signed(STEP, 32)) + low
     room = torch.empty_like(x)
@@ -113,7 +103,7 @@ def halves(keys: Tensor, entries: int, dtype: torch.dtype = torch.float32) -> Te
         True
     """
     half = -(-entries // 2)
-    pairs = words_of(keys, half)
+    pairs = words(keys, half)
     result = torch.empty(*pairs.shape[:-1], entries, dtype=dtype, device=keys.device)
     low, high = result.split_with_sizes((half, entries - half), -1)
     room = torch.bitwise_and(pairs, 0xFFFF)

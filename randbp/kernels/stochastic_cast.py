@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .noise import BLOCK, words
+from .noise import BLOCK, halves, keys
 from .operator import fused
 
 PIECE = 2**9
@@ -45,9 +45,7 @@ def narrow(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
     for start, stop, entries in pieces + ([(whole, flat.numel(), rest)] if rest else []):
         number = first + start // BLOCK
         blocks = torch.arange(number, number + (stop - start) // entries, device=flat.device)
-        half = -(-entries // 2)
-        pairs = words(seed, blocks, half)
-        noise = torch.cat([pairs & 0xFFFF, (pairs >> 16 & 0xFFFF)[:, : entries - half]], 1)
+        noise = halves(keys(seed, blocks), entries, torch.int32)
         bits = flat[start:stop].view(torch.int32).unflatten(0, (-1, entries))
         cut = (_bfloat16 if dtype == torch.bfloat16 else _float16)(bits, noise)
         result[start:stop] = cut.to(torch.int16).view(dtype).flatten()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .nodes import Axis, Node, Operand, Pattern, Selection, index_shape, layout_legs
+from .nodes import Axis, Node, Operand, Pattern, Selection, layout_legs
 
 INDEX_TYPES = frozenset(
     (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8)
@@ -53,7 +53,10 @@ class Network:
         for node in self.nodes:
             if isinstance(node, Pattern):
                 continue
-            shape = node.shape if isinstance(node, Operand) else index_shape(node, self.sizes)
+            if isinstance(node, Operand):
+                shape = node.shape
+            else:
+                shape = tuple(self.sizes[leg] for leg in (*node.batch, node.sample))
             if shapes.setdefault(node.slot, shape) != shape:
                 raise ValueError(f"slot {node.slot!r}: used with shapes {shapes[node.slot]} and {shape}; rename one")
         for node in self.nodes:

@@ -155,11 +155,6 @@ class Selection:
 Node = Operand | Pattern | Selection
 
 
-def index_shape(selection: Selection, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape of a selection's index tensor."""
-    return tuple(sizes[leg] for leg in (*selection.batch, selection.sample))
-
-
 def leg_counts(nodes: tuple[Node, ...]) -> dict[str, int]:
     """Number of nodes that hold each leg."""
     counts: dict[str, int] = {}

@@ -36,7 +36,7 @@ class Hash(NamedTuple):
 REAL = Hash(
     lambda seeds: np.array([noise.start(int(seed)) for seed in seeds.ravel()], np.uint64).reshape(seeds.shape),
     noise.keys,
-    noise.words_of,
+    noise.words,
 )
 
 MIX = (("shift", 30), ("times", 0xBF58476D1CE4E5B9), ("shift", 27), ("times", 0x94D049BB133111EB), ("shift", 31))
@@ -138,7 +138,7 @@ def test_the_hash_written_down_again_is_the_same() -> None:
     for seed in (0, -5, 2**63 + 9, 12345):
         assert int(again.start(np.array([seed % 2**64], np.uint64))[0]) == noise.start(seed)
         assert torch.equal(again.keys(seed, blocks), noise.keys(seed, blocks))
-        assert torch.equal(again.words(noise.keys(seed, blocks), 130), noise.words(seed, blocks, 130))
+        assert torch.equal(again.words(noise.keys(seed, blocks), 130), noise.words(noise.keys(seed, blocks), 130))
 
 
 @pytest.mark.parametrize(("part", "stage"), STAGES)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from randbp.kernels import decode, encode, use
-from randbp.kernels.noise import BLOCK, uniform, words
+from randbp.kernels.noise import BLOCK, keys, uniform, words
 from randbp.kernels.operator import Backend
 
 ERROR = 5e-4
@@ -85,9 +85,9 @@ def test_what_is_no_noise_is_refused() -> None:
 
 
 def test_any_word_can_be_made_alone() -> None:
-    every = words(9, torch.arange(6).view(2, 3), 100)
+    every = words(keys(9, torch.arange(6).view(2, 3)), 100)
     for number in range(6):
-        assert torch.equal(words(9, torch.tensor(number), 37), every.view(6, 100)[number, :37])
+        assert torch.equal(words(keys(9, torch.tensor(number)), 37), every.view(6, 100)[number, :37])
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])

@@ -33,7 +33,10 @@ class MatrixProduct(Kernel):
 def product(builder: Builder, left: Value, right: Value, out: frozenset[str]) -> tuple[Value, str]:
     """The product of two values with the legs ``out``, and the name of what computes it."""
     rank, precise = builder.rank, builder.target.precise
-    left, right = _without_private(builder, left, right, out), _without_private(builder, right, left, out)
+    left, right = (
+        builder.sum(a, [leg for leg in a.legs if leg not in out and leg not in b.legs])
+        for a, b in ((left, right), (right, left))
+    )
     shared = [leg for leg in left.legs if leg in right.legs]
     batch = [leg for leg in shared if leg in out]
     summed = [leg for leg in shared if leg not in out]
@@ -138,11 +141,6 @@ def _ranks(legs: tuple[str, ...], rank: Mapping[str, int]) -> list[int]:
 
 def _ranked(legs: tuple[str, ...], rank: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(legs, key=lambda leg: rank.get(leg, -1)))
-
-
-def _without_private(builder: Builder, value: Value, other: Value, out: frozenset[str]) -> Value:
-    private = [leg for leg in value.legs if leg not in out and leg not in other.legs]
-    return builder.sum(value, private) if private else value
 
 
 def _matrix(
