@@ -18,7 +18,7 @@ from ..codecs import Codes
 from .indexing import with_indices
 from .lean_call import Call, is_activation, is_unadorned
 from .memory_order import broadcast, flatten, memory_order, pieces, reduced_shape, unflatten
-from .packed import Packed, constant, hold, packing
+from .packed import Packed, Substitute, constant, packing
 
 _ORDER = (-1.0, 1.0, 0.0, torch.nan)
 """Less, greater, equal, and none of these; a function that distinguishes two cases takes one bit."""
@@ -37,7 +37,7 @@ def stand_ins(codes: Tensor, values: tuple[float, ...], dtype: torch.dtype, oute
             torch.index_select(table, 0, numbers[part].int(), out=flat[part])
         return unflatten(flat, shape, order)
 
-    return hold((codec.encode(flatten(codes, order)),), outer, restore)
+    return Substitute((codec.encode(flatten(codes, order)),), outer, restore)
 
 
 def _is(tensor: Tensor, other: Tensor) -> bool:
@@ -71,14 +71,6 @@ def _order(x: Tensor, y: Tensor) -> Tensor:
     return codes.add_((x != x).logical_or(y != y), alpha=3)
 
 
-def _larger(x: Tensor, y: Tensor) -> Tensor:
-    return (x >= y).logical_or(y.isnan()).to(torch.uint8)
-
-
-def _smaller(x: Tensor, y: Tensor) -> Tensor:
-    return (x <= y).logical_or(y.isnan()).to(torch.uint8)
-
-
 def _run(call: Call, pack: Callable[..., Packed], *operands: Any) -> Any:
     """Run the function; ``pack`` replaces a saved tensor, given the outer hooks and the operands."""
     lent: list[Any] = list(operands)
@@ -86,9 +78,12 @@ def _run(call: Call, pack: Callable[..., Packed], *operands: Any) -> Any:
 
     def once(tensor: Tensor, outer: Hooks | None) -> Packed:
         place = tensor.data_ptr(), tensor.shape, tensor.stride()
-        if place not in made:
-            made[place] = pack(tensor, outer, *lent)
-        return made[place]
+        found = made.get(place)
+        if found is None:
+            made[place] = found = pack(tensor, outer, *lent)
+        elif isinstance(found, Substitute):
+            found.savers += 1
+        return found
 
     with packing(once):
         y = call.run()
@@ -112,10 +107,10 @@ def choose(
 between = partial(choose, _order, _ORDER)
 """``maximum`` and ``minimum``."""
 
-larger = partial(choose, _larger, (-1.0, 1.0))
+larger = partial(choose, lambda x, y: (x >= y).logical_or(y.isnan()).to(torch.uint8), (-1.0, 1.0))
 """``fmax``."""
 
-smaller = partial(choose, _smaller, (1.0, -1.0))
+smaller = partial(choose, lambda x, y: (x <= y).logical_or(y.isnan()).to(torch.uint8), (1.0, -1.0))
 """``fmin``."""
 
 

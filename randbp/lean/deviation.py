@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .comparisons import signs
 from .lean_call import Call, is_activation
-from .packed import Shared, call_with, rounded
+from .packed import Substitute, call_with, rounded
 from .slope_needs import hold_derivatives
 
 
@@ -22,7 +22,7 @@ def _with_rounded(call: Call, *inputs: Tensor) -> Any:
     sources = [x for x in inputs if is_activation(x)]
     if not sources:
         return NotImplemented
-    context, known = call.context, dict[Any, Shared]()
+    context, known = call.context, dict[Any, Substitute]()
     return call_with(call, sources, lambda tensor, outer: rounded(tensor, context, outer, known))
 
 

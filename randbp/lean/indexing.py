@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .._torch.hooks import Hooks
 from .lean_call import Call, is_activation, is_plain, is_small
-from .packed import Packed, call_with, constant, hold, packed_mask, packing, rounded
+from .packed import Packed, Substitute, call_with, constant, packed_mask, packing, rounded
 
 
 def hold_indices(indices: Tensor, limit: int, outer: Hooks | None) -> Packed:
     """Hold indices below a limit in the smallest integers."""
     small = next(t for t in (torch.uint8, torch.int16, torch.int32, torch.int64) if limit <= torch.iinfo(t).max + 1)
-    return hold((indices.to(small),), outer, Tensor.long)
+    return Substitute((indices.to(small),), outer, Tensor.long)
 
 
 def with_indices(call: Call, input: Any, *args: Any, **options: Any) -> Any:

@@ -31,7 +31,7 @@ def packing(pack: Pack) -> Iterator[None]:
     def packed(tensor: Tensor) -> Any:
         with torch.no_grad():
             held = pack(tensor, outer)
-            return held or (tensor if outer is None else hold((tensor,), outer, lambda tensor: tensor))
+            return held or (tensor if outer is None else Substitute((tensor,), outer, lambda tensor: tensor))
 
     with torch.autograd.graph.saved_tensors_hooks(packed, _unpacked):
         yield
@@ -54,13 +54,27 @@ Restore = Callable[..., Tensor]
 """Makes a saved tensor of what is held of it."""
 
 
-def hold(parts: tuple[Tensor, ...], outer: Hooks | None, restore: Restore) -> Packed:
-    """Hold tensors, or what the hooks around make of them, from which a function restores another one."""
-    if outer is None:
-        return lambda: restore(*parts)
-    pack, unpack = outer
-    held = [pack(part) for part in parts]
-    return lambda: restore(*map(unpack, held))
+class Substitute:
+    """Tensors, or what the hooks around make of them, from which a function restores another one.
+
+    Operations that share it are counted: the hooks are asked once for all of them, since a checkpoint answers once.
+    """
+
+    def __init__(self, parts: tuple[Tensor, ...], outer: Hooks | None, restore: Restore) -> None:
+        self._restore, self._unpack = restore, None if outer is None else outer[1]
+        self._held: tuple[Any, ...] = parts if outer is None else tuple(map(outer[0], parts))
+        self._parts: tuple[Tensor, ...] = ()
+        self.savers, self._left = 1, 0
+
+    def __call__(self) -> Tensor:
+        """Restore the tensor."""
+        if self._unpack is None:
+            return self._restore(*self._held)
+        if not self._left:
+            self._parts, self._left = tuple(map(self._unpack, self._held)), self.savers
+        parts, self._left = self._parts, self._left - 1
+        self._parts = parts if self._left else ()
+        return self._restore(*parts)
 
 
 def constant(tensor: Tensor, outer: Hooks | None = None, value: float = 0) -> Packed:
@@ -88,47 +102,27 @@ def recomputed(recipe: Recipe, outer: Hooks | None) -> Packed:
             )
         return follow(steps, base)
 
-    return hold((recipe.base,), outer, restore)
+    return Substitute((recipe.base,), outer, restore)
 
 
-class Shared:
-    """Tensors that are held of another one for all operations that save it."""
+Known = MutableMapping[Any, Substitute]
 
-    def __init__(self, source: Tensor, parts: tuple[Tensor, ...], outer: Hooks | None, restore: Restore) -> None:
-        self.source, self._restore = weakref.ref(source.untyped_storage()), restore
-        self._unpack = None if outer is None else outer[1]
-        self._held: tuple[Any, ...] = parts if outer is None else tuple(map(outer[0], parts))
-        self._parts: tuple[Tensor, ...] = ()
-        self.savers = self._left = 0
-
-    def restore(self) -> Tensor:
-        """Restore the entries; hooks around are asked once for all savers, since a checkpoint answers once."""
-        if self._unpack is None:
-            return self._restore(*self._held)
-        if not self._left:
-            self._parts, self._left = tuple(map(self._unpack, self._held)), self.savers
-        parts, self._left = self._parts, self._left - 1
-        self._parts = parts if self._left else ()
-        return self._restore(*parts)
-
-
-Known = MutableMapping[Any, Shared]
-
-ROUNDED: WeakValueDictionary[Any, Shared] = WeakValueDictionary()
+ROUNDED: WeakValueDictionary[Any, Substitute] = WeakValueDictionary()
 """Entries that have been rounded already, for tensors that several layers save."""
 
-_MASKS: WeakValueDictionary[Any, Shared] = WeakValueDictionary()
+_MASKS: WeakValueDictionary[Any, Substitute] = WeakValueDictionary()
 """Masks that have been packed already."""
 
 
-def _shared(known: Known, tensor: Tensor, key: tuple[Any, ...], make: Callable[[], Shared]) -> Shared:
-    """Find what is held of the memory of a tensor without gaps, or make it, for one more operation."""
-    storage = tensor.untyped_storage()
-    key = (id(storage), tensor.storage_offset(), tensor.numel(), tensor.dtype, tensor._version, *key)
+def _shared(known: Known, tensor: Tensor, key: tuple[Any, ...], make: Callable[[], Substitute]) -> Substitute:
+    """Find what is held of the memory of a tensor without gaps, for one more operation, or make it."""
+    storage = weakref.ref(tensor.untyped_storage())
+    key = (storage, tensor.storage_offset(), tensor.numel(), tensor.dtype, tensor._version, *key)
     found = known.get(key)
-    if found is None or found.source() is not storage:
+    if found is None:
         known[key] = found = make()
-    found.savers += 1
+    else:
+        found.savers += 1
     return found
 
 
@@ -142,19 +136,18 @@ def rounded(tensor: Tensor, context: Context, outer: Hooks | None, known: Known 
         tensor = tensor.contiguous()
     shape, stride, dtype = tensor.shape, tensor.stride(), tensor.dtype
 
-    def make() -> Shared:
+    def make() -> Substitute:
         layout, seed = Uniform(context.bits, shape.numel(), dithered=True), context.seed()
         flat = tensor.as_strided((1, shape.numel()), (shape.numel(), 1), tensor.storage_offset())
         # The seed travels with the codes: a checkpoint packs both again when it runs the forward pass again.
-        return Shared(
-            tensor,
+        return Substitute(
             (*layout.encode(flat, seed), torch.tensor(seed)),
             outer,
             lambda codes, scales, seed: layout.decode(codes, scales, int(seed), dtype=dtype).view(-1),
         )
 
     found = _shared({} if known is None else known, tensor, (context.bits, outer), make)
-    return lambda: found.restore().as_strided(shape, stride)
+    return lambda: found().as_strided(shape, stride)
 
 
 def packed_mask(tensor: Tensor, outer: Hooks | None) -> Packed | None:
@@ -163,11 +156,11 @@ def packed_mask(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         return None
     shape = tensor.shape
 
-    def make() -> Shared:
+    def make() -> Substitute:
         once = unexpanded(tensor)  # without repetitions
         order, size = memory_order(once), once.shape
         bits = Mask().encode(flatten(once, order))
-        return Shared(tensor, (bits,), outer, lambda bits: unflatten(Mask().decode(bits, size.numel()), size, order))
+        return Substitute((bits,), outer, lambda bits: unflatten(Mask().decode(bits, size.numel()), size, order))
 
     found = _shared(_MASKS, tensor, (shape, tensor.stride(), outer), make)
-    return lambda: found.restore().expand(shape)
+    return lambda: found().expand(shape)

@@ -20,7 +20,7 @@ from .held_slopes import blocks
 from .indexing import hold_indices
 from .lean_call import Call, is_activation, is_plain
 from .memory_order import pieces
-from .packed import Packed, hold, packing, shape_of
+from .packed import Packed, Substitute, packing, shape_of
 from .slope_needs import hold_slope
 
 
@@ -75,9 +75,7 @@ class _Windows:
             rows = slice(part.start // per_plane, -(-part.stop // per_plane))
             codes[rows] = offsets_of(planes[rows], input_size, *self.geometry).to(dtype)
         flat = codes.view(-1)
-        if bits is None:
-            return flat
-        return Codes(bits).encode(flat)
+        return flat if bits is None else Codes(bits).encode(flat)
 
     def decode(self, codes: Tensor, shape: torch.Size, input_size: tuple[int, ...]) -> Tensor:
         """Restore the encoded indices."""
@@ -132,7 +130,7 @@ def _hold_places(call: Call, windows: _Windows | None, size: tuple[int, ...]) ->
         if windows is None:
             return hold_indices(tensor, prod(size), outer)
         shape = tensor.shape
-        return hold((windows.encode(tensor, size),), outer, lambda codes: windows.decode(codes, shape, size))
+        return Substitute((windows.encode(tensor, size),), outer, lambda codes: windows.decode(codes, shape, size))
 
     with packing(pack):
         return call.run()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from randbp.diagnostics import memory_report
 from randbp.lean import lean_call
@@ -156,6 +157,13 @@ def test_bits_held(name: str) -> None:
     assert held("exact") == held(True)
     assert 0 <= held(True) - inputs[0].numel() * bits / 8 <= rows
     assert held(False) >= inputs[0].nbytes
+
+
+def test_a_stand_in_that_operands_share_works_inside_of_a_checkpoint() -> None:
+    x, y = torch.randn(64, 128).requires_grad_(), torch.randn(64, 128).requires_grad_()
+    function, run = TWO["of itself"][0], lean(TWO["of itself"][0])
+    ours = values_and_grads(lambda x, y: checkpoint(run, x, y, use_reentrant=False), x, y)
+    assert_same(ours, values_and_grads(function, x, y))
 
 
 def test_operands_are_let_go() -> None:
