@@ -133,15 +133,8 @@ class Rule:
 
     def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether all arguments are served; PyTorch's functions accept some under NumPy's names, too."""
-        if self.need.signature is None:
-            return True
-        known = _parameters(self.need.signature)
-        given = known.positional[: len(args)]
-        return (
-            (known.more_args or len(args) <= len(known.positional))
-            and all((known.more_names or name in known.named) and name not in given for name in kwargs)
-            and all(name in kwargs or name in given for name in known.required)
-        )
+        signature = self.need.signature
+        return signature is None or _binds(signature, len(args), tuple(kwargs))
 
 
 SPACES = {"torch": torch, "Tensor": Tensor, "special": torch.special, "F": F, "linalg": torch.linalg}
@@ -181,23 +174,13 @@ def table(rules: Iterable[Rule]) -> dict[Callable[..., Any], Rule]:
     return found | {function: rule for function, rule in implied.items() if function not in found}
 
 
-@dataclass(frozen=True)
-class _Parameters:
-    positional: tuple[str, ...]
-    named: frozenset[str]
-    required: tuple[str, ...]
-    more_args: bool
-    more_names: bool
-
-
 @cache
-def _parameters(version: Version) -> _Parameters:
-    """Parameters by position, by name and without a default, and whether there may be others."""
-    parameters = list(inspect.signature(version).parameters.values())
-    parameters = parameters[1:] if parameters and parameters[0].name == "call" else parameters
-    kinds = {one.kind for one in parameters}
-    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    positional = tuple(one.name for one in named if one.kind is one.POSITIONAL_OR_KEYWORD)
-    required = tuple(one.name for one in named if one.default is one.empty)
-    more = (inspect.Parameter.VAR_POSITIONAL in kinds, inspect.Parameter.VAR_KEYWORD in kinds)
-    return _Parameters(positional, frozenset(one.name for one in named), required, *more)
+def _binds(version: Version, positional: int, named: tuple[str, ...]) -> bool:
+    """Whether so many arguments by position and those by name, behind one named ``call``, can be bound."""
+    signature = inspect.signature(version)
+    call = (None,) if "call" in signature.parameters else ()
+    try:
+        signature.bind(*call, *(None,) * positional, **dict.fromkeys(named))
+    except TypeError:
+        return False
+    return True

@@ -5,9 +5,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from randbp.lean import make_lean
 from randbp.randomize.layers import Clock
+
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "sliced": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "float64": Tensor.double,
+    "bfloat16": Tensor.bfloat16,
+}
+
+
+class Listens(TorchFunctionMode):
+    """A mode that keeps the functions that it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
 
 
 class Call(nn.Module):

@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import _get_current_function_mode_stack
 
 import randbp
 from randbp import Exact, Spatial
 from randbp._torch import hooks
+
+from .same import Listens
 
 
 class Attention(nn.Module):
@@ -227,18 +229,6 @@ def test_modules_compiled_in_place_are_left_to_their_graphs() -> None:
         handle.remove()
     for model in (early, late):
         assert model._compiled_call_impl is not None and torch.equal(model(x), F.gelu(x))
-
-
-class Listens(TorchFunctionMode):
-    """Another mode, which counts calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Any] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(func)
-        return func(*args, **(kwargs or {}))
 
 
 class Around(nn.Module):

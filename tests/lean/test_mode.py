@@ -4,19 +4,18 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from randbp.lean import make_lean
 from randbp.randomize.layers import Clock
 
-from .same import Call
+from .same import Call, Listens
 
 
 def gradient_of(y: Tensor) -> str:
@@ -86,28 +85,16 @@ def test_plain_code_is_pytorchs_at_once_after_any_failure(model: Model, failure:
         assert _get_current_function_mode_stack() == []
 
 
-def test_a_model_that_survives_an_interrupt_of_a_part_stays_lean(model: Model) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_model_that_survives_an_interrupt_of_a_part_stays_lean(model: Model, frozen: bool) -> None:
+    model.inner.train(not frozen)
     model.inner.failure, model.catches = KeyboardInterrupt, True
     model(data())
     assert model.seen == LEAN
     assert _get_current_function_mode_stack() == []
 
 
-def test_a_frozen_part_that_was_interrupted_does_not_speak_for_the_model(model: Model) -> None:
-    model.inner.eval()
-    model.inner.failure, model.catches = KeyboardInterrupt, True
-    model(data())
-    assert model.seen == LEAN
-
-
 def test_interrupts_leave_other_modes_alone(model: Model) -> None:
-    seen = []
-
-    class Listens(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
-
     model.inner.failure = KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         model(data())
@@ -115,7 +102,7 @@ def test_interrupts_leave_other_modes_alone(model: Model) -> None:
     with Listens() as listens:  # above what the interrupted pass left
         assert gradient_of(model(data())) == LEAN
         assert _get_current_function_mode_stack() == [listens]
-        assert gradient_of(F.gelu(data())) == PLAIN and F.gelu in seen
+        assert gradient_of(F.gelu(data())) == PLAIN and F.gelu in listens.seen
     assert _get_current_function_mode_stack() == []
 
 
