@@ -9,23 +9,15 @@ Source: Bulo, Porzi and Kontschieder, In-place activated BatchNorm for memory-op
 (arXiv:1712.02616), whose "checkpointing" variant this is; here without a layer of its own.
 """
 
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 Step = Callable[[Tensor], Tensor]
-
-
-@runtime_checkable
-class TakesRelu(Protocol):
-    """A step of a recipe that can include the ReLU behind it."""
-
-    def with_relu(self) -> Step:
-        """Return the step followed by ReLU."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +30,12 @@ class Recipe:
 
     def then(self, step: Step) -> "Recipe":
         """Return the recipe of a function of the result."""
-        return Recipe(self.base, (*self.steps, step), self.constants)
+        return replace(self, steps=(*self.steps, step))
 
     def then_relu(self, step: Step) -> "Recipe":
         """Return the recipe of the result's ReLU, which ``step`` computes; one pass with the last step, if that can."""
-        if isinstance(self.steps[-1], TakesRelu):
-            return Recipe(self.base, (*self.steps[:-1], self.steps[-1].with_relu()), self.constants)
-        return self.then(step)
+        with_relu = getattr(self.steps[-1], "with_relu", None)
+        return self.then(step) if with_relu is None else replace(self, steps=(*self.steps[:-1], with_relu()))
 
 
 def follow(steps: tuple[Step, ...], base: Tensor) -> Tensor:
@@ -55,36 +46,19 @@ def follow(steps: tuple[Step, ...], base: Tensor) -> Tensor:
     return base
 
 
-@dataclass(frozen=True)
-class _Known:
-    storage: "weakref.ref[torch.UntypedStorage]"
-    place: tuple[Any, ...]
-    recipe: Recipe
-
-
-_RECIPES: dict[int, _Known] = {}
-"""By identity of the storage that a recipe makes; an entry dies with the storage."""
+_RECIPES: WeakKeyDictionary[torch.UntypedStorage, tuple[tuple[Any, ...], Recipe]] = WeakKeyDictionary()
+"""By the storage that a recipe makes: where in it, and the recipe."""
 
 
 def remember(tensor: Tensor, recipe: Recipe) -> None:
     """Note that a recipe makes this tensor."""
-    storage = tensor.untyped_storage()
-    key = id(storage)
-    _RECIPES[key] = _Known(weakref.ref(storage, lambda gone: _forget(key, gone)), _place(tensor), recipe)
+    _RECIPES[tensor.untyped_storage()] = (_place(tensor), recipe)
 
 
 def recipe_of(tensor: Tensor) -> Recipe | None:
     """Return the recipe of a tensor, unless it has been changed since."""
-    storage = tensor.untyped_storage()
-    known = _RECIPES.get(id(storage))
-    if known is None or known.storage() is not storage or known.place != _place(tensor):
-        return None
-    return known.recipe
-
-
-def _forget(key: int, gone: object) -> None:
-    if key in _RECIPES and _RECIPES[key].storage is gone:
-        del _RECIPES[key]
+    place, recipe = _RECIPES.get(tensor.untyped_storage(), ((), None))
+    return recipe if place == _place(tensor) else None
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
