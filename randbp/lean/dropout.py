@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch.state import has_storage
 from ..codecs import Mask
 from .comparisons import hold_codes
+from .kinks import times_slopes
 from .lean_call import Call, is_plain
 from .memory_order import flatten, memory_order, unflatten
 
@@ -31,22 +31,18 @@ class _Dropout(torch.autograd.Function):
         if inplace:
             ctx.mark_dirty(x)
         ctx.save_for_backward(Mask().encode(mask))
-        ctx.rate, ctx.shape, ctx.dtype = rate, x.shape, x.dtype
+        ctx.rate = rate
         return y
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
         (bits,) = ctx.saved_tensors
-        layout = Mask()
-        if not ctx.fused and not torch.is_grad_enabled() and has_storage(grad):
-            factor = float(_factors(torch.ones((), dtype=ctx.dtype), ctx.rate))
-            result = layout.apply(bits, flatten(grad, ctx.order), factor, other=0.0)
-            return unflatten(result, ctx.shape, ctx.order), None, None
-        mask = unflatten(layout.decode(bits, grad.numel()), ctx.shape, ctx.order)
-        if ctx.fused:
-            return torch.ops.aten.native_dropout_backward(grad, mask, 1 / (1 - ctx.rate)), None, None
-        return grad * _factors(mask.to(ctx.dtype), ctx.rate), None, None
+        if not ctx.fused:
+            factor = float(_factors(torch.ones((), dtype=grad.dtype), ctx.rate))
+            return times_slopes(grad, bits, ctx.order, factor, 0.0), None, None
+        mask = unflatten(Mask().decode(bits, grad.numel()), grad.shape, ctx.order)
+        return torch.ops.aten.native_dropout_backward(grad, mask, 1 / (1 - ctx.rate)), None, None
 
 
 def _factors(kept: Tensor, rate: float) -> Tensor:

@@ -63,19 +63,24 @@ class _Piecewise(torch.autograd.Function):
         if inplace:
             ctx.mark_dirty(x)
         ctx.save_for_backward(bits, edge)
-        ctx.shape, ctx.order, ctx.sides = x.shape, order, sides
+        ctx.order, ctx.sides = order, sides
         return y
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = output_grads
         bits, edge = ctx.saved_tensors
-        flat, sides, mask = flatten(grad, ctx.order), ctx.sides, Mask()
-        if torch.is_grad_enabled() or not has_storage(grad):
-            result = chosen(flat, mask.decode(bits, len(flat)), sides.slope, sides.other)
-        else:
-            result = mask.apply(bits, flat, sides.slope, sides.other)
-        return connected(unflatten(result, ctx.shape, ctx.order), edge), *[None] * 4
+        return connected(times_slopes(grad, bits, ctx.order, ctx.sides.slope, ctx.sides.other), edge), *[None] * 4
+
+
+def times_slopes(grad: Tensor, bits: Tensor, order: tuple[int, ...], slope: float, other: float | None) -> Tensor:
+    """An output gradient times one slope where a bit is set, and the other elsewhere: see :class:`Sides`."""
+    flat, mask = flatten(grad, order), Mask()
+    if torch.is_grad_enabled() or not has_storage(grad):
+        result = chosen(flat, mask.decode(bits, len(flat)), slope, other)
+    else:
+        result = mask.apply(bits, flat, slope, other)
+    return unflatten(result, grad.shape, order)
 
 
 @dataclass(frozen=True)
