@@ -32,11 +32,9 @@ def check_lean(lean: object, bits: object, parts: object = 1) -> None:
         raise ValueError(f"bits={bits!r}: expected an integer from 1 to 8")
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
         raise ValueError(f"parts={parts!r}: expected an integer >= 1")
-    values = list(lean.values()) if isinstance(lean, Mapping) else [lean]
-    keys = list(lean) if isinstance(lean, Mapping) else []
-    if not all(isinstance(value, bool) or (isinstance(value, str) and value == "exact") for value in values) or not all(
-        isinstance(key, str) for key in keys
-    ):
+    named = lean if isinstance(lean, Mapping) else {"": lean}
+    known = all(isinstance(value, bool) or (isinstance(value, str) and value == "exact") for value in named.values())
+    if not known or not all(isinstance(key, str) for key in named):
         raise ValueError(
             f"lean={lean!r}: expected True, False, 'exact', or a mapping from layer names or globs to these"
         )

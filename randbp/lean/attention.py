@@ -76,12 +76,8 @@ class _Attention(torch.autograd.Function):
             grads = [torch.empty(shape, dtype=dtype, device=q.device) for shape, _, dtype in ctx.places]
             mask_grad = None if ctx.mask is None else torch.zeros(ctx.mask[0], dtype=wide, device=q.device)
             for part in ctx.parts:
-                y_bar, queries, keys, values = (
-                    _alike(output_grad[part].to(wide), k),
-                    _alike(q[part], k),
-                    k[part],
-                    v[part],
-                )
+                y_bar, queries = _alike(output_grad[part].to(wide), k), _alike(q[part], k)
+                keys, values = k[part], v[part]
                 shape = (*y_bar.shape[:-1], keys.shape[-2])
                 size, count = kind.nbytes(prod(shape)), prod(shape)
                 flat, scales = kind.decode_with_scales(codes[first : first + size], count, noise)

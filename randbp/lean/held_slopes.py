@@ -32,19 +32,12 @@ def blocks(bits: int, poles: bool) -> Blocks | Geometric:
 
 @dataclass(frozen=True)
 class _Place:
-    """The memory layout of an argument's slopes.
-
-    Attributes:
-        shape: Of the slopes.
-        order: Their memory order.
-        parts: The slices in which they were encoded, where each entry of the output has a slope of its own; else empty.
-        whole: Whether they are held as they are.
-    """
+    """The shape and the memory order of an argument's slopes."""
 
     shape: torch.Size
     order: tuple[int, ...]
-    parts: tuple[slice, ...] = ()
-    whole: bool = False
+    parts: tuple[slice, ...] = ()  # in which they were encoded, if each entry of the output has a slope of its own
+    whole: bool = False  # whether they are held as they are
 
     def times(self, v: Tensor, codec: Codec, held: Tensor, noise: Stream) -> Tensor:
         """Output gradients times slopes."""
@@ -152,27 +145,21 @@ def of_values(values: Callable[[], Tensor]) -> Source:
 def of_function(x: Tensor, function: Callable[[Tensor], Tensor], inplace: bool, fused: Fused | None = None) -> Source:
     """Slopes of an elementwise function of one tensor, computed by PyTorch, a piece that fits a cache at a time."""
 
+    def slopes(part: Tensor) -> Tensor:
+        (found,) = value_and_slopes((lambda leaf: function(leaf.clone())) if inplace else function, part)[1]
+        assert found is not None
+        return found
+
     def encode(codec: Codec, noise: Stream) -> tuple[_Place, Tensor]:
         order = memory_order(x)
         flat = flatten(x, order)
         if fused is not None and isinstance(codec, Grid):
             return _Place(x.shape, order, (slice(0, len(flat)),)), codec.encode_slopes(flat, *fused, noise)
         parts = tuple(pieces(len(flat), x.device, 256))
-        codes = torch.cat([codec.encode(slope(function, flat[part], inplace), noise) for part in parts])
+        codes = torch.cat([codec.encode(slopes(flat[part].detach()), noise) for part in parts])
         return _Place(x.shape, order, parts), codes
 
     return encode
-
-
-def slope(function: Callable[[Tensor], Tensor], x: Tensor, inplace: bool) -> Tensor:
-    """The derivative of an elementwise function, by PyTorch."""
-
-    def run(leaf: Tensor) -> Tensor:
-        return function(leaf.clone() if inplace else leaf)
-
-    _, (found,) = value_and_slopes(run, x.detach())
-    assert found is not None
-    return found
 
 
 def value_and_slopes(function: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:

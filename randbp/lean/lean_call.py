@@ -56,12 +56,6 @@ class Call:
         """Call PyTorch's function."""
         return self.function(*self.args, **self.kwargs)
 
-    def run_on(self, input: Tensor) -> Any:
-        """Call PyTorch's function with another first argument."""
-        if self.args:
-            return self.function(input, *self.args[1:], **self.kwargs)
-        return self.function(**{**self.kwargs, "input": input})
-
     def without_input(self) -> Callable[[Tensor], Any]:
         """The call as a function of its first argument, which is not kept alive."""
         function, rest = self.function, self.args[1:]

@@ -56,20 +56,12 @@ class LeanContext:
     @contextmanager
     def measured(self, clock: Integers, paused: bool) -> Iterator[None]:
         """Draw by another clock, or be paused, for as long as the block runs, and leave no trace."""
-        before = {name: value for name, value in vars(self).items() if name != "_running"}
+        before = self.__getstate__()
         self._stream, self.paused = SeedStream(clock, _KEY), paused
         try:
             yield
         finally:
             vars(self).update(before | {"paused": before.get("paused", False)})
-
-    def enter(self, level: Level) -> "_State":
-        """Note that code begins which is to be lean, or not; :meth:`leave` takes what this returns."""
-        return self._running.go_to(_Frame(level, hooks_in_force()))
-
-    def leave(self, state: "_State") -> None:
-        """Note that the code ended or failed."""
-        self._running.go_back(state)
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of PyTorch, or its lean version."""
@@ -122,11 +114,12 @@ class Part:
 
     def enter(self, module: nn.Module) -> "_State":
         """Note that the module is called."""
-        return self.context.enter(self.level if module.training and torch.is_grad_enabled() else None)
+        level = self.level if module.training and torch.is_grad_enabled() else None
+        return self.context._running.go_to(_Frame(level, hooks_in_force()))
 
     def leave(self, state: "_State") -> None:
         """Note that the call ended or failed."""
-        self.context.leave(state)
+        self.context._running.go_back(state)
 
 
 _State = tuple[_Frame | None, int | None]

@@ -36,19 +36,12 @@ _NEGLIGIBLE = 1e-5
 
 @dataclass(frozen=True)
 class _Channels:
-    """Entries ``[N, C, S]``; each ``C / groups`` channels, of one example or of all, are normalised together.
-
-    Attributes:
-        shape: ``N, C, S``.
-        groups: Number of groups.
-        over_batch: Whether all examples are normalised together.
-        last: Whether channels lie last in memory.
-    """
+    """Entries ``[N, C, S]``; each ``C / groups`` channels, of one example or of all, are normalised together."""
 
     shape: tuple[int, int, int]
     groups: int
     over_batch: bool
-    last: bool
+    last: bool  # whether channels lie last in memory
 
     @staticmethod
     def of(x: Tensor, groups: int, over_batch: bool = False) -> "_Channels":
@@ -86,15 +79,10 @@ class _Channels:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows ``[R, M]`` that are normalised each, with parameters per column.
-
-    Attributes:
-        columns: ``M``.
-        centred: Whether the mean is taken off.
-    """
+    """Rows ``[R, M]`` that are normalised each, with parameters per column."""
 
     columns: int
-    centred: bool = True
+    centred: bool = True  # whether the mean is taken off
 
     def prepared(self, x: Tensor) -> Tensor:
         return x.contiguous()

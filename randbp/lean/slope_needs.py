@@ -66,7 +66,8 @@ class Activation:
         if found is None or not is_plain(x):
             return NotImplemented
         codec = Grid.over(found.low, found.high, call.context.bits)
-        return hold_slope(call, x, call.run_on, codec, works_in_place(self.signature, args, kwargs), found.fused)
+        inplace = works_in_place(self.signature, args, kwargs)
+        return hold_slope(call, x, call.without_input(), codec, inplace, found.fused)
 
 
 def works_in_place(signature: Version, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -48,17 +48,11 @@ def _unit_grad(y: Tensor, variance: Tensor, v: Tensor, length: Tensor | None) ->
 
 @dataclass(frozen=True)
 class _Kind:
-    """One of the functions.
-
-    Attributes:
-        gradient: A function of rows ``y``, their variance, output gradients ``v`` and one number per row.
-        held: A function that makes the rounded tensor from the output.
-        number: One number per row, of the input and the dimension.
-    """
+    """One of the functions: its gradient takes rows ``y``, their variance, output gradients and a number per row."""
 
     gradient: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    held: Callable[[Tensor], Tensor] = Tensor.detach
-    number: Callable[[Tensor, int], Tensor] | None = None
+    held: Callable[[Tensor], Tensor] = Tensor.detach  # makes the rounded tensor from the output
+    number: Callable[[Tensor, int], Tensor] | None = None  # of the input and the dimension
 
 
 class _RowWise(torch.autograd.Function):

@@ -51,12 +51,7 @@ def wide_stretch(sizes: Sequence[int], parts: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Chain:
-    """The state of a container in addition to its layers.
-
-    Attributes:
-        parts: Largest number of parts.
-        free: Whether each layer may be run in parts if it treats examples one by one.
-    """
+    """The largest number of parts, and whether each layer may run in parts if it treats examples one by one."""
 
     parts: int
     free: tuple[bool, ...]
