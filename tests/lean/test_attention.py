@@ -229,15 +229,6 @@ def test_long_sequences_and_other_calls_are_pytorchs() -> None:
         assert str(ours.value) == str(theirs.value)
 
 
-def test_second_derivatives_are_refused() -> None:
-    inputs = heads()
-    (first,) = torch.autograd.grad(
-        lean(attention, True)(*(x * 1 for x in inputs)).square().sum(), inputs[0], create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="double backward"):
-        first.sum().backward()
-
-
 class Layer(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()

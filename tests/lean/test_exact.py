@@ -91,12 +91,9 @@ def test_dropout_draws_what_pytorch_draws(rate: float, inplace: bool, format: st
     assert held == {0.0: 0, 1.0: 4}.get(rate, big.numel() // 8)  # for 1 PyTorch holds a number
 
 
-def test_dropout_by_other_names() -> None:
+def test_dropout_of_a_network_that_does_not_train() -> None:
     x = torch.randn(4, 33).requires_grad_()
-    for function in (lambda x: torch.dropout(x, 0.3, True), lambda x: torch.dropout_(x, 0.3, train=True)):
-        assert_same(values_and_grads(lean(function), x), values_and_grads(function, x))
-    unchanged = lean(lambda x: F.dropout(x, 0.3, training=False))
-    assert torch.equal(unchanged(x), x)
+    assert torch.equal(lean(lambda x: F.dropout(x, 0.3, training=False))(x), x)
 
 
 @st.composite
@@ -185,15 +182,9 @@ def test_large_and_dilated_windows() -> None:
 @pytest.mark.parametrize(
     ("function", "bits"),
     [
-        (lambda x: F.max_pool2d(x, 2), 2 / 4),
         (lambda x: F.max_pool2d(x, 3, 2, 1), 4 / 4),
-        (lambda x: torch.max_pool2d(x, 2), 2 / 4),
-        (lambda x: F.max_pool1d(x.flatten(2), 2), 1 / 2),
         (lambda x: F.max_pool2d(x, 17, 1, 8), 16),
         (lambda x: F.adaptive_max_pool2d(x, 8), 16 / 16),
-        (lambda x: F.avg_pool2d(x, 2), 0),
-        (lambda x: F.avg_pool1d(x.flatten(2), 2), 0),
-        (lambda x: F.adaptive_avg_pool2d(x, 8), 0),
         (lambda x: x + x.flip(0), 0),
         (lambda x: F.interpolate(x, scale_factor=2).flatten(1), 0),
     ],
@@ -201,20 +192,6 @@ def test_large_and_dilated_windows() -> None:
 def test_bits_held_per_input_entry(function: Any, bits: float) -> None:
     x = torch.randn(2, 4, 32, 32).requires_grad_()
     assert memory_report(lean(lambda x: function(x + 1)), x).held_bytes == x.numel() * bits / 8
-
-
-def test_second_derivatives_of_exact_versions() -> None:
-    def function(x: Tensor) -> Tensor:
-        y = F.avg_pool2d(F.max_pool2d(F.relu(x * x), 2), 2)
-        return (F.dropout(y, 0.5).clamp(0.1) ** 3).sum()
-
-    def second(function: Any) -> Tensor:
-        torch.manual_seed(0)
-        x = torch.linspace(-2, 2, 128).view(1, 2, 8, 8).requires_grad_()
-        (first,) = torch.autograd.grad(function(x), x, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), x)[0]
-
-    assert torch.equal(second(lean(function)), second(function))
 
 
 def test_second_derivatives_of_what_is_linear_in_pieces_are_zero() -> None:

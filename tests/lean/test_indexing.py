@@ -15,6 +15,7 @@ from randbp.lean import lean_call
 
 from .same import assert_same, lean, values_and_grads
 from .test_comparisons import tensors
+from .test_norms import FORMATS
 from .test_rounded import is_unbiased
 
 X, Y = (torch.randn(64, 128, generator=torch.Generator().manual_seed(n)).requires_grad_() for n in (0, 1))
@@ -91,22 +92,12 @@ def test_indices_are_as_small_as_they_can_be(size: int, bytes_: int) -> None:
     assert_same(values_and_grads(lean(function), x), values_and_grads(function, x))
 
 
-@pytest.mark.parametrize("order", ["plain", "transposed", "sliced", "channels_last"])
+@pytest.mark.parametrize("order", ["contiguous", "channels last", "transposed", "every other"])
 @pytest.mark.parametrize("name", MOVES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_moves(name: str, order: str, dtype: torch.dtype) -> None:
-    def ordered(x: Tensor) -> Tensor:
-        x = x.detach().to(dtype)
-        if order == "transposed":
-            x = x.mT.contiguous().mT
-        elif order == "sliced":
-            x = x.repeat_interleave(2, -1)[..., ::2]
-        elif order == "channels_last" and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x.requires_grad_()
-
     function, inputs, _ = MOVES[name]
-    given = [ordered(x) for x in inputs]
+    given = [FORMATS[order](x.detach().to(dtype)).requires_grad_() for x in inputs]
     assert_same(values_and_grads(lean(function), *given), values_and_grads(function, *given))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from randbp.codecs import Grid, Stream, Uniform
+from randbp.codecs import Grid
 from randbp.diagnostics import memory_report
 
 from .same import lean, values_and_grads
@@ -190,30 +190,15 @@ def test_products_are_unbiased(name: str) -> None:
     is_unbiased(function, inputs, bits=2, draws=300)
 
 
-@pytest.mark.parametrize("name", [*NORMS])
-@pytest.mark.parametrize("format", ["channels_last", "bfloat16", "float64"])
-def test_normalisations_of_other_formats_at_eight_bits(name: str, format: str) -> None:
-    function, inputs = NORMS[name]
-    x, *parameters = (tensor.detach() for tensor in inputs)
-    if format == "channels_last" and x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    elif format == "bfloat16":
-        x = x.bfloat16()
-        if "instance" in name or "rms" in name:
-            parameters = [p.bfloat16() for p in parameters]
-    elif format == "float64":
-        x, parameters = x.double(), [p.double() for p in parameters]
-        if name.startswith("batch") and parameters:
-            function = lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True)  # noqa: E731
-    given = [x.requires_grad_(), *(p.requires_grad_() for p in parameters)]
+@pytest.mark.parametrize("name", NORMS)
+def test_normalisations_of_half_precision_with_other_parameters(name: str) -> None:
+    function, (x, *parameters) = NORMS[name]
+    narrow = "instance" in name or "rms" in name  # PyTorch takes no others
+    given = [each.detach().to(torch.bfloat16 if narrow or each is x else each.dtype) for each in (x, *parameters)]
+    given = [each.requires_grad_() for each in given]
     exact, ours = values_and_grads(function, *given), values_and_grads(lean(function, True, 8), *given)
-    assert len(exact) == len(ours)
-    for number, (mine, other) in enumerate(zip(ours, exact, strict=True)):
-        assert mine.dtype == other.dtype
-        tolerance = 1e-6 if number == 0 else 0.03
-        if format == "bfloat16":
-            tolerance = 0.06
-        assert (mine - other).norm() <= tolerance * other.norm(), number
+    for mine, other in zip(ours, exact, strict=True):
+        assert mine.dtype == other.dtype and (mine - other).norm() <= 0.06 * other.norm()
 
 
 def test_running_statistics_are_updated_as_ever() -> None:
@@ -304,47 +289,6 @@ def test_sparse_factors_are_left_alone() -> None:
             values_and_grads(lean(function, True, 1), x), values_and_grads(function, x), strict=True
         ):
             assert torch.equal(mine, other)
-
-
-def test_second_derivatives_through_rounding_are_refused() -> None:
-    x = torch.randn(4, 8, 16, 16).requires_grad_()
-    for function in (F.gelu, lambda x: F.batch_norm(x, None, None, training=True), lambda x: F.layer_norm(x, (16, 16))):
-        (first,) = torch.autograd.grad(lean(function, True)(x * 1).square().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="double backward"):
-            first.square().sum().backward()
-
-
-@pytest.mark.parametrize("bits", [1, 3, 4, 8])
-@pytest.mark.parametrize("entries", [1, 7, 256, 300])
-def test_dither_has_the_known_mean_and_variance(bits: int, entries: int) -> None:
-    x = torch.randn(3, entries, generator=generator())
-    layout, together = Uniform(bits, entries, min(256, entries), dithered=True), 40
-    errors = []
-    for seed in range(800 // together):  # copies of the rows have noise of their own: as many draws
-        codes, scales = layout.encode(x.repeat(together, 1), seed)
-        assert codes.nbytes + scales.nbytes == layout.nbytes(3 * together)
-        errors.append(layout.decode(codes, scales, seed).unflatten(0, (together, 3)) - x)
-        assert torch.equal(scales, scales[:3].repeat(together, 1, 1))
-    scales = scales[:3]
-    stack, variance = torch.cat(errors).double(), layout.variances(scales).double()
-    assert (stack.abs().amax(0) <= scales[..., 1].amax() / 2 * 1.001 + 1e-7).all()
-    z = stack.mean(0).abs() / (variance / 800).sqrt().clamp_min(1e-7)
-    assert z.max() < 5
-    if entries > 1:
-        ratio = stack.var(0) / variance
-        assert ratio.min() > 0.75 and ratio.max() < 1.25  # the variance of a variance of 800: 3 %
-        assert abs(float(ratio.mean()) - 1) < 0.02
-
-
-def test_noise_is_uniform_and_repeats() -> None:
-    noise = Stream(4, torch.device("cpu"))
-    values = torch.cat([noise.next(30_001), noise.next(70_000)])
-    counts = values.histc(64, -0.5, 0.5)
-    expected = len(values) / 64
-    assert ((counts - expected).square() / expected).sum() < 110  # chi-squared with 63 degrees, p = 2e-4
-    assert abs(float((values[1:] * values[:-1]).mean()) * 12) < 4.5 / len(values) ** 0.5 * 1.1
-    again = Stream(4, torch.device("cpu"))
-    assert torch.equal(torch.cat([again.next(30_001), again.next(70_000)]), values)
 
 
 @pytest.mark.parametrize("level", ["exact", True])
