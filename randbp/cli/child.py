@@ -26,17 +26,10 @@ _PR_SET_PDEATHSIG = 1
 def start(
     command: Sequence[str], lifeline: int, held: int, environment: Mapping[str, str], log: IO[bytes]
 ) -> "subprocess.Popen[bytes]":
-    """Start a command that ends when this process ends.
+    """Start a command that ends when this process ends; signals go to the group of the result's number.
 
-    Args:
-        command: Program and arguments.
-        lifeline: Reading end of a pipe whose writing end this process alone has and never uses.
-        held: A file that stays open until the command has ended, and with it a lock on that file.
-        environment: The command's.
-        log: The file for all output.
-
-    Returns:
-        The process to wait for. Its number is that of the group, to which signals go.
+    The ``lifeline`` is the reading end of a pipe whose writing end this process alone has and never uses; ``held``, a
+    file, stays open until the command has ended, and with it a lock on that file. The log gets all output.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(lifeline), *command],

@@ -18,19 +18,12 @@ EDGE = 2.0**-32
 
 @dataclass(frozen=True)
 class Distribution:
-    """A family of distributions of numbers.
+    """A family of distributions of numbers."""
 
-    Args:
-        settings: The settings' names with their defaults, ``None`` where there is none.
-        quantile: Maps a probability and the settings to the value below which a draw lies with that probability.
-        positive: Whether ``min`` must be above zero.
-        rounded: Whether draws are rounded to the next multiple of the setting ``q``.
-    """
-
-    settings: Mapping[str, float | None]
-    quantile: Callable[[float, Settings], float]
-    positive: bool = False
-    rounded: bool = False
+    settings: Mapping[str, float | None]  # their defaults by name, None where there is none
+    quantile: Callable[[float, Settings], float]  # the value below which a draw lies with this probability
+    positive: bool = False  # whether min must be above zero
+    rounded: bool = False  # whether draws are rounded to the next multiple of the setting q
 
 
 def _uniform(p: float, it: Settings) -> float:
@@ -83,20 +76,15 @@ LISTED: dict[str, tuple[str, ...]] = {
 class Parameter:
     """A parameter of a sweep.
 
-    Args:
-        path: Its keys from the outermost; more than one if it is nested.
-        distribution: One of :data:`NUMERIC` and :data:`LISTED`.
-        settings: The distribution's settings, defaults included.
-
     Example:
         >>> rate = Parameter(("lr",), "log_uniform_values", {"min": 1e-4, "max": 1.0})
         >>> round(rate.quantile(0.5), 6)
         0.01
     """
 
-    path: tuple[str, ...]
-    distribution: str
-    settings: Settings
+    path: tuple[str, ...]  # its keys from the outermost; more than one if it is nested
+    distribution: str  # one of NUMERIC and LISTED
+    settings: Settings  # of the distribution, defaults included
 
     @property
     def name(self) -> str:

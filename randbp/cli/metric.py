@@ -9,24 +9,16 @@ from typing import Literal
 class Metric:
     """The metric that a sweep optimises.
 
-    Args:
-        name: The metric, as runs log it.
-        goal: Whether small or large values are good.
-        target: The sweep starts no further run once one has reached this.
-        impute: The value that Bayesian search assumes for a run that failed: its latest, or the best or the worst of
-            all others.
-        impute_while_running: The value assumed for a run that has not ended yet; ``None`` to leave it open.
-
     Example:
         >>> Metric("loss", target=0.5).reaches_target(0.4), Metric("accuracy", "maximize", 0.5).reaches_target(0.4)
         (True, False)
     """
 
-    name: str
+    name: str  # as runs log it
     goal: Literal["minimize", "maximize"] = "minimize"
-    target: float | None = None
-    impute: str = "worst"
-    impute_while_running: str | None = None
+    target: float | None = None  # the sweep starts no further run once one has reached this
+    impute: str = "worst"  # value of a failed run in Bayesian search: its latest, or the best or worst of others
+    impute_while_running: str | None = None  # the same for a run that has not ended; None to leave it open
 
     @property
     def sign(self) -> int:
@@ -40,25 +32,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Hyperband:
-    """W&B's ``early_terminate``: asynchronous successive halving (L. Li et al., Hyperband, JMLR 18, 2018).
+    """W&B's ``early_terminate``: asynchronous successive halving (L. Li et al., Hyperband, JMLR 18, 2018)."""
 
-    Args:
-        bands: Numbers of times that the metric has been logged, at which a run must be among the best.
-        eta: It must be among the best ``1/eta`` of all runs that came so far.
-        strict: Whether its value at the band counts, instead of its best one so far.
-    """
-
-    bands: tuple[int, ...]
-    eta: float = 3
-    strict: bool = False
+    bands: tuple[int, ...]  # how often the metric has been logged when a run must be among the best
+    eta: float = 3  # it must be among the best 1/eta of all runs that came so far
+    strict: bool = False  # whether its value at the band counts, instead of its best one so far
 
     def missed(self, history: Sequence[float], histories: Iterable[Sequence[float]], metric: Metric) -> int | None:
-        """The last band that a run has reached, if the run is not among the best there; otherwise ``None``.
-
-        Args:
-            history: The metric's values of the run in question.
-            histories: Histories of all runs of the sweep, this one included.
-            metric: Whether small or large values are good.
+        """The last band that a run has reached, if it is not among the best of all runs there; otherwise ``None``.
 
         Example:
             >>> histories = [[0.9, 0.4], [0.9, 0.5], [0.9, 0.8], [0.7]]

@@ -35,12 +35,7 @@ class MetricsFile(CSVLogger):
 
 
 class Rows(ExperimentWriter):
-    """The rows of the file in a folder, of which those that are logged since the last :meth:`save` are held back.
-
-    Attributes:
-        count: Rows in the file.
-        fields: Their columns.
-    """
+    """The rows of the file in a folder, of which those that are logged since the last :meth:`save` are held back."""
 
     def __init__(self, folder: str) -> None:
         self.log_dir = folder

@@ -17,19 +17,12 @@ quantile is the value. Constants have none."""
 
 @dataclass(frozen=True)
 class Trial:
-    """A point that was tried, and its result.
+    """A point that was tried, and its result."""
 
-    Args:
-        draw: The point.
-        state: Whether its run is still to end, came to its end, was stopped because it fell behind, or failed.
-        history: The metric's values in the order in which they were logged.
-        value: The metric's last value; ``None`` if there is none.
-    """
-
-    draw: Draw
-    state: Literal["open", "finished", "stopped", "failed"] = "open"
-    history: tuple[float, ...] = ()
-    value: float | None = None
+    draw: Draw  # the point
+    state: Literal["open", "finished", "stopped", "failed"] = "open"  # of its run; stopped if it fell behind
+    history: tuple[float, ...] = ()  # the metric's values in the order in which they were logged
+    value: float | None = None  # the metric's last value; None if there is none
 
 
 def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:

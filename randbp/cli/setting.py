@@ -17,11 +17,6 @@ _short.maxstring = _short.maxother = 80
 class Setting:
     """A value and its place in a file.
 
-    Args:
-        file: The file.
-        key: The keys that lead to the value, joined by dots; empty for the whole content.
-        value: The value.
-
     Example:
         >>> Setting("a.yaml", "run_cap", "3").integer(least=1)
         Traceback (most recent call last):
@@ -29,7 +24,7 @@ class Setting:
     """
 
     file: str
-    key: str
+    key: str  # the keys that lead to the value, joined by dots; empty for the whole content
     value: Any
 
     def __getitem__(self, key: str | int) -> "Setting":
@@ -99,12 +94,9 @@ class Setting:
                 raise UsageError(f"{self.file}: {self._place(key)}: no such key{known}")
 
     def fields(self, expected: str, checks: "Mapping[str, Check]", **required: str) -> dict[str, Any]:
-        """The values of a mapping, each checked by the function for its key.
+        """The values of a mapping, each checked by the function for its key, which returns it or raises.
 
-        Args:
-            expected: What the mapping should be.
-            checks: Functions that return a setting's value, or raise.
-            required: The keys that must be there, with what is expected of them.
+        The ``required`` keys, which must be there, come with what is expected of them.
         """
         self.mapping(expected).only(*checks)
         for key, what in required.items():

@@ -48,13 +48,8 @@ def command_line(
     """The command of one run.
 
     ``randbp`` as the first word and ``${interpreter}`` become this very Python, so that a sweep needs no activated
-    environment.
-
-    Args:
-        command: The sweep file's ``command``; empty for W&B's default, or, without a program, for ``randbp fit``.
-        program: The value of ``${program}``.
-        values: The run's parameters, nested ones in mappings.
-        json_file: The value of ``${args_json_file}``; :func:`arguments_as_json` makes its content.
+    environment. An empty command stands for W&B's default or, without a program, for ``randbp fit``. The caller
+    writes :func:`arguments_as_json` to the JSON file.
 
     Example:
         >>> command_line(["${env}", "randbp", "fit", "--config=a.yaml", "${args}"], "", {"model.lr": 0.1})[1:]

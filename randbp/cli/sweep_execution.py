@@ -25,21 +25,13 @@ GRACE_SECONDS = 20.0
 
 @dataclass
 class Working:
-    """A run whose process is running.
+    """A run whose process is running."""
 
-    Args:
-        process: The process that :func:`randbp.cli.child.start` has returned.
-        began: When it was started.
-        seen: Size of its metrics when it was last looked whether it falls behind.
-        stopped: Why it is being stopped, if it is.
-        deadline: The time at which it is killed if it has not stopped.
-    """
-
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes]"  # what randbp.cli.child.start has returned
     began: float
-    seen: int = -1
-    stopped: str | None = None
-    deadline: float = float("inf")
+    seen: int = -1  # size of its metrics when it was last looked whether it falls behind
+    stopped: str | None = None  # why it is being stopped, if it is
+    deadline: float = float("inf")  # when it is killed if it has not stopped
 
 
 class Execution:

@@ -25,30 +25,20 @@ MOST_RUNS = 100_000
 class SweepFile:
     """A sweep, as described by its file.
 
-    Args:
-        name: The file's ``name``, else the name of the file.
-        method: ``"grid"``, ``"random"`` or ``"bayes"``.
-        parameters: The parameters by their names, in the file's order.
-        command: The command with macros such as ``${args}``; empty for ``randbp fit ${args}``.
-        program: The value of ``${program}``.
-        run_cap: The largest number of runs, ``None`` for all.
-        metric: The metric to optimise.
-        early_terminate: When runs that fall behind are stopped.
-
     Example:
         >>> keep = Parameter(("keep",), "categorical", {"values": [1, 0.5]})
         >>> list(SweepFile("demo", "grid", {"keep": keep}).grid())
         [{'keep': 1}, {'keep': 0.5}]
     """
 
-    name: str
-    method: str
-    parameters: Mapping[str, Parameter]
-    command: tuple[str, ...] = ()
-    program: str = ""
-    run_cap: int | None = None
-    metric: Metric | None = None
-    early_terminate: Hyperband | None = None
+    name: str  # the file's name, else the name of the file
+    method: str  # one of METHODS
+    parameters: Mapping[str, Parameter]  # by their names, in the file's order
+    command: tuple[str, ...] = ()  # with macros such as ${args}; empty for randbp fit ${args}
+    program: str = ""  # the value of ${program}
+    run_cap: int | None = None  # the largest number of runs, None for all
+    metric: Metric | None = None  # to optimise
+    early_terminate: Hyperband | None = None  # when runs that fall behind are stopped
 
     @property
     def varied(self) -> tuple[str, ...]:

@@ -25,41 +25,20 @@ LONGEST = 120
 
 @dataclass(frozen=True)
 class Options:
-    """The options of ``randbp sweep``.
-
-    Args:
-        file: The sweep file.
-        name: Folder of the runs below the root; by default the sweep's name.
-        root: Folder of all results.
-        jobs: Number of runs at the same time.
-        count: The number of runs of a random or Bayesian sweep, the largest number of a grid's; by default what the
-            file says.
-        seed: Determines the draws.
-        resume: Whether to continue an earlier sweep.
-        extra: Options that go to each run.
-    """
+    """The options of ``randbp sweep``."""
 
     file: Path
-    name: str | None = None
-    root: Path = Path("runs")
-    jobs: int = 1
-    count: int | None = None
-    seed: int = 0
-    resume: bool = False
-    extra: tuple[str, ...] = ()
+    name: str | None = None  # folder of the runs below the root; by default the sweep's name
+    root: Path = Path("runs")  # folder of all results
+    jobs: int = 1  # number of runs at the same time
+    count: int | None = None  # number of runs, of a grid the largest; by default what the file says
+    seed: int = 0  # determines the draws
+    resume: bool = False  # whether to continue an earlier sweep
+    extra: tuple[str, ...] = ()  # options that go to each run
 
 
 class Plan:
-    """The runs of a sweep, each determined when its turn comes: a search proposes it from the results so far.
-
-    Args:
-        options: Options of the sweep, whose file must be of use and say how many runs there are.
-
-    Attributes:
-        sweep: The content of the sweep file.
-        text: The file as it is.
-        runs: The runs made known so far, by their versions; what was drawn twice is there once.
-    """
+    """The runs of a sweep, each determined when its turn comes: a search proposes it from the results so far."""
 
     def __init__(self, options: Options) -> None:
         self.options, file = options, options.file
@@ -67,7 +46,7 @@ class Plan:
         self.text = file.read_text(encoding="utf-8")
         self.name = options.name or self.sweep.name
         self.folder = options.root / self.name
-        self.runs: dict[str, SweepRun] = {}
+        self.runs: dict[str, SweepRun] = {}  # those made known so far, by version; what was drawn twice is there once
         self._draws: list[Draw] = []
         self._versions: list[str] = []
         count = self.sweep.run_cap if options.count is None else options.count

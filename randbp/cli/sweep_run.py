@@ -27,23 +27,14 @@ STOPPED = "stopped"
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Args:
-        version: Name of its folder.
-        folder: The folder itself.
-        log: The file for its output.
-        command: The command that starts it.
-        arguments: The parameters as JSON, for commands that read them from a file.
-        resumes: Whether it continues after the latest epoch that an earlier process has completed.
-    """
-
-    version: str
+    version: str  # name of its folder
     folder: Path
-    log: Path
+    log: Path  # the file for its output
     command: tuple[str, ...]
-    arguments: str = "{}"
-    resumes: bool = False
+    arguments: str = "{}"  # the parameters as JSON, for commands that read them from a file
+    resumes: bool = False  # whether it continues after the latest epoch that an earlier process has completed
 
     @property
     def head(self) -> str:

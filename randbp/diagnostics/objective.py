@@ -15,10 +15,8 @@ Objective = Callable[[Any], Tensor]
 def make_objective(model: nn.Module, loss: Callable[..., Tensor] | None) -> Objective:
     """Make the loss of a batch a function of the batch alone, which raises ``ValueError`` where the two do not fit.
 
-    Args:
-        model: Called with the inputs of a batch; a dictionary of inputs is given as keywords.
-        loss: ``loss(output, targets)`` where a batch is a pair ``(inputs, targets)``, else ``loss(output)``; a mean
-            over the examples. By default the cross-entropy of such a pair.
+    A dictionary of inputs is given to the model as keywords. Of a pair ``(inputs, targets)`` it is ``loss(output,
+    targets)``, by default the cross-entropy, else ``loss(output)``: a mean over the examples.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r}: expected a torch.nn.Module")

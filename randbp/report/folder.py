@@ -18,20 +18,12 @@ from .target import Target, read_target
 
 @dataclass(frozen=True)
 class Results:
-    """The runs below a folder.
+    """The runs below a folder."""
 
-    Args:
-        runs: The runs that can be read, in the order of their names.
-        damaged: The files that cannot, each with what is wrong. Without its summary or configuration a run is left
-            out; without its metrics it only has no loss curve.
-        target: The metric of the sweep whose folder it is.
-        methods: Ways to train that were compared side by side in the folder.
-    """
-
-    runs: tuple[Run, ...]
-    damaged: tuple[Damaged, ...] = ()
-    target: Target | None = None
-    methods: Methods | None = None
+    runs: tuple[Run, ...]  # those that can be read, in the order of their names
+    damaged: tuple[Damaged, ...] = ()  # the rest, with what is wrong; only without metrics a run is there all the same
+    target: Target | None = None  # the metric of the sweep whose folder it is
+    methods: Methods | None = None  # ways to train that were compared side by side in the folder
 
 
 def load_runs(folder: Path) -> Results:

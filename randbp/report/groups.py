@@ -26,19 +26,12 @@ INCIDENTAL_PARTS = ("seed", "seed_everything", "save_dir", "dirpath", "weight_vj
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with equal estimators and settings, which differ in their seeds.
-
-    Args:
-        weight_vjp: Estimator of the weight VJP.
-        input_vjp: Estimator of the input VJP.
-        settings: Other settings that distinguish these runs from others in the comparison.
-        runs: All runs, failed ones included.
-    """
+    """Runs with equal estimators and settings, which differ in their seeds."""
 
     weight_vjp: Estimate
     input_vjp: Estimate
-    settings: tuple[tuple[str, str], ...]
-    runs: tuple[Run, ...]
+    settings: tuple[tuple[str, str], ...]  # others that distinguish these runs from others in the comparison
+    runs: tuple[Run, ...]  # all of them, failed ones included
 
     @cached_property
     def finished(self) -> tuple[Run, ...]:
@@ -80,17 +73,11 @@ Measure = Callable[[Group], Statistic | None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups in the order of their settings, estimators and falling keep rate.
-
-    Args:
-        groups: The groups.
-        accuracy: Name of the metric that counts as accuracy, ``None`` if the runs have none.
-        results: What was read, runs included that failed before their estimators and settings were known.
-    """
+    """Groups in the order of their settings, estimators and falling keep rate."""
 
     groups: tuple[Group, ...]
-    accuracy: str | None
-    results: Results
+    accuracy: str | None  # name of the metric that counts as accuracy, None if the runs have none
+    results: Results  # what was read, runs included that failed before their settings were known
 
     @property
     def runs(self) -> tuple[Run, ...]:

@@ -13,43 +13,24 @@ Role = Literal["exact", "preset", "rival"]
 
 
 class Training(Fields):
-    """One training run by one method.
+    """One training run by one method."""
 
-    Args:
-        seed: Seed of weights, order of the images, and samples.
-        accuracy: Share of the test images that are named rightly; ``None`` of a training run that was only timed.
-        held_bytes: Bytes that the forward pass leaves for backward, the largest number of the steps that were counted.
-        peak_bytes: Peak memory of a step, model and optimiser included.
-        gradient_error: ``‖ĝ - g‖ / ‖g‖`` of all gradients, of one draw.
-        seconds: Time of each step that was timed; those of one number belong to one round of all methods that took
-            part in it.
-    """
-
-    seed: int
-    accuracy: Number | None = None
-    held_bytes: Cost
-    peak_bytes: Cost
-    gradient_error: Number
-    seconds: list[Cost] = Field(min_length=1)
+    seed: int  # of weights, order of the images, and samples
+    accuracy: Number | None = None  # share of test images named rightly; None if it was only timed
+    held_bytes: Cost  # left by the forward pass for backward, the most of the steps that were counted
+    peak_bytes: Cost  # of a step, model and optimiser included
+    gradient_error: Number  # ‖ĝ - g‖ / ‖g‖ of all gradients, of one draw
+    seconds: list[Cost] = Field(min_length=1)  # of each timed step; those of one index are one round of the methods
 
 
 class Method(Fields):
-    """One method of training.
+    """One method of training."""
 
-    Args:
-        name: Name in the table.
-        role: ``exact`` is the reference of the comparison, ``preset`` a recommended method, ``rival`` an alternative.
-        what: Description in one sentence.
-        trainings: One for each seed, in the same order in all methods; of one that was only timed, perhaps of the first
-            seeds alone.
-        reference_kernels: Whether an operation had no fused kernel here and ran by its reference, so that it is slow.
-    """
-
-    name: Text
-    role: Role
-    what: Text
-    trainings: list[Training] = Field(min_length=1)
-    reference_kernels: bool = False
+    name: Text  # in the table
+    role: Role  # the reference of the comparison, a recommended method, or an alternative
+    what: Text  # description in one sentence
+    trainings: list[Training] = Field(min_length=1)  # one per seed, in one order; of one only timed, maybe fewer
+    reference_kernels: bool = False  # whether an operation had no fused kernel here, so that it is slow
 
     @property
     def trained(self) -> bool:
@@ -58,29 +39,17 @@ class Method(Fields):
 
 
 class Methods(Fields):
-    """The methods that were compared, and the task.
+    """The methods that were compared, and the task."""
 
-    Args:
-        methods: The exact one first.
-        model: Name of the network.
-        data: Name of the data.
-        about: Sentences on the choice of network, data and rivals.
-        parameters: Number of parameters of the network.
-        batch_size: Images per step.
-        steps: Number of steps of each training.
-        minibatch_noise: ``√E‖g - E g‖² / √E‖g‖²`` of the gradients of batches of this size, in the trained network.
-        waiting_threads: Threads that found no free processor, on average.
-    """
-
-    methods: list[Method]
-    model: Text
-    data: Text
-    about: list[Text]
-    parameters: Count
-    batch_size: Count
-    steps: Count
-    minibatch_noise: Cost
-    waiting_threads: Cost | None = None
+    methods: list[Method]  # the exact one first
+    model: Text  # name of the network
+    data: Text  # name of the data
+    about: list[Text]  # sentences on the choice of network, data and rivals
+    parameters: Count  # of the network
+    batch_size: Count  # images per step
+    steps: Count  # of each training
+    minibatch_noise: Cost  # √E‖g - E g‖² / √E‖g‖² for batches of this size, in the trained network
+    waiting_threads: Cost | None = None  # that found no free processor, on average
 
     @model_validator(mode="after")
     def _belong_together(self) -> "Methods":

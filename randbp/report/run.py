@@ -24,19 +24,12 @@ BY_LAYER = "PerLayer"
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimator of one VJP in a run: class name, keep rate, and its other options.
+    """The estimator of one VJP in a run: class name, keep rate, and its other options."""
 
-    Args:
-        name: Name of the class.
-        keep: The keep rate; of a mapping from layers to estimators the mean of theirs.
-        options: The other fields as text.
-        parts: Summary of such a mapping in a few words: estimators and keep rates.
-    """
-
-    name: str = "Exact"
-    keep: float = 1.0
-    options: tuple[tuple[str, str], ...] = ()
-    parts: str = ""
+    name: str = "Exact"  # of the class
+    keep: float = 1.0  # of a mapping from layers to estimators the mean of theirs
+    options: tuple[tuple[str, str], ...] = ()  # the other fields as text
+    parts: str = ""  # such a mapping in a few words: estimators and keep rates
 
     @property
     def by_layer(self) -> bool:
@@ -59,19 +52,12 @@ EXACT = Estimate()
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run's folder, read once.
+    """One run's folder, read once."""
 
-    Args:
-        name: The folder's name relative to the folder of all runs.
-        summary: Content of ``summary.json``.
-        config: Content of ``config.yaml``, nested keys joined by dots.
-        losses: Training loss over steps.
-    """
-
-    name: str
-    summary: Summary
-    config: Mapping[str, str] = field(default_factory=dict)
-    losses: LossCurve = field(default_factory=lambda: pandas.Series(dtype=float))
+    name: str  # the folder's, relative to the folder of all runs
+    summary: Summary  # content of summary.json
+    config: Mapping[str, str] = field(default_factory=dict)  # content of config.yaml, nested keys joined by dots
+    losses: LossCurve = field(default_factory=lambda: pandas.Series(dtype=float))  # training loss by step
 
     @property
     def finished(self) -> bool:

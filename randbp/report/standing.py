@@ -25,12 +25,7 @@ Verdict = Literal["better", "same", "worse", "open"]
 
 @dataclass(frozen=True)
 class Standing:
-    """One method in comparison with the exact one.
-
-    Args:
-        method: The method.
-        exact: The method to which it is compared.
-    """
+    """One method in comparison with the exact one."""
 
     method: Method
     exact: Method

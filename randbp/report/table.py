@@ -32,20 +32,15 @@ class Cell:
 class Table:
     """Rows of cells below headings, which may be missing.
 
-    Args:
-        look: CSS class of the table.
-        columns: The columns.
-        rows: The rows, each with a CSS class or an empty text before its cells.
-
     Example:
         >>> table = Table("main", (Column("run", "code"), Column("time", "measure")), [("", [Cell("a"), Cell("1 s")])])
         >>> table.as_html().partition("<tbody>")[2]
         '<tr><td class=text><code>a</code></td><td>1 s</td><td class=ratio></td></tr></tbody></table></div>'
     """
 
-    look: str
+    look: str  # CSS class of the table
     columns: tuple[Column, ...]
-    rows: list[tuple[str, list[Cell]]]
+    rows: list[tuple[str, list[Cell]]]  # each with a CSS class or an empty text before its cells
 
     def for_terminal(self) -> RichTable:
         """The table for a console."""

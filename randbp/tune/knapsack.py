@@ -17,14 +17,8 @@ def choose(layers: Sequence[Sequence[Point]], allowed: float) -> tuple[list[Poin
     hull of a layer's points has a price in variance per unit of cost, and all layers' steps are taken in the order of
     their price until the cost is low enough. If that cost is the allowed one, the choice is the optimum. Otherwise the
     last step is replaced by the best single change that gets there, and then one layer or two at a time are changed as
-    long as that lowers the variance.
-
-    Args:
-        layers: The points of each layer, whose cheapest ones together cost at most ``allowed``.
-        allowed: The highest total cost.
-
-    Returns:
-        The points, and the optimum of the relaxation, which no choice can fall below.
+    long as that lowers the variance. The layers' cheapest points together cost at most ``allowed``; of the two results
+    the second is the optimum of the relaxation, which no choice can fall below.
     """
     hulls = [lower_hull(points) for points in layers]
     chosen = [hull[0] for hull in hulls]

@@ -41,17 +41,9 @@ def measure(
     One exact pass per batch records what each layer gets and the gradient of what it returns. Each layer then runs
     alone on its record, with one candidate after the other: with exact input VJPs its weight's gradient depends on
     nothing else. Errors are a function of the seed; bytes and seconds are those of the first batch. A layer's seconds
-    are the median over interleaved rounds of its forward and weight VJP, less the forward pass alone.
-
-    Args:
-        model: Not randomised; it is left as it was.
-        batches: Whatever ``objective`` takes.
-        objective: Loss of a batch.
-        candidates: Estimators of the weight VJP. One that refuses a layer is not among that layer's options.
-        layers: The layers to measure, as in :func:`randbp.randomize`.
-        draws: Draws per candidate and batch, at least 2.
-        rounds: Timings per candidate; 0 times nothing, and seconds are NaN.
-        seed: Seed of the draws.
+    are the median over interleaved rounds of its forward and weight VJP, less the forward pass alone; without rounds
+    they are NaN. A candidate that refuses a layer is not among that layer's options. ``objective`` is the loss of a
+    batch; the other arguments are those of :func:`randbp.autotune`.
     """
     for name, number, least in (("draws", draws, 2), ("rounds", rounds, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
