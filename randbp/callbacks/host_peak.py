@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from randbp.diagnostics import StepPeak
-from randbp.diagnostics.storages import storages
+from randbp.diagnostics.storages import storages, tensors_in
 
 
 class HostPeak:
@@ -35,6 +33,6 @@ class HostPeak:
     def _state(self) -> int:
         """Bytes of parameters, buffers, gradients and optimiser state, each storage once."""
         parameters = list(self._module.parameters())
-        optimised = tree_leaves([dict(optimizer.state) for optimizer in self._trainer.optimizers])
-        tensors = [*parameters, *self._module.buffers(), *(p.grad for p in parameters), *optimised]
-        return sum(s.nbytes() for s in storages(tensor for tensor in tensors if isinstance(tensor, Tensor)).values())
+        optimised = [dict(optimizer.state) for optimizer in self._trainer.optimizers]
+        tensors = tensors_in([parameters, list(self._module.buffers()), [p.grad for p in parameters], optimised])
+        return sum(storage.nbytes() for storage in storages(tensors).values())

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # documented, for all its underscore
-from torch.utils._pytree import tree_leaves
 
-from .storages import parts, storages
+from .storages import parts, storages, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +69,10 @@ class LiveStorages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and record its allocations."""
         result = func(*args, **(kwargs or {}))
-        found = [part.untyped_storage() for tensor in _tensors(result) for part in parts(tensor)]
+        found = [part.untyped_storage() for tensor in tensors_in(result) for part in parts(tensor)]
         new = [storage for storage in found if id(storage) not in self._alive]
         if new:  # an operation may return what it was given: a view, or its first argument
-            before = storages(_tensors((args, kwargs)))
+            before = storages(tensors_in((args, kwargs)))
             for storage in new:
                 if id(storage) not in before and id(storage) not in self._alive:
                     self._add(storage, func)
@@ -91,7 +89,3 @@ class LiveStorages(TorchDispatchMode):
         self._alive[key] = Allocation(size, name, self._origin(), weakref.ref(storage, gone))
         self.bytes += size
         self.peak_bytes = max(self.peak_bytes, self.bytes)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

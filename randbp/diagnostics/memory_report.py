@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from ..lean.rules import BY_NAME
 from ..randomize.left_exact import left_exact_of
@@ -19,6 +18,7 @@ from .restored import preserved
 from .running_module import running_module
 from .saved_tensors import held_for_backward
 from .step_peak import StepPeak
+from .storages import tensors_in
 
 _OUTSIDE = "(outside the model)"
 _FUNCTION_NAMES = {value: name for name, value in vars(F).items() if callable(value) and not name.startswith("_")}
@@ -85,7 +85,7 @@ _Held = tuple[Allocation, dict[_Place, tuple[torch.dtype, int]]]
 def _measured(
     model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], loss: Callable[[Any], Tensor] | None
 ) -> MemoryReport:
-    device = next((t.device for t in [*model.parameters(), *_tensors((inputs, keywords))]), torch.device("cpu"))
+    device = next((t.device for t in [*model.parameters(), *tensors_in((inputs, keywords))]), torch.device("cpu"))
     functions = _Functions()
 
     def place(operation: str | None = None) -> _Place:
@@ -157,12 +157,8 @@ def _custom_function(frame: Any) -> str:
 def _loss(output: Any, loss: Callable[[Any], Tensor] | None) -> Any:
     if loss is not None:
         return loss(output)
-    parts = [t for t in _tensors(output) if t.requires_grad and t.is_floating_point()]
+    parts = [t for t in tensors_in(output) if t.requires_grad and t.is_floating_point()]
     return sum(part.sum() for part in parts) if parts else None
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _rows(held: list[_Held]) -> list[Row]:

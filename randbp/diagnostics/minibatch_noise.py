@@ -1,20 +1,42 @@
 """Noise of minibatch gradients: their distance from the gradient over the whole distribution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .objective import batch_size, split
+from .objective import batch_size
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def parts_of(batch: Any, micro_batches: int) -> list[Any]:
-    """Split a batch into an even number of equal micro-batches, at most as many as wanted; none if fewer than four."""
-    count = min(micro_batches, batch_size(batch)) // 2 * 2
-    return split(batch, count) if count >= 4 else []
+    """Split a batch into an even number of equal micro-batches, at most as many as wanted; none if fewer than four.
+
+    Only tensors as long as the batch are split, and what remains of them is left out.
+
+    Example:
+        >>> [x.tolist() for x, _ in parts_of((torch.arange(9), "label"), 5)]
+        [[0, 1], [2, 3], [4, 5], [6, 7]]
+    """
+    size = batch_size(batch)
+    count = min(micro_batches, size) // 2 * 2
+    if count < 4:
+        return []
+    each = size // count
+    return [_part(batch, size, slice(j * each, (j + 1) * each)) for j in range(count)]
+
+
+def _part(value: Any, size: int, part: slice) -> Any:
+    if isinstance(value, Tensor):
+        return value[part] if value.dim() and value.shape[0] == size else value
+    if isinstance(value, Mapping):
+        return {key: _part(item, size, part) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_part(item, size, part) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple, or not
+    return value
 
 
 def squared_differences(gradients: Callable[[Any], list[Tensor]], parts: list[Any]) -> Tensor:

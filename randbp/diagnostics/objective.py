@@ -69,29 +69,6 @@ def batch_size(batch: Any) -> int:
     raise ValueError(f"batch: {type(batch).__name__} without a tensor, expected tensors with the examples first")
 
 
-def split(batch: Any, parts: int) -> list[Any]:
-    """Split the tensors of a batch that are as long as it into micro-batches of equal size; what remains is left out.
-
-    Example:
-        >>> [x.tolist() for x, _ in split((torch.arange(5), "label"), 2)]
-        [[0, 1], [2, 3]]
-    """
-    size = batch_size(batch)
-    each = size // parts
-    return [_part(batch, size, slice(j * each, (j + 1) * each)) for j in range(parts)]
-
-
-def _part(value: Any, size: int, part: slice) -> Any:
-    if isinstance(value, Tensor):
-        return value[part] if value.dim() and value.shape[0] == size else value
-    if isinstance(value, Mapping):
-        return {key: _part(item, size, part) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_part(item, size, part) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple, or not
-    return value
-
-
 def _leaves(value: Any) -> list[Any]:
     """What a batch consists of; unlike PyTorch's own function, this looks into any mapping."""
     if isinstance(value, Mapping):

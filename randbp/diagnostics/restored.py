@@ -5,19 +5,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
+
+from .storages import tensors_in
 
 
 @contextmanager
 def preserved(model: nn.Module, train: bool = True, inputs: Any = ()) -> Iterator[Callable[[], None]]:
     """Restore a model's modes, buffers and gradients, and PyTorch's random states, at the end of the block.
 
-    Args:
-        model: The model, whose parameters are the caller's concern.
-        train: Whether to put it into training mode for the block. If it is in that mode already, its parts keep their
-            modes, such as a BatchNorm that is frozen.
-        inputs: Tensors, in tuples, lists and dictionaries, on whose devices random states count, too.
+    With ``train`` a model in evaluation mode is put into training mode; in one that is there already the parts keep
+    their modes, such as a BatchNorm that is frozen. The devices of tensors among the ``inputs`` count, too.
 
     Yields:
         A function that puts buffers and random states back to where the block began, so that each pass drops the same
@@ -30,11 +28,7 @@ def preserved(model: nn.Module, train: bool = True, inputs: Any = ()) -> Iterato
         for name, buffer in module.named_buffers(recurse=False)
     ]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    tensors = [
-        *model.parameters(),
-        *model.buffers(),
-        *(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)),
-    ]
+    tensors = [*model.parameters(), *model.buffers(), *tensors_in(inputs)]
     devices = sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         cpu = torch.get_rng_state()

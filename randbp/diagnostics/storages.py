@@ -1,9 +1,16 @@
 """Storages of tensors, each once."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors in tuples, lists and dictionaries."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def parts(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.text import Text
 
 from ..text.units import BYTES, PERCENT, SECONDS, Unit, quantity, ratio
-from .damaged import Damaged
 from .groups import Comparison, Group, Measure
 from .printable import printable
 from .statistic import Statistic
@@ -74,14 +73,9 @@ def print_table(comparison: Comparison, console: Console) -> None:
         console.print(make_table(comparison).for_terminal())
     lines = [(note, "dim") for note in notes(comparison)]
     lines += [(f"{run.name}: {run.problem}", "red") for run in comparison.problems]
-    lines += [(left_out(damage), "red") for damage in comparison.results.damaged]
+    lines += [(printable(f"left out: {damage}"), "red") for damage in comparison.results.damaged]
     for line, style in lines:
         console.print(Text(line), style=style, highlight=False, soft_wrap=True)
-
-
-def left_out(damage: Damaged) -> str:
-    """A line on a file that could not be read, with the reason."""
-    return printable(f"left out: {damage}")
 
 
 def notes(comparison: Comparison) -> list[str]:
