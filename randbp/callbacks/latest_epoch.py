@@ -21,13 +21,8 @@ class LatestEpoch(Callback):
     written beside its place, synchronised to disk and renamed. What loggers hold back is written first.
 
     The callback must come before all others that act at the start of an epoch, since they will do so again, and
-    :class:`~randbp.callbacks.random_state.RandomState` right after it.
-
-    Args:
-        filename: Name of the checkpoint in the folder ``checkpoints`` of the run.
-
-    Raises:
-        ValueError: If the file name is a path.
+    :class:`~randbp.callbacks.random_state.RandomState` right after it. The checkpoint is in the folder ``checkpoints``
+    of the run.
     """
 
     def __init__(self, filename: str = "last.ckpt") -> None:

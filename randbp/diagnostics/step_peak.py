@@ -56,10 +56,6 @@ class StepPeak:
         (8192, [4096])
     """
 
-    bytes: int
-    marks: list[int]
-    source: str
-
     def __init__(self, device: torch.device | str, gradients_of: Iterable[Tensor] = ()) -> None:
         self.device = torch.device(device)
         self._gradients_of = list(gradients_of)
@@ -78,7 +74,7 @@ class StepPeak:
                 pass
 
     def __enter__(self) -> "StepPeak":
-        self.marks = []
+        self.marks: list[int] = []
         if self.device.type == "cuda":
             self.source = CUDA_ALLOCATOR
             torch.cuda.reset_peak_memory_stats(self.device)

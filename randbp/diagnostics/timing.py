@@ -113,12 +113,8 @@ def interleave(
 
     The order is random in every round, since what runs before a contender decides what it finds in the cache. Each is
     called twice beforehand, and fast ones several times per reading, so that a reading takes about two milliseconds.
-
-    Args:
-        contenders: Functions by name.
-        read: Mean seconds of a function called a number of times, such as :func:`seconds_per_call`.
-        rounds: Least and most rounds.
-        budget: Seconds for all rounds together, of which there may be fewer than the most then.
+    ``read`` gives the mean seconds of a function called a number of times, such as :func:`seconds_per_call`. Of the
+    least and most ``rounds`` as many are made as fit into a ``budget`` of seconds for all of them.
     """
     repeats, total = {}, 0.0
     for name, run in contenders.items():

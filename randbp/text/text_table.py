@@ -4,13 +4,9 @@ from collections.abc import Container, Sequence
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, rules: Sequence[int] = ()) -> str:
-    """Format rows as a table with columns of the necessary width and a rule under the head.
+    """Format rows as a table with a rule under the head, and above the rows whose numbers ``rules`` has.
 
-    Args:
-        columns: Headings.
-        rows: Cells, as many per row as there are headings.
-        left: Number of columns that are aligned left; the others are aligned right.
-        rules: Numbers of the rows that have a rule above them, too.
+    The first ``left`` columns are aligned left, the others right.
 
     Example:
         >>> print(text_table(["layer", "error"], [["conv1", "0.5"], ["head", "0.25"]]))
@@ -26,11 +22,7 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int 
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
-    """Format rows as lines with columns of the necessary width, two blanks apart.
-
-    Args:
-        rows: Cells, as many in each row.
-        right: Numbers of the columns that are aligned right; the others are aligned left.
+    """Format rows as lines with columns two blanks apart, aligned left unless their numbers are in ``right``.
 
     Example:
         >>> aligned([["a", "10"], ["bcd", "9"]], right=[1])
