@@ -67,14 +67,6 @@ class CellMeans(Control):
             tensor, kernel = planes.reshape(*tensor.shape[:3], -1), (kernel[0], 1)
         return F.avg_pool2d(tensor, kernel, kernel, ceil_mode=True).flatten(1)
 
-    def cell_of(self, device: torch.device) -> Tensor:
-        """Cell of each flat position."""
-        return _cell_of(self, device)
-
-    def cell_sizes(self, device: torch.device) -> Tensor:
-        """Number of positions of each cell."""
-        return _cell_sizes(self, device)
-
 
 @dataclass(frozen=True)
 class MeanExample(Control):
@@ -90,7 +82,7 @@ class MeanExample(Control):
 
 
 @lru_cache(maxsize=256)
-def _cell_of(grid: CellMeans, device: torch.device) -> Tensor:
+def cell_of(grid: CellMeans, device: torch.device) -> Tensor:
     """Cell of each flat position."""
     cells = torch.zeros(1, dtype=torch.long, device="cpu")
     for size, count in zip(grid.sizes, grid.shape, strict=True):
@@ -99,34 +91,28 @@ def _cell_of(grid: CellMeans, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _cell_sizes(grid: CellMeans, device: torch.device) -> Tensor:
-    return torch.bincount(_cell_of(grid, torch.device("cpu"))).to(device, non_blocking=True)
-
-
-def affordable_cells(sizes: tuple[int, ...], block: int, budget: float) -> CellMeans | None:
-    """The finest grid of at most ``budget`` cells per plane whose size is ``block`` times a power of two.
-
-    Example:
-        >>> affordable_cells((16, 16), 2, 20)
-        CellMeans(sizes=(16, 16), block=4)
-        >>> affordable_cells((16, 16), 2, 0.5) is None
-        True
-    """
-    while (grid := CellMeans(sizes, block)).cells > budget:
-        if grid.cells == 1:
-            return None
-        block *= 2
-    return grid
+def cell_sizes(grid: CellMeans, device: torch.device) -> Tensor:
+    """Number of positions of each cell."""
+    return torch.bincount(cell_of(grid, torch.device("cpu"))).to(device, non_blocking=True)
 
 
 def half_in_cells(shape: tuple[int, ...], budget: float, block: bool | int) -> CellMeans | None:
-    """Cells whose means take at most half of the entries that may be kept of ``[N, C, *P]``.
+    """The finest cells whose means take at most half of the entries that may be kept of ``[N, C, *P]``.
 
-    Cells have ``block`` positions per dimension; ``True`` means one cell, and ``False`` none.
+    Cells have ``block`` times a power of two positions per dimension; ``True`` means one cell, and ``False`` none.
 
     Example:
-        >>> half_in_cells((2, 3, 8), 12, True)
-        CellMeans(sizes=(8,), block=8)
+        >>> half_in_cells((2, 3, 8), 12, True), half_in_cells((1, 1, 16, 16), 40, 2)
+        (CellMeans(sizes=(8,), block=8), CellMeans(sizes=(16, 16), block=4))
+        >>> half_in_cells((1, 1, 16, 16), 1, 2) is None
+        True
     """
+    if not block:
+        return None
     sizes, cells = shape[2:], budget / (shape[0] * shape[1]) / 2
-    return affordable_cells(sizes, max(sizes, default=1) if block is True else block, cells) if block else None
+    size = max(sizes, default=1) if block is True else block
+    while (grid := CellMeans(sizes, size)).cells > cells:
+        if grid.cells == 1:
+            return None
+        size *= 2
+    return grid

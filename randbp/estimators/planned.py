@@ -33,7 +33,8 @@ class Planned(Exact):
 
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
         """:class:`Exact` where the plan is PyTorch's own kernel, too."""
-        return Exact() if isinstance(spec, LinearSpec) or _is_native(spec, spec.batch_size, vjp) else self
+        native = isinstance(spec, LinearSpec) or _has_step(Kind.NATIVE_GRADIENT, spec, spec.batch_size, vjp)
+        return Exact() if native else self
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Tensor:
         """``V_W = Σ_{n i o} X Π V_Y``."""
@@ -45,40 +46,24 @@ class Planned(Exact):
 
 
 def planned_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
-    """The full sum ``V_W = Σ_{n i o} X Π V_Y``, for estimators that change or reduce the input.
-
-    Args:
-        input: ``[N, C, *I]``; ``N`` need not be the spec's.
-        output_grad: ``[N, D, *O]``.
-        spec: The layer.
-    """
-    if not _is_plain(spec, input) and not _takes_any_order(spec, len(input)):
+    """The full sum ``V_W = Σ_{n i o} X Π V_Y`` of operands whose number of examples need not be the spec's."""
+    # Fused sums over pairs are as fast, or faster, if channels lie innermost in memory.
+    if not _is_plain(spec, input) and (
+        isinstance(spec, LinearSpec) or not _has_step(Kind.PAIR_SUMS, spec, len(input), "weight_vjp")
+    ):
         return native_weight_vjp(input, output_grad, spec)
-    return _weight_vjp(spec, len(input)).contract({"input": input, "output_grad": output_grad})
+    return _network(spec, len(input), "weight_vjp").contract({"input": input, "output_grad": output_grad})
 
 
 def planned_input_vjp(output_grad: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
-    """The full sum ``V_X = Σ_{d o k} W Π V_Y``, for estimators that reduce the output gradient.
+    """The full sum ``V_X = Σ_{d o k} W Π V_Y`` of an output gradient whose number of examples need not be the spec's.
 
-    Args:
-        output_grad: ``[N, D, *O]``; ``N`` need not be the spec's.
-        weight: The layer's.
-        spec: The layer.
+    PyTorch's own kernel takes less scratch memory when :func:`native_input_vjp` runs it.
     """
-    if not _is_plain(spec, output_grad, weight) or _is_native(spec, len(output_grad), "input_vjp"):
+    examples = len(output_grad)
+    if not _is_plain(spec, output_grad, weight) or _has_step(Kind.NATIVE_GRADIENT, spec, examples, "input_vjp"):
         return native_input_vjp(output_grad, weight, spec)
-    return _input_vjp(spec, len(output_grad)).contract({"output_grad": output_grad, "weight": weight})
-
-
-def shared_weight_vjp(input: Tensor, output_grad: Tensor, spec: LayerSpec) -> Tensor:
-    """The weight VJP of an input ``[1, C, *I]`` that all examples share: that of one example with the summed gradient.
-
-    Args:
-        input: ``[1, C, *I]``.
-        output_grad: ``[N, D, *O]``.
-        spec: The layer.
-    """
-    return planned_weight_vjp(input, output_grad.sum(0, keepdim=True), spec)
+    return _network(spec, examples, "input_vjp").contract({"output_grad": output_grad, "weight": weight})
 
 
 def _is_plain(spec: LayerSpec, *tensors: Tensor) -> bool:
@@ -86,28 +71,14 @@ def _is_plain(spec: LayerSpec, *tensors: Tensor) -> bool:
     return not isinstance(spec, LinearSpec) and all(memory_format_of(t) == torch.contiguous_format for t in tensors)
 
 
-@lru_cache(maxsize=512)
-def _weight_vjp(spec: LayerSpec, examples: int) -> tn.TensorNetwork:
+@lru_cache(maxsize=1024)
+def _network(spec: LayerSpec, examples: int, vjp: Vjp) -> tn.TensorNetwork:
     layer = replace_batch(spec, examples)
+    if vjp == "input_vjp":
+        return tn.input_vjp_of_positions(layer, tn.whole_class(layer, "output"))
     return tn.weight_vjp_of_positions(layer, tn.whole_class(layer, "input"))
 
 
-@lru_cache(maxsize=512)
-def _takes_any_order(spec: LayerSpec, examples: int) -> bool:
-    """Whether the plan of a weight VJP is as fast, or faster, if channels lie innermost in memory."""
-    if isinstance(spec, LinearSpec):
-        return False
-    return any(step.kind is Kind.PAIR_SUMS for step in _weight_vjp(spec, examples).plan().steps)
-
-
-@lru_cache(maxsize=512)
-def _is_native(spec: LayerSpec, examples: int, vjp: Vjp) -> bool:
-    """Whether the plan is PyTorch's own kernel, which :func:`native_input_vjp` runs with less scratch memory."""
-    network = (_input_vjp if vjp == "input_vjp" else _weight_vjp)(spec, examples)
-    return any(step.kind is Kind.NATIVE_GRADIENT for step in network.plan().steps)
-
-
-@lru_cache(maxsize=512)
-def _input_vjp(spec: LayerSpec, examples: int) -> tn.TensorNetwork:
-    layer = replace_batch(spec, examples)
-    return tn.input_vjp_of_positions(layer, tn.whole_class(layer, "output"))
+@lru_cache(maxsize=1024)
+def _has_step(kind: Kind, spec: LayerSpec, examples: int, vjp: Vjp) -> bool:
+    return any(step.kind is kind for step in _network(spec, examples, vjp).plan().steps)

@@ -12,8 +12,8 @@ from ..layers.layer_specs import Side, role
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.segments import flat_spatial
 from .chunks import chunks
-from .controls import CellMeans
-from .planned import planned_input_vjp, planned_weight_vjp, shared_weight_vjp
+from .controls import CellMeans, cell_of, cell_sizes
+from .planned import planned_input_vjp, planned_weight_vjp
 from .positions import UsedPositions, examples_as_positions, used_positions
 from .sample_plan import Kept, Plan
 from .samplers import Places, Sampler
@@ -127,7 +127,7 @@ class PositionUnit(Unit):
         """Means per cell of a tensor that is zero where nothing was kept."""
         assert isinstance(plan.control, CellMeans)
         cells, count = self._cells(kept.where, plan), plan.control.cells
-        sizes = plan.control.cell_sizes(cells.device).to(kept.entries.dtype)
+        sizes = cell_sizes(plan.control, cells.device).to(kept.entries.dtype)
         scaled = kept.entries / sizes[cells % count].unsqueeze(1)
         if self._by_example(plan):
             found = scaled.new_zeros(*shape[:2], count).scatter_add_(2, cells.unsqueeze(1).expand_as(scaled), scaled)
@@ -139,10 +139,10 @@ class PositionUnit(Unit):
     def _cells(self, where: Tensor, plan: Plan) -> Tensor:
         """The cell of each place, of pairs numbered through the batch."""
         assert isinstance(plan.control, CellMeans)
-        cell_of = plan.control.cell_of(where.device)
+        cells = cell_of(plan.control, where.device)
         if self._by_example(plan):
-            return cell_of[where]
-        return where // len(cell_of) * plan.control.cells + cell_of[where % len(cell_of)]
+            return cells[where]
+        return where // len(cells) * plan.control.cells + cells[where % len(cells)]
 
     def weight_vjp(self, kept: Kept, output_grad: Tensor, plan: Plan) -> Tensor:
         """The exact weight VJP of the restored input, a part at a time."""
@@ -176,7 +176,7 @@ class PositionUnit(Unit):
         """The control variate of some examples at some positions."""
         assert isinstance(plan.control, CellMeans)
         means = means.unflatten(1, (-1, plan.control.cells))
-        cells = plan.control.cell_of(means.device)[some]
+        cells = cell_of(plan.control, means.device)[some]
         return means.expand(-1, -1, len(cells)) if plan.control.cells == 1 else means.index_select(2, cells)
 
     def _restored(self, kept: Kept, part: slice, some: slice, plan: Plan) -> Tensor:
@@ -239,7 +239,9 @@ class ExampleUnit(Unit):
         if not kept.where.numel():
             return output_grad.new_zeros(plan.spec.weight_shape)
         result = planned_weight_vjp(kept.entries, output_grad.index_select(0, kept.where[0]), plan.spec)
-        return result if kept.means is None else result.add_(shared_weight_vjp(kept.means, output_grad, plan.spec))
+        if kept.means is None:
+            return result
+        return result.add_(planned_weight_vjp(kept.means, output_grad.sum(0, keepdim=True), plan.spec))
 
     def input_vjp(self, kept: Kept, weight: Tensor, plan: Plan) -> Tensor:
         """Not an estimate: an example that is dropped would be cut off from every layer below."""

@@ -14,10 +14,3 @@ def by_group(weight: Tensor, spec: LayerSpec) -> Tensor:
 def from_groups(grouped: Tensor, spec: LayerSpec) -> Tensor:
     """Inverse of :func:`by_group`; copies where the order of memory demands it."""
     return (grouped.transpose(1, 2) if isinstance(spec, ConvTransposeSpec) else grouped).flatten(0, 1)
-
-
-def at_entry(grouped: Tensor, entry: tuple[int, ...]) -> Tensor:
-    """The matrices ``[G, D / G, C / G]`` of one kernel entry, a view of :func:`by_group`'s."""
-    for position in entry:
-        grouped = grouped.select(3, position)
-    return grouped

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from randbp import Batch, Estimator, LowResolution, NormSpatial, Spatial
 from randbp.estimators import Draw
-from randbp.estimators.controls import CellMeans
+from randbp.estimators.controls import CellMeans, cell_of
 from randbp.functional import conv_spec, conv_transpose_spec
 from randbp.layers.grouped_weights import from_groups
 from randbp.tn import LayerSpec, linear_spec
@@ -27,7 +27,7 @@ CENTRED += [NormSpatial(0.5, center=2), NormSpatial(0.4, top=0.3)]
 @given(case=cases(largest=8), block=st.integers(1, 9))
 def test_means_are_those_of_each_cell(case: Case, block: int) -> None:
     x, grid = case.tensors()[0].detach(), CellMeans(case.input_size, block)
-    spread = grid.means(x).unflatten(1, (-1, grid.cells))[:, :, grid.cell_of(x.device)]
+    spread = grid.means(x).unflatten(1, (-1, grid.cells))[:, :, cell_of(grid, x.device)]
     assert grid.entries(tuple(x.shape)) == grid.means(x).numel()
     torch.testing.assert_close(grid.means(spread.reshape(x.shape)), grid.means(x))
     torch.testing.assert_close(spread.sum(2), x.flatten(2).sum(2))
