@@ -4,7 +4,6 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -16,54 +15,31 @@ Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
 
 def hooks_in_force() -> Hooks | None:
-    """Innermost pack and unpack hook of ``torch.autograd.graph.saved_tensors_hooks``; ``None`` if there are none.
-
-    If PyTorch does not provide the answer (the function has no public name), it is ``None``.
-    """
-    autograd: Any = getattr(torch._C, "_autograd", None)
-    top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
-    if top is None:
-        return None
-    try:
-        found: Hooks | None = top(False)
-    except TypeError:  # an older signature
-        return None
-    return found
+    """Innermost pack and unpack hook of ``torch.autograd.graph.saved_tensors_hooks``; ``None`` if there are none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def transformed() -> bool:
     """Whether the running code is inside a ``torch.func`` transform."""
-    functorch = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return functorch is not None and bool(functorch())
+    return torch._C._are_functorch_transforms_active()
 
 
 def transforms_at_work() -> bool:
     """Whether the running code is inside a ``torch.func`` transform or forward-mode differentiation."""
-    level: int = getattr(torch.autograd.forward_ad, "_current_level", -1)
-    return transformed() or level >= 0
+    return transformed() or torch.autograd.forward_ad._current_level >= 0
 
 
 def current_backward() -> int:
-    """Number of the backward pass that is running in this thread; -1 if there is none.
-
-    PyTorch has no public name for it; checkpointing itself asks the same. If PyTorch does not provide the number, it is
-    -1.
-    """
-    current = getattr(torch._C, "_current_graph_task_id", None)
-    return -1 if current is None else int(current())
+    """Number of the backward pass that is running in this thread, as checkpointing asks for it; -1 if there is none."""
+    return torch._C._current_graph_task_id()
 
 
 def take_from_stack(mode: TorchFunctionMode) -> int | None:
     """Remove a function mode from any place on the stack of modes, and leave the other modes as they are.
 
-    Where PyTorch does not show its stack (it has no public name), the innermost one is taken, which is usually it.
-
     Returns:
         How many modes were above it, for :func:`put_on_stack`; ``None`` if it was not there.
     """
-    if not _shows_stack():
-        mode.__exit__(None, None, None)
-        return 0
     if not any(one is mode for one in overrides._get_current_function_mode_stack()):
         return None
     above: list[Any] = []
@@ -76,7 +52,7 @@ def take_from_stack(mode: TorchFunctionMode) -> int | None:
 
 def put_on_stack(mode: TorchFunctionMode, above: int) -> None:
     """Put a function mode back on the stack of modes, below as many others as when it was removed."""
-    if not above or not _shows_stack():
+    if not above:
         mode.__enter__()
         return
     taken = [overrides._pop_mode() for _ in range(min(above, len(overrides._get_current_function_mode_stack())))]
@@ -85,7 +61,6 @@ def put_on_stack(mode: TorchFunctionMode, above: int) -> None:
         overrides._push_mode(top)
 
 
-_DISABLED = getattr(torch._C, "DisableTorchFunction", None)
 _NOTHING = nullcontext()
 
 
@@ -95,12 +70,12 @@ def apart_from_modes(*tensors: Tensor | None) -> AbstractContextManager[Any]:
     A mode is asked whenever a tensor is asked for as little as its shape. Of tensors of other classes than PyTorch's
     own, which may look after themselves, nothing is hidden.
     """
-    modes = overrides._get_current_function_mode_stack() if _DISABLED is not None and _shows_stack() else ()
+    modes = overrides._get_current_function_mode_stack()
     if not modes or not all(getattr(mode, "passes_layers_by", False) for mode in modes):
         return _NOTHING
     if any(type(tensor) not in (Tensor, nn.Parameter, type(None)) for tensor in tensors):
         return _NOTHING
-    apart: AbstractContextManager[Any] = _DISABLED()  # type: ignore[misc]
+    apart: AbstractContextManager[Any] = torch._C.DisableTorchFunction()  # type: ignore[attr-defined]
     return apart
 
 
@@ -109,11 +84,6 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-@cache
-def _shows_stack() -> bool:
-    return all(hasattr(overrides, name) for name in ("_get_current_function_mode_stack", "_pop_mode", "_push_mode"))
 
 
 class Around(Protocol):

@@ -15,8 +15,7 @@ _ERROR = 2  # level of PyTorch's log from which on messages are errors
 
 def profiler_running() -> bool:
     """Whether a profiler of PyTorch is running in this thread; a second one cannot start."""
-    running = getattr(torch.autograd, "_profiler_enabled", None)
-    return bool(running()) if running is not None else False
+    return torch.autograd._profiler_enabled()
 
 
 @contextmanager
