@@ -185,6 +185,17 @@ class Estimator(ABC):
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
+def within(name: str) -> Any:
+    """A property that an estimator with a field ``estimator`` takes from that one."""
+    return property(lambda self: getattr(self.estimator, name), doc=f"``{name}`` of the wrapped estimator.")
+
+
+class Wrapping:
+    """Mixed in before :class:`Estimator` by classes with a field ``estimator``."""
+
+    unbiased, fixed_size, draws_examples = within("unbiased"), within("fixed_size"), within("draws_examples")
+
+
 def make_plain(estimator: Estimator) -> None:
     """Turn numbers of NumPy and other libraries into Python's own, which checkpoints and ``torch.compile`` can read.
 

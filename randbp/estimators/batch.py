@@ -42,7 +42,7 @@ class Batch(Sampled):
         ValueError: input_vjp=Batch(keep=0.5, bernoulli=False, center=False): Batch serves only weight_vjp
     """
 
-    unit = EXAMPLES
+    unit, draws_examples = EXAMPLES, True
     bernoulli: bool = False
     center: bool = False
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp"})
@@ -56,11 +56,6 @@ class Batch(Sampled):
     def sampler(self) -> Sampler:
         """A fixed number of examples, or each on its own."""
         return Bernoulli() if self.bernoulli else Uniform()
-
-    @property
-    def draws_examples(self) -> bool:
-        """Always true."""
-        return True
 
     def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
         """The mean example, if it leaves two others."""

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from .base import CELLS
-from .controls import Control, half_in_cells
 from .sample_plan import Plan
 from .sampled import Sampled
-from .samplers import Largest, Sampler
+from .samplers import Largest
 from .sampling_units import ROWS
 
 
@@ -38,21 +37,12 @@ class BiasedTopK(Sampled):
         False
     """
 
-    unit, allowed = ROWS, {"center": CELLS}
+    unit, sampler, allowed = ROWS, Largest(), {"center": CELLS}
     center: bool | int = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _warn_once()
-
-    @property
-    def sampler(self) -> Sampler:
-        """The largest."""
-        return Largest()
-
-    def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
-        """Means of cells, for at most half of the budget."""
-        return half_in_cells(shape, budget, self.center)
 
     def _variance(self, plan: Plan) -> str:
         return "0; the bias is Σ_{s dropped} x_s V_s"

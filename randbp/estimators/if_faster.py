@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ..draws.draw import Draw
 from ..tn import LayerSpec
-from .base import Estimator, Vjp
+from .base import Estimator, Vjp, Wrapping, within
 from .description import Description
 from .exact import Exact
 from .planned import Planned
 from .race import GAIN, race
 from .sizes import BySize
-from .wrapping import Wrapping
 
 
 class Race(NamedTuple):
@@ -75,25 +74,16 @@ class IfFaster(Wrapping, Estimator):
 
     keep: float = field(default=1.0, init=False, repr=False, compare=False)
     estimator: Estimator
+    exact, fallback = within("exact"), within("fallback")
 
     def __post_init__(self) -> None:
         if not isinstance(self.estimator, Estimator) or isinstance(self.estimator, IfFaster):
             raise ValueError(f"IfFaster: estimator={self.estimator!r}, expected an estimator, e.g. Spatial(keep=0.25)")
         object.__setattr__(self, "keep", self.estimator.keep)
 
-    @property
-    def exact(self) -> bool:
-        """Whether the wrapped estimator is exact."""
-        return self.estimator.exact
-
     def check_serves(self, vjp: Vjp) -> None:
         """Raise ``ValueError`` if the wrapped estimator cannot stand in for a VJP."""
         self.estimator.check_serves(vjp)
-
-    @property
-    def fallback(self) -> Estimator | None:
-        """The fallback of the wrapped estimator."""
-        return self.estimator.fallback
 
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
         """The wrapped estimator or a faster one; always the wrapped one on the meta device, where nothing runs."""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from .base import CELLS, SHARE
-from .controls import Control, half_in_cells
 from .sample_plan import Plan
 from .sampled import Sampled
 from .samplers import ByNorm, Sampler
@@ -51,10 +50,6 @@ class NormSpatial(Sampled):
     def sampler(self) -> Sampler:
         """By norm."""
         return ByNorm(self.top)
-
-    def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
-        """Means of cells, for at most half of the budget."""
-        return half_in_cells(shape, budget, self.center)
 
     def _variance(self, plan: Plan) -> str:
         return "Σ_s (1/π_s - 1) ‖x_s‖² ‖V_s‖² and joint terms, π_s = min(1, λ‖x_s‖)"

@@ -26,10 +26,7 @@ class Planned(Exact):
         False
     """
 
-    @property
-    def exact(self) -> bool:
-        """Always false: the result is not PyTorch's bit for bit."""
-        return False
+    exact = False  # it is not PyTorch's bit for bit
 
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
         """:class:`Exact` where the plan is PyTorch's own kernel, too."""

@@ -15,11 +15,10 @@ from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.convolution_kernels import memory_format_of
 from ..tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
-from .base import Estimator, Vjp, make_plain
+from .base import Estimator, Vjp, Wrapping, make_plain
 from .description import Description
 from .exact import Exact
 from .rounding import Rounding
-from .wrapping import Wrapping
 
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 TOGETHER = 2**20  # narrowed and multiplied at a time, so that copies stay in the caches [entries]
@@ -68,6 +67,7 @@ class Precision(Wrapping, Estimator):
     keep: float = field(default=1.0, init=False, repr=False, compare=False)
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     estimator: Estimator = Exact()  # noqa: RUF009 -- a frozen value
+    exact = False
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -78,11 +78,6 @@ class Precision(Wrapping, Estimator):
             raise ValueError(f"Precision: estimator={self.estimator!r}, expected Exact() or Rounding(bits)")
         object.__setattr__(self, "keep", self.estimator.keep)
         object.__setattr__(self, "serves", self.estimator.serves)
-
-    @property
-    def exact(self) -> bool:
-        """Always false."""
-        return False
 
     @property
     def fallback(self) -> Estimator | None:

@@ -11,11 +11,10 @@ from torch import Tensor
 from ..codecs import Uniform
 from ..draws.draw import Draw
 from ..tn import ConvSpec, LayerSpec, LinearSpec
-from .base import Estimator, make_plain
+from .base import Estimator, Wrapping, make_plain
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .exact import Exact
-from .wrapping import Wrapping
 
 _NOISE, _OF_SCALES = -2, 1  # keys of the draws that round; the wrapped estimator uses others
 
@@ -70,6 +69,7 @@ class Rounding(Wrapping, Estimator):
     estimator: Estimator = Exact()  # noqa: RUF009 -- a frozen value
     block: int | Literal["channel"] = 256
     serves: ClassVar[frozenset[str]] = frozenset({"weight_vjp"})
+    exact = False  # rounding always loses something
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -83,11 +83,6 @@ class Rounding(Wrapping, Estimator):
         if "weight_vjp" not in self.estimator.serves:
             raise ValueError(f"Rounding: estimator={self.estimator!r}, expected one that serves weight_vjp")
         object.__setattr__(self, "keep", self.estimator.keep * self.bits / 32)
-
-    @property
-    def exact(self) -> bool:
-        """Never: rounding always loses something."""
-        return False
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""

@@ -11,7 +11,7 @@ from ..draws.draw import Draw
 from ..layers.layer_specs import Side
 from ..tn import LayerSpec
 from .base import Estimator
-from .controls import Control
+from .controls import Control, half_in_cells
 from .description import Description
 from .sample_plan import Kept, Plan, Slot, index_dtype
 from .samplers import Places, Sampler, Uniform
@@ -47,13 +47,11 @@ class Sampled(Estimator):
         return Uniform()
 
     def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
-        """What is kept exactly: nothing, unless a subclass says so.
+        """What is kept exactly of ``[N, C, *P]`` (used positions only), if ``budget`` entries may be kept in total.
 
-        Args:
-            shape: Of the tensor, ``[N, C, *P]``, used positions only.
-            budget: Entries that may be kept in total.
+        A subclass with a field ``center`` asks for means of cells of that size, for at most half of the budget.
         """
-        return None
+        return half_in_cells(shape, budget, getattr(self, "center", False))
 
     @property
     def unbiased(self) -> bool:

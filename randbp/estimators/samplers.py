@@ -86,10 +86,7 @@ class Uniform(Sampler):
 class Bernoulli(Sampler):
     """Keep each place on its own with probability ``p``, the same places of all sums."""
 
-    @property
-    def fixed_size(self) -> bool:
-        """Always false."""
-        return False
+    fixed_size = False
 
     def count(self, places: Places) -> float:
         """The mean number."""

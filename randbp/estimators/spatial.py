@@ -22,7 +22,6 @@ from ..tn.execute.kept_positions import (
 )
 from ..tn.execute.segments import Segments, gather, reads_planes
 from .base import kept
-from .controls import Control, half_in_cells
 from .description import Description
 from .low_rank import LowRank, affordable_rank, low_rank, price
 from .positions import UsedPositions, sampled_spec, segment_length, split, used_positions
@@ -101,10 +100,6 @@ class Spatial(Sampled):
     def sampler(self) -> Sampler:
         """A fixed number of positions, of each example or of all."""
         return Uniform(shared=not self.per_example)
-
-    def control(self, shape: tuple[int, ...], budget: float) -> Control | None:
-        """The spatial mean, if it leaves another position."""
-        return half_in_cells(shape, budget, self.center)
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
         """Kept entries of the input, its mean ``[N, C]`` if any, then directions and coefficients if any."""
