@@ -39,10 +39,7 @@ def fastest(run: Run, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None
     layout = [(tensor.requires_grad, tensor.dtype) for tensor in tensors]
     given = call.weight_vjp, call.input_vjp
     key = (call.function, call.input_last, call.weight_last, x.device, *layout, *given)
-    if (key, call.spec) in _CHOICES.known:
-        pair = _CHOICES.known[key, call.spec]
-    else:
-        pair = _CHOICES.get(key, call.spec, lambda: _chosen(run, call, tensors))
+    pair = _CHOICES.get(key, call.spec, lambda: _chosen(run, call, tensors))
     if pair is None or (pair[0] is given[0] and pair[1] is given[1]):
         return pair and call
     return call.using(*pair)

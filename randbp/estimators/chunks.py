@@ -13,10 +13,8 @@ LITTLE = 2**22  # restored at once: kernels lose time on small parts, and this t
 def chunks(examples: int, most: int | None = None, entries: int | None = None) -> list[slice]:
     """Slices of about an eighth of the examples each: few enough to take little memory, enough to be efficient.
 
-    Args:
-        examples: Number of examples.
-        most: A smaller bound on the examples of one slice.
-        entries: Entries of one example; slices may then be larger, up to 2^22 entries.
+    ``most`` is a smaller bound on the examples of one slice. With ``entries``, those of one example, slices may be
+    larger, up to 2^22 entries.
 
     Example:
         >>> [(part.start, part.stop) for part in chunks(3)]
@@ -35,11 +33,7 @@ def chunked_weight_vjp(
 ) -> Tensor:
     """Sum of the exact weight VJPs of parts of the batch, so that no copy of the whole input exists at any time.
 
-    Args:
-        rebuild: Makes the input ``[n, C, *I]`` of a part from its number and its slice of the batch.
-        parts: The slices.
-        output_grad: ``[N, D, *O]``.
-        spec: The layer.
+    ``rebuild`` makes the input ``[n, C, *I]`` of a part from its number and its slice of the batch.
     """
     result: Tensor | None = None
     for number, part in enumerate(parts):

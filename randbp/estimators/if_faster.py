@@ -127,10 +127,9 @@ _AT_HAND: ContextVar[tuple[Tensor, ...]] = ContextVar("at hand", default=())
 
 @contextmanager
 def at_hand(*tensors: Tensor) -> Iterator[None]:
-    """Races within the context run on these tensors where they fit, and make none of their sizes.
+    """Races within the context run on these tensors (a layer's input and weight) where they fit, and make no others.
 
-    Args:
-        tensors: A layer's input and weight as its spec has them; weights can be larger than all else in a step.
+    Weights can be larger than all else in a step.
     """
     before = _AT_HAND.set(tensors)
     try:

@@ -20,9 +20,6 @@ class BySize(Generic[T]):
     of the smallest larger size, up to four times its own, and keeps it. In a linear layer, rows count instead of
     examples. Threads may share an object: one measures, and the others wait.
 
-    Attributes:
-        known: Results so far by key and layer, to be read without waiting.
-
     Example:
         >>> from randbp import tn
         >>> known: BySize[str] = BySize()
@@ -31,22 +28,17 @@ class BySize(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self.known: dict[tuple[Hashable, LayerSpec], T] = {}
+        self._known: dict[tuple[Hashable, LayerSpec], T] = {}
         self._found_out: dict[tuple[Hashable, LayerSpec], dict[int, T]] = {}
         self._lock = Lock()
 
     def get(self, key: Hashable, spec: LayerSpec, find_out: Callable[[], T]) -> T:
-        """Return the result for a layer, and call ``find_out`` if there is none.
-
-        Args:
-            key: Whatever distinguishes layers of the same spec.
-            spec: The layer.
-            find_out: Makes the result.
-        """
-        with self._lock:
-            if (key, spec) not in self.known:
-                self.known[key, spec] = self._of_larger(key, spec, find_out)
-            return self.known[key, spec]
+        """The result for a layer and whatever distinguishes it from others; ``find_out`` makes one if there is none."""
+        if (key, spec) not in self._known:
+            with self._lock:
+                if (key, spec) not in self._known:
+                    self._known[key, spec] = self._of_larger(key, spec, find_out)
+        return self._known[key, spec]
 
     def _of_larger(self, key: Hashable, spec: LayerSpec, find_out: Callable[[], T]) -> T:
         one, size = replace_batch(spec, 1), spec.batch_size
