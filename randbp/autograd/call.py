@@ -29,25 +29,15 @@ _WEIGHT, _INPUT = 0, 1  # keys of the draws of the two VJPs
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: its function, shapes, memory formats and estimators.
+    """One call of a layer: its function, shapes, memory formats and estimators."""
 
-    Args:
-        function: PyTorch's function with hyper-parameters.
-        input_shape: Shape of the input, as PyTorch's function takes it.
-        weight_shape: Shape of the weight.
-        weight_vjp: Estimator of the weight's gradient.
-        input_vjp: Estimator of the input's gradient.
-        input_last: Whether the input, and therefore its gradient, is in ``torch.channels_last`` memory format.
-        weight_last: The same of the weight.
-    """
-
-    function: LayerFunction
-    input_shape: Shape
+    function: LayerFunction  # PyTorch's function with hyper-parameters
+    input_shape: Shape  # as PyTorch's function takes it
     weight_shape: Shape
     weight_vjp: Estimator
     input_vjp: Estimator
-    input_last: bool = False
-    weight_last: bool = False
+    input_last: bool = False  # whether the input, and so its gradient, is in torch.channels_last memory format
+    weight_last: bool = False  # the same of the weight
 
     @cached_property
     def spec(self) -> LayerSpec:

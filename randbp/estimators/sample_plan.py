@@ -32,25 +32,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an estimator keeps of one side of a layer.
+    """What an estimator keeps of one side of a layer."""
 
-    Attributes:
-        spec: The layer, as the estimator sees it.
-        side: Whose places are sampled.
-        places: All places, and how many of them are kept.
-        share: Share of the places that is kept, the mean if it is random.
-        used: The positions that are looked at; ``None`` for all.
-        control: What is kept exactly.
-        slots: What is held of the input.
-    """
-
-    spec: LayerSpec
-    side: Side
-    places: Places
-    share: float
-    used: UsedPositions | None
-    control: Control | None
-    slots: tuple[Slot, ...]
+    spec: LayerSpec  # the layer, as the estimator sees it
+    side: Side  # whose places are sampled
+    places: Places  # all places, and how many of them are kept
+    share: float  # share of the places that is kept, the mean if it is random
+    used: UsedPositions | None  # the positions that are looked at; None for all
+    control: Control | None  # what is kept exactly
+    slots: tuple[Slot, ...]  # what is held of the input
 
     @property
     def channels(self) -> int:

@@ -20,19 +20,12 @@ Sample = tuple[Tensor, Tensor | float]
 
 @dataclass(frozen=True)
 class Places:
-    """The terms of ``B`` independent sums, of which a sampler keeps some.
+    """The terms of ``B`` independent sums, of which a sampler keeps some."""
 
-    Args:
-        batch: ``B``.
-        shape: The grid of each sum's terms; ``U`` of them.
-        keep: Keep rate.
-        count: Number to keep, if it is fixed.
-    """
-
-    batch: int
-    shape: tuple[int, ...]
+    batch: int  # B
+    shape: tuple[int, ...]  # the grid of each sum's terms, U of them
     keep: float
-    count: int = 0
+    count: int = 0  # number to keep, if it is fixed
 
     @property
     def size(self) -> int:
@@ -42,15 +35,10 @@ class Places:
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """A way to choose places.
+    """A way to choose places."""
 
-    Attributes:
-        unbiased: Whether each weight is one over the probability of being kept.
-        by_norm: Whether the choice depends on norms, so that kept places have to be stored for backward.
-    """
-
-    unbiased: ClassVar[bool] = True
-    by_norm: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = True  # whether each weight is one over the probability of being kept
+    by_norm: ClassVar[bool] = False  # whether the choice depends on norms: kept places have to be stored for backward
 
     @property
     def fixed_size(self) -> bool:
@@ -68,13 +56,9 @@ class Sampler(ABC):
 
 @dataclass(frozen=True)
 class Uniform(Sampler):
-    """Keep a fixed number, drawn without replacement.
+    """Keep a fixed number, drawn without replacement."""
 
-    Args:
-        shared: Whether all sums share the choice.
-    """
-
-    shared: bool = False
+    shared: bool = False  # whether all sums share the choice
 
     def sample(self, places: Places, norms: Tensor | None, draw: Draw, device: torch.device) -> Sample:
         """Choose by :func:`windows`."""
@@ -99,13 +83,9 @@ class Bernoulli(Sampler):
 
 @dataclass(frozen=True)
 class Crossings(Sampler):
-    """Keep the crossings of kept rows and columns, the same of all sums: ``p^(1/d)`` of each of ``d`` dimensions.
+    """Keep the crossings of kept rows and columns, the same of all sums: ``p^(1/d)`` of each of ``d`` dimensions."""
 
-    Args:
-        bernoulli: Whether each coordinate is kept on its own with that probability; otherwise their number is fixed.
-    """
-
-    bernoulli: bool = False
+    bernoulli: bool = False  # whether each coordinate is kept on its own with that probability; else a fixed number is
 
     @property
     def fixed_size(self) -> bool:

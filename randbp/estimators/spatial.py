@@ -198,35 +198,20 @@ class ClassPart:
 
 @dataclass(frozen=True)
 class ClassPlan:
-    """What is kept of each class of positions on one side of a layer.
+    """What is kept of each class of positions on one side of a layer."""
 
-    Attributes:
-        spec: The layer, after :func:`.positions.examples_as_positions`.
-        vectors: Whether that exchanges examples and positions.
-        used: The positions that are looked at.
-        draws: Number of examples with positions of their own; 1 if all share them.
-        parts: What is kept of each class.
-        centred: Whether the mean is kept.
-        rank: Directions of each group in the low-rank part.
-        restored: Whether the VJP is that of a restored tensor.
-        pointwise: Whether there is one class, each position of which meets the output of the same number.
-        alone: Whether there is one class, of all positions that are looked at.
-        counts: Positions kept of each class.
-        transposed: Whether the weight is that of a transposed convolution.
-    """
-
-    spec: LayerSpec
-    vectors: bool
-    used: UsedPositions
-    draws: int
-    parts: tuple[ClassPart, ...] = ()
-    centred: bool = False
-    rank: int = 0
-    restored: bool = False
-    pointwise: bool = False
-    alone: bool = False
-    counts: tuple[int, ...] = ()
-    transposed: bool = False
+    spec: LayerSpec  # the layer, after examples_as_positions
+    vectors: bool  # whether that exchanges examples and positions
+    used: UsedPositions  # the positions that are looked at
+    draws: int  # number of examples with positions of their own; 1 if all share them
+    parts: tuple[ClassPart, ...] = ()  # what is kept of each class
+    centred: bool = False  # whether the mean is kept
+    rank: int = 0  # directions of each group in the low-rank part
+    restored: bool = False  # whether the VJP is that of a restored tensor
+    pointwise: bool = False  # whether there is one class, each position of which meets the output of the same number
+    alone: bool = False  # whether there is one class, of all positions that are looked at
+    counts: tuple[int, ...] = ()  # positions kept of each class
+    transposed: bool = False  # whether the weight is that of a transposed convolution
 
     @property
     def entries(self) -> int:

@@ -32,42 +32,25 @@ class Clock:
 
 @dataclass
 class Seen:
-    """Record of a layer's calls in training mode, as far as Python sees them.
+    """Record of a layer's calls in training mode, as far as Python sees them."""
 
-    Attributes:
-        called: Whether there was a call.
-        served: Whether in some call something was estimated, or needed no estimate.
-    """
-
-    called: bool = False
-    served: bool = False
+    called: bool = False  # whether there was a call
+    served: bool = False  # whether in some call something was estimated, or needed no estimate
 
 
 @dataclass
 class LayerState:
-    """The state of a randomised layer in addition to its parameters.
+    """The state of a randomised layer in addition to its parameters."""
 
-    Attributes:
-        name: The layer's name, on which its samples depend.
-        weight_vjp: Estimator of the weight's gradient.
-        input_vjp: Estimator of the input's gradient.
-        clock: The model's clock.
-        own: The module's original class.
-        function: The function of a module whose class has PyTorch's forward pass; ``None`` for other modules.
-        left_exact: Reasons, by name, why layers chosen together with this one stay exact.
-        seen: The calls so far.
-        stream: Seeds of forward passes: hashed from seed, layer, step, micro-batch, rank and call within these.
-    """
-
-    name: str
+    name: str  # the layer's name, on which its samples depend
     weight_vjp: Estimator
     input_vjp: Estimator
-    clock: Clock
-    own: type[nn.Module]
-    function: type[LayerFunction] | None
-    left_exact: dict[str, str] = field(default_factory=dict)
-    seen: Seen = field(default_factory=Seen)
-    stream: SeedStream = field(init=False)
+    clock: Clock  # the model's
+    own: type[nn.Module]  # the module's original class
+    function: type[LayerFunction] | None  # of a module whose class has PyTorch's forward pass; None for other modules
+    left_exact: dict[str, str] = field(default_factory=dict)  # why layers chosen together with this one stay exact
+    seen: Seen = field(default_factory=Seen)  # the calls so far
+    stream: SeedStream = field(init=False)  # seeds: of seed, layer, step, micro-batch, rank and call within these
 
     def __post_init__(self) -> None:
         self.stream = SeedStream(self.clock.state, crc32(self.name.encode()))
