@@ -10,9 +10,8 @@ from torch import nn
 from ..draws.seeds import checked_seed
 from ..layers.integers import as_integer
 from ..lean import Lean, LeanHandle, make_lean
-from .first_step import FirstStep
 from .layers import Clock, LayerState, derandomize_layer, is_randomized, layer_state, randomize_layer
-from .left_exact import left_exact, summary
+from .left_exact import FirstStep, left_exact, summary
 from .per_layer import Estimators, estimators_by_layer
 from .presets import UNSET, PresetName, Settings, Unset, settings
 from .selection import Layers, Selection, select
@@ -246,10 +245,7 @@ def _counter(name: str, value: object) -> int:
 def _chosen(model: nn.Module, asked: Settings, any_will_do: bool) -> Selection:
     """The layers that ``layers`` means; for ``None``, those that keys name, or all for an estimator without keys.
 
-    Args:
-        model: The model.
-        asked: Arguments of :func:`randomize`.
-        any_will_do: Whether a model without such layers is accepted, too.
+    With ``any_will_do`` a model without such layers is accepted, too.
     """
     vjps = asked.weight_vjp, asked.input_vjp
     keys = [key for vjp in vjps if isinstance(vjp, Mapping) for key in vjp]

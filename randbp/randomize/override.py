@@ -14,14 +14,9 @@ from .layers import Clock, layer_state, randomize_layer
 
 @contextmanager
 def overridden(modules: Iterable[nn.Module], clock: Clock, **estimators: Any) -> Iterator[None]:
-    """Let randomised modules use another clock and other estimators within the block.
+    """Let randomised modules draw by another clock within the block, maybe with another ``weight_vjp`` or ``input_vjp``.
 
     Their own state, with the place in their own sequence of samples, is back afterwards.
-
-    Args:
-        modules: Randomised modules.
-        clock: Seed and step of the samples drawn meanwhile.
-        **estimators: ``weight_vjp`` or ``input_vjp``, where these are to differ from the modules' own.
     """
     before = [(module, layer_state(module)) for module in modules]
     try:

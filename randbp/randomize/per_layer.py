@@ -11,11 +11,7 @@ Estimators = Estimator | Mapping[str, Estimator]
 
 
 def check_estimators(vjp: Vjp, estimators: object) -> None:
-    """Raise unless given an estimator that serves a VJP, or a mapping from names or globs to such estimators.
-
-    Raises:
-        ValueError: One line that names the VJP, the estimator, and the layers it is meant for.
-    """
+    """Raise ``ValueError`` unless given an estimator that serves a VJP, or such by names or globs of layers."""
     if not isinstance(estimators, Mapping):
         check_estimator(vjp, estimators)
         return
@@ -31,12 +27,7 @@ def check_estimators(vjp: Vjp, estimators: object) -> None:
 
 
 def estimators_by_layer(vjp: Vjp, estimators: Estimators, chosen: Selection) -> dict[str, Estimator]:
-    """The estimator of each layer: the first key that matches it decides; a layer without one is exact.
-
-    Args:
-        vjp: Name of the VJP, for messages.
-        estimators: One estimator for all layers, or several by name or glob; any name of a shared layer counts.
-        chosen: The layers.
+    """The estimator of each layer: the first key that matches any of its names decides; without one it is exact.
 
     Raises:
         ValueError: If a key matches none of the layers, or none that can be estimated, or different keys give

@@ -38,9 +38,6 @@ class Settings:
     parts: int = 4
 
 
-USUAL = Settings()
-"""Without a preset."""
-
 PRESETS: Mapping[str, Settings] = MappingProxyType(
     {
         "exact": Settings(Exact(), lean="exact"),
@@ -76,9 +73,10 @@ def settings(preset: object = None, **given: Any) -> Settings:
         Traceback (most recent call last):
         ValueError: preset='fast': expected 'exact', 'memory' or 'time'
     """
-    meant = USUAL if preset is None else _preset(preset)
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
+        raise ValueError(f"preset={preset!r}: expected 'exact', 'memory' or 'time'")
     known = {name: value for name, value in given.items() if value is not UNSET}
-    asked = replace(meant, **known)
+    asked = replace(Settings() if preset is None else PRESETS[preset], **known)
     check_estimators("weight_vjp", asked.weight_vjp)
     check_estimators("input_vjp", asked.input_vjp)
     check_lean(asked.lean, asked.bits, asked.parts)
@@ -95,9 +93,3 @@ def _in_bits(estimator: Any, bits: int) -> Any:
         return replace(estimator, bits=bits)
     inner = getattr(estimator, "estimator", None)
     return estimator if inner is None else replace(estimator, estimator=_in_bits(inner, bits))
-
-
-def _preset(name: object) -> Settings:
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"preset={name!r}: expected 'exact', 'memory' or 'time'")
-    return PRESETS[name]

@@ -71,11 +71,7 @@ class Selection:
 
 
 def select(model: nn.Module, layers: Layers) -> Selection:
-    """The layers that ``layers`` means; each name of a shared module selects it.
-
-    Args:
-        model: The model.
-        layers: See :func:`randbp.randomize`.
+    """The layers that an argument of :func:`randbp.randomize` means; each name of a shared module selects it.
 
     Raises:
         ValueError: If a pattern, or the predicate, matches none, or only layers that cannot be estimated.
