@@ -10,12 +10,9 @@ class Reclassed:
     """Mixed in before a module's own class as long as the module behaves differently.
 
     An instance stays one of its own class. Copies and pickles are reclassed, too.
-
-    Attributes:
-        prefix: Start of the names of the classes that are made.
     """
 
-    prefix: ClassVar[str]
+    prefix: ClassVar[str]  # start of the names of the classes that are made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class was made at run time, so copies and pickles say how to make it again.
@@ -79,11 +76,7 @@ def is_reclassed(module: nn.Module, mixin: type[Reclassed]) -> bool:
 
 
 def restore(module: nn.Module) -> None:
-    """Undo :func:`reclass`.
-
-    Raises:
-        RuntimeError: If something else has changed the class since.
-    """
+    """Undo :func:`reclass`, or raise ``RuntimeError`` if something else has changed the class since."""
     if type(module) not in _MADE:
         raise RuntimeError(
             f"{type(module).__name__}: its class was changed after randomize(); undo that change before remove()"

@@ -14,9 +14,7 @@ def graph_break(reason: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate a function with ``torch.compiler.disable``, at the first call under a compiler.
 
     Used as a decorator that one imports all of Dynamo, which takes longer than everything else that randbp imports.
-
-    Args:
-        reason: Why, for PyTorch's message where the graph must not break.
+    The reason is for PyTorch's message where the graph must not break.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

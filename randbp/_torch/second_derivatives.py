@@ -43,11 +43,7 @@ def connected(grad: Tensor, edge: Tensor | None) -> Tensor:
     """A gradient that depends on a function's input with derivative 0, as PyTorch's of piecewise linear functions do.
 
     ``backward(create_graph=True)`` then gives one whose own gradient with respect to that input is zero, where a
-    gradient that has nothing to do with the input would be an error.
-
-    Args:
-        grad: What the backward pass computed.
-        edge: The input's :func:`graph_edge`.
+    gradient that has nothing to do with the input would be an error. ``edge`` is the input's :func:`graph_edge`.
     """
     return _Connected.apply(grad, edge) if edge is not None and torch.is_grad_enabled() else grad
 
@@ -58,12 +54,8 @@ def refuse_second_derivatives(
     """Gradients that raise when someone differentiates through them, for ``backward(create_graph=True)``.
 
     An estimate's dependence on what it was computed from is not the exact gradient's, so a second derivative taken
-    through it would be a wrong number without a warning.
-
-    Args:
-        operation: Named in the error.
-        grads: What the backward pass computed.
-        causes: Tensors that the exact gradients depend on, or their :func:`graph_edge`.
+    through it would be a wrong number without a warning. Causes are tensors that the exact gradients depend on, or
+    their :func:`graph_edge`.
     """
     connected = [cause for cause in causes if cause is not None and cause.requires_grad]
     if not torch.is_grad_enabled() or not connected:

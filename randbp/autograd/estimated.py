@@ -29,15 +29,8 @@ def estimated(
 ) -> Tensor:
     """A layer whose backward pass is estimated; PyTorch's own where nothing is to be estimated.
 
-    Args:
-        function: PyTorch's function with hyper-parameters.
-        x: Input, with or without a batch dimension.
-        weight: As PyTorch's function takes it.
-        bias: ``[D]`` or ``None``; its gradient is exact.
-        weight_vjp: Estimator of the weight's gradient.
-        input_vjp: Estimator of the input's gradient.
-        stream: Supplies the seed that determines the sample.
-        generator: Supplies it instead.
+    Tensors are as PyTorch's function takes them; the bias gradient is exact. The stream, or the generator if there is
+    one, supplies the seed that determines the sample.
 
     Raises:
         ValueError: If shapes and hyper-parameters do not fit together, an estimator does not serve its VJP, or a tensor

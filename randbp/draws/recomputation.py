@@ -32,9 +32,7 @@ class Recomputation:
     def seed(self, new: Callable[[], int], hooks: Hooks | None) -> int:
         """Return a new seed in a forward pass, and the recorded one if a backward pass repeats the call.
 
-        Args:
-            new: Draws one.
-            hooks: Those around the call, usually :func:`hooks_in_force`.
+        Hooks are those around the call, usually :func:`hooks_in_force`.
         """
         if hooks is None:  # no checkpoint, or one that ran forward without gradients and drew nothing
             return new()

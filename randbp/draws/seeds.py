@@ -18,15 +18,11 @@ class Integers:
     """A few integers in memory shared by Python and PyTorch, so that a compiled graph can read and increment them.
 
     Python's own numbers would be constants of the graph: every step would compile again, or repeat one sample.
-
-    Attributes:
-        values: The integers as Python sees them.
-        tensor: The same memory as an ``int64`` tensor.
     """
 
     def __init__(self, values: Iterable[int]) -> None:
         self.values = array("q", [((value + 2**63) & (2**64 - 1)) - 2**63 for value in values])
-        self.tensor: Tensor = torch.frombuffer(self.values, dtype=torch.int64)
+        self.tensor: Tensor = torch.frombuffer(self.values, dtype=torch.int64)  # the same memory
 
     def __reduce__(self) -> Any:
         return Integers, (list(self.values),)
@@ -94,15 +90,9 @@ class SeedStream:
         self._recomputation = Recomputation()
 
     def next(self, generator: torch.Generator | None = None) -> int | Tensor:
-        """The next seed, as a tensor while ``torch.compile`` traces the call.
-
-        Args:
-            generator: If given, the seed is taken from it instead.
-        """
+        """The next seed (or one from a generator), as a tensor while ``torch.compile`` traces the call."""
         if torch.compiler.is_compiling():
-            if generator is not None:
-                return _seed_from(generator)
-            return _next_seed(self.clock.tensor, self._place.tensor)
+            return _next_seed(self.clock.tensor, self._place.tensor) if generator is None else _seed_from(generator)
         hooks = hooks_in_force()
         if hooks is None and generator is None:
             return next_seed(self.clock.values, self._place.values)

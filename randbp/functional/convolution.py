@@ -1,7 +1,5 @@
 """Convolution with estimated VJPs."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -63,12 +61,11 @@ def conv(
         torch.Size([4, 3, 3, 3])
     """
     check_arguments(x, weight, bias, weight_vjp, input_vjp, generator)
-    given: Any = padding
-    if isinstance(given, list | tuple) and any(isinstance(pair, list | tuple) for pair in given):
+    if isinstance(padding, list | tuple) and any(isinstance(pair, list | tuple) for pair in padding):
         # PyTorch's convolutions pad both sides alike.
-        pairs = padding_pairs(given, weight.dim() - 2)
-        x, given = F.pad(x, [width for pair in reversed(pairs) for width in pair]), 0
-    function = Convolution.of(stride=stride, padding=given, dilation=dilation, groups=groups)
+        pairs = padding_pairs(padding, weight.dim() - 2)
+        x, padding = F.pad(x, [width for pair in reversed(pairs) for width in pair]), 0
+    function = Convolution.of(stride=stride, padding=padding, dilation=dilation, groups=groups)
     return estimated(function, x, weight, bias, weight_vjp, input_vjp, default_stream, generator)
 
 

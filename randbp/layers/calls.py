@@ -158,14 +158,6 @@ def _addmm(
     return _product(run, mat1, mat2, input)
 
 
-def _mm(run: Run, input: Tensor, mat2: Tensor) -> LayerCall | None:
-    return _product(run, input, mat2)
-
-
-def _matmul(run: Run, input: Tensor, other: Tensor) -> LayerCall | None:
-    return _product(run, input, other)
-
-
 def _product(run: Run, input: Tensor, matrix: Tensor, bias: Tensor | None = None) -> LayerCall | None:
     return _matrix(Product(), run, input, matrix.t(), bias) if matrix.dim() == 2 else None
 
@@ -182,6 +174,8 @@ _PARSERS: dict[Any, Parse] = {
     torch.convolution: _either,
     F.linear: _linear,
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
-    **dict.fromkeys((torch.mm, Tensor.mm), _mm),
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _matmul),
+    **dict.fromkeys((torch.mm, Tensor.mm), lambda run, input, mat2: _product(run, input, mat2)),
+    **dict.fromkeys(
+        (torch.matmul, Tensor.matmul, Tensor.__matmul__), lambda run, input, other: _product(run, input, other)
+    ),
 }

@@ -69,16 +69,9 @@ class LayerFunction:
 
     @classmethod
     def of_module(cls, module: Any, weight: Tensor, input: Tensor) -> tuple[Self, Tensor] | None:
-        """The function that a call of one of PyTorch's layer modules runs, and its input.
+        """The function that a call of one of PyTorch's layer modules, or of a class derived from it, runs; its input.
 
-        Args:
-            module: A module of PyTorch's, or of a class derived from it.
-            weight: Its weight, read once.
-            input: Argument of the call.
-
-        Returns:
-            ``None`` if PyTorch's own forward pass should run: nothing is to be estimated, or PyTorch should raise its
-            error.
+        ``None`` if PyTorch's own forward pass should run: nothing is to be estimated, or PyTorch should raise its error.
         """
         raise NotImplementedError
 
@@ -282,11 +275,7 @@ def _checked(name: str, value: object) -> Any:
 
 
 def _batched(input_shape: Shape, weight_shape: Shape, weight_axes: str) -> Shape:
-    """Shape of a convolution's input, with a batch of one if it has none.
-
-    Raises:
-        ValueError: If the dimensions of input and weight do not fit a convolution.
-    """
+    """Shape of a convolution's input, with a batch of one if it has none."""
     dims = len(weight_shape) - 2
     if dims not in (1, 2, 3):
         raise ValueError(f"weight: shape {tuple(weight_shape)}, expected ({weight_axes}, *K) with 1 to 3 kernel sizes")

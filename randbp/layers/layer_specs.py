@@ -90,11 +90,7 @@ def linear_spec(input_shape: tuple[int, ...], out_features: int) -> LinearSpec:
 
 
 def as_sequence(tensor: Tensor) -> Tensor:
-    """A linear layer's input or output ``[C]``, ``[N, C]`` or ``[N, *sequence, C]`` as :func:`linear_spec` sees it.
-
-    Returns:
-        ``[N, C, T]``, without a copy where the sequence is contiguous.
-    """
+    """A linear layer's tensor ``[C]``, ``[N, C]`` or ``[N, *sequence, C]`` as ``[N, C, T]``: a view of contiguous ones."""
     examples = tensor if tensor.dim() > 1 else tensor.unsqueeze(0)
     length = prod(examples.shape[1:-1])
     return examples.reshape(examples.shape[0], length, examples.shape[-1]).transpose(1, 2)

@@ -171,11 +171,7 @@ def _padding_by_name(
 
 
 def padding_pairs(padding: Any, dims: int) -> tuple[tuple[int, int], ...]:
-    """Padding ``(left, right)`` per dimension, from an integer, one per dimension, or such pairs.
-
-    Raises:
-        ValueError: If it is none of these.
-    """
+    """Padding ``(left, right)`` per dimension, from an integer, one per dimension, or such pairs; else ``ValueError``."""
     if not isinstance(padding, Sequence) or not any(isinstance(pair, Sequence) for pair in padding):
         return tuple((p, p) for p in per_dimension("padding", padding, dims, minimum=0))
     read = [as_integers(pair) for pair in padding]
