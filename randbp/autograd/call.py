@@ -41,11 +41,7 @@ class Call:
 
     @cached_property
     def spec(self) -> LayerSpec:
-        """What estimators see of the layer.
-
-        Raises:
-            ValueError: If shapes and hyper-parameters do not fit together.
-        """
+        """What estimators see of the layer; ``ValueError`` if shapes and hyper-parameters do not fit together."""
         return spec_of(self.function, self.input_shape, self.weight_shape)
 
     @cached_property
@@ -147,11 +143,7 @@ def checked_call(
 
 
 def is_estimated(x: Tensor, weight: Tensor, weight_vjp: Estimator, input_vjp: Estimator) -> bool:
-    """Whether the backward pass would compute or hold anything else than PyTorch's.
-
-    Raises:
-        ValueError: If it would for complex tensors.
-    """
+    """Whether the backward pass would do anything else than PyTorch's; ``ValueError`` if so for complex tensors."""
     if not torch.is_grad_enabled() or not x.numel():
         return False
     # With a frozen weight nothing of the input need be held, which PyTorch's own layer would.

@@ -20,15 +20,11 @@ def not_transformed() -> RuntimeError:
     )
 
 
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor is batched by a vectorised Jacobian or carries a tangent."""
-    return not has_storage(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
-
-
 def explain(error: RuntimeError, *tensors: Tensor | None) -> None:
-    """Raise the error of :func:`not_transformed` from another one that happened because a tensor is transformed."""
-    if any(is_transformed(tensor) for tensor in tensors if tensor is not None):
-        raise not_transformed() from error
+    """Raise the error of :func:`not_transformed` from another one if a tensor is batched or carries a tangent."""
+    for tensor in tensors:
+        if tensor is not None and (not has_storage(tensor) or forward_ad.unpack_dual(tensor).tangent is not None):
+            raise not_transformed() from error
 
 
 def refuses_vectorised(backward: Backward) -> Backward:

@@ -50,9 +50,9 @@ def weighted_draw(norms: Tensor, count: int, top: float, start: Tensor) -> tuple
     The sizes that the probabilities follow are the norms plus a tenth of their mean: no weight is then above about
     ``11·n/count``, however small the norm. Without that, a small entry that meets a large factor is drawn too seldom.
 
-    The norms are ``[B, n]``, ``start`` is uniform in ``[0, 1)``, ``[B, 1]``; indices ``[B, count]`` are ``int64``, their
-    weights ``float64``. The share ``top`` of the count goes to the largest entries, which are always kept, with weight
-    1; the others are drawn from the rest.
+    The norms are ``[B, n]``, ``start`` is uniform in ``[0, 1)``, ``[B, 1]``; indices ``[B, count]`` are ``int64``,
+    weights ``float64``. The share ``top`` of the count goes to the largest entries, which are always kept, with
+    weight 1; the others are drawn from the rest.
 
     Source: Hesterberg, Weighted average importance sampling and defensive mixture distributions, Technometrics 37
     (1995).

@@ -41,17 +41,11 @@ def price(spec: LayerSpec) -> float:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A tensor ``[N, C, P]`` with the entries ``Σ_r directions[c r] coefficients[n r i]``, group by group.
+    """A tensor ``[N, C, P]`` with the entries ``Σ_r directions[c r] coefficients[n r i]``, group by group."""
 
-    Args:
-        groups: Number ``G`` of groups of consecutive channels, each of which has its own directions.
-        directions: ``[C, R]``, orthonormal within each group.
-        coefficients: ``[N, G·R, P]``.
-    """
-
-    groups: int
-    directions: Tensor
-    coefficients: Tensor
+    groups: int  # number G of groups of consecutive channels, each of which has its own directions
+    directions: Tensor  # [C, R], orthonormal within each group
+    coefficients: Tensor  # [N, G·R, P]
 
     @property
     def grouped(self) -> Tensor:

@@ -38,18 +38,14 @@ def sampled_spec(spec: LayerSpec) -> LayerSpec:
 class UsedPositions:
     """The grid of positions on one side of a layer that the other side uses.
 
-    Args:
-        sizes: Spatial sizes of that side.
-        axes: Coordinates per dimension.
-
     Example:
         >>> downsampling = tn.ConvSpec((1, 1, 5), out_channels=1, kernel_size=1, stride=2)
         >>> used_positions(downsampling, "input").take(torch.arange(5.0).view(1, 1, 5))
         tensor([[[0., 2., 4.]]])
     """
 
-    sizes: tuple[int, ...]
-    axes: tuple[range | tuple[int, ...], ...]
+    sizes: tuple[int, ...]  # spatial sizes of that side
+    axes: tuple[range | tuple[int, ...], ...]  # coordinates per dimension
 
     @property
     def shape(self) -> tuple[int, ...]:

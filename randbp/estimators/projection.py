@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from math import prod, sqrt
+from math import sqrt
 from typing import Literal
 
 import torch
@@ -96,7 +96,7 @@ class Projection(Estimator):
 
     def _combined(self, tensor: Tensor, spec: LayerSpec, side: Side, draw: Draw) -> Tensor:
         flat = flat_spatial(used_positions(spec, side).take(tensor))
-        sizes, counts = self._stretches(spec, side)
+        sizes, counts = _stretches(self, spec, side)
         if not sizes:
             return tensor.new_empty(*tensor.shape[:2], 0)
         held = tensor.new_empty(*tensor.shape[:2], sum(counts))
@@ -107,7 +107,7 @@ class Projection(Estimator):
         return held
 
     def _restorer(self, held: Tensor, spec: LayerSpec, side: Side, draw: Draw) -> Callable[[int, slice], Tensor]:
-        sizes, counts = self._stretches(spec, side)
+        sizes, counts = _stretches(self, spec, side)
 
         def restore(number: int, part: slice) -> Tensor:
             matrix = self._matrices(draw.child(number), held[part])
@@ -132,42 +132,32 @@ class Projection(Estimator):
 
         return matrix
 
-    def _stretches(self, spec: LayerSpec, side: Side) -> tuple[list[int], list[int]]:
-        """Sizes of the stretches of positions, and how many combinations of each are held."""
-        return _stretches(used_positions(spec, side).size, self.keep, self.block)
-
     def _parts(self, spec: LayerSpec, side: Side) -> list[slice]:
-        sizes, counts = self._stretches(spec, side)
-        largest = max((size * count for size, count in zip(sizes, counts, strict=True)), default=1)
-        return chunks(spec.batch_size, max(1, _MOST_RANDOM // largest))
+        return chunks(spec.batch_size, max(1, _MOST_RANDOM // max(self._matrix_sizes(spec, side), default=1)))
+
+    def _matrix_sizes(self, spec: LayerSpec, side: Side) -> list[int]:
+        return [size * count for size, count in zip(*_stretches(self, spec, side), strict=True)]
 
     def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
-        seen, work = sampled_spec(spec), []
-        sides: tuple[tuple[LayerSpec, Side, int], ...] = (
-            (seen, "input", spec.in_channels),
-            (spec, "output", spec.out_channels),
-        )
-        for layer, side, channels in sides:
-            matrices = sum(map(prod, zip(*self._stretches(layer, side), strict=True)))
-            work.append(spec.multiply_adds + 2 * layer.batch_size * channels * matrices)
+        seen, inner, outer = sampled_spec(spec), spec.in_channels, spec.out_channels
+        count, matrices = sum(_stretches(self, seen, "input")[1]), sum(self._matrix_sizes(seen, "input"))
+        work = spec.multiply_adds + 2 * seen.batch_size * inner * matrices
         if isinstance(seen, LinearSpec):
-            sizes, counts = self._stretches(seen, "input")
-            matrices = sum(size * count for size, count in zip(sizes, counts, strict=True))
-            work[0] = seen.batch_size * (spec.in_channels + spec.out_channels) * matrices
-            work[0] += seen.batch_size * spec.in_channels * sum(counts) * spec.out_channels
+            work = seen.batch_size * ((inner + outer) * matrices + inner * count * outer)
+        input_work = spec.multiply_adds + 2 * spec.batch_size * outer * sum(self._matrix_sizes(spec, "output"))
         variance = "Σ_n Σ_k 1/m (‖A‖² ‖B_k‖² + ‖A B_kᵀ‖²)"
         if self.kind == "rademacher":
             variance += " - 2/m Σ_i ‖A_i‖² ‖B_ki‖²"
-        held = seen.batch_size * spec.in_channels * sum(self._stretches(seen, "input")[1]) * dtype.itemsize
-        return Description(held, work[0], work[1], None, variance)
+        return Description(seen.batch_size * inner * count * dtype.itemsize, work, input_work, None, variance)
 
 
 @lru_cache(maxsize=512)
-def _stretches(positions: int, keep: float, block: int) -> tuple[list[int], list[int]]:
-    """Stretches of at most ``block`` positions, together ``⌊p·positions⌋`` combinations."""
+def _stretches(estimator: Projection, spec: LayerSpec, side: Side) -> tuple[list[int], list[int]]:
+    """Sizes of stretches of at most ``block`` positions, and combinations held of each, ``⌊p·I⌋`` in all."""
+    positions = used_positions(spec, side).size
     if not positions:
         return [], []
-    total = kept(positions, keep)
-    stretches = max(1, min(-(-positions // block), total))
+    total = kept(positions, estimator.keep)
+    stretches = max(1, min(-(-positions // estimator.block), total))
     edges, marks = ([n * j // stretches for j in range(stretches + 1)] for n in (positions, total))
     return [b - a for a, b in pairwise(edges)], [b - a for a, b in pairwise(marks)]

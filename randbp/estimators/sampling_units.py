@@ -20,13 +20,9 @@ from .samplers import Places, Sampler
 
 
 class Unit(ABC):
-    """A kind of places, and the VJPs of what is kept at some of them.
+    """A kind of places, and the VJPs of what is kept at some of them."""
 
-    Attributes:
-        stores_index_within: Whether stored indices count among the bytes that the keep rate allows.
-    """
-
-    stores_index_within = False
+    stores_index_within = False  # whether stored indices count among the bytes that the keep rate allows
 
     def seen(self, tensor: Tensor, spec: LayerSpec) -> tuple[Tensor, LayerSpec]:
         """A tensor and its layer as the unit sees them."""

@@ -71,7 +71,7 @@ class LayerFunction:
     def of_module(cls, module: Any, weight: Tensor, input: Tensor) -> tuple[Self, Tensor] | None:
         """The function that a call of one of PyTorch's layer modules, or of a class derived from it, runs; its input.
 
-        ``None`` if PyTorch's own forward pass should run: nothing is to be estimated, or PyTorch should raise its error.
+        ``None`` if PyTorch's own forward pass should run: nothing is estimated, or PyTorch should raise its error.
         """
         raise NotImplementedError
 

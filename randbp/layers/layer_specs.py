@@ -90,7 +90,7 @@ def linear_spec(input_shape: tuple[int, ...], out_features: int) -> LinearSpec:
 
 
 def as_sequence(tensor: Tensor) -> Tensor:
-    """A linear layer's tensor ``[C]``, ``[N, C]`` or ``[N, *sequence, C]`` as ``[N, C, T]``: a view of contiguous ones."""
+    """A linear layer's tensor ``[C]``, ``[N, C]`` or ``[N, *sequence, C]`` as ``[N, C, T]``, a view if contiguous."""
     examples = tensor if tensor.dim() > 1 else tensor.unsqueeze(0)
     length = prod(examples.shape[1:-1])
     return examples.reshape(examples.shape[0], length, examples.shape[-1]).transpose(1, 2)

@@ -171,7 +171,7 @@ def _padding_by_name(
 
 
 def padding_pairs(padding: Any, dims: int) -> tuple[tuple[int, int], ...]:
-    """Padding ``(left, right)`` per dimension, from an integer, one per dimension, or such pairs; else ``ValueError``."""
+    """Padding ``(left, right)`` per dimension, of an integer, one per dimension, or such pairs; or ``ValueError``."""
     if not isinstance(padding, Sequence) or not any(isinstance(pair, Sequence) for pair in padding):
         return tuple((p, p) for p in per_dimension("padding", padding, dims, minimum=0))
     read = [as_integers(pair) for pair in padding]

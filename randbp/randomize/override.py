@@ -14,7 +14,7 @@ from .layers import Clock, layer_state, randomize_layer
 
 @contextmanager
 def overridden(modules: Iterable[nn.Module], clock: Clock, **estimators: Any) -> Iterator[None]:
-    """Let randomised modules draw by another clock within the block, maybe with another ``weight_vjp`` or ``input_vjp``.
+    """Let randomised modules use another clock, and maybe another ``weight_vjp`` or ``input_vjp``, within the block.
 
     Their own state, with the place in their own sequence of samples, is back afterwards.
     """
