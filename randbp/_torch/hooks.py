@@ -75,7 +75,7 @@ def apart_from_modes(*tensors: Tensor | None) -> AbstractContextManager[Any]:
         return _NOTHING
     if any(type(tensor) not in (Tensor, nn.Parameter, type(None)) for tensor in tensors):
         return _NOTHING
-    apart: AbstractContextManager[Any] = torch._C.DisableTorchFunction()  # type: ignore[attr-defined]
+    apart: AbstractContextManager[Any] = torch._C.DisableTorchFunction()
     return apart
 
 

@@ -129,11 +129,7 @@ def checked_call(
     input_vjp: Estimator,
     *formats: bool,
 ) -> Call:
-    """Make the :class:`Call` of these arguments, once, with :class:`Exact` in place of estimators that keep everything.
-
-    Raises:
-        ValueError: If shapes and hyper-parameters do not fit together, or an estimator does not serve its VJP.
-    """
+    """Check and make the :class:`Call` of these arguments, once, with :class:`Exact` for those that keep everything."""
     check_estimator("weight_vjp", weight_vjp)
     check_estimator("input_vjp", input_vjp)
     call = Call(function, input_shape, weight_shape, exact_or(weight_vjp), exact_or(input_vjp), *formats)
