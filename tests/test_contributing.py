@@ -154,3 +154,8 @@ def test_a_subset_has_tests_of_each_part(subset: str, more: list[str]) -> None:
     assert all((ROOT / line.partition("::")[0]).exists() for line in lines)
     for part in PARTS + more:
         assert f"randbp/{part}" in lines or any(line.startswith(f"tests/{part}/") for line in lines), part
+
+
+def test_files_whose_examples_need_a_package_are_there() -> None:
+    needed = runpy.run_path(str(ROOT / "conftest.py"))["NEEDED"]
+    assert needed and all(list(ROOT.glob(pattern)) for patterns in needed.values() for pattern in patterns)

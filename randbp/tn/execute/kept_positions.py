@@ -22,7 +22,7 @@ from .rows import PartnerTable, gathered_product, pieces, rows_by_rows, scattere
 from .segments import Segments, flat_spatial, memory_rows
 
 PIECE = 2**20  # most elements of one side that are multiplied together, so that they stay in a CPU's cache [elements]
-SMALL_PIECE = 2**19  # least such number; between the two, a quarter of the output gradient, to take little memory
+SMALL_PIECE = 2**19  # least such number; between the two, a quarter of the output gradient's [elements]
 
 
 def weight_vjp_of_class(

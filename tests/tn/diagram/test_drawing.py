@@ -8,36 +8,13 @@ import torch
 
 from randbp import tn
 from randbp.tn.diagram.drawing import equation, sketch
+from tests.tn.drawn_parts import OPERATIONS
 
 matplotlib = pytest.importorskip("matplotlib")
 
 SPEC = tn.ConvSpec((2, 4, 8, 8), 6, 3, padding=1, groups=2)
 PLAIN = tn.ConvSpec((2, 3, 8, 8), 4, 3, padding=1)
-NETWORKS = {
-    operation.__name__: operation(PLAIN)
-    for operation in (
-        tn.conv,
-        tn.weight_vjp,
-        tn.input_vjp,
-        tn.weight_jvp,
-        tn.input_jvp,
-        tn.unfold,
-        tn.fold,
-        tn.unfolded_kernel,
-        tn.per_example_weight_vjp,
-        tn.kfac_expand,
-        tn.kfac_reduce,
-        tn.kfac_expand_output_grad,
-        tn.kfac_reduce_output_grad,
-        tn.gradient_gram,
-        tn.ggn_diagonal,
-        tn.conv_transpose,
-        tn.conv_transpose_weight_vjp,
-        tn.unfold_transpose,
-        tn.kfac_expand_transpose,
-        tn.kfac_reduce_transpose,
-    )
-} | {
+NETWORKS = {operation.__name__: operation(PLAIN) for operation in OPERATIONS} | {
     "grouped": tn.conv(SPEC),
     "sampled": tn.weight_vjp(PLAIN).subsample(i1=torch.tensor([1, 5])),
     "jointly sampled": tn.weight_vjp(PLAIN).subsample(
