@@ -1,6 +1,6 @@
 """VJPs of kept positions of one class, and of tensors that are constant over positions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -74,18 +74,29 @@ def _segment_products(
     A segment of ``L`` positions of a row meets, through each kernel entry, ``L`` neighbouring outputs, if rows are
     padded with zeros. Both sides become matrices with the positions innermost, and one product gives all of the kernel.
     """
-    sides, table = _met(positions, segments.length, kept.device)
+    margins, table = _met(positions, segments.length, kept.device)
     starts = table[:, segments.numbers]
-    (batch, wide), narrow, entries = output_grad.shape[:2], kept.shape[1], len(starts)
+    (batch, wide), narrow, (entries, _, count) = output_grad.shape[:2], kept.shape[1], starts.shape
     out = kept.new_zeros(groups, wide // groups * entries, narrow // groups)
-    elements = max(wide * entries, narrow) * segments.length
-    for part, some in _pieces(batch, segments.numbers.shape[1], elements, output_grad):
+    elements = max(1, max(wide * entries, narrow) * segments.length)
+    piece = min(PIECE, max(SMALL_PIECE, output_grad.numel() // 4))
+    together = max(1, piece // elements) if kept.device.type == "cpu" else batch * count
+    examples = max(1, together // max(1, count))
+    for part in (slice(start, start + examples) for start in range(0, batch if count else 0, examples)):
         place = starts if starts.shape[1] == 1 else starts[:, part]
-        padded = F.pad(output_grad[part], sides) if any(sides) else output_grad[part]
-        met = _stretches(padded.flatten(2).contiguous(), place[:, :, some], segments.length)
-        columns = slice(some.start * segments.length, some.stop * segments.length)
-        add_columns(out, met, kept[part, :, columns])
+        _add_segments(out, kept[part], place, output_grad[part], margins, segments.length, together)
     return out.view(groups, wide // groups, *(p.kernel_size for p in positions.patterns), -1).movedim(-1, 2)
+
+
+def _add_segments(
+    out: Tensor, kept: Tensor, starts: Tensor, met: Tensor, margins: list[int], length: int, together: int
+) -> None:
+    """Add the products of some examples, ``together`` segments at a time; no more than these is held at a time."""
+    planes = (F.pad(met, margins) if any(margins) else met).flatten(2).contiguous()
+    for first in range(0, starts.shape[2], together):
+        last = first + together
+        columns = kept[:, :, first * length : last * length]
+        add_columns(out, _stretches(planes, starts[:, :, first:last], length), columns)
 
 
 def add_columns(total: Tensor, met: Tensor, kept: Tensor) -> None:
@@ -95,16 +106,6 @@ def add_columns(total: Tensor, met: Tensor, kept: Tensor) -> None:
         add_product(total[0], left[0], right[0].t())
     else:
         total.baddbmm_(left, right.mT)
-
-
-def _pieces(batch: int, count: int, elements: int, like: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of the batch and of each example's segments, few enough to stay in the cache of a CPU."""
-    piece = min(PIECE, max(SMALL_PIECE, like.numel() // 4))
-    most = max(1, piece // max(1, elements)) if like.device.type == "cpu" else batch * count
-    examples = max(1, most // max(1, count))
-    for start in range(0, batch if count else 0, examples):
-        for begin in range(0, count, min(count, most)):
-            yield slice(start, min(start + examples, batch)), slice(begin, min(begin + most, count))
 
 
 def _stretches(planes: Tensor, starts: Tensor, length: int) -> Tensor:
