@@ -13,7 +13,7 @@ GONE = {
     "randbp.diagnostics": "alive held memory peak report statistics",
     "randbp.estimators": "channels draw seeds",
     "randbp.lean": "install",
-    "randbp.report": "methods_table runs",
+    "randbp.report": "runs",
     "randbp.tn": "layers operations.convolution operations.positions operations.transposed pattern plan plan_cache"
     " report spec",
     "randbp.tune": "assign",

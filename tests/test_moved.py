@@ -19,7 +19,6 @@ PUBLIC = {
     "randbp.estimators.draw": "Draw",
     "randbp.estimators.seeds": "manual_seed",
     "randbp.lean.install": "LeanHandle check_lean make_lean",
-    "randbp.report.methods_table": "print_methods",
     "randbp.report.runs": "Run",
     "randbp.tn.layers": "ConvTransposeSpec LinearSpec linear_spec",
     "randbp.tn.operations.convolution": (

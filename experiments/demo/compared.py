@@ -18,7 +18,7 @@ class Way:
 
     Args:
         name: In tables.
-        role: As :class:`randbp.report.methods_file.Method` has it.
+        role: As :class:`experiments.demo.methods.Method` has it.
         what: What it does, in a sentence.
         dropout: Arguments of ``TensorDropout`` (and of ``randbp.randomize``), if it is used.
         checkpoints: Whether each block runs again in the backward pass.

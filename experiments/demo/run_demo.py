@@ -14,16 +14,20 @@ import torch
 
 import randbp
 from experiments.data import FashionMNIST, ImageData, MNIST5k
-from randbp.callbacks.files import write_json
+from randbp.callbacks.files import write_json, write_text
 from randbp.cli import sweep
 from randbp.cli.errors import UsageError
+from randbp.cli.report import make_console
 from randbp.cli.run_folder import free_name
 from randbp.cli.stopping import Stopped
 from randbp.cli.sweep_plan import Options, Plan
-from randbp.report import METHODS
+from randbp.report import PREFACE, Damaged
+from randbp.report.summary_file import read_json
 
 from .compared import WAYS
 from .gradients import gradient_errors, minibatch_noise
+from .methods import METHODS, Methods
+from .preface import make_preface, print_methods
 from .side_by_side import WARMUP, train_side_by_side
 
 SWEEP = Path("configs/sweeps/demo.yaml")
@@ -69,9 +73,12 @@ def main(argv: Sequence[str]) -> int:
         Plan(Options(SWEEP, name, options.root))  # what is wrong with it is said before anything runs
         if not (folder / METHODS).exists():
             compare(folder, images(options.data), options.seeds, options.steps, options.width)
+        methods = read_json(folder / METHODS, Methods)
+        write_text(folder / PREFACE, make_preface(methods))
+        print_methods(methods, make_console())
         rest = [word for word in rest if word != "--resume"]
         return sweep.main([str(SWEEP), f"--root={options.root}", f"--name={name}", "--resume", *rest])
-    except (UsageError, Stopped) as error:
+    except (UsageError, Stopped, Damaged) as error:
         print(f"demo: {error}", file=sys.stderr)
         return error.code if isinstance(error, Stopped) else 2
     except KeyboardInterrupt:

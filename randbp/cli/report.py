@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from randbp.report import Damaged, compare, load_runs, print_methods, print_table, write_page
+from randbp.report import Damaged, compare, load_runs, print_table, write_page
 from randbp.report.printable import printable
 
 from .errors import OptionParser, RunError, UsageError
@@ -36,9 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 def write_report(folder: Path, console: Console, output: Path | None = None) -> None:
     """Print the table of the runs below a folder, then write the page: ``output``, or ``report.html`` in the folder."""
-    comparison = compare(results := load_runs(folder))
-    if results.methods:
-        print_methods(results.methods, console)
+    comparison = compare(load_runs(folder))
     print_table(comparison, console)
     page = output or folder / PAGE
     try:

@@ -1,19 +1,22 @@
 """The content of a folder of runs, and the files in it that cannot be read."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from .damaged import Damaged
-from .methods_file import Methods, read_methods
+from .damaged import Damaged, reading
 from .printable import printable
 from .run import SUMMARY, Run
 from .run_files import CONFIG, METRICS, read_config, read_losses
 from .summary_file import read_summary
 from .target import Target, read_target
+
+PREFACE = "preface.html"
+"""HTML in a folder of runs with which the page begins: what a program has found beyond its runs."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Results:
     runs: tuple[Run, ...]  # those that can be read, in the order of their names
     damaged: tuple[Damaged, ...] = ()  # the rest, with what is wrong; only without metrics a run is there all the same
     target: Target | None = None  # the metric of the sweep whose folder it is
-    methods: Methods | None = None  # ways to train that were compared side by side in the folder
+    preface: str = ""  # HTML that a program has left in the folder, for the beginning of the page
 
 
 def load_runs(folder: Path) -> Results:
@@ -57,12 +60,19 @@ def load_runs(folder: Path) -> Results:
     if not runs:
         raise FileNotFoundError(f"{folder}: no {SUMMARY} in it or below; runs write one with CostMonitor")
     found: dict[str, Any] = {}
-    for name, read in (("target", read_target), ("methods", read_methods)):
+    for name, read in (("target", read_target), ("preface", _read_preface)):
         try:
             found[name] = read(folder)
         except Damaged as error:
             damaged.append(error)
     return Results(tuple(runs), tuple(damaged), **found)
+
+
+def _read_preface(folder: Path) -> str:
+    path = folder / PREFACE
+    with reading(path, "UTF-8"), suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8")
+    return ""
 
 
 def natural_key(text: str) -> list[tuple[float, str]]:

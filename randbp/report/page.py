@@ -11,7 +11,6 @@ from ..text.units import BYTES, PERCENT, SECONDS, Unit, interval, quantity, rati
 from .comparison_table import accuracy_name, make_table, notes, wants_labels
 from .groups import Comparison, Group
 from .markup import definitions, facts, figures, paragraphs
-from .methods_part import methods_facts, methods_part
 from .plots import accuracy_plot, cost_plots, loss_plot
 from .printable import printable
 from .run import Run
@@ -61,9 +60,8 @@ def make_page(comparison: Comparison, title: str) -> str:
     """Make the page as a string: table, plots, methods of measurement, runs, settings and environment."""
     title = printable(title)
     heading, about = f"<p class=kicker>randbp report</p><h1>{escape(title)}</h1>", facts(_facts(comparison))
-    if methods := comparison.results.methods:
-        heading = f"<header>{heading}{facts(methods_facts(methods))}</header>{methods_part(methods)}"
-        heading += f"<h2>Keep rates</h2>{about}"
+    if preface := comparison.results.preface:
+        heading = f"<header>{heading}</header>{preface}<h2>Keep rates</h2>{about}"
     else:
         heading = f"<header>{heading}{about}</header>"
     sections = [

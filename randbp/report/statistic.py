@@ -1,13 +1,10 @@
-"""Statistics over the runs of a group, and over rounds of steps."""
+"""Statistics over the runs of a group."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import isfinite
 
 import numpy
-
-from randbp.diagnostics.significance import Interval
-from randbp.diagnostics.timing import quartiles
 
 
 @dataclass(frozen=True)
@@ -39,20 +36,3 @@ class Statistic:
     def over(self, unit: float) -> "Statistic | None":
         """The statistic of the values divided by a unit."""
         return Statistic.of(value / unit for value in self.values)
-
-
-def median_interval(values: list[float]) -> Interval:
-    """Median of independent values, and order statistics that enclose it with a probability of 95 %.
-
-    The number of values below the median is binomial, so these are about the ``n/2 ± 0.98 √n``-th values.
-
-    Example:
-        >>> median_interval([float(value) for value in range(101)])
-        Interval(estimate=50.0, low=40.0, high=60.0)
-        >>> median_interval([2.0, 1.0])
-        Interval(estimate=1.5, low=1.0, high=2.0)
-    """
-    ordered, count = sorted(values), len(values)
-    reach = 0.98 * sqrt(count)
-    low = max(0, round((count - 1) / 2 - reach))
-    return Interval(quartiles(ordered).median, ordered[low], ordered[count - 1 - low])

@@ -14,11 +14,13 @@ from experiments.data import FashionMNIST, GeneratedImages
 from experiments.demo import run_demo
 from experiments.demo.compared import WAYS
 from experiments.demo.gradients import gradient_errors
+from experiments.demo.methods import METHODS, Methods
 from experiments.demo.side_by_side import COUNTED_EVERY, TIMED, WARMUP, train_side_by_side
 from experiments.demo.turns import Pause, take_turns
 from experiments.models import SmallVGG
 from randbp.cli.sweep_plan import Options, Plan
-from randbp.report import load_runs
+from randbp.report import PREFACE
+from randbp.report.summary_file import read_json
 
 ROOT = Path(__file__).parents[2]
 # A few steps of narrow networks: what counts here is that all parts meet.
@@ -46,22 +48,25 @@ def test_demo_compares_methods_and_keep_rates_and_spares_earlier_results(
     assert page.index("<p class=lead>With preset=&quot;memory&quot; training") < page.index("<h2>Keep rates</h2>")
     assert "DigitsCNN" in page and "SmallVGG" in page and "checkpointing" in page
 
-    methods = load_runs(runs).methods
-    assert methods is not None and [method.name for method in methods.methods] == [way.name for way in WAYS]
+    methods = read_json(runs / METHODS, Methods)
+    assert [method.name for method in methods.methods] == [way.name for way in WAYS]
     by_name = {method.name: method.trainings[0] for method in methods.methods}
     exact, memory = by_name["exact"], by_name['preset="memory"']
     assert by_name['preset="exact"'].gradient_error == 0
     assert {method.name for method in methods.methods if method.trained} == {way.name for way in WAYS if way.trained}
     assert memory.held_bytes < exact.held_bytes / 5 and memory.peak_bytes < exact.peak_bytes
     assert by_name["8 micro-batches"].held_bytes < exact.held_bytes / 7
-    assert len(exact.seconds) == 7 - WARMUP  # and as many of all others, or the file would not be read
+    assert len(exact.seconds) == 7 - WARMUP
+    assert all(one.seed == 0 and len(one.seconds) <= len(exact.seconds) for one in by_name.values())
 
     second = json.loads((runs / "keep=0.5" / "summary.json").read_text())
     assert second["estimators"]["weight_vjp"]["name"] == "Spatial" and "test/accuracy" in second["metrics"]
 
     written = (runs / "methods.json").read_text()
+    (runs / PREFACE).unlink()
     again = ["demo", f"--root={tmp_path}", "--name=demo-2", "--resume", "--count=2", "--jobs=2", *SHORT, NARROW]
     assert main(again) == 0 and (runs / "methods.json").read_text() == written
+    assert (runs / "report.html").read_text().startswith(page.partition("<h2>Keep rates")[0])
 
 
 def test_the_ways_differ_in_nothing_but_the_backward_pass(tmp_path: Path) -> None:

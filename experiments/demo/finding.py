@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from ..text.units import PERCENT, quantity, ratio
+from randbp.text.units import PERCENT, quantity, ratio
+
 from .standing import SAME_BYTES, SAME_TIME, Standing
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from randbp.report.finding import advice, finding, other_findings
-from randbp.report.methods_file import Methods
-from randbp.report.standing import timing_noise
-from randbp.report.statistic import median_interval
-from tests.report.comparisons import content, memory, method, standings_of
+from experiments.demo.finding import advice, finding, other_findings
+from experiments.demo.methods import Methods
+from experiments.demo.standing import median_interval, timing_noise
+from tests.experiments.comparisons import content, memory, method, standings_of
 
 START = 'With preset="memory" training holds 1/8 of the memory that exact backpropagation holds for its backward pass'
 

@@ -1,18 +1,19 @@
-"""The comparison of methods: printed, and as the first part of the page."""
+"""The comparison of methods: printed, and as the preface of the report's page."""
 
 from html import escape
 
 from rich.console import Console
 from rich.text import Text
 
-from ..text.units import BYTES, PERCENT, SECONDS, quantity, ratio
+from randbp.report.markup import definitions, facts, figures, paragraphs
+from randbp.report.run import DISTURBED
+from randbp.report.table import MISSING, Cell, Column, Table
+from randbp.text.units import BYTES, PERCENT, SECONDS, quantity, ratio
+
 from .finding import advice, finding, other_findings
-from .markup import definitions, figures, paragraphs
-from .methods_file import Methods
-from .methods_plot import accuracy_difference_plot, tradeoff_plot
-from .run import DISTURBED
+from .methods import Methods
+from .plots import accuracy_difference_plot, tradeoff_plot
 from .standing import Standing, standings, timing_noise
-from .table import MISSING, Cell, Column, Table
 
 COLUMNS = (
     Column("method", "code"),
@@ -82,14 +83,9 @@ def print_methods(methods: Methods, console: Console) -> None:
     console.print()
 
 
-def methods_facts(methods: Methods) -> list[str]:
-    """Model, data and length of the trainings."""
-    facts = [methods.model, methods.data, f"{methods.parameters:,} parameters", f"batch {methods.batch_size}"]
-    return [*facts, f"{methods.steps} steps", f"{len(methods.exact.trainings)} seeds"]
-
-
-def methods_part(methods: Methods) -> str:
-    """Make the part of the page: finding, table, plots, advice, and the facts of the comparison."""
+def make_preface(methods: Methods) -> str:
+    """Make the preface of the page: facts of the comparison, finding, table, plots and advice."""
+    told = [methods.model, methods.data, f"{methods.parameters:,} parameters", f"batch {methods.batch_size}"]
     stand = standings(methods)
     items = "".join(f"<li>{escape(line)}</li>" for line in advice(stand, methods.minibatch_noise))
     if items:
@@ -97,6 +93,7 @@ def methods_part(methods: Methods) -> str:
     else:
         changes = "<h2>What to change</h2><p>Nothing: every preset pays here.</p>"
     sections = (
+        facts([*told, f"{methods.steps} steps", f"{len(methods.exact.trainings)} seeds"]),
         paragraphs("lead", [finding(stand)]),
         paragraphs("more", other_findings(stand)),
         make_methods_table(methods).as_html(),

@@ -14,7 +14,7 @@ from randbp import Axes, Exact, IfFaster, Rounding, Spatial
 from randbp.callbacks import TensorDropout
 from randbp.callbacks.summary import describe_estimators
 from randbp.cli.main import main
-from randbp.report import compare, load_runs, print_table
+from randbp.report import PREFACE, compare, load_runs, print_table
 from randbp.report.comparison_table import notes
 from randbp.report.groups import Comparison, Group
 from randbp.report.page import make_page
@@ -294,6 +294,18 @@ def test_loss_curve_is_the_mean_over_seeds(sweep: Path) -> None:
     assert curve is not None
     assert list(curve.index) == list(range(0, 300, 3))
     assert curve[30] == pytest.approx(2.0 / 31 + 1.0)
+
+
+def test_the_page_begins_with_the_folders_preface(sweep: Path) -> None:
+    page = make_page(compare(load_runs(sweep)), "a")
+    (sweep / PREFACE).write_text("<h2>Première</h2>", encoding="utf-8")
+    first, second = make_page(compare(load_runs(sweep)), "a").split("</header><h2>Première</h2><h2>Keep rates</h2>")
+    assert first in page and second.partition("</p>")[2] in page and Checker(first + "</header>" + second).open == []
+    (sweep / PREFACE).write_bytes(b"\xff")
+    results = load_runs(sweep)
+    [damage] = results.damaged
+    assert damage.path == sweep / PREFACE and "not valid UTF-8" in damage.what
+    assert results.preface == "" and len(results.runs) == 9
 
 
 def test_evaluations_and_hidden_folders_are_no_runs(tmp_path: Path) -> None:

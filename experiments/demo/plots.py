@@ -5,11 +5,11 @@ from typing import Any
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from randbp.diagnostics.timing import quartiles
+from randbp.report.svg import INK, MUTED, SERIES, figure, svg
+from randbp.text.units import PERCENT, keep_rate, quantity
 
-from ..text.units import PERCENT, keep_rate, quantity
-from .methods_file import Methods
+from .methods import Methods
 from .standing import Standing, standings
-from .svg import INK, MUTED, SERIES, figure, svg
 
 SHAPES = {"exact": "s", "preset": "o", "rival": "D"}
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from randbp.report.methods_file import Methods
-from randbp.report.standing import Standing, standings
+from experiments.demo.methods import Methods
+from experiments.demo.standing import Standing, standings
 
 EXACT = {"accuracy": (0.970, 0.972, 0.974), "held": 1.0, "peak": 1.0, "time": 1.0, "error": 0.0}
 ROUNDS = 40

@@ -9,9 +9,9 @@ import torch
 
 from randbp.diagnostics.significance import Interval, mean_interval
 from randbp.diagnostics.timing import quartiles
+from randbp.report.statistic import Statistic
 
-from .methods_file import Method, Methods
-from .statistic import Statistic, median_interval
+from .methods import Method, Methods
 
 CONFIDENCE = 0.95
 SAME_TIME = 0.02
@@ -121,6 +121,23 @@ def timing_noise(methods: Methods) -> float:
     """Noise of the machine: the interquartile range of the exact method's steps over their median."""
     low, median, high = quartiles(_seconds(methods.exact))
     return (high - low) / median
+
+
+def median_interval(values: list[float]) -> Interval:
+    """Median of independent values, and order statistics that enclose it with a probability of 95 %.
+
+    The number of values below the median is binomial, so these are about the ``n/2 ± 0.98 √n``-th values.
+
+    Example:
+        >>> median_interval([float(value) for value in range(101)])
+        Interval(estimate=50.0, low=40.0, high=60.0)
+        >>> median_interval([2.0, 1.0])
+        Interval(estimate=1.5, low=1.0, high=2.0)
+    """
+    ordered, count = sorted(values), len(values)
+    reach = 0.98 * sqrt(count)
+    low = max(0, round((count - 1) / 2 - reach))
+    return Interval(quartiles(ordered).median, ordered[low], ordered[count - 1 - low])
 
 
 def _over(method: Method, name: str) -> Statistic:
