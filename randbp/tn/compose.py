@@ -93,8 +93,7 @@ def _check_network(move: str, other: object) -> None:
 
 
 def _identify(net: N, pairs: list[tuple[Axis, Axis]], index: int) -> tuple[N, list[tuple[Axis, Axis]]]:
-    """Make the legs of one axis on both sides the same legs, splitting coarse legs where the other side is
-    finer."""
+    """Make the legs of one axis on both sides the same legs, splitting coarse legs where the other side is finer."""
     while True:
         mine, theirs = pairs[index]
         if not mine.size:  # there is nothing to join

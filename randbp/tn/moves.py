@@ -13,9 +13,8 @@ from .nodes import Axis, Operand, Pattern, layout_legs, volume
 def remove(net: N, slot: str) -> N:
     """Differentiate with respect to a tensor: it is removed, and its legs become open.
 
-    The result is the Jacobian, with the output's dimensions first and then the removed tensor's. A leg
-    that the tensor shares with the output (batch, groups) is kept once: entries off that diagonal are
-    zero.
+    The result is the Jacobian, with the output's dimensions first and then the removed tensor's. A leg that the tensor
+    shares with the output (batch, groups) is kept once: entries off that diagonal are zero.
 
     Raises:
         ValueError: If the slot is unknown, or occurs more than once (the network is not linear in it).

@@ -1,9 +1,9 @@
 """The data of a tensor network: an immutable sum over products of named tensors and index patterns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,6 +73,11 @@ class Network:
     def takes(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]:
         """The name of each slot, the shape of its tensor, and whether that is an index."""
         return tuple((slot, shape, slot in self.index_slots) for slot, shape in self.slots.items())
+
+    @cached_property
+    def unbound(self) -> Self:
+        """The network without its tensors, which must not live as long as its plan."""
+        return replace(self, bound={})
 
     @cached_property
     def open_legs(self) -> tuple[str, ...]:

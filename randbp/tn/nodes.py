@@ -1,5 +1,4 @@
-"""The parts a tensor network is made of: dense operands, index patterns and selections, joined by named
-legs."""
+"""The parts a tensor network is made of: dense operands, index patterns and selections, joined by named legs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,8 +119,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice of index values: ``δ[b, s, t] = [t = index[b, s]]``, with the index handed in under a slot
-    name.
+    """A choice of index values: ``δ[b, s, t] = [t = index[b, s]]``, with the index handed in under a slot name.
 
     With several targets the index counts through their grid row-major: this is how positions of an image are
     chosen jointly. With a batch leg every example has its own choice.

@@ -81,9 +81,8 @@ def subsample(
 ) -> N:
     """Tensor dropout: restrict legs to chosen index values.
 
-    Each leg becomes as long as its index. An index of two dimensions ``[N, S]`` differs per example.
-    Several legs are chosen jointly under a key such as ``"i1 i2"``, whose index counts row-major through
-    their grid.
+    Each leg becomes as long as its index. An index of two dimensions ``[N, S]`` differs per example. Several legs are
+    chosen jointly under a key such as ``"i1 i2"``, whose index counts row-major through their grid.
 
     Args:
         net: The network.

@@ -1,12 +1,12 @@
-"""Diagrams: nodes for tensors, lines for shared legs, open legs hanging out, index patterns and dropped legs
-told apart."""
+"""Diagrams of networks: nodes for tensors, patterns and selections, lines for shared legs, open legs that hang out."""
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from ..network import Network
-from ..nodes import Operand, Pattern, Selection, leg_counts
+from ..nodes import Node, Operand, Pattern, Selection, leg_counts
 from .placement import Point, place
 
 SYMBOLS = {
@@ -16,13 +16,12 @@ SYMBOLS = {
     "input_tangent": r"V^{(X)}",
     "weight_tangent": r"V^{(W)}",
 }
-COLOURS = {
-    "operand": "#cfe2f3",
-    "pattern": "#fde3b8",
-    "selection": "#d5ecd0",
-    "dropped": "#c0392b",
-    "line": "#444444",
+STYLES: dict[type[Node], tuple[int, float, str, str]] = {  # corners and turn of a kind of node, its colour and symbol
+    Operand: (60, 0, "#cfe2f3", ""),
+    Pattern: (4, math.pi / 4, "#fde3b8", r"\Pi"),
+    Selection: (4, 0, "#d5ecd0", r"\delta"),
 }
+LINE, DROPPED = "#444444", "#c0392b"
 RADIUS = 0.30
 FONT = 10
 
@@ -46,8 +45,7 @@ class Sketch:
 
 
 def sketch(net: Network) -> Sketch:
-    """Vertices and lines of a network; legs of size one are left out, legs between the same ends share a
-    line."""
+    """Vertices and lines of a network; legs of size one are left out, legs between the same ends share a line."""
     ends: dict[tuple[tuple[int, ...], bool], list[str]] = {}
     for leg, size in net.sizes.items():
         if size == 1 and any(other > 1 for other in net.sizes.values()):
@@ -79,10 +77,9 @@ def sketch(net: Network) -> Sketch:
 def draw(net: Network, ax: Any = None, title: str | None = None) -> Any:
     """Draw the network as a diagram (needs matplotlib).
 
-    Tensors are blue discs, index patterns (Π) sand squares, index selections (δ) green diamonds. Legs that
-    end free are open; a leg that ends in a bar is summed by that tensor alone. A dot joins a leg that more
-    than two tensors share. Legs restricted to a sample (dropped index values) are dashed and red. Legs of
-    size one are not shown.
+    Tensors are blue discs, index patterns (Π) sand squares, index selections (δ) green diamonds. Legs that end free are
+    open; a leg that ends in a bar is summed by that tensor alone. A dot joins a leg that more than two tensors share.
+    Legs restricted to a sample (dropped index values) are dashed and red. Legs of size one are not shown.
 
     Args:
         net: The network.
@@ -117,12 +114,10 @@ def draw(net: Network, ax: Any = None, title: str | None = None) -> Any:
     summed = {leg for leg in net.sizes if holders.get(leg) == 1 and leg not in net.open_legs}  # by one tensor alone
     for line in plan.lines:
         _draw_line(ax, points, line, dropped, summed)
-    for index in range(plan.nodes, plan.nodes + plan.joints):
-        ax.plot(*points[index], marker="o", markersize=3.5, color=COLOURS["line"], zorder=2)
-    for index, node in enumerate(net.nodes):
-        _draw_node(ax, points[index], node)
-    ax.autoscale_view()
-    ax.margins(0.08)
+    for point in points[plan.nodes : plan.nodes + plan.joints]:
+        ax.plot(*point, marker="o", markersize=3.5, color=LINE, zorder=2)
+    for point, node in zip(points, net.nodes, strict=False):
+        _draw_node(ax, point, node)
     _place_labels(ax, points, plan, dropped)
     return ax.figure
 
@@ -130,7 +125,7 @@ def draw(net: Network, ax: Any = None, title: str | None = None) -> Any:
 def _draw_line(ax: Any, points: list[Point], line: Line, dropped: set[str], summed: set[str]) -> None:
     (x0, y0), (x1, y1) = (points[end] for end in line.ends)
     gone = bool(dropped & set(line.legs))
-    style = {"color": COLOURS["dropped"], "linestyle": (0, (4, 2))} if gone else {"color": COLOURS["line"]}
+    style = {"color": DROPPED, "linestyle": (0, (4, 2))} if gone else {"color": LINE}
     ax.plot((x0, x1), (y0, y1), linewidth=1.3, zorder=1, **style)
     if line.legs and set(line.legs) <= summed:
         length = math.hypot(x1 - x0, y1 - y0)
@@ -138,74 +133,49 @@ def _draw_line(ax: Any, points: list[Point], line: Line, dropped: set[str], summ
         ax.plot((x1 - nx, x1 + nx), (y1 - ny, y1 + ny), linewidth=1.6, color=style["color"], zorder=1)
 
 
-def _draw_node(ax: Any, point: Point, node: Operand | Pattern | Selection) -> None:
-    from matplotlib.patches import Circle, Rectangle, RegularPolygon
+def _draw_node(ax: Any, point: Point, node: Node) -> None:
+    from matplotlib.patches import RegularPolygon
 
-    x, y = point
-    kind: dict[str, Any] = {"edgecolor": "black", "linewidth": 1.0, "zorder": 3}
-    if isinstance(node, Pattern):
-        side = 0.44
-        ax.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, facecolor=COLOURS["pattern"], **kind))
-        text = r"$\Pi$"
-    elif isinstance(node, Selection):
-        ax.add_patch(RegularPolygon((x, y), 4, radius=RADIUS, facecolor=COLOURS["selection"], **kind))
-        text = r"$\delta$"
-    else:
-        ax.add_patch(Circle((x, y), RADIUS, facecolor=COLOURS["operand"], **kind))
-        text = f"${symbol(node.slot)}$"
+    corners, turn, colour, known = STYLES[type(node)]
+    ax.add_patch(RegularPolygon(point, corners, radius=RADIUS, orientation=turn, fc=colour, ec="black", zorder=3))
+    text = f"${symbol(node.slot) if isinstance(node, Operand) else known}$"
     size = FONT if len(text) < 6 else FONT - 2
-    ax.text(x, y, text, ha="center", va="center", fontsize=size, zorder=4, gid="node")
+    ax.text(*point, text, ha="center", va="center", fontsize=size, zorder=4, gid="node")
 
 
 def _place_labels(ax: Any, points: list[Point], plan: Sketch, dropped: set[str]) -> None:
-    """Put each line's legs where they meet no other label, node or line, nearest to the middle of the
-    line."""
-    obstacles = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in points[: plan.nodes]]
-    placed: list[tuple[float, float, float, float]] = []
-    segments = [(points[line.ends[0]], points[line.ends[1]]) for line in plan.lines]
-    for line in plan.lines:
+    """Put each line's legs where they meet no other label, node or line, nearest to the middle of the line."""
+    ends = [(*points[line.ends[0]], *points[line.ends[1]]) for line in plan.lines]
+    taken = [(*point, RADIUS, RADIUS, 20.0) for point in points[: plan.nodes]]  # centre, half sizes, penalty
+    for x0, y0, x1, y1 in ends:
+        taken += [(x0 + s / 24 * (x1 - x0), y0 + s / 24 * (y1 - y0), 0, 0, 0.5) for s in range(25)]
+
+    def penalty(x: float, y: float, width: float, height: float) -> float:
+        return sum(p for a, b, w, h, p in taken if abs(x - a) < width + w and abs(y - b) < height + h)
+
+    for line, (x0, y0, x1, y1) in zip(plan.lines, ends, strict=True):
         if not line.legs:
             continue
-        text = "$" + r"\,".join(map(leg_symbol, line.legs)) + "$"
-        width, height = 0.115 * _glyphs(line.legs) + 0.06, 0.2
-        (x0, y0), (x1, y1) = (points[end] for end in line.ends)
+        width, height = 0.0575 * _glyphs(line.legs) + 0.03, 0.1
         length = math.hypot(x1 - x0, y1 - y0) or 1.0
         ux, uy = (x1 - x0) / length, (y1 - y0) / length
         options = []
-        to_stub = line.ends[1] >= plan.nodes + plan.joints
-        for along in (1.0,) if to_stub else (0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74):
-            for side in (0,) if to_stub else (1, -1):
-                for extra in (0.0, 0.08, 0.18):
-                    reach = 0.5 * (abs(uy) * width + abs(ux) * height) + 0.05 + extra
-                    ahead = 0.5 * (abs(ux) * width + abs(uy) * height) + 0.06 + extra
-                    cx = x0 + along * (x1 - x0) + (ux * ahead if to_stub else -side * uy * reach)
-                    cy = y0 + along * (y1 - y0) + (uy * ahead if to_stub else side * ux * reach)
-                    box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-                    penalty = abs(along - 0.5) * (not to_stub) + extra
-                    penalty += 20 * sum(_overlap(box, other) for other in (*placed, *obstacles))
-                    penalty += 3 * sum(_crosses(box, segment) for segment in segments)
-                    options.append((penalty, cx, cy, box))
-        _, cx, cy, box = min(options, key=lambda option: option[0])
-        placed.append(box)
-        colour = COLOURS["dropped"] if dropped & set(line.legs) else "black"
-        ax.text(cx, cy, text, ha="center", va="center", fontsize=FONT - 1, color=colour, zorder=5, gid="leg")
-    xs = [box[0] for box in placed] + [box[2] for box in placed] + [x for x, _ in points]
-    ys = [box[1] for box in placed] + [box[3] for box in placed] + [y for _, y in points]
-    ax.set_xlim(min(xs, default=0.0) - 0.35, max(xs, default=0.0) + 0.35)
-    ax.set_ylim(min(ys, default=0.0) - 0.35, max(ys, default=0.0) + 0.35)
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _crosses(box: tuple[float, float, float, float], segment: tuple[Point, Point]) -> bool:
-    (x0, y0), (x1, y1) = segment
-    steps = 24
-    return any(
-        box[0] < x0 + (x1 - x0) * step / steps < box[2] and box[1] < y0 + (y1 - y0) * step / steps < box[3]
-        for step in range(steps + 1)
-    )
+        for extra in (0.05, 0.13, 0.23):
+            if line.ends[1] >= plan.nodes + plan.joints:  # behind the open end
+                reach = abs(ux) * width + abs(uy) * height + extra
+                options.append((extra, x1 + ux * reach, y1 + uy * reach))
+                continue
+            reach = abs(uy) * width + abs(ux) * height + extra
+            for off, side in product((0.0, -0.08, 0.08, -0.16, 0.16, -0.24, 0.24), (reach, -reach)):
+                x, y = x0 + (0.5 + off) * (x1 - x0), y0 + (0.5 + off) * (y1 - y0)
+                options.append((abs(off) + extra, x - uy * side, y + ux * side))
+        _, x, y = min(options, key=lambda option: option[0] + penalty(option[1], option[2], width, height))
+        taken.append((x, y, width, height, 20.0))
+        text, colour = r"\,".join(map(leg_symbol, line.legs)), DROPPED if dropped & set(line.legs) else "black"
+        ax.text(x, y, f"${text}$", ha="center", va="center", fontsize=FONT - 1, color=colour, zorder=5, gid="leg")
+    reached = [[box[at] + side * box[at + 2] for box in taken] or [0.0] for at in (0, 1) for side in (-1, 1)]
+    ax.set_xlim(min(reached[0]) - 0.35, max(reached[1]) + 0.35)
+    ax.set_ylim(min(reached[2]) - 0.35, max(reached[3]) + 0.35)
 
 
 def symbol(slot: str) -> str:

@@ -22,8 +22,7 @@ def has_avx512() -> bool:
 
 
 class Geometry:
-    """Native padding for index patterns: symmetric where PyTorch's output size agrees, explicit zeros
-    elsewhere."""
+    """Native padding for index patterns: symmetric where PyTorch's output size agrees, explicit zeros elsewhere."""
 
     def __init__(self, patterns: tuple[IndexPattern, ...]) -> None:
         self.stride = [p.stride for p in patterns]

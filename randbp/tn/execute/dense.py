@@ -1,5 +1,4 @@
-"""Factories of the dense kernels: reshapes, strided views, sums, matrix products. Each returns a function of
-tensors."""
+"""Factories of dense kernels, which are functions of tensors: reshapes, strided views, sums, matrix products."""
 
 from typing import Any
 

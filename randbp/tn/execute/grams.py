@@ -1,11 +1,9 @@
-"""Gram matrices of windows (KFAC-expand), from what index patterns leave of them: lag products and border
-terms.
+"""Gram matrices of windows (KFAC-expand), from what index patterns leave of them: lag products and border terms.
 
-``Ω[c k, c' k'] = Σ_{n o} X[c, s·o + d·k - p] X[c', s·o + d·k' - p]``. With stride 1 the summand depends on
-``k`` and ``k'`` through the lag ``k' - k`` alone; ``k`` moves only the window of positions that are summed.
-So one matrix product per lag over all positions, less the few border positions that a window leaves out,
-gives every pair: with a 3 x 3 kernel 13 products of ``C x C`` instead of a product of ``9C x 9C``, and no
-unfolded input.
+``Ω[c k, c' k'] = Σ_{n o} X[c, s·o + d·k - p] X[c', s·o + d·k' - p]``. With stride 1 the summand depends on ``k`` and
+``k'`` through the lag ``k' - k`` alone; ``k`` moves only the window of positions that are summed. So one matrix product
+per lag over all positions, less the few border positions that a window leaves out, gives every pair: with a 3 x 3
+kernel 13 products of ``C x C`` instead of a product of ``9C x 9C``, and no unfolded input.
 """
 
 from collections.abc import Iterator
@@ -141,9 +139,8 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
 def lagged(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
     """``x [N, G, C, *I] → [G, *K, C, *K, C]``: the products of :func:`unfolded` from lag products, for stride 1.
 
-    Positions ``j = o + d·k`` count from the start of the left padding. The input lies in a buffer with
-    enough zeros behind every row that a lag is one shift of the flattened positions: no product copies
-    anything but borders.
+    Positions ``j = o + d·k`` count from the start of the left padding. The input lies in a buffer with enough zeros
+    behind every row that a lag is one shift of the flattened positions: no product copies anything but borders.
     """
     kernels = tuple(p.kernel_size for p in patterns)
     lags = [lag for lag in product(*(range(1 - size, size) for size in kernels)) if lag >= (0,) * len(kernels)]
@@ -195,8 +192,7 @@ def _padded(p: IndexPattern) -> int:
 def _borders(
     patterns: tuple[IndexPattern, ...], first: tuple[int, ...], lag: tuple[int, ...]
 ) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
-    """Inclusion and exclusion: signs, and per dimension the positions to restrict to (none: all
-    positions)."""
+    """Inclusion and exclusion: signs, and per dimension the positions to restrict to (none: all positions)."""
     excluded = []
     for p, k, step in zip(patterns, first, lag, strict=True):
         shift = p.dilation * step
@@ -221,8 +217,7 @@ def _lag_product(
     lag: tuple[int, ...],
     borders: tuple[tuple[int, ...], ...],
 ) -> Tensor:
-    """``Σ X[c, j] X[c', j + d·lag]`` over all positions, or over the given ones in some dimensions: ``[G, C,
-    C']``."""
+    """``Σ X[c, j] X[c', j + d·lag]`` over all positions, or over the given ones in some dimensions: ``[G, C, C']``."""
     left = right = buffer
     shifts = [p.dilation * step for p, step in zip(patterns, lag, strict=True)]
     for dim, rows in enumerate(borders):

@@ -1,5 +1,4 @@
-"""Kernels for selections: index tables computed from the index at run time, gathers and scatters through
-them."""
+"""Kernels for selections: index tables computed from the index at run time, gathers and scatters through them."""
 
 from math import prod
 from typing import NamedTuple
@@ -58,8 +57,7 @@ def table(targets: Targets) -> TensorFunction:
 
 
 def _through(value: Tensor, entry: tuple[str, IndexPattern], dim: int) -> tuple[Tensor, Tensor]:
-    """The determined leg of a pattern, and where it exists, given one leg and all values of its free leg at
-    ``dim``."""
+    """The determined leg of a pattern, and where it exists, given one leg and all values of its free leg at ``dim``."""
     role, pattern = entry
     count = pattern.output_size if role == "k" else pattern.kernel_size
     free = torch.arange(count, device=value.device, dtype=value.dtype).reshape(-1, *(1,) * (-dim - 1))

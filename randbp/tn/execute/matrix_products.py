@@ -76,8 +76,7 @@ def product(builder: Builder, left: Value, right: Value, out: frozenset[str]) ->
 
 
 def _repeated(builder: Builder, small: Value, large: Value, batch: list[str], summed: list[str]) -> Value | None:
-    """``[n, summed, rest]`` times a matrix that lacks ``n``: the matrix is repeated along ``n``, nothing is
-    copied.
+    """``[n, summed, rest]`` times a matrix that lacks ``n``: the matrix is repeated along ``n``, nothing is copied.
 
     This is how a channel-mixing matrix meets an image: ``W [c, d]`` and ``X [n, c, o]``.
     """

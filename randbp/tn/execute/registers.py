@@ -15,8 +15,7 @@ Axes = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Windowed:
-    """Where a view of windows comes from: the register before, its legs, and the patterns that made the
-    windows."""
+    """Where a view of windows comes from: the register before, its legs, and the patterns that made the windows."""
 
     register: int
     legs: tuple[str, ...]

@@ -141,8 +141,7 @@ class PartnerTable:
         return not bool((self._table == self._none).any())
 
     def __call__(self, device: torch.device) -> Tensor:
-        """The table ``[F, grid]`` on a device; entries equal to the number of positions mean that there is no
-        partner."""
+        """The table ``[F, grid]`` on a device; entries equal to the number of positions stand for no partner."""
         made = self._made.get(device)
         if made is None:
             made = self._made[device] = self._table.to(device, non_blocking=True)

@@ -1,5 +1,4 @@
-"""Networks of curvature: KFAC factors, Gram matrices of gradients, diagonals of the generalised Gauss-Newton
-matrix."""
+"""Networks of curvature: KFAC factors, Gram matrices of gradients, diagonals of the generalised Gauss-Newton matrix."""
 
 from functools import lru_cache
 from math import prod
@@ -76,8 +75,7 @@ def kfac_expand_output_grad(spec: LayerSpec) -> TensorNetwork:
 
 @lru_cache(maxsize=1024)
 def kfac_reduce_output_grad(spec: LayerSpec) -> TensorNetwork:
-    """The output-gradient factor of KFAC-reduce ``Γ_g = 1/N Σ_n (V_Y 1)(V_Y 1)ᵀ``: positions are summed
-    first.
+    """The output-gradient factor of KFAC-reduce ``Γ_g = 1/N Σ_n (V_Y 1)(V_Y 1)ᵀ``: positions are summed first.
 
     Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G,
         D/G]``.
@@ -92,8 +90,7 @@ def kfac_reduce_output_grad(spec: LayerSpec) -> TensorNetwork:
 
 @lru_cache(maxsize=1024)
 def gradient_gram(spec: LayerSpec) -> TensorNetwork:
-    """The Gram matrix of per-example weight gradients ``K[n, n'] = ⟨V_W[n], V_W[n']⟩``: a layer's empirical
-    NTK.
+    """The Gram matrix of per-example weight gradients ``K[n, n'] = ⟨V_W[n], V_W[n']⟩``: a layer's empirical NTK.
 
     Slots: ``input`` ``[N, C, *I]``, ``output_grad`` ``[N, D, *O]``. Result: ``[N, N]``.
 

@@ -90,8 +90,7 @@ def input_jvp(spec: LayerSpec) -> TensorNetwork:
 def unfold(spec: LayerSpec) -> TensorNetwork:
     """The unfolded input (im2col) ``U[n, c k, o] = Σ_i X Π``.
 
-    Slot: ``input`` ``[N, C, *I]``. Result: ``[N, C·ΠK, ΠO]``, as `torch.nn.functional.unfold`, in any
-    dimension.
+    Slot: ``input`` ``[N, C, *I]``. Result: ``[N, C·ΠK, ΠO]``, as `torch.nn.functional.unfold`, in any dimension.
 
     Example:
         >>> import torch
@@ -121,8 +120,7 @@ def fold(spec: LayerSpec) -> TensorNetwork:
 
 @lru_cache(maxsize=1024)
 def unfolded_kernel(spec: LayerSpec) -> TensorNetwork:
-    """The unfolded kernel: per group the Toeplitz matrix that maps the flattened input to the flattened
-    output.
+    """The unfolded kernel: per group the Toeplitz matrix that maps the flattened input to the flattened output.
 
     Slot: ``weight`` ``[D, C/G, *K]``. Result: ``[G, D/G·ΠO, C/G·ΠI]``; without groups ``[D·ΠO, C·ΠI]``.
 

@@ -1,9 +1,9 @@
-"""The plan cache: a bounded, thread-safe LRU of contraction plans, keyed by structure and never by index
-values."""
+"""The plan cache: a bounded, thread-safe LRU of contraction plans, keyed by structure and never by index values."""
 
-from dataclasses import dataclass, replace
-from threading import Lock
+from dataclasses import dataclass
+from functools import lru_cache
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -11,8 +11,6 @@ from ...layers.integers import as_integer
 from ..network import Network
 from .path import Optimize
 from .plan import Plan, make_plan
-
-Key = tuple[Network, torch.dtype, torch.device, Optimize]
 
 
 @dataclass(frozen=True)
@@ -34,18 +32,6 @@ class CacheInfo:
     maxsize: int
     planning_seconds: float
     saved_seconds: float
-
-
-@dataclass(slots=True)
-class Entry:
-    """A plan in the cache, and the time of its last use (counted in calls of the cache)."""
-
-    net: Network
-    dtype: torch.dtype
-    device: torch.device
-    plan: Plan
-    seconds: float
-    used: int
 
 
 class PlanCache:
@@ -71,13 +57,8 @@ class PlanCache:
         if (as_integer(maxsize) or 0) < 1:
             raise ValueError(f"maxsize={maxsize!r}: expected a positive integer")
         self.maxsize = maxsize
-        self._lock = Lock()
-        self._plans: dict[Key, Entry] = {}
-        self._nearest: dict[int, Entry] = {}  # by the identity of the network, for hashing its structure takes longer
-        self._hits = 0
-        self._misses = 0
-        self._planning = 0.0
-        self._saved = 0.0
+        self._made = lru_cache(maxsize)(self._timed)
+        self._planning = self._saved = 0.0  # without a lock: threads that meet may lose some of these statistics
 
     def plan(
         self,
@@ -87,52 +68,27 @@ class PlanCache:
         optimize: Optimize = None,
     ) -> Plan:
         """Return the plan of a network, and make it if it is not in the cache."""
-        entry = None if optimize else self._nearest.get(id(net))
-        if entry is None or entry.net is not net or entry.dtype is not dtype or entry.device != device:
-            entry = self._plans.get((net, dtype, device, optimize))
-            if entry is None:
-                return self._made(net, dtype, device, optimize)
-        with self._lock:
-            self._hits += 1
-            self._saved += entry.seconds
-            entry.used = self._hits + self._misses
-        return entry.plan
-
-    def _made(self, net: Network, dtype: torch.dtype, device: torch.device, optimize: Optimize) -> Plan:
-        start = perf_counter()  # outside the lock: other threads go on; two may plan the same network, harmlessly
-        plan = make_plan(net, dtype, device, optimize)
-        seconds = perf_counter() - start
-        with self._lock:
-            self._misses += 1
-            self._planning += seconds
-            # Bound tensors must not live as long as the plan.
-            bare = replace(net, bound={}) if net.bound else net
-            entry = Entry(bare, dtype, device, plan, seconds, self._hits + self._misses)
-            self._drop((net, dtype, device, optimize))  # another thread's
-            self._plans[(bare, dtype, device, optimize)] = entry
-            if not optimize:
-                self._nearest[id(bare)] = entry
-            while len(self._plans) > self.maxsize:
-                self._drop(min(self._plans, key=lambda key: self._plans[key].used))
+        plan, seconds = self._made(net.unbound if net.bound else net, dtype, device, optimize)
+        self._saved += seconds
         return plan
 
-    def _drop(self, key: Key) -> None:
-        entry = self._plans.pop(key, None)
-        if entry is not None and self._nearest.get(id(entry.net)) is entry:
-            del self._nearest[id(entry.net)]
+    def _timed(self, net: Network, *target: Any) -> tuple[Plan, float]:
+        start = perf_counter()
+        plan = make_plan(net, *target)
+        seconds = perf_counter() - start
+        self._planning += seconds
+        self._saved -= seconds  # which `plan` adds
+        return plan, seconds
 
     def info(self) -> CacheInfo:
         """Return hits, misses, number of plans, and the planning time saved."""
-        with self._lock:
-            return CacheInfo(self._hits, self._misses, len(self._plans), self.maxsize, self._planning, self._saved)
+        found = self._made.cache_info()
+        return CacheInfo(found.hits, found.misses, found.currsize, self.maxsize, self._planning, self._saved)
 
     def clear(self) -> None:
         """Forget all plans and set the counters to zero."""
-        with self._lock:
-            self._plans.clear()
-            self._nearest.clear()
-            self._hits = self._misses = 0
-            self._planning = self._saved = 0.0
+        self._made.cache_clear()
+        self._planning = self._saved = 0.0
 
 
 cache = PlanCache()

@@ -1,5 +1,4 @@
-"""Relations: how patterns and selections enter a contraction, as functions between legs instead of dense
-tensors."""
+"""Relations: how patterns and selections enter a contraction, as functions between legs instead of dense tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from ..nodes import Operand, Pattern, Selection
 
 @dataclass(frozen=True)
 class Windows:
-    """Patterns of one convolution, used together: ``(o, k)`` are free, ``i = s·o + d·k - p`` follows from
-    them."""
+    """Patterns of one convolution, used together: ``(o, k)`` are free, ``i = s·o + d·k - p`` follows from them."""
 
     patterns: tuple[Pattern, ...]
 
@@ -36,9 +34,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Lookup:
-    """A selection, merged with the patterns that it feeds: a table from ``(batch, sample, free legs)`` to
-    positions.
-    """
+    """A selection, merged with the patterns that it feeds: a table from ``(batch, sample, free legs)`` to positions."""
 
     selection: Selection
     via: tuple[Pattern | None, ...]
@@ -83,8 +79,7 @@ ONE = Operand("1", ())
 
 @dataclass(frozen=True)
 class Problem:
-    """A contraction to be planned: dense tensors (at least one), relations between their legs, and the legs to
-    keep."""
+    """A contraction to be planned: dense tensors (at least one), relations between their legs, and the legs to keep."""
 
     tensors: tuple[Operand, ...]
     relations: tuple[Relation, ...]
@@ -93,8 +88,7 @@ class Problem:
 
 
 def problem(net: Network, merge: bool = True) -> Problem:
-    """The network with its patterns bundled and, if asked, its selections merged into the patterns they
-    feed."""
+    """The network with its patterns bundled and, if asked, its selections merged into the patterns they feed."""
     tensors = tuple(node for node in net.nodes if isinstance(node, Operand))
     patterns = [node for node in net.nodes if isinstance(node, Pattern)]
     relations: list[Relation] = []

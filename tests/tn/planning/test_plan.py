@@ -177,20 +177,6 @@ def test_cache_counts_and_is_bounded():
         tn.PlanCache(maxsize=0)
 
 
-def test_data_types_of_one_network_come_and_go_apart():
-    """A network's plans for two data types replace and outlive each other in the cache's short cut by identity."""
-    cache = tn.PlanCache(maxsize=2)
-    net, other = (tn.conv(tn.ConvSpec((1, 1, size), 1, 2)) for size in (4, 5))
-    single, double = cache.plan(net), cache.plan(net, torch.float64)
-    assert cache.plan(net) is single and cache.plan(net, torch.float64) is double
-    cache.plan(other)  # the single-precision plan goes
-    assert cache.plan(net, torch.float64) is double
-    cache.plan(other, torch.float64)  # then other's, the least recently used
-    assert cache.plan(net, torch.float64) is double
-    assert cache.plan(net) is not single
-    assert (cache.info().hits, cache.info().misses) == (4, 5)
-
-
 def test_equal_networks_share_a_plan():
     tn.cache.clear()
     a = tn.conv(SPEC).vjp("weight")
