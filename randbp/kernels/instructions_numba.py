@@ -8,11 +8,16 @@ as the work. A pointer is an address.
 from collections.abc import Callable
 from typing import Any
 
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features, get_process_triple
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .jit import function
+
+if get_process_triple().startswith("x86") and not get_host_cpu_features().get("f16c"):
+    raise ImportError("processor without instructions for half precision")
 
 
 def _on_two_integers(name: str) -> Any:
@@ -59,6 +64,20 @@ as_floats = _read_as(lambda _: types.CPointer(types.float32))
 """Memory read as ``uint8``, ``int32``, ``uint32``, ``float32``."""
 
 
+def _half_of(typing_context, number):
+    def convert(context, builder, signature, arguments):
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), convert
+
+
+def _number_of_half(typing_context, half):
+    def convert(context, builder, signature, arguments):
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), convert
+
+
 def _converted(typing_context, value, like):
     def convert(context, builder, signature, arguments):
         return context.cast(builder, arguments[0], *signature.args)
@@ -83,6 +102,12 @@ def _beyond(typing_context, pointer, count):
         arguments[0], [arguments[1]]
     )
 
+
+half_of: Any = intrinsic(_half_of)
+"""The bits of the number of half precision that is nearest to one of single precision."""
+
+number_of_half: Any = intrinsic(_number_of_half)
+"""The number of single precision that equals one of half precision with these bits."""
 
 converted: Any = intrinsic(_converted)
 """A number as one of another's type."""

@@ -29,6 +29,12 @@ inlined = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=Tr
 """Compile a function of single entries that becomes part of the loops that call it, so that these take many at once."""
 
 
+part = numba.extending.register_jitable(error_model="numpy")
+"""Let kernels call a function that is passed to the function that makes them.
+
+Numba keeps a kernel on disk only if what it closes over is not compiled yet."""
+
+
 summing = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
 """Compile a function whose sums are taken in an order of the compiler's, many at a time."""
 

@@ -1,5 +1,6 @@
 """Masks of one bit per entry by numba: see :mod:`.mask_bits`."""
 
+from collections.abc import Callable
 from functools import cache
 from math import isnan
 
@@ -8,8 +9,8 @@ import torch
 from numba import prange, uint8
 from torch import Tensor
 
-from .instructions_numba import at, beyond, differ, part_of
-from .jit import array, function, inlined, numbers, parallel, share
+from .instructions_numba import at, beyond, both, differ, either, left, part_of, right
+from .jit import array, inlined, numbers, parallel, part, share
 from .levels import scale_dtype
 from .mask_bits import BLOCK, mask_bytes
 from .memory_numba import buffer_of, loaded, stored
@@ -17,23 +18,26 @@ from .memory_numba import buffer_of, loaded, stored
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers by their bytes."""
 
+_NONE = np.empty(0, np.float32)
+
 
 def inside(values: Tensor, test: str, low: float, high: float) -> Tensor:
     """The same bits as the reference's."""
     bits = torch.empty(mask_bytes(len(values)), dtype=torch.uint8)
-    source = values.contiguous().view(_INTEGERS[values.itemsize])
-    ends, outside = _interval(values.dtype, test, low, high)
-    _inside(source, np.array(ends, array(source).dtype), outside, bits, entries=len(values))
+    if test == "true":
+        _pack(values.view(torch.uint8), bits)
+    else:
+        source = values.contiguous().view(_INTEGERS[values.itemsize])
+        _inside(source, bits, numbers=np.array(_interval(values.dtype, test, low, high), array(source).dtype))
     return bits
 
 
-def _interval(dtype: torch.dtype, test: str, low: float, high: float) -> tuple[list[int], bool]:
-    """Between which integers a number's :func:`key <_compare>` passes, ends included, or fails; what makes the key."""
+def _interval(dtype: torch.dtype, test: str, low: float, high: float) -> list[int]:
+    """The least and the largest :func:`key <_compared>`, what makes keys, and 1 if all other keys pass instead."""
     integers = _INTEGERS[dtype.itemsize]
-    largest = torch.iinfo(integers).max
-    key = [largest, 0]
-    if test == "true" or isnan(low) or isnan(high):
-        return [1, int(test == "true"), *key], test == "not_under"
+    largest, outside = torch.iinfo(integers).max, int(test == "not_under")
+    if isnan(low) or isnan(high):
+        return [1, 0, largest, 0, outside]
     bits = torch.tensor([low, high, torch.inf, -torch.inf], dtype=dtype).view(integers).tolist()
     below, above, top, bottom = ((value ^ largest) if value < 0 else value for value in bits)
     down, up = ((-1, 0) if end in (-1, 0) else (end, end) for end in (below, above))  # -0 and 0 are equal
@@ -43,19 +47,19 @@ def _interval(dtype: torch.dtype, test: str, low: float, high: float) -> tuple[l
         "between": (down[1] + 1, up[0] - 1),
         "within": (down[0], up[1]),
     }[test]
-    return [*ends, *key], test == "not_under"
+    return [*ends, largest, 0, outside]
 
 
 def relu(values: Tensor) -> tuple[Tensor, Tensor]:
     """PyTorch's numbers and the reference's bits."""
-    if not len(values) or not _is_pytorchs(values.dtype):
+    if not _is_pytorchs(values.dtype):
         return torch.relu(values), inside(values, "not_under", 0.0, 0.0)
     return _fused_relu(values)
 
 
 def _fused_relu(values: Tensor) -> tuple[Tensor, Tensor]:
     result, bits = torch.empty(len(values), dtype=values.dtype), torch.empty(mask_bytes(len(values)), dtype=torch.uint8)
-    _relu(values, result, bits, numbers([0], values.dtype), entries=len(values))
+    _relu(values, bits, result, numbers([0], values.dtype))
     return result, bits
 
 
@@ -78,7 +82,7 @@ def _is_pytorchs(dtype: torch.dtype) -> bool:
 def unmask(bits: Tensor, count: int) -> Tensor:
     """The same as the reference's."""
     mask = torch.empty(count, dtype=torch.bool)
-    _unmask(bits, mask.view(torch.uint8), entries=count)
+    _read(mask.view(torch.uint8), bits, mask.view(torch.uint8))
     return mask
 
 
@@ -88,125 +92,97 @@ def masked(values: Tensor, bits: Tensor, factor: float, other: float | None) -> 
     result = torch.empty_like(source)
     if other is None and factor == 1:  # chosen as integers: nothing happens to what is kept
         integers = _INTEGERS[values.itemsize]
-        _keep(source.view(integers), bits, result.view(integers), entries=len(values))
+        _keep(source.view(integers), bits, result.view(integers))
     else:
-        precise = scale_dtype(values.dtype)
-        factors = numbers([factor, 0 if other is None else other], precise)
-        _scale(
-            *(source, values.dtype, bits, factors, other is None, result),
-            entries=len(values), room=(BLOCK // 8, precise),
-        )  # fmt: skip
+        factors = numbers([factor, other or 0, other is None], scale_dtype(values.dtype))
+        _scale(source, bits, result, factors, values.dtype)
     return result
 
 
-@function
-def _blocks(entries):
-    return (entries + BLOCK - 1) // BLOCK
+def _on_stretches(each: Callable[..., None]) -> Callable[..., None]:
+    """Make the kernel that works on all stretches: entries of a block whose bits are the ``k``-th of their bytes.
 
-
-@function
-def _stretch(number, k, entries):
-    """Of the entries of a block whose bits are the ``k``-th of its bytes: the first, how many, and their first byte."""
-    first = number * BLOCK
-    size = min(BLOCK, entries - first)
-    length = (size + 7) // 8
-    return first + k * length, min(length, size - k * length), first // 8
-
-
-@parallel
-def _inside(source, ends, outside, bits, tasks):
-    for task in prange(tasks):
-        for number in share(task, tasks, _blocks(len(source))):
-            for k in range(8):
-                start, count, byte = _stretch(number, k, len(source))
-                _compare(at(source, start), count, at(ends, 0), uint8(outside), k, at(bits, byte))
-
-
-@function
-def _compare(x, count, ends, outside, k, bits):
-    """Set bit ``k`` of as many bytes as there are entries, where their keys, in the order of the numbers, lie between.
-
-    (Comparisons as numbers differ in how they treat NaN, and there are no numbers of 16 bits.)
+    It takes flat tensors of entries, bits and results, an array of numbers, and the results' dtype.
     """
-    low, high, largest, zero = ends[0], ends[1], ends[2], ends[3]
-    for j in range(count):
-        key = differ(x[j], largest if x[j] < zero else zero)
-        bits[j] = _with_bit(bits[j], k, (uint8(key >= low) & uint8(key <= high)) ^ outside)
+
+    @parallel
+    def kernel(source, bits, result, numbers, kind, room, words, tasks):
+        for task in prange(tasks):
+            buffer = part_of(room, task)
+            for number in share(task, tasks, (len(source) + BLOCK - 1) // BLOCK):
+                first = number * BLOCK
+                size = min(BLOCK, len(source) - first)
+                length = (size + 7) // 8
+                for k in range(8):
+                    start, count = first + k * length, min(length, size - k * length)
+                    x, y, some = at(source, start), at(result, start), at(bits, first // 8)
+                    each(x, count, some, k, y, at(numbers, 0), kind, buffer)
+
+    def run(source, bits, result=None, numbers=_NONE, dtype=torch.float32):
+        kernel(
+            *(source, bits, bits if result is None else result, numbers, dtype),
+            entries=len(source), room=(BLOCK // 8, scale_dtype(dtype)),
+        )  # fmt: skip
+
+    return run
 
 
 @inlined
 def _with_bit(byte, k, bit):
     """A byte with its bit ``k``; lower ones are put first."""
-    return uint8(bit << k) | (byte if k else uint8(0))
+    return either(left(uint8(bit), uint8(k)), byte if k else uint8(0))
 
 
-@parallel
-def _relu(source, result, bits, zeros, tasks):
-    for task in prange(tasks):
-        for number in share(task, tasks, _blocks(len(source))):
-            for k in range(8):
-                start, count, byte = _stretch(number, k, len(source))
-                _positive(at(source, start), count, zeros[0], k, at(result, start), at(bits, byte))
+@part
+def _packed(x, count, bits, k, y, numbers, kind, buffer):
+    for j in range(count):
+        bits[j] = _with_bit(bits[j], k, x[j])
 
 
-@function
-def _positive(x, count, zero, k, y, bits):
+@part
+def _compared(x, count, bits, k, y, ends, kind, buffer):
+    """Set bits where the entries' keys, integers in the order of the numbers, lie between two others.
+
+    (Comparisons as numbers differ in how they treat NaN, and there are no numbers of 16 bits.)
+    """
+    low, high, largest, zero, outside = ends[0], ends[1], ends[2], ends[3], uint8(ends[4])
+    for j in range(count):
+        key = differ(x[j], largest if x[j] < zero else zero)
+        bits[j] = _with_bit(bits[j], k, (uint8(key >= low) & uint8(key <= high)) ^ outside)
+
+
+@part
+def _positive(x, count, bits, k, y, zeros, kind, buffer):
+    zero = zeros[0]
     for j in range(count):
         value = x[j]
         y[j] = zero if value < zero else value
         bits[j] = _with_bit(bits[j], k, uint8(not (value <= zero)))
 
 
-@parallel
-def _unmask(bits, mask, tasks):
-    for task in prange(tasks):
-        for number in share(task, tasks, _blocks(len(mask))):
-            for k in range(8):
-                start, count, byte = _stretch(number, k, len(mask))
-                _read(at(bits, byte), k, count, at(mask, start))
-
-
-@function
-def _read(bits, k, count, mask):
+@part
+def _bit(x, count, bits, k, y, numbers, kind, buffer):
     for j in range(count):
-        mask[j] = (bits[j] >> uint8(k)) & uint8(1)
+        y[j] = both(right(bits[j], uint8(k)), uint8(1))
 
 
-@parallel
-def _keep(source, bits, result, tasks):
-    for task in prange(tasks):
-        for number in share(task, tasks, _blocks(len(source))):
-            for k in range(8):
-                start, count, byte = _stretch(number, k, len(source))
-                _kept(at(source, start), count, at(bits, byte), k, at(result, start))
-
-
-@function
-def _kept(x, count, bits, k, y):
+@part
+def _kept(x, count, bits, k, y, numbers, kind, buffer):
     for j in range(count):
         y[j] = x[j] & -((bits[j] >> k) & 1)
 
 
-@parallel
-def _scale(source, kind, bits, factors, drops, result, room, words, tasks):
-    for task in prange(tasks):
-        buffer = part_of(room, task)
-        for number in share(task, tasks, _blocks(len(source))):
-            for k in range(8):
-                start, count, byte = _stretch(number, k, len(source))
-                out = at(result, start)
-                x = loaded(at(source, start), count, kind, buffer)
-                y = buffer_of(out, beyond(buffer, BLOCK // 8))
-                _scaled(x, count, at(bits, byte), k, at(factors, 0), drops, y)
-                stored(y, count, kind, out)
-
-
-@function
-def _scaled(x, count, bits, k, factors, drops, y):
-    factor, other = factors[0], factors[1]
+@part
+def _scaled(x, count, bits, k, y, factors, kind, buffer):
+    factor, other, drops = factors[0], factors[1], factors[2]
+    values, out = loaded(x, count, kind, buffer), buffer_of(y, beyond(buffer, BLOCK // 8))
     if drops:
         for j in range(count):
-            y[j] = x[j] * factor if (bits[j] >> k) & 1 else other
+            out[j] = values[j] * factor if (bits[j] >> k) & 1 else other
     else:
         for j in range(count):
-            y[j] = x[j] * (factor if (bits[j] >> k) & 1 else other)
+            out[j] = values[j] * (factor if (bits[j] >> k) & 1 else other)
+    stored(out, count, kind, y)
+
+
+_pack, _inside, _relu, _read, _keep, _scale = map(_on_stretches, (_packed, _compared, _positive, _bit, _kept, _scaled))
