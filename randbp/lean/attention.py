@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
-from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Stream
 from .bilinear import cast_by_autocast
 from .lean_call import Call, is_activation, is_unadorned
+from .lean_function import Made, codes_in_parts, run_lean
 from .memory_order import flatten, memory_order, unflatten
 
 _WORTHWHILE = 0.75
@@ -34,65 +33,51 @@ _TOGETHER = 2**20
 """Number of probabilities computed at a time [entries]; at least those of one example."""
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        edges: list[Tensor | None],
-        run: Callable[[], Tensor],
-        probabilities: Callable[[slice], Tensor],
-        scale: float,
-        bits: int,
-        seed: int,
-    ) -> Tensor:
-        y = run()
-        kind, noise = Blocks(bits), Stream(seed, q.device)
-        ctx.places = [(x.shape, memory_order(x), x.dtype) for x in (q, k, v)]
-        held = [kind.encode(flatten(x, order), noise) for x, (_, order, _) in zip((q, k, v), ctx.places, strict=True)]
-        ctx.parts = _parts(q, k)
-        codes = torch.cat([kind.encode(probabilities(part).flatten(), noise) for part in ctx.parts])
-        # The seed travels with the codes: activation checkpointing runs forward twice but keeps the first ctx.
-        ctx.save_for_backward(torch.tensor(seed), codes, *held, *edges)
-        ctx.kind, ctx.scale, ctx.mask = kind, scale, None if mask is None else (mask.shape, mask.dtype)
-        return y
+def _hold_rounded(
+    call: Call,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    run: Callable[[], Tensor],
+    probabilities: Callable[[slice], Tensor],
+    scale: float,
+) -> Tensor:
+    """Run attention, holding rounded inputs and probabilities; ``mask`` if it is learnt."""
+    seed, codec, parts = call.context.seed(), Blocks(call.context.bits), _parts(q, k)
+    places = [(x.shape, memory_order(x), x.dtype) for x in (q, k, v)]
+    learnt = None if mask is None else (mask.shape, mask.dtype)
+    entries = prod(q.shape[1:-1]) * k.shape[-2]
 
-    @staticmethod
-    @refuses_vectorised
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        (output_grad,) = output_grads
-        seed, codes, *held = ctx.saved_tensors
-        edges, kind, first = held[3:], ctx.kind, 0
-        with torch.no_grad():
-            wide = torch.promote_types(output_grad.dtype, torch.float32)
-            noise = Stream(int(seed), output_grad.device)
-            q, k, v = (
-                unflatten(kind.decode(entries, shape.numel(), noise), shape, order).to(wide)
-                for entries, (shape, order, _) in zip(held[:3], ctx.places, strict=True)
-            )
-            grads = [torch.empty(shape, dtype=dtype, device=q.device) for shape, _, dtype in ctx.places]
-            mask_grad = None if ctx.mask is None else torch.zeros(ctx.mask[0], dtype=wide, device=q.device)
-            for part in ctx.parts:
-                y_bar, queries = _alike(output_grad[part].to(wide), k), _alike(q[part], k)
-                keys, values = k[part], v[part]
-                shape = (*y_bar.shape[:-1], keys.shape[-2])
-                size, count = kind.nbytes(prod(shape)), prod(shape)
-                flat, scales = kind.decode_with_scales(codes[first : first + size], count, noise)
-                first += size
-                p = flat.view(shape).to(wide)
-                d = y_bar @ values.mT
-                excess = kind.variances(scales, count).view(shape).to(wide) * d
-                s_bar = (d - torch.linalg.vecdot(p, d).unsqueeze(-1)).mul_(p).add_(excess)
-                if mask_grad is not None:
-                    _add(s_bar.view(*q[part].shape[:-1], -1), mask_grad, part)
-                s_bar.mul_(ctx.scale)
-                for grad, product in zip(grads, (s_bar @ keys, s_bar.mT @ queries, p.mT @ y_bar), strict=True):
-                    grad[part] = product.view(grad[part].shape)
-        found = (*grads, None if mask_grad is None else mask_grad.to(ctx.mask[1]))
-        return (*refuse_second_derivatives("lean attention", found, (*edges, output_grad)), *[None] * 6)
+    def vjp(v: Tensor, wanted: Any, noise: Stream, codes: Tensor, *held: Tensor) -> list[Tensor]:
+        wide = torch.promote_types(v.dtype, torch.float32)
+        q, k, values = (
+            unflatten(codec.decode(each, shape.numel(), noise), shape, order).to(wide)
+            for each, (shape, order, _) in zip(held, places, strict=True)
+        )
+        grads = [torch.empty(shape, dtype=dtype, device=q.device) for shape, _, dtype in places]
+        mask_grad = None if learnt is None else torch.zeros(learnt[0], dtype=wide, device=q.device)
+        for part, part_codes in codes_in_parts(codec, codes, parts, entries):
+            y_bar, queries, keys = _alike(v[part].to(wide), k), _alike(q[part], k), k[part]
+            shape = (*y_bar.shape[:-1], keys.shape[-2])
+            flat, scales = codec.decode_with_scales(part_codes, prod(shape), noise)
+            p, d = flat.view(shape).to(wide), y_bar @ values[part].mT
+            excess = codec.variances(scales, prod(shape)).view(shape).to(wide) * d
+            s_bar = (d - torch.linalg.vecdot(p, d).unsqueeze(-1)).mul_(p).add_(excess)
+            if mask_grad is not None:
+                _add(s_bar.view(*q[part].shape[:-1], -1), mask_grad, part)
+            s_bar.mul_(scale)
+            for grad, product in zip(grads, (s_bar @ keys, s_bar.mT @ queries, p.mT @ y_bar), strict=True):
+                grad[part] = product.view(grad[part].shape)
+        return grads if mask_grad is None or learnt is None else [*grads, mask_grad.to(learnt[1])]
+
+    def make() -> Made:
+        y, noise = run(), Stream(seed, q.device)
+        held = [codec.encode(flatten(x, order), noise) for x, (_, order, _) in zip((q, k, v), places, strict=True)]
+        codes = torch.cat([codec.encode(probabilities(part).flatten(), noise) for part in parts])
+        return y, (codes, *held), vjp
+
+    return run_lean("Attention", make, *(x for x in (q, k, v, mask) if x is not None), seed=seed)
 
 
 def _parts(q: Tensor, k: Tensor) -> list[slice]:
@@ -134,8 +119,7 @@ def attention(
         return NotImplemented
     if attn_mask is not None and (is_causal or not _is_mask(attn_mask, (*query.shape[:-1], key.shape[-2]))):
         return NotImplemented
-    q, k, v = map(cast_by_autocast, given)
-    mask = None if attn_mask is None else _cast(attn_mask)
+    q, k, v, mask = map(cast_by_autocast, (*given, attn_mask))
     factor = scale if scale is not None else 1 / sqrt(q.shape[-1])
     if dropout_p > 0:
         return _step_by_step(call, q, k, v, mask, dropout_p, is_causal, factor)
@@ -159,8 +143,7 @@ def attention(
             # Where nothing may be attended to, PyTorch's output is zero.
             return scores.softmax(-1).masked_fill_(scores.amax(-1, keepdim=True) == -torch.inf, 0)
 
-    edges = [graph_edge(x) for x in (q, k, v, learnt) if x is not None]
-    return _Attention.apply(q, k, v, learnt, edges, run, probabilities, factor, call.context.bits, call.context.seed())
+    return _hold_rounded(call, q, k, v, learnt, run, probabilities, factor)
 
 
 def _fit(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> bool:
@@ -176,14 +159,6 @@ def _fit(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> bool:
 def _is_mask(mask: Tensor, scores: tuple[int, ...]) -> bool:
     fits = mask.dim() <= len(scores) and all(m in (1, s) for m, s in zip(mask.shape[::-1], scores[::-1], strict=False))
     return is_unadorned(mask) and mask.layout is torch.strided and fits
-
-
-def _cast(mask: Tensor) -> Tensor:
-    """Cast a mask as autocast would."""
-    kind = mask.device.type
-    if not mask.is_floating_point() or mask.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return mask
-    return mask.to(torch.get_autocast_dtype(kind))
 
 
 def _is_worthwhile(q: Tensor, k: Tensor, v: Tensor, learnt: Tensor | None, bits: int) -> bool:

@@ -24,9 +24,9 @@ def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
     given = [*args, *kwargs.values()]
     if not any(map(is_activation, given)):
         return NotImplemented
-    if call.rounds and cast:
-        args, kwargs = tuple(map(cast_by_autocast, args)), {name: cast_by_autocast(v) for name, v in kwargs.items()}
-        given = [*args, *kwargs.values()]
+    if call.rounds and cast:  # so that a saved tensor can be recognised
+        given = [cast_by_autocast(value) if is_activation(value) else value for value in given]
+        args, kwargs = tuple(given[: len(args)]), dict(zip(kwargs, given[len(args) :], strict=True))
     tensors = [value for value in given if isinstance(value, Tensor)]
     factors = [factor for factor in tensors if is_activation(factor)]
     weights = [value for value in tensors if not any(value is factor for factor in factors)]
@@ -60,7 +60,8 @@ def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
 
 
 def cast_by_autocast(value: Any) -> Any:
-    """Cast an activation as autocast would, so that a saved tensor can be recognised."""
-    if not is_activation(value) or not torch.is_autocast_enabled(value.device.type) or value.dtype == torch.float64:
+    """Cast a floating tensor as autocast would."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float64:
         return value
-    return value.to(torch.get_autocast_dtype(value.device.type))
+    kind = value.device.type
+    return value.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else value

@@ -1,5 +1,6 @@
 """Dropout: one bit per entry instead of a tensor of factors."""
 
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -10,50 +11,40 @@ from ..codecs import Mask
 from .comparisons import hold_codes
 from .kinks import times_slopes
 from .lean_call import Call, is_plain
+from .lean_function import Made, run_lean
 from .memory_order import flatten, memory_order, unflatten
 
 
-class _Dropout(torch.autograd.Function):
-    """Draws from PyTorch's generator exactly as PyTorch's dropout does, and holds one bit per entry."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rate: float, inplace: bool) -> Tensor:
-        ctx.fused = x.is_cuda and not inplace
-        if ctx.fused:
-            y, mask = torch.native_dropout(x, rate, True)
-            ctx.order = memory_order(mask)
-            mask = flatten(mask, ctx.order)
-        else:
-            factors = _factors(torch.empty_like(x).bernoulli_(1 - rate), rate)
-            ctx.order = memory_order(factors)
-            mask = flatten(factors, ctx.order) != 0
-            y = x.mul_(factors) if inplace else x * factors
-        if inplace:
-            ctx.mark_dirty(x)
-        ctx.save_for_backward(Mask().encode(mask))
-        ctx.rate = rate
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = output_grads
-        (bits,) = ctx.saved_tensors
-        if not ctx.fused:
-            factor = float(_factors(torch.ones((), dtype=grad.dtype), ctx.rate))
-            return times_slopes(grad, bits, ctx.order, factor, 0.0), None, None
-        mask = unflatten(Mask().decode(bits, grad.numel()), grad.shape, ctx.order)
-        return torch.ops.aten.native_dropout_backward(grad, mask, 1 / (1 - ctx.rate)), None, None
-
-
-def _factors(kept: Tensor, rate: float) -> Tensor:
-    return kept.div_(1 - rate)
-
-
 def dropout(call: Call, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    """``F.dropout``."""
+    """``F.dropout``: it draws from PyTorch's generator exactly as PyTorch does, and holds one bit per entry."""
     if not training or not 0 < p < 1 or not is_plain(input):  # PyTorch draws nothing for 0 and 1
         return NotImplemented
-    return _Dropout.apply(input, p, inplace)
+    make = partial(_fused if input.is_cuda and not inplace else _by_factors, input, p, inplace)
+    return run_lean("Dropout", make, input, exact=True, inplace=inplace, linked=[])
+
+
+def _by_factors(x: Tensor, rate: float, inplace: bool) -> Made:
+    factors = torch.empty_like(x).bernoulli_(1 - rate).div_(1 - rate)
+    order = memory_order(factors)
+    mask = flatten(factors, order) != 0
+
+    def vjp(v: Tensor, wanted: Any, noise: None, bits: Tensor) -> list[Tensor]:
+        factor = float(torch.ones((), dtype=v.dtype).div_(1 - rate))
+        return [times_slopes(v, bits, order, factor, 0.0)]
+
+    return x.mul_(factors) if inplace else x * factors, (Mask().encode(mask),), vjp
+
+
+def _fused(x: Tensor, rate: float, inplace: bool) -> Made:
+    """PyTorch's on a GPU."""
+    y, mask = torch.native_dropout(x, rate, True)
+    order = memory_order(mask)
+
+    def vjp(v: Tensor, wanted: Any, noise: None, bits: Tensor) -> list[Tensor]:
+        mask = unflatten(Mask().decode(bits, v.numel()), v.shape, order)
+        return [torch.ops.aten.native_dropout_backward(v, mask, 1 / (1 - rate))]
+
+    return y, (Mask().encode(flatten(mask, order)),), vjp
 
 
 def torch_dropout(call: Call, input: Tensor, p: float, train: bool) -> Any:

@@ -1,20 +1,17 @@
-"""Slopes in a few bits: the one autograd function behind all rules that hold derivatives.
+"""Slopes in a few bits: what is held and multiplied by all rules that hold derivatives.
 
 If the entry ``x_i`` of an argument enters ``y_j`` alone, its gradient is ``v_j ∂y_j/∂x_i`` with ``v`` the output
 gradient, summed over what was broadcast: linear in the derivative, so any unbiased rounding of that will do.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
-from ..autograd.transforms import refuses_vectorised
 from ..codecs import Blocks, Geometric, Grid, Stream
 from .lean_call import Call, is_small
+from .lean_function import Made, codes_in_parts, run_lean
 from .memory_order import flatten, memory_order, pieces, unflatten
 
 Codec = Grid | Blocks | Geometric
@@ -30,85 +27,11 @@ def blocks(bits: int, poles: bool) -> Blocks | Geometric:
     return Geometric(min(8, bits + 1)) if poles else Blocks(bits)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """The shape and the memory order of an argument's slopes."""
+Times = Callable[[Tensor, Tensor, Stream | None], Tensor]
+"""Output gradients times slopes, of what is held of these and the noise."""
 
-    shape: torch.Size
-    order: tuple[int, ...]
-    parts: tuple[slice, ...] = ()  # in which they were encoded, if each entry of the output has a slope of its own
-    whole: bool = False  # whether they are held as they are
-
-    def times(self, v: Tensor, codec: Codec, held: Tensor, noise: Stream) -> Tensor:
-        """Output gradients times slopes."""
-        if self.whole:
-            return v * held
-        if not self.parts:
-            slopes = unflatten(codec.decode(held, self.shape.numel(), noise), self.shape, self.order)
-            return v * slopes.to(v.dtype)
-        flat, first = flatten(v, self.order), 0
-        if len(self.parts) == 1:
-            return unflatten(codec.times(flat, held, noise), self.shape, self.order)
-        result = torch.empty_like(flat)
-        for part in self.parts:
-            size = codec.nbytes(part.stop - part.start)
-            result[part] = codec.times(flat[part], held[first : first + size], noise)
-            first += size
-        return unflatten(result, self.shape, self.order)
-
-
-Source = Callable[[Codec, Stream], tuple[_Place, Tensor]]
-"""Computes and encodes the slopes of one argument."""
-
-
-class _HeldSlopes(torch.autograd.Function):
-    """Runs a function and holds the slopes of its arguments."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        run: Callable[[], Tensor],
-        sources: Sequence[Source | None],
-        codec: Codec,
-        seed: int,
-        edges: list[Tensor | None],
-        inplace: bool,
-        reduced: torch.Size | None,
-        *tensors: Tensor,
-    ) -> Tensor:
-        noise, held = Stream(seed, tensors[0].device), []
-        ctx.places = []
-        for source, wanted in zip(sources, ctx.needs_input_grad[7:], strict=True):
-            place, codes = source(codec, noise) if source is not None and wanted else (None, None)
-            ctx.places.append(place)
-            held += [] if codes is None else [codes]
-        y = run()  # after the slopes, for it may overwrite an argument
-        if inplace:
-            ctx.mark_dirty(tensors[0])
-        # The seed travels with the codes: activation checkpointing runs forward twice but keeps the first ctx.
-        ctx.save_for_backward(torch.tensor(seed) if codec.dithered else None, *edges, *held)
-        ctx.codec, ctx.reduced = codec, reduced
-        ctx.dtypes, ctx.shapes = [x.dtype for x in tensors], [x.shape for x in tensors]
-        return tensors[0] if inplace else y
-
-    @staticmethod
-    @refuses_vectorised
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        (output_grad,) = output_grads
-        seed, *saved = ctx.saved_tensors
-        edges, held = saved[: len(ctx.places)], iter(saved[len(ctx.places) :])
-        grads: list[Tensor | None] = []
-        with torch.no_grad():
-            noise = Stream(0 if seed is None else int(seed), output_grad.device)
-            v = output_grad if ctx.reduced is None else output_grad.reshape(ctx.reduced)
-            for place, wanted, dtype, shape in zip(
-                ctx.places, ctx.needs_input_grad[7:], ctx.dtypes, ctx.shapes, strict=True
-            ):
-                grad = v if wanted else None
-                if place is not None:
-                    grad = place.times(v, ctx.codec, next(held), noise)
-                grads.append(None if grad is None else grad.sum_to_size(shape).to(dtype))
-        return *[None] * 7, *refuse_second_derivatives("lean function", tuple(grads), (*edges, output_grad))
+Source = Callable[[Codec, Stream], tuple[Tensor, Times]]
+"""Computes the slopes of one argument: what is held of them, and how it is multiplied."""
 
 
 def hold_slopes(
@@ -125,19 +48,44 @@ def hold_slopes(
     The function may overwrite its first argument (``inplace``). ``reduced`` is the output's shape with ones in the
     dimensions that it lacks and slopes have.
     """
-    edges = [graph_edge(x) for x in tensors]
-    y: Tensor = _HeldSlopes.apply(run, sources, codec, call.context.seed(), edges, inplace, reduced, *tensors)
-    return y
+    seed, like = call.context.seed(), [(x.dtype, x.shape) for x in tensors]
+
+    def make() -> Made:
+        noise = Stream(seed, tensors[0].device)
+        wanted = [source if x.requires_grad else None for x, source in zip(tensors, sources, strict=True)]
+        found = [(None, None) if source is None else source(codec, noise) for source in wanted]
+        y = run()  # after the slopes, for it may overwrite an argument
+        products = [times for _, times in found]
+
+        def vjp(v: Tensor, wanted: tuple[bool, ...], noise: Stream | None, *held: Tensor) -> list[Tensor | None]:
+            v = v if reduced is None else v.reshape(reduced)
+            grads = [
+                v if times is None else times(v, slopes, noise) for times, slopes in zip(products, held, strict=True)
+            ]
+            return [
+                grad.sum_to_size(shape).to(dtype) if needed else None
+                for grad, (dtype, shape), needed in zip(grads, like, wanted, strict=True)
+            ]
+
+        return tensors[0] if inplace else y, [codes for codes, _ in found], vjp
+
+    kept = seed if codec.dithered else None
+    return run_lean("HeldSlopes", make, *tensors, seed=kept, inplace=inplace)
 
 
 def of_values(values: Callable[[], Tensor]) -> Source:
     """Slopes of any shape that broadcasts with the output; small ones are held as they are."""
 
-    def encode(codec: Codec, noise: Stream) -> tuple[_Place, Tensor]:
+    def encode(codec: Codec, noise: Stream) -> tuple[Tensor, Times]:
         slopes = values()
-        order, whole = memory_order(slopes), is_small(slopes)
-        held = slopes if whole else codec.encode(flatten(slopes, order), noise)
-        return _Place(slopes.shape, order, whole=whole), held
+        order, shape = memory_order(slopes), slopes.shape
+        if is_small(slopes):
+            return slopes, lambda v, slopes, noise: v * slopes
+
+        def times(v: Tensor, held: Tensor, noise: Stream | None) -> Tensor:
+            return v * unflatten(codec.decode(held, shape.numel(), noise), shape, order).to(v.dtype)
+
+        return codec.encode(flatten(slopes, order), noise), times
 
     return encode
 
@@ -150,14 +98,25 @@ def of_function(x: Tensor, function: Callable[[Tensor], Tensor], inplace: bool, 
         assert found is not None
         return found
 
-    def encode(codec: Codec, noise: Stream) -> tuple[_Place, Tensor]:
-        order = memory_order(x)
+    def encode(codec: Codec, noise: Stream) -> tuple[Tensor, Times]:
+        order, shape = memory_order(x), x.shape
         flat = flatten(x, order)
         if fused is not None and isinstance(codec, Grid):
-            return _Place(x.shape, order, (slice(0, len(flat)),)), codec.encode_slopes(flat, *fused, noise)
-        parts = tuple(pieces(len(flat), x.device, 256))
-        codes = torch.cat([codec.encode(slopes(flat[part].detach()), noise) for part in parts])
-        return _Place(x.shape, order, parts), codes
+            parts, codes = [slice(0, len(flat))], codec.encode_slopes(flat, *fused, noise)
+        else:
+            parts = pieces(len(flat), x.device, 256)
+            codes = torch.cat([codec.encode(slopes(flat[part].detach()), noise) for part in parts])
+
+        def times(v: Tensor, held: Tensor, noise: Stream | None) -> Tensor:
+            flat = flatten(v, order)
+            if len(parts) == 1:
+                return unflatten(codec.times(flat, held, noise), shape, order)
+            result = torch.empty_like(flat)
+            for part, codes in codes_in_parts(codec, held, parts):
+                result[part] = codec.times(flat[part], codes, noise)
+            return unflatten(result, shape, order)
+
+        return codes, times
 
     return encode
 

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._torch.second_derivatives import connected, graph_edge
 from .._torch.state import has_storage
 from ..codecs import Mask
 from ..kernels import relu
 from ..kernels.mask_bits import chosen
 from .comparisons import clamp_between
 from .lean_call import Call, is_plain
+from .lean_function import Made, run_lean
 from .memory_order import flatten, memory_order, unflatten
 from .needs import SIDE, Held
 from .recompute import recipe_of, remember
@@ -45,32 +45,6 @@ RELU = Sides("not_under")
 
 SIXTH = float(torch.tensor(1 / 6))
 """PyTorch's slope of ``hardsigmoid``, which is single precision's for all dtypes."""
-
-
-class _Piecewise(torch.autograd.Function):
-    """Runs a function and holds one bit per entry."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, edge: Tensor | None, call: Call, sides: Sides, inplace: bool) -> Tensor:
-        order = memory_order(x)
-        flat = flatten(x, order)
-        if sides is RELU and not inplace:
-            values, bits = relu(flat)
-            y: Tensor = unflatten(values, x.shape, order)
-        else:
-            bits = Mask().where(flat, sides.test, sides.low, sides.high)  # the function may overwrite x
-            y = call.run()
-        if inplace:
-            ctx.mark_dirty(x)
-        ctx.save_for_backward(bits, edge)
-        ctx.order, ctx.sides = order, sides
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = output_grads
-        bits, edge = ctx.saved_tensors
-        return connected(times_slopes(grad, bits, ctx.order, ctx.sides.slope, ctx.sides.other), edge), *[None] * 4
 
 
 def times_slopes(grad: Tensor, bits: Tensor, order: tuple[int, ...], slope: float, other: float | None) -> Tensor:
@@ -106,8 +80,19 @@ def hold_sides(call: Call, sides: Sides, inplace: bool, linked: bool = True) -> 
     x = call.input
     if not is_plain(x):
         return NotImplemented
-    recipe = recipe_of(x)
-    y = _Piecewise.apply(x, graph_edge(x) if linked else None, call, sides, inplace)
+    order, recipe = memory_order(x), recipe_of(x)
+
+    def make() -> Made:
+        flat = flatten(x, order)
+        if sides is RELU and not inplace:
+            values, bits = relu(flat)
+            y: Tensor = unflatten(values, x.shape, order)
+        else:
+            bits = Mask().where(flat, sides.test, sides.low, sides.high)  # the function may overwrite x
+            y = call.run()
+        return y, (bits,), lambda v, wanted, noise, bits: [times_slopes(v, bits, order, sides.slope, sides.other)]
+
+    y = run_lean("Piecewise", make, x, exact=True, inplace=inplace, linked=[x] if linked else [])
     if recipe is not None:
         step = call.without_input()
         remember(y, recipe.then_relu(step) if sides is RELU else recipe.then(step))

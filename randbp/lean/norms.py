@@ -14,17 +14,17 @@ where ``m`` is so large that the excess is below 1e-5 of ``r γ v_i``, it is lef
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
-from ..autograd.transforms import refuses_vectorised
+from ..codecs import Stream
 from ..kernels import channel_norm_backward, encode_normalised, row_norm_backward
 from ..kernels.levels import scale_dtype
 from ..tn.execute.convolution_kernels import memory_format_of
 from .lean_call import Call
+from .lean_function import Made, run_lean
 from .normalised import run_with_recipe
 
 _SMALL = 32
@@ -39,17 +39,14 @@ class _Channels:
     """Entries ``[N, C, S]``; each ``C / groups`` channels, of one example or of all, are normalised together."""
 
     shape: tuple[int, int, int]
-    groups: int
-    over_batch: bool
-    last: bool  # whether channels lie last in memory
+    groups: int = 1
+    over_batch: bool = False
+    last: bool = False  # whether channels lie last in memory
 
-    @staticmethod
-    def of(x: Tensor, groups: int, over_batch: bool = False) -> "_Channels":
+    @classmethod
+    def of(cls, x: Tensor, groups: int, over_batch: bool = False) -> Self:
         last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-        return _Channels((len(x), x.shape[1], x[0, 0].numel()), groups, over_batch, last)
-
-    def prepared(self, x: Tensor) -> Tensor:
-        return x
+        return cls((len(x), x.shape[1], x[0, 0].numel()), groups, over_batch, last)
 
     def statistics(self, values: Tensor) -> Tensor:
         """Statistics of each group, repeated for its channels: ``[N or 1, C]``."""
@@ -69,86 +66,64 @@ class _Channels:
             return values.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
         return values.view(shape)
 
+    def is_corrected(self, bits: int) -> bool:
+        """Whether the excess ``h²/(12 m)`` of the gradient shows, for entries that span six standard deviations."""
+        examples, channels, size = self.shape
+        together = (examples if self.over_batch else 1) * channels // self.groups * size
+        return (6 / (2**bits - 1)) ** 2 / (12 * together) > _NEGLIGIBLE
+
     def gradients(
         self, held: tuple[Tensor, Tensor, int, int], v: Tensor, rstd: Tensor, weight: Tensor | None, wanted: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        examples, channels, size = self.shape
-        corrected = _is_corrected(held[3], (examples if self.over_batch else 1) * channels // self.groups * size)
+        """Of the input (if wanted), the weight and the bias, of the codes, their scales, the seed and the bits."""
+        corrected = self.is_corrected(held[3])
         return channel_norm_backward(*held, v, rstd, weight, self.groups, self.over_batch, corrected, wanted)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows ``[R, M]`` that are normalised each, with parameters per column."""
+class _Rows(_Channels):
+    """Rows ``[R, 1, M]`` that are normalised each, with parameters per column."""
 
-    columns: int
     centred: bool = True  # whether the mean is taken off
-
-    def prepared(self, x: Tensor) -> Tensor:
-        return x.contiguous()
-
-    def statistics(self, values: Tensor) -> Tensor:
-        return values.view(-1, 1)
-
-    def in_order(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, 1, 1, self.columns).contiguous()
-
-    def back(self, values: Tensor, shape: torch.Size) -> Tensor:
-        return values.view(shape)
 
     def gradients(
         self, held: tuple[Tensor, Tensor, int, int], v: Tensor, rstd: Tensor, weight: Tensor | None, wanted: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, corrected = v.view(-1, self.columns), _is_corrected(held[3], self.columns)
-        return row_norm_backward(*held, rows, rstd.view(-1), weight, self.centred, corrected, wanted)
+        rows = v.view(-1, self.shape[2])
+        return row_norm_backward(*held, rows, rstd.view(-1), weight, self.centred, self.is_corrected(held[3]), wanted)
 
 
-def _is_corrected(bits: int, together: int) -> bool:
-    """Whether the excess ``h²/(12 m)`` of the gradient shows, for entries that span six standard deviations."""
-    step = 6 / (2**bits - 1)
-    return step**2 / (12 * together) > _NEGLIGIBLE
+def _hold(
+    call: Call,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    layout: _Channels,
+    normalise: Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor]],
+) -> Any:
+    """Run a normalisation, which returns its output, means and reciprocal standard deviations, and hold ``x̂``."""
+    seed, bits, shape, dtype = call.context.seed(), call.context.bits, x.shape, x.dtype
+    parameters = [each for each in (weight, bias) if each is not None]
+    shapes = [None if each is None else each.shape for each in (weight, bias)]
 
+    def vjp(
+        v: Tensor, wanted: tuple[bool, ...], noise: Stream, codes: Tensor, scales: Tensor, rstd: Tensor, weight: Any
+    ) -> list[Tensor | None]:
+        slopes = None if weight is None else weight.reshape(-1).to(rstd.dtype)
+        held = (codes, scales, noise.seed, bits)
+        x_grad, *sums = layout.gradients(held, layout.in_order(v), rstd, slopes, wanted[0])
+        made = [grad.view(shape) for grad, shape in zip(sums, shapes, strict=True) if shape is not None]
+        return [layout.back(x_grad.to(dtype), shape) if wanted[0] else None, *made]
 
-class _Norm(torch.autograd.Function):
-    """Runs a normalisation, which returns its output, means and reciprocal standard deviations, and holds ``x̂``."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        edge: Tensor | None,
-        normalise: Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor]],
-        layout: _Channels | _Rows,
-        bits: int,
-        seed: int,
-    ) -> Tensor:
-        x = layout.prepared(x)
-        y, mean, rstd = normalise(x)
-        rstd = layout.statistics(rstd.to(scale_dtype(x.dtype)))
+    def make() -> Made:
+        given = x.contiguous() if isinstance(layout, _Rows) else x
+        y, mean, rstd = normalise(given)
+        rstd = layout.statistics(rstd.to(scale_dtype(dtype)))
         mean = torch.zeros_like(rstd) if mean is None else layout.statistics(mean.to(rstd.dtype))
-        codes, scales = encode_normalised(layout.in_order(x), mean, rstd, seed, bits)
-        # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
-        ctx.save_for_backward(torch.tensor(seed), codes, scales, rstd, weight, edge)
-        ctx.bits, ctx.layout, ctx.shape, ctx.dtype = bits, layout, x.shape, x.dtype
-        ctx.shapes = [None if parameter is None else parameter.shape for parameter in (weight, bias)]
-        return y.detach()  # no view, which nobody could change in place
+        codes, scales = encode_normalised(layout.in_order(given), mean, rstd, seed, bits)
+        return y.detach(), (codes, scales, rstd, weight), vjp  # no view, which nobody could change in place
 
-    @staticmethod
-    @refuses_vectorised
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        (output_grad,) = output_grads
-        seed, codes, scales, rstd, weight, edge = ctx.saved_tensors
-        layout, (needs_input, *needed) = ctx.layout, ctx.needs_input_grad[:3]
-        with torch.no_grad():
-            slopes = None if weight is None else weight.reshape(-1).to(rstd.dtype)
-            held = (codes, scales, int(seed), ctx.bits)
-            x_grad, *sums = layout.gradients(held, layout.in_order(output_grad), rstd, slopes, needs_input)
-            input_grad = layout.back(x_grad.to(ctx.dtype), ctx.shape) if needs_input else None
-        wanted = [g.view(shape) if n else None for g, shape, n in zip(sums, ctx.shapes, needed, strict=True)]
-        grads = refuse_second_derivatives("lean normalisation", (input_grad, *wanted), (edge, weight, output_grad))
-        return (*grads, *[None] * 5)
+    return run_lean("Norm", make, x, *parameters, seed=seed, linked=[x])
 
 
 def _is_served(x: Tensor, entries: int, *parameters: Tensor | None) -> bool:
@@ -161,18 +136,6 @@ def _is_served(x: Tensor, entries: int, *parameters: Tensor | None) -> bool:
         and x.numel() > 0
         and entries >= _SMALL
     )
-
-
-def _hold(
-    call: Call,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    layout: _Channels | _Rows,
-    normalise: Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor]],
-) -> Any:
-    context = call.context
-    return _Norm.apply(x, weight, bias, graph_edge(x), normalise, layout, context.bits, context.seed())
 
 
 def _cast(x: Tensor) -> Tensor:
@@ -265,7 +228,7 @@ def layer_norm(
     shape = torch.Size(normalized_shape)
     if not _is_served(input, shape.numel(), weight, bias):
         return NotImplemented
-    layout = _Rows(shape.numel())
+    layout = _Rows((input.numel() // shape.numel(), 1, shape.numel()))
     return _hold(
         call, _cast(input), weight, bias, layout, lambda x: torch.native_layer_norm(x, list(shape), weight, bias, eps)
     )
@@ -285,4 +248,5 @@ def rms_norm(
         small = torch.finfo(x.dtype).eps if eps is None else eps
         return y, None, precise.square().mean(1).add_(small).rsqrt_()
 
-    return _hold(call, input, weight, None, _Rows(columns, centred=False), normalise)
+    layout = _Rows((input.numel() // columns, 1, columns), centred=False)
+    return _hold(call, input, weight, None, layout, normalise)

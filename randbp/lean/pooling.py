@@ -1,6 +1,7 @@
 """Pooling: a maximum holds its place in the window in a few bits, an average holds nothing."""
 
 from dataclasses import dataclass
+from functools import partial
 from math import inf, prod
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._torch.hooks import Hooks
-from .._torch.second_derivatives import connected, graph_edge
 from .._torch.state import has_storage
 from ..codecs import Codes
 from ..kernels import max_pool as fused_max_pool
@@ -19,6 +19,7 @@ from .composites import lean_inside
 from .held_slopes import blocks
 from .indexing import hold_indices
 from .lean_call import Call, is_activation, is_plain
+from .lean_function import Made, run_lean
 from .memory_order import pieces
 from .packed import Packed, Substitute, packing, shape_of
 from .slope_needs import hold_slope
@@ -98,27 +99,17 @@ class _Windows:
         return torch.uint8, position_bits(self.kernel)
 
 
-class _FusedMaxPool(torch.autograd.Function):
-    """Computes the maxima and their packed positions in one pass, without 64-bit integers in between."""
+def _fused(x: Tensor, windows: _Windows, output_size: list[int]) -> Made:
+    """The maxima and their packed positions in one pass, without 64-bit integers in between."""
+    dims, shape, geometry = windows.dims, x.shape, windows.geometry
+    y, codes = fused_max_pool(x.reshape(-1, *shape[-dims:]), *geometry, output_size)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, edge: Tensor | None, windows: _Windows, output_size: list[int]) -> Tensor:
-        planes = x.reshape(-1, *x.shape[-windows.dims :])
-        y, codes = fused_max_pool(planes, *windows.geometry, output_size)
-        ctx.save_for_backward(codes, edge)
-        ctx.windows, ctx.shape = windows, x.shape
-        return y.view(*x.shape[: -windows.dims], *output_size)
-
-    @staticmethod
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = output_grads
-        codes, edge = ctx.saved_tensors
-        windows: _Windows = ctx.windows
-        planes, size = grad.reshape(-1, *grad.shape[-windows.dims :]), list(ctx.shape[-windows.dims :])
+    def vjp(v: Tensor, wanted: Any, noise: None, codes: Tensor) -> list[Tensor]:
         # (Only the reference is differentiable, and serves a whole batch of gradients in a vectorised Jacobian.)
-        run = max_pool_grad if has_storage(grad) and not torch.is_grad_enabled() else max_pool_grad.reference
-        made = run(planes, codes, *windows.geometry, size)
-        return connected(made.view(ctx.shape), edge), None, None, None
+        run = max_pool_grad if has_storage(v) and not torch.is_grad_enabled() else max_pool_grad.reference
+        return [run(v.reshape(-1, *v.shape[-dims:]), codes, *geometry, list(shape[-dims:])).view(shape)]
+
+    return y.view(*shape[:-dims], *output_size), (codes,), vjp
 
 
 def _hold_places(call: Call, windows: _Windows | None, size: tuple[int, ...]) -> Any:
@@ -162,7 +153,7 @@ def max_pool(
     if plain and dims > 1 and input.is_contiguous() and input.element_size() > 2:
         output_size = windows.fused_size(input.shape)
         if output_size is not None:
-            return _FusedMaxPool.apply(input, graph_edge(input), windows, output_size)
+            return run_lean("FusedMaxPool", partial(_fused, input, windows, output_size), input, exact=True)
     return _hold_places(call, windows, _planes(input.shape[-dims:], 1, dims))
 
 
