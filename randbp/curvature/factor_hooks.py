@@ -19,7 +19,7 @@ from .factors import Approximation, input_factor, input_rows, output_grad_factor
 from .gathering import Seen
 from .places import COMPUTED, FROZEN, SHARDED, TWO_WAYS, Place, name_of, read_from
 from .sharding import is_sharded
-from .weight_matrices import Form, call_input, layer_input
+from .weight_matrices import Form, call_input, layer_call
 
 NO_TENSOR = "its input or output is not a tensor"
 COMPILED = "its forward pass is its own and compiled"
@@ -92,19 +92,17 @@ class Statistics:
     def module_call(self, name: str, module: nn.Module, input: Any, output: Any) -> None:
         """Watch a call of one of PyTorch's layers."""
         self.trouble.pop(name, None)
-        found = dict(own_parameters(module))
-        if (weight := found.get("weight")) is None or not weight.is_leaf:
+        if (weight := dict(own_parameters(module)).get("weight")) is None or not weight.is_leaf:
             self.trouble[name] = COMPUTED
         elif not isinstance(input, Tensor) or not isinstance(output, Tensor):
             self.trouble[name] = NO_TENSOR
-        elif self._usable(place := self._place(name, module, "weight"), weight, input, output):
+        elif self._usable(self._place(name, module, "weight"), weight, input, output):
             with torch.no_grad(), without_autocast(output):
-                spec, seen = layer_input(module, _plain(input), _plain(output))
-            place.form, place.view, place.bias = Form.of(module), None, "bias"
-            self._watch(place, weight, found.get("bias"), spec, seen, output)
+                call = layer_call(module, _plain(input), _plain(output))
+            self.function_call(name, module, call, output)
 
     def function_call(self, name: str, module: nn.Module, call: LayerCall, output: Any) -> None:
-        """Watch a call of one of PyTorch's functions within a layer's own forward pass."""
+        """Watch a call of one of PyTorch's functions, within a layer's own forward pass or the whole of PyTorch's."""
         weight, view = read_from(call.weight)
         weight_name = name_of(module, weight)
         if weight is None or weight_name is None or not weight.is_leaf:
@@ -112,7 +110,8 @@ class Statistics:
         elif self._usable(place := self._place(name, module, weight_name), weight, call.input, output):
             with torch.no_grad(), without_autocast(output):
                 form, spec, seen = call_input(replace(call, input=_plain(call.input)))
-            if place.gathering.watches(weight) and (place.form, place.view) != (form, view):
+            other = (place.form, place.view) != (form, view) and place.gathering.watches(weight)
+            if other and not runs_pytorchs_forward(module):
                 place.left = TWO_WAYS
                 return
             bias, _ = (None, None) if call.bias is None else read_from(call.bias)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layers import LayerCall, kind_of
-from ..layers.functions import Kind, LayerFunction, TransposedConvolution, spec_of
+from ..layers.functions import Kind, TransposedConvolution, spec_of
 from ..tn import LayerSpec
 
 
@@ -45,40 +45,28 @@ class Form:
         return self.groups, outer, inner * prod(weight[2:]) + bias
 
 
-def layer_input(module: Any, input: Tensor, output: Tensor) -> tuple[LayerSpec, Tensor]:
-    """The spec of one call of a module, and its input ``[N, C, *I]``.
-
-    Example:
-        >>> layer, x = torch.nn.Linear(3, 4), torch.zeros(8, 5, 3)
-        >>> spec, seen = layer_input(layer, x, layer(x))
-        >>> spec.input_shape, seen.shape
-        ((8, 3, 5), torch.Size([8, 3, 5]))
-    """
+def layer_call(module: Any, input: Tensor, output: Tensor) -> LayerCall:
+    """A call of one of PyTorch's layers as one of its layer function."""
     kind = kind_of(module)
     assert kind is not None
     more = [list(output.shape)] if kind is TransposedConvolution else []
     prepared = kind.of_module(module, module.weight, input, *more) or kind.of_module(module, module.weight, input)
     function, input = prepared or (kind(), input)
-    return _seen(function, module.weight, input)
+    return LayerCall(function, input, module.weight, module.bias, lambda: output)
 
 
 def call_input(call: LayerCall) -> tuple[Form, LayerSpec, Tensor]:
-    """The spec, input and form of weight of one call of a layer function.
+    """The form of weight, the spec and the input ``[N, C, *I]`` of one call of a layer function.
 
     Example:
-        >>> x, weight = torch.zeros(8, 3, 5), torch.zeros(4, 3, 2)
-        >>> from randbp.layers.functions import Convolution
-        >>> function = Convolution.of(stride=1, padding=0, dilation=2, groups=1)
-        >>> form, spec, seen = call_input(LayerCall(function, x, weight, None, run=lambda: x))
-        >>> form, spec.output_shape
-        (Form(kind='convolution', groups=1), (8, 4, 3))
+        >>> layer, x = torch.nn.Linear(3, 4), torch.zeros(8, 5, 3)
+        >>> form, spec, seen = call_input(layer_call(layer, x, layer(x)))
+        >>> form, spec.input_shape, seen.shape
+        (Form(kind='linear', groups=1), (8, 3, 5), torch.Size([8, 3, 5]))
     """
-    return Form(call.function.kind, call.function.groups), *_seen(call.function, call.weight, call.input)
-
-
-def _seen(function: LayerFunction, weight: Tensor, input: Tensor) -> tuple[LayerSpec, Tensor]:
-    spec = spec_of(function, input.shape, weight.shape)
-    return spec, function.channels_second(input).reshape(spec.input_shape)
+    function = call.function
+    spec = spec_of(function, call.input.shape, call.weight.shape)
+    return Form(function.kind, function.groups), spec, function.channels_second(call.input).reshape(spec.input_shape)
 
 
 def as_matrices(form: Form, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -40,16 +40,6 @@ def stand_ins(codes: Tensor, values: tuple[float, ...], dtype: torch.dtype, oute
     return Substitute((codec.encode(flatten(codes, order)),), outer, restore)
 
 
-def _is(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are one and the same view."""
-    return (
-        tensor.untyped_storage() is other.untyped_storage()
-        and tensor.data_ptr() == other.data_ptr()
-        and tensor.shape == other.shape
-        and tensor.stride() == other.stride()
-    )
-
-
 def _are_compared(*values: Any) -> bool:
     """Whether these are tensors of one kind whose comparison takes fewer bytes than PyTorch would hold."""
     first = values[0]
@@ -91,17 +81,31 @@ def _run(call: Call, pack: Callable[..., Packed], *operands: Any) -> Any:
     return y
 
 
+def _compared(
+    code: Callable[..., Tensor], values: tuple[float, ...], constants: tuple[float, ...], call: Call, *given: Any
+) -> Any:
+    """Hold codes for the stand-ins of the first tensor; those of the others are constants, each of all its entries."""
+    if not _are_compared(*(value for value in given if value is not None)):
+        return NotImplemented
+
+    def pack(tensor: Tensor, outer: Hooks | None, x: Tensor, *others: Tensor | None) -> Packed:
+        if tensor.is_set_to(x):
+            return stand_ins(code(x, *others), values, x.dtype, outer)
+        found = [
+            value
+            for value, other in zip(constants, others, strict=True)
+            if other is not None and tensor.is_set_to(other)
+        ]
+        return constant(tensor, value=found[0] if found else constants[-1])
+
+    return _run(call, pack, *given)
+
+
 def choose(
     compare: Callable[[Tensor, Tensor], Tensor], values: tuple[float, ...], call: Call, input: Any, other: Any
 ) -> Any:
     """Functions that choose between two tensors, entry by entry; the second tensor's stand-in is 0."""
-    if not _are_compared(input, other):
-        return NotImplemented
-
-    def pack(tensor: Tensor, outer: Hooks | None, x: Tensor, y: Tensor) -> Packed:
-        return stand_ins(compare(x, y), values, x.dtype, outer) if _is(tensor, x) else constant(tensor)
-
-    return _run(call, pack, input, other)
+    return _compared(compare, values, (0.0,), call, input, other)
 
 
 between = partial(choose, _order, _ORDER)
@@ -116,16 +120,7 @@ smaller = partial(choose, lambda x, y: (x <= y).logical_or(y.isnan()).to(torch.u
 
 def clamp_between(call: Call, x: Tensor, low: Tensor | None, high: Tensor | None) -> Any:
     """``clamp`` between tensors, whose stand-ins are -1/2 and 1/2."""
-    bounds = [bound for bound in (low, high) if bound is not None]
-    if not _are_compared(x, *bounds):
-        return NotImplemented
-
-    def pack(tensor: Tensor, outer: Hooks | None, x: Tensor, low: Tensor | None, high: Tensor | None) -> Packed:
-        if _is(tensor, x):
-            return stand_ins(_sides(x, low, high), _ORDER, x.dtype, outer)
-        return constant(tensor, value=-0.5 if low is not None and _is(tensor, low) else 0.5)
-
-    return _run(call, pack, x, low, high)
+    return _compared(_sides, _ORDER, (-0.5, 0.5), call, x, low, high)
 
 
 def _sides(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
@@ -149,7 +144,7 @@ def _extreme(call: Call, x: Any, dim: Any = (), nan_too: bool = True) -> Any:
     made: list[Packed] = []
 
     def pack(tensor: Tensor, outer: Hooks | None, x: Tensor) -> Packed:
-        if _is(tensor, x):
+        if tensor.is_set_to(x):
             return lambda: made[0]()  # known only after the function has run
         result = tensor.view(reduced_shape(x.shape, dim))
         found = x == result

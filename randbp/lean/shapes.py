@@ -1,85 +1,17 @@
-"""Output shapes of PyTorch's layers that treat examples one by one, by arithmetic, without running a layer."""
+"""Output shapes of PyTorch's layers that treat examples one by one, found without computing an output."""
 
-from collections.abc import Callable, Mapping, Sequence
-from math import floor
+from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .._torch.class_swap import own_class
 from ..layers import has_class_forward, kind_of, runs_pytorchs_forward
+from ..layers.functions import spec_of
 
 Shape = tuple[int, ...]
-
-
-def _each(value: Any, dims: int) -> Sequence[Any]:
-    return value if isinstance(value, (tuple, list)) else (value,) * dims
-
-
-def _windows(layer: Any, sizes: Shape) -> Shape:
-    """Number of windows of a convolution or pooling along each dimension."""
-    if layer.padding == "same":
-        return sizes
-    ceil, dims = getattr(layer, "ceil_mode", False), len(sizes)
-    padding = 0 if layer.padding == "valid" else layer.padding
-    settings = (layer.kernel_size, layer.stride, padding, getattr(layer, "dilation", 1))
-    counts = []
-    for size, k, s, p, d in zip(sizes, *(_each(setting, dims) for setting in settings), strict=True):
-        reach = size + 2 * p - d * (k - 1) - 1
-        count = (reach + (s - 1 if ceil else 0)) // s + 1
-        counts.append(count - (ceil and (count - 1) * s >= size + p))  # none starts in the padding behind
-    return tuple(counts)
-
-
-def _convolution(layer: Any, shape: Shape) -> Shape | None:
-    return (layer.out_channels, *_windows(layer, shape[1:])) if shape[0] == layer.in_channels else None
-
-
-def _transposed(layer: Any, shape: Shape) -> Shape | None:
-    settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.output_padding)
-    sizes = [(i - 1) * s - 2 * p + d * (k - 1) + o + 1 for i, k, s, p, d, o in zip(shape[1:], *settings, strict=True)]
-    return (layer.out_channels, *sizes) if shape[0] == layer.in_channels else None
-
-
-def _pooling(layer: Any, shape: Shape) -> Shape:
-    return (shape[0], *_windows(layer, shape[1:]))
-
-
-def _adaptive(layer: Any, shape: Shape) -> Shape:
-    wanted = _each(layer.output_size, len(shape) - 1)
-    return (shape[0], *(size if out is None else out for size, out in zip(shape[1:], wanted, strict=True)))
-
-
-def _upsampled(layer: Any, shape: Shape) -> Shape:
-    dims = len(shape) - 1
-    if layer.size is not None:
-        return (shape[0], *_each(layer.size, dims))
-    scales = _each(layer.scale_factor, dims)
-    return (shape[0], *(floor(size * scale) for size, scale in zip(shape[1:], scales, strict=True)))
-
-
-def _same(layer: Any, shape: Shape) -> Shape:
-    return shape
-
-
-Rule = Callable[[Any, Shape], Shape | None]
-
-
-def _by_dims(rule: Rule, *names: str) -> dict[type[nn.Module], tuple[Rule, int]]:
-    """Register a rule for layers of one, two and three spatial dimensions."""
-    return {getattr(nn, f"{name}{dims}d"): (rule, dims) for name in names for dims in (1, 2, 3)}
-
-
-_LAYERS: Mapping[type[nn.Module], tuple[Rule, int | None]] = {
-    **_by_dims(_convolution, "Conv"),
-    **_by_dims(_transposed, "ConvTranspose"),
-    **_by_dims(_pooling, "MaxPool", "AvgPool"),
-    **_by_dims(_adaptive, "AdaptiveMaxPool", "AdaptiveAvgPool"),
-    **_by_dims(_same, "InstanceNorm"),
-    nn.GroupNorm: (_same, None),
-    nn.Upsample: (_upsampled, None),
-}
-"""How shapes change, and how many spatial dimensions there are: ``None`` for any but none."""
 
 _ELEMENTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
@@ -88,6 +20,13 @@ _ELEMENTWISE = (
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 """Layers that, in parts, would draw other masks than PyTorch does from the same state of its generator."""
+
+_LAYERS = ("Conv", "ConvTranspose", "MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "InstanceNorm")
+_DIMS = {getattr(nn, f"{name}{dims}d"): dims for name in _LAYERS for dims in (1, 2, 3)}
+"""Number of spatial dimensions."""
+
+_ANY_DIMS = (nn.GroupNorm, nn.Upsample)
+"""Layers of one spatial dimension or more."""
 
 
 def example_shape(layer: nn.Module, shape: Shape) -> Shape | None:
@@ -115,14 +54,25 @@ def example_shape(layer: nn.Module, shape: Shape) -> Shape | None:
         return shape
     if getattr(layer, "return_indices", False) or any(True for _ in layer.buffers()):
         return None  # buffers are a state, such as running statistics or the vectors of spectral normalisation
-    rule, dims = _LAYERS.get(kind, (None, 0))
-    if rule is None or not (len(shape) > 1 if dims is None else len(shape) == 1 + dims):
+    if not (len(shape) > 1 if kind in _ANY_DIMS else len(shape) == 1 + _DIMS.get(kind, -1)):
         return None
     try:
-        found = rule(layer, shape)
-    except (TypeError, ValueError, ArithmeticError):  # PyTorch will say what is wrong with its settings
+        found = _output_shape(layer, kind, torch.empty(1, *shape, device="meta"))[1:]
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # PyTorch will say what is wrong with its settings
         return None
-    return found if found is not None and min(found) > 0 else None
+    return found if min(found) > 0 else None
+
+
+def _output_shape(layer: Any, kind: type[nn.Module], x: torch.Tensor) -> Shape:
+    """Shape of a layer's output for an input without data."""
+    if (function := kind_of(layer)) is not None:
+        made, x = function.of_module(layer, layer.weight, x) or (function(), x)
+        return spec_of(made, x.shape, layer.weight.shape).output_shape
+    if "Norm" in kind.__name__:
+        return x.shape
+    # (Of other modes, PyTorch computes a tensor without data by way of indices.)
+    y = F.interpolate(x, layer.size, layer.scale_factor) if kind is nn.Upsample else kind.forward(layer, x)
+    return y.shape
 
 
 def is_observed(layer: nn.Module) -> bool:

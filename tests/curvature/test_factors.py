@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 from randbp.curvature import damped_inverses, input_factor, output_grad_factor
-from randbp.curvature.weight_matrices import Form, as_matrices, from_matrices, layer_input
+from randbp.curvature.weight_matrices import Form, as_matrices, call_input, from_matrices, layer_call
 from randbp.layers import kind_of
 
 CASES = [
@@ -64,7 +64,7 @@ def test_factors_equal_their_definition(module, shape):
     u = unfolded(module, x, y)
     n, g, _, positions = u.shape
     v = kind_of(module)().channels_second(grad).flatten(2).unflatten(1, (g, -1))
-    spec, seen = layer_input(module, x, y)
+    _, spec, seen = call_input(layer_call(module, x, y))
     bias = module.bias is not None
     mean, summed = u.mean(3), v.sum(3)
     expected = {
@@ -101,7 +101,7 @@ def test_matrices_are_what_the_factors_stand_beside(module, shape):
 def test_size_of_a_transposed_output_may_be_an_argument():
     module, x = nn.ConvTranspose2d(2, 3, 3, stride=2).double(), torch.randn(2, 2, 4, 4, dtype=torch.float64)
     y = module(x, output_size=(10, 9))
-    spec, _ = layer_input(module, x, y)
+    _, spec, _ = call_input(layer_call(module, x, y))
     assert spec.output_shape == tuple(y.shape) == (2, 3, 10, 9)
 
 
@@ -111,7 +111,7 @@ def test_reduce_is_exact_where_positions_are_averaged():
     y = module(x)
     (y.mean((2, 3)) ** 3).sum().backward(inputs=[*module.parameters(), y.retain_grad() or y])
     grad = as_matrices(Form.of(module), module.weight.grad, module.bias.grad)[0].flatten()
-    spec, seen = layer_input(module, x, y)
+    _, spec, seen = call_input(layer_call(module, x, y))
     product = torch.kron(output_grad_factor(spec, y.grad)[0], input_factor(spec, seen, bias=True)[0])
     torch.testing.assert_close(product, torch.outer(grad, grad), rtol=1e-9, atol=1e-12)
 
@@ -136,7 +136,7 @@ def test_inverses_are_damped_and_singular_factors_do_no_harm(dtype):
 
 
 def test_names_of_approximations_are_checked():
-    spec, _ = layer_input(nn.Linear(2, 2), torch.zeros(1, 2), torch.zeros(1, 2))
+    _, spec, _ = call_input(layer_call(nn.Linear(2, 2), torch.zeros(1, 2), torch.zeros(1, 2)))
     for call in (
         lambda: input_factor(spec, torch.zeros(1, 2, 1), "kfc"),
         lambda: output_grad_factor(spec, torch.zeros(1, 2, 1), "kfc"),
@@ -148,7 +148,7 @@ def test_names_of_approximations_are_checked():
 @pytest.mark.parametrize("approximation", ["reduce", "expand"])
 def test_autocast_does_not_round_factors_and_shapes_are_checked(approximation):
     module, x, y = drawn(nn.Conv2d(3, 4, 3), (2, 3, 5, 6))
-    spec, seen = layer_input(module, x, y)
+    _, spec, seen = call_input(layer_call(module, x, y))
     seen, grad = seen.float(), y.float()
 
     def both():

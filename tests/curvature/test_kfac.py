@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from randbp import Spatial, randomize
 from randbp.curvature import KFAC
-from randbp.curvature.weight_matrices import Form, as_matrices, from_matrices, layer_input
+from randbp.curvature.weight_matrices import Form, as_matrices, call_input, from_matrices, layer_call
 from randbp.layers import kind_of
 
 from .lightning_runs import Module, trainer
@@ -74,7 +74,7 @@ def test_direction_solves_the_dense_system(approximation):
     factors = {}
     for name, (given, grad) in per_example(model, x, y).items():
         module = model.get_submodule(name)
-        spec, seen = layer_input(module, given, module(given))
+        _, spec, seen = call_input(layer_call(module, given, module(given)))
         a = input_factor(spec, seen, approximation, module.bias is not None)
         factors[name] = a, output_grad_factor(spec, kind_of(module)().channels_second(grad), approximation)
     optimizer = KFAC(model, lr, momentum=0, damping=damping, approximation=approximation, kl_clip=None)

@@ -1,4 +1,4 @@
-"""Shapes by arithmetic are those of PyTorch's layers."""
+"""Shapes found without computing an output are those of PyTorch's layers."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from randbp.lean.shapes import _LAYERS, chain_shapes, example_shape
+from randbp.lean.shapes import _ANY_DIMS, _DIMS, chain_shapes, example_shape
 
 
 @st.composite
 def layers(draw: Any) -> tuple[nn.Module, tuple[int, ...]]:
     """Any layer of the register with any settings, and an example that it may take."""
-    kind = draw(st.sampled_from(sorted(_LAYERS, key=lambda kind: kind.__name__)))
+    kind = draw(st.sampled_from(sorted((*_ANY_DIMS, *_DIMS), key=lambda kind: kind.__name__)))
     dims = int(kind.__name__[-2]) if kind.__name__[-1] == "d" else draw(st.integers(1, 3))
 
     def each(strategy: st.SearchStrategy[Any]) -> Any:
