@@ -2,35 +2,22 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import randbp
 from randbp import (
-    Axes,
     Batch,
-    Channels,
     Estimator,
     Exact,
-    LowResolution,
-    NormChannels,
-    NormSpatial,
     Precision,
-    Projection,
-    Rounding,
     Spatial,
 )
 from randbp.functional import conv
 from randbp.tn.execute import layer_vjps as native
-from tests.cases import Case, cases
 from tests.catalogue import FIXED_SIZE
-from tests.functional.observe import held_by
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -48,24 +35,6 @@ def test_unbatched_input_and_keyword_styles(dims: int, padding: int | str) -> No
     assert weight.grad is not None and weight.grad.shape == weight.shape
 
 
-@given(
-    case=cases(),
-    which=st.sampled_from([0, 1, 2, 4]),
-    keep=st.sampled_from([0.1, 0.25, 0.5, 0.9]),
-)
-@settings(max_examples=150)
-def test_held_bytes_stay_within_the_keep_rate(case: Case, which: int, keep: float) -> None:
-    estimator = [Spatial(keep), Spatial(keep, center=False), Axes(keep), Channels(keep), Batch(keep)][which]
-    x, weight, bias = case.tensors()
-    _, held = held_by(lambda: conv(x, weight, bias, **case.geometry, weight_vjp=estimator), apart_from=(weight,))
-    seed, one_position = 8, 8 * case.groups * case.inner
-    whole = x.numel() * 8
-    least = whole // case.batch if isinstance(estimator, Batch) else one_position
-    if isinstance(estimator, Axes):  # at least one coordinate of every axis
-        least = one_position * case.batch * max(1, x[0, 0].numel() // min(case.input_size))
-    assert held - seed <= max(1.02 * keep * whole, least)
-
-
 @pytest.mark.parametrize("estimator", FIXED_SIZE, ids=str)
 def test_memory_format_does_not_change_the_estimate(estimator: Estimator) -> None:
     x, weight = torch.randn(4, 8, 9, 9), torch.randn(6, 8, 3, 3, requires_grad=True)
@@ -78,41 +47,6 @@ def test_memory_format_does_not_change_the_estimate(estimator: Estimator) -> Non
         assert (grads[0] - grads[1]).norm() < 0.02 * grads[0].norm()
     else:
         torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("inputs", [(True, True), (True, False), (False, True)])
-def test_double_backward_raises(inputs: tuple[bool, bool]) -> None:
-    x = torch.randn(2, 3, 8, 8, requires_grad=inputs[0])
-    weight = torch.randn(4, 3, 3, 3, requires_grad=inputs[1])
-    wanted = [tensor for tensor in (x, weight) if tensor.requires_grad]
-    y = conv(x, weight, weight_vjp=Spatial(0.5), input_vjp=Spatial(0.5))
-    first = torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
-    for grad in first:
-        for tensor in wanted:
-            with pytest.raises(RuntimeError, match="double backward through estimated VJPs"):
-                torch.autograd.grad(grad.square().sum(), tensor, retain_graph=True)
-    exact = conv(x, weight, weight_vjp=Spatial(1), input_vjp=Exact())
-    first = torch.autograd.grad(exact.square().sum(), wanted, create_graph=True)
-    torch.autograd.grad(sum(grad.square().sum() for grad in first), wanted)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_uses_one_sample(reentrant: bool) -> None:
-    """The recomputed sketch and the sample used in backward belong together: the estimate stays unbiased."""
-    torch.manual_seed(0)
-    x = torch.rand(4, 3, 6, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.rand(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    exact = torch.autograd.grad(F.conv2d(x, weight, None, 1, 1).square().sum(), weight)[0]
-    draws = []
-    for _ in range(300):
-        y = checkpoint(lambda x: conv(x, weight, None, 1, 1, weight_vjp=Spatial(0.25)), x, use_reentrant=reentrant)
-        weight.grad = None
-        y.square().sum().backward()
-        assert weight.grad is not None
-        draws.append(weight.grad)
-    stack = torch.stack(draws)
-    z = (stack.mean(0) - exact).abs() / (stack.std(0) / 300**0.5)
-    assert z.max() < 5.5  # Bonferroni over 54 entries: error probability 2e-6
 
 
 @pytest.mark.parametrize("padding", [((1, 2), (0, 1)), [[0, 3], [2, 0]], ((1, -1), (0, 1))], ids=str)
@@ -144,13 +78,6 @@ def test_retain_graph_repeats_the_estimate() -> None:
     assert torch.equal(first, torch.autograd.grad(loss, weight)[0])
 
 
-@pytest.mark.parametrize("keep", [0, -0.5, 1.5, "a", None, float("nan"), True])
-@pytest.mark.parametrize("make", [Spatial, Axes, Channels, Batch, LowResolution, NormSpatial, NormChannels, Projection])
-def test_bad_keep_rates_are_named(make: Any, keep: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{make.__name__}: keep={keep!r}, expected a number in \(0, 1\]$"):
-        make(keep=keep)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,23 +85,12 @@ def test_bad_keep_rates_are_named(make: Any, keep: Any) -> None:
             {"input_vjp": Batch(0.5)},
             r"input_vjp=Batch\(keep=0.5, bernoulli=False, center=False\): Batch serves only weight_vjp",
         ),
-        ({"input_vjp": Rounding(4)}, r"input_vjp=Rounding\(bits=4, .*: Rounding serves only weight_vjp"),
-        ({"weight_vjp": "spatial"}, r"weight_vjp='spatial': expected an estimator such as"),
         ({"groups": 2}, r"input channels=3: expected a positive multiple of groups=2"),
         ({"groups": 3}, r"weight: shape \(6, 3, 3, 3\), expected \(6, 1, 3, 3\) for 3 input channels in groups=3"),
-        ({"stride": 0}, r"stride=0: expected one integer >= 1, or 2 of them"),
         ({"stride": 2, "padding": "same"}, r"padding='same': needs stride 1"),
-        ({"padding": "half"}, r"padding='half': expected 'same', 'valid'"),
-        ({"stride": 1.5}, r"stride=1.5: expected an integer or one per dimension"),
         ({"stride": (1, 1.0)}, r"stride=\(1, 1.0\): expected"),
-        ({"padding": None}, r"padding=None: expected an integer"),
-        ({"padding": 1.5}, r"padding=1.5: expected an integer"),
         ({"padding": ((1, 2), (0.5, 1))}, r"padding=\(\(1, 2\), \(0.5, 1\)\): expected 2 pairs"),
-        ({"padding": ((1, 2),)}, r"padding=\(\(1, 2\),\): expected 2 pairs"),
-        ({"generator": 3}, r"generator=3: expected a torch.Generator or None"),
         ({"bias": torch.zeros(3)}, r"bias: shape \(3,\), expected \(6,\)"),
-        ({"bias": 1.0}, r"bias: float, expected a torch.Tensor"),
-        ({"x": np.zeros((2, 3, 8, 8))}, r"x: ndarray, expected a torch.Tensor"),
         ({"dilation": 9}, r"kernel_size=\(3, 3\) with dilation=\(9, 9\): larger than the padded input"),
     ],
 )

@@ -125,29 +125,6 @@ def test_a_file_names_an_estimator_per_layer(folder: Path) -> None:
     assert main(["report", "runs/tiny"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("mapping", "code", "message"),
-    [
-        (
-            {"model.features.0": {"class_path": "randbp.Spatial", "init_args": {"keep": 2.0}}},
-            2,
-            "tensor_dropout.weight_vjp['model.features.0']: Spatial: keep=2.0, expected a number in (0, 1]",
-        ),
-        (
-            {"nope": {"class_path": "randbp.Spatial", "init_args": {"keep": 0.5}}},
-            2,
-            "weight_vjp: key 'nope' matches none of the layers 'model.features.0'",
-        ),
-    ],
-)
-def test_wrong_files_end_in_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], mapping: dict, code: int, message: str
-) -> None:
-    assert fit(write("tuned.yaml", mapping)) == code
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and message in lines[0]
-
-
 def test_one_estimator_over_a_mapping_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = write("tuned.yaml", {"model.*": configure(Spatial(0.5))})
     assert fit(first, write("later.yaml", configure(Spatial(0.25)))) == 2

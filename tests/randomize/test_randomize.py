@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable
 from itertools import combinations
 from typing import Any, cast
 
@@ -14,8 +13,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import randbp
-from randbp import Batch, Estimator, Spatial
-from tests.catalogue import DRAWN_OF_EACH_KIND
+from randbp import Spatial
 
 
 class Net(nn.Module):
@@ -88,11 +86,10 @@ def test_copies_work_alike_and_are_independent() -> None:
     assert same(grads(model, x), exact)
     for how, other in made.items():
         assert isinstance(other.features[0], nn.Conv2d), how
-        assert torch.equal(other(x), model(x)), how
+        assert same(grads(other, x), expected) and torch.equal(other(x), model(x)), how
         assert other.features[0].weight is not model.features[0].weight
     for how, other in copies(model).items():
         assert type(other.one) is nn.Conv1d, how
-    assert same(grads(made["pickle"], x), expected) or not same(grads(made["pickle"], x), exact)
 
 
 def test_samples_depend_on_seed_step_micro_batch_rank_layer_and_call_only() -> None:
@@ -135,11 +132,6 @@ def test_every_call_draws_anew_and_layers_differ() -> None:
         ),
         ({"layers": ["one", "features.1"]}, r"layers='features.1': matches none of .* or linear layers 'head'"),
         ({"layers": lambda name, module: False}, r"true for none of the convolutions"),
-        ({"layers": []}, r"layers=\[\]: expected at least one"),
-        ({"layers": [3]}, r"layers=3: expected names, globs or a predicate"),
-        ({"input_vjp": Batch(0.5)}, r"Batch serves only weight_vjp"),
-        ({"weight_vjp": 0.25}, r"weight_vjp=0.25: expected an estimator"),
-        ({"seed": "x"}, r"seed='x': expected an integer"),
         ({"layers": 3}, r"layers=3: expected names, globs or a predicate"),
         ({"layers": lambda name: True}, r"layers=<function .*: expected a predicate of two arguments"),
         ({"weight_vjp": {}}, r"weight_vjp=\{\}: expected at least one name or glob"),
@@ -160,21 +152,12 @@ def test_steps_are_integers(value: Any) -> None:
                 handle.set_step(**{"step": 0, name: value})
 
 
-def test_seeds_are_integers() -> None:
-    with pytest.raises(ValueError, match="seed=None: expected an integer"):
-        randbp.manual_seed(None)  # type: ignore[arg-type]
-
-
 def test_randomizing_twice_is_refused() -> None:
     model = Net()
     with randbp.randomize(model, layers="one"):
         with pytest.raises(ValueError, match="'one' is already randomised"):
             randbp.randomize(model)
         assert type(model.features[0]) is nn.Conv2d
-    with pytest.raises(ValueError, match=r"Linear has no nn\.Conv1d"):
-        randbp.randomize(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="expected a torch"):
-        randbp.randomize("model")  # type: ignore[arg-type]
 
 
 def test_parametrized_weights() -> None:
@@ -230,39 +213,6 @@ def test_shared_layer_called_several_times() -> None:
     assert z.max() < 5.7  # Bonferroni over 144 entries: error probability 2e-6
 
 
-def checkpointed(model: nn.Sequential, x: Tensor, reentrant: bool) -> Tensor:
-    """The model in segments of three modules, which backward computes again."""
-    for first in range(0, len(model), 3):
-        x = checkpoint(model[first : first + 3], x, use_reentrant=reentrant)
-    return x
-
-
-@pytest.mark.parametrize("estimator", DRAWN_OF_EACH_KIND, ids=str)
-def test_checkpointing_gives_the_gradient_of_the_same_step_without_it(estimator: Estimator) -> None:
-    shared = nn.Conv2d(3, 3, 3)
-    model = nn.Sequential(shared, nn.ReLU(), nn.Conv2d(3, 3, 3), shared, nn.Tanh(), nn.Conv2d(3, 4, 3))
-    x = torch.randn(6, 3, 12, 12, requires_grad=True)
-    handle = randbp.randomize(model, weight_vjp=estimator)
-
-    def grads(run: Callable[[], Tensor], passes: int = 1) -> list[Tensor]:
-        loss = run().square().sum()
-        found = [
-            torch.autograd.grad(loss, list(model.parameters()), retain_graph=number < passes - 1)
-            for number in range(passes)
-        ]
-        return [grad for one in found for grad in one]
-
-    seen = []
-    for step in range(4):
-        handle.set_step(step)
-        expected = grads(lambda: model(x))
-        handle.set_step(step)
-        for one, other in zip(grads(lambda: checkpointed(model, x, False), 2), expected * 2, strict=True):
-            torch.testing.assert_close(one, other)
-        seen.append(expected[2])
-    assert all(not torch.equal(one, other) for one, other in combinations(seen, 2))
-
-
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed_steps_draw_new_samples(reentrant: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
@@ -271,6 +221,6 @@ def test_checkpointed_steps_draw_new_samples(reentrant: bool) -> None:
     seen = []
     for _ in range(5):
         model.zero_grad()
-        checkpointed(model, x, reentrant).sum().backward()
+        checkpoint(model, x, use_reentrant=reentrant).sum().backward()
         seen.append(cast(Tensor, model[0].weight.grad))
     assert all(not torch.equal(one, other) for one, other in combinations(seen, 2))

@@ -194,6 +194,11 @@ ESTIMATORS = [
     refused("layers='' of exact", "--tensor_dropout.layers=", "layers='': matches none"),
     refused("no conv, Spatial", ("--model=mine.NoConv", *HALF), "NoConv has no"),
     file(
+        "keep=2 in a mapping",
+        "tensor_dropout: {weight_vjp: {'*': {class_path: randbp.Spatial, init_args: {keep: 2.0}}}}",
+        "tensor_dropout.weight_vjp['*']: Spatial: keep=2.0, expected a number in (0, 1]",
+    ),
+    file(
         "mapping of unmatched layers",
         "tensor_dropout: {weight_vjp: {nope: {class_path: Spatial, init_args: {keep: 0.5}}}}",
         "weight_vjp: key 'nope' matches none of the layers",
