@@ -25,11 +25,14 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     """
     import randbp  # here, because randbp itself must not wait for this module
 
+    lightning = None
+    with suppress(PackageNotFoundError):
+        lightning = version("lightning")
     cuda = device.type == "cuda"
     return {
         "randbp": randbp.__version__,
         "torch": torch.__version__,
-        "lightning": _version("lightning"),
+        "lightning": lightning,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device.type,
@@ -37,13 +40,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

@@ -115,7 +115,7 @@ class GradientError:
         Raises:
             ModuleNotFoundError: If matplotlib is not installed.
         """
-        from .gradient_plot import plot_intervals
+        from .row_plots import plot_intervals
 
         rows = [*self.rows, self.total, self.model]
         errors = [row.variance.map(lambda square: max(0.0, square) ** 0.5) for row in rows]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..lean.rules import BY_NAME
 from ..randomize.left_exact import left_exact_of
@@ -100,12 +101,12 @@ def _measured(
         StepPeak(device, model.parameters()) as peak,
         running_module(model) as module,
         LiveStorages(place) as live,
-        functions,
         held_for_backward(origin=saver) as saved,
     ):
         for parameter in model.parameters():
             parameter.grad = None
-        value = _loss(model(*inputs, **keywords), loss)
+        with functions:
+            value = _loss(model(*inputs, **keywords), loss)
         if not (isinstance(value, Tensor) and value.requires_grad):
             raise ValueError("model: no output requires a gradient, so nothing is held for a backward pass")
         if value.numel() != 1:
@@ -157,7 +158,7 @@ def _custom_function(frame: Any) -> str:
 def _loss(output: Any, loss: Callable[[Any], Tensor] | None) -> Any:
     if loss is not None:
         return loss(output)
-    parts = [t for t in tensors_in(output) if t.requires_grad and t.is_floating_point()]
+    parts = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad and t.is_floating_point()]
     return sum(part.sum() for part in parts) if parts else None
 
 

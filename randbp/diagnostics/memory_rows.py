@@ -104,7 +104,7 @@ class MemoryReport:
             ax: Where to draw; a new figure by default. Needs matplotlib.
             most: Number of bars; the rest is left out.
         """
-        from .memory_plot import AFTER, BEFORE, plot_bytes
+        from .row_plots import AFTER, BEFORE, plot_bytes
 
         rows = self.rows[:most]
         names = [f"{row.module}  {row.operation}" for row in rows]
@@ -159,7 +159,7 @@ class MemoryComparison:
 
     def plot(self, ax: Axes | None = None, most: int = 25) -> Axes:
         """Plot the bars of both reports, module by module."""
-        from .memory_plot import AFTER, BEFORE, plot_bytes
+        from .row_plots import AFTER, BEFORE, plot_bytes
 
         modules = dict(list(self.modules.items())[:most])
         before, after = ([pair[number] for pair in modules.values()] for number in (0, 1))

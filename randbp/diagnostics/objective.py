@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .storages import leaves
+
 Objective = Callable[[Any], Tensor]
 """Scalar loss of a batch."""
 
@@ -51,7 +53,7 @@ def check_batch(name: str, batch: object) -> None:
         Traceback (most recent call last):
         ValueError: batch={'x': [None, 3]}: expected tensors, alone or in tuples, lists and dictionaries
     """
-    if not any(_may_be_input(leaf) for leaf in _leaves(batch)):
+    if not any(_may_be_input(leaf) for leaf in leaves(batch)):
         raise ValueError(f"{name}={batch!r:.60}: expected tensors, alone or in tuples, lists and dictionaries")
 
 
@@ -63,17 +65,10 @@ def _may_be_input(leaf: object) -> bool:
 
 def batch_size(batch: Any) -> int:
     """Length of the first dimension of the first tensor in a batch."""
-    for leaf in _leaves(batch):
+    for leaf in leaves(batch):
         if isinstance(leaf, Tensor) and leaf.dim():
             return leaf.shape[0]
     raise ValueError(f"batch: {type(batch).__name__} without a tensor, expected tensors with the examples first")
-
-
-def _leaves(value: Any) -> list[Any]:
-    """What a batch consists of; unlike PyTorch's own function, this looks into any mapping."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, tuple | list) else [value]
 
 
 def _cross_entropy(output: Any, target: Any) -> Tensor:

@@ -27,6 +27,10 @@ class PeakMemory:
     Args:
         device: Where the work runs.
 
+    Attributes:
+        start_bytes: Bytes in use at construction, ``None`` where the platform does not tell.
+        source: What :attr:`bytes` is, in words.
+
     Example:
         >>> peak = PeakMemory("cpu")
         >>> held = torch.ones(32 * 2**20 // 4)  # 32 MiB
@@ -34,14 +38,9 @@ class PeakMemory:
         True
     """
 
-    start_bytes: int | None
-    """Bytes in use at construction, ``None`` where the platform does not tell."""
-
-    source: str
-    """What :attr:`bytes` is, in words."""
-
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
+        self.start_bytes: int | None
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.start_bytes, self.source = torch.cuda.memory_allocated(self.device), ALLOCATOR

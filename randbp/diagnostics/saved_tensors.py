@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ from .storages import parts, storages
 class _Saved:
     """Stored by a graph in place of a saved tensor; it dies together with the graph's reference."""
 
-    __slots__ = ("__weakref__", "number", "origin", "tensor")
+    __slots__ = ("__weakref__", "origin", "tensor")
 
-    def __init__(self, tensor: Tensor, origin: Any, number: int) -> None:
-        self.tensor, self.origin, self.number = tensor, origin, number
+    def __init__(self, tensor: Tensor, origin: Any) -> None:
+        self.tensor, self.origin = tensor, origin
 
 
 class HeldTensors:
@@ -32,7 +32,7 @@ class HeldTensors:
     def __init__(self, exclude: Iterable[Tensor] = (), origin: Callable[[], Any] = lambda: None) -> None:
         self._excluded = storages(exclude)  # holding them keeps their identities from being reused
         self._origin, self._numbers = origin, count()
-        self._saved: WeakSet[_Saved] = WeakSet()
+        self._saved: WeakValueDictionary[int, _Saved] = WeakValueDictionary()
 
     @property
     def bytes(self) -> int:
@@ -47,20 +47,19 @@ class HeldTensors:
     def holders(self) -> dict[int, dict[Any, Tensor]]:
         """For each storage held now, by identity, who saved it, and the first tensor that each of these saved."""
         found: dict[int, dict[Any, Tensor]] = {}
-        for saved in sorted(self._saved, key=lambda saved: saved.number):
+        for saved in self._saved.values():
             for part in parts(saved.tensor):
-                if id(part.untyped_storage()) not in self._excluded:
-                    found.setdefault(id(part.untyped_storage()), {}).setdefault(saved.origin, part)
+                if (key := id(part.untyped_storage())) not in self._excluded:
+                    found.setdefault(key, {}).setdefault(saved.origin, part)
         return found
 
     def _storages(self) -> dict[int, torch.UntypedStorage]:
-        held = storages(saved.tensor for saved in self._saved)
+        held = storages(saved.tensor for saved in self._saved.values())
         return {key: storage for key, storage in held.items() if key not in self._excluded}
 
     def _pack(self, tensor: Tensor) -> _Saved:
         # Detached, because a graph that holds its own output through a hook would be a reference cycle.
-        saved = _Saved(tensor.detach(), self._origin(), next(self._numbers))
-        self._saved.add(saved)
+        saved = self._saved[next(self._numbers)] = _Saved(tensor.detach(), self._origin())
         return saved
 
 

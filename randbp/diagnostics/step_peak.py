@@ -1,12 +1,11 @@
 """Peak memory of a block of code, as PyTorch's allocator counts it."""
 
-import json
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,9 @@ CPU_ALLOCATOR = "peak of PyTorch's CPU allocator above the start of a step"
 CUDA_ALLOCATOR = "peak of PyTorch's CUDA allocator above the start of a step"
 DISPATCHER = "peak of the tensors alive above the start of a step, kernels' scratch memory left out"
 
-_MEMORY, _MARK = "[memory]", "randbp mark"
+_MARK = "randbp mark"
+_RECORD = re.compile(rf'"name": "(?:\[memory\]|{_MARK})".*?"ts": ([\d.]+)(.*?)\}}', re.DOTALL)
+_FIELD = re.compile(r'"(Addr|Bytes|Device Type)": (-?\d+)')
 
 _Event = tuple[int | None, int]
 """Address and size of an allocation, the size negative if it is given back; without an address, a mark."""
@@ -107,21 +108,10 @@ def _events(profiled: profile) -> list[_Event]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(path))
-        records = _named(path.read_text(), _MEMORY, _MARK)
-    host = 0  # the device type
-    records = [record for record in records if record["args"].get("Device Type", host) == host]
-    records.sort(key=lambda record: record["ts"])
-    return [(r["args"]["Addr"], r["args"]["Bytes"]) if r["name"] == _MEMORY else (None, 0) for r in records]
-
-
-def _named(trace: str, *names: str) -> list[dict[str, Any]]:
-    """Read the records of these names; the others, which are many, are not even parsed."""
-    decoder, found, end = json.JSONDecoder(), [], 0
-    for match in re.finditer("|".join(re.escape(json.dumps(name)) for name in names), trace):
-        if match.start() >= end:  # flat fields come first, so the last brace before the name opens its record
-            record, end = decoder.raw_decode(trace, trace.rindex("{", 0, match.start()))
-            found.append(record)
-    return found
+        found = [(float(time), dict(_FIELD.findall(fields))) for time, fields in _RECORD.findall(path.read_text())]
+    host = "0"  # the device type
+    records = [fields for _, fields in sorted(found, key=itemgetter(0)) if fields.get("Device Type", host) == host]
+    return [(int(r["Addr"]), int(r["Bytes"])) if "Addr" in r else (None, 0) for r in records]
 
 
 def _peak(events: list[_Event], persistent: set[int]) -> tuple[int, list[int]]:

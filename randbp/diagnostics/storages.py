@@ -1,27 +1,37 @@
-"""Storages of tensors, each once."""
+"""Tensors in a tree of values, and their storages, each once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+_ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    **dict.fromkeys((torch.sparse_csr, torch.sparse_bsr), _ROWS),
+    **dict.fromkeys((torch.sparse_csc, torch.sparse_bsc), _COLUMNS),
+}
+
+
+def leaves(tree: Any) -> list[Any]:
+    """What tuples, lists and mappings within one another consist of; PyTorch's own function knows fewer mappings."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, tuple | list):
+        return [leaf for item in tree for leaf in leaves(item)]
+    return leaves(list(tree.values())) if isinstance(tree, Mapping) else [tree]
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors in tuples, lists and dictionaries."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """The tensors in tuples, lists and mappings."""
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """The tensors with a storage of their own that a (possibly sparse) tensor consists of."""
-    if tensor.layout is torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    return (tensor,)
+    names = _PARTS.get(tensor.layout)
+    return (tensor,) if names is None else tuple(getattr(tensor, name)() for name in names)
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
