@@ -16,10 +16,10 @@ SYMBOLS = {
     "input_tangent": r"V^{(X)}",
     "weight_tangent": r"V^{(W)}",
 }
-STYLES: dict[type[Node], tuple[int, float, str, str]] = {  # corners and turn of a kind of node, its colour and symbol
-    Operand: (60, 0, "#cfe2f3", ""),
-    Pattern: (4, math.pi / 4, "#fde3b8", r"\Pi"),
-    Selection: (4, 0, "#d5ecd0", r"\delta"),
+STYLES: dict[type[Node], tuple[float, str, str]] = {  # turn of a kind of node, its colour and symbol
+    Operand: (0, "#cfe2f3", ""),
+    Pattern: (math.pi / 4, "#fde3b8", r"\Pi"),
+    Selection: (0, "#d5ecd0", r"\delta"),
 }
 LINE, DROPPED = "#444444", "#c0392b"
 RADIUS = 0.30
@@ -134,10 +134,12 @@ def _draw_line(ax: Any, points: list[Point], line: Line, dropped: set[str], summ
 
 
 def _draw_node(ax: Any, point: Point, node: Node) -> None:
-    from matplotlib.patches import RegularPolygon
+    from matplotlib.patches import Circle, RegularPolygon
 
-    corners, turn, colour, known = STYLES[type(node)]
-    ax.add_patch(RegularPolygon(point, corners, radius=RADIUS, orientation=turn, fc=colour, ec="black", zorder=3))
+    turn, colour, known = STYLES[type(node)]
+    style: dict[str, Any] = {"facecolor": colour, "edgecolor": "black", "zorder": 3}
+    square = RegularPolygon(point, 4, radius=RADIUS, orientation=turn, **style)
+    ax.add_patch(Circle(point, RADIUS, **style) if isinstance(node, Operand) else square)
     text = f"${symbol(node.slot) if isinstance(node, Operand) else known}$"
     size = FONT if len(text) < 6 else FONT - 2
     ax.text(*point, text, ha="center", va="center", fontsize=size, zorder=4, gid="node")
