@@ -1,7 +1,6 @@
 """The index pattern: the relation between input, output and kernel positions of a convolution."""
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -51,6 +50,19 @@ class IndexPattern:
                 raise ValueError(f"{field.name}={value!r}: expected {allowed}")
             object.__setattr__(self, field.name, number)
 
+    def met(self, kernel: int) -> tuple[range, range]:
+        """The outputs that a kernel entry joins with inputs, and these inputs, in the same order.
+
+        Example:
+            >>> IndexPattern(input_size=8, output_size=4, kernel_size=3, stride=2, padding=1).met(0)
+            (range(1, 4), range(1, 7, 2))
+        """
+        shift = self.dilation * kernel - self.padding
+        low = max(0, -(shift // self.stride))
+        count = max(0, min(self.output_size, (self.input_size - 1 - shift) // self.stride + 1) - low)
+        first = self.stride * low + shift
+        return range(low, low + count), range(first, first + self.stride * count, self.stride)
+
     def outputs_at(self, inputs: Tensor, kernel: int | Tensor) -> tuple[Tensor, Tensor]:
         """The output position that each input position meets through a kernel entry: ``(i + p - d·k) / s``.
 
@@ -74,8 +86,7 @@ class IndexPattern:
         return inputs, (inputs >= 0) & (inputs < self.input_size)
 
     def dense(self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
-        """``Π`` as a dense tensor of shape ``[I, O, K]``: for oracles and small sums, never for
-        contractions."""
+        """``Π`` as a dense tensor of shape ``[I, O, K]``: for oracles and small sums, never for contractions."""
         i = torch.arange(self.input_size, device=device)[:, None, None]
         o = torch.arange(self.output_size, device=device)[None, :, None]
         k = torch.arange(self.kernel_size, device=device)[None, None, :]
@@ -84,10 +95,4 @@ class IndexPattern:
     @property
     def nonzeros(self) -> int:
         """Number of index triples that satisfy the pattern, which a contraction has to visit."""
-        return _nonzeros(self)
-
-
-@lru_cache(maxsize=1024)
-def _nonzeros(pattern: IndexPattern) -> int:
-    outputs = torch.arange(pattern.output_size)
-    return sum(int(pattern.inputs_at(outputs, k)[1].sum()) for k in range(pattern.kernel_size))
+        return sum(len(self.met(k)[0]) for k in range(self.kernel_size))

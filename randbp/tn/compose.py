@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 
 from torch import Tensor
 
 from .moves import only_operand, pruned, rename, scaled, without_legs
 from .network import N, Network
-from .nodes import Axis, Operand, volume
+from .nodes import Operand, volume
 
 
 def outer(left: N, right: N, share: tuple[str, ...] = ()) -> N:
@@ -67,24 +68,21 @@ def compose(net: N, other: N, into: str) -> N:
             f"compose: {other.name} gives {other.output_shape}, but slot {into!r} of {net.name} takes {target.shape}"
         )
     other = _renamed_apart(other, set(net.sizes), keep=set())
-    sizes = {**net.sizes, **other.sizes}
-    outer_net = replace(net, nodes=tuple(node for node in net.nodes if node is not target))
+    ends = target, Operand("", other.output)  # nodes for as long as their legs are made the same
     merged = replace(
-        outer_net,
-        nodes=outer_net.nodes + other.nodes,
-        leg_sizes=tuple(sorted(sizes.items())),
+        net,
+        nodes=(*(node for node in net.nodes if node is not target), *other.nodes, *ends),
+        leg_sizes=tuple(sorted({**net.sizes, **other.sizes}.items())),
         scale=net.scale * other.scale,
         bound=_merged({s: t for s, t in net.bound.items() if s != into}, other.bound),
     )
-    pairs = list(zip(target.axes, other.output, strict=True))
-    for index in range(len(pairs)):
-        # An earlier identification may have renamed legs of later axes, so look them up through a probe
-        # operand.
-        merged, pairs = _identify(merged, pairs, index)
-    joined = {leg for pair in pairs for axis in pair for leg in axis.legs}
-    held = {*merged.open_legs, *(leg for node in merged.nodes for leg in node.legs)}
+    for index in range(len(target.axes)):
+        merged = _identify(merged, index)
+    *nodes, left, right = merged.nodes
+    held = {*merged.open_legs, *(leg for node in nodes for leg in node.legs)}
     # A joined leg that no tensor holds is summed over equal terms.
-    return pruned(scaled(merged, volume(joined - held, merged.sizes)))
+    repeated = volume({*left.legs, *right.legs} - held, merged.sizes)
+    return pruned(scaled(replace(merged, nodes=tuple(nodes)), repeated))
 
 
 def _check_network(move: str, other: object) -> None:
@@ -92,77 +90,50 @@ def _check_network(move: str, other: object) -> None:
         raise ValueError(f"{move}: other={other!r:.60}, expected a TensorNetwork")
 
 
-def _identify(net: N, pairs: list[tuple[Axis, Axis]], index: int) -> tuple[N, list[tuple[Axis, Axis]]]:
-    """Make the legs of one axis on both sides the same legs, splitting coarse legs where the other side is finer."""
+def _identify(net: N, index: int) -> N:
+    """Make the legs of an axis of the last two nodes the same legs, splitting coarse legs where the other is finer."""
     while True:
-        mine, theirs = pairs[index]
-        if not mine.size:  # there is nothing to join
-            return net, pairs
-        left = [leg for leg in mine.legs if net.sizes[leg] > 1]
-        right = [leg for leg in theirs.legs if net.sizes[leg] > 1]
-        if left == right:
-            return net, pairs
+        mine, theirs = (node.axes[index] for node in net.nodes[-2:] if isinstance(node, Operand))
+        left, right = ([leg for leg in axis.legs if net.sizes[leg] > 1] for axis in (mine, theirs))
+        if not mine.size or left == right:  # there is nothing to join
+            return net
         if not (mine.is_plain(net.sizes) and theirs.is_plain(net.sizes)):
             raise ValueError(f"compose: cannot join the sliced axis [{mine}] with [{theirs}]; compose, then simplify")
         a, b = next((a, b) for a, b in zip(reversed(left), reversed(right), strict=False) if a != b)
-        size_a, size_b = net.sizes[a], net.sizes[b]
-        if size_a == size_b:
-            net, pairs = _substitute(net, pairs, b, ((a, 1),), {})
-        elif size_a % size_b == 0:
-            high = _fresh(a, net.sizes)
-            net, pairs = _substitute(net, pairs, a, ((high, size_b), (b, 1)), {high: size_a // size_b})
-        elif size_b % size_a == 0:
-            high = _fresh(b, net.sizes)
-            net, pairs = _substitute(net, pairs, b, ((high, size_a), (a, 1)), {high: size_b // size_a})
-        else:
-            raise ValueError(f"compose: cannot align the groups [{mine}] with [{theirs}]: {size_a} against {size_b}")
+        coarse, fine = sorted((b, a), key=net.sizes.__getitem__, reverse=True)
+        times, rest = divmod(net.sizes[coarse], net.sizes[fine])
+        if rest:
+            sizes = f"{net.sizes[a]} against {net.sizes[b]}"
+            raise ValueError(f"compose: cannot align the groups [{mine}] with [{theirs}]: {sizes}")
+        net = _substitute(net, coarse, fine, times)
 
 
-def _substitute(
-    net: N,
-    pairs: list[tuple[Axis, Axis]],
-    leg: str,
-    terms: tuple[tuple[str, int], ...],
-    sizes: Mapping[str, int],
-) -> tuple[N, list[tuple[Axis, Axis]]]:
-    """Replace a leg by others everywhere."""
-    pairs = [(a.replace(leg, terms), b.replace(leg, terms)) for a, b in pairs]
-    if len(terms) == 1:
-        name = {leg: terms[0][0]}
-        nodes = tuple(node.rename(name) for node in net.nodes)
+def _substitute(net: N, leg: str, fine: str, times: int) -> N:
+    """Replace a leg everywhere by a finer one, which runs through it a number of times."""
+    sizes = {name: size for name, size in net.sizes.items() if name != leg}
+    if times == 1:
+        nodes = tuple(node.rename({leg: fine}) for node in net.nodes)
+        output = Operand("", net.output).rename({leg: fine}).axes
+    elif any(leg in node.legs and not isinstance(node, Operand) for node in net.nodes):
+        raise ValueError(f"compose: leg {leg!r} belongs to a pattern or an index and cannot be split")
     else:
-        if any(leg in node.legs and not isinstance(node, Operand) for node in net.nodes):
-            raise ValueError(f"compose: leg {leg!r} belongs to a pattern or an index and cannot be split")
-        nodes = tuple(
-            replace(node, axes=tuple(axis.replace(leg, terms) for axis in node.axes))
-            if isinstance(node, Operand)
-            else node
-            for node in net.nodes
-        )
-    new_sizes = {name: size for name, size in {**net.sizes, **sizes}.items() if name != leg}
-    output = tuple(axis.replace(leg, terms) for axis in net.output)
-    return replace(net, nodes=nodes, leg_sizes=tuple(sorted(new_sizes.items())), output=output), pairs
+        high = next(name for marks in count(1) if (name := leg + "^" * marks) not in net.sizes)
+        sizes[high] = times
+        terms = ((high, sizes[fine]), (fine, 1))
+        split = lambda axes: tuple(axis.replace(leg, terms) for axis in axes)  # noqa: E731
+        nodes = tuple(replace(node, axes=split(node.axes)) if isinstance(node, Operand) else node for node in net.nodes)
+        output = split(net.output)
+    return replace(net, nodes=nodes, leg_sizes=tuple(sorted(sizes.items())), output=output)
 
 
 def _renamed_apart(net: N, taken: set[str], keep: set[str]) -> N:
     """The network with primes added to its legs until none of them is taken."""
     names: dict[str, str] = {}
     for leg in net.sizes:
-        if leg in keep:
-            continue
-        name = leg
-        while name in taken or name in keep or name in names.values() or (name != leg and name in net.sizes):
-            name += "'"
-        if name != leg:
-            names[leg] = name
+        if leg in taken and leg not in keep:
+            gone = {*taken, *keep, *names.values(), *net.sizes}
+            names[leg] = next(name for primes in count(1) if (name := leg + "'" * primes) not in gone)
     return rename(net, names)
-
-
-def _fresh(leg: str, taken: Mapping[str, int]) -> str:
-    name = f"{leg}^"
-    while name in taken:
-        name += "^"
-    return name
 
 
 def _merged(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 
 from torch import Tensor
 
@@ -159,30 +160,29 @@ def _restrict(net: N, key: str, sample: Sample, stored: tuple[str, ...]) -> N:
     slot = f"{key} index"
     if slot in net.slots:
         raise ValueError(f"subsample: {key!r} is restricted already; restrict it once")
-    sizes = {**net.sizes, key: sample.size}
-    counter = 0
+    sizes, numbers = {**net.sizes, key: sample.size}, count()
+
+    def apart() -> tuple[dict[str, str], Selection]:
+        """Names for the legs of what goes through a selection, and the selection."""
+        first = next(numbers)
+        names = {leg: next(new for n in count(first) if (new := f"{leg}.{n}") not in sizes) for leg in legs}
+        sizes.update((names[leg], net.sizes[leg]) for leg in legs)
+        return names, Selection(slot, batch, key, tuple(names.values()))
+
     nodes: list[Node] = []
     for node in net.nodes:
-        held = [leg for leg in legs if leg in node.legs]
-        if not held:
-            nodes.append(node)
+        if not set(legs) & set(node.legs) or (isinstance(node, Pattern) and len(legs) > 1):
+            nodes.append(node)  # patterns join a selection of several legs below, with those of the other dimensions
         elif isinstance(node, Operand) and node.slot in stored:
             nodes.append(replace(node, axes=_merged(node.axes, legs, key, sizes)))
-        elif isinstance(node, Pattern) and len(legs) > 1:
-            nodes.append(node)  # joins the selection below, with its neighbours in the other dimensions
         else:
-            names = {leg: _fresh(leg, counter, sizes) for leg in legs}
-            counter += 1
-            sizes |= {names[leg]: net.sizes[leg] for leg in legs}
-            nodes += [node.rename(names), Selection(slot, batch, key, tuple(names.values()))]
+            names, selection = apart()
+            nodes += [node.rename(names), selection]
     if len(legs) > 1 and any(isinstance(node, Pattern) and set(legs) & set(node.legs) for node in nodes):
-        names = {leg: _fresh(leg, counter, sizes) for leg in legs}
-        sizes |= {names[leg]: net.sizes[leg] for leg in legs}
-        nodes = [node.rename(names) if isinstance(node, Pattern) else node for node in nodes]
-        nodes.append(Selection(slot, batch, key, tuple(names.values())))
+        names, selection = apart()
+        nodes = [*(node.rename(names) if isinstance(node, Pattern) else node for node in nodes), selection]
     if sample.weighted:
-        weight_legs = (*batch, key)
-        nodes.append(Operand(f"{key} weights", tuple(Axis.grouped((leg,), sizes) for leg in weight_legs)))
+        nodes.append(Operand(f"{key} weights", tuple(Axis.grouped((leg,), sizes) for leg in (*batch, key))))
     output = _merged(net.output, legs, key, sizes)
     return pruned(replace(net, nodes=tuple(nodes), leg_sizes=tuple(sorted(sizes.items())), output=output))
 
@@ -198,11 +198,3 @@ def _merged(axes: tuple[Axis, ...], legs: tuple[str, ...], key: str, sizes: Mapp
         elif names:
             merged.append(Axis.grouped(names, sizes))
     return tuple(merged)
-
-
-def _fresh(leg: str, number: int, taken: Mapping[str, int]) -> str:
-    name = f"{leg}.{number}"
-    while name in taken:
-        number += 1
-        name = f"{leg}.{number}"
-    return name

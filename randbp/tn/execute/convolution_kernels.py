@@ -81,7 +81,9 @@ def weight_gradient(
     small = prod(weight_shape) <= machine.cpu.placeholder
     held = torch.empty(weight_shape, dtype=dtype, device=device) if small else None
     sums = dtype in (torch.float32, torch.float64)  # other types would round every part
-    unmet = [] if sums else _unmet(patterns)
+    # Entries that meet only padding: kernels for 16-bit types leave their gradients unwritten with AMX (PyTorch 2.13).
+    all_entries = [(dim, k, p) for dim, p in enumerate(patterns, 2) for k in range(p.kernel_size)]
+    unmet = [(dim, k) for dim, k, p in all_entries if not sums and not p.met(k)[0]]
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         if geometry.explicit:
@@ -101,15 +103,6 @@ def weight_gradient(
         return total
 
     return kernel
-
-
-def _unmet(patterns: tuple[IndexPattern, ...]) -> list[tuple[int, int]]:
-    """Dimensions and numbers of kernel entries that meet only padding.
-
-    PyTorch's kernels for 16-bit types leave their gradients unwritten on processors with AMX (2.13).
-    """
-    entries = ((dim, p, k) for dim, p in enumerate(patterns, 2) for k in range(p.kernel_size))
-    return [(dim, k) for dim, p, k in entries if not p.inputs_at(torch.arange(p.output_size), k)[1].any()]
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:

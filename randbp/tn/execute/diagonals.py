@@ -116,11 +116,10 @@ def pairs(patterns: Patterns) -> TensorFunction:
 
 def _diagonal(m: Tensor, p: IndexPattern, k: int, i: int, o: int) -> Tensor:
     """The sum over the pairs of dimensions ``i`` and ``o`` that a kernel entry joins."""
-    low, high = _outputs(p, k)
-    if low == high:
+    outputs, inputs = p.met(k)
+    if not outputs:
         return m.select(i, 0).select(o - 1, 0) * 0
-    m = _inputs(m, p, k, i).narrow(o, low, high - low)
-    return m.diagonal(0, i, o).sum(-1, dtype=m.dtype)
+    return _at(_at(m, i, inputs), o, outputs).diagonal(0, i, o).sum(-1, dtype=m.dtype)
 
 
 def row_products(patterns: Patterns) -> TensorFunction:
@@ -150,8 +149,8 @@ def row_products(patterns: Patterns) -> TensorFunction:
         for index, entry in enumerate(entries):
             a, b = x, y
             for at, (p, k) in enumerate(zip(outer, entry, strict=True), 1):
-                low, high = _outputs(p, k)
-                a, b = _inputs(a, p, k, at), b.narrow(at, low, high - low)
+                outputs, inputs = p.met(k)
+                a, b = _at(a, at, inputs), _at(b, at, outputs)
             m[:, index] = torch.bmm(a.reshape(groups, -1, reach).transpose(1, 2), b.reshape(groups, -1, block))
         across = last.dilation * block, last.stride * block + 1  # a step of k, and a step of o along its diagonal
         diagonals = m.as_strided((groups, len(entries), kernels[-1], block), (*m.stride()[:2], *across))
@@ -160,23 +159,9 @@ def row_products(patterns: Patterns) -> TensorFunction:
     return kernel
 
 
-def _outputs(p: IndexPattern, k: int) -> tuple[int, int]:
-    """The range of outputs at which a kernel entry lies on the input."""
-    shift = p.dilation * k - p.padding
-    low = min(p.output_size, max(0, -(shift // p.stride)))
-    return low, max(low, min(p.output_size, (p.input_size - 1 - shift) // p.stride + 1))
-
-
-def _inputs(x: Tensor, p: IndexPattern, k: int, dim: int) -> Tensor:
-    """The inputs that meet these outputs, as a view."""
-    low, high = _outputs(p, k)
-    if low == high:
-        return x.narrow(dim, 0, 0)
-    first = p.stride * low + p.dilation * k - p.padding
-    x = x.narrow(dim, first, p.stride * (high - low - 1) + 1)
-    if p.stride == 1:
-        return x
-    return x[(slice(None),) * dim + (slice(None, None, p.stride),)]
+def _at(x: Tensor, dim: int, positions: range) -> Tensor:
+    """A view of evenly spaced positions of a dimension."""
+    return x[(slice(None),) * dim + (slice(positions.start, positions.stop, positions.step),)]
 
 
 def _block(p: IndexPattern) -> int:

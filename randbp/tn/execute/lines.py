@@ -12,7 +12,7 @@ where maps are small.
 """
 
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -26,21 +26,11 @@ from .pattern_steps import patterns_of
 from .program import TensorFunction
 
 
-class Stretch(NamedTuple):
-    """Where one kernel entry of the last dimension meets outputs: ``length`` from ``output``, at inputs from ``input``
-    of a residue class."""
-
-    residue: int
-    output: int
-    input: int
-    length: int
-
-
 def line_products(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
     """``(x [N, C, *I], y [N, D, *O]) → w [D, C, *K]``."""
     *outer, last = patterns
-    stretches = [stretch(last, entry) for entry in range(last.kernel_size)]
-    residues = sorted({one.residue for one in stretches})
+    stretches = [last.met(entry) for entry in range(last.kernel_size)]
+    residues = {met.start % last.stride for _, met in stretches}
     meetings = [_lines(outer, entry) for entry in product(*(range(p.kernel_size) for p in outer))]
     sizes = [p.kernel_size for p in patterns]
 
@@ -51,39 +41,26 @@ def line_products(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
         classes = {r: inputs[:, r :: last.stride].contiguous() for r in residues}
         result = x.new_zeros(len(meetings), len(stretches), rows, columns)
         for meeting, lines in enumerate(meetings):
-            for entry, (residue, first, source, length) in enumerate(stretches):
-                if length:
+            for entry, (here, there) in enumerate(stretches):
+                if here:
                     place = result[meeting, entry]  # what iterating gives, autograd lets nobody write to
+                    source, residue = divmod(there.start, last.stride)
                     for output, input_ in lines:
-                        left = outputs[output, first : first + length].view(-1, rows)
-                        right = classes[residue][input_, source : source + length].view(-1, columns)
+                        left = outputs[output, here.start : here.stop].view(-1, rows)
+                        right = classes[residue][input_, source : source + len(here)].view(-1, columns)
                         place.addmm_(left.t(), right)
         return result.flatten(0, 1).permute(1, 2, 0).reshape(rows, columns, *sizes)
 
     return kernel
 
 
-def stretch(pattern: IndexPattern, entry: int) -> Stretch:
-    """The outputs and inputs that a kernel entry joins.
-
-    Example:
-        >>> stretch(IndexPattern(8, 4, 3, stride=2, dilation=1, padding=1), 0)
-        Stretch(residue=1, output=1, input=0, length=3)
-    """
-    offset, residue = divmod(pattern.dilation * entry - pattern.padding, pattern.stride)
-    positions = len(range(residue, pattern.input_size, pattern.stride))
-    first = max(0, -offset)
-    return Stretch(residue, first, first + offset, max(0, min(pattern.output_size, positions - offset) - first))
-
-
 def _lines(outer: list[IndexPattern], entry: tuple[int, ...]) -> list[tuple[int, int]]:
     """The lines of outputs and of inputs that an entry joins, numbered over all outer dimensions."""
     joined = [(0, 0)]
-    for pattern, k in zip(outer, entry, strict=True):
-        offset = pattern.dilation * k - pattern.padding
-        pairs = [(o, o * pattern.stride + offset) for o in range(pattern.output_size)]
-        pairs = [(o, i) for o, i in pairs if 0 <= i < pattern.input_size]
-        joined = [(a * pattern.output_size + o, b * pattern.input_size + i) for a, b in joined for o, i in pairs]
+    for p, k in zip(outer, entry, strict=True):
+        joined = [
+            (a * p.output_size + o, b * p.input_size + i) for a, b in joined for o, i in zip(*p.met(k), strict=True)
+        ]
     return joined
 
 

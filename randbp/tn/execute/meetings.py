@@ -50,20 +50,12 @@ def _meeting(patterns: tuple[IndexPattern, ...]) -> tuple[Tensor, Tensor]:
                 [1, 1],
                 [1, 0]]), tensor([0, 1, 3, 4]))
     """
-    of_entries = [[_along(p, k) for k in range(p.kernel_size)] for p in patterns]
     found = []
-    for along in product(*of_entries):
-        i, o = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        for p, (inputs, outputs) in zip(patterns, along, strict=True):
+    for entry in product(*(range(p.kernel_size) for p in patterns)):
+        o, i = torch.zeros(2, 1, dtype=torch.int64)
+        for p, k in zip(patterns, entry, strict=True):
+            outputs, inputs = (torch.tensor(positions, dtype=torch.int64) for positions in p.met(k))
             i = (i.unsqueeze(1) * p.input_size + inputs).flatten()
             o = (o.unsqueeze(1) * p.output_size + outputs).flatten()
         found.append(torch.stack((i, o), 1))
-    lengths = torch.tensor([0, *map(len, found)])
-    return torch.cat(found), lengths.cumsum(0)
-
-
-def _along(p: IndexPattern, k: int) -> tuple[Tensor, Tensor]:
-    """Inputs and outputs of one dimension that a kernel entry joins."""
-    outputs = torch.arange(p.output_size)
-    inputs, there = p.inputs_at(outputs, k)
-    return inputs[there], outputs[there]
+    return torch.cat(found), torch.tensor([0, *map(len, found)]).cumsum(0)
