@@ -12,7 +12,8 @@ class Axes(Sampled):
     """Keep a grid of rows and columns (and planes …) that the whole batch shares: the estimator of the reference curve.
 
     Each of ``d`` spatial axes keeps the share ``p^(1/d)`` of its coordinates: input coordinates for a weight VJP,
-    output coordinates for an input VJP. It saves memory, not time: the VJPs are exact ones of a tensor with zeros.
+    output coordinates for an input VJP. Kept positions are multiplied one by one; in narrow layers, and where a stride
+    divides positions into classes, the VJP is the exact one of a tensor with zeros.
 
     Args:
         keep: Keep rate ``p`` in ``(0, 1]`` of all axes together.

@@ -90,6 +90,16 @@ def cell_of(grid: CellMeans, device: torch.device) -> Tensor:
     return cells.to(device, non_blocking=True)
 
 
+def spread(grid: CellMeans, means: Tensor) -> Tensor:
+    """Numbers of cells ``[N, C·cells]`` at the positions of each cell, ``[N, C, P]``."""
+    if grid.cells == 1:
+        return means.unsqueeze(2).expand(-1, -1, prod(grid.sizes))
+    means = means.unflatten(1, (-1, *grid.shape))
+    for dim, size in enumerate(grid.sizes, 2):
+        means = means.repeat_interleave(grid.block, dim).narrow(dim, 0, size)
+    return means.flatten(2)
+
+
 @lru_cache(maxsize=256)
 def cell_sizes(grid: CellMeans, device: torch.device) -> Tensor:
     """Number of positions of each cell."""

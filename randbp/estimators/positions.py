@@ -13,6 +13,7 @@ from ..tn import LayerSpec, LinearSpec, PositionClass
 
 SHORTEST, LONGEST = 7, 16  # shorter segments cost more than they save [positions]
 LOST = 1 / 10  # share of the kept positions that may be lost by keeping only whole segments
+NARROW = 8  # below this, gathering output rows costs more than the products that it saves [channels per group]
 
 Part = tuple[PositionClass, int]
 """A class of positions, and how many of them are kept."""
@@ -171,3 +172,18 @@ def segment_length(spec: LayerSpec, positions: PositionClass, count: int) -> int
         if size % length == 0 and count % length <= LOST * count:
             return length
     return 1
+
+
+def is_narrow(spec: LayerSpec) -> bool:
+    """Whether the exact weight VJP takes no longer than any sum over kept positions.
+
+    In the first layer of a network, and in depthwise ones, a kept position has few channels and meets output rows with
+    many, so sums over kept positions are bound by memory. (PyTorch's kernels are slow with few channels in each of many
+    groups.)
+
+    Example:
+        >>> [is_narrow(tn.ConvSpec((8, channels, 32, 32), 64, 3)) for channels in (3, 64)]
+        [True, False]
+    """
+    few = spec.in_channels // spec.groups < NARROW and prod(spec.kernel_size) > 1
+    return few and spec.groups in (1, spec.in_channels)

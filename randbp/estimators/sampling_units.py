@@ -7,14 +7,22 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .. import tn
 from ..kernels.depthwise import depthwise_weight_vjp
+from ..layers.grouped_weights import by_group, from_groups
 from ..layers.layer_specs import Side, role
-from ..tn import LayerSpec, LinearSpec
-from ..tn.execute.segments import flat_spatial
+from ..tn import LayerSpec, LinearSpec, PositionClass
+from ..tn.execute.kept_positions import (
+    input_vjp_of_class,
+    input_vjp_of_mean,
+    weight_vjp_of_class,
+    weight_vjp_of_mean,
+)
+from ..tn.execute.segments import Segments, flat_spatial
 from .chunks import chunks
-from .controls import CellMeans, cell_of, cell_sizes
+from .controls import CellMeans, cell_of, cell_sizes, spread
 from .planned import planned_input_vjp, planned_weight_vjp
-from .positions import UsedPositions, examples_as_positions, used_positions
+from .positions import UsedPositions, examples_as_positions, is_narrow, used_positions
 from .sample_plan import Kept, Plan
 from .samplers import Places, Sampler
 
@@ -73,8 +81,8 @@ class Unit(ABC):
 class PositionUnit(Unit):
     """Positions, all channels of each: of every example for itself, or (example, position) pairs of the whole batch.
 
-    Where the keep rate leaves not one position of each example, they are pairs in any case. The VJPs are exact ones of
-    the tensor that is restored from what is kept.
+    Where the keep rate leaves not one position of each example, they are pairs in any case. Kept positions are
+    multiplied one by one where that is simple; other VJPs are exact ones of the tensor that is restored from them.
     """
 
     per_example: bool = True
@@ -145,6 +153,12 @@ class PositionUnit(Unit):
         spec, result = plan.spec, output_grad.new_zeros(plan.spec.weight_shape)
         if self._by_example(plan) and serves_depthwise(plan, output_grad):
             return self._depthwise(kept, output_grad, plan)
+        if kept.where.numel() and (positions := self._multiplied(plan)):
+            entries, where = kept.entries.to(output_grad.dtype), Segments(kept.where)
+            grad = weight_vjp_of_class(entries, where, output_grad, positions, positions.is_pointwise, spec)
+            if kept.means is not None:
+                grad = grad + weight_vjp_of_mean(kept.means.to(output_grad.dtype), output_grad, spec)
+            return from_groups(grad, spec).contiguous()
         assert plan.used is not None
         for part, some in self._parts(plan, plan.used.size):
             flat = self._restored(kept, part, some, plan).to(output_grad.dtype)
@@ -157,6 +171,11 @@ class PositionUnit(Unit):
     def input_vjp(self, kept: Kept, weight: Tensor, plan: Plan) -> Tensor:
         """The exact input VJP of the restored output gradient."""
         assert plan.used is not None
+        if kept.where.numel() and (positions := self._multiplied(plan)):
+            matrices = by_group(weight, plan.spec)
+            rows = input_vjp_of_class(kept.entries, kept.where, matrices, positions, plan.spec)
+            result = rows.transpose(1, 2).reshape(plan.spec.input_shape).contiguous()
+            return result if kept.means is None else result.add_(input_vjp_of_mean(kept.means, weight, plan.spec))
         flat = self._restored(kept, slice(0, plan.spec.batch_size), slice(0, plan.used.size), plan)
         return planned_input_vjp(plan.used.put_back(flat), weight, plan.spec)
 
@@ -171,9 +190,7 @@ class PositionUnit(Unit):
     def _spread(self, means: Tensor, some: slice, plan: Plan) -> Tensor:
         """The control variate of some examples at some positions."""
         assert isinstance(plan.control, CellMeans)
-        means = means.unflatten(1, (-1, plan.control.cells))
-        cells = cell_of(plan.control, means.device)[some]
-        return means.expand(-1, -1, len(cells)) if plan.control.cells == 1 else means.index_select(2, cells)
+        return spread(plan.control, means)[:, :, some]
 
     def _restored(self, kept: Kept, part: slice, some: slice, plan: Plan) -> Tensor:
         """The unbiased estimate ``[n, C, s]`` of some examples and positions: what is kept, and means elsewhere."""
@@ -181,7 +198,9 @@ class PositionUnit(Unit):
         if kept.means is None:
             flat = kept.entries.new_zeros(examples, kept.entries.shape[1], size)
         else:
-            flat = self._spread(kept.means[part], some, plan).clone(memory_format=torch.contiguous_format)
+            flat = self._spread(kept.means[part], some, plan)
+            view = kept.means.shape[1] == flat.shape[1]  # of one mean
+            flat = flat.clone(memory_format=torch.contiguous_format) if view else flat.contiguous()
         if self._by_example(plan) and plan.spec.batch_size > 1:
             entries, where = kept.entries[part], kept.where[part] if len(kept.where) > 1 else kept.where
             return flat.scatter_add_(2, where.unsqueeze(1).expand_as(entries), entries)
@@ -202,6 +221,23 @@ class PositionUnit(Unit):
         middle = kept.entries.new_zeros(kept.entries.shape[:2]) if kept.means is None else kept.means
         grad = output_grad.unsqueeze(2) if spec.dims == 1 else output_grad
         return depthwise_weight_vjp(kept.entries, kept.where, middle, grad, *geometry).view(spec.weight_shape)
+
+    def multiply_adds(self, plan: Plan) -> float:
+        """In proportion to the kept positions where these are multiplied one by one."""
+        if not self._multiplied(plan):
+            return super().multiply_adds(plan)
+        rows = plan.places.batch * (plan.share * plan.places.size + (plan.control is not None))
+        return rows * prod(plan.spec.weight_shape)
+
+    def _multiplied(self, plan: Plan) -> PositionClass | None:
+        """The class of positions that are multiplied one by one, where that takes less time than a restored tensor.
+
+        That is where all are of one class and wide, and the control variate is one mean or none.
+        """
+        if not self._by_example(plan) or getattr(plan.control, "cells", 1) > 1 or is_narrow(plan.spec):
+            return None
+        first = tn.position_classes(plan.spec, plan.side)[0]  # alone if it meets the whole kernel
+        return first if tuple(map(len, first.kernels)) == plan.spec.kernel_size else None
 
     def _by_example(self, plan: Plan) -> bool:
         return plan.places.batch == plan.spec.batch_size

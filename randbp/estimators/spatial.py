@@ -24,12 +24,10 @@ from ..tn.execute.segments import Segments, gather, reads_planes
 from .base import kept
 from .description import Description
 from .low_rank import LowRank, affordable_rank, low_rank, price
-from .positions import UsedPositions, sampled_spec, segment_length, split, used_positions
+from .positions import UsedPositions, is_narrow, sampled_spec, segment_length, split, used_positions
 from .sample_plan import Kept
 from .sampled import Sampled, plan_of
 from .samplers import Sampler, Uniform
-
-NARROW = 8  # below this, gathering output rows costs more than the products that it saves [channels per group]
 
 
 @dataclass(frozen=True)
@@ -147,12 +145,13 @@ class Spatial(Sampled):
         plan, grouped = class_plan(self, spec, "output"), by_group(weight, spec)
         where = plan.drawn(draw, output_grad.device)
         held, mean = plan.gathered(plan.seen(output_grad), where)
-        result = weight.new_zeros(spec.input_shape) if mean is None else input_vjp_of_mean(mean, weight, spec)
+        result = None if mean is None else input_vjp_of_mean(mean, weight, spec)
         for part, some, local in zip(plan.parts, held.split(plan.counts, 2), where, strict=True):
             matrices = grouped[part.entries] * part.weight
             rows = input_vjp_of_class(some, local.numbers, matrices, part.positions, spec)
-            result += rows.transpose(1, 2).view(spec.input_shape)
-        return result
+            planes = rows.transpose(1, 2).view(spec.input_shape)
+            result = planes.contiguous() if result is None else result.add_(planes)
+        return weight.new_zeros(spec.input_shape) if result is None else result
 
     def _describe(self, spec: LayerSpec, dtype: torch.dtype) -> Description:
         plan, plain = class_plan(self, spec, "input"), super()._describe(spec, dtype)
@@ -307,18 +306,3 @@ def class_plan(estimator: Spatial, layer: LayerSpec, side: Side) -> ClassPlan:
         counts=tuple(part.count for part in parts),
         transposed=isinstance(spec, tn.ConvTransposeSpec),
     )
-
-
-def is_narrow(spec: LayerSpec) -> bool:
-    """Whether the exact weight VJP takes no longer than any sum over kept positions.
-
-    In the first layer of a network, and in depthwise ones, a kept position has few channels and meets output rows with
-    many, so sums over kept positions are bound by memory. (PyTorch's kernels are slow with few channels in each of many
-    groups.)
-
-    Example:
-        >>> [is_narrow(tn.ConvSpec((8, channels, 32, 32), 64, 3)) for channels in (3, 64)]
-        [True, False]
-    """
-    few = spec.in_channels // spec.groups < NARROW and prod(spec.kernel_size) > 1
-    return few and spec.groups in (1, spec.in_channels)
