@@ -8,8 +8,8 @@ as the work. A pointer is an address.
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features, get_process_triple
+from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite.binding import get_host_cpu_features, get_process_triple  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
