@@ -20,7 +20,7 @@ from randbp.cli.errors import UsageError
 from randbp.cli.report import make_console
 from randbp.cli.run_folder import free_name
 from randbp.cli.stopping import Stopped
-from randbp.cli.sweep_plan import Options, Plan
+from randbp.cli.sweep_plan import Plan
 from randbp.report import PREFACE, Damaged
 from randbp.report.summary_file import read_json
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if folder.exists() and "--resume" not in rest:
             raise UsageError(f"{folder} exists and is left as it is: --resume continues it, --name starts another")
-        Plan(Options(SWEEP, name, options.root))  # what is wrong with it is said before anything runs
+        Plan(SWEEP, name, options.root)  # what is wrong with it is said before anything runs
         if not (folder / METHODS).exists():
             compare(folder, images(options.data), options.seeds, options.steps, options.width)
         methods = read_json(folder / METHODS, Methods)

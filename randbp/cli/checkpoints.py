@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from randbp.randomize.selection import shortened
+
 from .errors import UsageError
 
 NAMES = ("best", "last", "hpc")  # names that Lightning looks up itself
@@ -26,16 +28,14 @@ def check_file(option: str, path: str) -> dict[str, Any] | None:
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|(?:type|class|global|function) (\S+\.\S+)", str(error))
-        what = f" ({found[1] or found[2]})" if found and zipfile.is_zipfile(path) else ""
-        if not what:
-            raise UsageError(f"{option}={path}: not a checkpoint") from error
-        raise UsageError(f"{option}={path}: holds more than tensors and plain values{what}, not loaded") from error
     except OSError as error:
         raise UsageError(f"{option}={path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # whatever reading nonsense as a pickle or an archive may raise
-        raise UsageError(f"{option}={path}: not a checkpoint, or damaged") from error
+        found = re.search(r"GLOBAL (\S+)|(?:type|class|global|function) (\S+\.\S+)", str(error))
+        what = "not a checkpoint, or damaged"
+        if found and isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            what = f"holds more than tensors and plain values ({found[1] or found[2]}), not loaded"
+        raise UsageError(f"{option}={path}: {what}") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UsageError(f"{option}={path}: not a checkpoint of Lightning, expected one with a state_dict in it")
     return content
@@ -52,22 +52,13 @@ def check_content(option: str, path: str, content: dict[str, Any], model: Lightn
     late = any(is_overridden(hook, model) for hook in ("configure_model", "setup", "on_load_checkpoint"))
     if late or not model.strict_loading:
         return
-    own, given = model.state_dict(), content["state_dict"]
-    shapes, sizes = _shapes(own), _shapes(given)
-    faults = [
-        ("lacks", [key for key in own if key not in given]),
-        ("has", [key for key in given if key not in own]),
-        ("has another size of", [key for key, size in shapes.items() if sizes.get(key, size) != size]),
-    ]
-    told = [f"{how} {_some(keys)}" for how, keys in faults if keys]
-    if told:
-        raise UsageError(f"{option}={path}: of another model than {name}: {', '.join(told)}")
-
-
-def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
-    return {key: value.shape for key, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(repr(key) for key in keys[:SHOWN]) + more
+    states = model.state_dict(), content["state_dict"]
+    own, given = ({key: getattr(it, "shape", None) for key, it in state.items()} for state in states)
+    faults = {
+        "lacks": [key for key in own if key not in given],
+        "has": [key for key in given if key not in own],
+        "has another size of": [key for key in own if len({own[key], given.get(key)} - {None}) > 1],
+    }
+    found = [f"{how} {shortened([*map(repr, keys)], SHOWN)}" for how, keys in faults.items() if keys]
+    if found:
+        raise UsageError(f"{option}={path}: of another model than {name}: {', '.join(found)}")

@@ -24,16 +24,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 def start(
-    command: Sequence[str], lifeline: int, held: int, environment: Mapping[str, str], log: IO[bytes]
+    command: Sequence[str], lifeline: int, environment: Mapping[str, str], log: IO[bytes]
 ) -> "subprocess.Popen[bytes]":
     """Start a command that ends when this process ends; signals go to the group of the result's number.
 
-    The ``lifeline`` is the reading end of a pipe whose writing end this process alone has and never uses; ``held``, a
-    file, stays open until the command has ended, and with it a lock on that file. The log gets all output.
+    The ``lifeline`` is the reading end of a pipe whose writing end this process alone has and never uses. The log gets
+    all output.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(lifeline), *command],
-        pass_fds={lifeline, held},
+        pass_fds=[lifeline],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -81,27 +81,24 @@ def _kill(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _end_with_me() -> None:
-    """Let Linux kill this process when its parent ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _end_with(lifeline: int) -> None:
-    """Wait for the parent's end, then kill this process group."""
-    os.read(lifeline, 1)
-    os.killpg(0, signal.SIGKILL)
-
-
 def main(lifeline: int, command: Sequence[str]) -> NoReturn:
     """Run a command, and exit as it exits."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # the command gets it as well, and decides
+
+    def end_with_me() -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def end_with_parent() -> None:
+        os.read(lifeline, 1)
+        os.killpg(0, signal.SIGKILL)
+
     try:
         # There is no other thread yet, so that the child may call a function before it becomes the command.
-        process = subprocess.Popen(command, preexec_fn=_end_with_me if sys.platform == "linux" else None)
+        process = subprocess.Popen(command, preexec_fn=end_with_me if sys.platform == "linux" else None)
     except OSError as error:
         sys.exit(f"{command[0]}: {error.strerror}")
-    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     code = process.wait()
     if code < 0:
         if -code != signal.SIGKILL:

@@ -18,7 +18,7 @@ import randbp
 from randbp import Estimator
 
 from .errors import UsageError, condense, one_line
-from .yaml_file import read_mapping
+from .yaml_file import read_options
 
 LARGEST_SEED = 2**32 - 1  # the largest seed that NumPy accepts
 FEW_PROCESSES = 8  # always permitted, even with fewer cores, so that people can try something out [processes]
@@ -75,16 +75,15 @@ def check_config(file: str) -> None:
     """Check that a configuration file exists and has options in it."""
     if not Path(file).exists() and ("\n" in file or ":" in file or "{" in file):
         return  # text, which the parser takes as well
-    content, fault = read_mapping(Path(file))
-    dropout = content.get("tensor_dropout")
-    if not isinstance(dropout, dict):
-        dropout = {}
-    for key in ("weight_vjp", "input_vjp"):
-        for where, name in _class_names(f"tensor_dropout.{key}", dropout.get(key)):
-            if name.removeprefix("randbp.") not in ESTIMATORS and "." not in name.removeprefix("randbp."):
-                fault = fault or f"{where}: {no_estimator(name)}"
-    if fault:
-        raise UsageError(f"--config={file}: {fault}")
+    try:
+        dropout = read_options(file).get("tensor_dropout")
+        for key in ("weight_vjp", "input_vjp"):
+            value = dropout.get(key) if isinstance(dropout, dict) else None
+            for where, name in _class_names(f"tensor_dropout.{key}", value):
+                if name.removeprefix("randbp.") not in ESTIMATORS and "." not in name.removeprefix("randbp."):
+                    raise UsageError(f"{file}: {where}: {no_estimator(name)}")
+    except UsageError as error:
+        raise UsageError(f"--config={error}") from error
 
 
 def no_estimator(name: str) -> str:
@@ -156,11 +155,13 @@ def _class_names(where: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _unreadable_among(args: Sequence[str]) -> str:
     """Find the file among the options' values that is not a configuration, since the parser does not always name it."""
-    places = [(Path(), word.partition("=")[2]) for word in args]
-    for file in map(Path, config_files(args)):
-        places += [(file.parent, value) for value in tree_leaves(read_mapping(file)[0]) if isinstance(value, str)]
-    for folder, value in places:
-        there = value.endswith((".yaml", ".yml", ".json")) and (folder / value).exists()
-        if there and (fault := read_mapping(folder / value)[1]):
-            return f" ({value}: {fault})"
+    files = [Path(word.partition("=")[2]) for word in args]
+    for file in filter(Path.is_file, map(Path, config_files(args))):
+        files += [file.parent / value for value in tree_leaves(read_options(file)) if isinstance(value, str)]
+    try:
+        for file in files:
+            if file.suffix in (".yaml", ".yml", ".json") and file.exists():
+                read_options(file)
+    except UsageError as error:
+        return f" ({error})"
     return ""

@@ -1,11 +1,13 @@
 """``randbp fit --resume``: go on in the folder of an earlier run."""
 
+import argparse
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UsageError
-from .yaml_file import read_mapping
+from .yaml_file import read_options
 
 CONFIG = "config.yaml"
 
@@ -16,21 +18,26 @@ def with_folder(args: Sequence[str]) -> list[str]:
     Its configuration comes first, so that other options override it. Without a folder ``--resume`` stays as it is.
 
     Example:
-        >>> with_folder(["fit", "--name=a", "--version=0", "--resume"])
+        >>> with_folder(["fit", "--resume", "--name=a", "--version=0"])
         ['fit', '--name=a', '--version=0', '--resume=true']
     """
-    command, *rest = args
-    kept: list[str] = []
-    folder: str | None = None
-    while rest:
-        word = rest.pop(0)
-        if word == "--resume":
-            word = f"--resume={rest.pop(0) if rest and not rest[0].startswith('-') else 'true'}"
-        if word.startswith("--resume=") and word.removeprefix("--resume=").lower() not in ("true", "false"):
-            folder = word.removeprefix("--resume=")
-            word = "--resume=true"
-        kept.append(word)
-    return [command, *([] if folder is None else _options(folder)), *kept]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", nargs="?", const="true")
+    given, rest = parser.parse_known_args(args[1:])
+    if given.resume is None or given.resume.lower() in ("true", "false"):
+        return [args[0], *rest, *([] if given.resume is None else [f"--resume={given.resume}"])]
+    config = Path(given.resume) / CONFIG
+    if not config.is_file():
+        raise UsageError(f"--resume={given.resume}: expected the folder of a run, with a {CONFIG} in it")
+    # The folder may have moved since, as a whole: its place counts, and the name if it fits to that.
+    name, place = str(read_options(config).get("name")), config.parent
+    if len(place.parts) < 3 or ".." in place.parts:
+        place = Path(os.path.abspath(place))
+    if not place.parent.as_posix().endswith(f"/{name}"):
+        name = place.parent.name
+    root = place.parent.as_posix().removesuffix(f"/{name}")
+    where = [f"--trainer.default_root_dir={root}", f"--name={name}", f"--version={place.name}"]
+    return [args[0], f"--config={config}", *where, *rest, "--resume=true"]
 
 
 def how_to_resume(folder: Path) -> str:
@@ -41,27 +48,3 @@ def how_to_resume(folder: Path) -> str:
         'randbp fit --resume=runs/digits/0'
     """
     return f"randbp fit --resume={shlex.quote(str(folder))}"
-
-
-def _options(folder: str) -> list[str]:
-    config = Path(folder) / CONFIG
-    if not config.is_file():
-        raise UsageError(f"--resume={folder}: expected the folder of a run, with a {CONFIG} in it")
-    # The folder may have moved since, as a whole: its place counts, and of the name as much as fits to that.
-    place = Path(folder).absolute()
-    content, fault = read_mapping(config)
-    if fault:
-        raise UsageError(f"{config}: not a configuration: {fault}")
-    name = content.get("name")
-    parts = Path(name).parts if isinstance(name, str) else ()
-    if place.parent.parts[-len(parts) :] != parts or not parts:
-        parts = (place.parent.name,)
-    root = Path(folder).parent
-    for _ in parts:
-        root = root.parent if root.name not in ("", "..") else root.absolute().parent
-    return [
-        f"--config={config}",
-        f"--trainer.default_root_dir={root}",
-        f"--name={'/'.join(parts)}",
-        f"--version={place.name}",
-    ]

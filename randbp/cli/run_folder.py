@@ -1,4 +1,4 @@
-"""The folder of a run, ``<root>/<name>/<version>``, and its owner."""
+"""The folder of a run, ``<root>/<name>/<version>``, or of a sweep, ``<root>/<name>``, and its owner."""
 
 import os
 import unicodedata
@@ -14,7 +14,7 @@ from .errors import UsageError
 
 SHARED = "RANDBP_RUN_FOLDER"  # tells the other processes of a distributed run which folder rank zero has made
 LOCK = ".lock"
-PATIENCE = 2.0  # time for another process to check whether the folder is owned [seconds]
+PATIENCE = 5.0  # time for another process to check whether the folder is owned, or to end if it was killed [seconds]
 LONGEST = 255  # longest name in the usual file systems [bytes]
 
 
@@ -67,10 +67,10 @@ def check_name(option: str, name: str, several: bool = False) -> None:
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Own a run's folder while its training runs; ownership ends when the process ends, for whatever reason.
+def owned(folder: Path, other: str = "process is training") -> Iterator[None]:
+    """Own a folder while this process works there; ownership ends when the process ends, for whatever reason.
 
-    The other processes of a distributed run leave it to rank zero.
+    The other processes of a distributed run leave it to rank zero. An error says what the ``other`` owner does.
     """
     if not is_rank_zero():
         yield
@@ -78,20 +78,9 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         lock = FileLock(folder / LOCK, timeout=PATIENCE).acquire()
     except Timeout:
-        raise UsageError(f"{folder}: another process is training there") from None
+        raise UsageError(f"{folder}: another {other} there") from None
     with lock:
         yield
-
-
-def is_owned(folder: Path) -> bool:
-    """Whether some process, this or another one, trains in a run's folder now."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def is_rank_zero() -> bool:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .distributions import Parameter
-from .metric import Metric
-from .sweep_file import SweepFile, Values
+from .distributions import Distribution
+from .sweep_file import Metric, SweepFile, Values
 
 Draw = dict[str, float]
 """A point of the search space: for each parameter an index into what it lists, an integer, or else a probability whose
@@ -36,9 +35,9 @@ def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     digest = hashlib.sha256(f"{seed}/{len(trials)}".encode()).digest()
     kind = optuna.samplers.TPESampler if sweep.method == "bayes" else optuna.samplers.RandomSampler
-    metric = sweep.metric or Metric("")
+    metric = sweep.metric or Metric(name="none")
     study = optuna.create_study(sampler=kind(seed=int.from_bytes(digest[:4])), direction=metric.goal)
-    space = _space(sweep.parameters)
+    space = _space(sweep.drawn)
     if sweep.method == "bayes":
         for trial in trials:
             study.add_trial(_frozen(trial, trials, metric, space))
@@ -49,33 +48,33 @@ def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
 
 def values_at(sweep: SweepFile, draw: Draw) -> Values:
     """The parameters' values at a point; a :class:`LookupError` if it is none of this sweep."""
-    return {name: _value(it, draw) for name, it in sweep.parameters.items()}
+    return {
+        name: it.choices[0] if it.distribution == "constant" else _value(it, draw[name])
+        for name, it in sweep.drawn.items()
+    }
 
 
-def _value(it: Parameter, draw: Draw) -> Any:
+def _value(it: Distribution, drawn: float) -> Any:
     match it.distribution:
-        case "constant":
-            return it.settings["value"]
         case "categorical":
-            return it.settings["values"][int(draw[it.name])]
+            return it.choices[int(drawn)]
         case "int_uniform":
-            return int(draw[it.name])
-    return it.quantile(draw[it.name])
+            return int(drawn)
+    return it.quantile(drawn)
 
 
-def _space(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+def _space(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Optuna's distribution of each coordinate."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    space: dict[str, Any] = {}
-    for name, it in parameters.items():
-        if it.distribution == "categorical":
-            space[name] = CategoricalDistribution(range(len(it.settings["values"])))
-        elif it.distribution == "int_uniform":
-            space[name] = IntDistribution(it.settings["min"], it.settings["max"])
-        elif it.distribution != "constant":
-            space[name] = FloatDistribution(0.0, 1.0)
-    return space
+    special = {
+        "categorical": lambda it: CategoricalDistribution(range(len(it.values))),
+        "int_uniform": lambda it: IntDistribution(it.min, it.max),
+    }
+    varied = {name: it for name, it in parameters.items() if it.distribution != "constant"}
+    return {
+        name: special.get(it.distribution, lambda _: FloatDistribution(0.0, 1.0))(it) for name, it in varied.items()
+    }
 
 
 def _frozen(trial: Trial, trials: Sequence[Trial], metric: Metric, space: Mapping[str, Any]) -> Any:
@@ -83,10 +82,9 @@ def _frozen(trial: Trial, trials: Sequence[Trial], metric: Metric, space: Mappin
     from optuna.trial import TrialState, create_trial
 
     value = trial.value
-    if trial.state == "failed":
-        value = _imputed(metric, metric.impute, trial, trials)
-    elif trial.state == "open":
-        value = _imputed(metric, metric.impute_while_running, trial, trials)
+    if trial.state in ("failed", "open"):
+        how = metric.impute if trial.state == "failed" else metric.impute_while_running
+        value = _imputed(metric, how, trial, trials)
     if value is None:
         state = TrialState.RUNNING if trial.state == "open" else TrialState.FAIL
     else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+from .schema import at_key
 
 Values = Mapping[str, Any]
 _DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
@@ -64,8 +65,8 @@ def command_line(
     return [sys.executable, "-m", "randbp.cli.main", *words[1:]] if words[:1] == ["randbp"] else words
 
 
-def check_command(file: str, command: Sequence[str], program: str) -> None:
-    """Check that the macros of a command are known."""
+def check_command(command: Sequence[str], program: str) -> None:
+    """Check that the macros of a command are known; an error is one of a sweep file's keys."""
     known = (*_ARGUMENTS, *_OTHERS)
     for number, word in enumerate(_with_default(command, program)):
         name = word[2:-1]
@@ -73,9 +74,9 @@ def check_command(file: str, command: Sequence[str], program: str) -> None:
             continue
         if name not in known:
             every = ", ".join(f"${{{it}}}" for it in (*known, "envvar:NAME"))
-            raise UsageError(f"{file}: command[{number}]={word!r}: expected one of {every}")
+            raise at_key(f"command[{number}]", f"={word!r}: expected one of {every}")
         if name == "program" and not program:
-            raise UsageError(f"{file}: program: missing, expected what {word} in command[{number}] stands for")
+            raise at_key("program", f": missing, expected what {word} in command[{number}] stands for")
 
 
 def check_program(file: str, words: Sequence[str]) -> None:

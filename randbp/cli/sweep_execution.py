@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import child
-from .errors import UsageError
-from .run_folder import is_owned
+from .run_folder import owned
 from .stopping import Terminated, reason
 from .sweep_plan import Plan
 from .sweep_run import STOPPED, SweepRun
@@ -35,22 +34,18 @@ class Working:
 
 
 class Execution:
-    """Carries out the runs of a plan, so many at the same time, in a folder that an open file owns."""
+    """Carries out the runs of a plan, so many at the same time."""
 
-    def __init__(self, plan: Plan, jobs: int, lock: int, console: Console) -> None:
-        self.plan, self.jobs, self.lock, self.console = plan, jobs, lock, console
+    def __init__(self, plan: Plan, jobs: int, console: Console) -> None:
+        self.plan, self.jobs, self.console = plan, jobs, console
         self.working: dict[SweepRun, Working] = {}
         self.done = 0
 
     def run(self) -> tuple[str, int] | None:
         """Carry out the runs that are not finished; return what has stopped that, and the exit code for it."""
         waiting = self._missing()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[runs]}"),
-            TimeElapsedColumn(),
-        )
+        runs = TextColumn("{task.fields[runs]}")
+        columns = TextColumn("{task.description}"), BarColumn(), runs, TimeElapsedColumn()
         quiet = not self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=quiet) as progress, lifeline() as line:
             task = progress.add_task("starting", total=self.plan.count, runs="")
@@ -58,14 +53,20 @@ class Execution:
                 while self._start(waiting, line) or self.working:
                     self._collect()
                     self._stop_those_behind()
-                    text = ", ".join(f"{run.version}{_epoch(run)}" for run in self.working)
-                    number = f"run {min(self.done + 1, self.plan.count)} of {self.plan.count}"
-                    completed = self.done + sum(map(_fraction, self.working))
-                    progress.update(task, completed=completed, description=text, runs=number)
+                    epochs = {run.version: run.epochs for run in self.working}
+                    shares = (min(done / total, 1.0) for done, total in epochs.values() if total)
+                    progress.update(
+                        task,
+                        completed=self.done + sum(shares),
+                        description=", ".join(f"{name}{_epoch(*it)}" for name, it in epochs.items()),
+                        runs=f"run {min(self.done + 1, self.plan.count)} of {self.plan.count}",
+                    )
                     time.sleep(POLL_SECONDS)
             except (KeyboardInterrupt, Terminated) as error:
                 self.console.print("waiting for the runs to stop", style="red")
-                self._interrupt()
+                child.stop([work.process for work in self.working.values()], signal.SIGINT, GRACE_SECONDS)
+                for run, work in self.working.items():
+                    run.settle(work.process.returncode, work.stopped)
                 return reason(error)
         return None
 
@@ -76,8 +77,9 @@ class Execution:
             self.plan.count = len(known)  # without those that were drawn twice
         missing = [run for run in known if not run.is_done()]
         for run in missing:
-            if is_owned(run.folder):  # by a `randbp fit --resume` of the user's own, for one
-                raise UsageError(f"{run.folder}: another process is training there")
+            if run.folder.exists():
+                with owned(run.folder):  # not by a `randbp fit --resume` of the user's own, for one
+                    pass
         self.done = len(known) - len(missing)
         if self.done:
             self._say(f"{self.done} of {self.plan.count} runs are finished already")
@@ -88,7 +90,7 @@ class Execution:
         while len(self.working) < self.jobs and not self.target_reached():
             if (run := next(waiting, None)) is None:
                 return False
-            self.working[run] = Working(run.start(line, self.lock, self.jobs == 1), time.monotonic())
+            self.working[run] = Working(run.start(line, self.jobs == 1), time.monotonic())
         return bool(self.working)
 
     def target_reached(self) -> bool:
@@ -101,14 +103,13 @@ class Execution:
 
     def _collect(self) -> None:
         for run, work in list(self.working.items()):
-            if (code := child.ended(work.process)) is None:
-                if time.monotonic() > work.deadline:
-                    child.send(work.process, signal.SIGKILL)
-                continue
-            del self.working[run]
-            self.done += 1
-            run.settle(code, work.stopped)
-            self._tell(run, time.monotonic() - work.began)
+            if (code := child.ended(work.process)) is not None:
+                del self.working[run]
+                self.done += 1
+                run.settle(code, work.stopped)
+                self._say(f"[{self.done}/{self.plan.count}] {run.version}  {self._outcome(run, work)}")
+            elif time.monotonic() > work.deadline:
+                child.send(work.process, signal.SIGKILL)
 
     def _stop_those_behind(self) -> None:
         rule, metric = self.plan.sweep.early_terminate, self.plan.sweep.metric
@@ -126,27 +127,16 @@ class Execution:
                 work.deadline = time.monotonic() + GRACE_SECONDS
                 child.send(work.process, signal.SIGTERM)
 
-    def _interrupt(self) -> None:
-        child.stop([work.process for work in self.working.values()], signal.SIGINT, GRACE_SECONDS)
-        for run, work in self.working.items():
-            run.settle(work.process.returncode, work.stopped)
-
-    def _tell(self, run: SweepRun, seconds: float) -> None:
-        outcome = run.summary().get("error")
-        if run.status == "finished":
-            outcome = f"finished in {seconds:.0f} s{self._reached(run)}"
-        elif run.status != STOPPED:
-            outcome = f"FAILED: {outcome}"
-        self._say(f"[{self.done}/{self.plan.count}] {run.version}  {outcome}")
-
-    def _reached(self, run: SweepRun) -> str:
-        """The sweep's metric of a run, or the test accuracy where the sweep has none."""
+    def _outcome(self, run: SweepRun, work: Working) -> str:
+        """What came of a run, with the sweep's metric, or the test accuracy where the sweep has none."""
+        if run.status != "finished":
+            return f"{'' if run.status == STOPPED else 'FAILED: '}{run.summary().get('error')}"
         metric = self.plan.sweep.metric
-        if metric is None:
-            accuracy = run.value("test/accuracy")
-            return "" if accuracy is None else f", test accuracy {accuracy:.1%}"
-        value = run.value(metric.name)
-        return f", no finite {metric.name}" if value is None else f", {metric.name} {value:.4g}"
+        name, form = ("test accuracy", ".1%") if metric is None else (metric.name, ".4g")
+        value = run.value("test/accuracy" if metric is None else name)
+        missing = "" if metric is None else f", no finite {name}"
+        reached = missing if value is None else f", {name} {value:{form}}"
+        return f"finished in {time.monotonic() - work.began:.0f} s{reached}"
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -163,11 +153,5 @@ def lifeline() -> Iterator[int]:
         os.close(writing)
 
 
-def _fraction(run: SweepRun) -> float:
-    done, total = run.epochs
-    return min(done / total, 1.0) if total else 0.0
-
-
-def _epoch(run: SweepRun) -> str:
-    done, total = run.epochs
+def _epoch(done: int, total: int) -> str:
     return f" epoch {min(done + 1, total)} of {total}" if total else ""

@@ -1,71 +1,203 @@
 """Sweep files in W&B's format: their schema, and the sweep that they describe."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from .distributions import WEIGHTED, Parameter
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, model_validator
+
+from .distributions import LISTED, NUMERIC, WEIGHTED, Distribution
 from .errors import UsageError
-from .metric import Hyperband, Metric
-from .parameters import read_parameters
-from .setting import Check, Setting
+from .schema import Count, Number, Strict, Text, YesNo, allowed, at_key, nearest, what_is_wrong
 from .sweep_command import check_command
 from .yaml_file import read_yaml
 
 Values = dict[str, Any]
-METHODS = ("grid", "random", "bayes")
-IMPUTED = ("latest", "best", "worst")
 MOST_RUNS = 100_000
 
+_Imputed = Literal["latest", "best", "worst"]
 
-@dataclass(frozen=True)
-class SweepFile:
-    """A sweep, as described by its file.
+
+class Metric(Strict):
+    """The metric that a sweep optimises.
 
     Example:
-        >>> keep = Parameter(("keep",), "categorical", {"values": [1, 0.5]})
-        >>> list(SweepFile("demo", "grid", {"keep": keep}).grid())
+        >>> Metric(name="loss", target=0.5).reaches_target(0.4)
+        True
+    """
+
+    name: Text = Field(description="a metric")  # as runs log it
+    goal: Literal["minimize", "maximize"] = "minimize"
+    target: Number | None = None  # the sweep starts no further run once one has reached this
+    impute: _Imputed = "worst"  # value of a failed run in Bayesian search: its latest, or the best or worst of others
+    # The same for a run that has not ended; None to leave it open.
+    impute_while_running: Annotated[
+        _Imputed | None, BeforeValidator(lambda value: None if value in (False, "false") else value)
+    ] = None
+
+    @property
+    def sign(self) -> int:
+        """The factor that makes small values good."""
+        return 1 if self.goal == "minimize" else -1
+
+    def reaches_target(self, value: float) -> bool:
+        """Whether a value is at the target or better."""
+        return self.target is not None and self.sign * value <= self.sign * self.target
+
+
+class Hyperband(Strict):
+    """W&B's ``early_terminate``: asynchronous successive halving (L. Li et al., Hyperband, JMLR 18, 2018)."""
+
+    type: Literal["hyperband"] = Field(description="hyperband")
+    min_iter: Count | None = None
+    max_iter: Count | None = None
+    s: Count | None = None
+    eta: Annotated[float, Field(gt=1, allow_inf_nan=False), allowed("a number above 1")] = (
+        3  # a run must be among the best 1/eta of all runs that came so far
+    )
+    strict: YesNo = False  # whether its value at the band counts, instead of its best one so far
+
+    @cached_property
+    def bands(self) -> list[int]:
+        """How often the metric has been logged when a run must be among the best."""
+        if self.max_iter and self.s:
+            return sorted({int(self.max_iter / self.eta**number) for number in range(1, self.s + 1)} - {0})
+        powers = ((self.min_iter or 0) * self.eta**number for number in range(100))
+        return sorted({int(band) for band in powers if 0 < band < 1e9})
+
+    @model_validator(mode="after")
+    def _has_bands(self) -> Hyperband:
+        if not (self.min_iter or (self.max_iter and self.s)):
+            raise at_key("min_iter", ": missing, expected min_iter, or max_iter and s")
+        if not self.bands:
+            raise at_key("max_iter", f"={self.max_iter}: expected a max_iter of at least eta={self.eta}")
+        return self
+
+    def missed(self, history: Sequence[float], histories: Iterable[Sequence[float]], metric: Metric) -> int | None:
+        """The last band that a run has reached, if it is not among the best of all runs there; otherwise ``None``.
+
+        Example:
+            >>> histories, rule = [[0.9, 0.4], [0.9, 0.5], [0.9, 0.8], [0.7]], Hyperband(type="hyperband", min_iter=2)
+            >>> [rule.missed(it, histories, Metric(name="loss")) for it in histories]
+            [None, None, 2, None]
+        """
+        if not (reached := [band for band in self.bands if band <= len(history)]):
+            return None
+        band = reached[-1]
+        rivals = sorted(metric.sign * it[band - 1] for it in histories if len(it) >= band)
+        own = [metric.sign * value for value in history]
+        best = own[band - 1] if self.strict else min(own)
+        return band if best > rivals[int(len(rivals) / self.eta)] else None
+
+
+def _of_its_kind(content: Any) -> Distribution | Nested:
+    """Check a parameter by the distribution that it names, or that W&B infers from its keys."""
+    given = content if isinstance(content, dict) else {}
+    if "parameters" in given:
+        return Nested.model_validate(given)
+    kinds = {**LISTED, **NUMERIC}
+    if "distribution" in given:
+        name = given["distribution"]
+        if name not in [*kinds]:
+            raise at_key("distribution", f"={name!r}: expected one of {', '.join(kinds)}{nearest(name, kinds)}")
+        name = WEIGHTED if name == "categorical" and "probabilities" in given else name
+    elif found := given.keys() & {"probabilities", "value", "values"}:
+        name = WEIGHTED if "probabilities" in found else "constant" if "value" in found else "categorical"
+    elif "min" in given or "max" in given:
+        whole = all(isinstance(given.get(end), int) for end in ("min", "max"))
+        name = "int_uniform" if whole else "uniform"
+    else:
+        raise ValueError("expected value, values, min and max, a distribution, or parameters")
+    return kinds[name].model_validate({**given, "distribution": name})
+
+
+_Word = Annotated[str, allowed("a word"), BeforeValidator(lambda it: str(it) if type(it) in (int, float) else it)]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*\z"), allowed("letters, digits, '_', '.', '-'")]
+Parameters = Annotated[
+    dict[_Name, Annotated[Any, PlainValidator(_of_its_kind)]],
+    Field(min_length=1, description="at least one parameter"),
+]
+
+
+class Nested(Strict):
+    """Parameters that form one mapping."""
+
+    parameters: Parameters
+
+
+class SweepFile(Strict):
+    """A sweep, as described by its file; what only matters to W&B's own servers is read and left.
+
+    Example:
+        >>> content = {"name": "demo", "method": "grid", "parameters": {"keep": {"values": [1, 0.5]}}}
+        >>> list(SweepFile.model_validate(content).grid())
         [{'keep': 1}, {'keep': 0.5}]
     """
 
-    name: str  # the file's name, else the name of the file
-    method: str  # one of METHODS
-    parameters: Mapping[str, Parameter]  # by their names, in the file's order
-    command: tuple[str, ...] = ()  # with macros such as ${args}; empty for randbp fit ${args}
-    program: str = ""  # the value of ${program}
-    run_cap: int | None = None  # the largest number of runs, None for all
+    name: Text  # the file's name, else the name of the file
+    method: Literal["grid", "random", "bayes"] = Field(description="one of grid, random, bayes")
+    parameters: Parameters
+    command: list[_Word] = Field([])  # with macros such as ${args}; empty for randbp fit ${args}
+    program: Text = ""  # the value of ${program}
+    run_cap: Count | None = None  # the largest number of runs, None for all
     metric: Metric | None = None  # to optimise
     early_terminate: Hyperband | None = None  # when runs that fall behind are stopped
+    description: Text = ""
+    entity: Text = ""
+    project: Text = ""
+    apiVersion: Any = None
+    kind: Any = None
+    controller: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_no_servers(cls, content: Any) -> Any:
+        for key in ("job", "image_uri", "scheduler", "metrics"):
+            if isinstance(content, dict) and key in content:
+                raise at_key(key, ": W&B's servers are needed for it, expected a sweep without it")
+        return content
+
+    @model_validator(mode="after")
+    def _check_together(self) -> SweepFile:
+        for what, needed in (("method=bayes", self.method == "bayes"), ("early_terminate", self.early_terminate)):
+            if needed and self.metric is None:
+                raise at_key("metric", f": missing, expected it beside {what}")
+        names = [name for name, _ in _leaves(self.parameters)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise at_key("parameters", f": {twice} is there twice, nested and with a dot")
+        if self.method == "grid":
+            for name, it in self.drawn.items():
+                if it.size == math.inf or it.distribution == WEIGHTED:
+                    allowed = "expected value, values or integers from min to max"
+                    raise at_key(f"parameters.{name}", f": {it.distribution} does not go with method=grid, {allowed}")
+            if (runs := math.prod(it.size for it in self.drawn.values())) > MOST_RUNS:
+                raise at_key("parameters", f": a grid of {runs:.0f} runs, expected at most {MOST_RUNS}")
+        check_command(self.command, self.program)
+        return self
+
+    @cached_property
+    def drawn(self) -> Mapping[str, Distribution]:
+        """The distributions by the parameters' names; the name of a nested one is its keys joined by dots."""
+        return dict(_leaves(self.parameters))
 
     @property
     def varied(self) -> tuple[str, ...]:
         """The parameters that differ between runs."""
-        return tuple(name for name, it in self.parameters.items() if it.size > 1)
+        return tuple(name for name, it in self.drawn.items() if it.size > 1)
 
     def grid(self) -> Iterator[Values]:
         """Every combination of the parameters' values, the last parameter's changing fastest."""
-        for values in product(*(it.choices for it in self.parameters.values())):
-            yield dict(zip(self.parameters, values, strict=True))
+        for values in product(*(it.choices for it in self.drawn.values())):
+            yield dict(zip(self.drawn, values, strict=True))
 
     def nested(self, values: Values) -> Values:
-        """Values as W&B passes them to a program: nested parameters form one mapping under their outermost key.
-
-        Example:
-            >>> lr = Parameter(("optimizer", "lr"), "constant", {"value": 0.1})
-            >>> SweepFile("", "grid", {"optimizer.lr": lr}).nested({"optimizer.lr": 0.1})
-            {'optimizer': {'lr': 0.1}}
-        """
-        result: Values = {}
-        for name, value in values.items():
-            *outer, last = self.parameters[name].path if name in self.parameters else (name,)
-            place = result
-            for key in outer:
-                place = place.setdefault(key, {})
-            place[last] = value
-        return result
+        """Values as W&B passes them to a program: nested parameters form one mapping under their outermost key."""
+        return _nested(self.parameters, values)
 
 
 def read_sweep(path: Path) -> SweepFile:
@@ -75,85 +207,25 @@ def read_sweep(path: Path) -> SweepFile:
         UsageError: If the file cannot be read or says something that W&B's format does not have, in one line with file
             and key.
     """
-    top = Setting(str(path), "", read_yaml(path)).mapping("a W&B sweep file with method and parameters")
-    for key in ("job", "image_uri", "scheduler", "metrics"):
-        if key in top.value:
-            raise UsageError(f"{path}: {key}: W&B's servers are needed for it, expected a sweep without it")
-    required = {"method": f"one of {', '.join(METHODS)}", "parameters": "at least one parameter"}
-    found = top.fields("a sweep", _KEYS, **required)
-    known = {field.name for field in fields(SweepFile)}
-    sweep = SweepFile(**{"name": path.stem} | {key: value for key, value in found.items() if key in known})
-    for what, needed in (("method=bayes", sweep.method == "bayes"), ("early_terminate", sweep.early_terminate)):
-        if needed and sweep.metric is None:
-            raise UsageError(f"{path}: metric: missing, expected it beside {what}")
-    if sweep.method == "grid":
-        _check_grid(path, sweep.parameters)
-    check_command(str(path), sweep.command, sweep.program)
-    return sweep
+    try:
+        content = read_yaml(path, strict=True)
+        return SweepFile.model_validate({"name": path.stem, **content} if isinstance(content, dict) else content)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {what_is_wrong(error)}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: parameters: an alias makes them contain themselves, expected an end") from error
 
 
-def _check_grid(path: Path, parameters: Mapping[str, Parameter]) -> None:
-    runs = 1.0
-    for it in parameters.values():
-        if it.size == math.inf or it.distribution == WEIGHTED:
-            place = ".parameters.".join(it.path)
-            raise UsageError(
-                f"{path}: parameters.{place}: {it.distribution} does not go with method=grid, "
-                f"expected value, values or integers from min to max"
-            )
-        runs *= it.size
-        if runs > MOST_RUNS:
-            raise UsageError(f"{path}: parameters: a grid of {runs:.0f} runs or more, expected at most {MOST_RUNS}")
+def _leaves(parameters: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Distribution]]:
+    for key, it in parameters.items():
+        if isinstance(it, Nested):
+            yield from _leaves(it.parameters, f"{outer}{key}.")
+        else:
+            yield f"{outer}{key}", it
 
 
-def _command(it: Setting) -> tuple[str, ...]:
-    return tuple(str(word.of_kind((str, int, float), "a word")) for word in it.items("a list of words"))
-
-
-def _metric(it: Setting) -> Metric:
-    return Metric(**it.fields("name and goal", _METRIC_KEYS, name="a metric"))
-
-
-def _hyperband(it: Setting) -> Hyperband:
-    given = it.fields("type, and min_iter or max_iter and s", _HYPERBAND_KEYS, type="hyperband")
-    eta = given.get("eta", 3)
-    if "max_iter" in given and "s" in given:
-        bands = {int(given["max_iter"] / eta**number) for number in range(1, given["s"] + 1)} - {0}
-        if not bands:
-            raise it.wrong(f"a max_iter of at least eta={eta}")
-    elif "min_iter" in given:
-        powers = (eta**number for number in range(100))
-        bands = {int(given["min_iter"] * power) for power in powers if power < 1e9}
-    else:
-        raise it.wrong("min_iter, or max_iter and s")
-    return Hyperband(tuple(sorted(bands)), eta, given.get("strict", False))
-
-
-def _positive(it: Setting) -> int:
-    return it.integer(least=1)
-
-
-_METRIC_KEYS: dict[str, Check] = {
-    "name": Setting.text,
-    "goal": lambda it: it.one_of("minimize", "maximize"),
-    "target": Setting.number,
-    "impute": lambda it: it.one_of(*IMPUTED),
-    "impute_while_running": lambda it: None if it.value in (False, "false") else it.one_of(*IMPUTED, "false"),
-}
-_HYPERBAND_KEYS: dict[str, Check] = {
-    "type": lambda it: it.one_of("hyperband"),
-    **dict.fromkeys(("min_iter", "max_iter", "s"), _positive),
-    "eta": lambda it: it.number(above=1),
-    "strict": lambda it: it.of_kind(bool, "true or false"),
-}
-_KEYS: dict[str, Check] = {
-    **dict.fromkeys(("name", "description", "program", "entity", "project"), Setting.text),
-    "method": lambda it: it.one_of(*METHODS),
-    "command": _command,
-    "run_cap": _positive,
-    "metric": _metric,
-    "early_terminate": _hyperband,
-    "parameters": read_parameters,
-    **dict.fromkeys(("apiVersion", "kind", "controller"), lambda it: it.value),
-}
-"""The keys that a file may have; those that only matter to W&B's own servers are read and left."""
+def _nested(parameters: Mapping[str, Any], values: Values, outer: str = "") -> Values:
+    return {
+        key: _nested(it.parameters, values, f"{outer}{key}.") if isinstance(it, Nested) else values[f"{outer}{key}"]
+        for key, it in parameters.items()
+    }

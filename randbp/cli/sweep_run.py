@@ -34,18 +34,12 @@ class SweepRun:
     log: Path  # the file for its output
     command: tuple[str, ...]
     arguments: str = "{}"  # the parameters as JSON, for commands that read them from a file
-    resumes: bool = False  # whether it continues after the latest epoch that an earlier process has completed
 
     @property
     def head(self) -> str:
         """First line of the log: the command."""
         first = "python" if self.command[0] == sys.executable else self.command[0]
         return f"$ {shlex.join((first, *self.command[1:]))}"
-
-    @property
-    def json_file(self) -> Path:
-        """The file that ``${args_json_file}`` stands for."""
-        return self.log.with_suffix(".json")
 
     def summary(self) -> dict[str, Any]:
         """The run's summary, empty while there is none."""
@@ -108,9 +102,11 @@ class SweepRun:
         """
         if not self.folder.exists():
             return self
-        if self._trains and self._logged_head() == self.head and find_latest(self.folder) is not None:
+        before = self.command[: self.command.index("fit")] if "fit" in self.command else ()
+        trains = {Path(word).name for word in before} & {"randbp", "randbp.cli.main"}
+        if trains and self._logged_head() == self.head and find_latest(self.folder) is not None:
             say(f"{self.version}: goes on after its last complete epoch")
-            return replace(self, resumes=True)
+            return replace(self, command=(*self.command, "--resume"))
         store = self.folder.parent / ".unfinished"
         store.mkdir(exist_ok=True)
         kept = store / free_name(store, self.version)
@@ -120,18 +116,17 @@ class SweepRun:
         say(f"{self.version}: the unfinished run is kept in {kept}")
         return self
 
-    def start(self, lifeline: int, held: int, alone: bool) -> "subprocess.Popen[bytes]":
+    def start(self, lifeline: int, alone: bool) -> "subprocess.Popen[bytes]":
         """Start the run, which ends when this process ends: see :func:`randbp.cli.child.start`."""
-        if any(str(self.json_file) == word for word in self.command):
-            write_text(self.json_file, self.arguments)
+        if str(file := self.log.with_suffix(".json")) in self.command:  # that ${args_json_file} stands for
+            write_text(file, self.arguments)
         # Threads that wait for each other by spinning take the processor from those they wait for as soon as there is
         # other work: steps then take several times as long, and vary as much. A run on its own is faster with them.
         environment = ({} if alone else {"OMP_WAIT_POLICY": "PASSIVE"}) | os.environ
-        command = (*self.command, "--resume") if self.resumes else self.command
-        with self.log.open("ab" if self.resumes else "wb") as log:
-            log.write(f"{self.head}{' --resume' if self.resumes else ''}\n".encode())
+        with self.log.open("ab" if self.command[-1] == "--resume" else "wb") as log:
+            log.write(f"{self.head}\n".encode())
             log.flush()
-            return child.start(command, lifeline, held, environment, log)
+            return child.start(self.command, lifeline, environment, log)
 
     def settle(self, code: int, stopped: str | None = None) -> None:
         """Write the run's outcome into its summary if its process had no time to do so.
@@ -148,12 +143,6 @@ class SweepRun:
         reason = stopped or (f"ended by signal {-code}" if code < 0 else last)
         status = "failed" if stopped is None else STOPPED
         write_json(self.folder / SUMMARY, {"format": 1} | self.summary() | {"status": status, "error": reason})
-
-    @property
-    def _trains(self) -> bool:
-        """Whether the command is ``randbp fit``."""
-        names = {Path(word).name for word in self.command[: self.command.index("fit")]} if "fit" in self.command else ()
-        return "randbp" in names or "randbp.cli.main" in names
 
     def _logged_head(self) -> str | None:
         with suppress(OSError), self.log.open(errors="replace") as log:

@@ -1,6 +1,5 @@
 """YAML files: configurations, and sweep files, in which no key may be given twice and every key is text."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,80 +7,49 @@ import yaml
 
 from .errors import UsageError
 
-_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+class _Strict(yaml.SafeLoader):
+    """Refuse keys that YAML 1.1 does not read as text (``on``, ``yes``, ``1``), and keys that are given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            kind = key.tag.rpartition(":")[2]
+            if not isinstance(key, yaml.ScalarNode):
+                problem = f"the key is a {kind}, expected text"
+            elif kind not in ("str", "merge"):
+                problem = f"the key {key.value} is read as {kind}, expected text: write '{key.value}' in quotes"
+            elif key.value in keys and kind == "str":
+                problem = f"the key {key.value} is there already, expected each key once"
+            else:
+                keys.add(key.value)
+                continue
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return node
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file strictly; whatever is wrong with it is one line with the file, and the key or the place.
-
-    YAML 1.1 reads the keys ``on``, ``yes`` and ``1`` as true and as a number, and of a key that is given twice only the
-    last; what a user meant by them is lost. Both are refused.
-    """
+def read_yaml(path: Path | str, strict: bool = False) -> Any:
+    """Read a YAML file; whatever is wrong with it is one line with the file and the place."""
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        if (root := loader.get_single_node()) is None:
-            return None
-        for fault in _faults(root, "", {}):
-            raise UsageError(f"{path}: {fault}")
-        return loader.construct_document(root)
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Strict if strict else yaml.SafeLoader)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not a text file: byte {error.start} is no UTF-8") from error
-    except RecursionError as error:
-        raise UsageError(f"{path}: not valid YAML: too many lists and mappings within each other") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-41
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def read_mapping(path: Path) -> tuple[dict[Any, Any], str]:
-    """Read a configuration file; return its content and what is wrong with it, one of which is empty."""
-    if not path.is_file():
-        return {}, "not a file" if path.exists() else "no such file"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        return {}, f"cannot be read: {error.strerror}"
+        fault = str(error.strerror)
     except UnicodeDecodeError:
-        return {}, "not text, expected YAML in UTF-8"
-    except (yaml.YAMLError, ValueError) as error:
+        fault = "not text, expected YAML in UTF-8"
+    except RecursionError:
+        fault = "not YAML: too many lists and mappings within each other"
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-41
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
-        return {}, f"not YAML: {getattr(error, 'problem', None) or error}{line}"
+        fault = f"not YAML: {' '.join(str(getattr(error, 'problem', None) or error).split())}{line}"
+    raise UsageError(f"{path}: {fault}")
+
+
+def read_options(path: Path | str) -> dict[Any, Any]:
+    """Read a configuration file."""
+    content = read_yaml(path)
     if isinstance(content, dict):
-        return content, ""
+        return content
     found = "is empty" if content is None else f"has a {type(content).__name__}"
-    return {}, f"{found}, expected options such as model:, data:, trainer:"
-
-
-def _faults(node: yaml.Node, place: str, looked_at: dict[int, bool]) -> Iterator[str]:
-    """Errors below a node; each node is visited once, however many aliases refer to it."""
-    if id(node) in looked_at:
-        if not looked_at[id(node)]:
-            yield f"{place}: an alias makes it contain itself, expected content that ends"
-        return
-    looked_at[id(node)] = False
-    if isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            yield from _faults(item, f"{place}[{number}]", looked_at)
-    elif isinstance(node, yaml.MappingNode):
-        keys: set[str] = set()
-        for key, value in node.value:
-            where = f"{place}.{key.value}" if place else str(key.value)
-            if key.tag == _MERGE:
-                where = place
-            elif fault := _fault_of_key(key, keys):
-                text = isinstance(key, yaml.ScalarNode)
-                yield f"{where if text else place or 'top level'}, line {key.start_mark.line + 1}: {fault}"
-            keys.add(str(key.value))
-            yield from _faults(value, where, looked_at)
-    looked_at[id(node)] = True
-
-
-def _fault_of_key(key: yaml.Node, earlier: set[str]) -> str:
-    kind = key.tag.rpartition(":")[2]
-    if not isinstance(key, yaml.ScalarNode):
-        return f"the key is a {kind}, expected text"
-    if key.tag != _TEXT:
-        return f"YAML reads this key as {kind}, expected text: write '{key.value}' in quotes"
-    return "this key is there already, expected each key once" if key.value in earlier else ""
+    raise UsageError(f"{path}: {found}, expected options such as model:, data:, trainer:")

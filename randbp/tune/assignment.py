@@ -31,7 +31,7 @@ class Assignment(Mapping[str, Estimator]):
         lower_bound: Total variance that no assignment of these options within the budget can fall below.
     """
 
-    layers: tuple[LayerOptions, ...] | Measured
+    layers: tuple[LayerOptions, ...]
     chosen: tuple[Option, ...]
     budget: float
     objective: Objective
@@ -173,9 +173,8 @@ def assign(
 ) -> Assignment:
     """Choose one option for each layer so that total variance is least within a budget of total cost.
 
-    Layers are independent, so their variances add up, and this is a multiple-choice knapsack problem:
-    :mod:`randbp.tune.knapsack` says how it is solved. ``lower_bound`` of the result is what no assignment can fall
-    below.
+    Layers are independent, so their variances add up, and this is a multiple-choice knapsack problem, solved nearly
+    always to the optimum; ``lower_bound`` of the result is what no assignment can fall below.
 
     With variance ``v_l(1/p_l - 1)`` and cost ``c_l p_l`` in layer l and a continuum of keep rates the same rule gives
     ``p_l ∝ √(v_l/c_l)``, clipped at 1.
@@ -203,13 +202,21 @@ def assign(
     check_budget(budget, objective)
     if objective == "time" and any(isnan(layer.exact.seconds) for layer in layers):
         raise ValueError(UNTIMED)
-    measured = Measured(layers, layers.left_exact if isinstance(layers, Measured) else {})
+    layers = layers if isinstance(layers, Measured) else tuple(layers)
 
     def result(points: Sequence[Point], bound: float) -> Assignment:
         options = tuple(option for *_, option in points)
-        return Assignment(measured, options, float(budget), objective, count_shared, bound)
+        return Assignment(layers, options, float(budget), objective, count_shared, bound)
 
-    points = [_points(layer, objective, count_shared) for layer in layers]
+    def options_of(layer: LayerOptions) -> list[Point]:
+        """The exact VJP and all options that cost less."""
+        exact, *others = (
+            (layer.cost(option, objective, count_shared), option.variance, option)
+            for option in (layer.exact, *layer.candidates)
+        )
+        return [exact, *(point for point in others if point[0] <= PAYS * exact[0])]
+
+    points = [options_of(layer) for layer in layers]
     allowed = budget * sum(layer.cost(layer.exact, objective, count_shared) for layer in layers)
     cheapest = [min(options, key=lambda point: point[:2]) for options in points]
     least = sum(point[0] for point in cheapest)
@@ -220,15 +227,6 @@ def assign(
             result(cheapest, sum(point[1] for point in cheapest)),
         )
     return result(*choose(points, allowed))
-
-
-def _points(layer: LayerOptions, objective: Objective, count_shared: bool) -> list[Point]:
-    """The exact VJP and all options that cost less."""
-    exact, *others = (
-        (layer.cost(option, objective, count_shared), option.variance, option)
-        for option in (layer.exact, *layer.candidates)
-    )
-    return [exact, *(point for point in others if point[0] <= PAYS * exact[0])]
 
 
 def _root_ratio(square: float, norm_square: float) -> float:

@@ -13,12 +13,10 @@ Point = tuple[float, float, Option]
 def choose(layers: Sequence[Sequence[Point]], allowed: float) -> tuple[list[Point], float]:
     """Choose one point for each layer, and bound the total variance from below.
 
-    The relaxation, in which layers may be mixtures of their points, is solved exactly: a step down the lower convex
-    hull of a layer's points has a price in variance per unit of cost, and all layers' steps are taken in the order of
-    their price until the cost is low enough. If that cost is the allowed one, the choice is the optimum. Otherwise the
-    last step is replaced by the best single change that gets there, and then one layer or two at a time are changed as
-    long as that lowers the variance. The layers' cheapest points together cost at most ``allowed``; of the two results
-    the second is the optimum of the relaxation, which no choice can fall below.
+    The relaxation, in which layers may be mixtures of their points, is solved exactly: steps down the lower convex
+    hulls of all layers' points are taken in the order of their price until the cost is low enough. The last one is
+    replaced by the best single change that gets there, and then one layer or two at a time are changed as long as that
+    helps. The cheapest points together cost at most ``allowed``; the bound is the optimum of the relaxation.
     """
     hulls = [lower_hull(points) for points in layers]
     chosen = [hull[0] for hull in hulls]

@@ -38,12 +38,10 @@ def measure(
 ) -> Measured:
     """Measure error, bytes and seconds of every candidate in every layer.
 
-    One exact pass per batch records what each layer gets and the gradient of what it returns. Each layer then runs
-    alone on its record, with one candidate after the other: with exact input VJPs its weight's gradient depends on
-    nothing else. Errors are a function of the seed; bytes and seconds are those of the first batch. A layer's seconds
-    are the median over interleaved rounds of its forward and weight VJP, less the forward pass alone; without rounds
-    they are NaN. A candidate that refuses a layer is not among that layer's options. ``objective`` is the loss of a
-    batch; the other arguments are those of :func:`randbp.autotune`.
+    One exact pass per batch records what each layer gets and the gradient of what it returns; each layer then runs
+    alone on its record, with one candidate after the other. Errors are a function of the seed; bytes and seconds are
+    those of the first batch, the latter the median over interleaved rounds of forward and weight VJP, less the forward
+    pass alone, or NaN without rounds. A candidate that refuses a layer is not among that layer's options.
     """
     for name, number, least in (("draws", draws, 2), ("rounds", rounds, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
@@ -86,7 +84,9 @@ def measure(
         refusals = [layer.refused.get(estimator) for layer in found.values()]
         if all(refusals):
             raise ValueError(f"candidates: {estimator} refuses all layers: {refusals[0]}")
-    return Measured((found[name].options() for name in modules if name in found), exact)
+    measured = Measured(found[name].options() for name in modules if name in found)
+    measured.left_exact = exact
+    return measured
 
 
 class _Layer:
@@ -105,7 +105,6 @@ class _Layer:
     def draw(self, calls: list[Call], candidates: Iterable[Estimator], draws: int, seed: int, batch: int) -> None:
         """Measure squared errors ``‖ĝ - g‖²`` of each candidate on a batch."""
         exact = self._gradient(calls, Exact(), Clock(seed))
-        norm = exact.double().square().sum()
         squares = {}
         for estimator in candidates:
             clock, drawn = Clock(seed), []
@@ -118,7 +117,7 @@ class _Layer:
                 self.refused[estimator] = error
                 continue
             squares[estimator] = torch.stack(drawn)
-        self.norm_squares.append(norm.item())  # the device is waited for once everything is under way
+        self.norm_squares.append(exact.double().square().sum().item())  # waits for the device, all being under way
         if not isfinite(self.norm_squares[-1]):
             raise ValueError(f"loss: the gradient of layer {self.name!r} is not finite, expected finite numbers")
         for estimator, values in squares.items():
@@ -146,15 +145,12 @@ class _Layer:
     def options(self) -> LayerOptions:
         """The result, with means over batches."""
 
-        def option(estimator: Estimator, *errors: float) -> Option:
-            return Option(estimator, errors[0], self.held[estimator], self.seconds[estimator], *errors[1:])
-
-        candidates = tuple(
-            option(estimator, fmean(values), stdev(values) / len(values) ** 0.5)
-            for estimator, values in self.errors.items()
-            if estimator not in self.refused
+        exact, *candidates = (
+            Option(it, fmean(errors), self.held[it], self.seconds[it], stdev(errors) / len(errors) ** 0.5)
+            for it, errors in ((Exact(), [0.0, 0.0]), *self.errors.items())
+            if it not in self.refused
         )
-        return LayerOptions(self.name, fmean(self.norm_squares), option(Exact(), 0.0), candidates, *self.shared)
+        return LayerOptions(self.name, fmean(self.norm_squares), exact, tuple(candidates), *self.shared)
 
     def _gradient(self, calls: list[Call], estimator: Estimator, clock: Clock) -> Tensor:
         """Gradient of the layer's (effective) weights, concatenated and summed over its calls."""

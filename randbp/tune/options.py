@@ -1,6 +1,6 @@
 """Measurements of each layer: error, bytes and seconds of each candidate estimator."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,15 +58,9 @@ class LayerOptions:
 
 
 class Measured(tuple[LayerOptions, ...]):
-    """The options of each layer that was measured, and reasons, by name, why other chosen layers have no entry."""
+    """The options of each layer that was measured."""
 
-    left_exact: Mapping[str, str]
-
-    def __new__(cls, layers: Iterable[LayerOptions], left_exact: Mapping[str, str]) -> "Measured":
-        """Make the tuple, with one more attribute."""
-        made = super().__new__(cls, layers)
-        made.left_exact = left_exact
-        return made
+    left_exact: Mapping[str, str]  # reasons, by name, why other chosen layers have no entry
 
 
 def check_budget(budget: object, objective: object) -> None:

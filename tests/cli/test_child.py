@@ -19,9 +19,8 @@ spec = importlib.util.spec_from_file_location("child", {child.__file__!r})
 child = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(child)
 reading, writing = os.pipe()
-lock = os.open("lock", os.O_RDWR | os.O_CREAT)
 with open("log", "wb") as log:
-    process = child.start(["sh", "-c", sys.argv[1]], reading, lock, os.environ, log)
+    process = child.start(["sh", "-c", sys.argv[1]], reading, os.environ, log)
 print(process.pid, flush=True)
 while (code := child.ended(process)) is None:
     time.sleep(0.02)
@@ -128,7 +127,7 @@ def test_stopping_is_patient_and_then_is_not(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         with (tmp_path / name / "log").open("wb") as log:
             command = ["sh", "-c", f"cd {tmp_path / name}; {script}"]
-            processes.append(child.start(command, end, end, os.environ, log))
+            processes.append(child.start(command, end, os.environ, log))
     for name in ("deaf", "willing"):
         while not (tmp_path / name / "ready").exists():
             time.sleep(0.01)
@@ -142,7 +141,7 @@ def test_stopping_is_patient_and_then_is_not(tmp_path: Path) -> None:
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     end, lifeline = os.pipe()
     with (tmp_path / "log").open("wb") as log:
-        process = child.start(["no/such/program"], end, end, os.environ, log)
+        process = child.start(["no/such/program"], end, os.environ, log)
     assert process.wait() == 1
     assert (tmp_path / "log").read_text() == "no/such/program: No such file or directory\n"
     os.close(end)

@@ -6,10 +6,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from randbp.cli.metric import Metric
-from randbp.cli.parameters import read_parameters
 from randbp.cli.search import Draw, Trial, propose, values_at
-from randbp.cli.setting import Setting
 from randbp.cli.sweep_file import SweepFile
 
 MIXED = {
@@ -23,7 +20,7 @@ MIXED = {
 
 
 def sweep(method: str, parameters: dict[str, Any], **others: Any) -> SweepFile:
-    return SweepFile("x", method, read_parameters(Setting("x.yaml", "parameters", parameters)), **others)
+    return SweepFile.model_validate({"name": "x", "method": method, "parameters": parameters, **others})
 
 
 def test_random_draws_follow_their_distributions() -> None:
@@ -57,16 +54,15 @@ def search(it: SweepFile, count: int) -> list[Trial]:
 
 @pytest.mark.parametrize("goal", ["minimize", "maximize"])
 def test_bayesian_search_finds_what_random_search_does_not(goal: Any) -> None:
-    metric = Metric("loss", goal)
     late = {}
     for method in ("random", "bayes"):
-        trials = search(sweep(method, MIXED, metric=metric), 40)
+        trials = search(sweep(method, MIXED, metric={"name": "loss", "goal": goal}), 40)
         late[method] = sum(abs(trial.value or 0.0) for trial in trials[20:]) / 20
     assert late["bayes"] < late["random"] / 2
 
 
 def test_a_proposal_depends_on_what_came_of_the_others_and_on_nothing_else() -> None:
-    it = sweep("bayes", MIXED, metric=Metric("loss"))
+    it = sweep("bayes", MIXED, metric={"name": "loss"})
     trials = search(it, 14)
     assert propose(it, trials) == propose(it, list(trials))
     assert propose(it, trials) != propose(it, [Trial(t.draw, t.state, t.history, -(t.value or 0)) for t in trials])
@@ -84,7 +80,7 @@ def test_a_proposal_depends_on_what_came_of_the_others_and_on_nothing_else() -> 
 )
 @pytest.mark.parametrize("goal", ["minimize", "maximize"])
 def test_what_is_taken_for_a_run_without_a_result(how: dict[str, str], state: Any, same_as: float, goal: Any) -> None:
-    it = sweep("bayes", {"x": {"min": 0.0, "max": 1.0}}, metric=Metric("loss", goal, **how))
+    it = sweep("bayes", {"x": {"min": 0.0, "max": 1.0}}, metric={"name": "loss", "goal": goal, **how})
     sign = 1 if goal == "minimize" else -1
 
     def trial(number: int, value: float | None, state: Any = "finished") -> Trial:
@@ -97,7 +93,7 @@ def test_what_is_taken_for_a_run_without_a_result(how: dict[str, str], state: An
 
 
 def test_stopped_runs_teach_what_they_have_reached() -> None:
-    it = sweep("bayes", {"x": {"min": 0.0, "max": 1.0}}, metric=Metric("loss"))
+    it = sweep("bayes", {"x": {"min": 0.0, "max": 1.0}}, metric={"name": "loss"})
     draws: list[Draw] = [{"x": number / 20} for number in range(20)]
 
     def trials(best: int) -> list[Trial]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from randbp.cli import sweep_execution, sweep_folder
+from randbp.cli import run_folder, sweep_execution
 from randbp.cli.main import main
 from randbp.cli.run_folder import owned
 from tests.cli import kill_sweep
@@ -188,7 +188,7 @@ def test_stopping_keeps_what_is_there_and_says_how_to_go_on(here: Path, way: str
     assert (found, status(runs / "what=fine"), status(runs / "what=lazy")) == (code, "finished", "failed")
     assert not (runs / "what=kill").exists()
     assert "what=kill: not started" in text
-    assert text.splitlines()[-1] == f"randbp sweep: {word}; to go on: randbp sweep s.yaml --resume --name=quick"
+    assert text.splitlines()[-1] == f"randbp sweep: {word}; to go on: randbp sweep s.yaml --name=quick --resume"
     assert (runs / "report.html").exists()
 
 
@@ -205,7 +205,7 @@ def test_runs_end_with_a_sweep_that_is_killed_and_another_goes_on(
 def test_two_sweeps_do_not_share_a_folder(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.1)
     sweep = script_sweep(here, "fine")
     (here / "runs" / "quick").mkdir(parents=True)
     with FileLock(here / "runs" / "quick" / ".lock"):

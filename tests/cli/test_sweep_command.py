@@ -71,6 +71,6 @@ def test_without_a_command_it_is_wandbs_default_or_fit() -> None:
 
 def test_what_the_check_lets_pass_can_be_made() -> None:
     for name in MACROS:
-        check_command("a.yaml", [f"${{{name}}}"], "p.py")
+        check_command([f"${{{name}}}"], "p.py")
         command_line([f"${{{name}}}"], "p.py", {"a": {"b": None}})
     assert json.loads(arguments_as_json({"a": {"b": None}, "c": True})) == {"a": {"b": None}, "c": True}

@@ -1,6 +1,7 @@
 """Sweep files in W&B's format; what they may not say is in `bad_inputs/sweep.py`."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from randbp.cli.distributions import LISTED, NUMERIC, Parameter
-from randbp.cli.metric import Hyperband, Metric
-from randbp.cli.parameters import read_parameters
-from randbp.cli.setting import Setting
-from randbp.cli.sweep_file import SweepFile, read_sweep
+from randbp.cli.distributions import LISTED, NUMERIC, Distribution
+from randbp.cli.sweep_file import Hyperband, Metric, SweepFile, read_sweep
 from randbp.cli.sweep_plan import version_name
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +22,12 @@ above_zero = st.floats(1e-3, 50).map(lambda x: round(x, 3))
 steps = st.one_of(st.integers(1, 4), st.sampled_from([0.1, 0.25, 3.5]))
 
 
-def parameters(content: dict[str, Any]) -> dict[str, Parameter]:
-    return read_parameters(Setting("x.yaml", "parameters", content))
+def parameters(content: dict[str, Any]) -> Mapping[str, Distribution]:
+    return SweepFile.model_validate({"name": "x", "method": "random", "parameters": content}).drawn
+
+
+def grid(content: dict[str, Any]) -> SweepFile:
+    return SweepFile.model_validate({"name": "x", "method": "grid", "parameters": content})
 
 
 @st.composite
@@ -132,7 +134,7 @@ def test_a_grid_has_every_combination_once_under_its_own_name(data: st.DataObjec
     for key in data.draw(keys):
         choices = data.draw(st.lists(values, min_size=1, max_size=3, unique_by=str))
         content[key] = {"values": choices} if len(choices) > 1 or data.draw(st.booleans()) else {"value": choices[0]}
-    sweep = SweepFile("x", "grid", parameters(content))
+    sweep = grid(content)
     runs = list(sweep.grid())
     sizes = [len(it.get("values", "1")) for it in content.values()]
     assert len({str(run) for run in runs}) == len(runs) == math.prod(sizes)
@@ -154,7 +156,7 @@ def test_names_of_runs_are_names_of_folders_whatever_the_values(texts: list[str]
 
 def test_a_grid_of_ranges() -> None:
     ranges = {"a": {"min": -1, "max": 1}, "b": {"distribution": "q_uniform", "min": 0.1, "max": 0.3, "q": 0.1}}
-    runs = list(SweepFile("x", "grid", parameters(ranges)).grid())
+    runs = list(grid(ranges).grid())
     assert runs == [{"a": a, "b": b} for a in (-1, 0, 1) for b in (0.1, 0.2, 0.3)]
 
 
@@ -163,7 +165,7 @@ def test_nested_parameters_have_one_flag_by_the_outermost_key() -> None:
         "a": {"value": 1},
         "b": {"parameters": {"c": {"values": [1, 2]}, "d": {"parameters": {"e": {"value": 3}}}}},
     }
-    sweep = SweepFile("x", "grid", parameters(content))
+    sweep = grid(content)
     assert [sweep.nested(run) for run in sweep.grid()] == [{"a": 1, "b": {"c": c, "d": {"e": 3}}} for c in (1, 2)]
     assert [version_name(sweep.varied, run) for run in sweep.grid()] == ["c=1", "c=2"]
 
@@ -195,36 +197,34 @@ def test_a_whole_file(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(content))
     sweep = read_sweep(path)
     assert (sweep.name, sweep.method, sweep.run_cap, sweep.program) == ("all/of it", "bayes", 4, "train.py")
-    assert sweep.metric == Metric("loss", "maximize", 0.5, "best", "latest")
-    assert sweep.early_terminate == Hyperband((3, 9), 3, True)
+    assert sweep.metric == Metric.model_validate(content["metric"])
+    assert sweep.metric.goal == "maximize" and sweep.metric.impute_while_running == "latest"
+    assert sweep.early_terminate is not None and sweep.early_terminate.bands == [3, 9] and sweep.early_terminate.strict
     assert sweep.command[3] == "7"
 
 
 @pytest.mark.parametrize(
     ("described", "bands"),
     [
-        ({"min_iter": 2}, (2, 6, 18)),
-        ({"min_iter": 1, "eta": 1.5}, (1, 2, 3)),
-        ({"max_iter": 27, "s": 3}, (1, 3, 9)),
-        ({"max_iter": 10, "s": 9, "eta": 2}, (1, 2, 5)),
+        ({"min_iter": 2}, [2, 6, 18]),
+        ({"min_iter": 1, "eta": 1.5}, [1, 2, 3]),
+        ({"max_iter": 27, "s": 3}, [1, 3, 9]),
+        ({"max_iter": 10, "s": 9, "eta": 2}, [1, 2, 5]),
     ],
 )
-def test_bands(tmp_path: Path, described: dict[str, Any], bands: tuple[int, ...]) -> None:
-    content = {"method": "grid", "metric": {"name": "m"}, "parameters": {"a": {"value": 1}}}
-    (tmp_path / "a.yaml").write_text(yaml.safe_dump({**content, "early_terminate": {"type": "hyperband", **described}}))
-    rule = read_sweep(tmp_path / "a.yaml").early_terminate
-    assert rule is not None and rule.bands[:3] == bands
+def test_bands(described: dict[str, Any], bands: list[int]) -> None:
+    assert Hyperband.model_validate({"type": "hyperband", **described}).bands[:3] == bands
 
 
 @given(
     st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=9), st.sampled_from([2, 3]), st.booleans()
 )
 def test_who_falls_behind_is_not_among_the_best(histories: list[list[float]], eta: int, strict: bool) -> None:
-    rule = Hyperband((1, 3, 5), eta, strict)
+    rule = Hyperband(type="hyperband", min_iter=1, eta=eta, strict=strict)
     for history in histories:
-        band = rule.missed(history, histories, Metric("m"))
+        band = rule.missed(history, histories, Metric(name="m"))
         mirrored = [[-value for value in it] for it in histories]
-        assert band == rule.missed([-value for value in history], mirrored, Metric("m", "maximize"))
+        assert band == rule.missed([-value for value in history], mirrored, Metric(name="m", goal="maximize"))
         reached = max((band for band in rule.bands if band <= len(history)), default=None)
         if reached is None:
             assert band is None

@@ -18,7 +18,7 @@ from experiments.demo.methods import METHODS, Methods
 from experiments.demo.side_by_side import COUNTED_EVERY, TIMED, WARMUP, train_side_by_side
 from experiments.demo.turns import Pause, take_turns
 from experiments.models import SmallVGG
-from randbp.cli.sweep_plan import Options, Plan
+from randbp.cli.sweep_plan import Plan
 from randbp.report import PREFACE
 from randbp.report.summary_file import read_json
 
@@ -146,7 +146,7 @@ def test_a_task_that_fails_ends_the_others() -> None:
 
 
 def test_demo_has_the_four_keep_rates_and_nothing_else_differs(tmp_path: Path) -> None:
-    runs = list(Plan(Options(ROOT / "configs/sweeps/demo.yaml", "demo", tmp_path)))
+    runs = list(Plan(ROOT / "configs/sweeps/demo.yaml", "demo", tmp_path))
     assert [run.version for run in runs] == ["keep=1", "keep=0.5", "keep=0.25", "keep=0.125"]
     flag = "--tensor_dropout.weight_vjp.keep="
     common = {tuple(word for word in run.command if not word.startswith((flag, "--version="))) for run in runs}

@@ -70,11 +70,11 @@ def failed(id: str, *options: str, says: tuple[str, ...]) -> Command:
 
 
 FILES = [
-    Command("config file missing", ("fit", "--config=none.yaml"), says=("--config=none.yaml: no such file",)),
-    Command("config file missing, -c", ("fit", "-c", "none.yaml"), says=("none.yaml: no such file",)),
+    Command("config file missing", ("fit", "--config=none.yaml"), says=("--config=none.yaml: No such file",)),
+    Command("config file missing, -c", ("fit", "-c", "none.yaml"), says=("none.yaml: No such file",)),
     Command("config without a value", ("fit", "--config"), says=("--config",)),
     Command("no config at all", ("fit",), says=("missing model",)),
-    refused("config is a directory", "--config=.", "--config=.: not a file"),
+    refused("config is a directory", "--config=.", "--config=.: Is a directory"),
     file("bad YAML", "name: [x\n", "--config=it.yaml: not YAML: ", "line 2"),
     file("binary config", b"\xff\xfe\x00", "--config=it.yaml: not text"),
     file("empty config", "", "--config=it.yaml: is empty", NO_OPTIONS),
