@@ -49,11 +49,13 @@ def test_zero_norms_are_drawn_evenly(top: float) -> None:
     assert all(len(set(row)) == 4 for row in index.tolist()) and weights.isfinite().all()
 
 
-def layer(seed: int = 0, spread: float = 2.0) -> tuple[torch.Tensor, torch.Tensor, object, torch.Tensor]:
+def layer(
+    seed: int = 0, spread: float = 2.0, size: int = 12
+) -> tuple[torch.Tensor, torch.Tensor, object, torch.Tensor]:
     """Input whose positions and channels differ much in size, as in a network."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(8, 8, 12, 12, generator=generator)
-    x = x * (torch.randn(8, 1, 12, 12, generator=generator) * spread).exp()
+    x = torch.randn(8, 8, size, size, generator=generator)
+    x = x * (torch.randn(8, 1, size, size, generator=generator) * spread).exp()
     x = x * torch.randn(1, 8, 1, 1, generator=generator).exp()
     spec = conv_spec(x, torch.empty(8, 8, 3, 3), 1, 1, 1, 1)
     output_grad = torch.randn(spec.output_shape, generator=generator)
@@ -80,9 +82,10 @@ def test_block_means_gain_where_the_input_is_smooth() -> None:
     assert error(LowResolution(0.5, block=2), *sample) < 0.9 * error(Spatial(0.5), *sample)
 
 
-def test_a_sparse_input_that_fits_the_budget_is_nearly_exact() -> None:
-    x, output_grad, spec, _ = layer(spread=0)
-    x[:, :, 2:] = 0  # a sixth of the positions is left
+@pytest.mark.parametrize("size", [12, 66])  # 66: more pairs than integers of two bytes number
+def test_a_sparse_input_that_fits_the_budget_is_nearly_exact(size: int) -> None:
+    x, output_grad, spec, _ = layer(spread=0, size=size)
+    x[:, :, : -size // 6] = 0  # a sixth of the positions is left, the last ones
     exact = Exact().weight_vjp((x,), output_grad, spec, Draw(0))
     assert error(NormSpatial(0.5, center=False), x, output_grad, spec, exact) < 1e-5
     assert error(BiasedTopK(0.5), x, output_grad, spec, exact) < 1e-5

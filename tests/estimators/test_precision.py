@@ -114,6 +114,20 @@ def test_operands_are_rounded_independently_and_anew_by_each_draw() -> None:
             assert abs((one * another).mean()) < 6 / 2**8
 
 
+def test_each_part_of_a_batch_is_rounded_with_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws: list[Draw] = []
+
+    def noted(tensor: Tensor, dtype: torch.dtype, draw: Draw, *more: Any) -> Tensor:
+        draws.append(draw)
+        return narrowed(tensor, dtype, draw, *more)
+
+    monkeypatch.setattr(precision, "TOGETHER", 2**11)
+    monkeypatch.setattr(precision, "narrowed", noted)
+    x, weight = torch.ones(4, 8, 16, 16, requires_grad=True), torch.ones(8, 8, 3, 3, requires_grad=True)
+    conv(x, weight, **both(Precision())).sum().backward()
+    assert len(draws) == len(set(draws)) == 4 * 2 + 4 + 1  # inputs and gradients; gradients again; the weight
+
+
 @given(case=LAYERS, dtype=st.sampled_from([torch.float64, torch.bfloat16]))
 @settings(max_examples=40)
 def test_other_precisions_have_pytorchs_own_vjps(case: Case, dtype: torch.dtype) -> None:

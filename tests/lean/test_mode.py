@@ -106,6 +106,17 @@ def test_interrupts_leave_other_modes_alone(model: Model) -> None:
     assert _get_current_function_mode_stack() == []
 
 
+def test_a_mode_that_the_model_enters_itself_stays_above(model: Model) -> None:
+    def forward(x: Tensor) -> bool:
+        with Listens() as listens:
+            model.inner(x * 1)
+            return _get_current_function_mode_stack()[-1] is listens
+
+    model.inner.eval()
+    model.forward = forward  # type: ignore[assignment, method-assign]
+    assert model(data())
+
+
 def test_interrupted_activations_are_let_go(model: Model) -> None:
     model.inner.failure = KeyboardInterrupt
     x = data() * 1

@@ -115,6 +115,7 @@ def test_tools_take_the_other_name() -> None:
     [
         ({"first": False, "second": False}, False),
         ({"": "exact", "act.1": True}, True),
+        ({"*": "exact", "act.1": True}, True),  # the last entry that matches holds
         ({"": "exact", "act": True}, True),
         ({"": True, "act.1": "exact"}, False),
         ({"": True, "again.0": "exact"}, True),
