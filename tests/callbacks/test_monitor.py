@@ -223,7 +223,13 @@ def test_costs_go_into_a_summary_that_is_there_and_resumed_steps_count(tmp_path:
         trainer.save_checkpoint(tmp_path / "last.ckpt")
         return read(tmp_path / "own.json")
 
-    whole, resumed = fit(1), fit(3, tmp_path / "last.ckpt")
+    whole = fit(1)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    for state in checkpoint["callbacks"].values():
+        state |= {"fit_seconds": 1000.0} if "fit_seconds" in state else {}
+    torch.save(checkpoint, tmp_path / "slow.ckpt")
+    resumed = fit(3, tmp_path / "slow.ckpt")
+    assert whole["fit_seconds"] < 1000 < resumed["fit_seconds"]
     assert (whole["cost"]["steps_timed"], resumed["cost"]["steps_timed"]) == (STEPS - 1, 3 * STEPS - 1)
     assert resumed["started"] == whole["started"] and resumed["progress"]["steps"] == 3 * STEPS
     assert whole["cost"]["held_bytes"] == HELD and not (tmp_path / "summary.json").exists()

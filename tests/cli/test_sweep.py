@@ -242,9 +242,10 @@ def test_a_search_that_is_taken_up_again_goes_on_as_it_would_have(
     whole, parts = ((here / "runs" / name / "trials.json").read_text() for name in ("whole", "parts"))
     assert whole == parts and len(set(map(str, json.loads(whole)["draws"]))) == count
     assert len(list((here / "runs" / "parts").glob("x=*"))) == count
-    (here / "quick.yaml").write_text((here / "quick.yaml").read_text().replace("  x:", "  y:"))
-    assert main(["sweep", sweep, "--name=parts", f"--count={count}", "--resume"]) == 2
-    assert "parts/trials.json: not of this sweep file's parameters" in capsys.readouterr().err
+    for parameters in ({"y": X["parameters"]["x"]}, {}):
+        script_sweep(here, "fine", method=method, metric={"name": "loss"}, parameters=parameters)
+        assert main(["sweep", sweep, "--name=parts", f"--count={count}", "--resume"]) == 2
+        assert "parts/trials.json: not of this sweep file's parameters" in capsys.readouterr().err
 
 
 def test_a_run_that_falls_behind_is_stopped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,10 +159,15 @@ def test_bits_held(name: str) -> None:
     assert held(False) >= inputs[0].nbytes
 
 
-def test_a_stand_in_that_operands_share_works_inside_of_a_checkpoint() -> None:
+def chosen_twice(x: Tensor, y: Tensor) -> Tensor:
+    mask = x > y
+    return torch.where(mask, x, 2 * y) + torch.where(mask, 3 * y, x)
+
+
+@pytest.mark.parametrize("function", [TWO["of itself"][0], chosen_twice])
+def test_what_operands_or_operations_share_works_inside_of_a_checkpoint(function: Any) -> None:
     x, y = torch.randn(64, 128).requires_grad_(), torch.randn(64, 128).requires_grad_()
-    function, run = TWO["of itself"][0], lean(TWO["of itself"][0])
-    ours = values_and_grads(lambda x, y: checkpoint(run, x, y, use_reentrant=False), x, y)
+    ours = values_and_grads(lambda x, y: checkpoint(lean(function), x, y, use_reentrant=False), x, y)
     assert_same(ours, values_and_grads(function, x, y))
 
 
