@@ -1,19 +1,19 @@
 """The content of a folder of runs, and the files in it that cannot be read."""
 
 import re
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import pandas
-
-from .damaged import Damaged, reading
+from .damaged import Damaged
 from .printable import printable
 from .run import SUMMARY, Run
-from .run_files import CONFIG, METRICS, read_config, read_losses
+from .run_files import CONFIG, METRICS, NO_LOSSES, read_config, read_losses, read_text
 from .summary_file import read_summary
-from .target import Target, read_target
+from .target import SWEEP, Target, read_target
+
+Content = TypeVar("Content")
 
 PREFACE = "preface.html"
 """HTML in a folder of runs with which the page begins: what a program has found beyond its runs."""
@@ -35,44 +35,31 @@ def load_runs(folder: Path) -> Results:
         raise FileNotFoundError(f"{folder}: no such folder")
     runs: list[Run] = []
     damaged: list[Damaged] = []
+
+    def found(read: Callable[[Path], Content], path: Path, more: str = "") -> Content | None:
+        try:
+            return read(path)
+        except Damaged as error:
+            damaged.append(Damaged(error.path, error.what + more))
+            return None
+
     for path in sorted(folder.rglob(SUMMARY), key=lambda path: natural_key(str(path))):
         inner = path.parent.relative_to(folder)
         if any(part.startswith(".") for part in inner.parts):
             continue
-        name = folder.resolve().name if inner == Path() else str(inner)
-        try:
-            summary = read_summary(path)
-            if not summary.trained:
-                continue
-            config = read_config(path.with_name(CONFIG))
-        except Damaged as error:
-            damaged.append(error)
+        summary = found(read_summary, path)
+        if summary is None or not summary.trained or (config := found(read_config, path.with_name(CONFIG))) is None:
             continue
-        try:
-            losses = read_losses(path.with_name(METRICS))
-        except Damaged as error:
-            damaged.append(Damaged(error.path, f"{error.what}; the run has no loss curve here"))
-            losses = pandas.Series(dtype=float)
-        runs.append(Run(printable(name), summary, config, losses))
+        losses = found(read_losses, path.with_name(METRICS), "; the run has no loss curve here")
+        name = folder.resolve().name if inner == Path() else str(inner)
+        runs.append(Run(printable(name), summary, config, NO_LOSSES if losses is None else losses))
     if not runs and damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise Damaged(folder, f"no run in it that can be read: {damaged[0]}{more}")
     if not runs:
         raise FileNotFoundError(f"{folder}: no {SUMMARY} in it or below; runs write one with CostMonitor")
-    found: dict[str, Any] = {}
-    for name, read in (("target", read_target), ("preface", _read_preface)):
-        try:
-            found[name] = read(folder)
-        except Damaged as error:
-            damaged.append(error)
-    return Results(tuple(runs), tuple(damaged), **found)
-
-
-def _read_preface(folder: Path) -> str:
-    path = folder / PREFACE
-    with reading(path, "UTF-8"), suppress(FileNotFoundError):
-        return path.read_text(encoding="utf-8")
-    return ""
+    target, preface = found(read_target, folder / SWEEP), found(read_text, folder / PREFACE)
+    return Results(tuple(runs), tuple(damaged), target, preface or "")
 
 
 def natural_key(text: str) -> list[tuple[float, str]]:

@@ -1,9 +1,10 @@
 """The comparison as one self-contained HTML file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from randbp.callbacks.files import write_text
 
@@ -14,9 +15,9 @@ from .markup import definitions, facts, figures, paragraphs
 from .plots import accuracy_plot, cost_plots, loss_plot
 from .printable import printable
 from .run import Run
-from .style import STYLE
 from .table import MISSING, Cell, Column, Table
 
+STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 MEASURED = (
     (
         "Time per step",
@@ -149,33 +150,36 @@ def _problems(comparison: Comparison) -> str:
 
 
 def _runs_table(comparison: Comparison) -> Table:
-    headings = ["seed", "epochs", accuracy_name(comparison), "step", "quartiles"]
-    headings += ["timed", "waiting", "held", "peak", "at start", "training"]
-    columns = (Column("run", "code"), *map(Column, headings))
-    rows = [("" if run.finished else "failed", _run_cells(comparison, run)) for run in comparison.runs]
-    return Table("runs", columns, rows)
+    columns: dict[str, Callable[[Run], Any]] = {
+        "seed": lambda run: run.seed,
+        "epochs": lambda run: run.summary.progress.epochs,
+        accuracy_name(comparison): lambda run: _measured(run.metrics.get(comparison.accuracy or ""), PERCENT),
+        "step": lambda run: _measured(run.cost("step_seconds"), SECONDS),
+        "quartiles": _quartiles,
+        "timed": lambda run: _measured(run.cost("steps_timed"), "{:.0f}"),
+        "waiting": lambda run: _measured(run.cost("waiting_threads"), "{:.2f}"),
+        "held": lambda run: _measured(run.cost("held_bytes"), BYTES),
+        "peak": lambda run: _measured(run.cost("peak_bytes"), BYTES),
+        "at start": lambda run: _measured(run.cost("start_bytes"), BYTES),
+        "training": lambda run: _measured(run.summary.fit_seconds, SECONDS),
+    }
+    rows = []
+    for run in comparison.runs:
+        values = (value(run) for value in columns.values())
+        texts = [run.name, *(MISSING if value is None else str(value) for value in values)]
+        rows.append(("" if run.finished else "failed", [Cell(text) for text in texts]))
+    return Table("runs", (Column("run", "code"), *map(Column, columns)), rows)
 
 
-def _run_cells(comparison: Comparison, run: Run) -> list[Cell]:
-    def measured(value: float | None, units: Sequence[Unit]) -> str:
-        return MISSING if value is None else quantity(value, None, units)
+def _measured(value: float | None, form: Sequence[Unit] | str) -> str | None:
+    if value is None:
+        return None
+    return form.format(value) if isinstance(form, str) else quantity(value, None, form)
 
-    epochs = run.summary.progress.epochs
-    timed, waiting = run.cost("steps_timed"), run.cost("waiting_threads")
+
+def _quartiles(run: Run) -> str | None:
     low, high = run.cost("step_seconds_q25"), run.cost("step_seconds_q75")
-    texts = [
-        run.name,
-        str(MISSING if run.seed is None else run.seed),
-        str(MISSING if epochs is None else epochs),
-        measured(run.metrics.get(comparison.accuracy or ""), PERCENT),
-        measured(run.cost("step_seconds"), SECONDS),
-        MISSING if low is None or high is None else interval(low, high, SECONDS),
-        MISSING if timed is None else f"{timed:.0f}",
-        MISSING if waiting is None else f"{waiting:.2f}",
-        *(measured(run.cost(name), BYTES) for name in ("held_bytes", "peak_bytes", "start_bytes")),
-        measured(run.summary.fit_seconds, SECONDS),
-    ]
-    return [Cell(text) for text in texts]
+    return None if low is None or high is None else interval(low, high, SECONDS)
 
 
 def _settings(comparison: Comparison) -> str:

@@ -1,10 +1,8 @@
 """Runs, read from their folders: summary, configuration, loss curve."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import pandas
 
 from ..text.units import keep_rate
 from .printable import printable
@@ -56,8 +54,8 @@ class Run:
 
     name: str  # the folder's, relative to the folder of all runs
     summary: Summary  # content of summary.json
-    config: Mapping[str, str] = field(default_factory=dict)  # content of config.yaml, nested keys joined by dots
-    losses: LossCurve = field(default_factory=lambda: pandas.Series(dtype=float))  # training loss by step
+    config: Mapping[str, str]  # content of config.yaml, nested keys joined by dots
+    losses: LossCurve  # training loss by step
 
     @property
     def finished(self) -> bool:

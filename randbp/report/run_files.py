@@ -21,6 +21,8 @@ MOST_ENTRIES = 10_000
 LossCurve = pandas.Series
 """The training loss by step."""
 
+NO_LOSSES = pandas.Series(dtype=float)
+
 
 def read_config(path: Path) -> dict[str, str]:
     """Read a configuration, with nested keys joined by dots; empty if there is none."""
@@ -43,6 +45,13 @@ def parse_yaml(path: Path) -> Any:
     return None
 
 
+def read_text(path: Path) -> str:
+    """Read a text; empty if there is no file."""
+    with suppress(FileNotFoundError), reading(path, "UTF-8"):
+        return path.read_text(encoding="utf-8")
+    return ""
+
+
 def read_losses(path: Path) -> LossCurve:
     """Read training losses by step from the metrics of a run; empty if there are none."""
     table = pandas.DataFrame()
@@ -52,7 +61,7 @@ def read_losses(path: Path) -> LossCurve:
     names = [name for name in LOSSES if name in columns]
     names += [name for name in columns if "train" in name and "loss" in name]
     if not names or "step" not in columns:
-        return pandas.Series(dtype=float)
+        return NO_LOSSES
     rows = table[["step", names[0]]].dropna()
     steps, losses = [_numbers(path, rows[column], most) for column, most in (("step", 2.0**53), (names[0], inf))]
     curve = pandas.Series(losses, [int(step) for step in steps])

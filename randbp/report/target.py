@@ -41,9 +41,8 @@ class Target(Fields):
         return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
-def read_target(folder: Path) -> Target | None:
-    """The metric of the sweep in a folder; ``None`` if it is no sweep's or its file names no metric."""
-    path = folder / SWEEP
+def read_target(path: Path) -> Target | None:
+    """The metric that a sweep's file names; ``None`` if there is no file or it names none."""
     content = parse_yaml(path)
     metric = content.get("metric") if isinstance(content, dict) else None
     try:
