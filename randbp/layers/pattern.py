@@ -1,6 +1,7 @@
 """The index pattern: the relation between input, output and kernel positions of a convolution."""
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ class IndexPattern:
         k = torch.arange(self.kernel_size, device=device)[None, None, :]
         return (i == self.stride * o + self.dilation * k - self.padding).to(dtype)
 
-    @property
+    @cached_property
     def nonzeros(self) -> int:
         """Number of index triples that satisfy the pattern, which a contraction has to visit."""
         return sum(len(self.met(k)[0]) for k in range(self.kernel_size))

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from randbp import tn
 from randbp.tn.diagram.drawing import equation
-from randbp.tn.planning.path_report import random_path
+from randbp.tn.planning.path_report import orders
 from randbp.tn.planning.plan import lowered, searches
 from randbp.tn.planning.steps import Target
 
@@ -133,7 +133,7 @@ def other_orders(
     target = Target(torch.float64, CPU, rng.random() < 0.7)
     for form, search in searches(net, target):
         with another_machine(**LARGE) if large else nullcontext():
-            plan, _ = lowered(net, form, search, random_path(search, rng))
+            plan, _ = lowered(net, form, search, next(orders(search, rng)))
             yield f"{plan}\n{large=}", plan.run(tensors)
 
 

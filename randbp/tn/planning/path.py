@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from functools import reduce
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 from opt_einsum.paths import get_path_fn
@@ -68,8 +68,7 @@ class Search:
         held = [self.legs.encode(item.legs) for item in self.items]
         self.start = [Item(1 << n, legs, n < self.count) for n, legs in enumerate(held)]
         self._open = self.legs.encode(leg for leg in problem.sizes if leg in problem.open_legs)
-        self._kind_of: dict[int, int] = {0: 0}
-        self._needed: dict[int, int] = {}
+        self.needed, self.kind = cache(self._needed), cache(self._kind)
         self._moves: dict[tuple[int, ...], Move | None] = {}
         numbers: dict[object, int] = {}  # sums of these over equivalent sets of items are equal
         self._kinds = [1 << 8 * numbers.setdefault(_kind(item), len(numbers)) for item in self.items]
@@ -85,26 +84,20 @@ class Search:
     # Steps
     # ------------------------------------------------------------------------------------------------------------
 
-    def needed(self, mask: int) -> int:
+    def _needed(self, mask: int) -> int:
         """Legs of a set of items that something outside, or the output, still needs."""
-        known = self._needed.get(mask)
-        if known is None:
-            inside, outside = 0, self._open
-            for item in self.start:
-                if item.mask & mask:
-                    inside |= item.legs
-                else:
-                    outside |= item.legs
-            known = self._needed[mask] = inside & outside
-        return known
+        inside, outside = 0, self._open
+        for item in self.start:
+            if item.mask & mask:
+                inside |= item.legs
+            else:
+                outside |= item.legs
+        return inside & outside
 
-    def kind(self, mask: int) -> int:
+    def _kind(self, mask: int) -> int:
         """The kind of a set of items, regardless of leg names: the two halves of a Gram matrix are of one kind."""
-        known = self._kind_of.get(mask)
-        if known is None:
-            low = mask & -mask
-            known = self._kind_of[mask] = self.kind(mask ^ low) + self._kinds[low.bit_length() - 1]
-        return known
+        low = mask & -mask
+        return self.kind(mask ^ low) + self._kinds[low.bit_length() - 1] if mask else 0
 
     def move(self, *items: Item) -> Move | None:
         """The step that joins some items; ``None`` if no kernel does."""
@@ -192,12 +185,10 @@ class Search:
     # ------------------------------------------------------------------------------------------------------------
 
     def _joined(self, leaves: Sequence[tuple[Item, Tree]]) -> tuple[Item, Tree]:
-        """The cheapest way to join some items to one tensor."""
-        if len(leaves) > EXHAUSTIVE:
-            return self._greedy(leaves)
-        found = self._cheapest(leaves, outer=False) or self._cheapest(leaves, outer=True)
+        """The cheapest way to join some items to one tensor; if these are very many, of the first ones, and so on."""
+        found = self._cheapest(leaves[:EXHAUSTIVE], outer=False) or self._cheapest(leaves[:EXHAUSTIVE], outer=True)
         assert found is not None
-        return found
+        return found if len(leaves) <= EXHAUSTIVE else self._joined([found, *leaves[EXHAUSTIVE:]])
 
     def _cheapest(self, leaves: Sequence[tuple[Item, Tree]], outer: bool) -> tuple[Item, Tree] | None:
         best: dict[int, tuple[float, Tree]] = {item.mask: (0.0, tree) for item, tree in leaves}
@@ -221,15 +212,6 @@ class Search:
                             if known is None or time < known[0]:
                                 best[move.item.mask] = time, tuple(best[item.mask][1] for item in items)
         return next(((item, best[item.mask][1]) for item in by_count[-1] if item.tensor), None)
-
-    def _greedy(self, leaves: Sequence[tuple[Item, Tree]]) -> tuple[Item, Tree]:
-        """Join items by the cheapest step at a time."""
-        trees, state = {item.mask: tree for item, tree in leaves}, [item for item, _ in leaves]
-        while len(state) > 1:
-            positions, move = min(self.moves_from(state), key=lambda found: found[1].cost.time)
-            trees[move.item.mask] = tuple(trees[state[position].mask] for position in positions)
-            state = advanced(state, positions, move.item)
-        return state[0], trees[state[0].mask]
 
     def _along_tree(self) -> Tree:
         """Join tensors in opt_einsum's order, and relations where all tensors that they touch have come together."""
@@ -274,18 +256,13 @@ class Search:
                 raise ValueError(f"optimize={find!r}: expected a strategy of opt_einsum such as 'dp'") from None
         else:
             find = deepcopy(find)  # some remember the network that they were called for first
-        determined = {leg: frozenset(each.free) for each in self.problem.relations for leg in each.determined}
+        determined = {leg: each.free for each in self.problem.relations for leg in each.determined}
 
         def free(legs: Iterable[str]) -> frozenset[str]:
             """Determined legs as the free legs that they follow from."""
-            found, left = set[str](), set(legs)
-            seen = set[str]()
-            while left:
-                leg = left.pop()
-                seen.add(leg)
-                found |= {leg} - determined.keys()
-                left |= determined.get(leg, frozenset()) - seen
-            return frozenset(found)
+            for _ in determined:
+                legs = {origin for leg in legs for origin in determined.get(leg, (leg,))}
+            return frozenset(legs)
 
         inputs = [free(tensor.legs) for tensor in self.problem.tensors]
         output = free(self.problem.open_legs) & frozenset().union(*inputs)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 
 from ...text.text_table import aligned
@@ -76,11 +77,11 @@ def path_report(net: Network, samples: int = 200, seed: int = 0) -> PathReport:
     if samples < 1:
         raise ValueError(f"samples={samples}: expected a positive integer")
     search = Search(problem(net))
-    paths = {tuple(path) for path in _all_paths(search, samples + 1)}
+    paths = {tuple(path) for path in islice(orders(search), samples + 1)}
     exhaustive = len(paths) <= samples
     if not exhaustive:
         generator = random.Random(seed)
-        paths = {tuple(random_path(search, generator)) for _ in range(samples)}
+        paths = {tuple(path) for _ in range(samples) for path in orders(search, generator)}
     paths.add(tuple(search.path()))
     costs = [search.cost(list(path)) for path in paths]
     return PathReport(
@@ -97,26 +98,14 @@ def _three(values):  # type: ignore[no-untyped-def]
     return min(values), median(values), max(values)
 
 
-def _all_paths(search: Search, limit: int) -> Iterator[Path]:
-    """Yield paths in depth-first order, at most ``limit`` of them."""
+def orders(search: Search, generator: random.Random | None = None) -> Iterator[Path]:
+    """Contraction orders in depth-first order: all there are, or one whose every step is drawn at random."""
     stack: list[tuple[Path, list[Item]]] = [([], search.start)]
-    found = 0
-    while stack and found < limit:
+    while stack:
         path, state = stack.pop()
         if len(state) == 1:
-            found += 1
             yield path
             continue
-        for positions, move in search.moves_from(state):
+        moves = search.moves_from(state)
+        for positions, move in moves if generator is None else [generator.choice(moves)]:
             stack.append(([*path, positions], advanced(state, positions, move.item)))
-
-
-def random_path(search: Search, generator: random.Random) -> Path:
-    """An order in which every step is drawn at random."""
-    path: Path = []
-    state = search.start
-    while len(state) > 1:
-        positions, move = generator.choice(search.moves_from(state))
-        path.append(positions)
-        state = advanced(state, positions, move.item)
-    return path

@@ -7,7 +7,7 @@ from ..network import Network
 from ..nodes import Operand, Pattern, Selection
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Windows:
     """Patterns of one convolution, used together: ``(o, k)`` are free, ``i = s·o + d·k - p`` follows from them."""
 
@@ -32,7 +32,7 @@ class Windows:
         return " ".join(map(str, self.patterns))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lookup:
     """A selection, merged with the patterns that it feeds: a table from ``(batch, sample, free legs)`` to positions."""
 

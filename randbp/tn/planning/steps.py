@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -84,8 +84,7 @@ class Legs:
         self.target = target
         self._bits = {leg: 1 << index for index, leg in enumerate(problem.sizes)}
         self._sizes = list(problem.sizes.values())
-        self._volumes: dict[int, int] = {0: 1}
-        self._roles: dict[int, Roles] = {}
+        self.volume, self.roles = cache(self._volume), cache(self._roles)
         # Legs of the operands' last dimensions, by the operands' legs.
         self._innermost = {self.encode(t.legs): self.encode(t.axes[-1].legs) for t in problem.tensors if t.axes}
 
@@ -100,24 +99,17 @@ class Legs:
         """The legs of a set."""
         return frozenset(leg for leg, bit in self._bits.items() if bit & mask)
 
-    def volume(self, mask: int) -> int:
+    def _volume(self, mask: int) -> int:
         """Number of index tuples of a set of legs."""
-        known = self._volumes.get(mask)
-        if known is None:
-            low = mask & -mask
-            known = self.volume(mask ^ low) * self._sizes[low.bit_length() - 1]
-            self._volumes[mask] = known
-        return known
+        low = mask & -mask
+        return self.volume(mask ^ low) * self._sizes[low.bit_length() - 1] if mask else 1
 
-    def roles(self, relation: Relation) -> Roles:
+    def _roles(self, relation: Relation) -> Roles:
         """The relation's legs by role."""
-        known = self._roles.get(id(relation))
-        if known is None:
-            parts = [relation.determined, (), ()]
-            if isinstance(relation, Windows):
-                parts = [tuple(getattr(p, role) for p in relation.patterns) for role in "iok"]
-            known = self._roles[id(relation)] = Roles(*map(self.encode, (*parts, relation.free, relation.legs)))
-        return known
+        parts = [relation.determined, (), ()]
+        if isinstance(relation, Windows):
+            parts = [tuple(getattr(p, role) for p in relation.patterns) for role in "iok"]
+        return Roles(*map(self.encode, (*parts, relation.free, relation.legs)))
 
     def innermost(self, tensor: int, default: int) -> int:
         """Legs of the last dimension of the operand with these legs; the default for what is no operand."""
