@@ -1,12 +1,14 @@
 """Backward of batch, group and instance normalisation by numba: see :mod:`.channel_norm`."""
 
+from functools import lru_cache
 from math import gcd
 
+import numpy as np
 from numba import prange, uint64
 from torch import Tensor
 
 from .channel_norm import terms
-from .decode_numba import decode_block
+from .decode_numba import decode_number
 from .instructions_numba import as_bytes, at, beyond, part_of
 from .jit import function, numbers, parallel, share, summing
 from .memory_numba import buffer_of, loaded, stored
@@ -29,15 +31,15 @@ def channel_norm_backward(
     constants, room = numbers([0.5, 2**-16, 12, 0], scales.dtype), (BLOCK, scales.dtype)
     held = codes, scales, uint64(start(seed)), bits, constants, grad.view(-1), grad.dtype
     if form.size == 1:
-        each = min(form.rows, max(1, _PART // form.planes))
-        partial = scales.new_zeros(form.examples, -(-form.rows // each), 2, form.planes)
-        _column_sums(*held, form.rows, each, partial, tasks=partial.shape[0] * partial.shape[1], room=room)
+        cuts = _cuts(form.examples, form.rows, max(1, _PART // form.planes), form.planes)
+        partial = scales.new_zeros(form.examples, len(cuts) // form.examples, 2, form.planes)
+        _sums(*held, cuts, 1, form.planes, 2 * form.planes, partial, tasks=len(cuts), room=room)
         sums = form.gather(partial.sum(1).movedim(1, 0))
     else:
-        least = BLOCK // gcd(form.size, BLOCK)
-        each = max(1, round(_PART / form.size / least)) * least
-        partial = scales.new_zeros(2, form.examples * form.rows * form.planes)
-        _plane_sums(*held, form.size, each, partial, tasks=-(-partial.shape[1] // each), room=room)
+        least, planes = BLOCK // gcd(form.size, BLOCK), form.examples * form.rows * form.planes
+        cuts = _cuts(1, planes, max(1, round(_PART / form.size / least)) * least, form.size)
+        partial = scales.new_zeros(2, planes)
+        _sums(*held, cuts, form.size, planes, 0, partial, tasks=len(cuts), room=room)
         sums = partial.view(2, form.examples, -1, channels).sum(2)
     together = (examples if over_batch else channels // groups) * before * after
     weight_grad, bias_grad, coefficients = terms(sums, rstd, weight, groups, over_batch, together)
@@ -50,32 +52,33 @@ def channel_norm_backward(
     return result, weight_grad, bias_grad
 
 
+@lru_cache(maxsize=256)
+def _cuts(rows: int, units: int, each: int, size: int) -> np.ndarray:
+    """First entry and end of so many units of ``size`` entries; no cut has units of two rows."""
+    first = (np.arange(rows)[:, None] * units + np.arange(0, units, each)).ravel()
+    return np.stack([first, np.minimum(first + each, (first // units + 1) * units)], 1) * size
+
+
 @parallel
-def _column_sums(codes, scales, start, bits, numbers, grad, kind, rows, each, sums, room, words, tasks):
-    parts, columns = sums.shape[1], sums.shape[3]
-    nbytes = BLOCK // 8 * bits
+def _sums(codes, scales, start, bits, numbers, grad, kind, cuts, size, planes, apart, sums, room, words, tasks):
+    """Sums of ``v`` and of ``v x̂`` over each plane, or, of planes of one entry, over columns, apart for each task."""
     for task in prange(tasks):
-        example, part = task // parts, task % parts
         given, levels = part_of(room, task), as_bytes(part_of(words, task))
-        x = beyond(given, BLOCK)
-        first = (example * rows + part * each) * columns
-        end = (example * rows + min(rows, (part + 1) * each)) * columns
+        x, first, end = beyond(given, BLOCK), cuts[task, 0], cuts[task, 1]
         for number in range(first // BLOCK, (end + BLOCK - 1) // BLOCK):
             begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
-            decode_block(
-                at(codes, number * nbytes), stop - begin, at(scales, 2 * number), start, number, bits, True,
-                at(numbers, 0), levels, x,
-            )  # fmt: skip
+            decode_number(codes, scales, start, bits, numbers, number, stop - begin, levels, x)
             v = loaded(at(grad, begin), stop - begin, kind, given)
             here, stop = max(begin, first), min(stop, end)
             while here < stop:
-                column = here % columns
-                to = min(stop, here + columns - column)
-                place = (example * parts + part) * 2 * columns + column
-                _add_columns(
-                    beyond(v, here - begin), beyond(x, here - begin), to - here, at(sums, place),
-                    at(sums, place + columns),
-                )  # fmt: skip
+                plane = here // size % planes
+                some, entries, plain = beyond(v, here - begin), beyond(x, here - begin), at(sums, task * apart + plane)
+                if size == 1:
+                    to = min(stop, here + planes - plane)
+                    _add_columns(some, entries, to - here, plain, beyond(plain, planes))
+                else:
+                    to = min(stop, (here // size + 1) * size)
+                    _add_sums(some, entries, to - here, numbers[3], plain, beyond(plain, planes))
                 here = to
 
 
@@ -86,37 +89,14 @@ def _add_columns(v, x, count, plain, products):
         products[i] += v[i] * x[i]
 
 
-@parallel
-def _plane_sums(codes, scales, start, bits, numbers, grad, kind, size, each, sums, room, words, tasks):
-    planes, nbytes = sums.shape[1], BLOCK // 8 * bits
-    for task in prange(tasks):
-        given, levels = part_of(room, task), as_bytes(part_of(words, task))
-        x = beyond(given, BLOCK)
-        first, end = task * each * size, min(planes, (task + 1) * each) * size
-        for number in range(first // BLOCK, (end + BLOCK - 1) // BLOCK):
-            begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
-            decode_block(
-                at(codes, number * nbytes), stop - begin, at(scales, 2 * number), start, number, bits, True,
-                at(numbers, 0), levels, x,
-            )  # fmt: skip
-            v = loaded(at(grad, begin), stop - begin, kind, given)
-            here, stop = max(begin, first), min(stop, end)
-            while here < stop:
-                plane = here // size
-                to = min(stop, (plane + 1) * size)
-                plain, product = _sums(beyond(v, here - begin), beyond(x, here - begin), to - here, numbers[3])
-                sums[0, plane] += plain
-                sums[1, plane] += product
-                here = to
-
-
 @summing
-def _sums(v, x, count, zero):
-    plain, product = zero, zero
+def _add_sums(v, x, count, zero, plain, products):
+    total, product = zero, zero
     for i in range(count):
-        plain += v[i]
+        total += v[i]
         product += v[i] * x[i]
-    return plain, product
+    plain[0] += total
+    products[0] += product
 
 
 @parallel
@@ -124,7 +104,6 @@ def _input_grad(
     codes, scales, start, bits, numbers, grad, kind, rows, planes, size, scale, slope, shift, excess, corrected, result,
     room, words, tasks,
 ):  # fmt: skip
-    nbytes = BLOCK // 8 * bits
     for task in prange(tasks):
         given, levels = part_of(room, task), as_bytes(part_of(words, task))
         made = beyond(given, BLOCK)
@@ -132,10 +111,7 @@ def _input_grad(
             begin, stop = number * BLOCK, min(len(grad), (number + 1) * BLOCK)
             out = at(result, begin)
             x = buffer_of(out, made)
-            decode_block(
-                at(codes, number * nbytes), stop - begin, at(scales, 2 * number), start, number, bits, True,
-                at(numbers, 0), levels, x,
-            )  # fmt: skip
+            decode_number(codes, scales, start, bits, numbers, number, stop - begin, levels, x)
             v = loaded(at(grad, begin), stop - begin, kind, given)
             variance = scales[0, number, 1] * scales[0, number, 1] / numbers[2] if corrected else numbers[3]
             here = begin

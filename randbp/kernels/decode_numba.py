@@ -8,7 +8,7 @@ from torch import Tensor
 from .instructions_numba import add, as_bytes, at, both, converted, left, part_of, right, subtract
 from .jit import function, numbers, parallel, share
 from .memory_numba import buffer_of, copied, stored
-from .noise import start
+from .noise import BLOCK, start
 from .noise_numba import keys, word
 from .packing_numba import unpack_bytes
 
@@ -80,6 +80,13 @@ def decode_block(packed, size, scale, start, number, bits, dithered, numbers, le
         for i in range(size):
             if levels[i] == (1 << bits) - 1:
                 out[i] = np.nan
+
+
+@function
+def decode_number(codes, scales, start, bits, numbers, number, size, levels, out):
+    """Entries of a block, dithered, of the one row that :func:`.encode_normalised` made; its codes are whole bytes."""
+    packed, scale = at(codes, number * (BLOCK // 8 * bits)), at(scales, 2 * number)
+    decode_block(packed, size, scale, start, number, bits, True, at(numbers, 0), levels, out)
 
 
 @function

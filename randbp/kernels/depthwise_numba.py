@@ -12,8 +12,7 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from .jit import function, parallel, parts_of, share
-from .sums_numba import dot, three_dots
+from .jit import contracting, function, parallel, parts_of, share
 
 CACHED = 2**11
 """Entries of the planes that are rebuilt together, about."""
@@ -169,12 +168,31 @@ def _products(x, v, geometry, pitch, sums):
         j = width - 1
         while j >= 2:  # three entries at a time, the last one first: it meets the outputs that were put first
             a, b, c = start, start + step, start + 2 * step
-            some = three_dots(x, v[a : a + size], v[b : b + size], v[c : c + size])
+            some = _three_dots(x, v[a : a + size], v[b : b + size], v[c : c + size])
             for i in range(3):
                 sums[k * width + j - i] += some[i]
             start += 3 * step
             j -= 3
         while j >= 0:
-            sums[k * width + j] += dot(x, v[start : start + size])
+            sums[k * width + j] += _dot(x, v[start : start + size])
             start += step
             j -= 1
+
+
+@contracting
+def _dot(left, right):
+    total = left.dtype.type(0)
+    for i in range(len(left)):
+        total += left[i] * right[i]
+    return total
+
+
+@contracting
+def _three_dots(left, first, second, third):
+    zero = left.dtype.type(0)
+    a, b, c = zero, zero, zero
+    for i in range(len(left)):
+        a += left[i] * first[i]
+        b += left[i] * second[i]
+        c += left[i] * third[i]
+    return a, b, c

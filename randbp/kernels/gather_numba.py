@@ -6,8 +6,7 @@ from torch import Tensor
 
 from .gather import gather_planes as fused
 from .gather import results
-from .jit import function, parallel, share
-from .sums_numba import total
+from .jit import contracting, function, parallel, share
 
 
 def gather_planes(planes, numbers, length, order, what) -> tuple[Tensor, Tensor]:
@@ -36,7 +35,7 @@ def _gather(planes, numbers, length, level, kept, example, channel, means, tasks
 def _one(plane, numbers, length, level, out, mean):
     """Gather from one plane."""
     if level:
-        mean[0] = total(plane) / len(plane)
+        mean[0] = _total(plane) / len(plane)
     if length == 1:
         for r in range(len(numbers)):
             out[r] = plane[uint64(numbers[r])]
@@ -51,3 +50,11 @@ def _one(plane, numbers, length, level, out, mean):
         middle = mean[0]
         for i in range(len(out)):
             out[i] -= middle
+
+
+@contracting
+def _total(values):
+    result = values.dtype.type(0)
+    for i in range(len(values)):
+        result += values[i]
+    return result

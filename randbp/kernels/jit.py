@@ -39,6 +39,10 @@ summing = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"rea
 """Compile a function whose sums are taken in an order of the compiler's, many at a time."""
 
 
+contracting = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
+"""The same, with multiplications and additions that may be rounded once."""
+
+
 def parallel(kernel: Callable[..., Any]) -> Callable[..., None]:
     """Compile a kernel whose ``prange`` runs in as many threads as PyTorch's own operations.
 

@@ -7,7 +7,7 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from .decode_numba import decode_block
+from .decode_numba import decode_number
 from .instructions_numba import at, beyond, part_of
 from .jit import function, numbers, parallel, summing
 from .memory_numba import buffer_of, loaded, stored
@@ -47,7 +47,6 @@ def _row_norm_backward(
     result, room, words, tasks,
 ):  # fmt: skip
     count, columns = grad.shape
-    nbytes = BLOCK // 8 * bits
     for task in prange(tasks):
         buffer, levels = part_of(room, task), part_of(words, task)
         decoded = beyond(buffer, 2 * columns)
@@ -57,10 +56,8 @@ def _row_norm_backward(
             first, end = top * columns // BLOCK, (min(last, top + chunk) * columns + BLOCK - 1) // BLOCK
             for number in range(first, end):
                 size = min(BLOCK, count * columns - number * BLOCK)
-                decode_block(
-                    at(codes, number * nbytes), size, at(scales, 2 * number), start, number, bits, True, at(numbers, 0),
-                    levels, beyond(decoded, (number - first) * BLOCK),
-                )  # fmt: skip
+                some = beyond(decoded, (number - first) * BLOCK)
+                decode_number(codes, scales, start, bits, numbers, number, size, levels, some)
             for row in range(top, min(last, top + chunk)):
                 begin = row * columns
                 x, v = beyond(decoded, begin - first * BLOCK), loaded(at(grad, begin), columns, kind, buffer)
