@@ -1,4 +1,4 @@
-"""Flat entries of any range in a few bits, all in one tensor of bytes."""
+"""A codec for flat entries of any range: levels are equally spaced within each block of 256 entries."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +15,7 @@ from .uniform import Uniform
 
 @dataclass(frozen=True)
 class Blocks(Flat):
-    """Flat entries of any range in :class:`.Uniform`, all in one tensor of bytes.
+    """Dithered rounding of flat entries of any range by :class:`.Uniform`; one tensor holds codes and scales.
 
     Args:
         bits: Bits per entry.
@@ -35,11 +35,11 @@ class Blocks(Flat):
         return Uniform(self.bits, count, max(1, min(BLOCK, count)), dithered=True)
 
     def nbytes(self, count: int) -> int:
-        """Bytes of codes and scales."""
+        """Return the bytes of codes and scales."""
         return self._layout(count).nbytes(1)
 
     def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
-        """What is held of flat values."""
+        """Encode flat values as ``uint8``."""
         layout, stream = self._layout(values.numel()), needed(noise)
         codes, scales = layout.encode(values.view(1, -1).float(), stream.seed, stream.take(layout.blocks))
         return torch.cat([codes.view(-1), scales.view(-1).view(torch.uint8)])
@@ -52,7 +52,7 @@ class Blocks(Flat):
         return some.decode(codes, scales, stream.seed, stream.take(layout.blocks) + first).view(-1)
 
     def variance(self, values: Tensor) -> Tensor:
-        """``h²/12`` of each entry, with ``h`` the step of its block.
+        """Return ``h²/12`` of each entry, with ``h`` the step of its block.
 
         Example:
             >>> Blocks(bits=2).variance(torch.tensor([0.0, 18.0]))  # h = 6
@@ -61,19 +61,19 @@ class Blocks(Flat):
         return self._layout(values.numel()).variance(values.view(1, -1).float()).view(-1)
 
     def decode_with_scales(self, held: Tensor, count: int, noise: Stream) -> tuple[Tensor, Tensor]:
-        """The entries, and the scales, of which :meth:`variances` tells."""
+        """Decode all entries, and return the scales, which :meth:`variances` needs, as well."""
         layout = self._layout(count)
         codes, scales = self._split(held, layout)
         return layout.decode(codes, scales, noise.seed, noise.take(layout.blocks)).view(-1), scales
 
     @staticmethod
     def _split(held: Tensor, layout: Uniform) -> tuple[Tensor, Tensor]:
-        """Codes and scales, of one row."""
+        """Split bytes into codes and scales of one row."""
         whole = layout.nbytes(1)
         size = whole - 8 * layout.blocks
-        scales = held[size:whole].clone().view(torch.float32).view(1, -1, 2)  # a copy lies at an address that fits
+        scales = held[size:whole].clone().view(torch.float32).view(1, -1, 2)  # a copy is aligned
         return held[:size].view(1, -1), scales
 
     def variances(self, scales: Tensor, count: int) -> Tensor:
-        """Variance of each entry."""
+        """Return the variance of each entry, given the scales."""
         return self._layout(count).variances(scales).view(-1)

@@ -1,4 +1,4 @@
-"""Small integers, such as positions in a window, in a few bits each."""
+"""A codec for small integers, such as positions in a window, in a few bits each."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from .stream import Stream
 
 @dataclass(frozen=True)
 class Codes(Flat):
-    """Integers from 0 to ``2^bits - 1``, exact.
+    """Packing of integers from 0 to ``2^bits - 1``; it is exact.
 
     Args:
         bits: Bits per entry, 1 to 8.
@@ -27,11 +27,11 @@ class Codes(Flat):
     bits: int
 
     def nbytes(self, count: int) -> int:
-        """``bits`` for every eight entries."""
+        """Return ``bits`` bytes for every eight entries, rounded up."""
         return packed_size(count, self.bits)
 
     def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
-        """What is held of flat ``uint8``."""
+        """Pack flat integers, ``uint8``."""
         return pack(values, self.bits)
 
     def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all ways to hold flat entries have in common."""
+"""The interface of codecs that hold flat entries in one tensor of bytes."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -10,33 +10,33 @@ from .stream import Stream
 
 
 class Flat(ABC):
-    """How flat entries are held in one tensor of bytes: encode, decode all or some, bytes and variance."""
+    """A codec that encodes flat entries as one tensor of bytes, and decodes all or some of them."""
 
     dithered: ClassVar[bool] = False
-    """Whether decoding needs the noise again."""
+    """Whether decoding needs the noise of encoding again."""
 
     unit: ClassVar[int] = 1
-    """Entries of which a multiple must lie before those that are decoded alone [entries]."""
+    """A part that is decoded alone begins at a multiple of this number [entries]."""
 
     @abstractmethod
     def nbytes(self, count: int) -> int:
-        """Bytes of so many entries."""
+        """Return how many bytes ``count`` entries take."""
 
     @abstractmethod
     def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
-        """What is held of flat values, ``uint8``. What is exact needs no noise."""
+        """Encode flat values as ``uint8``; an exact codec needs no noise."""
 
     def decode(self, held: Tensor, count: int, noise: Stream | None = None, part: slice | None = None) -> Tensor:
-        """The entries, or a part of them, unbiased.
+        """Decode the entries, or a part of them; their mean over the noise is the values that were encoded.
 
         Args:
-            held: What :meth:`encode` made.
-            count: How many entries that are, in all.
-            noise: Where encoding began, if its noise is subtracted again; it is taken of as for all entries.
-            part: Which entries; its start is a multiple of :attr:`unit`.
+            held: What :meth:`encode` returned.
+            count: Number of entries that were encoded.
+            noise: A stream at the place where encoding began, if the codec is dithered; it advances as for all entries.
+            part: A slice of the entries without steps; its start is a multiple of :attr:`unit`.
 
         Raises:
-            ValueError: If it is not, or there is no noise where one is needed.
+            ValueError: If the part begins elsewhere, or a dithered codec gets no noise.
         """
         start, stop, step = (slice(None) if part is None else part).indices(count)
         if start % self.unit or step != 1:
@@ -46,12 +46,10 @@ class Flat(ABC):
 
     @abstractmethod
     def _decode(self, held: Tensor, count: int, noise: Stream | None, part: slice) -> Tensor:
-        """A part that begins and ends at multiples of :attr:`unit`, or ends with the entries."""
+        """Decode a part that begins and ends at multiples of :attr:`unit`, or ends with the entries."""
 
     def variance(self, values: Tensor) -> Tensor:
-        """Variance over the noise of each entry that is decoded of these values; NaN of those that come back as NaN.
-
-        Zeros of what is exact.
+        """Return the variance over the noise of each decoded entry; NaN of those that are decoded as NaN.
 
         Example:
             >>> from randbp.codecs import Mask
@@ -61,13 +59,13 @@ class Flat(ABC):
         return torch.zeros(values.shape, device=values.device)
 
     def times(self, values: Tensor, held: Tensor, noise: Stream | None = None) -> Tensor:
-        """Flat values times the entries, in the values' dtype."""
+        """Multiply flat values by the decoded entries; the result has the values' dtype."""
         entries = self.decode(held, len(values), noise)
         return values * entries if values.dtype == torch.float64 else entries.mul_(values).to(values.dtype)
 
 
 def needed(noise: Stream | None) -> Stream:
-    """Noise that must be there."""
+    """Return the noise, or raise an error if there is none."""
     if noise is None:
         raise ValueError("noise=None: expected a stream")
     return noise

@@ -1,4 +1,4 @@
-"""Levels in geometric progression: rounding whose error is small beside each entry, however large others are."""
+"""A codec whose error is small relative to each entry: levels are in geometric progression."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -20,17 +20,17 @@ _FINE, _DEEP = 0.25, 8.0
 
 @dataclass(frozen=True)
 class Geometric(Flat):
-    r"""Flat entries in ``bits`` bits each, and two scales per block of 256.
+    r"""Stochastic rounding of flat entries to powers of a ratio, with two scales per block of 256.
 
-    A derivative with poles has a few huge entries beside many ordinary ones, and what comes after it in the backward
-    pass may well multiply the huge ones by nearly nothing. So each entry's error must be small beside that entry. The
-    levels of a block are 0 and ``a r^{-k}``, ``k = 0 … M - 1``, with ``a`` its largest magnitude; an entry ``s``
-    between two of them takes either with the probability that makes ``s`` its mean. The standard deviation is then
-    at most ``(√r - 1/√r) / 2`` of the entry. The least level is the least entry, unless that would set levels apart
-    by more than a quarter of an octave or is more than eight octaves down: then it is two standard deviations of the
-    entries' logarithms below their mean. What is smaller goes to that or to 0. A block whose entries all have
-    one sign has ``M = 2^bits - 2`` levels, another ``2^(bits-1) - 1`` of each. One code is left for entries that are
-    not finite; they come back as NaN.
+    A derivative with poles has a few huge entries among many ordinary ones, and the backward pass may multiply the huge
+    ones by nearly nothing. So the error of each entry must be small relative to that entry. The levels of a block are 0
+    and ``a r^{-k}``, ``k = 0 … M - 1``, with ``a`` its largest magnitude; an entry ``s`` between two of them takes
+    either with the probability that makes ``s`` its mean. The standard deviation is then at most ``(√r - 1/√r) / 2`` of
+    the entry. The least level is the least entry, unless levels would then be more than a quarter of an octave apart or
+    the least one more than eight octaves down: then it is two standard deviations of the entries' logarithms below
+    their mean. Smaller entries are rounded to it or to 0. A block whose entries all have one sign has
+    ``M = 2^bits - 2`` levels, another ``2^(bits-1) - 1`` of each sign. One code stands for entries that are not finite;
+    they are decoded as NaN.
 
     Args:
         bits: Bits per entry, 2 to 8.
@@ -46,17 +46,17 @@ class Geometric(Flat):
 
     @staticmethod
     def _blocks(count: int) -> tuple[int, int]:
-        """How many blocks, and their entries."""
+        """Return the number of blocks, and the entries of each."""
         block = max(1, min(BLOCK, count))
         return -(-count // block), block
 
     def nbytes(self, count: int) -> int:
-        """Bytes of codes and scales."""
+        """Return the bytes of codes and scales."""
         blocks, block = self._blocks(count)
         return packed_size(blocks * block, self.bits) + 8 * blocks
 
     def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
-        """What is held of flat values."""
+        """Encode flat values as ``uint8``."""
         at = self._places(values)
         share = (at.size - at.under).div_(at.over - at.under).nan_to_num_(0, 0, 0)
         drawn = needed(noise).next(share.numel()).view(share.shape).add_(0.5)
@@ -70,7 +70,7 @@ class Geometric(Flat):
         return torch.cat([pack(codes, self.bits), scales.view(-1).view(torch.uint8)])
 
     def variance(self, values: Tensor) -> Tensor:
-        """``(s - a) (b - s)`` of a magnitude ``s`` between two levels ``a`` and ``b``.
+        """Return ``(s - a) (b - s)`` of a magnitude ``s`` between two levels ``a`` and ``b``.
 
         Example:
             >>> Geometric(bits=2).variance(torch.tensor([4.0, 3.0, 1.0]))  # levels 0, 1 and 4
@@ -105,7 +105,7 @@ class Geometric(Flat):
         size, half = packed_size(blocks * block, self.bits), 2 ** (self.bits - 1)
         some = slice(part.start // block, -(-part.stop // block))
         codes = unpack(held[:size], self.bits, blocks * block).view(blocks, block)[some]
-        scales = held[size : size + 8 * blocks].clone().view(torch.float32)  # a copy lies at an address that fits
+        scales = held[size : size + 8 * blocks].clone().view(torch.float32)  # a copy is aligned
         largest, ratio = scales.view(-1, 2)[some].split(1, 1)
         mixed = ratio.signbit()
         place = torch.where(mixed, codes.remainder(half), codes)
@@ -115,12 +115,12 @@ class Geometric(Flat):
         return values.view(-1)[: part.stop - part.start]
 
     def _levels(self, mixed: Tensor) -> Tensor:
-        """Number ``M`` of levels above zero."""
+        """Return the number ``M`` of levels above zero."""
         return torch.where(mixed, 2.0 ** (self.bits - 1) - 1, 2.0**self.bits - 2)
 
 
 class _Places(NamedTuple):
-    """Where entries ``[blocks, block]`` lie among the levels of their blocks."""
+    """The places of entries ``[blocks, block]`` among the levels of their blocks."""
 
     size: Tensor
     wrong: Tensor
@@ -136,7 +136,7 @@ class _Places(NamedTuple):
 
 
 def _progression(size: Tensor, present: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of magnitudes in blocks: the largest, ``log2 r``, and where among ``levels`` levels each one lies."""
+    """Return, for magnitudes in blocks, the largest, ``log2 r``, and the place of each among ``levels`` levels."""
     largest = size.amax(1, keepdim=True)
     logarithms = torch.where(present, size, largest).log2_().sub_(largest.log2()).nan_to_num_(0)  # at most 0
     count = present.sum(1, keepdim=True).clamp_(min=1)

@@ -1,4 +1,4 @@
-"""Numbers of a known range, such as derivatives of activations, on equally spaced levels."""
+"""A codec for numbers of a known range, such as derivatives of activations, on equally spaced levels."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -17,11 +17,16 @@ from .stream import Stream
 
 @dataclass(frozen=True)
 class Grid(Flat):
-    """Levels ``first + step·k`` with ``k = 0 … 2^bits - 1`` that span a range, for flat entries in ``bits`` bits each.
+    """Stochastic rounding of flat entries to levels ``first + step·k``, ``k = 0 … 2^bits - 1``, that span a range.
 
-    Where there are enough levels, 0 and 1 are among them, so that saturated entries are exact. Rounding is stochastic
-    and unbiased; entries that are not finite come back as NaN and leave others alone (with one bit, 256 entries that
-    lie together are NaN). Of any entry the variance is at most ``step² / 4``.
+    Where there are enough levels, 0 and 1 are among them, so that saturated entries are exact. Rounding is unbiased,
+    with a variance of at most ``step² / 4`` per entry. Entries that are not finite are decoded as NaN, and do not
+    change others (with one bit, the 256 entries of their block are NaN).
+
+    Args:
+        first: The lowest level.
+        step: The distance of neighbouring levels.
+        bits: Bits per entry, 1 to 8.
 
     Example:
         >>> Grid.over(-0.13, 1.13, bits=4)
@@ -35,7 +40,7 @@ class Grid(Flat):
 
     @staticmethod
     def over(low: float, high: float, bits: int) -> "Grid":
-        """The finest such grid over ``[low, high]``."""
+        """Return the finest grid over ``[low, high]`` with 0 and 1 among its levels, if these are enough."""
         levels = 2**bits - 1
         parts = int(levels / (high - low))
         while parts and ceil(-low * parts - 1e-9) + ceil(high * parts - 1e-9) > levels:
@@ -49,15 +54,15 @@ class Grid(Flat):
         return -self.first / self.step
 
     def nbytes(self, count: int) -> int:
-        """Bytes of codes, and of one bit per block of 256."""
+        """Return the bytes of codes, and of one bit per block of 256."""
         return grid_bytes(count, self.bits)
 
     def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
-        """What is held of flat values, ``uint8``; the mean over the noise is the values."""
+        """Encode flat values as ``uint8``."""
         return self.encode_slopes(values, "", [1.0, 0.0, 0.0], needed(noise))
 
     def encode_slopes(self, x: Tensor, function: str, parameters: list[float], noise: Stream) -> Tensor:
-        """What is held of the derivatives of an activation at flat ``x``: see :func:`randbp.kernels.to_grid`."""
+        """Encode the derivatives of an activation at flat ``x``: see :func:`randbp.kernels.to_grid`."""
         first, inverse = noise.take(-(-len(x) // BLOCK)), 1 / self.step
         held: Tensor = to_grid(x, function, parameters, noise.seed, first, self.bits, inverse, self._zero)
         return held
@@ -70,10 +75,10 @@ class Grid(Flat):
         return self.times(torch.ones(size, device=held.device), held)
 
     def variance(self, values: Tensor) -> Tensor:
-        """``h² f (1 - f)`` with ``f`` the fractional part of an entry's place among the levels.
+        """Return ``h² f (1 - f)``, with ``f`` the fractional part of an entry's place among the levels.
 
-        ``h`` is their distance; in a block with entries that are not finite, whose last level stands for these, it is
-        wider. With one bit, such a block is NaN.
+        ``h`` is their distance. It is wider in a block with entries that are not finite, since the last level stands
+        for these; with one bit, such a block is NaN.
 
         Example:
             >>> Grid(first=0.0, step=2.0, bits=3).variance(torch.tensor([0.0, 1.0, 3.5]))
@@ -90,6 +95,6 @@ class Grid(Flat):
         return ((1 - share) * share * distance.square()).masked_fill_(spoilt if top == 1 else wrong, torch.nan)
 
     def times(self, values: Tensor, held: Tensor, noise: Stream | None = None) -> Tensor:
-        """Flat values times what is held."""
+        """Multiply flat values by the decoded entries in one pass."""
         product: Tensor = times_grid(values, held, self.bits, self.step, self._zero)
         return product

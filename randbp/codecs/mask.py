@@ -1,4 +1,4 @@
-"""Yes or no per entry, in one bit."""
+"""A codec for masks, in one bit per entry."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +14,7 @@ from .stream import Stream
 
 @dataclass(frozen=True)
 class Mask(Flat):
-    """How a flat ``bool`` tensor, or what entries pass a comparison, is held in one bit per entry.
+    """Packing of a flat ``bool`` tensor, or of the result of a comparison, in one bit per entry.
 
     Example:
         >>> mask = Mask()
@@ -26,15 +26,15 @@ class Mask(Flat):
     unit: ClassVar[int] = BLOCK
 
     def nbytes(self, count: int) -> int:
-        """Bytes of the bits."""
+        """Return the bytes of a mask of ``count`` entries."""
         return mask_bytes(count)
 
     def encode(self, values: Tensor, noise: Stream | None = None) -> Tensor:
-        """The bits of a mask, ``uint8``."""
+        """Pack a ``bool`` mask as ``uint8``."""
         return self.where(values, "true")
 
     def where(self, values: Tensor, test: str, low: float = 0.0, high: float = torch.inf) -> Tensor:
-        """The bits of where flat entries pass a test of :func:`randbp.kernels.inside`."""
+        """Compare flat entries and pack the result; the tests are those of :func:`randbp.kernels.inside`."""
         bits: Tensor = inside(values, test, low, high)
         return bits
 
@@ -43,6 +43,6 @@ class Mask(Flat):
         return mask
 
     def apply(self, bits: Tensor, values: Tensor, factor: float = 1.0, other: float | None = None) -> Tensor:
-        """Flat entries times the one number or the other: see :func:`randbp.kernels.masked`."""
+        """Multiply flat entries by one of two numbers, chosen by the bits: see :func:`randbp.kernels.masked`."""
         result: Tensor = masked(values, bits, factor, other)
         return result

@@ -1,4 +1,4 @@
-"""Noise by counter, block after block, for what is encoded piece by piece."""
+"""A counter over the blocks of a noise, for tensors that are encoded piece by piece."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from ..kernels.noise import BLOCK, uniform
 
 
 class Stream:
-    """Hands out the blocks of a noise (:mod:`randbp.kernels.noise`) in turn.
+    """A stream that hands out the blocks of a noise (:mod:`randbp.kernels.noise`), each of them once.
 
     Args:
         seed: Equal seeds give equal numbers, on all devices.
@@ -23,12 +23,12 @@ class Stream:
         self.seed, self._device, self._position = seed, device, 0
 
     def take(self, blocks: int) -> int:
-        """The number of the first of so many blocks, which nobody else gets."""
+        """Reserve ``blocks`` blocks, and return the number of the first."""
         first, self._position = self._position, self._position + blocks
         return first
 
     def next(self, count: int) -> Tensor:
-        """So many numbers in ``(-1/2, 1/2)``, in single precision, from whole blocks of 256."""
+        """Return ``count`` numbers in ``(-1/2, 1/2)``, single precision, from whole blocks of 256."""
         blocks = -(-count // BLOCK)
         numbers = torch.arange(self.take(blocks), self._position, device=self._device)
         return uniform(self.seed, numbers, BLOCK).view(-1)[:count].sub_(0.5)

@@ -1,4 +1,4 @@
-"""Rounding to equally spaced levels, stochastic or with subtractive dither."""
+"""A codec for rows of entries: equally spaced levels in each block, by stochastic rounding or subtractive dither."""
 
 from dataclasses import dataclass
 
@@ -9,25 +9,25 @@ from ..kernels import decode, encode, narrow
 from ..kernels.levels import Rows, scale_dtype
 
 FEW = 2
-"""Bits up to which scales may be held in bfloat16: the levels lie so far apart that the error does not show."""
+"""Bits up to which scales may be held in bfloat16: their error is small relative to the distance of levels [bits]."""
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """How rows of entries are held in ``bits`` bits each, and two scales per block.
+    """Rounding of rows of entries to ``bits`` bits each, with two scales per block.
 
-    Each block has an offset ``a`` (its least entry) and a step ``h = range / (2^bits - 1)``. An entry ``x`` is held as
+    Each block has an offset ``a`` (its least entry) and a step ``h = range / (2^bits - 1)``. An entry ``x`` becomes
     the integer ``k = ⌊(x - a)/h + u⌋`` with ``u`` uniform in ``(0, 1)``.
 
-    *Plain*, it is read as ``a + h k``. Its mean is ``x`` and its variance ``h² f (1 - f)`` with ``f`` the fractional
-    part of ``(x - a)/h``; entries on a level are exact.
+    *Plain* rounding decodes it as ``a + h k``. Its mean is ``x`` and its variance ``h² f (1 - f)`` with ``f`` the
+    fractional part of ``(x - a)/h``; entries on a level are exact.
 
-    *Dithered*, it is read as ``x̃ = a + h (k + 1/2 - u)``: the noise is made again from its seed and subtracted. The
+    *Dithered* rounding decodes it as ``x̃ = a + h (k + 1/2 - u)``: the noise is made again and subtracted. The
     error ``x̃ - x`` is then uniform in ``±h/2`` and independent of ``x``. So ``x̃`` is unbiased, its variance is
     ``h²/12`` (half of the plain one's, on average), and since that is known, the mean of a product of two uses of
     ``x̃`` can be corrected, too.
 
-    Entries that are not finite come back as NaN and leave others alone (with one bit, their block is NaN).
+    Entries that are not finite are decoded as NaN, and do not change others (with one bit, their block is NaN).
 
     Source: L. Schuchman, Dither signals and their effect on quantization noise, IEEE Transactions on Communication
     Technology 12 (1964).
@@ -36,7 +36,7 @@ class Uniform:
         bits: Bits per entry, 1 to 8.
         entries: Entries per row.
         block: Entries that share two scales, within a row; the last of a row may be shorter.
-        dithered: Whether the noise is subtracted again.
+        dithered: Whether decoding subtracts the noise.
 
     Example:
         >>> layout, x = Uniform(bits=4, entries=512, dithered=True), torch.rand(3, 512)
@@ -55,34 +55,34 @@ class Uniform:
 
     @property
     def blocks(self) -> int:
-        """Blocks per row."""
+        """The number of blocks per row."""
         return Rows(self.entries, self.block, self.bits).blocks
 
     def nbytes(self, rows: int, dtype: torch.dtype = torch.float32, short: bool = False) -> int:
-        """Bytes of codes and scales of a tensor of that dtype, of :meth:`short_scales` if they are ``short``."""
+        """Return the bytes of codes and scales of rows of a dtype, or of :meth:`short_scales` if they are ``short``."""
         layout, scales = Rows(self.entries, self.block, self.bits), scale_dtype(dtype)
         each = 2 if short and self._may_be_short(scales) else scales.itemsize
         return rows * (layout.nbytes + 2 * layout.blocks * each)
 
     def encode(self, rows: Tensor, seed: int, first_block: int = 0) -> tuple[Tensor, Tensor]:
-        """Codes ``[R, bytes]`` and scales ``[R, blocks, 2]`` of ``[R, entries]``.
+        """Encode rows ``[R, entries]`` as codes ``[R, bytes]`` and scales ``[R, blocks, 2]``.
 
         Args:
-            rows: What to hold.
+            rows: Entries of any floating dtype.
             seed: Of the noise.
-            first_block: Where in the noise to begin.
+            first_block: The number of the first block in the noise.
         """
         codes, scales = encode(rows, seed, first_block, self.bits, self.block, self.dithered)
         return codes, scales
 
     def short_scales(self, scales: Tensor, seed: int) -> Tensor:
-        """Scales in bfloat16, rounded stochastically, where levels are :data:`FEW` and far apart; else as they are.
+        """Round scales to bfloat16 stochastically, if there are at most :data:`FEW` bits; else return them unchanged.
 
-        ``a + h k`` is linear in them, so what is decoded stays unbiased. It strays by ``2^-8`` of ``|a| + h k`` at
-        most, the entries of a block together; dithered rounding, whose variance must be known, keeps its scales.
+        A decoded entry ``a + h k`` is linear in them, so it stays unbiased. All entries of a block move together, by
+        at most ``2^-8`` of ``|a| + h k``. Dithered rounding, whose variance must be known, keeps its scales.
 
         Args:
-            scales: ``[R, blocks, 2]``, of any rows.
+            scales: ``[R, blocks, 2]``.
             seed: Of a noise of its own.
         """
         if not self._may_be_short(scales.dtype):
@@ -102,25 +102,25 @@ class Uniform:
         first_row: int = 0,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Entries ``[R, entries]`` of all rows or of some that follow each other.
+        """Decode entries ``[R, entries]`` of all rows, or of some neighbouring ones.
 
         Args:
             codes: Of these rows.
             scales: Of these rows, short or not.
             seed: Of the noise; plain rounding needs none.
-            first_block: Where in the noise encoding began.
+            first_block: As it was encoded with.
             first_row: The number of the first of these rows.
-            dtype: Of the result; by default that of the scales, if they are not short.
+            dtype: Of the result; by default that of the scales before they were made short.
         """
         scales = scales.to(scale_dtype(scales.dtype))
         first, precise = first_block + first_row * self.blocks, scales.dtype if dtype is None else dtype
         return decode(codes, scales, seed, first, self.bits, self.block, self.entries, self.dithered, precise)
 
     def variance(self, rows: Tensor) -> Tensor:
-        """Variance over the noise of each entry that is decoded of these rows, ``[R, entries]``.
+        """Return the variance over the noise of each decoded entry, ``[R, entries]``.
 
-        Dithered ``h²/12``, plain ``h² f (1 - f)`` with ``f`` the fractional part of ``(x - a)/h``; NaN of entries that
-        come back as NaN.
+        Dithered rounding has ``h²/12``, plain rounding ``h² f (1 - f)`` with ``f`` the fractional part of
+        ``(x - a)/h``. The variance of entries that are decoded as NaN is NaN.
 
         Example:
             >>> Uniform(bits=1, entries=3).variance(torch.tensor([[0.0, 1.0, 4.0]]))
@@ -136,8 +136,6 @@ class Uniform:
         return each.masked_fill_(wrong.logical_or_(step.isnan()), torch.nan)
 
     def variances(self, scales: Tensor) -> Tensor:
-        """Variance ``h²/12`` of each entry, ``[R, entries]``; of plain rounding its mean over all fractional parts is
-        twice that.
-        """
+        """Return ``h²/12`` of each entry, ``[R, entries]``: the variance of dithered rounding."""
         each = scales[..., 1].square().div(12)
         return each.repeat_interleave(self.block, 1)[:, : self.entries]

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import numba
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .operator import lost_threads
+from .operator import LOST_THREADS
 
 
 @cache
@@ -145,7 +145,7 @@ def _give_back(threads: int) -> None:
 def _watched() -> None:
     """Children that are forked from now on know that numba's threads did not come along."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lost_threads)
+        os.register_at_fork(after_in_child=partial(LOST_THREADS.append, True))
 
 
 _ONE_AT_A_TIME, _AT_ONCE = threading.Lock(), nullcontext()

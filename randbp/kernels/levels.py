@@ -53,12 +53,12 @@ class Rows:
         """Where the codes of a block begin."""
         return block * packed_size(self.block, self.bits)
 
-    def pieces(self, rows: int, device: torch.device) -> Iterator[tuple[slice, slice, int]]:
+    def pieces(self, rows: int, device: torch.device, most: int = PIECE) -> Iterator[tuple[slice, slice, int]]:
         """Cuts of ``rows`` rows: which rows, which blocks, and the entries of each block.
 
         A row's shorter last block is in a cut of its own.
         """
-        most = PIECE if device.type == "cpu" else 2**26
+        most = most if device.type == "cpu" else 2**26  # entries
         whole = self.blocks - (self.last < self.block)
         together = max(1, most // max(1, whole * self.block))  # rows
         at_once = max(1, most // self.block)  # blocks

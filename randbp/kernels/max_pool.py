@@ -129,15 +129,25 @@ def offsets_of(indices: Tensor, input_size: Sequence[int], *geometry: Sequence[i
 
 def indices_of(offsets: Tensor, input_size: Sequence[int], *geometry: Sequence[int]) -> Tensor:
     """The inverse of :func:`offsets_of`, ``int64 [P, *O]``."""
-    (kernel, stride, padding, dilation), rest, weight = geometry, offsets, 1
-    indices = torch.zeros(offsets.shape, dtype=torch.int64, device=offsets.device)
-    for dim in reversed(range(len(kernel))):
-        entry = rest.remainder(kernel[dim]) if dim else rest
-        rest = rest.div(kernel[dim], rounding_mode="floor") if dim else rest
-        indices.add_(entry, alpha=dilation[dim] * weight)
-        indices.add_(_starts(dim, offsets.shape[1:], stride, padding, offsets.device), alpha=weight)
-        weight *= input_size[dim]
-    return indices
+    starts, steps = places(input_size, offsets.shape[1:], *geometry)
+    indices = steps.to(offsets.device, torch.int64)[offsets.long()]
+    return indices.add_(starts.to(offsets.device).view(offsets.shape[1:]))
+
+
+def places(input_size: Sequence[int], output_size: Sequence[int], *geometry: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where windows begin in a flat plane, ``[∏O]``, and how far from there their entries lie, ``[∏K]``; ``int32``.
+
+    Example:
+        >>> places([3, 5], [1, 2], [2, 2], [1, 3], [0, 1], [1, 1])
+        (tensor([-1,  2], dtype=torch.int32), tensor([0, 1, 5, 6], dtype=torch.int32))
+    """
+    starts = steps = torch.zeros(1, dtype=torch.int32)
+    weight, each = 1, zip(input_size, output_size, *geometry, strict=True)
+    for size, count, k, s, p, d in reversed(list(each)):
+        first, further = torch.arange(count).mul(s).sub(p).mul(weight), torch.arange(k).mul(d * weight)
+        starts, steps = ((new.int().unsqueeze(1) + old).view(-1) for new, old in ((first, starts), (further, steps)))
+        weight *= size
+    return starts, steps
 
 
 def _rounds_up(sizes: Sequence[int], output_size: Sequence[int], *geometry: Sequence[int]) -> bool:

@@ -1,5 +1,7 @@
 """Max-pooling by numba: see :mod:`.max_pool`."""
 
+from functools import lru_cache
+
 import numpy as np
 from numba import prange
 from torch import Tensor
@@ -8,7 +10,7 @@ from .instructions_numba import at
 from .jit import function, parallel, share
 from .max_pool import max_pool as fused
 from .max_pool import max_pool_grad as fused_grad
-from .max_pool import maxima, position_bits, three_of_each
+from .max_pool import maxima, places, position_bits, three_of_each
 from .packing_numba import pack_bytes, unpack_bytes
 
 
@@ -29,15 +31,18 @@ def max_pool_grad(grad, codes, kernel, stride, padding, dilation, input_size) ->
     result = grad.new_empty(len(grad), *input_size)
     if not grad.numel():
         return result.zero_()
-    geometry = np.array(three_of_each(kernel, stride, padding, dilation), np.int64)
-    given = _three_dimensional(grad), codes, _three_dimensional(result), position_bits(kernel), geometry
-    _max_pool_grad(*given, entries=result.numel())
+    starts, steps = _places(*map(tuple, (input_size, grad.shape[1:], kernel, stride, padding, dilation)))
+    given = codes, position_bits(kernel), starts, steps, result.view(len(grad), -1)
+    _max_pool_grad(grad.flatten(1), *given, entries=result.numel())
     return result
 
 
 def _three_dimensional(planes: Tensor) -> Tensor:
     """Planes as such of three dimensions, for kernels that know no others."""
     return planes if planes.dim() == 4 else planes.unsqueeze(1)
+
+
+_places = lru_cache(maxsize=8)(places)
 
 
 @parallel
@@ -121,33 +126,15 @@ def _larger(entries, position, best, where):
 
 
 @parallel
-def _max_pool_grad(grad, codes, result, bits, geometry, tasks):
-    planes, deep, high, wide = grad.shape
-    _, depth, height, width = result.shape
-    kernel, stride, padding, dilation = geometry
-    # Where each window and each position begin in a plane laid out flat.
-    starts = np.empty(deep * high * wide, np.int32)
-    for d in range(deep):
-        for h in range(high):
-            for w in range(wide):
-                starts[(d * high + h) * wide + w] = (
-                    (d * stride[0] - padding[0]) * height + h * stride[1] - padding[1]
-                ) * width + (w * stride[2] - padding[2])
-    steps = np.empty(kernel[0] * kernel[1] * kernel[2], np.int32)
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            for k in range(kernel[2]):
-                steps[(i * kernel[1] + j) * kernel[2] + k] = (
-                    i * dilation[0] * height + j * dilation[1]
-                ) * width + k * dilation[2]
+def _max_pool_grad(grad, codes, bits, starts, steps, result, tasks):
     for task in prange(tasks):
-        positions = np.empty((deep * high * wide + 7) // 8 * 8, np.uint8)
-        for plane in share(task, tasks, planes):
+        positions = np.empty((grad.shape[1] + 7) // 8 * 8, np.uint8)
+        for plane in share(task, tasks, len(grad)):
             unpack_bytes(at(codes, plane * codes.shape[1]), len(positions) // 8, bits, at(positions, 0))
-            flat = result[plane].reshape(depth * height * width)
+            flat = result[plane]
             for i in range(len(flat)):
                 flat[i] = 0
-            _scatter(grad[plane].reshape(deep * high * wide), positions, starts, steps, flat)
+            _scatter(grad[plane], positions, starts, steps, flat)
 
 
 @function

@@ -7,32 +7,26 @@ from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 Backend = Literal["auto", "reference", "numba", "triton"]
 """What may serve an operation; ``"auto"`` is numba on a processor and Triton on a GPU, where they are installed."""
 
-_NAMES = ("auto", "reference", "numba", "triton")
-
 OPERATORS: dict[str, "Operator"] = {}
 """All fused operations by name."""
 
 _INSTALL = {"numba": "pip install 'randbp[cpu]'", "triton": "it comes with PyTorch's CUDA builds"}
 
-
 _LIBRARY = torch.library.Library("randbp", "FRAGMENT")
 
 
-class _Choice:
-    """Which backend serves, in all threads: the backward pass runs in threads of autograd's own."""
+_CONTEXTS: list[tuple[object, Backend]] = []
+"""Contexts of :func:`use` of all threads, since autograd runs backward passes in its own; the last one holds."""
 
-    contexts: ClassVar[list[tuple[object, Backend]]] = []
-    """Contexts of :func:`use` that last, of any thread; the one that began last holds."""
-
-    forked: bool = False
-    """Whether this process was forked from one whose threads numba's kernels ran in: those did not come along."""
+LOST_THREADS: list[bool] = []
+"""Not empty in a process forked from one in which numba's threads ran: they are gone, and cannot start again."""
 
 
 class Operator:
@@ -68,7 +62,7 @@ class Operator:
         wanted: str = _forced()
         if wanted == "auto":
             wanted = "triton" if device == "cuda" else "numba"
-            if _Choice.forked if wanted == "numba" else not torch.cuda.is_available():
+            if LOST_THREADS if wanted == "numba" else not torch.cuda.is_available():
                 return "reference"
         if wanted == "reference" or (wanted == "numba" and device == "cuda") or self._version(wanted) is None:
             return "reference"
@@ -154,24 +148,19 @@ def use(backend: Backend) -> Iterator[None]:
         Traceback (most recent call last):
         ValueError: kernels='fortran': expected 'auto', 'reference', 'numba' or 'triton'
     """
-    if backend not in _NAMES:
+    if backend not in get_args(Backend):
         raise ValueError(f"kernels={backend!r}: expected 'auto', 'reference', 'numba' or 'triton'")
     if backend in _INSTALL and not is_installed(backend):
         raise ValueError(f"kernels={backend!r}: {backend} is not installed ({_INSTALL[backend]})")
     context = object(), backend
-    _Choice.contexts.append(context)
+    _CONTEXTS.append(context)
     try:
         yield
     finally:
-        _Choice.contexts.remove(context)
+        _CONTEXTS.remove(context)
 
 
 def _forced() -> Backend:
     """What the context that began last asks for."""
-    contexts = _Choice.contexts[-1:]
+    contexts = _CONTEXTS[-1:]
     return contexts[0][1] if contexts else "auto"
-
-
-def lost_threads() -> None:
-    """This process was forked from one in which numba's threads ran: they are gone, and starting them again fails."""
-    _Choice.forked = True

@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
+from .levels import Rows
 from .noise import BLOCK, halves, keys
 from .operator import fused
-
-PIECE = 2**9
-"""Blocks that are rounded at a time [blocks]."""
 
 
 @fused(lambda values, seed, first, dtype: values.new_empty(values.shape, dtype=dtype))
@@ -37,19 +35,14 @@ def narrow(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
         >>> float((narrow(x, 0, 0, torch.bfloat16) > 1).float().mean())
         0.2546
     """
-    flat, rest = values.reshape(-1), values.numel() % BLOCK
-    result = torch.empty(flat.shape, dtype=dtype, device=flat.device)
-    whole = flat.numel() - rest
-    together = (PIECE if flat.device.type == "cpu" else 2**17) * BLOCK
-    pieces = [(at, min(at + together, whole), BLOCK) for at in range(0, whole, together)]
-    for start, stop, entries in pieces + ([(whole, flat.numel(), rest)] if rest else []):
-        number = first + start // BLOCK
-        blocks = torch.arange(number, number + (stop - start) // entries, device=flat.device)
-        noise = halves(keys(seed, blocks), entries, torch.int32)
-        bits = flat[start:stop].view(torch.int32).unflatten(0, (-1, entries))
-        cut = (_bfloat16 if dtype == torch.bfloat16 else _float16)(bits, noise)
-        result[start:stop] = cut.to(torch.int16).view(dtype).flatten()
-    return result.view(values.shape)
+    flat, result = values.reshape(-1), torch.empty(values.shape, dtype=dtype, device=values.device)
+    for _, blocks, entries in Rows(flat.numel(), BLOCK, 16).pieces(1, flat.device, 2**17):
+        part = slice(blocks.start * BLOCK, blocks.start * BLOCK + (blocks.stop - blocks.start) * entries)
+        noise = keys(seed, torch.arange(blocks.start, blocks.stop, device=flat.device) + first)
+        bits = flat[part].view(torch.int32).unflatten(0, (-1, entries))
+        cut = (_bfloat16 if dtype == torch.bfloat16 else _float16)(bits, halves(noise, entries, torch.int32))
+        result.view(-1)[part] = cut.to(torch.int16).view(dtype).flatten()
+    return result
 
 
 def _bfloat16(bits: Tensor, noise: Tensor) -> Tensor:
