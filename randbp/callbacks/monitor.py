@@ -1,15 +1,16 @@
 """Costs of a training run: time per step, bytes held for backward and peak memory."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from randbp.diagnostics import HeldTensors, PeakMemory, ProcessorWait, StepTimer, held_for_backward, quartiles
+from randbp.diagnostics import HeldTensors, PeakMemory, ProcessorWait, StepPeak, StepTimer, held_for_backward, quartiles
+from randbp.diagnostics.storages import storages, tensors_in
 
 from ..layers.integers import as_integer
-from .host_peak import HostPeak
 from .run_summary import RunSummary
 
 
@@ -54,7 +55,7 @@ class CostMonitor(Callback):
         self.held_every_n_steps = _checked_steps("held_every_n_steps", held_every_n_steps, 1)
         self._summary = RunSummary(filename)
         self._timer: StepTimer | None = None
-        self._peak: PeakMemory | HostPeak | None = None
+        self._peak: PeakMemory | _HostPeak | None = None
         self._wait: ProcessorWait | None = None
         self._held: HeldTensors | None = None
         self._hooks = ExitStack()
@@ -86,7 +87,7 @@ class CostMonitor(Callback):
         device = trainer.strategy.root_device
         earlier, self._earlier = (self._earlier if self._summary.continues else {}), {}
         self._timer, self._wait = StepTimer(device, earlier.get("seconds", [])), ProcessorWait()
-        self._peak = PeakMemory(device) if device.type == "cuda" else HostPeak(trainer, pl_module)
+        self._peak = PeakMemory(device) if device.type == "cuda" else _HostPeak(trainer, pl_module)
         self._held_bytes, self._peak_before = earlier.get("held_bytes"), earlier.get("peak_bytes")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -94,7 +95,7 @@ class CostMonitor(Callback):
         if self._summary.steps % self.held_every_n_steps == 0:
             live = [*pl_module.parameters(), *pl_module.buffers()]
             self._held = self._hooks.enter_context(held_for_backward(exclude=live))
-            if isinstance(self._peak, HostPeak):
+            if isinstance(self._peak, _HostPeak):
                 self._hooks.enter_context(self._peak.step())
         elif self._summary.steps >= self.warmup_steps and self._timer is not None:
             self._timer.start()
@@ -157,6 +158,31 @@ class CostMonitor(Callback):
     def _stop_counting(self) -> None:
         self._held = None
         self._hooks.close()
+
+
+class _HostPeak:
+    """Like :class:`PeakMemory`, of a run's tensors at the start of a step and the allocator's peak above them."""
+
+    bytes: int | None = None
+    source = "model, gradients and optimiser state, and the peak of PyTorch's CPU allocator above them"
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self._trainer, self._module = trainer, module
+        self.start_bytes = self._state()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        before = self._state()
+        with StepPeak("cpu") as peak:
+            yield
+        self.bytes = max(self.bytes or 0, before + peak.bytes)
+
+    def _state(self) -> int:
+        """Bytes of parameters, buffers, gradients and optimiser state, each storage once."""
+        parameters = list(self._module.parameters())
+        optimised = [dict(optimizer.state) for optimizer in self._trainer.optimizers]
+        tensors = tensors_in([parameters, list(self._module.buffers()), [p.grad for p in parameters], optimised])
+        return sum(storage.nbytes() for storage in storages(tensors).values())
 
 
 def _checked_steps(name: str, value: object, least: int) -> int:

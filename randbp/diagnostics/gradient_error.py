@@ -1,6 +1,6 @@
 """Errors of a randomised model's gradients, in comparison with the minibatch's own noise."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import nan, sqrt
 from numbers import Real
@@ -120,7 +120,14 @@ def gradient_error(
             rewind()
             parts = parts_of(batch, micro_batches)
             noise = squared_differences(gradients, parts) if parts else None
-        sums = _draw(gradients, batch, exact, draws, clock, rewind)
+
+        def estimate(number: int) -> list[Tensor]:
+            clock.set(number, 0, 0)
+            rewind()
+            return gradients(batch)
+
+        drawn = ([e.sub_(g) for e, g in zip(estimate(number), exact, strict=True)] for number in range(draws))
+        sums = _summed(exact, drawn, draws // 2)
         for what, squares in (("gradient", sums.exact[None]), ("estimated gradient", sums.squares)):
             for name, indices in weights.items():
                 if not squares[:, indices].isfinite().all():
@@ -219,29 +226,19 @@ class _Sums(NamedTuple):
         return _Sums._make([*(each.sum(-1) for each in chosen[:-1]), chosen[-1].amax()])
 
 
-def _draw(
-    gradients: Callable[[Any], list[Tensor]],
-    batch: Any,
-    exact: list[Tensor],
-    draws: int,
-    clock: Clock,
-    rewind: Callable[[], None],
-) -> _Sums:
-    """Draw estimates and reduce them, holding one at a time and not waiting for the device before the last one."""
+def _summed(exact: list[Tensor], differences: Iterable[list[Tensor]], half: int) -> _Sums:
+    """Reduce ``d_r`` of successive draws, holding one at a time and not waiting for the device before the last one."""
     sums = [torch.zeros_like(g) for g in exact]
     direction: list[Tensor] = []
     squares, along, held_out = [], [], []
-    for number in range(draws):
-        clock.set(number, 0, 0)
-        rewind()
-        differences = [estimate.sub_(g) for estimate, g in zip(gradients(batch), exact, strict=True)]
-        squares.append(_dots(differences, differences))
-        along.append(_dots(differences, exact))
+    for number, difference in enumerate(differences, start=1):
+        squares.append(_dots(difference, difference))
+        along.append(_dots(difference, exact))
         if direction:
-            held_out.append(_dots(differences, direction))
-        for total, difference in zip(sums, differences, strict=True):
-            total += difference
-        if number + 1 == draws // 2:
+            held_out.append(_dots(difference, direction))
+        for total, entries in zip(sums, difference, strict=True):
+            total += entries
+        if number == half:
             direction = [total.clone() for total in sums]
     found = (torch.stack(squares), torch.stack(along), torch.stack(held_out), _dots(direction, direction))
     rounding = torch.tensor([_rounding(g) for g in exact], dtype=torch.float64)

@@ -151,7 +151,7 @@ def _problems(comparison: Comparison) -> str:
 
 def _runs_table(comparison: Comparison) -> Table:
     columns: dict[str, Callable[[Run], Any]] = {
-        "seed": lambda run: run.seed,
+        "seed": lambda run: run.summary.run and run.summary.run.seed,
         "epochs": lambda run: run.summary.progress.epochs,
         accuracy_name(comparison): lambda run: _measured(run.metrics.get(comparison.accuracy or ""), PERCENT),
         "step": lambda run: _measured(run.cost("step_seconds"), SECONDS),

@@ -72,11 +72,6 @@ class Run:
         return self.summary.error or "failed without a message"
 
     @property
-    def seed(self) -> int | None:
-        """Seed of the run."""
-        return self.summary.run.seed if self.summary.run else None
-
-    @property
     def metrics(self) -> Mapping[str, float]:
         """Last value of every metric."""
         return self.summary.metrics
