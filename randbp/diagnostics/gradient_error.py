@@ -1,7 +1,7 @@
 """Errors of a randomised model's gradients, in comparison with the minibatch's own noise."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import nan, sqrt
 from numbers import Real
 from typing import Any, NamedTuple
@@ -183,27 +183,20 @@ def _notes(model: nn.Module, measured: bool, wanted: int) -> tuple[str, ...]:
 def _randomized(model: nn.Module, seed: int, given: dict[str, Any]) -> Iterator[dict[str, nn.Module]]:
     """The randomised layers: the model's own, or those that are randomised for the duration of the block."""
     given = {name: value for name, value in given.items() if value is not None}
-
-    def found() -> dict[str, nn.Module]:
-        return {name: module for name, module in model.named_modules() if is_randomized(module)}
-
-    if not found():
-        with randomize(model, seed=seed, **given):
-            yield found()
-        return
-    for name, value in given.items():
+    before = any(is_randomized(module) for module in model.modules())
+    for name, value in given.items() if before else ():
         raise ValueError(f"{name}={value}: the model is randomised already, expected None to measure what it has")
-    yield found()
+    with nullcontext() if before else randomize(model, seed=seed, **given):
+        yield {name: module for name, module in model.named_modules() if is_randomized(module)}
 
 
 def _weights(modules: dict[str, nn.Module], parameters: list[nn.Parameter]) -> dict[str, list[int]]:
     """For each layer, which of the trainable parameters are its weights; layers without one are left out."""
     numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
-    weights = {
-        name: [numbers[id(p)] for key, p in module.named_parameters() if key != "bias" and id(p) in numbers]
-        for name, module in modules.items()
-    }
-    weights = {name: indices for name, indices in weights.items() if indices}
+    weights: dict[str, list[int]] = {}
+    for name, module in modules.items():
+        found = [numbers[id(p)] for key, p in module.named_parameters() if key != "bias" and id(p) in numbers]
+        weights |= {name: found} if found else {}
     if not weights:
         raise ValueError(f"model: no randomised layer has a trainable weight, of {', '.join(modules)}")
     return weights

@@ -86,7 +86,7 @@ _Held = tuple[Allocation, dict[_Place, tuple[torch.dtype, int]]]
 def _measured(
     model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], loss: Callable[[Any], Tensor] | None
 ) -> MemoryReport:
-    device = next((t.device for t in [*model.parameters(), *tensors_in((inputs, keywords))]), torch.device("cpu"))
+    device = next((t.device for t in (*model.parameters(), *tensors_in((inputs, keywords)))), torch.device("cpu"))
     functions = _Functions()
 
     def place(operation: str | None = None) -> _Place:
@@ -139,10 +139,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self.name
-        try:
-            self.name = before or _FUNCTION_NAMES.get(func) or getattr(func, "__name__", str(func))
-        except TypeError:  # not hashable
-            self.name = before or str(func)
+        self.name = before or _FUNCTION_NAMES.get(func) or getattr(func, "__name__", str(func))
         try:
             return func(*args, **(kwargs or {}))
         finally:
@@ -169,21 +166,19 @@ def _rows(held: list[_Held]) -> list[Row]:
         origin: _Place = allocation.origin
         for place in savers or [origin._replace(operation=origin.operation or allocation.operation)]:
             groups.setdefault(place, []).append((allocation, savers))
-    rows = [_row(place, storages) for place, storages in groups.items()]
-    return sorted(rows, key=lambda row: -row.bytes)
+    return sorted((_row(*group) for group in groups.items()), key=lambda row: -row.bytes)
 
 
 def _row(place: _Place, held: list[_Held]) -> Row:
     operation = place.operation or "(unknown)"
-    hidden = any(not savers for _, savers in held)
+    hidden, rule = any(not savers for _, savers in held), BY_NAME.get(operation)
+    least, why = None, ""
     if hidden:
-        least, why = None, "held outside autograd's saved tensors: on a ctx, in a closure or packed"
-    else:
-        rule = BY_NAME.get(operation)
-        need = None if rule is None else rule.need.held
-        least, why = (None, "") if need is None else (need.nbytes(savers[place] for _, savers in held), need.why)
-        if why and place.module == _OUTSIDE:
-            why += "; outside of modules, lean mode serves it in `with handle.lean():`"
+        why = "held outside autograd's saved tensors: on a ctx, in a closure or packed"
+    elif rule is not None and (need := rule.need.held) is not None:
+        lean = "; outside of modules, lean mode serves it in `with handle.lean():`"
+        least, why = need.nbytes(savers[place] for _, savers in held), need.why
+        why += lean if why and place.module == _OUTSIDE else ""
     return Row(
         module=place.module,
         operation=operation,
