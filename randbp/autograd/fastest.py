@@ -57,17 +57,13 @@ def _chosen(run: Run, call: Call, tensors: list[Tensor]) -> Pair | None:
         return pair
     if all(chosen[name].exact for name in needed):
         return None
-    if x.is_meta or not all(_may_be_exact(given[name], chosen[name]) for name in needed):
+    free = [each.exact or (each is not given[n] and given[n].fallback is None) for n, each in chosen.items()]
+    if x.is_meta or not all(free):  # the exact VJP may not take the place of what was chosen
         return pair
     foretold = _foretold({name: given[name] for name in needed}, call, x)
     if foretold is not None and not CLEAR[0] <= foretold <= CLEAR[1]:
         return pair if foretold < CLEAR[0] else None
     return pair if _is_faster(run, call.using(*pair), tensors) else None
-
-
-def _may_be_exact(given: Estimator, chosen: Estimator) -> bool:
-    """Whether the exact VJP may take the place of what was chosen."""
-    return chosen.exact or (chosen is not given and given.fallback is None)
 
 
 def _foretold(given: dict[Vjp, Estimator], call: Call, x: Tensor) -> float | None:

@@ -5,13 +5,11 @@ from ..draws.seeds import manual_seed
 from .axes import Axes
 from .base import Estimator
 from .batch import Batch
-from .biased_top_k import BiasedTopK
+from .by_norm import BiasedTopK, NormChannels, NormSpatial
 from .description import Description
 from .exact import Exact
 from .if_faster import IfFaster
 from .low_resolution import LowResolution
-from .norm_channels import NormChannels
-from .norm_spatial import NormSpatial
 from .plain import configure, plain_estimator
 from .precision import Precision
 from .projection import Projection

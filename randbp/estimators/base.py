@@ -3,7 +3,7 @@
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from math import prod
+from math import inf, prod
 from numbers import Integral, Real
 from operator import index
 from typing import Any, ClassVar, Literal
@@ -25,12 +25,17 @@ def _number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def at_least(least: int) -> Allowed:
-    """Integers from ``least`` on."""
+def at_least(least: int, most: float = inf) -> Allowed:
+    """Integers from ``least`` on, or up to ``most``."""
     return (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"an integer >= {least}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+        f"an integer >= {least}" if most == inf else f"an integer from {least} to {most}",
     )
+
+
+def one_of(*names: str) -> Allowed:
+    """One of two names."""
+    return lambda value: isinstance(value, str) and value in names, " or ".join(map(repr, names))
 
 
 RATE: Allowed = (lambda value: _number(value) and 0 < float(value) <= 1, "a number in (0, 1]")

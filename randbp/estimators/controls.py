@@ -1,6 +1,5 @@
 """Control variates: what is kept of a tensor exactly, so that only the deviation from it is sampled."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -12,20 +11,8 @@ from torch.nn import functional as F
 from ..tn.execute.segments import flat_spatial
 
 
-class Control(ABC):
-    """Some numbers of a tensor ``[N, C, *P]`` that are kept exactly."""
-
-    @abstractmethod
-    def entries(self, shape: tuple[int, ...]) -> int:
-        """How many numbers there are of a tensor ``[N, C, *P]``."""
-
-    @abstractmethod
-    def means(self, tensor: Tensor) -> Tensor:
-        """The numbers, a linear function of the tensor ``[N, C, *P]``."""
-
-
 @dataclass(frozen=True)
-class CellMeans(Control):
+class CellMeans:
     """Means of cells of ``block`` positions per dimension; the last cell of a dimension may be smaller.
 
     One cell for all positions is the spatial mean of each example and channel. As the deviations of each cell add up to
@@ -69,7 +56,7 @@ class CellMeans(Control):
 
 
 @dataclass(frozen=True)
-class MeanExample(Control):
+class MeanExample:
     """The mean over the examples of a batch."""
 
     def entries(self, shape: tuple[int, ...]) -> int:
@@ -79,6 +66,10 @@ class MeanExample(Control):
     def means(self, tensor: Tensor) -> Tensor:
         """Mean ``[1, C, *P]``."""
         return tensor.mean(0, keepdim=True)
+
+
+Control = CellMeans | MeanExample
+"""Some numbers of a tensor ``[N, C, *P]`` that are kept exactly: how many ``entries`` they are, and the ``means``."""
 
 
 @lru_cache(maxsize=256)

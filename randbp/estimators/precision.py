@@ -15,7 +15,7 @@ from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.convolution_kernels import memory_format_of
 from ..tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
-from .base import Estimator, Vjp, Wrapping, make_plain
+from .base import Estimator, Vjp, Wrapping, one_of
 from .description import Description
 from .exact import Exact
 from .rounding import Rounding
@@ -64,18 +64,23 @@ class Precision(Wrapping, Estimator):
         (Precision(dtype='bfloat16', estimator=Exact()), 0.125)
     """
 
+    allowed = {  # noqa: RUF012 -- never changed
+        "dtype": one_of("bfloat16", "float16"),
+        "estimator": (
+            lambda inner: (
+                isinstance(all_of := inner.estimator if isinstance(inner, Rounding) else inner, Estimator)
+                and all_of.exact
+            ),
+            "Exact() or Rounding(bits)",
+        ),
+    }
     keep: float = field(default=1.0, init=False, repr=False, compare=False)
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     estimator: Estimator = Exact()  # noqa: RUF009 -- a frozen value
     exact = False
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        if not isinstance(self.dtype, str) or self.dtype not in TYPES:
-            raise ValueError(f"Precision: dtype={self.dtype!r}, expected 'bfloat16' or 'float16'")
-        within = self.estimator.estimator if isinstance(self.estimator, Rounding) else self.estimator
-        if not isinstance(within, Estimator) or not within.exact:
-            raise ValueError(f"Precision: estimator={self.estimator!r}, expected Exact() or Rounding(bits)")
+        super().__post_init__()
         object.__setattr__(self, "keep", self.estimator.keep)
         object.__setattr__(self, "serves", self.estimator.serves)
 

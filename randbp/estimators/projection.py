@@ -15,7 +15,7 @@ from ..layers.grouped_weights import by_group, from_groups
 from ..layers.layer_specs import replace_channels
 from ..tn import LayerSpec, LinearSpec
 from ..tn.execute.segments import flat_spatial
-from .base import Estimator, at_least, kept
+from .base import Estimator, at_least, kept, one_of
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .planned import planned_input_vjp, planned_weight_vjp
@@ -63,13 +63,7 @@ class Projection(Estimator):
         Projection(keep=0.25, kind='rademacher', block=1024)
     """
 
-    allowed = {  # noqa: RUF012 -- never changed
-        "kind": (
-            lambda kind: isinstance(kind, str) and kind in ("gaussian", "rademacher"),
-            "'gaussian' or 'rademacher'",
-        ),
-        "block": at_least(1),
-    }
+    allowed = {"kind": one_of("gaussian", "rademacher"), "block": at_least(1)}  # noqa: RUF012 -- never changed
     kind: Literal["gaussian", "rademacher"] = "rademacher"
     block: int = 1024
 

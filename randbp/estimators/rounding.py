@@ -11,7 +11,7 @@ from torch import Tensor
 from ..codecs import Uniform
 from ..draws.draw import Draw
 from ..tn import ConvSpec, LayerSpec, LinearSpec
-from .base import Estimator, Wrapping, make_plain
+from .base import Estimator, Wrapping, at_least
 from .chunks import chunked_weight_vjp, chunks
 from .description import Description
 from .exact import Exact
@@ -64,6 +64,14 @@ class Rounding(Wrapping, Estimator):
         0.03125
     """
 
+    allowed = {  # noqa: RUF012 -- never changed
+        "bits": at_least(1, 8),
+        "block": (lambda block: block == "channel" or at_least(8)[0](block), "an integer >= 8 or 'channel'"),
+        "estimator": (
+            lambda inner: isinstance(inner, Estimator) and not isinstance(inner, Rounding),
+            "an estimator that does not round",
+        ),
+    }
     keep: float = field(default=1.0, init=False, repr=False, compare=False)
     bits: int
     estimator: Estimator = Exact()  # noqa: RUF009 -- a frozen value
@@ -72,14 +80,7 @@ class Rounding(Wrapping, Estimator):
     exact = False  # rounding always loses something
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"Rounding: bits={self.bits!r}, expected an integer from 1 to 8")
-        of_channel = isinstance(self.block, str) and self.block == "channel"
-        if not of_channel and (not isinstance(self.block, int) or self.block < 8):
-            raise ValueError(f"Rounding: block={self.block!r}, expected an integer >= 8 or 'channel'")
-        if not isinstance(self.estimator, Estimator) or isinstance(self.estimator, Rounding):
-            raise ValueError(f"Rounding: estimator={self.estimator!r}, expected an estimator that does not round")
+        super().__post_init__()
         if "weight_vjp" not in self.estimator.serves:
             raise ValueError(f"Rounding: estimator={self.estimator!r}, expected one that serves weight_vjp")
         object.__setattr__(self, "keep", self.estimator.keep * self.bits / 32)

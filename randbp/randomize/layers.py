@@ -101,7 +101,7 @@ class RandomizedLayer(Reclassed):
             if not class_runs_pytorchs_forward(state.own):  # any more
                 return _with_calls_estimated(self, state, forward, arguments, named)
             state.seen.called = state.seen.served = True
-        return _estimated(self, state, state.function, forward, *arguments, **named)
+        return _estimated(self, state, forward, *arguments, **named)
 
     def extra_repr(self) -> str:
         """PyTorch's description followed by the estimators."""
@@ -120,18 +120,10 @@ def _at_work(module: Any) -> LayerState | None:
     return state
 
 
-def _estimated(
-    module: Any,
-    state: LayerState,
-    function: type[LayerFunction],
-    forward: Any,
-    input: Tensor,
-    *arguments: Any,
-    **named: Any,
-) -> Any:
+def _estimated(module: Any, state: LayerState, forward: Any, input: Tensor, *arguments: Any, **named: Any) -> Any:
     """Run a module that has PyTorch's forward pass."""
-    prepared = None
-    if input.numel():
+    function, prepared = state.function, None
+    if function is not None and input.numel():
         weight = module.weight  # read once: a parametrisation such as spectral norm goes a step on at each reading
         prepared = function.of_module(module, weight, input, *arguments, **named)
     if prepared is None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randbp import BiasedTopK, Channels, Estimator, Exact, LowResolution, NormChannels, NormSpatial, Spatial
-from randbp.estimators import Draw, biased_top_k
+from randbp.estimators import Draw, by_norm
 from randbp.estimators.inclusion import inclusion_probabilities, systematic, weighted_draw
 from randbp.functional import conv_spec
 
@@ -103,7 +103,7 @@ def test_top_k_keeps_the_largest_and_is_biased() -> None:
 
 
 def test_top_k_warns_once() -> None:
-    biased_top_k._warn_once.cache_clear()
+    by_norm._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="BiasedTopK is biased"):
         BiasedTopK(0.5)
     with warnings.catch_warnings():
