@@ -86,16 +86,13 @@ class Rounding(Wrapping, Estimator):
         object.__setattr__(self, "keep", self.estimator.keep * self.bits / 32)
 
     def sketch(self, input: Tensor, spec: LayerSpec, draw: Draw) -> tuple[Tensor, ...]:
-        """For each floating tensor of the estimator within: an empty one of its shape and dtype, codes and scales."""
+        """For each tensor of the estimator within an empty one of its shape and dtype, then it, or codes and scales."""
         if self.estimator.exact:
             inner: tuple[Tensor, ...] = (input.movedim(1, -1) if self._rows(spec) else input,)
         else:
             inner = self.estimator.sketch(input, spec, draw)
         held: list[Tensor] = []
         for number, tensor in enumerate(inner):
-            if not tensor.is_floating_point():
-                held.append(tensor)
-                continue
             dithered = self.estimator.exact and _is_dithered(spec)
             layout = self._layout(tuple(tensor.shape), tensor.dtype, number, dithered)
             held.append(tensor.new_empty(0, *tensor.shape))
@@ -134,23 +131,19 @@ class Rounding(Wrapping, Estimator):
         return isinstance(spec, LinearSpec) and self.block != "channel"
 
     def _decode(self, held: tuple[Tensor, ...]) -> Iterator[Tensor]:
-        tensors, number = iter(held), -1
-        for tensor in tensors:
-            number += 1
-            if not tensor.is_floating_point():
-                yield tensor
-                continue
-            layout = self._layout(tuple(tensor.shape[1:]), tensor.dtype, number)
+        tensors = iter(held)
+        for number, like in enumerate(tensors):
+            layout = self._layout(tuple(like.shape[1:]), like.dtype, number)
             if layout is None:
                 yield next(tensors)
             else:
-                yield layout.decode(next(tensors), next(tensors), dtype=tensor.dtype).view(tensor.shape[1:])
+                yield layout.decode(next(tensors), next(tensors), dtype=like.dtype).view(like.shape[1:])
 
     def _layout(
         self, shape: tuple[int, ...], dtype: torch.dtype, number: int, dithered: bool = False
     ) -> Uniform | None:
         """How the ``number``-th tensor of a sketch is rounded, ``None`` if that would not save bytes."""
-        if not prod(shape):
+        if not prod(shape) or not dtype.is_floating_point:
             return None
         entries = prod(shape[1:])
         block = min(256 if self.block == "channel" else self.block, entries)
@@ -165,7 +158,7 @@ class Rounding(Wrapping, Estimator):
         sketch = (zeros,) if self.estimator.exact else self.estimator.sketch(zeros, spec, Draw(0))
         held = 0
         for number, tensor in enumerate(sketch):
-            layout = self._layout(tuple(tensor.shape), dtype, number) if tensor.is_floating_point() else None
+            layout = self._layout(tuple(tensor.shape), tensor.dtype, number)
             held += tensor.nbytes if layout is None else len(tensor) * layout.nbytes(1, dtype, short=True)
         variance = "≤ Σ_i (h_i²/4) ‖V_Y met by entry i‖², h = range of its block / (2^bits - 1)"
         if not self.estimator.exact:
