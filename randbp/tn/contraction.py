@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .network import INDEX_TYPES, Network, check_operand
+from .network import INDEX_TYPES, Network, check_operands
 from .planning.path import Optimize
 from .planning.plan import Plan
 from .planning.plan_cache import cache
@@ -42,18 +42,15 @@ def contract(
     given = []
     for slot, shape, is_index in net.takes:
         tensor = tensors.get(slot)
-        if not isinstance(tensor, Tensor) or tensor.shape != shape:
-            raise _complaint(net, tensors)
-        if is_index:
-            if tensor.dtype not in INDEX_TYPES:
-                raise _complaint(net, tensors)
-        elif dtype is None:
+        if not isinstance(tensor, Tensor) or tensor.shape != shape or (is_index and tensor.dtype not in INDEX_TYPES):
+            break
+        if dtype is None and not is_index:
             dtype, device = tensor.dtype, tensor.device
-        elif tensor.dtype != dtype or tensor.device != device:
+        elif not is_index and (tensor.dtype != dtype or tensor.device != device):
             raise _mixed(net, tensors)
         given.append(tensor)
-    if len(tensors) != len(given):
-        raise _complaint(net, tensors)
+    if not len(given) == len(tensors) == len(net.takes):
+        check_operands(net, tensors, "contract")
     program = cache.plan(net, dtype or torch.float32, device, optimize).program
     try:
         if device.type != "meta" and torch.is_autocast_enabled(device.type):  # kernels would disagree about data types
@@ -95,17 +92,6 @@ def plan(
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype={dtype!r}: expected a torch.dtype such as torch.float32")
     return cache.plan(net, dtype, torch.device(device), optimize)
-
-
-def _complaint(net: Network, tensors: Mapping[str, Tensor]) -> ValueError:
-    """The first thing that is wrong with the operands."""
-    try:
-        for slot, tensor in tensors.items():
-            check_operand(net, slot, tensor)
-    except ValueError as error:
-        return error
-    missing = ", ".join(f"{slot} {shape}" for slot, shape in net.slots.items() if slot not in tensors)
-    return ValueError(f"contract: missing {missing}; {net.name} takes {', '.join(net.slots)}")
 
 
 def _mixed(net: Network, tensors: Mapping[str, Tensor]) -> ValueError:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .network import Network, check_operand
+from .network import Network, check_operands
 from .nodes import Axis, Operand, Pattern, Selection, layout_legs
 from .sampling import check_indices
 
@@ -42,11 +42,7 @@ def _arguments(net: Network, tensors: Mapping[str, Tensor]) -> tuple[str, tuple[
     dense 0/1 tensors as well, so the einsum has the very shape that `TensorNetwork.contract` returns.
     """
     tensors = {**net.bound, **tensors}
-    for slot, tensor in tensors.items():
-        check_operand(net, slot, tensor)
-    missing = [slot for slot in net.slots if slot not in tensors]
-    if missing:
-        raise ValueError(f"einsum: missing {', '.join(missing)}; {net.name} takes {', '.join(net.slots)}")
+    check_operands(net, tensors, "einsum")
     check_indices(net, tensors)
     data = [tensors[slot] for slot in net.slots if slot not in net.index_slots]
     dtype, device = (data[0].dtype, data[0].device) if data else (torch.float32, torch.device("cpu"))

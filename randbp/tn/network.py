@@ -117,3 +117,12 @@ def check_operand(net: Network, slot: str, tensor: Tensor) -> None:
         raise ValueError(f"{slot} of shape {tuple(tensor.shape)}: {net.name} needs {net.slots[slot]} for {axes}")
     if slot in net.index_slots and tensor.dtype not in INDEX_TYPES:
         raise ValueError(f"{slot} of dtype {tensor.dtype}: an index needs integers")
+
+
+def check_operands(net: Network, tensors: Mapping[str, Tensor], move: str) -> None:
+    """Raise ``ValueError`` unless there is a fitting tensor for each slot."""
+    for slot, tensor in tensors.items():
+        check_operand(net, slot, tensor)
+    missing = ", ".join(f"{slot} {shape}" for slot, shape in net.slots.items() if slot not in tensors)
+    if missing:
+        raise ValueError(f"{move}: missing {missing}; {net.name} takes {', '.join(net.slots)}")

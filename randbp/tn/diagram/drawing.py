@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 from ..network import Network
@@ -53,24 +53,19 @@ def sketch(net: Network) -> Sketch:
         holders = tuple(index for index, node in enumerate(net.nodes) if leg in node.legs)
         if holders:
             ends.setdefault((holders, leg in net.open_legs), []).append(leg)
-    nodes = len(net.nodes)
-    joints = sum(len(holders) + is_open > 2 for holders, is_open in ends)
+    nodes, joints = len(net.nodes), sum(len(holders) + is_open > 2 for holders, is_open in ends)
     lines: list[Line] = []
     joint, stub = nodes, nodes + joints
     for (holders, is_open), names in ends.items():
-        legs = tuple(sorted(names, key=_order))
+        legs, meeting = tuple(sorted(names, key=_order)), holders
         if len(holders) + is_open > 2:
-            for position, index in enumerate(holders):
-                lines.append(Line((index, joint), legs if position == 0 and not is_open else ()))
-            if is_open:
-                lines.append(Line((joint, stub), legs))
-                stub += 1
+            lines += [Line((index, joint), () if number or is_open else legs) for number, index in enumerate(holders)]
+            meeting = (joint,) if is_open else ()
             joint += 1
-        elif len(holders) == 2:
-            lines.append(Line((holders[0], holders[1]), legs))
-        else:  # open, or held by one node and summed
-            lines.append(Line((holders[0], stub), legs))
+        if len(meeting) == 1:  # it is open, or held by one node and summed
+            meeting = (*meeting, stub)
             stub += 1
+        lines += [Line((a, b), legs) for a, b in pairwise(meeting)]
     return Sketch(nodes, joints, stub - nodes - joints, tuple(lines))
 
 

@@ -30,41 +30,30 @@ def banded(
     image, which reads the tensor as it lies, a few examples at a time; then the last one takes a product with its band,
     and what could not be made short with the bands that are left.
     """
-    bands = [band(pattern, *ends).double() for pattern in patterns]
+    cpu, bands = machine.cpu, [band(pattern, *ends).double() for pattern in patterns]
     sources, targets = prod(matrix.shape[1] for matrix in bands), prod(map(len, bands))
     products = sums_by_products(dtype, device)
     if targets == 1 and not products and all(bool((matrix == 1).all()) for matrix in bands):
         return lambda x: x.flatten(2).sum(2, dtype=x.dtype).unsqueeze(2)
-    if (
-        (targets == 1 and products)
-        or sources * max(machine.cpu.narrow, targets) <= machine.cpu.joint
-        or volume * targets <= machine.cpu.small
-    ):
+    little = sources * max(cpu.narrow, targets) <= cpu.joint or volume * targets <= cpu.small
+    if little or (targets == 1 and products):
         joint = reduce(torch.kron, bands).t().to(device, dtype).contiguous()
         return lambda x: x.flatten(2) @ joint
     *outer, last = bands
-    shorter = [machine.cpu.shorter * len(matrix) <= matrix.shape[1] for matrix in outer]
-    first = [matrix.to(device, dtype) if pays else None for matrix, pays in zip(outer, shorter, strict=True)]
-    later = [
-        torch.eye(len(matrix), dtype=torch.double) if pays else matrix
-        for matrix, pays in zip(outer, shorter, strict=True)
-    ]
+    shorter = [cpu.shorter * len(matrix) <= matrix.shape[1] for matrix in outer]
+    both = list(zip(outer, shorter, strict=True))
+    first = [matrix.to(device, dtype) if pays else None for matrix, pays in both]
+    later = [torch.eye(len(matrix), dtype=torch.double) if pays else matrix for matrix, pays in both]
     share = prod(matrix.shape[1] for matrix in later) / prod(matrix.shape[1] for matrix in outer)
-    inner = last.t().to(device, dtype).contiguous()
+    inner, done = last.t().to(device, dtype).contiguous(), all(shorter)
     others = reduce(torch.kron, later, torch.ones(1, 1, dtype=torch.double))
-    done = all(shorter)
-    small = others.numel() * len(last) ** 2 <= machine.cpu.joint  # then its zeros cost less than many small products
-    rest = (
-        (torch.kron(others, torch.eye(len(last), dtype=torch.double)).t() if small else others)
-        .to(device, dtype)
-        .contiguous()
-    )
+    small = others.numel() * len(last) ** 2 <= cpu.joint  # then its zeros cost less than many small products
+    rest = torch.kron(others, torch.eye(len(last), dtype=torch.double)).t() if small else others
+    rest = rest.to(device, dtype).contiguous()
 
     def kernel(x: Tensor) -> Tensor:
-        size = max(
-            1,
-            int(max(machine.cpu.partial_sums, machine.cpu.partial_share * x.numel()) / max(1.0, share * x[0].numel())),
-        )
+        held = max(machine.cpu.partial_sums, machine.cpu.partial_share * x.numel())
+        size = max(1, int(held / max(1.0, share * x[0].numel())))
         result = x.new_empty(*x.shape[:2], targets)
         for start in range(0, len(x), size):
             some = slice(start, start + size)

@@ -156,9 +156,8 @@ def lagged(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
         gram = x.new_empty(groups, *kernels, channels, *kernels, channels)
         for lag in lags:
             known: dict[tuple[tuple[int, ...], ...], Tensor] = {}
-            for first in product(
-                *(range(max(0, -step), size - max(0, step)) for step, size in zip(lag, kernels, strict=True))
-            ):
+            entries = (range(max(0, -step), size - max(0, step)) for step, size in zip(lag, kernels, strict=True))
+            for first in product(*entries):
                 second = tuple(k + step for k, step in zip(first, lag, strict=True))
                 block: Tensor | None = None
                 for sign, borders in _borders(patterns, first, lag):
@@ -166,21 +165,13 @@ def lagged(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
                         known[borders] = _lag_product(buffer, patterns, lag, borders)
                     block = known[borders] if block is None else torch.add(block, known[borders], alpha=sign)
                 assert block is not None
-                _block(gram, first, second).copy_(block)
+                every: Any = slice(None)
+                gram[(every, *first, every, *second)] = block
                 if any(lag):
-                    _block(gram, second, first).copy_(block.transpose(1, 2))
+                    gram[(every, *second, every, *first)] = block.mT
         return gram
 
     return kernel
-
-
-def _block(gram: Tensor, first: tuple[int, ...], second: tuple[int, ...]) -> Tensor:
-    """The view ``[G, C, C']`` of one pair of kernel entries."""
-    for entry in first:
-        gram = gram.select(1, entry)
-    for entry in second:
-        gram = gram.select(2, entry)
-    return gram
 
 
 def _padded(p: IndexPattern) -> int:
@@ -198,13 +189,8 @@ def _borders(
         shift = p.dilation * step
         low, high = p.padding, p.padding + p.input_size
         # Only positions where both factors lie on the image matter; the window of k leaves these out:
-        excluded.append(
-            tuple(
-                j
-                for j in range(max(low, low - shift), min(high, high - shift))
-                if not p.dilation * k <= j < p.dilation * k + p.output_size
-            )
-        )
+        met, window = range(max(low, low - shift), min(high, high - shift)), p.dilation * k
+        excluded.append(tuple(j for j in met if not window <= j < window + p.output_size))
     for restricted in product((False, True), repeat=len(patterns)):
         choice = tuple(rows if use else () for rows, use in zip(excluded, restricted, strict=True))
         if all(choice[dim] or not use for dim, use in enumerate(restricted)):

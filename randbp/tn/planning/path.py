@@ -68,8 +68,7 @@ class Search:
         held = [self.legs.encode(item.legs) for item in self.items]
         self.start = [Item(1 << n, legs, n < self.count) for n, legs in enumerate(held)]
         self._open = self.legs.encode(leg for leg in problem.sizes if leg in problem.open_legs)
-        self.needed, self.kind = cache(self._needed), cache(self._kind)
-        self._moves: dict[tuple[int, ...], Move | None] = {}
+        self.needed, self.kind, self.move = cache(self._needed), cache(self._kind), cache(self._move)
         numbers: dict[object, int] = {}  # sums of these over equivalent sets of items are equal
         self._kinds = [1 << 8 * numbers.setdefault(_kind(item), len(numbers)) for item in self.items]
 
@@ -80,9 +79,6 @@ class Search:
         if self.optimize is None and len(self.items) <= EXHAUSTIVE:
             return _linear(self._joined([(item, (n,)) for n, item in enumerate(self.start)])[1], len(self.items))
         return _linear(self._along_tree(), len(self.items))
-
-    # Steps
-    # ------------------------------------------------------------------------------------------------------------
 
     def _needed(self, mask: int) -> int:
         """Legs of a set of items that something outside, or the output, still needs."""
@@ -99,14 +95,8 @@ class Search:
         low = mask & -mask
         return self.kind(mask ^ low) + self._kinds[low.bit_length() - 1] if mask else 0
 
-    def move(self, *items: Item) -> Move | None:
+    def _move(self, *items: Item) -> Move | None:
         """The step that joins some items; ``None`` if no kernel does."""
-        key = tuple(item.mask for item in items)
-        if key not in self._moves:
-            self._moves[key] = self._move(items)
-        return self._moves[key]
-
-    def _move(self, items: tuple[Item, ...]) -> Move | None:
         left, *between, right = items
         if not left.tensor or len(between) > right.tensor or any(item.tensor for item in between):
             return None
@@ -128,23 +118,16 @@ class Search:
             return relation if isinstance(relation, Windows) else None
         return None
 
-    def moves(self, left: Item, right: Item, outer: bool) -> Iterator[tuple[tuple[Item, ...], Move]]:
+    def moves(self, left: Item, right: Item, outer: bool) -> list[tuple[tuple[Item, ...], Move]]:
         """Steps that join two items, maybe with a relation between them; outer products only if asked for."""
         choices: list[tuple[Item, ...]] = []
         if outer or left.legs & right.legs:
             choices.append((left, right) if left.tensor else (right, left))
         if left.tensor and right.tensor:
-            for relation in self.start[self.count :]:
-                if (
-                    not relation.mask & (left.mask | right.mask)
-                    and relation.legs & left.legs
-                    and relation.legs & right.legs
-                ):
-                    choices.append((left, relation, right))
-        for items in choices:
-            move = self.move(*items)
-            if move is not None:
-                yield items, move
+            joined = left.mask | right.mask
+            others = (each for each in self.start[self.count :] if not each.mask & joined)
+            choices += [(left, each, right) for each in others if each.legs & left.legs and each.legs & right.legs]
+        return [(items, move) for items in choices if (move := self.move(*items)) is not None]
 
     def moves_from(self, state: list[Item]) -> list[tuple[tuple[int, ...], Move]]:
         """All steps from a state, as positions and moves; outer products only if there is nothing else."""
@@ -180,9 +163,6 @@ class Search:
             costs.append(FREE if key in known else move.cost)
             known.add(key)
         return costs
-
-    # Orders
-    # ------------------------------------------------------------------------------------------------------------
 
     def _joined(self, leaves: Sequence[tuple[Item, Tree]]) -> tuple[Item, Tree]:
         """The cheapest way to join some items to one tensor; if these are very many, of the first ones, and so on."""

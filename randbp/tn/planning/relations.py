@@ -107,26 +107,15 @@ def _fed_patterns(net: Network, node: Selection, patterns: list[Pattern]) -> tup
     A table is a function: it counts its free legs and gives one value to each leg that follows. A pattern that joins
     two of its legs (it is fed twice, or shares a leg with another one) is a condition instead, and stays apart.
     """
-    taken = set(node.legs)
-    via: list[Pattern | None] = []
+    taken, via = set(node.legs), list[Pattern | None]()
     for target in node.targets:
-        pattern = _only_holder(net, target)
-        if pattern is not None:
-            others = {leg for leg in pattern.legs if leg != target}
-            if len(others) == 2 and not others & taken and any(pattern is free for free in patterns):
-                taken |= others
-            else:
-                pattern = None
-        via.append(pattern)
+        holders = [other for other in net.nodes if target in other.legs]
+        alone = len(holders) == 2 and target not in net.open_legs  # the selection, and perhaps a pattern
+        others = [(each, {*each.legs} - {target}) for each in patterns if alone and target in each.legs]
+        fed, legs = next(((each, legs) for each, legs in others if len(legs) == 2 and not legs & taken), (None, set()))
+        taken |= legs
+        via.append(fed)
     return tuple(via)
-
-
-def _only_holder(net: Network, target: str) -> Pattern | None:
-    """The only pattern that holds a selection's target, if nothing else holds it."""
-    holders = [other for other in net.nodes if target in other.legs]
-    if len(holders) != 2 or target in net.open_legs:
-        return None
-    return next((other for other in holders if isinstance(other, Pattern)), None)
 
 
 def _bundles(net: Network, patterns: list[Pattern]) -> list[Windows]:
