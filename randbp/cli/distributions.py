@@ -57,6 +57,18 @@ class Distribution(Strict):
                 return [multiple(round(it.min / it.q) + number, it.q) for number in range(int(self.size))]
         return list(it.values)
 
+    def at(self, drawn: float) -> Any:
+        """The value at a coordinate of the search space: an index, an integer, or else a probability."""
+        it: Any = self
+        match self.distribution:
+            case "constant":
+                return it.value
+            case "categorical":
+                return it.values[int(drawn)]
+            case "int_uniform":
+                return int(drawn)
+        return self.quantile(drawn)
+
     def quantile(self, p: float) -> Any:
         """The ``p``-quantile: a draw lies below it with probability ``p``."""
         return type(self).inverse(min(max(p, EDGE), 1 - EDGE), self)

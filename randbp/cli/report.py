@@ -12,7 +12,6 @@ from randbp.report import Damaged, compare, load_runs, print_table, write_page
 from randbp.report.printable import printable
 
 from .errors import OptionParser, RunError, UsageError
-from .output_file import refused
 
 PAGE = "report.html"
 DESCRIPTION = """\
@@ -45,7 +44,8 @@ def write_report(folder: Path, console: Console, output: Path | None = None) -> 
         write_page(comparison, page, title=folder.resolve().name)
     except OSError as error:
         if output:
-            raise refused(printable(str(output)), str(error.strerror)) from error
+            what = f"--output={printable(str(output))}: {error.strerror}"
+            raise UsageError(f"{what}, expected a file to write") from error
         what = f"{printable(str(page))}: {error.strerror}"
         raise RunError(f"{what}: the page could not be written, --output names another place for it") from error
     console.print(Text(f"report in {printable(str(page))}"), highlight=False, soft_wrap=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .distributions import Distribution
 from .sweep_file import Metric, SweepFile, Values
 
 Draw = dict[str, float]
@@ -47,34 +46,23 @@ def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
 
 
 def values_at(sweep: SweepFile, draw: Draw) -> Values:
-    """The parameters' values at a point; a :class:`LookupError` if it is none of this sweep."""
-    return {
-        name: it.choices[0] if it.distribution == "constant" else _value(it, draw[name])
-        for name, it in sweep.drawn.items()
-    }
-
-
-def _value(it: Distribution, drawn: float) -> Any:
-    match it.distribution:
-        case "categorical":
-            return it.choices[int(drawn)]
-        case "int_uniform":
-            return int(drawn)
-    return it.quantile(drawn)
+    """The parameters' values at a point."""
+    return {name: it.at(draw.get(name, 0)) for name, it in sweep.drawn.items()}
 
 
 def _space(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Optuna's distribution of each coordinate."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    special = {
-        "categorical": lambda it: CategoricalDistribution(range(len(it.values))),
-        "int_uniform": lambda it: IntDistribution(it.min, it.max),
-    }
-    varied = {name: it for name, it in parameters.items() if it.distribution != "constant"}
-    return {
-        name: special.get(it.distribution, lambda _: FloatDistribution(0.0, 1.0))(it) for name, it in varied.items()
-    }
+    def coordinate(it: Any) -> Any:
+        match it.distribution:
+            case "categorical":
+                return CategoricalDistribution(range(len(it.values)))
+            case "int_uniform":
+                return IntDistribution(it.min, it.max)
+        return FloatDistribution(0.0, 1.0)
+
+    return {name: coordinate(it) for name, it in parameters.items() if it.distribution != "constant"}
 
 
 def _frozen(trial: Trial, trials: Sequence[Trial], metric: Metric, space: Mapping[str, Any]) -> Any:

@@ -2,8 +2,10 @@
 
 import argparse
 import inspect
+import tempfile
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from randbp.tune.options import check_budget
 
 from .errors import OptionParser, RunError, UsageError, condense, one_line
 from .fit import CLI
-from .output_file import check_output
 from .quiet import quieten
 
 DESCRIPTION = """\
@@ -58,6 +59,21 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             raise UsageError(f"--{name}={getattr(options, name)}: expected at least {least}")
     check_output(options.output, options.overwrite)
     return options, rest
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Check that ``--output`` can be written, without leaving anything behind; its folders may be missing."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "Is a directory")
+        if path.exists() and not overwrite:
+            raise UsageError(f"--output={path}: this file exists, expected a new one or --overwrite")
+        path.is_symlink()  # complains of a name that is too long, which the others do not
+        folder = next(folder for folder in path.parents if folder.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--output={path}: {error.strerror}, expected a file to write") from error
 
 
 class Measure(Callback):

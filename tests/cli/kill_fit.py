@@ -13,13 +13,14 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from tests.cli.forked import processes
+from tests.cli.forked import processes, run_watched
 
 OPTIONS = [
     "--model=tests.cli.killed.Net",
@@ -36,22 +37,8 @@ OPTIONS = [
 
 def fit(options: list[str], folder: Path, log: Path, last: int | None, end: int, counted: Any) -> None:
     """The process: a command that counts its operations on files below a folder, and ends before the last one."""
-    from randbp.cli.main import main
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        path = arguments[0] if event in ("open", "os.rename", "os.mkdir", "os.remove") else None
-        if isinstance(path, str | bytes | Path) and os.path.abspath(os.fsdecode(path)).startswith(str(folder)):
-            counted.value += 1
-            if counted.value == last:
-                os.kill(os.getpid(), end)
-
     os.chdir(folder.parents[2])
-    with log.open("ab", 0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    sys.addaudithook(watch)
-    sys.exit(main(["fit", *options]))
+    run_watched(["fit", *options], folder, log, last, partial(os.kill, os.getpid(), end), counted)
 
 
 def run(

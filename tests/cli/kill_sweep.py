@@ -12,14 +12,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 import yaml
 
-from tests.cli.forked import processes
+from tests.cli.forked import processes, run_watched
 from tests.cli.kill_fit import OPTIONS, difference
 
 WAYS = ("alone", "group", "term")
@@ -29,26 +29,12 @@ EPOCHS = 12
 
 def sweep(options: list[str], root: Path, log: Path, way: str, last: int | None, counted: Any) -> None:
     """The process: a sweep in a group of its own, which ends itself before one of its operations on files."""
-    from randbp.cli.main import main
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        path = arguments[0] if event in ("open", "os.rename", "os.mkdir", "os.remove") else None
-        if isinstance(path, str | bytes | Path) and os.path.abspath(os.fsdecode(path)).startswith(str(root / "runs")):
-            counted.value += 1
-            if counted.value == last:
-                end(os.getpid(), way)
-
     os.setsid()
     # Where the runs find the model, and on as many threads as the run that nobody disturbs: sums depend on that.
     os.environ.update(PYTHONPATH=str(Path(__file__).parents[2]), OMP_NUM_THREADS="1")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     os.chdir(root)
-    with log.open("ab", 0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    sys.addaudithook(watch)
-    sys.exit(main(["sweep", "s.yaml", *options]))
+    run_watched(["sweep", "s.yaml", *options], root / "runs", log, last, partial(end, os.getpid(), way), counted)
 
 
 def end(pid: int, way: str) -> None:
