@@ -5,7 +5,6 @@ import os
 import re
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 import randbp
 from randbp import Estimator
 
-from .errors import UsageError, condense, one_line
+from .errors import UsageError, condense, nearest, one_line
 from .yaml_file import read_options
 
 LARGEST_SEED = 2**32 - 1  # the largest seed that NumPy accepts
@@ -93,9 +92,7 @@ def no_estimator(name: str) -> str:
         >>> no_estimator("spatail").partition(",")[0]
         "no estimator 'spatail' (did you mean Spatial?)"
     """
-    lower = {known.lower(): known for known in ESTIMATORS}
-    close = get_close_matches(name.rpartition(".")[2].lower(), lower, n=1)
-    meant = f" (did you mean {lower[close[0]]}?)" if close else ""
+    meant = nearest(name.rpartition(".")[2], ESTIMATORS)
     return f"no estimator {name!r}{meant}, expected {', '.join(ESTIMATORS)}, or a class of your own as module.Class"
 
 
@@ -142,15 +139,13 @@ def _class_names(where: str, value: Any) -> Iterator[tuple[str, str]]:
     """Names of estimators in a file, and their places in it: one name, or one for each layer."""
     if isinstance(value, str):
         yield where, value
-    elif isinstance(value, dict) and isinstance(value.get("class_path"), str):
-        yield where, value["class_path"]
+    elif isinstance(value, dict) and "class_path" in value:
         inner = value.get("init_args")
-        if isinstance(inner, dict) and "estimator" in inner:  # of an estimator around another one
-            yield from _class_names(f"{where}.estimator", inner["estimator"])
+        yield from _class_names(where, value["class_path"])
+        yield from _class_names(f"{where}.estimator", inner.get("estimator") if isinstance(inner, dict) else None)
     elif isinstance(value, dict):
         for pattern, one in value.items():
-            if isinstance(one, str | dict) and pattern != "init_args":
-                yield from _class_names(f"{where}[{pattern!r}]", one)
+            yield from _class_names(f"{where}[{pattern!r}]", None if pattern == "init_args" else one)
 
 
 def _unreadable_among(args: Sequence[str]) -> str:

@@ -1,9 +1,11 @@
 """Errors in one line."""
 
 import argparse
+import difflib
 import os
 import re
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 
 class UsageError(Exception):
@@ -27,6 +29,13 @@ class OptionParser(argparse.ArgumentParser):
 
 
 _OF_THE_EXTRA = ("lightning", "jsonargparse", "torchmetrics", "wandb", "optuna", "scipy")
+
+
+def nearest(word: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The question whether one of the known words was meant; empty if none is near."""
+    words = {it.lower(): it for it in known}
+    close = difflib.get_close_matches(str(word).lower(), words, n=1, cutoff=cutoff)
+    return f" (did you mean {words[close[0]]}?)" if close else ""
 
 
 def debugging() -> bool:
@@ -57,28 +66,25 @@ def one_line(error: BaseException) -> str:
 
 _KEY = re.compile(r'Parser key "([^"]+)": ')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)': ")
-# Of "an estimator, or a mapping to estimators" a user who errs nearly always meant the first.
-_OR_MAPPING = re.compile(
+_GIVEN = re.compile(r" Given value type: .*? Given value: (.*)$")
+_WORDING = {
+    _GIVEN.pattern: "",
+    r" ?- Expected a <class 'NoneType'>": "",
+    # Of "an estimator, or a mapping to estimators" a user who errs nearly always meant the first.
     r"(collections\.abc\.Mapping\[.*?\](?:, <class 'NoneType'>)?\] Errors: .*) - "
     r"(?:Expected a <class 'collections\.abc\.Mapping'>|Expected a dot import path string: \S+"
-    r"|Unexpected import path format: \S+)$"
-)
-_OR_NONE = re.compile(r" ?- Expected a <class 'NoneType'>")
-_NOISE = [
-    re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: "),
-    re.compile(r"- Expected a path but .*? either not accessible or invalid( |$)"),
-    _OR_NONE,
-]
-_GIVEN = re.compile(r" Given value type: .*? Given value: (.*)$")
-_WORDING = [
-    (re.compile(r"Option '([^']+)' is not accepted"), r"no option '\1'"),
-    (re.compile(r"Subcommand '\w+' does not accept option '([^']+)'"), r"no option '\1'"),
-    (re.compile(r"[Uu]nrecognized arguments: "), "no option "),
-    (re.compile(r"[Tt]he following arguments are required: (?:(?:fit|validate|test|predict)\.)?"), "missing "),
-    (re.compile(r"Expected a dot import path string: (.*)"), r"no class '\1' (expected module.Class)"),
-    (re.compile(r"Expected an? (?:<class '([^']+)'>|typing\.)"), r"expected \1"),
-    (re.compile(r"\. Got value: "), ", got "),
-]
+    r"|Unexpected import path format: \S+)$": r"\1",
+    r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: ": "",
+    r"- Expected a path but .*? either not accessible or invalid( |$)": "",
+    r"Option '([^']+)' is not accepted": r"no option '\1'",
+    r"Subcommand '\w+' does not accept option '([^']+)'": r"no option '\1'",
+    r"[Uu]nrecognized arguments: ": "no option ",
+    r"[Tt]he following arguments are required: (?:(?:fit|validate|test|predict)\.)?": "missing ",
+    r"Expected a dot import path string: (.*)": r"no class '\1' (expected module.Class)",
+    r"Expected an? (?:<class '([^']+)'>|typing\.)": r"expected \1",
+    r"\. Got value: ": ", got ",
+}
+"""What is said instead of jsonargparse's words, in this order."""
 
 # Of an option that takes one of several types, or of several values.
 _ALTERNATIVES = re.compile(r"^expected (?=.* - expected |Literal\[)(.*?)(?=, got |$)")
@@ -109,9 +115,8 @@ def condense(message: str) -> str:
     """
     text = " ".join(message.split())
     given = _GIVEN.search(text)
-    text = _OR_MAPPING.sub(r"\1", _OR_NONE.sub("", _GIVEN.sub("", text)))
-    for noise in _NOISE:
-        text = noise.sub("", text)
+    for pattern, wording in _WORDING.items():
+        text = re.sub(pattern, wording, text)
     keys: list[str] = []
     owner = ""
     while True:
@@ -125,8 +130,6 @@ def condense(message: str) -> str:
         text = text[match.end() :]
     if given and not owner and (match := re.search(r"class_path='([^']+)'", given[1])):
         owner = match[1]
-    for pattern, wording in _WORDING:
-        text = pattern.sub(wording, text)
     if given and text.startswith("expected") and "got" not in text:
         text += f", got {given[1]}"
     text = _ALTERNATIVES.sub(_listed, text)

@@ -1,15 +1,16 @@
 """Mappings of a file as strict pydantic models, and their errors as one line of key, value and what is allowed."""
 
-import difflib
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
+
+from .errors import nearest
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
@@ -88,12 +89,6 @@ def what_is_wrong(error: ValidationError) -> str:
     if kind == "literal_error":
         text += nearest(value, re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     return f"{place}={_short.repr(value)}: {text}" if place else text
-
-
-def nearest(word: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The question whether one of the known words was meant; empty if none is near."""
-    close = difflib.get_close_matches(str(word), [*known], n=1, cutoff=cutoff)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _as_number(text: str) -> str:

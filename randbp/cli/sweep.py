@@ -10,10 +10,9 @@ from rich.console import Console
 from randbp.callbacks.files import write_text
 from randbp.report.damaged import Damaged
 
-from .errors import OptionParser, UsageError
+from .errors import OptionParser, UsageError, nearest
 from .report import make_console, write_report
 from .run_folder import owned
-from .schema import nearest
 from .stopping import Stopped, sigterm_raises
 from .sweep_command import check_program, command_line
 from .sweep_execution import Execution

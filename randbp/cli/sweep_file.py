@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, model_validator
 
 from .distributions import LISTED, NUMERIC, WEIGHTED, Distribution
-from .errors import UsageError
-from .schema import Count, Number, Strict, Text, YesNo, allowed, at_key, nearest, what_is_wrong
+from .errors import UsageError, nearest
+from .schema import Count, Number, Strict, Text, YesNo, allowed, at_key, what_is_wrong
 from .sweep_command import check_command
 from .yaml_file import read_yaml
 
