@@ -63,8 +63,8 @@ class StepTimer:
     def __init__(self, device: torch.device | str, seconds: Iterable[float] = ()) -> None:
         self.device = torch.device(device)
         self._seconds = array("d", seconds)
-        self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-        self._started: float | torch.cuda.Event | None = None
+        self._pending: deque[tuple[Any, Any]] = deque()  # times, or a device's events
+        self._started: Any = None
 
     def start(self) -> None:
         """Begin a step; a step that was begun and not stopped is forgotten."""
@@ -73,15 +73,8 @@ class StepTimer:
     def stop(self) -> None:
         """End the step; without an earlier :meth:`start` nothing happens."""
         started, self._started = self._started, None
-        if started is None:
-            return
-        now = self._now()
-        if isinstance(now, float):
-            assert isinstance(started, float)
-            self._seconds.append(now - started)
-        else:
-            assert not isinstance(started, float)
-            self._pending.append((started, now))
+        if started is not None:
+            self._pending.append((started, self._now()))
             self._read(wait=False)
 
     def seconds(self) -> list[float]:
@@ -89,7 +82,7 @@ class StepTimer:
         self._read(wait=True)
         return self._seconds.tolist()
 
-    def _now(self) -> "float | torch.cuda.Event":
+    def _now(self) -> Any:
         if self.device.type != "cuda":
             return perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -97,10 +90,12 @@ class StepTimer:
         return event
 
     def _read(self, wait: bool) -> None:
-        while self._pending and (wait or self._pending[0][1].query()):
+        cuda = self.device.type == "cuda"
+        while self._pending and (wait or not cuda or self._pending[0][1].query()):
             first, last = self._pending.popleft()
-            last.synchronize()
-            self._seconds.append(first.elapsed_time(last) / 1000)  # CUDA counts milliseconds
+            if cuda:
+                last.synchronize()
+            self._seconds.append(first.elapsed_time(last) / 1000 if cuda else last - first)  # CUDA has milliseconds
 
 
 def interleave(

@@ -68,15 +68,13 @@ class Table:
 
 
 _ATTRIBUTES_OF_HEADINGS = {"text": " class=text", "code": " class=text", "measure": " colspan=2"}
+_CELLS = {
+    "code": "<td class=text><code>{}</code></td>",
+    "text": "<td class=text>{}</td>",
+    "keep": "<td class=keep>{}</td>",
+    "measure": "<td>{}</td><td class=ratio>{}</td>",
+}
 
 
 def _html_cell(column: Column, cell: Cell) -> str:
-    text = escape(cell.text)
-    match column.kind:
-        case "code":
-            return f"<td class=text><code>{text}</code></td>"
-        case "text" | "keep":
-            return f"<td class={column.kind}>{text}</td>"
-        case "measure":
-            return f"<td>{text}</td><td class=ratio>{cell.ratio}</td>"
-    return f"<td>{text}</td>"
+    return _CELLS.get(column.kind, "<td>{}</td>").format(escape(cell.text), cell.ratio)
