@@ -82,7 +82,8 @@ def _arguments(net: Network, tensors: Mapping[str, Tensor]) -> tuple[str, tuple[
         else:
             dimension = letter(f"dimension {number}")
             inputs.append(text(axis.legs) + dimension)
-            operands.append(_grouping(axis, net.sizes).to(device, dtype))
+            grouping = _positions(axis, net.sizes)[..., None] == torch.arange(axis.size)
+            operands.append(grouping.to(device, dtype))
             result += dimension
     if net.scale != 1 or not operands:
         inputs.append("")
@@ -105,11 +106,6 @@ def _positions(axis: Axis, sizes: Mapping[str, int]) -> Tensor:
     for leg, step in axis.terms:
         positions = positions[..., None] + step * torch.arange(sizes[leg])
     return positions
-
-
-def _grouping(axis: Axis, sizes: Mapping[str, int]) -> Tensor:
-    """A 0/1 tensor: 1 where values of legs correspond to their position in the dimension."""
-    return (_positions(axis, sizes)[..., None] == torch.arange(axis.size)).long()
 
 
 def _one_hot(index: Tensor, node: Selection, sizes: Mapping[str, int]) -> Tensor:

@@ -57,18 +57,12 @@ def _without(net: N, node: Pattern) -> N | None:
         return replace(net, nodes=rest, scale=net.scale * pattern.nonzeros)
     if not pattern.nonzeros or pattern.nonzeros != pattern.output_size * pattern.kernel_size:
         return None  # some pairs (o, k) meet the padding
-    if pattern.output_size > 1 and pattern.kernel_size > 1 and not _injective(node):
-        return None
-    terms = tuple(
-        (leg, step)
-        for leg, step, size in (
-            (node.o, pattern.stride, pattern.output_size),
-            (node.k, pattern.dilation, pattern.kernel_size),
-        )
-        if size > 1
-    )
+    outputs, entries = (node.o, pattern.stride, pattern.output_size), (node.k, pattern.dilation, pattern.kernel_size)
     # Row-major where the steps allow it, so that the axis prints and reads as a plain group.
-    terms = tuple(sorted(terms, key=lambda term: -term[1]))
+    steps = sorted((each for each in (outputs, entries) if each[2] > 1), key=lambda each: -each[1])
+    if len(steps) == 2 and steps[0][1] <= steps[1][1] * (steps[1][2] - 1):
+        return None  # several pairs (o, k) meet one input
+    terms = tuple((leg, step) for leg, step, _ in steps)
     holders = [other for other in rest if node.i in other.legs]
     if len(terms) == 1 and terms[0][1] == 1 and pattern.padding == 0 and pattern.input_size == net.sizes[terms[0][0]]:
         return _joined(net, rest, node.i, terms[0][0])
@@ -83,13 +77,6 @@ def _without(net: N, node: Pattern) -> N | None:
     axes = _replaced(holders[0].axes, node.i, terms, -pattern.padding)
     nodes = tuple(replace(other, axes=axes) if other is holders[0] else other for other in rest)
     return replace(net, nodes=nodes)
-
-
-def _injective(node: Pattern) -> bool:
-    pattern = node.pattern
-    reach_k = pattern.dilation * (pattern.kernel_size - 1)
-    reach_o = pattern.stride * (pattern.output_size - 1)
-    return pattern.stride > reach_k or pattern.dilation > reach_o
 
 
 def _joined(net: N, rest: tuple[Node, ...], i: str, other: str) -> N | None:

@@ -58,13 +58,11 @@ def _window_gram(builder: Builder, left: Value, right: Value, out: frozenset[str
     a, b = left.windows, right.windows
     if a is None or b is None or a.register != b.register:
         return None
-    if [p.pattern for p in a.patterns] != [p.pattern for p in b.patterns]:
+    if [(p.pattern, a.legs.index(p.i)) for p in a.patterns] != [(q.pattern, b.legs.index(q.i)) for q in b.patterns]:
         return None
     for p, q in zip(a.patterns, b.patterns, strict=True):
         if p.o != q.o or p.o in out or p.k == q.k or not {p.k, q.k} <= out:
             return None
-    if [a.legs.index(p.i) for p in a.patterns] != [b.legs.index(q.i) for q in b.patterns]:
-        return None
     inputs = {p.i for p in a.patterns}
     pairs = [(x, y) for x, y in zip(a.legs, b.legs, strict=True) if x not in inputs]
     summed = tuple(x for x, y in pairs if x == y and x not in out)

@@ -36,7 +36,8 @@ def gathered_product(targets: Targets, groups: int) -> TensorFunction:
         # Sums over rows of all channels have the channels innermost.
         out = x.new_empty(len(entries), groups).t()[..., None, None] if depthwise else x.new_empty(shape)
         index = _aligned(index, batch)
-        together = len(entries) if depthwise else _evenly(len(entries), max(1, machine.cpu.row_width // channels))
+        groups_of_entries = -(-len(entries) // max(1, machine.cpu.row_width // channels))  # few, and of equal size
+        together = len(entries) if depthwise else -(-len(entries) // groups_of_entries)
         at_once = max(1, (machine.cpu.row_weighted if depthwise else machine.cpu.row_gathered) // (channels * together))
         empty = True
         for part in pieces(batch, (positions + 1) * channels, x.device):
@@ -60,11 +61,6 @@ def gathered_product(targets: Targets, groups: int) -> TensorFunction:
         return out.permute(0, 2, 3, 1)
 
     return kernel
-
-
-def _evenly(count: int, most: int) -> int:
-    """The size of groups that are as few and as equal as possible, with at most ``most`` members each."""
-    return -(-count // -(-count // most))
 
 
 def pieces(batch: int, elements: int, device: torch.device) -> list[slice]:

@@ -48,11 +48,8 @@ class PathReport:
     def __str__(self) -> str:
         scope = "all" if self.exhaustive else "a sample"
         rows: list[Sequence[str]] = [("", "best", "median", "worst", "worst / best")]
-        for name, values in (
-            ("estimated time", self.time),
-            ("multiplications", self.multiplications),
-            ("largest intermediate", self.largest),
-        ):
+        shown = {"estimated time": self.time, "multiplications": self.multiplications}
+        for name, values in {**shown, "largest intermediate": self.largest}.items():
             ratio = f"{values[2] / values[0]:.1f}x" if values[0] else "-"
             rows.append((name, *(f"{value:,.0f}" for value in values), ratio))
         lines = aligned(rows, right=range(1, 5))
