@@ -98,32 +98,27 @@ class Builder:
         extra = tuple(leg for leg in wanted if leg not in value.legs and self.sizes[leg] > 1)
         if extra:
             value = self._repeat(value, extra)
-        have = tuple(leg for leg in value.legs if self.sizes[leg] > 1)
-        want = tuple(leg for leg in wanted if self.sizes[leg] > 1)
+        have, want = (tuple(leg for leg in legs if self.sizes[leg] > 1) for legs in (value.legs, wanted))
         shape, target = self.shape(value.axes), self.shape(axes)
         if have == want:
-            register = value.register
-            if shape != target:
-                register = self.program.emit(dense.view, (register,), "reshape", target)
-            return Value(register, axes)
+            return Value(self._reshaped(value.register, shape, target), axes)
         runs = _runs(have, want)
         split = tuple(self.volume(run) for run in runs)
         position = {run[0]: index for index, run in enumerate(runs)}
         order = tuple(position[leg] for leg in want if leg in position)
         moved = tuple(split[index] for index in order)
         if moved == tuple(size for size in target if size > 1):  # nothing is merged, so nothing is copied
-            register = value.register
-            if shape != split:
-                register = self.program.emit(dense.view, (register,), "reshape", split)
+            register = self._reshaped(value.register, shape, split)
             register = self.program.emit(dense.view, (register,), "permute", order)
-            if moved != target:
-                register = self.program.emit(dense.view, (register,), "reshape", target)
-            return Value(register, axes)
+            return Value(self._reshaped(register, moved, target), axes)
         before = self.program.count
         register = self.program.emit(dense.arrange, (value.register,), () if split == shape else split, order, target)
         if self.program.count > before:
             self.copied += self.volume(wanted)
         return Value(register, axes)
+
+    def _reshaped(self, register: int, shape: tuple[int, ...], wanted: tuple[int, ...]) -> int:
+        return register if shape == wanted else self.program.emit(dense.view, (register,), "reshape", wanted)
 
     def moving(self, value: Value, legs: tuple[str, ...]) -> tuple[int, int]:
         """How many neighbours in memory stay so if the value's legs are put in another order; the pieces that move."""

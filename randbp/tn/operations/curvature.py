@@ -62,8 +62,7 @@ def _gradient(spec: LayerSpec) -> TensorNetwork:
 def kfac_expand_output_grad(spec: LayerSpec) -> TensorNetwork:
     """The output-gradient factor of KFAC-expand ``Γ_g = 1/(N O) Σ_{n o} V_Y V_Yᵀ``.
 
-    Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G,
-        D/G]``.
+    Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G, D/G]``.
 
     Example:
         >>> from randbp import tn
@@ -77,8 +76,7 @@ def kfac_expand_output_grad(spec: LayerSpec) -> TensorNetwork:
 def kfac_reduce_output_grad(spec: LayerSpec) -> TensorNetwork:
     """The output-gradient factor of KFAC-reduce ``Γ_g = 1/N Σ_n (V_Y 1)(V_Y 1)ᵀ``: positions are summed first.
 
-    Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G,
-        D/G]``.
+    Slot: ``output_grad`` ``[N, D, *O]``, each row the gradient of one example's own loss. Result: ``[G, D/G, D/G]``.
 
     Example:
         >>> from randbp import tn
@@ -108,10 +106,9 @@ def gradient_gram(spec: LayerSpec) -> TensorNetwork:
 def ggn_diagonal(spec: LayerSpec, columns: int | None = None) -> TensorNetwork:
     """The diagonal of the GGN (or Fisher) matrix of the weight ``Σ_n V_W[n]²`` from per-example factors.
 
-    Slots: ``input`` ``[N, C, *I]``; ``output_grad`` ``[N, D, *O]`` (per-example gradients: the empirical
-        Fisher), or
-    with ``columns`` ``[V, N, D, *O]``, the columns of a factor of the loss' Hessian backpropagated to the
-    output, summed over as well. Result: ``[D, C/G, *K]``.
+    Slots: ``input`` ``[N, C, *I]``; ``output_grad`` ``[N, D, *O]`` (per-example gradients: the empirical Fisher), or
+    with ``columns`` ``[V, N, D, *O]``, the columns of a factor of the loss' Hessian backpropagated to the output,
+    summed over as well. Result: ``[D, C/G, *K]``.
 
     Args:
         spec: The convolution.
