@@ -210,3 +210,12 @@ def test_what_is_held_is_what_is_described(name: str, keep: float) -> None:
         assert (
             sum(held.values()) == estimator.describe(spec, x.dtype).held_bytes <= max(keep * x.nbytes, 8 * x.shape[1])
         )
+
+
+def test_means_of_classes_count_by_their_sizes() -> None:
+    """What is constant over each class of positions has the mean that is held, whichever positions are drawn."""
+    x = torch.zeros(2, 8, 9, 9, dtype=torch.float64)
+    x[..., ::2, ::2] = 1
+    spec = Case(2, 1, 8, 4, (9, 9), (3, 3), 2, 1, 1, False, 0).spec()
+    for seed in range(5):
+        torch.testing.assert_close(Spatial(0.5).sketch(x, spec, Draw(seed))[1], x.mean((2, 3)))
