@@ -15,11 +15,7 @@ def checked_filename(filename: object) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as JSON, atomically.
-
-    Numbers that JSON does not have (NaN, infinities) become strings that ``float`` reads, and so does what
-    else JSON has no type for.
-    """
+    """Write plain data as JSON, atomically; NaN, infinities and what JSON has no type for become strings."""
     write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -35,10 +31,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def put_in_place(part: Path, path: Path) -> None:
-    """Rename a finished file or folder to its final name, once its content is on the disk.
-
-    Of a folder that is replaced, the old one goes away first and only then the new one gets its name.
-    """
+    """Rename a finished file or folder to its final name, once its content is on the disk."""
     for file in [part] if part.is_file() else [found for found in part.rglob("*") if found.is_file()]:
         _synchronise(file)
     if path.is_dir():

@@ -42,11 +42,7 @@ def check_file(option: str, path: str) -> dict[str, Any] | None:
 
 
 def check_content(option: str, path: str, content: dict[str, Any], model: LightningModule, train: bool) -> None:
-    """Check that what a checkpoint holds fits a model, whose training goes on if ``train``.
-
-    Lightning's hooks may change both, so that models with such hooks are left to Lightning.
-    """
-    name = type(model).__name__
+    """Check that a checkpoint fits a model, to be trained if ``train``; Lightning judges where hooks change either."""
     if train and not {"loops", "optimizer_states", "lr_schedulers"} <= content.keys():
         raise UsageError(f"{option}={path}: holds weights alone, expected the state of a training")
     late = any(is_overridden(hook, model) for hook in ("configure_model", "setup", "on_load_checkpoint"))
@@ -61,4 +57,4 @@ def check_content(option: str, path: str, content: dict[str, Any], model: Lightn
     }
     found = [f"{how} {shortened([*map(repr, keys)], SHOWN)}" for how, keys in faults.items() if keys]
     if found:
-        raise UsageError(f"{option}={path}: of another model than {name}: {', '.join(found)}")
+        raise UsageError(f"{option}={path}: of another model than {type(model).__name__}: {', '.join(found)}")

@@ -1,12 +1,8 @@
 """Child processes that end when their parent ends, for whatever reason, together with all that they have started.
 
-The parent holds the writing end of a pipe; nobody writes. :func:`start` starts this file as a script, as the leader of
-a process group of its own: it starts the command in the same group, and waits for two things. When the command ends, it
-ends the same way. When the pipe ends, the parent is gone (``kill -9`` of it, or of its group, included), and the whole
-group is killed: the command, its data-loader workers, and whatever a shell may have put between. Should this process
-itself be killed alone, Linux kills the command.
-
-It imports nothing but Python's own modules, so that it is there within a hundredth of a second.
+:func:`start` starts this file as a script, as the leader of a process group, in which it starts the command. When the
+command ends, it ends the same way. When the parent's pipe ends, the parent is gone, and the whole group is killed.
+Should this process itself be killed alone, Linux kills the command. To start fast it imports Python's modules alone.
 """
 
 import ctypes
@@ -26,11 +22,7 @@ _PR_SET_PDEATHSIG = 1
 def start(
     command: Sequence[str], lifeline: int, environment: Mapping[str, str], log: IO[bytes]
 ) -> "subprocess.Popen[bytes]":
-    """Start a command that ends when this process ends; signals go to the group of the result's number.
-
-    The ``lifeline`` is the reading end of a pipe whose writing end this process alone has and never uses. The log gets
-    all output.
-    """
+    """Start a command that ends when this process ends, which alone has the ``lifeline``'s writing end."""
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(lifeline), *command],
         pass_fds=[lifeline],
@@ -43,10 +35,7 @@ def start(
 
 
 def ended(process: "subprocess.Popen[bytes]") -> int | None:
-    """The exit code of a command: negative if a signal ended it, ``None`` while it runs.
-
-    One that failed leaves nothing running.
-    """
+    """The exit code of a command, which leaves nothing running if it failed; ``None`` while it runs."""
     # The number of the group cannot be another one's before the process has been waited for.
     found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if found is None:

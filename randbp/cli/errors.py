@@ -17,11 +17,7 @@ class RunError(Exception):
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like all others of the command, without the usage before them.
-
-    Raises:
-        UsageError: If the options cannot be used.
-    """
+    """A parser whose errors are a :class:`UsageError`, without the usage before them."""
 
     def error(self, message: str) -> NoReturn:
         """Raise a :class:`UsageError`."""

@@ -15,10 +15,7 @@ WandbMode = Literal["offline", "online", "disabled"]
 
 
 def make_loggers(folder: Path, name: str, wandb: WandbMode) -> tuple[MetricsFile, *tuple[Logger, ...]]:
-    """Make the loggers of a run, the first of which writes ``metrics.csv``; a name is the run's in W&B.
-
-    Under a W&B agent (which sets ``WANDB_SWEEP_ID``) its mode is used, that is ``WANDB_MODE``, online by default.
-    """
+    """Make the loggers of a run: of ``metrics.csv`` and W&B, whose agent (``WANDB_SWEEP_ID``) decides on its mode."""
     file = MetricsFile(folder)
     agent = "WANDB_SWEEP_ID" in os.environ
     mode = os.environ.get("WANDB_MODE", "online") if agent else wandb

@@ -41,10 +41,5 @@ def with_folder(args: Sequence[str]) -> list[str]:
 
 
 def how_to_resume(folder: Path) -> str:
-    """The command that continues a run.
-
-    Example:
-        >>> how_to_resume(Path("runs/digits/0"))
-        'randbp fit --resume=runs/digits/0'
-    """
+    """The command that continues a run."""
     return f"randbp fit --resume={shlex.quote(str(folder))}"

@@ -19,9 +19,7 @@ LONGEST = 255  # longest name in the usual file systems [bytes]
 
 
 def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: bool = False) -> Path:
-    """Make the folder ``root/name/version`` of a new run; an existing one is only given to a run that resumes it.
-
-    The name may be several folders; without a version it is the next free number behind a prefix.
+    """Make the folder ``root/name/version`` of a run; the version is the next free number behind a prefix by default.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -68,10 +66,7 @@ def check_name(option: str, name: str, several: bool = False) -> None:
 
 @contextmanager
 def owned(folder: Path, other: str = "process is training") -> Iterator[None]:
-    """Own a folder while this process works there; ownership ends when the process ends, for whatever reason.
-
-    The other processes of a distributed run leave it to rank zero. An error says what the ``other`` owner does.
-    """
+    """Own a folder on rank zero until the block or the process ends; an error says what an ``other`` owner does."""
     if not is_rank_zero():
         yield
         return
@@ -97,15 +92,7 @@ def withdraw(folder: Path) -> None:
 
 
 def free_name(root: Path, name: str) -> str:
-    """The name, followed by the next free number if there are already results of that name.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as root:
-        ...     (Path(root) / "demo").mkdir()
-        ...     free_name(Path(root), "demo"), free_name(Path(root), "other")
-        ('demo-2', 'other')
-    """
+    """The name, followed by the next free number if there are already results of that name."""
     candidates = chain([name], (f"{name}-{number}" for number in count(2)))
     return next(it for it in candidates if not (root / it).exists())
 

@@ -24,11 +24,7 @@ class Trial:
 
 
 def propose(sweep: SweepFile, trials: Sequence[Trial], seed: int = 0) -> Draw:
-    """Propose the next point of a random or Bayesian sweep.
-
-    It depends only on the sweep, the seed and the earlier trials, so that a resumed sweep continues as it would have. A
-    random sweep needs only their number.
-    """
+    """Propose the next point of a random or Bayesian sweep, a function of sweep, seed and earlier trials alone."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -20,10 +20,7 @@ from .sweep_plan import Plan
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out the runs of a sweep file, print their table and write the report; returns 1 if a run failed, else 0.
-
-    An interruption raises :class:`Stopped`.
-    """
+    """Carry out the runs of a sweep file, print their table and write the report; returns 1 if a run failed, else 0."""
     parser = OptionParser(
         prog="randbp sweep",
         description="Make the runs of a sweep file in W&B's format on this machine, one process each.",

@@ -23,11 +23,6 @@ def _flags(prefix: str) -> Callable[[Values], list[str]]:
     return lambda values: [f"{prefix}{name}={value}" for name, value in values.items()]
 
 
-def arguments_as_json(values: Values) -> str:
-    """The content of the file that ``${args_json_file}`` names."""
-    return json.dumps(dict(values))
-
-
 _ARGUMENTS: dict[str, Callable[[Values], list[str]]] = {
     "args": _flags("--"),
     "args_no_hyphens": _flags(""),
@@ -37,7 +32,7 @@ _ARGUMENTS: dict[str, Callable[[Values], list[str]]] = {
     "args_no_boolean_flags": lambda values: [
         f"--{name}" if value is True else f"--{name}={value}" for name, value in values.items() if value is not False
     ],
-    "args_json": lambda values: [arguments_as_json(values)],
+    "args_json": lambda values: [json.dumps(values)],
 }
 """Macros that stand for a run's parameters."""
 _OTHERS = ("env", "interpreter", "program", "args_json_file")
@@ -50,7 +45,7 @@ def command_line(
 
     ``randbp`` as the first word and ``${interpreter}`` become this very Python, so that a sweep needs no activated
     environment. An empty command stands for W&B's default or, without a program, for ``randbp fit``. The caller
-    writes :func:`arguments_as_json` to the JSON file.
+    writes the values to the JSON file.
 
     Example:
         >>> command_line(["${env}", "randbp", "fit", "--config=a.yaml", "${args}"], "", {"model.lr": 0.1})[1:]

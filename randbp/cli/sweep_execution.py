@@ -146,11 +146,8 @@ class Execution:
 def lifeline() -> Iterator[int]:
     """The reading end of a pipe that closes when this process ends."""
     reading, writing = os.pipe()
-    try:
+    with open(reading, "rb"), open(writing, "wb"):
         yield reading
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 def _epoch(done: int, total: int) -> str:

@@ -201,12 +201,7 @@ class SweepFile(Strict):
 
 
 def read_sweep(path: Path) -> SweepFile:
-    """Read a sweep file.
-
-    Raises:
-        UsageError: If the file cannot be read or says something that W&B's format does not have, in one line with file
-            and key.
-    """
+    """Read a sweep file; whatever W&B's format does not have is one line with file and key."""
     try:
         content = read_yaml(path, strict=True)
         return SweepFile.model_validate({"name": path.stem, **content} if isinstance(content, dict) else content)

@@ -13,7 +13,7 @@ from randbp.callbacks.files import write_json
 from .errors import UsageError
 from .run_folder import check_name
 from .search import Draw, Trial, propose, values_at
-from .sweep_command import arguments_as_json, command_line
+from .sweep_command import command_line
 from .sweep_file import MOST_RUNS, Values, read_sweep
 from .sweep_run import SweepRun
 
@@ -26,13 +26,7 @@ LONGEST = 120
 class Plan:
     """The runs of a sweep file, each determined when its turn comes: a search proposes it from the results so far.
 
-    Args:
-        file: The sweep file.
-        name: Folder of the runs below the root; by default the sweep's name.
-        root: Folder of all results.
-        count: Number of runs, of a grid the largest; by default what the file says.
-        seed: Determines the draws.
-        extra: Options that go to each run.
+    They are in the folder ``name`` below the root; ``extra`` options go to each. Of a grid ``count`` is the largest.
     """
 
     def __init__(
@@ -116,7 +110,7 @@ class Plan:
         log = self.folder / "logs" / f"{version}.log"
         words = command_line(self.sweep.command, self.sweep.program, nested, log.with_suffix(".json"))
         place = [f"--trainer.default_root_dir={self.root}", f"--name={self.name}", f"--version={version}"]
-        return SweepRun(version, self.folder / version, log, (*words, *self.extra, *place), arguments_as_json(nested))
+        return SweepRun(version, self.folder / version, log, (*words, *self.extra, *place), json.dumps(nested))
 
 
 def version_name(varied: Sequence[str], values: Mapping[str, Any]) -> str:

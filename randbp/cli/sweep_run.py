@@ -43,9 +43,8 @@ class SweepRun:
 
     def summary(self) -> dict[str, Any]:
         """The run's summary, empty while there is none."""
-        with suppress(OSError, ValueError):
-            content = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
-            return content if isinstance(content, dict) else {}
+        with suppress(OSError, ValueError, TypeError):
+            return dict(json.loads((self.folder / SUMMARY).read_text(encoding="utf-8")))
         return {}
 
     @property
@@ -57,10 +56,8 @@ class SweepRun:
     @property
     def epochs(self) -> tuple[int, int]:
         """Completed epochs and their total; zero where that is not known."""
-        progress = self.summary().get("progress")
-        known = progress if isinstance(progress, dict) else {}
-        done, total = (known.get(key) for key in ("epochs", "max_epochs"))
-        return done if isinstance(done, int) else 0, total if isinstance(total, int) and total > 0 else 0
+        done, total = (_number(self._part("progress").get(key)) or 0 for key in ("epochs", "max_epochs"))
+        return int(done), max(0, int(total))
 
     @property
     def logged(self) -> int:
@@ -71,21 +68,14 @@ class SweepRun:
 
     def history(self, metric: str) -> list[float]:
         """A metric's values in the order in which the run logged them, without those that are not numbers."""
-        values = []
-        with suppress(OSError, csv.Error, UnicodeDecodeError), (self.folder / METRICS).open(newline="") as file:
-            for row in csv.DictReader(file):
-                with suppress(ValueError):
-                    values.append(float(row.get(metric) or ""))
-        return [value for value in values if math.isfinite(value)]
+        with suppress(OSError, ValueError, csv.Error), (self.folder / METRICS).open(newline="") as file:
+            return [value for row in csv.DictReader(file) if (value := _number(row.get(metric))) is not None]
+        return []
 
     def value(self, metric: str) -> float | None:
         """A metric's last value; ``None`` if it was not logged or is not a number."""
-        metrics = self.summary().get("metrics")
-        with suppress(TypeError, ValueError, KeyError):
-            value = float(metrics[metric] if isinstance(metrics, dict) else "")
-            return value if math.isfinite(value) else None
-        history = self.history(metric)
-        return history[-1] if history else None
+        value = self._part("metrics").get(metric)
+        return next(reversed(self.history(metric)), None) if value is None else _number(value)
 
     def is_done(self) -> bool:
         """Whether an earlier sweep has finished this run; a :class:`UsageError` if it was one of another command."""
@@ -96,10 +86,7 @@ class SweepRun:
         return True
 
     def made_ready(self, say: Callable[[str], None]) -> "SweepRun":
-        """This run, or one that continues where an earlier process of the same command ended.
-
-        If there is nothing to continue from, the files of the earlier process are moved aside, and the user is told.
-        """
+        """This run, or one that continues an earlier process of this command; other files are moved aside."""
         if not self.folder.exists():
             return self
         before = self.command[: self.command.index("fit")] if "fit" in self.command else ()
@@ -129,10 +116,7 @@ class SweepRun:
             return child.start(self.command, lifeline, environment, log)
 
     def settle(self, code: int, stopped: str | None = None) -> None:
-        """Write the run's outcome into its summary if its process had no time to do so.
-
-        A program that writes none has finished if its exit code says so, unless the sweep has ``stopped`` it.
-        """
+        """Write the run's outcome into its summary if its process has not; why the sweep ``stopped`` it, if it has."""
         if (code == 0 and self.status == "finished") or (self.status == "failed" and stopped is None):
             return
         if code == 0 and stopped is None and not (self.folder / SUMMARY).exists():
@@ -144,7 +128,18 @@ class SweepRun:
         status = "failed" if stopped is None else STOPPED
         write_json(self.folder / SUMMARY, {"format": 1} | self.summary() | {"status": status, "error": reason})
 
+    def _part(self, key: str) -> dict[str, Any]:
+        found = self.summary().get(key)
+        return found if isinstance(found, dict) else {}
+
     def _logged_head(self) -> str | None:
         with suppress(OSError), self.log.open(errors="replace") as log:
             return log.readline().strip()
         return None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number that a program has written; ``None`` for anything else."""
+    with suppress(TypeError, ValueError):
+        return number if math.isfinite(number := float(value)) else None
+    return None

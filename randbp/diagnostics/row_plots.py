@@ -55,10 +55,7 @@ def plot_intervals(
     apart: int,
     title: str,
 ) -> Figure:
-    """Plot, for each name on its own line, root mean square errors and those of the minibatch on a logarithmic axis.
-
-    The names from the number ``apart`` on stand below a rule.
-    """
+    """Plot errors and minibatch noise, a line for each name, those from number ``apart`` on below a rule."""
     figure = Figure(figsize=(6.4, 1.3 + 0.24 * len(names)), layout="constrained")
     axes = figure.subplots()
     heights = [-number - (number >= apart) * 0.5 for number in range(len(names))]

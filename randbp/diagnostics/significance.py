@@ -43,10 +43,9 @@ def mean_interval(values: Tensor, confidence: float) -> Interval:
 
 
 def t_test(values: Tensor, rounding: float = 0.0, one_sided: bool = False) -> float:
-    """P-value of Student's t-test: the probability of a mean at least this far from zero if the expectation is zero.
+    """P-value of Student's t-test of ``E values = 0``, against positive means alone if one-sided.
 
-    The independent ``values`` are ``[n]``, n ≥ 2; ``rounding``, the floating-point error of their mean, counts as a
-    standard error. In a one-sided test only positive means speak against zero.
+    The independent values are ``[n]``, n ≥ 2; the mean's floating-point error ``rounding`` adds to its standard error.
     """
     mean, error = values.double().mean().item(), values.double().std().item() / sqrt(len(values))
     error = sqrt(error**2 + rounding**2)

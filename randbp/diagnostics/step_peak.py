@@ -115,10 +115,7 @@ def _events(profiled: profile) -> list[_Event]:
 
 
 def _peak(events: list[_Event], persistent: set[int]) -> tuple[int, list[int]]:
-    """The highest running sum of bytes, and the sums at the marks.
-
-    Blocks that are in place at the end at one of the ``persistent`` addresses do not count.
-    """
+    """The highest running sum of bytes, and the sums at the marks, without what stays at ``persistent`` addresses."""
     last = {address: number for number, (address, size) in enumerate(events) if address in persistent}
     current = highest = 0
     sizes: dict[int, int] = {}

@@ -123,11 +123,7 @@ class Comparison:
         return f"{self._name(weight)} (weight VJP), {self._name(input_)} {input_.rate} (input VJP)"
 
     def _name(self, estimate: Estimate) -> str:
-        """Class name, with the options in which estimators of that class differ in this comparison.
-
-        Mappings from layers to estimators have the names of these; those that only differ in which layer has which
-        are numbered.
-        """
+        """Class name, with the options in which estimators of that class differ; mappings of the same are numbered."""
         others = [e for g in self.groups for e in (g.weight_vjp, g.input_vjp) if e.name == estimate.name]
         if estimate.by_layer:
             alike = list(dict.fromkeys(other.options for other in others if other.parts == estimate.parts))
@@ -139,11 +135,7 @@ class Comparison:
 
 
 def compare(results: Results) -> Comparison:
-    """Group runs by estimators and settings.
-
-    Settings are the classes of model and data and the entries of ``config.yaml`` in which the runs differ;
-    the seed and the places written to do not count.
-    """
+    """Group runs by estimators and by the settings in which they differ; seeds and places written to do not count."""
     runs = [run for run in results.runs if run.summary.run is not None]
     settings = [_settings(run) for run in runs]
     if len({one[LAYERS] for one in settings if LAYERS in one}) == 1:  # exact runs have none, which is no difference

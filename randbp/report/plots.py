@@ -40,10 +40,7 @@ def accuracy_plot(comparison: Comparison) -> str | None:
 
 
 def cost_plots(comparison: Comparison) -> list[str]:
-    """Plot each cost against keep rate, as a ratio to exact if there is an exact run, else in its unit.
-
-    Times that other work disturbed are left out, and so is a plot with less than two keep rates to show.
-    """
+    """Plot each cost with two undisturbed keep rates or more against these, as a ratio to exact where possible."""
     plots = []
     for cost, heading, units in COST_COLUMNS:
         trusted = partial(Group.cost, name=cost, trusted=True)

@@ -128,10 +128,7 @@ def _parts(options: Mapping[str, Any]) -> str:
 
 
 def _option(value: Any) -> str:
-    """An estimator's option as text; a wrapped estimator is written as its class and options.
-
-    The keep rate of one within is left out: it follows from that of the estimator around it.
-    """
+    """An option as text; of an estimator within, class and options, but its keep rate, which follows from others."""
     if not isinstance(value, dict):
         return printable(str(value))
     if "class" not in value:

@@ -15,13 +15,9 @@ MOST = 1e18
 BOUNDS = frozenset({"greater_than", "greater_than_equal", "less_than_equal"})
 
 
-def _non_finite(value: Any) -> Any:
-    """Read NaN and infinities, which JSON lacks and which are therefore written as text."""
-    return float(value) if value in ("nan", "inf", "-inf") else value
-
-
 Text = Annotated[str, AfterValidator(printable)]
-Number = Annotated[float, BeforeValidator(_non_finite)]
+# NaN and infinities, which JSON lacks, are written as text.
+Number = Annotated[float, BeforeValidator(lambda it: float(it) if it in ("nan", "inf", "-inf") else it)]
 Cost = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0)]

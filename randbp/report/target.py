@@ -17,12 +17,7 @@ SWEEP = "sweep.yaml"
 
 
 class Target(Fields):
-    """``metric`` of a sweep file: its name, and whether it is minimised or maximised.
-
-    Example:
-        >>> Target(name="val/accuracy", goal="maximize").goal
-        'maximize'
-    """
+    """``metric`` of a sweep file: its name, and whether it is minimised or maximised."""
 
     name: Text
     goal: Literal["minimize", "maximize"] = "minimize"  # W&B's default

@@ -36,9 +36,7 @@ def choose(layers: Sequence[Sequence[Point]], allowed: float) -> tuple[list[Poin
 
 
 def lower_hull(points: Iterable[Point]) -> list[Point]:
-    """The lower convex hull of points, from the highest cost down, as long as the variance rises.
-
-    The first is the cheapest of least variance, the last the cheapest of all.
+    """The lower convex hull of points, from the cheapest of least variance to the cheapest of all.
 
     Example:
         >>> [point[:2] for point in lower_hull([(4, 0, "a"), (3, 2, "b"), (2, 2, "c"), (1, 9, "d"), (1, 8, "e")])]
@@ -60,10 +58,7 @@ def _price(dear: Point, cheap: Point) -> float:
 
 
 def _best_change(chosen: Sequence[Point], layers: Sequence[Sequence[Point]], allowed: float) -> dict[int, Point] | None:
-    """The change of one layer, or of two where no single one helps, that lowers the variance most.
-
-    While the cost is too high, it is the change of one layer that mends that and raises the variance least.
-    """
+    """The best change of one layer, or of two where no single one helps; of one while the cost is too high."""
     left = allowed - sum(point[0] for point in chosen)
     best, least = None, inf if left < 0 else -1e-12 * sum(point[1] for point in chosen)
     for size in (1, 2) if left >= 0 else (1,):

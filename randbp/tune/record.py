@@ -18,16 +18,12 @@ from ..randomize.layers import forward_without_hooks
 
 @dataclass
 class Call:
-    """One call of a layer: what it was given, detached, and under which autocast (device type and precision).
+    """One call of a layer."""
 
-    ``output_grads`` are gradients of the loss with respect to the differentiable tensors that it returned, ``None`` for
-    those that the loss does not depend on.
-    """
-
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...]  # detached, as are the keywords
     keywords: dict[str, Any]
-    autocast: tuple[str, torch.dtype] | None
-    output_grads: list[Tensor | None] = field(default_factory=list)
+    autocast: tuple[str, torch.dtype] | None  # device type and precision
+    output_grads: list[Tensor | None] = field(default_factory=list)  # None where the loss does not depend on the output
 
     def repeat(self, module: nn.Module) -> list[Tensor]:
         """Call the module again without its hooks, and return the differentiable tensors of its result."""
@@ -64,7 +60,9 @@ def record(model: nn.Module, objective: Objective, batch: Any, layers: dict[str,
         if not outputs:
             return
         arguments, keywords = tree_map_only(Tensor, Tensor.detach, (arguments, keywords))
-        call = Call(arguments, keywords, _autocast(outputs[0]), [None] * len(outputs))
+        device = outputs[0].device.type
+        autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+        call = Call(arguments, keywords, autocast, [None] * len(outputs))
         calls.setdefault(name, []).append(call)
         for number, tensor in enumerate(outputs):
             tensor.register_hook(partial(call.output_grads.__setitem__, number))
@@ -89,8 +87,3 @@ def record(model: nn.Module, objective: Objective, batch: Any, layers: dict[str,
 
 def _differentiable(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
-
-
-def _autocast(output: Tensor) -> tuple[str, torch.dtype] | None:
-    device = output.device.type
-    return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
