@@ -8,11 +8,9 @@ from zlib import crc32
 
 
 def predicate_name(predicate: Callable[..., object]) -> str:
-    """Name a predicate by where it is defined and, if it has no name of its own, by what it does.
+    """Name a predicate by where it is defined and, where others may share that place, by a checksum of what it does.
 
-    Lambdas, functions within functions and ``functools.partial`` may share their place with others, so a checksum of
-    their code and of the plain values that they read follows. (The code is Python's, so another Python may give another
-    checksum.)
+    These are lambdas, functions within functions and ``functools.partial``. Another Python may give another checksum.
     """
     named = predicate if hasattr(predicate, "__qualname__") else type(predicate)
     name = f"{named.__module__}.{named.__qualname__}"

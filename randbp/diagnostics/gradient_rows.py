@@ -92,7 +92,8 @@ class GradientError:
         adjusted = [*self.bias_p.values(), self.total.bias_p, self.model.bias_p]
         cells = []
         for row, p in zip([*self.rows, self.total, self.model], adjusted, strict=True):
-            numbers = [str(row.error), str(row.cosine), _number(row.bias), _probability(p)]
+            probability = "<0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+            numbers = [str(row.error), str(row.cosine), _number(row.bias), probability]
             noise = "–" if row.noise is None else str(row.noise)
             cells.append([row.name, row.estimator, f"{row.parameters:,}", *numbers, noise, _number(row.noise_ratio, 2)])
         table = text_table(columns, cells, left=2, rules=[len(self.rows)])
@@ -125,7 +126,3 @@ class GradientError:
 
 def _number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isfinite(value) else "–"
-
-
-def _probability(p: float) -> str:
-    return "<0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"

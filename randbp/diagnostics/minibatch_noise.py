@@ -42,10 +42,6 @@ def _part(value: Any, size: int, part: slice) -> Any:
 def squared_differences(gradients: Callable[[Any], list[Tensor]], parts: list[Any]) -> Tensor:
     """``‖h_2j - h_2j-1‖²`` of the gradients of successive parts, ``[pairs, parameters]``, float64 on the CPU.
 
-    One half of such a number is an unbiased estimate of the variance of a micro-batch's gradient (the trace of its
-    covariance), and different pairs are independent. The minibatch is the mean of ``m`` of them, with variance ``1/m``
-    of that.
-
     Example:
         >>> squared_differences(lambda part: [part.mean(0)], [torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 2.0]])])
         tensor([[5.]], dtype=torch.float64)

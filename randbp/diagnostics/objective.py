@@ -53,14 +53,11 @@ def check_batch(name: str, batch: object) -> None:
         Traceback (most recent call last):
         ValueError: batch={'x': [None, 3]}: expected tensors, alone or in tuples, lists and dictionaries
     """
-    if not any(_may_be_input(leaf) for leaf in leaves(batch)):
-        raise ValueError(f"{name}={batch!r:.60}: expected tensors, alone or in tuples, lists and dictionaries")
-
-
-def _may_be_input(leaf: object) -> bool:
-    if isinstance(leaf, str):  # a model may have a tokeniser of its own
-        return bool(leaf)
-    return not isinstance(leaf, Number | type) and type(leaf).__module__ not in ("numpy", "builtins")
+    for leaf in leaves(batch):
+        plain = isinstance(leaf, Number | type) or type(leaf).__module__ in ("numpy", "builtins")
+        if leaf if isinstance(leaf, str) else not plain:  # a model may have a tokeniser of its own
+            return
+    raise ValueError(f"{name}={batch!r:.60}: expected tensors, alone or in tuples, lists and dictionaries")
 
 
 def batch_size(batch: Any) -> int:

@@ -36,12 +36,10 @@ def measure(
     rounds: int = 3,
     seed: int = 0,
 ) -> Measured:
-    """Measure error, bytes and seconds of every candidate in every layer.
+    """Measure error, bytes and seconds of every candidate in every layer, except those that refuse the layer.
 
-    One exact pass per batch records what each layer gets and the gradient of what it returns; each layer then runs
-    alone on its record, with one candidate after the other. Errors are a function of the seed; bytes and seconds are
-    those of the first batch, the latter the median over interleaved rounds of forward and weight VJP, less the forward
-    pass alone, or NaN without rounds. A candidate that refuses a layer is not among that layer's options.
+    One exact pass per batch records each layer's inputs and output gradients, on which the layer then runs alone. Bytes
+    and seconds are those of the first batch; these are medians of forward and weight VJP, less the forward pass.
     """
     for name, number, least in (("draws", draws, 2), ("rounds", rounds, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
