@@ -32,12 +32,15 @@ def race(
         >>> seconds >= 0.02, ratios[0], ratios[1] < GAIN
         (True, 1.0, True)
     """
-    return without_modes(lambda: _race(contenders, device, clock))
+    threads = torch.get_num_threads()
+    return without_modes(lambda: _race(contenders, device, clock, threads))
 
 
 def _race(
-    contenders: Sequence[Callable[[], object]], device: torch.device, clock: Callable[[], float]
+    contenders: Sequence[Callable[[], object]], device: torch.device, clock: Callable[[], float], threads: int
 ) -> tuple[float, list[float]]:
+    torch.set_num_threads(threads)  # a new thread has OpenMP's default until then, which oneDNN's kernels would use
+
     def run(contender: Callable[[], object]) -> float:
         started = clock()
         contender()
