@@ -94,7 +94,7 @@ def masked(values: Tensor, bits: Tensor, factor: float, other: float | None) -> 
         integers = _INTEGERS[values.itemsize]
         _keep(source.view(integers), bits, result.view(integers))
     else:
-        factors = numbers([factor, other or 0, other is None], scale_dtype(values.dtype))
+        factors = numbers([factor, 0 if other is None else other, other is None], scale_dtype(values.dtype))
         _scale(source, bits, result, factors, values.dtype)
     return result
 
