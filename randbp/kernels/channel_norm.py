@@ -23,7 +23,7 @@ def channel_norm_backward(
     corrected: bool,
     needs_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Gradients of a normalisation ``y = γ x̂ + β``, ``x̂ = (x - μ) r``, with parameters per channel.
+    r"""Compute the gradients of a normalisation ``y = γ x̂ + β``, ``x̂ = (x - μ) r``, with parameters per channel.
 
     With the output gradient ``v``, ``x̂`` as it is decoded, and means over the ``m`` entries normalised together,
 

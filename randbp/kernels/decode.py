@@ -1,4 +1,4 @@
-"""Entries from integers of a few bits: the inverse of encoding."""
+"""The inverse of stochastic rounding: entries from integers of a few bits."""
 
 import torch
 from torch import Tensor
@@ -25,21 +25,21 @@ def decode(
     dithered: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Rows ``[R, entries]`` of what :func:`.encode` made codes and scales of.
+    """Decode codes and scales of :func:`.encode` as rows ``[R, entries]``.
 
-    The code ``k`` of a block with offset ``a`` and step ``h`` is read as ``a + h k``, or, if dithered, as
-    ``a + h (k + 1/2 - u)`` with the noise ``u`` that was added; entries that were not finite as NaN.
+    The code ``k`` of a block with offset ``a`` and step ``h`` is decoded as ``a + h k``, or, if dithered, as
+    ``a + h (k + 1/2 - u)`` with the noise ``u`` that was added. Entries that were not finite are decoded as NaN.
 
     Args:
         codes: ``uint8 [R, bytes]``.
         scales: ``[R, blocks, 2]``.
         seed: As it was encoded with.
-        first: Number of the first block of these rows for the noise.
+        first: Number of the first block of these rows in the noise.
         bits: Bits per entry.
-        block: Entries of a block.
-        entries: Of a row.
+        block: Entries of a block, as in encoding.
+        entries: Entries of a row.
         dithered: Whether the noise is subtracted.
-        dtype: Of the result, rounded to from the precision of the scales.
+        dtype: Of the result, which is rounded from the precision of the scales.
 
     Example:
         >>> scales = torch.tensor([[[0.0, 1.0]]])

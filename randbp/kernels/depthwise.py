@@ -1,6 +1,6 @@
-"""Weight VJPs of depthwise convolutions, of an input whose kept entries are put back into memory plane by plane.
+"""Weight VJPs of depthwise convolutions from sampled inputs.
 
-For sampled inputs only; contraction plans have kernels of their own (:mod:`randbp.tn.execute.diagonals`).
+Inputs that are not sampled are served by the kernels of contraction plans (:mod:`randbp.tn.execute.diagonals`).
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,9 @@ def depthwise_weight_vjp(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """``V_W[d, k] = Σ_n Σ_{o} X[n, c, s o + d k - p] V_Y[n, d, o]`` with ``c = d C // D``, ``[D, *K]``.
+    """Compute the weight VJP of a depthwise convolution from kept entries of its input.
+
+    This is ``V_W[d, k] = Σ_n Σ_{o} X[n, c, s o + d k - p] V_Y[n, d, o]`` with ``c = d C // D``, ``[D, *K]``.
 
     ``X`` is ``m + x`` where an entry ``x`` was kept, and ``m`` elsewhere.
 

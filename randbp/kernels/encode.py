@@ -12,26 +12,26 @@ from .planes import pieces
 
 @fused(lambda values, seed, first, bits, block, dithered: room_for(values, bits, block))
 def encode(values: Tensor, seed: int, first: int, bits: int, block: int, dithered: bool) -> tuple[Tensor, Tensor]:
-    r"""Codes and scales of rows of numbers.
+    r"""Round rows of numbers stochastically to integers of a few bits; return packed codes and scales.
 
     A block gets an offset ``a``, its least entry, and a step ``h = range / (2^bits - 1)`` (``1 + 2^-15`` times that if
     dithered). An entry ``x`` becomes the integer ``⌊(x - a) (1 / h) + u⌋``, ``u`` uniform in ``(0, 1)``.
 
-    Of a block with entries that are infinite, NaN or above half of the largest number, the levels span the others; the
-    last level is kept for these, and the sign of the step says so (with one bit the step is NaN). A step so small that
-    its reciprocal is infinite becomes 0.
+    If a block has entries that are infinite, NaN or above half of the largest number, its levels span the other
+    entries, its last level stands for these, and its step is negative (NaN with one bit). A step whose reciprocal is
+    infinite is set to 0.
 
     Args:
-        values: ``[R, M]`` of any floating dtype, however it lies in memory.
+        values: ``[R, M]`` of any floating dtype and strides.
         seed: Of the noise.
-        first: Number of the first block for the noise (:mod:`.noise`), so that some rows can be encoded alone.
+        first: Number of the first block in the noise (:mod:`.noise`), so that some rows can be encoded alone.
         bits: Bits per entry, 1 to 8.
         block: Entries that share two scales, within a row; the last block of a row may be shorter.
         dithered: Whether :func:`.decode` will subtract the noise again.
 
     Returns:
-        Codes, ``uint8 [R, bytes]``, block after block (:func:`.packing.pack`), and scales ``[R, blocks, 2]``, of each
-        block offset and step.
+        Codes ``uint8 [R, bytes]``, block after block (:func:`.packing.pack`), and scales ``[R, blocks, 2]``, the
+        offset and the step of each block.
 
     Example:
         >>> codes, scales = encode(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), 0, 0, 2, 4, False)
@@ -90,7 +90,7 @@ def _levels(x: Tensor, whole: float, spoilt: float | None) -> tuple[Tensor, Tens
 
 @fused(lambda values, mean, rstd, seed, bits: room_for(values.flatten().unsqueeze(0), bits, BLOCK))
 def encode_normalised(values: Tensor, mean: Tensor, rstd: Tensor, seed: int, bits: int) -> tuple[Tensor, Tensor]:
-    r"""Codes and scales of ``x̂ = (x - μ) r``, dithered: :func:`.encode` without a pass for ``x̂``.
+    r"""Encode ``x̂ = (x - μ) r`` with dither, as :func:`.encode` does, without a pass over memory for ``x̂``.
 
     Args:
         values: ``x``, ``[N, P, C, S]`` without gaps: channels ``C`` among positions before and behind them.
@@ -100,7 +100,7 @@ def encode_normalised(values: Tensor, mean: Tensor, rstd: Tensor, seed: int, bit
         bits: Bits per entry.
 
     Returns:
-        Codes ``[1, bytes]`` and scales ``[1, blocks, 2]``, of all entries in one row of blocks of 256.
+        Codes ``[1, bytes]`` and scales ``[1, blocks, 2]`` of one row of all entries, in blocks of 256.
 
     Example:
         >>> x, mean, rstd = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[2.0]]), torch.tensor([[1.0]])

@@ -1,4 +1,4 @@
-"""Kept positions of planes, with the planes' means, in one pass over memory."""
+"""Gathering of kept positions of planes, with the planes' means, in one pass over memory."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ def results(planes: Tensor, numbers: Tensor, length: int, order: str, what: Any)
 
 @fused(results)
 def gather_planes(planes: Tensor, numbers: Tensor, length: int, order: str, what: str) -> tuple[Tensor, Tensor]:
-    """Entries of planes ``[N, C, P]`` at kept positions, and the planes' means.
+    """Gather entries of planes ``[N, C, P]`` at kept positions, and take the planes' means.
 
     Args:
-        planes: The tensor.
+        planes: ``[N, C, P]``, of any floating dtype.
         numbers: ``[N or 1, R]``: which segments of ``length`` neighbours are kept, ``S`` positions in all.
         length: Positions of a segment.
-        order: What is outermost in memory: ``"examples"`` or ``"channels"``.
+        order: The outermost dimension of the result in memory: ``"examples"`` or ``"channels"``.
         what: ``"entries"`` only, with their planes' ``"means"``, or as ``"deviations"`` from these.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Numbers of a known range, such as derivatives of activations, on equally spaced levels in few bits.
+"""Stochastic rounding of numbers of a known range, such as derivatives of activations, to levels of one spacing.
 
 Flat entries are cut into blocks of 256, of which the last may be shorter. The level ``k`` stands for ``(k - o) h``,
 with ``o`` the place of 0. An entry ``x`` becomes ``⌊x / h + o + u⌋``, ``u`` uniform in ``(0, 1)``: its mean is ``x``.
@@ -57,20 +57,20 @@ def to_grid(
     inverse: float,
     zero: float,
 ) -> Tensor:
-    """Codes and marks of flat entries, or of derivatives ``φ'`` at them, computed in single precision.
+    """Encode flat entries, or the derivatives ``φ'`` at them in single precision, as codes and marks.
 
     Args:
         values: ``[n]``, of any floating dtype.
         function: ``φ``, one of :data:`.derivatives.FUNCTIONS`; ``""`` for the entries themselves.
         parameters: Its three numbers.
         seed: Of the noise.
-        first: Number of the first block for the noise.
+        first: Number of the first block in the noise.
         bits: Bits per entry, 1 to 8.
         inverse: One over the distance of levels, ``1 / h``.
         zero: Place ``o`` of 0 among them.
 
     Returns:
-        ``uint8``: codes, block after block, and a bit per block.
+        ``uint8``: codes, block after block, then a bit per block.
 
     Example:
         >>> to_grid(torch.tensor([0.0, 1.0, 2.0, 3.0]), "", [1, 0, 0], 0, 0, 2, 1.0, 0.0)
@@ -97,11 +97,11 @@ def room_for(values: Tensor, bits: int) -> Tensor:
 
 @fused(lambda values, *_: torch.empty_like(values))
 def times_grid(values: Tensor, held: Tensor, bits: int, step: float, zero: float) -> Tensor:
-    """``values`` times what :func:`to_grid` holds: ``x (k - o) h``, in single precision or the entries' own.
+    """Multiply values by what :func:`to_grid` encoded: ``x (k - o) h``, in single precision or their own.
 
     Args:
         values: ``[n]``, of any floating dtype.
-        held: Codes and marks.
+        held: Codes and marks that :func:`to_grid` returned.
         bits: Bits per entry.
         step: Distance ``h`` of levels.
         zero: Place ``o`` of 0 among them.

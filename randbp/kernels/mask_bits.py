@@ -61,14 +61,14 @@ def bytes_of(part: slice) -> slice:
 
 @fused(lambda values, *_: values.new_empty(mask_bytes(len(values)), dtype=torch.uint8))
 def inside(values: Tensor, test: str, low: float, high: float) -> Tensor:
-    """The bits of where flat entries pass a test, in the entries' own precision.
+    """Test flat entries in their own precision, and pack the results as bits.
 
     Args:
         values: ``[n]``, of any floating dtype, or ``bool`` for ``"true"``.
         test: ``"over"`` (``x > low``), ``"not_under"`` (not ``x <= low``, so NaN passes), ``"between"``
             (``low < x < high``), ``"within"`` (``low <= x <= high``) or ``"true"`` (``x`` itself).
-        low: Lower bound.
-        high: Upper bound.
+        low: The lower bound.
+        high: The upper bound.
 
     Returns:
         ``uint8 [⌈n / 8⌉]``.
@@ -95,7 +95,7 @@ def _passes(x: Tensor, test: str, low: float, high: float) -> Tensor:
 
 @fused(lambda values: (torch.empty_like(values), values.new_empty(mask_bytes(len(values)), dtype=torch.uint8)))
 def relu(values: Tensor) -> tuple[Tensor, Tensor]:
-    """``max(x, 0)`` as PyTorch computes it, and the bits of where not ``x <= 0``.
+    """Compute ``max(x, 0)`` as PyTorch does, and the bits of where ``x <= 0`` does not hold.
 
     Args:
         values: ``[n]``, of any floating dtype.
@@ -112,7 +112,7 @@ def relu(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @fused(lambda bits, count: bits.new_empty(count, dtype=torch.bool))
 def unmask(bits: Tensor, count: int) -> Tensor:
-    """The mask ``bool [n]`` of which :func:`inside` made bits.
+    """Unpack the mask ``bool [n]`` that :func:`inside` packed.
 
     Args:
         bits: ``uint8 [⌈n / 8⌉]``.
@@ -130,15 +130,15 @@ def unmask(bits: Tensor, count: int) -> Tensor:
 
 @fused(lambda values, *_: torch.empty_like(values))
 def masked(values: Tensor, bits: Tensor, factor: float, other: float | None) -> Tensor:
-    """``factor x`` where an entry's bit is set; elsewhere ``other x``, or 0 whatever ``x`` is if that is ``None``.
+    """Multiply entries by ``factor`` where their bit is set, and by ``other`` elsewhere (``None``: 0, even of NaN).
 
     As in PyTorch's gradients of piecewise linear functions, entries of 16 bits are multiplied in single precision.
 
     Args:
         values: ``[n]``, of any floating dtype.
         bits: ``uint8 [⌈n / 8⌉]``.
-        factor: Where the bit is set; one of the two is 1 or 0 if both are given.
-        other: Where it is not.
+        factor: The factor where the bit is set; one of the two is 1 or 0 if both are given.
+        other: The factor where it is not set, or ``None``.
 
     Example:
         >>> masked(torch.ones(3), torch.tensor([5], dtype=torch.uint8), 1.0, 0.5)

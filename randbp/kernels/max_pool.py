@@ -1,4 +1,4 @@
-"""Max-pooling that notes in a few bits where in its window each maximum was."""
+"""Max-pooling that stores the position of each maximum within its window in a few bits."""
 
 from collections.abc import Sequence
 from math import prod
@@ -42,7 +42,7 @@ def max_pool(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     output_size: Sequence[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Maxima of windows of planes, PyTorch's bits, and packed positions of these within their windows.
+    """Take the maxima of windows, with PyTorch's bits, and pack their positions within the windows.
 
     A position counts the entries of the window, padding included, the last dimension fastest. As in PyTorch, of equal
     entries the first is taken, and the last one of those that are NaN.
@@ -77,11 +77,11 @@ def max_pool_grad(
     grad: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], input_size: Sequence[int],
 ) -> Tensor:  # fmt: skip
-    """The input gradient of :func:`max_pool`: each output gradient is added where the maximum was.
+    """Compute the input gradient of :func:`max_pool`: each output gradient is added where the maximum was.
 
     Args:
         grad: ``[P, *output_size]``.
-        codes: The positions.
+        codes: The packed positions.
         kernel: As in the forward pass.
         stride: The same.
         padding: The same.

@@ -10,11 +10,10 @@ from .operator import fused
 
 @fused(lambda left, right, pairs, starts: left.new_empty(left.shape[2], len(starts) - 1))
 def pair_sums(left: Tensor, right: Tensor, pairs: Tensor, starts: Tensor) -> Tensor:
-    """``V[c, k] = Σ_n Σ_{(i, o) of k} left[n, i, c] right[n, o, c]``.
+    """Sum products of pairs of positions: ``V[c, k] = Σ_n Σ_{(i, o) of k} left[n, i, c] right[n, o, c]``.
 
     With the pairs of input and output positions that an entry of a kernel joins this is the weight VJP of a depthwise
-    convolution. The numba version reads channels side by side, so it takes positions however they lie, and is fast
-    where channels lie innermost in memory.
+    convolution. It is fast where channels are innermost in memory, whatever the positions.
 
     Args:
         left: ``[N, I, C]``.

@@ -24,7 +24,7 @@ def row_norm_backward(
     corrected: bool,
     needs_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Gradients of a normalisation ``y = γ x̂ + β``, ``x̂ = (x - μ) r``, of rows, with parameters per column.
+    r"""Compute the gradients of a normalisation of rows, ``y = γ x̂ + β`` with ``x̂ = (x - μ) r``, column by column.
 
     With the output gradient ``v``, ``x̂`` as it is decoded, and means over the ``M`` entries of a row,
 

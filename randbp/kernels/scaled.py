@@ -1,4 +1,4 @@
-"""Entries of each channel times a number, plus another one, rounded once; ReLU after it."""
+"""A scale and a shift for each channel, rounded once, and optionally ReLU."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from .operator import fused
 
 @fused(lambda values, *_: torch.empty_like(values))
 def scaled(values: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
-    """``a_c x + b_c``, a fused multiplication and addition: only the sum is rounded. It is how processors normalise.
+    """Compute ``a_c x + b_c`` by fused multiply-adds, which round only the sum, as PyTorch normalises on processors.
 
     Args:
         values: ``x``, single precision ``[R, C, S]``.

@@ -10,7 +10,7 @@ from .operator import fused
 
 @fused(lambda values, seed, first, dtype: values.new_empty(values.shape, dtype=dtype))
 def narrow(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
-    """Single precision as bfloat16 or float16, rounded up with the probability of what is cut off, else down.
+    """Round single precision to bfloat16 or float16: up with the probability of what is cut off, else down.
 
     Let ``d`` be the number of bits of an entry's significand that the narrow type has no room for. Sixteen random bits
     ``j``, shifted so that they end where the entry's last kept bit begins, are added to the entry's magnitude, and the
@@ -18,8 +18,8 @@ def narrow(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
     neighbours. (For bfloat16 ``d`` is 16 and ``j`` all that is needed; for float16 ``d`` is 13, and up to 24 below the
     smallest normal number, ``2^-14``.) The variance is ``u² f (1 - f)`` with ``f`` the part of ``u`` that is cut off.
 
-    Entries that the narrow type holds stay what they are. Infinite entries and NaN do, too. What lies above the
-    narrow type's largest number becomes that number or infinite.
+    Entries that the narrow type can represent, infinite ones and NaN do not change. An entry above the narrow type's
+    largest number becomes that number or infinite.
 
     Args:
         values: ``float32``, contiguous.
@@ -28,7 +28,7 @@ def narrow(values: Tensor, seed: int, first: int, dtype: torch.dtype) -> Tensor:
         dtype: ``torch.bfloat16`` or ``torch.float16``.
 
     Returns:
-        The values in that type.
+        The rounded values, in that type.
 
     Example:
         >>> x = torch.full((10_000,), 1 + 2**-9)  # a quarter of the way from 1 to the next number
