@@ -56,12 +56,18 @@ def _narrow(source, result, half, start, first, tasks):
     for task in prange(tasks):
         pairs = np.empty(BLOCK // 2, np.uint32)
         for number in share(task, tasks, (len(source) + BLOCK - 1) // BLOCK):
-            x, out = source[number * BLOCK : (number + 1) * BLOCK], result[number * BLOCK : (number + 1) * BLOCK]
-            middle = (len(x) + 1) // 2
-            words(start, first + number, pairs[:middle])
-            if half:
-                _float16(x[:middle], pairs, uint32(0), out[:middle])
-                _float16(x[middle:], pairs, uint32(16), out[middle:])
-            else:
-                _bfloat16(x[:middle], pairs, uint32(0), out[:middle])
-                _bfloat16(x[middle:], pairs, uint32(16), out[middle:])
+            some = slice(number * BLOCK, (number + 1) * BLOCK)
+            round_block(source[some], start, first + number, half, pairs, result[some])
+
+
+@function
+def round_block(x, start, number, half, pairs, out):
+    """Round the bits of one block of numbers; ``pairs`` is room for half as many words of noise."""
+    middle = (len(x) + 1) // 2
+    words(start, number, pairs[:middle])
+    if half:
+        _float16(x[:middle], pairs, uint32(0), out[:middle])
+        _float16(x[middle:], pairs, uint32(16), out[middle:])
+    else:
+        _bfloat16(x[:middle], pairs, uint32(0), out[:middle])
+        _bfloat16(x[middle:], pairs, uint32(16), out[middle:])
