@@ -72,12 +72,19 @@ class Call:
         """The tensors that the weight VJP holds of the input."""
         return self.weight_vjp.sketch(self.function.channels_second(x), self.spec, Draw(seed).child(_WEIGHT))
 
-    def weight_grad(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: int) -> Tensor:
+    def drawn(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: int) -> Any:
+        """The output gradient, or what both VJPs draw of it together."""
+        key = self.weight_vjp.sample_key
+        if key is None or key != self.input_vjp.sample_key:
+            return output_grad
+        return self.weight_vjp.sample(held, output_grad, self.spec, Draw(seed).child(_WEIGHT))
+
+    def weight_grad(self, held: tuple[Tensor, ...], output_grad: Any, seed: int) -> Tensor:
         """Estimated weight VJP in the weight's shape and memory format, from an output gradient ``[N, D, *O]``."""
         grad = self.weight_vjp.weight_vjp(held, output_grad, self.spec, Draw(seed).child(_WEIGHT))
         return grad.view(self.weight_shape).contiguous(memory_format=FORMATS[self.weight_last])
 
-    def input_grad(self, output_grad: Tensor, weight: Tensor, seed: int) -> Tensor:
+    def input_grad(self, output_grad: Any, weight: Tensor, seed: int) -> Tensor:
         """Estimated input VJP in the input's shape and memory format, from an output gradient ``[N, D, *O]``.
 
         The native kernel takes the memory format from the weight, the input being gone.
@@ -101,10 +108,13 @@ class Engine(Protocol):
     def function(self) -> LayerFunction:
         """PyTorch's function with hyper-parameters."""
 
-    def weight_grad(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Any) -> Tensor:
+    def drawn(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Any) -> Any:
+        """See :meth:`Call.drawn`."""
+
+    def weight_grad(self, held: tuple[Tensor, ...], output_grad: Any, seed: Any) -> Tensor:
         """See :meth:`Call.weight_grad`."""
 
-    def input_grad(self, output_grad: Tensor, weight: Tensor, seed: Any) -> Tensor:
+    def input_grad(self, output_grad: Any, weight: Tensor, seed: Any) -> Tensor:
         """See :meth:`Call.input_grad`."""
 
 
@@ -112,7 +122,9 @@ def gradients(
     needed: tuple[bool, ...], engine: Engine, output_grad: Tensor, seed: Any, weight: Any, held: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of input, weight and bias, as far as they are needed."""
-    grad = engine.function.channels_second(output_grad)
+    grad: Any = engine.function.channels_second(output_grad)
+    if needed[0] and needed[1]:
+        grad = engine.drawn(held, grad, seed)
     # The weight's comes first: its scratch memory is gone before the input's gradient is there.
     weight_grad = engine.weight_grad(held, grad, seed) if needed[1] else None
     input_grad = engine.input_grad(grad, weight, seed) if needed[0] else None

@@ -87,6 +87,9 @@ class _Operators:
     call: str
     holds_input: bool  # since an operator may not return its argument
 
+    def drawn(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Tensor) -> Tensor:
+        return output_grad  # each operator draws for itself
+
     def weight_grad(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Tensor) -> Tensor:
         return _weight_vjp(held, output_grad, seed, self.call)
 
@@ -124,5 +127,5 @@ def compiled(function: LayerFunction, tensors: Tensors, estimators: Pair, seed: 
     shapes = tuple(map(index, x.shape)), tuple(map(index, weight.shape))  # a symbolic size becomes a number here
     formats = function.is_channels_last(x), function.is_channels_last(weight)
     call = Call(function, *shapes, exact_or(estimators[0]), exact_or(estimators[1]), *formats)
-    output: Tensor = _Compiled.apply(*tensors, seed, _Operators(function, to_text(call), call.weight_vjp.exact))
+    output: Tensor = _Compiled.apply(*tensors, seed, _Operators(function, to_text(call), call.weight_vjp.holds_input))
     return output

@@ -9,6 +9,7 @@ from .by_norm import BiasedTopK, NormChannels, NormSpatial
 from .description import Description
 from .exact import Exact
 from .if_faster import IfFaster
+from .importance import Importance
 from .low_resolution import LowResolution
 from .plain import configure, plain_estimator
 from .precision import Precision
@@ -27,6 +28,7 @@ __all__ = [
     "Estimator",
     "Exact",
     "IfFaster",
+    "Importance",
     "LowResolution",
     "NormChannels",
     "NormSpatial",

@@ -120,6 +120,23 @@ class Estimator(ABC):
         return False
 
     @property
+    def holds_input(self) -> bool:
+        """Whether the sketch is the input itself."""
+        return self.exact
+
+    @property
+    def sample_key(self) -> object:
+        """What the sample of the output gradient depends on, apart from draw and layer; ``None`` if none is drawn.
+
+        Where both VJPs of a layer have the same key, one :meth:`sample` takes the output gradient's place in both.
+        """
+        return None
+
+    def sample(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Any:
+        """What both VJPs take in the output gradient's place, where ``sample_key`` is not ``None``."""
+        return output_grad
+
+    @property
     def fallback(self) -> "Estimator | None":
         """The estimator that :class:`randbp.IfFaster` uses where this one is not faster; ``None`` for the exact VJP.
 

@@ -89,6 +89,11 @@ class Precision(Wrapping, Estimator):
         """The wrapped estimator, which holds the same; ``None`` if it is exact."""
         return None if self.estimator.exact else self.estimator
 
+    @property
+    def holds_input(self) -> bool:
+        """Whether the wrapped estimator is exact."""
+        return self.estimator.exact
+
     def for_layer(self, vjp: Vjp, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> Estimator:
         """The wrapped estimator where nothing is narrowed."""
         return self if _narrows(spec, dtype) else self.estimator.for_layer(vjp, spec, dtype, device)

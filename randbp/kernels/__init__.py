@@ -14,9 +14,12 @@ from .mask_bits import inside, masked, relu, unmask
 from .max_pool import max_pool, max_pool_grad
 from .operator import Backend, backends, use
 from .pair_sums import pair_sums
+from .patches import gather_patches, scatter_patches
+from .position_rows import position_rows
 from .row_norm import row_norm_backward
 from .scaled import scaled
 from .stochastic_cast import narrow
+from .systematic import systematic_rows
 
 __all__ = [
     "Backend",
@@ -26,6 +29,7 @@ __all__ = [
     "depthwise_weight_vjp",
     "encode",
     "encode_normalised",
+    "gather_patches",
     "gather_planes",
     "inside",
     "masked",
@@ -33,9 +37,12 @@ __all__ = [
     "max_pool_grad",
     "narrow",
     "pair_sums",
+    "position_rows",
     "relu",
     "row_norm_backward",
     "scaled",
+    "scatter_patches",
+    "systematic_rows",
     "times_grid",
     "to_grid",
     "unmask",

@@ -6,46 +6,63 @@ from torch import Tensor
 from .operator import fused
 
 
-@fused(lambda rows, index: rows.new_empty(*index.shape, rows.shape[1]))
-def gather_patches(rows: Tensor, index: Tensor) -> Tensor:
-    """``patches[s, k] = rows[index[s, k]]``, zeros where the index is negative.
+@fused(lambda rows, numbers, table, count: rows.new_empty(len(numbers), table.shape[1], rows.shape[1]))
+def gather_patches(rows: Tensor, numbers: Tensor, table: Tensor, count: int) -> Tensor:
+    """``patches[s, k] = rows[n I + table[o, k]]`` with ``numbers[s] = n O + o``; zeros where the table has -1.
 
     Args:
-        rows: ``[R, C]``, any floating dtype.
-        index: ``int32 [S, K]``: the row that patch ``s`` has at its kernel entry ``k``, or -1.
+        rows: ``[N I, C]``, any floating dtype: the positions of all examples, ``I`` of each.
+        numbers: ``int64 [S]``: output positions, numbered through the examples.
+        table: ``int32 [O, K]``: the input position that each output position meets through each kernel entry, or -1.
+        count: ``I``.
 
     Returns:
         ``[S, K, C]``.
 
     Example:
-        >>> gather_patches(torch.tensor([[1.0], [2.0]]), torch.tensor([[1, -1]], dtype=torch.int32)).flatten().tolist()
-        [2.0, 0.0]
+        >>> table = torch.tensor([[0, 1], [1, -1]], dtype=torch.int32)
+        >>> gather_patches(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([3]), table, 2).flatten().tolist()
+        [4.0, 0.0]
     """
-    flat = index.flatten()
-    found = rows.index_select(0, flat.clamp_min(0)) if len(rows) else rows.new_zeros(len(flat), rows.shape[1])
-    return found.masked_fill_((flat < 0).unsqueeze(1), 0).view(*index.shape, -1)
+    index = _met(numbers, table, count).flatten()
+    found = rows.index_select(0, index.clamp_min(0)) if len(rows) else rows.new_zeros(len(index), rows.shape[1])
+    return found.masked_fill_((index < 0).unsqueeze(1), 0).view(len(numbers), table.shape[1], -1)
 
 
-@fused(lambda patches, index, count: patches.new_empty(count, patches.shape[2], dtype=sum_dtype(patches.dtype)))
-def scatter_patches(patches: Tensor, index: Tensor, count: int) -> Tensor:
-    """``rows[r] = Σ_{s k: index[s, k] = r} patches[s, k]``, the adjoint of :func:`gather_patches`.
+@fused(
+    lambda patches, numbers, table, count, examples: patches.new_empty(
+        examples * count, patches.shape[2], dtype=sum_dtype(patches.dtype)
+    )
+)
+def scatter_patches(patches: Tensor, numbers: Tensor, table: Tensor, count: int, examples: int) -> Tensor:
+    """``rows[n I + i] = Σ_{s k: numbers[s] = n O + o, table[o, k] = i} patches[s, k]``: the adjoint of the gather.
 
     Args:
         patches: ``[S, K, C]``, any floating dtype.
-        index: ``int32 [S, K]``, or -1 for what is dropped.
-        count: Number of rows ``R``.
+        numbers: ``int64 [S]``: output positions, numbered through the examples.
+        table: ``int32 [O, K]``: the input position that each output position meets through each kernel entry, or -1.
+        count: Input positions ``I`` of an example.
+        examples: Number of examples ``N``.
 
     Returns:
-        ``[R, C]``, summed in the order of ``s`` and ``k`` (a GPU has none), in single precision for 16 bits.
+        ``[N I, C]``, summed in the order of ``s`` and ``k`` (a GPU has none), in single precision for 16 bits.
 
     Example:
-        >>> scatter_patches(torch.ones(2, 2, 1), torch.tensor([[1, -1], [1, 0]], dtype=torch.int32), 2).tolist()
+        >>> table = torch.tensor([[0, 1], [1, -1]], dtype=torch.int32)
+        >>> scatter_patches(torch.ones(2, 2, 1), torch.tensor([0, 1]), table, 2, 1).tolist()
         [[1.0], [2.0]]
     """
-    flat, width = index.flatten(), patches.shape[2]
-    sums = patches.new_zeros(count + 1, width, dtype=sum_dtype(patches.dtype))
-    sums.index_add_(0, torch.where(flat < 0, count, flat), patches.reshape(-1, width).to(sums.dtype))
-    return sums[:count]
+    index, rows, width = _met(numbers, table, count).flatten(), examples * count, patches.shape[2]
+    sums = patches.new_zeros(rows + 1, width, dtype=sum_dtype(patches.dtype))
+    sums.index_add_(0, torch.where(index < 0, rows, index), patches.reshape(-1, width).to(sums.dtype))
+    return sums[:rows]
+
+
+def _met(numbers: Tensor, table: Tensor, count: int) -> Tensor:
+    """The rows ``[S, K]`` that output positions meet, or -1."""
+    example = torch.div(numbers, len(table), rounding_mode="floor")
+    met = table.index_select(0, numbers - example * len(table))
+    return torch.where(met < 0, -1, met + (example * count).unsqueeze(1))
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

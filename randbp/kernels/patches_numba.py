@@ -16,46 +16,49 @@ _WIDTH = 64
 """Channels that a part of the work adds up, at least [entries]."""
 
 
-def gather_patches(rows, index) -> Tensor:
+def gather_patches(rows, numbers, table, count) -> Tensor:
     """The same bits as the reference's."""
-    if rows.itemsize > 8 or not rows.is_floating_point() or not len(rows):
-        return gathered.reference(rows, index)
-    patches = torch.empty(*index.shape, rows.shape[1], dtype=rows.dtype)
-    _gather(rows, index, patches, entries=patches.numel())
+    if not rows.is_floating_point() or not len(rows):
+        return gathered.reference(rows, numbers, table, count)
+    patches = torch.empty(len(numbers), table.shape[1], rows.shape[1], dtype=rows.dtype)
+    _gather(rows, numbers, table, count, patches, entries=patches.numel())
     return patches
 
 
 @parallel
-def _gather(rows, index, patches, tasks):
+def _gather(rows, numbers, table, count, patches, tasks):
     for task in prange(tasks):
-        for s in share(task, tasks, len(index)):
-            for k in range(index.shape[1]):
-                row = index[s, k]
-                if row < 0:
+        for s in share(task, tasks, len(numbers)):
+            example = numbers[s] // len(table)
+            o, first = numbers[s] - example * len(table), example * count
+            for k in range(table.shape[1]):
+                if table[o, k] < 0:
                     patches[s, k] = 0
                 else:
-                    patches[s, k] = rows[row]
+                    patches[s, k] = rows[first + table[o, k]]
 
 
-def scatter_patches(patches, index, count) -> Tensor:
+def scatter_patches(patches, numbers, table, count, examples) -> Tensor:
     """The same bits as the reference's."""
     if patches.dtype == torch.float16:
-        return scattered.reference(patches, index, count)
+        return scattered.reference(patches, numbers, table, count, examples)
     width = patches.shape[2]
-    sums = torch.zeros(count, width, dtype=sum_dtype(patches.dtype))
+    sums = torch.zeros(examples * count, width, dtype=sum_dtype(patches.dtype))
     parts = max(1, min(width // _WIDTH, 4 * torch.get_num_threads())) if patches.numel() else 0
-    _scatter(patches, index, sums, tasks=parts)
+    _scatter(patches, numbers, table, count, sums, tasks=parts)
     return sums
 
 
 @parallel
-def _scatter(patches, index, sums, tasks):
+def _scatter(patches, numbers, table, count, sums, tasks):
     for task in prange(tasks):
         some = share(task, tasks, sums.shape[1])
-        for s in range(len(index)):
-            for k in range(index.shape[1]):
-                row = index[s, k]
-                if row >= 0:
+        for s in range(len(numbers)):
+            example = numbers[s] // len(table)
+            o, first = numbers[s] - example * len(table), example * count
+            for k in range(table.shape[1]):
+                if table[o, k] >= 0:
+                    row = first + table[o, k]
                     _add(patches[s, k, some.start : some.stop], sums[row, some.start : some.stop])
 
 

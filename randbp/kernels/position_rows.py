@@ -41,5 +41,7 @@ def position_rows(
     else:
         rows = planes[numbers // max(1, positions), :, numbers % max(1, positions)]
     if weights is not None:
-        rows = rows.float().mul(weights.unsqueeze(1)).to(rows.dtype) if rows.itemsize == 2 else rows * weights.unsqueeze(1)
+        rows = (
+            rows.float().mul(weights.unsqueeze(1)).to(rows.dtype) if rows.itemsize == 2 else rows * weights.unsqueeze(1)
+        )
     return rows.contiguous() if rows.dtype == dtype else narrow(rows.contiguous(), seed, 0, dtype)

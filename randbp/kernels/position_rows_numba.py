@@ -18,7 +18,7 @@ _TOGETHER = 64
 
 def position_rows(planes, numbers, weights, seed, dtype) -> Tensor:
     """The same bits as the reference's."""
-    innermost = planes.stride(1) == 1 and planes.shape[2] > 1
+    innermost = planes.stride(1) == 1
     if planes.dtype != torch.float32 or dtype not in (torch.float32, torch.bfloat16, torch.float16) or innermost:
         return fused.reference(planes, numbers, weights, seed, dtype)
     batch, channels, positions = planes.shape
@@ -43,13 +43,14 @@ def position_rows(planes, numbers, weights, seed, dtype) -> Tensor:
 
 @parallel
 def _rows(planes, numbers, weights, count, out, kind, start, together, tasks):
-    channels, positions = planes.shape[1], planes.shape[2]
+    channels = planes.shape[1]
     for task in prange(tasks):
         tile, pairs = np.empty(together * channels, np.float32), np.empty(BLOCK // 2, np.uint32)
+        places = np.empty(together, np.uint32)
         for group in share(task, tasks, (count + together - 1) // together):
             first = group * together
             size = min(together, count - first)
-            _collect(planes, numbers, weights, first, size, tile)
+            _collect(planes, numbers, weights, first, size, places, tile)
             begin, end = first * channels, (first + size) * channels
             if kind == 0:
                 for i in range(end - begin):
@@ -62,25 +63,27 @@ def _rows(planes, numbers, weights, count, out, kind, start, together, tasks):
 
 
 @function
-def _collect(planes, numbers, weights, first, size, tile):
-    """Some rows, one channel after the other."""
+def _collect(planes, numbers, weights, first, size, places, tile):
+    """Some rows, one channel after the other; ``places`` is room for their positions."""
     channels, positions = planes.shape[1], planes.shape[2]
-    listed, weighted = len(numbers) > 0, len(weights) > 0
-    begin = 0
+    listed, begin = len(numbers) > 0, 0
     while begin < size:  # rows of one example
-        number = numbers[first + begin] if listed else first + begin
-        n = number // positions
-        end = begin + 1
-        while end < size and (numbers[first + end] if listed else first + end) // positions == n:
+        n = (numbers[first + begin] if listed else first + begin) // positions
+        end, shift = begin, n * positions
+        while end < size:
+            place = (numbers[first + end] if listed else first + end) - shift
+            if place < 0 or place >= positions:
+                break
+            places[end] = place
             end += 1
-        for c in range(channels):
-            plane = planes[n, c]
-            for s in range(begin, end):
-                p = uint64((numbers[first + s] if listed else first + s) - n * positions)
-                tile[s * channels + c] = plane[p]
-        begin = end
-    if weighted:
-        for s in range(size):
-            weight = weights[first + s]
+        if len(weights):
             for c in range(channels):
-                tile[s * channels + c] *= weight
+                plane = planes[n, c]
+                for s in range(begin, end):
+                    tile[s * channels + c] = plane[places[s]] * weights[first + s]
+        else:
+            for c in range(channels):
+                plane = planes[n, c]
+                for s in range(begin, end):
+                    tile[s * channels + c] = plane[places[s]]
+        begin = end

@@ -19,7 +19,7 @@ def systematic_rows(sizes, count, start) -> tuple[Tensor, Tensor]:
 
 @function
 def _draw(sizes, start, integers, rows, weights):
-    size, count, top, wild = len(sizes), len(rows), np.float64(_TINY), 0
+    size, count, top, wild = len(sizes), len(rows), _TINY, 0
     for i in range(size):
         if np.isfinite(sizes[i]):
             top = max(top, np.float64(sizes[i]))
@@ -36,7 +36,7 @@ def _draw(sizes, start, integers, rows, weights):
         if integers[i] > 0:
             integers[i] += more
     # Terms that are drawn for sure are the largest: those from ``least`` on.
-    rest, sure, least = total, wild, np.inf
+    rest, sure, least = total, wild, float(np.inf)
     for _ in range(ROUNDS):
         if rest == 0:
             break
@@ -44,7 +44,7 @@ def _draw(sizes, start, integers, rows, weights):
         for i in range(size):
             if 0 < integers[i] < before and np.float64(integers[i]) * rate >= 1:
                 found, gone = found + 1, gone + integers[i]
-                least = min(least, np.float64(integers[i]))
+                least = min(least, float(integers[i]))
         if found == 0:
             break
         sure, rest = sure + found, rest - gone
