@@ -97,7 +97,7 @@ class DrawnRows:
     @cached_property
     def _rows(self) -> Tensor:
         """The rows ``[S, D]``, weighted; both VJPs use them."""
-        planes, weights = flat_spatial(self.grad), self.weights / self.scale
+        planes, weights = flat_spatial(self.grad), (self.weights / self.scale).to(sum_dtype(self.grad.dtype))
         return position_rows(planes, self.numbers, weights, self.draw.child(_GRAD).seed, self.dtype)
 
     def _parts(self, entries: int) -> Iterator[tuple[slice, slice, Tensor]]:

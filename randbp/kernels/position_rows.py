@@ -20,7 +20,7 @@ def position_rows(
     Args:
         planes: ``[N, C, P]``, in any memory order.
         numbers: ``int64 [S]``: the positions, numbered through the examples; ``None`` for all of them.
-        weights: Single precision ``[S]``; ``None`` for ones.
+        weights: ``[S]``, in the precision of the planes, single for those of 16 bits; ``None`` for ones.
         seed: Of the noise that rounds.
         dtype: Of the result: that of ``planes``; or of 16 bits, to which single precision is rounded as by
             :func:`.stochastic_cast.narrow`.

@@ -18,7 +18,7 @@ ROUNDS = 16
 @fused(
     lambda sizes, count, start: (
         sizes.new_empty(count, dtype=torch.int64),
-        sizes.new_empty(count, dtype=torch.float32),
+        sizes.new_empty(count, dtype=torch.float64),
     )
 )
 def systematic_rows(sizes: Tensor, count: int, start: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def systematic_rows(sizes: Tensor, count: int, start: int) -> tuple[Tensor, Tens
         start: The start, uniform among the integers from 0 to ``2^32 - 1``.
 
     Returns:
-        Numbers of the terms ``[count]``, ascending, and their weights ``1/π``, in single precision.
+        Numbers of the terms ``[count]``, ascending, and their weights ``1/π``, in double precision.
 
     Example:
         >>> rows, weights = systematic_rows(torch.tensor([1.0, 1.0, 0.0, 2.0, 20.0]), 2, 2**31)
@@ -69,4 +69,4 @@ def systematic_rows(sizes: Tensor, count: int, start: int) -> tuple[Tensor, Tens
     drawn = rows < len(sizes)
     rows = rows.clamp_max_(max(0, len(sizes) - 1))
     weights = UNIT / chances[rows].clamp_min(1).double()
-    return rows, torch.where(drawn, weights, 0).float()
+    return rows, torch.where(drawn, weights, 0)

@@ -12,7 +12,7 @@ _TINY = float(torch.finfo(torch.float32).tiny)
 
 def systematic_rows(sizes, count, start) -> tuple[Tensor, Tensor]:
     """The same numbers and weights as the reference's."""
-    rows, weights = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.float32)
+    rows, weights = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.float64)
     _draw(array(sizes), start, np.empty(len(sizes), np.int64), rows.numpy(), weights.numpy())
     return rows, weights
 
@@ -44,7 +44,8 @@ def _draw(sizes, start, integers, rows, weights):
         for i in range(size):
             if 0 < integers[i] < before and np.float64(integers[i]) * rate >= 1:
                 found, gone = found + 1, gone + integers[i]
-                least = min(least, float(integers[i]))
+                if integers[i] < least:
+                    least = float(integers[i])
         if found == 0:
             break
         sure, rest = sure + found, rest - gone
