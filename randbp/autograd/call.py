@@ -72,12 +72,18 @@ class Call:
         """The tensors that the weight VJP holds of the input."""
         return self.weight_vjp.sketch(self.function.channels_second(x), self.spec, Draw(seed).child(_WEIGHT))
 
-    def drawn(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: int) -> Any:
-        """The output gradient, or what both VJPs draw of it together."""
+    @property
+    def shares_sample(self) -> bool:
+        """Whether one sample of the output gradient serves both VJPs."""
         key = self.weight_vjp.sample_key
-        if key is None or key != self.input_vjp.sample_key:
-            return output_grad
-        return self.weight_vjp.sample(held, output_grad, self.spec, Draw(seed).child(_WEIGHT))
+        return key is not None and key == self.input_vjp.sample_key
+
+    def both_grads(
+        self, held: tuple[Tensor, ...], output_grad: Tensor, weight: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`weight_grad` and :meth:`input_grad` of one sample."""
+        sample = self.weight_vjp.sample(held, output_grad, self.spec, Draw(seed).child(_WEIGHT))
+        return self.weight_grad(held, sample, seed), self.input_grad(sample, weight, seed)
 
     def weight_grad(self, held: tuple[Tensor, ...], output_grad: Any, seed: int) -> Tensor:
         """Estimated weight VJP in the weight's shape and memory format, from an output gradient ``[N, D, *O]``."""
@@ -108,13 +114,19 @@ class Engine(Protocol):
     def function(self) -> LayerFunction:
         """PyTorch's function with hyper-parameters."""
 
-    def drawn(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Any) -> Any:
-        """See :meth:`Call.drawn`."""
+    @property
+    def shares_sample(self) -> bool:
+        """See :attr:`Call.shares_sample`."""
 
-    def weight_grad(self, held: tuple[Tensor, ...], output_grad: Any, seed: Any) -> Tensor:
+    def both_grads(
+        self, held: tuple[Tensor, ...], output_grad: Tensor, weight: Tensor, seed: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Call.both_grads`."""
+
+    def weight_grad(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Any) -> Tensor:
         """See :meth:`Call.weight_grad`."""
 
-    def input_grad(self, output_grad: Any, weight: Tensor, seed: Any) -> Tensor:
+    def input_grad(self, output_grad: Tensor, weight: Tensor, seed: Any) -> Tensor:
         """See :meth:`Call.input_grad`."""
 
 
@@ -122,13 +134,15 @@ def gradients(
     needed: tuple[bool, ...], engine: Engine, output_grad: Tensor, seed: Any, weight: Any, held: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of input, weight and bias, as far as they are needed."""
-    grad: Any = engine.function.channels_second(output_grad)
-    if needed[0] and needed[1]:
-        grad = engine.drawn(held, grad, seed)
+    grad = engine.function.channels_second(output_grad)
+    bias_grad = engine.function.bias_vjp(output_grad) if needed[2] else None
+    if needed[0] and needed[1] and engine.shares_sample:
+        both = engine.both_grads(held, grad, weight, seed)
+        return both[1], both[0], bias_grad
     # The weight's comes first: its scratch memory is gone before the input's gradient is there.
     weight_grad = engine.weight_grad(held, grad, seed) if needed[1] else None
     input_grad = engine.input_grad(grad, weight, seed) if needed[0] else None
-    return input_grad, weight_grad, engine.function.bias_vjp(output_grad) if needed[2] else None
+    return input_grad, weight_grad, bias_grad
 
 
 @lru_cache(maxsize=1024)

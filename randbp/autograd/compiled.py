@@ -63,6 +63,20 @@ def _(output_grad: Tensor, weight: Tensor, seed: Tensor, call: str) -> Tensor:
     return torch.empty_like(output_grad.new_empty(made.input_shape), memory_format=FORMATS[made.input_last])
 
 
+@torch.library.custom_op("randbp::both_vjps", mutates_args=(), tags=DRAWS_ON_HOST)
+def _both_vjps(
+    held: Sequence[Tensor], output_grad: Tensor, weight: Tensor, seed: Tensor, call: str
+) -> tuple[Tensor, Tensor]:
+    made: Call = from_text(call)
+    with torch.no_grad(), torch.autocast(output_grad.device.type, enabled=False):
+        return made.both_grads(tuple(held), output_grad, weight, int(seed))
+
+
+@_both_vjps.register_fake
+def _(held: Sequence[Tensor], output_grad: Tensor, weight: Tensor, seed: Tensor, call: str) -> tuple[Tensor, Tensor]:
+    return _weight_vjp(held, output_grad, seed, call), _input_vjp(output_grad, weight, seed, call)
+
+
 @lru_cache(maxsize=1024)
 def _held(call: str, dtype: torch.dtype, device: torch.device) -> tuple[tuple[Shape, torch.dtype], ...]:
     """Shapes and dtypes of a sketch, found by running it on tensors without data.
@@ -86,9 +100,12 @@ class _Operators:
     function: LayerFunction
     call: str
     holds_input: bool  # since an operator may not return its argument
+    shares_sample: bool
 
-    def drawn(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Tensor) -> Tensor:
-        return output_grad  # each operator draws for itself
+    def both_grads(
+        self, held: tuple[Tensor, ...], output_grad: Tensor, weight: Tensor, seed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return _both_vjps(held, output_grad, weight, seed, self.call)
 
     def weight_grad(self, held: tuple[Tensor, ...], output_grad: Tensor, seed: Tensor) -> Tensor:
         return _weight_vjp(held, output_grad, seed, self.call)
@@ -127,5 +144,6 @@ def compiled(function: LayerFunction, tensors: Tensors, estimators: Pair, seed: 
     shapes = tuple(map(index, x.shape)), tuple(map(index, weight.shape))  # a symbolic size becomes a number here
     formats = function.is_channels_last(x), function.is_channels_last(weight)
     call = Call(function, *shapes, exact_or(estimators[0]), exact_or(estimators[1]), *formats)
-    output: Tensor = _Compiled.apply(*tensors, seed, _Operators(function, to_text(call), call.weight_vjp.holds_input))
+    engine = _Operators(function, to_text(call), call.weight_vjp.holds_input, call.shares_sample)
+    output: Tensor = _Compiled.apply(*tensors, seed, engine)
     return output

@@ -15,7 +15,7 @@ class DrawnExamples:
     """Examples of an output gradient ``[N, D, *O]``, and the VJPs of these."""
 
     grad: Tensor  # the whole output gradient
-    numbers: Tensor  # int64 [S], ascending
+    numbers: Tensor  # int64 [S]
     weights: Tensor  # [S]: one over the probability of being drawn, or zero
 
     def weight_vjp(self, examples: Callable[[slice], Tensor], spec: LayerSpec) -> Tensor:

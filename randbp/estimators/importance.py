@@ -13,6 +13,7 @@ from ..kernels.systematic import UNIT, systematic_rows
 from ..layers.layer_specs import LayerSpec
 from ..tn.execute.layer_vjps import native_input_vjp
 from ..tn.execute.segments import flat_spatial
+from . import drawn_rows
 from .base import Allowed, Estimator, at_least, kept
 from .description import Description
 from .drawn_examples import DrawnExamples
@@ -23,10 +24,7 @@ from .rounding import Rounding
 Drawn = DrawnRows | DrawnExamples
 """What was drawn of an output gradient: both VJPs can be taken of it."""
 
-PIECE = 2**20
-"""Entries of which norms are taken at a time [entries]."""
-
-_START, _PRODUCTS = 1, 2  # keys of the draws
+_START, _PRODUCTS, _ORDER = 1, 2, 3  # keys of the draws
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Importance(Estimator):
     ``V_W``, the second for ``V_X``. A tenth of the mean is added to ``s``; rows of zeros are never drawn, rows that are
     not finite always. Rows are drawn systematically, so that neighbours are seldom drawn together
     (:func:`randbp.kernels.systematic_rows`). Where both VJPs of a layer are estimated at one rate, one sample serves
-    both (in compiled graphs each VJP draws its own).
+    both.
 
     The sample is small where few rows matter: late in training most examples are learnt, and their gradients are small.
     What is held is the input itself, or its codes; the sample is not held, since it is drawn in the backward pass.
@@ -78,7 +76,10 @@ class Importance(Estimator):
     unit: Literal["positions", "examples"] = "positions"
     bits: int | None = None
     allowed: ClassVar[Mapping[str, Allowed]] = {
-        "unit": (lambda value: value in ("positions", "examples"), "'positions' or 'examples'"),
+        "unit": (
+            lambda value: isinstance(value, str) and value in ("positions", "examples"),
+            "'positions' or 'examples'",
+        ),
         "bits": (
             lambda value: value is None or (at_least(1)[0](value) and value <= 8),
             "an integer from 1 to 8, or None",
@@ -118,9 +119,12 @@ class Importance(Estimator):
             met = (met if examples else patch_sums(met, spec)).sqrt_()
             sizes *= met + met.mean()
         start = int(torch.randint(UNIT, (), generator=draw.child(_START).generator()))
-        numbers, weights = systematic_rows(sizes.flatten(), kept(sizes.numel(), self.keep), start)
-        if examples:
-            return DrawnExamples(output_grad, numbers, weights)
+        count = kept(sizes.numel(), self.keep)
+        if examples:  # in a random order: few terms in a fixed one would have few samples
+            order = draw.child(_ORDER).permutation(len(sizes), sizes.device)
+            numbers, weights = systematic_rows(sizes[order], count, start)
+            return DrawnExamples(output_grad, order[numbers], weights)
+        numbers, weights = systematic_rows(sizes.flatten(), count, start)
         return DrawnRows(output_grad, numbers, weights, draw.child(_PRODUCTS), narrowed_type(output_grad))
 
     def weight_vjp(self, held: tuple[Tensor, ...], output_grad: Tensor | Drawn, spec: LayerSpec, draw: Draw) -> Tensor:
@@ -161,6 +165,6 @@ def _squares(tensor: Tensor, examples: bool) -> Tensor:
     """Squared norms of positions ``[N, P]``, or of whole examples ``[N]``, in single precision; a few at a time."""
     flat = flat_spatial(tensor)
     flat = flat.float() if flat.itemsize == 2 else flat
-    together = max(1, PIECE // max(1, prod(flat.shape[1:])))
+    together = max(1, drawn_rows.TOGETHER // max(1, prod(flat.shape[1:])))
     found = [part.square().sum((1, 2) if examples else 1) for part in flat.split(together)]
     return torch.cat(found).float()

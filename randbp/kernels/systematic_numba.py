@@ -19,7 +19,8 @@ def systematic_rows(sizes, count, start) -> tuple[Tensor, Tensor]:
 
 @function
 def _draw(sizes, start, integers, rows, weights):
-    size, count, top, wild = len(sizes), len(rows), _TINY, 0
+    count, size, wild = len(rows), len(sizes), 0
+    top = _TINY
     for i in range(size):
         if np.isfinite(sizes[i]):
             top = max(top, np.float64(sizes[i]))
@@ -55,7 +56,7 @@ def _draw(sizes, start, integers, rows, weights):
         if integers[i] >= least or not np.isfinite(sizes[i]):
             chance = UNIT
         else:
-            chance = min(UNIT, np.int64(np.float64(integers[i]) * rate * UNIT))
+            chance = min(UNIT, int(integers[i] * rate * UNIT))
         end += chance
         while number < count and number * UNIT + start < end:
             rows[number], weights[number] = i, UNIT / np.float64(chance)

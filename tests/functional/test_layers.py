@@ -25,7 +25,7 @@ from randbp import (
     Rounding,
     Spatial,
 )
-from randbp.estimators import Draw, chunks, precision
+from randbp.estimators import Draw, chunks, drawn_rows, precision
 from randbp.functional import conv, conv_transpose, linear
 from randbp.tn import LayerSpec
 from tests.cases import Case, cases, linear_cases, transposed_cases
@@ -172,7 +172,8 @@ def test_nothing_is_held_for_gradients_that_nobody_needs() -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_second_copy_of_the_input(name: str, estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "LITTLE", 0)  # inputs as small as here are decoded in one piece
-    monkeypatch.setattr(precision, "TOGETHER", 2**14)
+    for module in (precision, drawn_rows):
+        monkeypatch.setattr(module, "TOGETHER", 2**14)
     estimated, _, x, weight = layer(name)
     x = x.detach()
     with LargestAllocation() as largest:
