@@ -26,7 +26,7 @@ def gather_patches(rows: Tensor, numbers: Tensor, table: Tensor, count: int) -> 
     """
     index = _met(numbers, table, count).flatten()
     found = rows.index_select(0, index.clamp_min(0)) if len(rows) else rows.new_zeros(len(index), rows.shape[1])
-    return found.masked_fill_((index < 0).unsqueeze(1), 0).view(len(numbers), table.shape[1], -1)
+    return found.masked_fill_((index < 0).unsqueeze(1), 0).view(len(numbers), table.shape[1], rows.shape[1])
 
 
 @fused(
@@ -54,7 +54,7 @@ def scatter_patches(patches: Tensor, numbers: Tensor, table: Tensor, count: int,
     """
     index, rows, width = _met(numbers, table, count).flatten(), examples * count, patches.shape[2]
     sums = patches.new_zeros(rows + 1, width, dtype=sum_dtype(patches.dtype))
-    sums.index_add_(0, torch.where(index < 0, rows, index), patches.reshape(-1, width).to(sums.dtype))
+    sums.index_add_(0, torch.where(index < 0, rows, index), patches.reshape(len(index), width).to(sums.dtype))
     return sums[:rows]
 
 

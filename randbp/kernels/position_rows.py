@@ -33,11 +33,11 @@ def position_rows(
         >>> position_rows(planes, torch.tensor([1]), torch.tensor([2.0]), 0, torch.float32)
         tensor([[4., 8.]])
     """
-    positions = planes.shape[2]
+    batch, channels, positions = planes.shape
     if numbers is None:
-        rows = planes.transpose(1, 2).reshape(-1, planes.shape[1])
+        rows = planes.transpose(1, 2).reshape(batch * positions, channels)
     elif planes.stride(1) == 1:
-        rows = planes.transpose(1, 2).reshape(-1, planes.shape[1]).index_select(0, numbers)
+        rows = planes.transpose(1, 2).reshape(batch * positions, channels).index_select(0, numbers)
     else:
         rows = planes[numbers // max(1, positions), :, numbers % max(1, positions)]
     if weights is not None:

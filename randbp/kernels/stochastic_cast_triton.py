@@ -33,18 +33,20 @@ def _narrow(
     inside = i < size
     bits = tl.load(source + number * COLUMNS + i, mask=inside, other=0).to(tl.uint32, bitcast=True)
     noise = halves(i, (size + 1) // 2, low, high)
-    cut_off = _to_float16(bits, noise) if HALF else _to_bfloat16(bits, noise)
+    cut_off = to_float16(bits, noise) if HALF else to_bfloat16(bits, noise)
     tl.store(result + number * COLUMNS + i, cut_off.to(tl.uint16).to(tl.int16, bitcast=True), mask=inside)
 
 
 @triton.jit
-def _to_bfloat16(bits, noise):
+def to_bfloat16(bits, noise):
+    """The bits of single precision, rounded by the noise to those of bfloat16."""
     quiet = tl.where((bits & 0x7FFFFF) != 0, 0x40, 0)
     return tl.where((bits & 0x7F800000) == 0x7F800000, (bits >> 16) | quiet, (bits + noise) >> 16)
 
 
 @triton.jit
-def _to_float16(bits, noise):
+def to_float16(bits, noise):
+    """The same to those of float16."""
     size = bits & 0x7FFFFFFF
     normal = tl.minimum(((size + (noise >> 3)) >> 13).to(tl.int32) - (112 << 10), 0x7C00)
     dropped = 126 - tl.maximum((size >> 23).to(tl.int32), 1)

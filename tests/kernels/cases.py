@@ -155,6 +155,51 @@ def _max_pool_grad(seed: int, planes: int, pool: tuple[Windows, list[int]], dtyp
     return grad, codes, *geometry, list(x.shape[1:])
 
 
+def _places(seed: int, most: int) -> Tensor:
+    """Some of so many numbers, ascending."""
+    generator = random.Random(seed)
+    return torch.tensor(sorted(generator.sample(range(most), generator.randint(0, most))), dtype=torch.int64)
+
+
+def _position_rows(
+    seed: int, shape: tuple[int, int, int], layout: str, listed: bool, weighted: bool, kind: str, dtype: torch.dtype
+) -> tuple[Any, ...]:
+    (batch, channels, positions), generator = shape, torch.Generator().manual_seed(seed)
+    precise = dtype if dtype == torch.float64 else torch.float32
+    planes = matrix(seed, (batch * channels, positions), precise, kind).view(shape)
+    if layout == "channels innermost":
+        planes = planes.transpose(1, 2).contiguous().transpose(1, 2)
+    numbers = _places(seed, batch * positions) if listed else None
+    weights = torch.rand(batch * positions if numbers is None else len(numbers), generator=generator, dtype=precise)
+    return planes, numbers, weights if weighted else None, seed, dtype
+
+
+def _patches(seed: int, sizes: tuple[int, int, int, int, int], dtype: torch.dtype, scattered: bool) -> tuple[Any, ...]:
+    (examples, inputs, outputs, entries, channels), generator = sizes, torch.Generator().manual_seed(seed)
+    table = torch.randint(-1, inputs, (outputs, entries), generator=generator, dtype=torch.int32)
+    numbers = _places(seed, examples * outputs)
+    if scattered:
+        patches = matrix(seed, (len(numbers) * entries, channels), dtype, "normal").view(len(numbers), entries, channels)
+        return patches, numbers, table, inputs, examples
+    return matrix(seed, (examples * inputs, channels), dtype, "normal"), numbers, table, inputs
+
+
+def _systematic(seed: int, size: int, share: float, kind: str) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.rand(size, generator=generator) ** (20 if kind == "few large" else 1)
+    if kind == "equal":
+        sizes.fill_(3)
+    elif kind == "zeros":
+        sizes.zero_()
+    elif kind == "most zeros":
+        sizes *= torch.rand(size, generator=generator) < 0.3
+    elif kind == "spoilt":
+        sizes[::3], sizes[1::7] = torch.nan, torch.inf
+    elif kind == "tiny and huge":
+        sizes *= torch.tensor([1e-44, 1e38])[torch.arange(size) % 2]
+    return sizes, max(1, int(share * size)), seed * 2
+
+
 def _gather(
     seed: int,
     shape: tuple[int, int, int],
@@ -335,6 +380,9 @@ def _row_norm_backward(
     return *held, *rest, grad, rstd[:, 0].contiguous(), weight, centred, corrected, needs_input
 
 
+PATCHES = ((2, 9, 4, 3, 17), (1, 1, 1, 1, 1), (3, 25, 25, 9, 64), (2, 16, 9, 4, 600), (2, 5, 5, 2, 0))
+"""Examples, input and output positions of each, kernel entries, channels."""
+
 TABLE = {
     "encode": Trials(
         _encode,
@@ -366,6 +414,38 @@ TABLE = {
     ),
     "max_pool": Trials(_max_pool, {"planes": (3, 1, 0), "pool": POOLS, "dtype": FLOATS, "kind": KINDS}, count=40),
     "max_pool_grad": Trials(_max_pool_grad, {"planes": (3, 1, 0), "pool": POOLS, "dtype": FLOATS}, count=20),
+    "systematic_rows": Trials(
+        _systematic,
+        {
+            "size": (1, 2, 40, 1000),
+            "share": (0.1, 0.25, 0.5, 1.0),
+            "kind": ("uniform", "few large", "equal", "zeros", "most zeros", "spoilt", "tiny and huge"),
+        },
+        count=60,
+    ),
+    "position_rows": Trials(
+        _position_rows,
+        {
+            "shape": ((2, 3, 40), (1, 1, 3), (5, 17, 6), (3, 64, 9), (2, 0, 4), (1, 300, 30)),
+            "layout": ("contiguous", "channels innermost"),
+            "listed": (True, False),
+            "weighted": (True, False),
+            "kind": KINDS[:4],
+            "dtype": FLOATS,
+        },
+        count=60,
+    ),
+    "gather_patches": Trials(
+        lambda seed, sizes, dtype: _patches(seed, sizes, dtype, False),
+        {"sizes": PATCHES, "dtype": FLOATS},
+        count=20,
+    ),
+    "scatter_patches": Trials(
+        lambda seed, sizes, dtype: _patches(seed, sizes, dtype, True),
+        {"sizes": PATCHES, "dtype": FLOATS},
+        count=20,
+        close=1e-6,
+    ),
     "gather_planes": Trials(
         _gather,
         {

@@ -42,13 +42,16 @@ def test_each_operation_has_a_version_of_numba() -> None:
 
 
 def test_each_operation_has_a_version_of_triton() -> None:
-    """Whether or not Triton is installed: by the text of its file."""
+    """Whether or not Triton is installed: by the text of its file.
+
+    Draws of a few thousand terms take PyTorch's own operations on a GPU, too.
+    """
 
     def has_one(operator: Operator) -> bool:
         file = find_spec(f"{operator.reference.__module__}_triton")
         return file is not None and f"\ndef {operator.name}(" in Path(str(file.origin)).read_text()
 
-    assert [name for name, operator in OPERATORS.items() if not has_one(operator)] == []
+    assert [name for name, operator in OPERATORS.items() if not has_one(operator)] == ["systematic_rows"]
 
 
 def test_one_backend_serves_while_the_context_lasts() -> None:
