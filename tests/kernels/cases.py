@@ -179,7 +179,9 @@ def _patches(seed: int, sizes: tuple[int, int, int, int, int], dtype: torch.dtyp
     table = torch.randint(-1, inputs, (outputs, entries), generator=generator, dtype=torch.int32)
     numbers = _places(seed, examples * outputs)
     if scattered:
-        patches = matrix(seed, (len(numbers) * entries, channels), dtype, "normal").view(len(numbers), entries, channels)
+        patches = matrix(seed, (len(numbers) * entries, channels), dtype, "normal").view(
+            len(numbers), entries, channels
+        )
         return patches, numbers, table, inputs, examples
     return matrix(seed, (examples * inputs, channels), dtype, "normal"), numbers, table, inputs
 
