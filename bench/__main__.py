@@ -18,14 +18,14 @@ from .layers import NETWORKS
 from .place import Place
 
 LONG = ("error", "training", "baseline")
-EXPERIMENTS = ("step", "second-order", "merit", *LONG)
+EXPERIMENTS = ("step", "importance", "second-order", "merit", *LONG)
 QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,convnext-base.5"
 
 
 def main() -> None:
     """Parse arguments and run."""
     names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "calls", "estimators"]
-    names += ["kernels", "step", "second-order", "merit", "lean"]
+    names += ["kernels", "step", "importance", "second-order", "merit", "lean"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "names",
@@ -134,6 +134,12 @@ def _experiment(name: str, arguments: argparse.Namespace, place: Place) -> None:
 
         pattern = arguments.layers or ("all-cnn-c" if quick else "")
         step.run(pattern, 5.0 if quick else 15 * arguments.budget, place)
+    elif name == "importance":
+        from . import importance
+
+        importance.run(
+            arguments.layers or ("all-cnn-c" if quick else ""), 5.0 if quick else 15 * arguments.budget, place
+        )
     elif name == "second-order":
         from . import second_order
 
