@@ -27,8 +27,8 @@ from ..tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
 from ..tn.execute.segments import flat_spatial
 from .race import GAIN, race
 
-TOGETHER = 2**20
-"""Entries of patches that are multiplied at a time, so that they stay in a processor's cache [entries]."""
+TOGETHER = 2**22
+"""Entries of patches that are multiplied at a time [entries]."""
 
 SIDE = 512
 """Of the matrices whose product tells which type is faster [entries]."""
@@ -48,7 +48,9 @@ class DrawnRows:
 
     @property
     def scale(self) -> float:
-        """What weights are divided by within products: rows in half precision stay within its range."""
+        """What weights are divided by within products, so that rows in half precision stay within its range."""
+        if self.dtype != torch.float16:
+            return 1.0
         return prod((len(self.grad), *self.grad.shape[2:])) / max(1, len(self.numbers))
 
     def weight_vjp(self, examples: Callable[[slice], Tensor], spec: LayerSpec) -> Tensor:
@@ -85,8 +87,10 @@ class DrawnRows:
         for part, some, numbers in self._parts(table.shape[1] * channels):
             columns = (self._rows[some] @ matrix).view(len(numbers), -1, channels)
             sums = scatter_patches(columns, numbers, table, positions, part.stop - part.start)
-            torch.mul(sums.view(-1, positions, channels).transpose(1, 2), self.scale, out=result[part])
-        return result.view(spec.input_shape) if not innermost else result
+            result[part] = sums.view(-1, positions, channels).transpose(1, 2)
+        if self.scale != 1:
+            result *= self.scale
+        return result if innermost else result.view(spec.input_shape)
 
     def _restored(self) -> Tensor:
         """The output gradient with all rows weighted, most of them by zero."""

@@ -165,6 +165,6 @@ def _squares(tensor: Tensor, examples: bool) -> Tensor:
     """Squared norms of positions ``[N, P]``, or of whole examples ``[N]``, in single precision; a few at a time."""
     flat = flat_spatial(tensor)
     flat = flat.float() if flat.itemsize == 2 else flat
-    together = max(1, drawn_rows.TOGETHER // max(1, prod(flat.shape[1:])))
+    together = max(1, drawn_rows.TOGETHER // 4 // max(1, prod(flat.shape[1:])))
     found = [part.square().sum((1, 2) if examples else 1) for part in flat.split(together)]
     return torch.cat(found).float()

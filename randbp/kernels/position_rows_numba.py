@@ -12,7 +12,7 @@ from .noise import BLOCK, start
 from .position_rows import position_rows as fused
 from .stochastic_cast_numba import round_block
 
-_TOGETHER = 64
+_TOGETHER = 128
 """Rows that are made at a time, at least [rows]."""
 
 
