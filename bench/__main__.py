@@ -17,7 +17,7 @@ from .harness import CLOCKS, use_clock
 from .layers import NETWORKS
 from .place import Place
 
-LONG = ("error", "training", "baseline")
+LONG = ("error", "importance-error", "training", "baseline")
 EXPERIMENTS = ("step", "importance", "second-order", "merit", *LONG)
 QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,convnext-base.5"
 
@@ -140,6 +140,11 @@ def _experiment(name: str, arguments: argparse.Namespace, place: Place) -> None:
         importance.run(
             arguments.layers or ("all-cnn-c" if quick else ""), 5.0 if quick else 15 * arguments.budget, place
         )
+    elif name == "importance-error":
+        from . import importance_error
+
+        small = {"width": 0.04, "steps": 5, "batch": 8, "draws": 1} if quick else {}
+        importance_error.run(arguments.layers, replace(importance_error.Setting(), **{**small, **width}))
     elif name == "second-order":
         from . import second_order
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import error, kernels, lean, lean_settings, merit, second_order, step, training
+from bench import error, importance, importance_error, kernels, lean, lean_settings, merit, second_order, step, training
 from bench.journal import Journal
 from bench.place import Place
 from experiments.data import Digits
@@ -125,6 +125,25 @@ def test_steps_are_timed_and_leave_the_model_as_it_was(monkeypatch):
     rows = json.loads((error.RUNS / "step-all-cnn-c.json").read_text())["rows"]
     assert [row["contender"] for row in rows] == [step.EXACT, step.FORWARD, *step.SCHEMES, step.FASTEST]
     assert len(summary["layers"]) == 9 and "_randbp" not in vars(made[0].features[1])
+
+
+def test_steps_with_drawn_rows_are_timed_beside_their_rivals(quick_races, monkeypatch):
+    monkeypatch.setitem(importance.NETWORKS, "all-cnn-c", (lambda: AllCNNC(width=0.04, dropout=False), 32, 4))
+    assert importance.run("all-cnn-c", 0.01, Place())["all-cnn-c"]["ratio"] > 0
+    rows = json.loads((error.RUNS / "importance-all-cnn-c.json").read_text())["rows"]
+    assert [row["contender"] for row in rows] == [
+        importance.EXACT, importance.FORWARD, importance.AUTOCAST, *importance.SCHEMES
+    ]  # fmt: skip
+
+
+def test_errors_of_drawn_rows_are_compared_before_and_after_training(images):
+    tiny = importance_error.Setting(width=0.04, steps=2, batch=8, draws=1)
+    rows = importance_error.run("all-cnn-c", tiny, images)
+    assert [(row["phase"], row["keep"]) for row in rows[:: len(importance_error.ESTIMATORS)]] == [
+        (phase, keep) for phase in ("untrained", "trained") for keep in (1 / 2, 1 / 4)
+    ]
+    assert all(row["weight_vjp"] > 0 and row["input_vjp"] > 0 for row in rows)
+    assert [row["ratio"] for row in rows if row["estimator"] == "Spatial"] == [1.0] * 4
 
 
 def test_steps_of_kfac_are_what_they_are_called(monkeypatch):
