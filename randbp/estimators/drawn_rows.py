@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._torch.clean_thread import without_modes
-from ..draws.draw import Draw
+from ..draws.draw import Draw, mix
 from ..kernels.patches import gather_patches, scatter_patches, sum_dtype
 from ..kernels.position_rows import position_rows
 from ..kernels.stochastic_cast import narrow
@@ -29,6 +29,9 @@ from .race import GAIN, race
 
 TOGETHER = 2**22
 """Entries of patches that are multiplied at a time [entries]."""
+
+DEVICE = 16
+"""How many times as many on a GPU, which has no such caches [1]."""
 
 SIDE = 512
 """Of the matrices whose product tells which type is faster [entries]."""
@@ -60,14 +63,17 @@ class DrawnRows:
         table, positions = partners(spec, self.grad.device), prod(spec.input_size)
         entries, inner = table.shape[1], spec.in_channels
         total = torch.zeros(spec.out_channels, entries * inner, dtype=sum_dtype(self.grad.dtype), device=table.device)
-        for part, some, numbers in self._parts(entries * inner):
+        for part, pieces in self._parts(entries * inner):
             inputs, seed = flat_spatial(examples(part)), self.draw.child(_HELD, part.start).seed
-            if entries == 1 and len(table) == positions:
-                patches = position_rows(inputs, numbers, None, seed, self.dtype)
-            else:
-                rows = position_rows(inputs, None, None, seed, self.dtype)
-                patches = gather_patches(rows, numbers, table, positions)
-            total += self._rows[some].t() @ patches.view(len(numbers), -1)
+            same = entries == 1 and len(table) == positions  # each output position meets the input of its number
+            rows = None if same else position_rows(inputs, None, None, seed, self.dtype)
+            for some in pieces:
+                numbers = self._within(part, some)
+                if rows is None:
+                    patches = position_rows(inputs, numbers, None, mix(seed, some.start), self.dtype)
+                else:
+                    patches = gather_patches(rows, numbers, table, positions)
+                total += self._rows[some].t() @ patches.view(len(numbers), -1)
         grouped = total.mul_(self.scale).view(1, -1, entries, inner).transpose(2, 3)
         return from_groups(grouped.unflatten(3, spec.kernel_size or (1,)), spec).reshape(spec.weight_shape)
 
@@ -84,9 +90,14 @@ class DrawnRows:
         result = torch.zeros(shape, dtype=sum_dtype(self.grad.dtype), device=weight.device)
         if innermost:
             result = result.view(shape[0], positions, channels).transpose(1, 2)
-        for part, some, numbers in self._parts(table.shape[1] * channels):
-            columns = (self._rows[some] @ matrix).view(len(numbers), -1, channels)
-            sums = scatter_patches(columns, numbers, table, positions, part.stop - part.start)
+        for part, pieces in self._parts(table.shape[1] * channels):
+            sums = None
+            for some in pieces:
+                numbers = self._within(part, some)
+                columns = (self._rows[some] @ matrix).view(len(numbers), -1, channels)
+                found = scatter_patches(columns, numbers, table, positions, part.stop - part.start)
+                sums = found if sums is None else sums.add_(found)
+            assert sums is not None
             result[part] = sums.view(-1, positions, channels).transpose(1, 2)
         if self.scale != 1:
             result *= self.scale
@@ -104,25 +115,30 @@ class DrawnRows:
         planes, weights = flat_spatial(self.grad), (self.weights / self.scale).to(sum_dtype(self.grad.dtype))
         return position_rows(planes, self.numbers, weights, self.draw.child(_GRAD).seed, self.dtype)
 
-    def _parts(self, entries: int) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Slices of the examples, slices of the rows drawn from these, and numbers of these rows within them.
-
-        ``entries`` are those of one patch.
-        """
+    def _parts(self, entries: int) -> Iterator[tuple[slice, list[slice]]]:
+        """Slices of the examples that rows were drawn of, with slices of these rows; ``entries`` are those of a patch."""
         batch, positions = len(self.grad), prod(self.grad.shape[2:])
         if self.grad.device.type != "cpu":  # where examples end is not known without waiting for the device
-            yield slice(0, batch), slice(0, len(self.numbers)), self.numbers
+            yield slice(0, batch), _pieces(0, len(self.numbers), DEVICE * TOGETHER // entries)
             return
         ends = torch.searchsorted(self.numbers, torch.arange(0, batch * positions + 1, positions)).tolist()
-        first = 0
+        first, most = 0, max(1, TOGETHER // entries)
         while first < batch:
             last = first + 1
-            while last < batch and (ends[last + 1] - ends[first]) * entries <= TOGETHER:
+            while last < batch and ends[last + 1] - ends[first] <= most:
                 last += 1
             if ends[last] > ends[first]:
-                some = slice(ends[first], ends[last])
-                yield slice(first, last), some, self.numbers[some] - first * positions
+                yield slice(first, last), _pieces(ends[first], ends[last], most)
             first = last
+
+    def _within(self, examples: slice, some: slice) -> Tensor:
+        """The numbers of some rows within some examples."""
+        return self.numbers[some] - examples.start * prod(self.grad.shape[2:])
+
+
+def _pieces(start: int, stop: int, most: int) -> list[slice]:
+    """Slices of at most so many rows."""
+    return [slice(at, min(at + most, stop)) for at in range(start, stop, max(1, most))]
 
 
 @cache

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from randbp import Importance
 from randbp.autograd.call import Call
-from randbp.estimators import Draw
+from randbp.estimators import Draw, drawn_rows
 from randbp.estimators.drawn_rows import DrawnRows
 from randbp.functional import conv, linear
 from randbp.kernels import systematic_rows
@@ -166,3 +166,11 @@ def test_probabilities_follow_sizes() -> None:
     assert bool(((drawn / len(starts) - expected).abs() <= limit).all())
     torch.testing.assert_close(weights[drawn > 0], 1 / expected[drawn > 0].double(), rtol=1e-6, atol=0)
     assert math.isclose(float(expected.sum()), 3, rel_tol=1e-6)
+
+
+def test_small_pieces_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, grad = tensors()
+    whole = both(Importance(0.5), x, weight, grad, 0)
+    monkeypatch.setattr(drawn_rows, "TOGETHER", 60)
+    for ours, theirs in zip(both(Importance(0.5), x, weight, grad, 0), whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
