@@ -116,7 +116,7 @@ class DrawnRows:
         return position_rows(planes, self.numbers, weights, self.draw.child(_GRAD).seed, self.dtype)
 
     def _parts(self, entries: int) -> Iterator[tuple[slice, list[slice]]]:
-        """Slices of the examples that rows were drawn of, with slices of these rows; ``entries`` are those of a patch."""
+        """Slices of the examples of which rows were drawn, and slices of these rows; a patch has ``entries``."""
         batch, positions = len(self.grad), prod(self.grad.shape[2:])
         if self.grad.device.type != "cpu":  # where examples end is not known without waiting for the device
             yield slice(0, batch), _pieces(0, len(self.numbers), DEVICE * TOGETHER // entries)
