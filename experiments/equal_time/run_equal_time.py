@@ -71,7 +71,10 @@ def _costs(
         model = NETWORKS[network].build(options["width"])
         if setting.checkpoints:
             add_checkpoints(model, NETWORKS[network].block)
-        training, size = Training(model, setting), max(1, round(setting.batch * options["batch"]))
+        training, size = (
+            Training(model, setting, NETWORKS[network].layers),
+            max(1, round(setting.batch * options["batch"])),
+        )
         optimizer = torch.optim.SGD(model.parameters(), 1e-4, 0.9)
 
         def step(training: Training = training, optimizer: torch.optim.Optimizer = optimizer, size: int = size) -> None:
@@ -123,7 +126,11 @@ def _run(
     count, size = max(1, round(setting.steps * steps)), max(1, round(setting.batch * batch))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.08, total_steps=count)
-    training, generator, losses = Training(model, setting, seed), torch.Generator().manual_seed(seed), []
+    training, generator, losses = (
+        Training(model, setting, NETWORKS[network].layers, seed),
+        torch.Generator().manual_seed(seed),
+        [],
+    )
     with training.around:
         for _ in range(count):
             index = torch.randint(len(train[1]), (batch,), generator=generator)[:size]

@@ -43,8 +43,8 @@ class Setting:
 
 
 def both(estimator: randbp.Estimator) -> Setting:
-    """Both VJPs of all layers."""
-    return Setting({"weight_vjp": estimator, "input_vjp": estimator, "layers": "*"})
+    """Both VJPs of the network's layers."""
+    return Setting({"weight_vjp": estimator, "input_vjp": estimator})
 
 
 SETTINGS: dict[str, Setting] = {
@@ -56,8 +56,8 @@ SETTINGS: dict[str, Setting] = {
     "2 micro-batches": Setting(parts=2),
     "Precision": both(Precision()),
     "Spatial(1/2)": both(Spatial(1 / 2)),
-    "Spatial(1/4), weight VJP": Setting({"weight_vjp": Spatial(1 / 4), "layers": "*"}),
-    "Projection(1/4), weight VJP": Setting({"weight_vjp": Projection(1 / 4), "layers": "*"}),
+    "Spatial(1/4), weight VJP": Setting({"weight_vjp": Spatial(1 / 4)}),
+    "Projection(1/4), weight VJP": Setting({"weight_vjp": Projection(1 / 4)}),
     HALF: both(Importance(1 / 2, bits=4)),
     "Importance(1/4), 4 bits": both(Importance(1 / 4, bits=4)),
 }
@@ -66,10 +66,17 @@ SETTINGS: dict[str, Setting] = {
 
 @dataclass(frozen=True)
 class Network:
-    """A network, from the multiplier of its width, and the parts that a checkpoint takes as one."""
+    """A network, from the multiplier of its width.
+
+    Attributes:
+        build: Makes it.
+        block: The parts that a checkpoint takes as one.
+        layers: Which layers are estimated: all but those that see one vector of each example, whose rows are examples.
+    """
 
     build: Callable[[float], nn.Module]
     block: type[nn.Module]
+    layers: str | None = None
 
 
 def _with_group_norm(model: nn.Module) -> nn.Module:
@@ -88,7 +95,7 @@ NETWORKS = {
     "resnet-group-norm": Network(
         lambda width: _with_group_norm(ResNet18(10, in_channels=1, stem="cifar", width=width / 2)), BasicBlock
     ),
-    "transformer": Network(lambda width: SmallViT(width=round(8 * width) * 32), EncoderBlock),
+    "transformer": Network(lambda width: SmallViT(width=round(8 * width) * 32), EncoderBlock, "blocks.*"),
 }
 
 
@@ -115,12 +122,15 @@ class Training:
 
     model: nn.Module
     setting: Setting
+    layers: str | None = None
     seed: int = 0
     around: AbstractContextManager[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         arguments = self.setting.randomize
-        self.around = nullcontext() if arguments is None else randbp.randomize(self.model, seed=self.seed, **arguments)
+        self.around = nullcontext()
+        if arguments is not None:
+            self.around = randbp.randomize(self.model, seed=self.seed, layers=self.layers, **arguments)
 
     def gradients(self, images: Tensor, labels: Tensor) -> float:
         """Add the gradients of a step to ``.grad``; the mean loss."""

@@ -53,7 +53,7 @@ def test_all_networks_train_in_all_settings(quick_races, network):
         model = NETWORKS[network].build(0.125)
         if setting.checkpoints:
             run_equal_time.add_checkpoints(model, NETWORKS[network].block)
-        training = Training(model, setting)
+        training = Training(model, setting, NETWORKS[network].layers)
         with training.around:
             assert training.gradients(images, labels) > 0
         assert all(parameter.grad is not None for parameter in model.parameters())
