@@ -12,7 +12,7 @@ from .patches import gather_patches as gathered
 from .patches import scatter_patches as scattered
 from .patches import sum_dtype
 
-_WIDTH = 64
+_WIDTH = 32
 """Channels that a part of the work adds up, at least [entries]."""
 
 
