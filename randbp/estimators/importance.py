@@ -113,9 +113,9 @@ class Importance(Estimator):
     def sample(self, held: tuple[Tensor, ...], output_grad: Tensor, spec: LayerSpec, draw: Draw) -> Drawn:
         """Draw rows by their norms, and by those of the patches that they meet where the input itself is held."""
         examples = self.unit == "examples"
-        sizes = _squares(output_grad, examples).sqrt_()
+        sizes = row_squares(output_grad, examples).sqrt_()
         if held and self.bits is None:
-            met = _squares(held[0], examples)
+            met = row_squares(held[0], examples)
             met = (met if examples else patch_sums(met, spec)).sqrt_()
             sizes *= met + met.mean()
         start = int(torch.randint(UNIT, (), generator=draw.child(_START).generator()))
@@ -161,8 +161,8 @@ class Importance(Estimator):
         return Description(held, work, work, None, variance)
 
 
-def _squares(tensor: Tensor, examples: bool) -> Tensor:
-    """Squared norms of positions ``[N, P]``, or of whole examples ``[N]``, in single precision; a few at a time."""
+def row_squares(tensor: Tensor, examples: bool) -> Tensor:
+    """Give squared norms of positions ``[N, P]`` or of whole examples ``[N]``, in single precision."""
     flat = flat_spatial(tensor)
     flat = flat.float() if flat.itemsize == 2 else flat
     together = max(1, drawn_rows.TOGETHER // 4 // max(1, prod(flat.shape[1:])))

@@ -1,0 +1,264 @@
+"""Keep rates that hold the variance that sampling adds to a share of the minibatch's own."""
+
+from collections.abc import Mapping
+from math import exp, log
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from ..estimators import Estimator, Exact, Importance
+from ..estimators.keep_rate import with_keep_rate
+from ..estimators.observed_rows import Observed, observed
+from ..randomize.current import exchange, randomized_layers
+from ..randomize.layers import Clock, is_randomized, layer_state
+from ..randomize.override import lean_overridden, overridden
+from ..tune.rate_allocation import RATES, allocate
+from .measuring import Measuring, averaged
+from .rate_terms import Term, curves, terms_of
+from .step_gradients import Gradients, dots, step_gradients
+
+_VJPS = "weight_vjp", "input_vjp"
+_MEASURED = "added", "along_added", "minibatch", "along_minibatch"
+
+_MEMORY = 0.7  # share of a smoothed variance that one more measurement leaves
+_ALONG = 0.95  # the same along the gradient, where a measurement is one squared number
+_CORRECTION = 0.5  # the same of what was measured beside what was predicted
+_TRIM = 0.2  # of the deviation of the smoothed ratio from the budget that one measurement makes up for
+_PATIENCE = 8  # measurements before the ratio along the gradient counts
+_LEAST_GAIN = 0.05  # of noise of input VJPs
+
+
+class VarianceControl(Measuring):
+    """Choose the keep rates of ``Importance`` layers such that sampling adds a given share of the minibatch's variance.
+
+    SGD's gradient ``g`` of a minibatch varies around the true one. Sampled VJPs add to that, and if they add little, a
+    training goes on as with exact gradients. At the current parameters this callback measures, every few batches,
+
+    - the minibatch's variance ``‖g - g'‖²/2``, unbiased, with ``g'`` the exact gradient of the batch before;
+    - the variance that is added, ``mean ‖ĝ - g‖²`` over ``draws`` estimates ``ĝ``;
+    - both along the gradient's direction ``u = (g + g')/‖g + g'‖``, of which ``g - g'`` is independent if gradients are
+      normally distributed: ``⟨g - g', u⟩²/2`` and ``mean ⟨ĝ - g, u⟩²``;
+    - the norms of the rows that each layer draws from, in the pass that computes ``g``.
+
+    From the norms follows the variance at each rate, ``V_l(p) = Σ_r (1/π_r(p) - 1) s_r²``
+    (:func:`randbp.estimators.sampling_variance.sampling_variances`): in a weight's gradient ``s_r = ‖g_r‖ ‖x_r‖``;
+    noise of an input's gradient reaches the weights of all layers below, in proportion to its share of that gradient
+    and by a factor that is learnt from the measured errors. The rates minimise the multiply-adds subject to
+    ``Σ_l V_l(p_l) = target`` (one Lagrange multiplier; multiples of 1/16, and 1 for exact). The target is the budget
+    times the minibatch's variance, corrected by what was measured beside what had been predicted, with smoothing. If
+    the ratio along the gradient, smoothed over more measurements, is more than twice the total one, it counts by half.
+
+    Where one rate serves both VJPs of a layer (they then share a sample), it stays one; otherwise each VJP has its own.
+    Layers with other estimators are left alone; their variance counts as added. The given estimators are back when
+    fitting ends; ``rates`` keeps the last ones. Logged are ``variance/ratio`` (added over minibatch, smoothed),
+    ``variance/added``, ``variance/minibatch``, ``variance/along_ratio`` and ``keep_rate/<layer>/<vjp>``.
+
+    A measurement takes ``draws + 2`` forward and backward passes, so that by default one pass in 40 is for
+    measurements: 2.5 % of exact training. All ranks decide alike, by the mean of what they measure. Losses, random
+    states, BatchNorm's statistics and metrics are changed through the rates alone. ``training_step`` runs for
+    measurements too, so it should have no other lasting effects. A compiled model is compiled again when rates change.
+
+    Source: Wang, Chen and Zhu, Efficient backpropagation with variance-controlled adaptive sampling, ICLR 2024
+    (arXiv:2402.17227), who adapt the rates of linear layers to such a budget step by step.
+
+    Args:
+        budget: Variance added by sampling over the minibatch's.
+        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.025⌉``. The first is at
+            the second batch.
+        draws: Number of estimates per measurement.
+        seed: Determines their samples.
+
+    Attributes:
+        rates: The keep rates by layer and VJP; empty before the first measurement.
+        history: The measurements: dictionaries with ``batch``, ``added``, ``minibatch``, ``along_added`` and
+            ``along_minibatch``.
+
+    Raises:
+        ValueError: At construction if an argument is out of range; when training starts if no layer has the estimator
+            ``Importance`` or the module optimises manually.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from randbp import Importance
+        >>> from randbp.callbacks import TensorDropout
+        >>> dropout = TensorDropout(Importance(keep=0.5), Importance(keep=0.5))
+        >>> trainer = Trainer(callbacks=[dropout, VarianceControl(budget=0.05)], logger=False)
+    """
+
+    def __init__(self, budget: float = 0.05, every: int | None = None, draws: int = 2, seed: int = 0) -> None:
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
+            raise ValueError(f"budget={budget!r}: expected a number above 0")
+        super().__init__(every, draws, seed)
+        self.budget = float(budget)
+        self.rates: dict[str, dict[str, float]] = {}
+        self.history: list[dict[str, float]] = []
+        self._smooth: dict[str, float] = {}
+        self._given: list[tuple[nn.Module, dict[str, Estimator]]] = []
+        self._terms: list[Term] = []
+
+    def start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Find the layers that draw by importance, and give them the rates of a checkpoint."""
+        self._given, found = [], {}
+        for name, layer in randomized_layers(module).items():
+            state = layer_state(layer)
+            own = {vjp: getattr(state, vjp) for vjp in _VJPS if isinstance(getattr(state, vjp), Importance)}
+            if own:
+                found[name] = own
+                self._given.append((layer, own))
+        if not found:
+            raise ValueError(
+                "VarianceControl: no layer has the estimator Importance, expected one, such as by "
+                "TensorDropout(Importance(keep=0.5), Importance(keep=0.5))"
+            )
+        self._terms = terms_of(found)
+        self._set(module, self.rates)
+
+    def measure(
+        self, trainer: Trainer, module: LightningModule, batch: tuple[Any, int], before: tuple[Any, int]
+    ) -> None:
+        """Measure the variances, and choose the rates."""
+        layers, clock = randomized_layers(module), Clock(self.seed)
+        with step_gradients(trainer, module, layers, clock, (batch, before)) as gradients:
+            with (
+                overridden(layers.values(), clock, weight_vjp=Exact(), input_vjp=Exact()),
+                lean_overridden(module, clock, paused=True),
+                observed() as (number, notes),
+            ):
+                other = gradients(*before)
+                for index, term in enumerate(self._terms):
+                    see = Observed(number, index, unit=term.unit)
+                    exchange(layers[term.layer], **dict.fromkeys(term.vjps, see))
+                exact = gradients(*batch)
+            sums = [a + b for a, b in zip(exact, other, strict=True)]
+            length = float(dots(sums, sums).sum().sqrt()) or 1.0
+            direction = [each.div_(length) for each in sums]
+            noise = _variance([b.sub_(a) for a, b in zip(exact, other, strict=True)], direction) / 2
+            added = torch.zeros_like(noise)
+            for draw in range(self.draws):
+                clock.set(self._batches, draw, trainer.global_rank)
+                differences = [b.sub_(a) for a, b in zip(exact, gradients(*batch), strict=True)]
+                added += _variance(differences, direction) / self.draws
+        numbers = dict(zip(_MEASURED, [*added, *noise], strict=True)) | curves(self._terms, notes)
+        self._decide(module, averaged(trainer, numbers))
+
+    def publish(self, trainer: Trainer, module: LightningModule) -> None:
+        """Log rates and ratios."""
+        found = {f"keep_rate/{name}/{vjp}": rate for name, own in self.rates.items() for vjp, rate in own.items()}
+        if self.history:
+            found |= {f"variance/{name}": self.history[-1][name] for name in ("added", "minibatch")}
+            found |= {"variance/ratio": self._ratio("added"), "variance/along_ratio": self._ratio("along_added")}
+        for name, value in found.items():
+            module.log(name, value, logger=bool(trainer.loggers))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the given estimators back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the given estimators back after a failure."""
+        self._restore()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rates, smoothed measurements and their history."""
+        own = {"rates": self.rates, "smooth": self._smooth, "history": self.history, "budget": self.budget}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint stopped."""
+        super().load_state_dict(state_dict)
+        self.rates, self._smooth = state_dict["rates"], dict(state_dict["smooth"])
+        self.history = list(state_dict["history"])
+
+    def _decide(self, module: LightningModule, numbers: Mapping[str, Tensor]) -> None:
+        if not all(value.isfinite().all() for value in numbers.values()):
+            return
+        now = {name: float(numbers[name]) for name in _MEASURED}
+        self.history.append({"batch": self._batches - 1, **now})
+        for name, value in now.items():
+            self._note(name, value, _ALONG if "along" in name else _MEMORY)
+        # Noise of input VJPs: what of the weights' errors is not their own, beside what it would be by a plain count.
+        present = {term.name: RATES.index(self._rate(module, term)) for term in self._terms}
+        own, passed = (
+            sum(float(numbers[f"{kind}/{name}"][at]) for name, at in present.items() if f"{kind}/{name}" in numbers)
+            for kind in ("own", "passed")
+        )
+        if passed > 0:
+            self._note("excess", max(0.0, now["added"] - own), _MEMORY)
+            self._note("passed", passed, _MEMORY)
+        gain = max(_LEAST_GAIN, self._smooth["excess"] / self._smooth["passed"]) if "passed" in self._smooth else 1.0
+        latest = {
+            term.name: (numbers[f"own/{term.name}"] + gain * numbers[f"passed/{term.name}"]).tolist()
+            for term in self._terms
+            if f"own/{term.name}" in numbers
+        }
+        costs = {name: numbers[f"cost/{name}"].tolist() for name in latest}
+        predicted = sum(curve[present[name]] for name, curve in latest.items())
+        if predicted > 0 and now["added"] > 0:
+            self._note("correction", log(now["added"] / predicted), _CORRECTION)
+        minibatch = self._smooth["minibatch"]
+        if minibatch <= 0:
+            return
+        self._note("log_minibatch", log(max(now["minibatch"], 1e-6 * minibatch)), _MEMORY)
+        deviation = log(max(self._ratio("added"), 1e-300) / self.budget)
+        if len(self.history) > 1:
+            trim = self._smooth.get("trim", 0.0) - _TRIM * min(1.0, max(-1.0, deviation))
+            self._smooth["trim"] = min(2.0, max(-2.0, trim))
+        variances = {name: self._usual(name, curve) for name, curve in latest.items()}
+        factor = exp(self._smooth.get("trim", 0.0) - self._smooth.get("correction", 0.0)) / self._strictness()
+        target = self.budget * exp(self._smooth["log_minibatch"]) * factor
+        chosen = allocate(costs, variances, target)
+        for term in self._terms:
+            if term.name in chosen:
+                self.rates.setdefault(term.layer, {}).update(dict.fromkeys(term.vjps, RATES[chosen[term.name]]))
+        self._set(module, self.rates)
+
+    def _usual(self, name: str, curve: list[float]) -> list[float]:
+        """A curve of the latest measurement, of the size that it usually has; one batch may be an outlier."""
+        size = curve[len(curve) // 2]
+        if size <= 0:
+            return curve
+        self._note(f"log/{name}", log(size), _MEMORY)
+        scale = exp(self._smooth[f"log/{name}"]) / size
+        return [value * scale for value in curve]
+
+    def _strictness(self) -> float:
+        """By how much the budget is cut since noise along the gradient is more than twice what it is in total."""
+        if len(self.history) < _PATIENCE:
+            return 1.0
+        return max(1.0, self._ratio("along_added") / 2 / max(1e-300, self._ratio("added")))
+
+    def _ratio(self, name: str) -> float:
+        noise = self._smooth[name.replace("added", "minibatch")]
+        return self._smooth[name] / noise if noise > 0 else 0.0
+
+    def _note(self, name: str, value: float, memory: float) -> None:
+        """Smooth: all measurements weigh the same at first, later ones count most."""
+        count = self._smooth.get(f"{name}/count", 0.0) * memory + 1
+        self._smooth[f"{name}/count"] = count
+        before = self._smooth.get(name, 0.0)
+        self._smooth[name] = before + (value - before) / count
+
+    def _rate(self, module: nn.Module, term: Term) -> float:
+        state = layer_state(randomized_layers(module)[term.layer])
+        rate = getattr(state, term.vjps[0]).keep
+        return min(RATES, key=lambda each: abs(each - rate))
+
+    def _set(self, module: nn.Module, rates: Mapping[str, Mapping[str, float]]) -> None:
+        layers = randomized_layers(module)
+        for name, own in rates.items():
+            if name in layers:
+                state = layer_state(layers[name])
+                exchange(layers[name], **{v: with_keep_rate(getattr(state, v), rate) for v, rate in own.items()})
+
+    def _restore(self) -> None:
+        given, self._given = self._given, []
+        for layer, estimators in given:
+            if is_randomized(layer):
+                exchange(layer, **estimators)
+
+
+def _variance(differences: Gradients, direction: Gradients) -> Tensor:
+    """Squared norm, and squared part along a direction of length one, ``[2]``."""
+    return torch.stack([dots(differences, differences).sum(), dots(differences, direction).sum().square()])
