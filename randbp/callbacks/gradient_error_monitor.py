@@ -31,8 +31,8 @@ class GradientErrorMonitor(Measuring):
     runs ``draws + 2`` more times per measurement, so it should have no other lasting effects.
 
     Args:
-        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.025⌉``, so that one
-            forward and backward pass in 40 is a measurement's. The first is at the second batch.
+        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.02⌉``, so that one
+            forward and backward pass in 50 is a measurement's. The first is at the second batch.
         draws: Number of estimates per measurement.
         seed: Determines their samples.
 
@@ -44,7 +44,7 @@ class GradientErrorMonitor(Measuring):
         >>> from lightning.pytorch import Trainer
         >>> from randbp.callbacks import TensorDropout
         >>> GradientErrorMonitor(draws=2).every
-        160
+        200
         >>> trainer = Trainer(callbacks=[TensorDropout(), GradientErrorMonitor()], logger=False)
     """
 

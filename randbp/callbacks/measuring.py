@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from ..draws.seeds import checked_seed
 from ..layers.integers import as_integer
 
-SHARE = 0.025
+SHARE = 0.02
 """Of all forward and backward passes, those that measurements may take by default [1]."""
 
 
@@ -22,7 +22,7 @@ class Measuring(Callback):
     A measurement takes ``draws + 2`` forward and backward passes: the exact gradients of two batches, and estimates.
 
     Args:
-        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.025⌉``.
+        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.02⌉``.
         draws: Number of estimates per measurement.
         seed: Determines their samples.
     """

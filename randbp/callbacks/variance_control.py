@@ -55,8 +55,8 @@ class VarianceControl(Measuring):
     fitting ends; ``rates`` keeps the last ones. Logged are ``variance/ratio`` (added over minibatch, smoothed),
     ``variance/added``, ``variance/minibatch``, ``variance/along_ratio`` and ``keep_rate/<layer>/<vjp>``.
 
-    A measurement takes ``draws + 2`` forward and backward passes, so that by default one pass in 40 is for
-    measurements: 2.5 % of exact training. All ranks decide alike, by the mean of what they measure. Losses, random
+    A measurement takes ``draws + 2`` forward and backward passes, so that by default one pass in 50 is for
+    measurements: 2 % of exact training. All ranks decide alike, by the mean of what they measure. Losses, random
     states, BatchNorm's statistics and metrics are changed through the rates alone. ``training_step`` runs for
     measurements too, so it should have no other lasting effects. A compiled model is compiled again when rates change.
 
@@ -65,7 +65,7 @@ class VarianceControl(Measuring):
 
     Args:
         budget: Variance added by sampling over the minibatch's.
-        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.025⌉``. The first is at
+        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.02⌉``. The first is at
             the second batch.
         draws: Number of estimates per measurement.
         seed: Determines their samples.
@@ -146,7 +146,7 @@ class VarianceControl(Measuring):
     def publish(self, trainer: Trainer, module: LightningModule) -> None:
         """Log rates and ratios."""
         found = {f"keep_rate/{name}/{vjp}": rate for name, own in self.rates.items() for vjp, rate in own.items()}
-        if self.history:
+        if self._smooth:
             found |= {f"variance/{name}": self.history[-1][name] for name in ("added", "minibatch")}
             found |= {"variance/ratio": self._ratio("added"), "variance/along_ratio": self._ratio("along_added")}
         for name, value in found.items():
@@ -202,7 +202,7 @@ class VarianceControl(Measuring):
             return
         self._note("log_minibatch", log(max(now["minibatch"], 1e-6 * minibatch)), _MEMORY)
         deviation = log(max(self._ratio("added"), 1e-300) / self.budget)
-        if len(self.history) > 1:
+        if len(self.history) > 2:
             trim = self._smooth.get("trim", 0.0) - _TRIM * min(1.0, max(-1.0, deviation))
             self._smooth["trim"] = min(2.0, max(-2.0, trim))
         variances = {name: self._usual(name, curve) for name, curve in latest.items()}
@@ -212,6 +212,8 @@ class VarianceControl(Measuring):
         for term in self._terms:
             if term.name in chosen:
                 self.rates.setdefault(term.layer, {}).update(dict.fromkeys(term.vjps, RATES[chosen[term.name]]))
+        if len(self.history) == 1:
+            self._smooth = {}  # an untrained network is not what comes
         self._set(module, self.rates)
 
     def _usual(self, name: str, curve: list[float]) -> list[float]:

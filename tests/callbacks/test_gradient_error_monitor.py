@@ -95,4 +95,4 @@ def test_wrong_arguments_are_refused_in_one_line(tmp_path: Path) -> None:
     module.automatic_optimization = False
     with pytest.raises(ValueError, match="automatic_optimization=False"):
         train(tmp_path, TensorDropout(), GradientErrorMonitor(), module=module)
-    assert GradientErrorMonitor(draws=2).every == 160
+    assert GradientErrorMonitor(draws=2).every == 200

@@ -190,4 +190,4 @@ def test_wrong_arguments_are_refused_in_one_line(options: dict[str, Any], messag
 def test_without_importance_there_is_nothing_to_control(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="VarianceControl: no layer has the estimator Importance"):
         train(tmp_path, TensorDropout(Spatial(0.5)), VarianceControl())
-    assert VarianceControl().every == 160 and Losses().losses == []
+    assert VarianceControl().every == 200 and Losses().losses == []
