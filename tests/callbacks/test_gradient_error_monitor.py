@@ -54,35 +54,43 @@ def test_exact_layers_have_no_error(tmp_path: Path) -> None:
     assert metrics.found[-1]["gradient_error/net.0/cosine"] == pytest.approx(1)
 
 
+class Still(Callback):
+    """Leave the parameters as they are."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        for parameter in pl_module.parameters():
+            parameter.grad = None
+
+
 def test_noise_is_that_of_two_batches(tmp_path: Path) -> None:
-    module, metrics = Digits(), Metrics()
-    grads: list[torch.Tensor] = []
+    torch.manual_seed(0)
+    module, metrics, grads = Digits(), Metrics(), []
+    for number in (0, 1):
+        x, y = (tensor[number * 64 : number * 64 + 64] for tensor in digits().dataset.tensors)  # type: ignore[attr-defined]
+        loss = nn.functional.cross_entropy(module.net(x), y)
+        grads.append(torch.autograd.grad(loss, module.net[3].weight)[0])
+    dropout, monitor = TensorDropout(Channels(0.5), layers="net.3"), GradientErrorMonitor(every=5)
+    train(tmp_path, dropout, monitor, metrics, Still(), max_steps=2)
+    found, noise = metrics.found[-1], float((grads[0] - grads[1]).square().sum() / 2)
+    error = found["gradient_error/net.3/error"] * float(grads[1].norm())
+    assert found["gradient_error/net.3/noise_ratio"] == pytest.approx(error / noise**0.5, rel=1e-3)
 
-    class Apart(Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx == 1:
-                for other in (0, 1):
-                    x, y = (tensor[other * 64 : other * 64 + 64] for tensor in digits(512).dataset.tensors)
-                    loss = nn.functional.cross_entropy(pl_module.net(x), y)
-                    grads.append(torch.autograd.grad(loss, pl_module.net[3].weight)[0])
 
-    # BatchNorm's statistics are changed by this check, but only after what is compared.
-    dropout = TensorDropout(Importance(1.0), layers="net.3")
-    sampled = TensorDropout(Channels(0.5), layers="net.0")
-    train(
-        tmp_path,
-        dropout,
-        sampled,
-        GradientErrorMonitor(every=5, draws=64),
-        metrics,
-        Apart(),
-        module=module,
-        max_steps=2,
-    )
-    noise = (grads[0] - grads[1]).square().sum() / 2
-    found = metrics.found[-1]
-    assert found["gradient_error/net.3/error"] == 0 and found["gradient_error/net.3/noise_ratio"] == 0
-    assert noise > 0
+class Counting(Digits):
+    """Another loss at each call of the training step."""
+
+    calls = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.calls += 1
+        return super().training_step(batch, batch_idx) * self.calls
+
+
+def test_all_passes_start_from_the_same_attributes(tmp_path: Path) -> None:
+    module, metrics = Counting(), Metrics()
+    train(tmp_path, TensorDropout(Exact()), GradientErrorMonitor(every=2), metrics, module=module, max_steps=4)
+    assert metrics.found[-1]["gradient_error/all/error"] == 0
+    assert module.calls == 4
 
 
 def test_wrong_arguments_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_a_resumed_training_is_identical(tmp_path: Path, stop: int) -> None:
     resumed, rest = train(tmp_path, dropout, again, data=data, ckpt_path=tmp_path / "epoch=0.ckpt", max_epochs=3)
     assert rest == losses[stop:]
     assert again.history == control.history and again.rates == control.rates
+    assert again.state_dict() == control.state_dict() and control.state_dict()["before"] == [None]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
