@@ -58,7 +58,8 @@ class VarianceControl(Measuring):
     A measurement takes ``draws + 2`` forward and backward passes, so that by default one pass in 50 is for
     measurements: 2 % of exact training. All ranks decide alike, by the mean of what they measure. Losses, random
     states, BatchNorm's statistics and metrics are changed through the rates alone. ``training_step`` runs for
-    measurements too, so it should have no other lasting effects. A compiled model is compiled again when rates change.
+    measurements too, so it should have no other lasting effects. A compiled model is compiled again when rates change,
+    and after a few times PyTorch gives up and runs what rates change without a graph (``recompile_limit``).
 
     Source: Wang, Chen and Zhu, Efficient backpropagation with variance-controlled adaptive sampling, ICLR 2024
     (arXiv:2402.17227), who adapt the rates of linear layers to such a budget step by step.
