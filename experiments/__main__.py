@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "demo": "presets beside exact backpropagation, checkpointing and micro-batches, then keep rates; a report",
-    "equal-time": "accuracy against measured seconds: estimators beside smaller batches, bf16 and checkpoints; a page",
     "gradient-error": "relative error of estimated gradients against the keep rate; a plot and a table",
+    "equal-time": "accuracy against measured seconds: estimators beside smaller batches, bf16 and checkpoints; a page",
     "second-order": "All-CNN-C on Fashion-MNIST with SGD and K-FAC, for a fixed number of steps and three seeds",
     "lean-training": "ResNet-18 on Fashion-MNIST, exact and with presets: does the accuracy differ? five seeds",
 }

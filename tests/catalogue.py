@@ -149,7 +149,9 @@ FIXED_SIZE: list[Estimator] = [
 """Estimators for layers of real size, of which each draw holds the same bytes and has a mean of its own."""
 
 EXACT_AT_ONE: list[EstimatorCase] = [
-    case for case in ESTIMATORS if not (case.narrow or case.chooses or isinstance(case.make(0.5), Rounding))
+    case
+    for case in ESTIMATORS
+    if not (case.narrow or case.chooses or isinstance(case.make(0.5), Rounding) or case.name == "importance in bits")
 ]
 """Those of which a keep rate of 1 leaves nothing out."""
 

@@ -66,7 +66,10 @@ class Rounding(Wrapping, Estimator):
 
     allowed = {  # noqa: RUF012 -- never changed
         "bits": at_least(1, 8),
-        "block": (lambda block: block == "channel" or at_least(8)[0](block), "an integer >= 8 or 'channel'"),
+        "block": (
+            lambda block: (isinstance(block, str) and block == "channel") or at_least(8)[0](block),
+            "an integer >= 8 or 'channel'",
+        ),
         "estimator": (
             lambda inner: isinstance(inner, Estimator) and not isinstance(inner, Rounding),
             "an estimator that does not round",

@@ -190,7 +190,9 @@ class PositionUnit(Unit):
     def _spread(self, means: Tensor, some: slice, plan: Plan) -> Tensor:
         """The control variate of some examples at some positions."""
         assert isinstance(plan.control, CellMeans)
-        return spread(plan.control, means)[:, :, some]
+        if some.stop - some.start == prod(plan.control.sizes):
+            return spread(plan.control, means)
+        return means.unflatten(1, (-1, plan.control.cells)).index_select(2, cell_of(plan.control, means.device)[some])
 
     def _restored(self, kept: Kept, part: slice, some: slice, plan: Plan) -> Tensor:
         """The unbiased estimate ``[n, C, s]`` of some examples and positions: what is kept, and means elsewhere."""
