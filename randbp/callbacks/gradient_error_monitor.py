@@ -7,12 +7,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from ..estimators import Exact
 from ..randomize.current import randomized_layers
 from ..randomize.layers import Clock
-from ..randomize.override import lean_overridden, overridden
 from .measuring import Measuring, averaged
-from .step_gradients import dots, step_gradients
+from .step_gradients import dots, exact_passes, step_gradients
 
 
 class GradientErrorMonitor(Measuring):
@@ -63,10 +61,7 @@ class GradientErrorMonitor(Measuring):
         """Compute the errors."""
         layers, clock = randomized_layers(module), Clock(self.seed)
         with step_gradients(trainer, module, layers, clock, (batch, before)) as gradients:
-            with (
-                overridden(layers.values(), clock, weight_vjp=Exact(), input_vjp=Exact()),
-                lean_overridden(module, clock, paused=True),
-            ):
+            with exact_passes(module, layers, clock):
                 other, exact = gradients(*before), gradients(*batch)
             differences = [a - b for a, b in zip(exact, other, strict=True)]
             sums = {"noise": dots(differences, differences) / 2, "exact": dots(exact, exact)}

@@ -10,13 +10,12 @@ from torch import nn
 from ..estimators import Estimator
 from ..estimators.keep_rate import has_keep_rate, with_keep_rate
 from ..layers.integers import as_integer
-from ..randomize.current import exchange, randomized_layers
-from ..randomize.layers import is_randomized, layer_state
+from ..randomize.current import VJPS, exchange, put_back, randomized_layers
+from ..randomize.layers import layer_state
 from ..randomize.selection import checked_layers, matching, shortened
 from .measuring import is_logged
 
 Named = Literal["constant", "linear", "cosine", "step", "warm-up"]
-_VJPS = "weight_vjp", "input_vjp"
 
 CHANGES = 64
 """Times that a rate changes in a training by default: plans of contractions are made anew for each rate."""
@@ -71,7 +70,7 @@ class KeepRateSchedule(Callback):
     ) -> None:
         if not callable(schedule) and schedule not in get_args(Named):
             raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(get_args(Named))} or a function")
-        if vjp is not None and vjp not in _VJPS:
+        if vjp is not None and vjp not in VJPS:
             raise ValueError(f"vjp={vjp!r}: expected 'weight_vjp', 'input_vjp' or None")
         number = None if every is None else as_integer(every)
         if every is not None and (number is None or number < 1):
@@ -107,7 +106,7 @@ class KeepRateSchedule(Callback):
             raise ValueError(
                 "KeepRateSchedule: the training has no end, expected a Trainer with max_epochs or max_steps"
             )
-        vjps = _VJPS if self.vjp is None else (self.vjp,)
+        vjps = VJPS if self.vjp is None else (self.vjp,)
         self._given = []
         for name, module in randomized_layers(pl_module).items():
             if not _is_chosen(self.layers, name, module):
@@ -136,11 +135,11 @@ class KeepRateSchedule(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the given estimators back."""
-        self._restore()
+        put_back(self._given)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the given estimators back after a failure."""
-        self._restore()
+        put_back(self._given)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of batches seen."""
@@ -155,12 +154,6 @@ class KeepRateSchedule(Callback):
         """Name of this callback's state, by its layers and VJPs: several schedules may be in one Trainer."""
         layers = None if callable(self.layers) else self.layers
         return self._generate_state_key(layers=layers, vjp=self.vjp)
-
-    def _restore(self) -> None:
-        given, self._given = self._given, []
-        for module, estimators in given:
-            if is_randomized(module):
-                exchange(module, **estimators)
 
 
 def _is_chosen(layers: Any, name: str, module: nn.Module) -> bool:

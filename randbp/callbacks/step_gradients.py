@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from ..diagnostics.restored import preserved
+from ..estimators import Exact
 from ..randomize.layers import Clock
 from ..randomize.override import lean_overridden, overridden
 
@@ -64,6 +65,16 @@ def step_gradients(
         finally:
             random.setstate(other_states[0])
             np.random.set_state(other_states[1])
+
+
+@contextmanager
+def exact_passes(module: LightningModule, layers: Mapping[str, nn.Module], clock: Clock) -> Iterator[None]:
+    """Let all layers be exact and lean mode rest within the block."""
+    with (
+        overridden(layers.values(), clock, weight_vjp=Exact(), input_vjp=Exact()),
+        lean_overridden(module, clock, paused=True),
+    ):
+        yield
 
 
 def dots(left: Gradients, right: Gradients) -> Tensor:

@@ -8,18 +8,16 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from ..estimators import Estimator, Exact, Importance
+from ..estimators import Estimator, Importance
 from ..estimators.keep_rate import with_keep_rate
 from ..estimators.observed_rows import Observed, observed
-from ..randomize.current import exchange, randomized_layers
-from ..randomize.layers import Clock, is_randomized, layer_state
-from ..randomize.override import lean_overridden, overridden
+from ..randomize.current import VJPS, exchange, put_back, randomized_layers
+from ..randomize.layers import Clock, layer_state
 from ..tune.rate_allocation import RATES, allocate
 from .measuring import Measuring, averaged
 from .rate_terms import Term, curves, terms_of
-from .step_gradients import Gradients, dots, step_gradients
+from .step_gradients import Gradients, dots, exact_passes, step_gradients
 
-_VJPS = "weight_vjp", "input_vjp"
 _MEASURED = "added", "along_added", "minibatch", "along_minibatch"
 
 _MEMORY = 0.7  # share of a smoothed variance that one more measurement leaves
@@ -104,7 +102,7 @@ class VarianceControl(Measuring):
         self._given, found = [], {}
         for name, layer in randomized_layers(module).items():
             state = layer_state(layer)
-            own = {vjp: getattr(state, vjp) for vjp in _VJPS if isinstance(getattr(state, vjp), Importance)}
+            own = {vjp: getattr(state, vjp) for vjp in VJPS if isinstance(getattr(state, vjp), Importance)}
             if own:
                 found[name] = own
                 self._given.append((layer, own))
@@ -122,11 +120,7 @@ class VarianceControl(Measuring):
         """Measure the variances, and choose the rates."""
         layers, clock = randomized_layers(module), Clock(self.seed)
         with step_gradients(trainer, module, layers, clock, (batch, before)) as gradients:
-            with (
-                overridden(layers.values(), clock, weight_vjp=Exact(), input_vjp=Exact()),
-                lean_overridden(module, clock, paused=True),
-                observed() as (number, notes),
-            ):
+            with exact_passes(module, layers, clock), observed() as (number, notes):
                 other = gradients(*before)
                 for index, term in enumerate(self._terms):
                     see = Observed(number, index, unit=term.unit)
@@ -155,11 +149,11 @@ class VarianceControl(Measuring):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the given estimators back."""
-        self._restore()
+        put_back(self._given)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the given estimators back after a failure."""
-        self._restore()
+        put_back(self._given)
 
     def state_dict(self) -> dict[str, Any]:
         """Rates, smoothed measurements and their history."""
@@ -254,12 +248,6 @@ class VarianceControl(Measuring):
             if name in layers:
                 state = layer_state(layers[name])
                 exchange(layers[name], **{v: with_keep_rate(getattr(state, v), rate) for v, rate in own.items()})
-
-    def _restore(self) -> None:
-        given, self._given = self._given, []
-        for layer, estimators in given:
-            if is_randomized(layer):
-                exchange(layer, **estimators)
 
 
 def _variance(differences: Gradients, direction: Gradients) -> Tensor:

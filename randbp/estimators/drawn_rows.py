@@ -22,8 +22,9 @@ from ..kernels.position_rows import position_rows
 from ..kernels.stochastic_cast import narrow
 from ..layers.grouped_weights import by_group, from_groups
 from ..layers.layer_specs import LayerSpec, LinearSpec, role
-from ..tn.execute.indexed import Targets, table
+from ..tn.execute.kept_positions import partner_targets
 from ..tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
+from ..tn.execute.rows import PartnerTable
 from ..tn.execute.segments import flat_spatial
 from .race import GAIN, race
 
@@ -170,9 +171,8 @@ def patch_sums(values: Tensor, spec: LayerSpec) -> Tensor:
 @lru_cache(maxsize=512)
 def partners(spec: LayerSpec, device: torch.device) -> Tensor:
     """The input position ``int32 [O, K]`` that each output position meets through each kernel entry, or -1."""
-    side, here, there = role(spec, "output"), spec.output_size, spec.input_size
     if not spec.dims:
         return torch.zeros(1, 1, dtype=torch.int32, device=device)
-    targets = Targets(here, tuple((side, pattern) for pattern in spec.patterns), there)
-    found = without_modes(lambda: table(targets)(torch.arange(prod(here))).reshape(prod(here), -1))
-    return torch.where(found == prod(there), -1, found).int().to(device)
+    table = PartnerTable(partner_targets(spec.patterns, role(spec, "output")))
+    found = without_modes(lambda: table(device).t())
+    return torch.where(found == prod(spec.input_size), -1, found).int()

@@ -1,10 +1,15 @@
 """Estimators that a randomised model has at present, and their exchange."""
 
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
+from ..estimators import Estimator
+from ..estimators.base import Vjp
 from .layers import LayerState, is_randomized, layer_state, randomize_layer
+
+VJPS: tuple[str, ...] = get_args(Vjp)
+"""The names of a layer's estimators."""
 
 
 def randomized_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -29,3 +34,11 @@ def exchange(module: nn.Module, **estimators: Any) -> None:
     for name, estimator in estimators.items():
         setattr(state, name, estimator)
     randomize_layer(module, state)
+
+
+def put_back(given: list[tuple[nn.Module, dict[str, Estimator]]]) -> None:
+    """Give layers that are still randomised the estimators that they had, and empty the list."""
+    for layer, estimators in given:
+        if is_randomized(layer):
+            exchange(layer, **estimators)
+    given.clear()

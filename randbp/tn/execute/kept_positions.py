@@ -132,7 +132,7 @@ def _met(positions: PositionClass, length: int, device: torch.device) -> tuple[l
         size = before + pattern.output_size + after
         widened.append(replace(pattern, output_size=size, padding=pattern.padding + before))
         margins = [before, after, *margins]
-    table = PartnerTable(_partners(tuple(widened), "i"))
+    table = PartnerTable(partner_targets(tuple(widened), "i"))
     return margins, without_modes(lambda: table(device)[:, ::length].contiguous())  # no tensor without data is kept
 
 
@@ -173,10 +173,11 @@ def input_vjp_of_mean(mean: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
 def _product(
     make: Callable[[Targets, int], TensorFunction], patterns: tuple[IndexPattern, ...], side: str, groups: int
 ) -> TensorFunction:
-    return make(_partners(patterns, side), groups)
+    return make(partner_targets(patterns, side), groups)
 
 
-def _partners(patterns: tuple[IndexPattern, ...], side: str) -> Targets:
+def partner_targets(patterns: tuple[IndexPattern, ...], side: str) -> Targets:
+    """What positions on one side meet on the other, through each kernel entry."""
     inputs, outputs = tuple(p.input_size for p in patterns), tuple(p.output_size for p in patterns)
     here, there = (inputs, outputs) if side == "i" else (outputs, inputs)
     return Targets(here, tuple((side, pattern) for pattern in patterns), there)
