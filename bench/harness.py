@@ -8,7 +8,7 @@ replayed.
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -109,6 +109,35 @@ def _noise(values: Sequence[float]) -> float:
         return 0.0
     low, _, high = quantiles(values, n=4)
     return (high - low) / median(values)
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that start with one of a pattern's comma-separated parts; all of them if it has none.
+
+    Example:
+        >>> matching("vgg, all", ["all-cnn-c", "resnet-18", "vgg-19"])
+        ['all-cnn-c', 'vgg-19']
+    """
+    prefixes = tuple(part.strip() for part in pattern.split(",") if part.strip())
+    return [name for name in names if not prefixes or name.startswith(prefixes)]
+
+
+def over(timings: dict[str, Timing], first: str) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """What timings are in a file, and in a table: median, its ratio to that of one of them, and noise."""
+    rows = [
+        {
+            "contender": name,
+            "seconds": timing.seconds,
+            "noise": timing.noise,
+            "rounds": timing.rounds,
+            "ratio": timing.seconds / timings[first].seconds,
+        }
+        for name, timing in timings.items()
+    ]
+    table = [
+        [row["contender"], f"{row['seconds']:.3f} s", f"{row['ratio']:.2f}", f"{row['noise']:.0%}"] for row in rows
+    ]
+    return rows, table
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from randbp import Importance, Precision, Rounding, Spatial, randomize
 
-from .harness import Timing, interleave, save, show
+from .harness import Timing, interleave, matching, over, save, show
 from .place import Place
 from .step import EXACT, FORWARD, NETWORKS
 
@@ -73,23 +73,13 @@ def measure(network: str, budget: float, place: Place, rounds: tuple[int, int] =
 
 def run(pattern: str, budget: float, place: Place) -> dict[str, Any]:
     """Time the networks whose names start with the pattern's parts: a table and a JSON file each."""
-    prefixes = [part.strip() for part in pattern.split(",") if part.strip()]
     summary: dict[str, Any] = {}
-    for network in NETWORKS:
-        if prefixes and not any(network.startswith(prefix) for prefix in prefixes):
-            continue
+    for network in matching(pattern, NETWORKS):
         timings = measure(network, budget, place)
-        exact, limit = timings[EXACT].seconds, HELD_TO[network]
-        _, size, batch = NETWORKS[network]
-        rows = [
-            {"contender": name, "seconds": t.seconds, "noise": t.noise, "rounds": t.rounds, "ratio": t.seconds / exact}
-            for name, t in timings.items()
-        ]
-        table = [
-            [name, f"{t.seconds:.3f} s", f"{t.seconds / exact:.2f}", f"{t.noise:.0%}"] for name, t in timings.items()
-        ]
+        limit, (_, size, batch) = HELD_TO[network], NETWORKS[network]
+        rows, table = over(timings, EXACT)
         title = f"step of {network}, {batch} images of {size}x{size}; {HALF} is held to {limit:.2f}"
         show(title, ["both VJPs", "median", "over exact", "noise"], table)
-        summary[network] = {"ratio": timings[HALF].seconds / exact, "held_to": limit}
+        summary[network] = {"ratio": timings[HALF].seconds / timings[EXACT].seconds, "held_to": limit}
         print(f"written to {save(f'importance-{network}{place.suffix}', rows, summary[network])}")
     return summary

@@ -26,7 +26,7 @@ from randbp import Estimator, Exact, Importance, Spatial
 from randbp.estimators import Draw
 
 from .error import fashion_mnist
-from .harness import save, show
+from .harness import matching, save, show
 
 NETWORKS: dict[str, Callable[[float], nn.Module]] = {
     "all-cnn-c": lambda width: AllCNNC(width=width, dropout=False),
@@ -88,12 +88,10 @@ def train(model: nn.Module, rate: float, setting: Setting, data: RealImages) -> 
 def run(pattern: str, setting: Setting, data: RealImages | None = None) -> list[dict[str, Any]]:
     """Measure the networks whose names start with the pattern's parts: a table and a JSON file."""
     data = data or fashion_mnist()
-    prefixes, rows = [part.strip() for part in pattern.split(",") if part.strip()], list[dict[str, Any]]()
-    for network, build in NETWORKS.items():
-        if prefixes and not any(network.startswith(prefix) for prefix in prefixes):
-            continue
+    rows: list[dict[str, Any]] = []
+    for network in matching(pattern, NETWORKS):
         torch.manual_seed(1)
-        model = build(setting.width).train()
+        model = NETWORKS[network](setting.width).train()
         for phase in ("untrained", "trained"):
             if phase == "trained":
                 losses = train(model, RATES[network], setting, data)

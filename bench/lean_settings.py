@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 from torch import nn
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import checkpoint_sequential
 
+from experiments import checkpoints
 from experiments.models import VGG19, AllCNNC, ConvNeXt, MobileNetV2, ResNet18
 from experiments.models.convnext import Block
 from experiments.models.mobilenet_v2 import InvertedResidual
@@ -123,6 +123,4 @@ def add_checkpoints(model: nn.Module, blocks: type[nn.Module] | int) -> None:
         segmented = nn.Sequential(*layers)
         features.forward = lambda x: checkpoint_sequential(segmented, blocks, x, use_reentrant=False)  # type: ignore
         return
-    for module in model.modules():
-        if isinstance(module, blocks):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+    checkpoints.add_checkpoints(model, blocks)

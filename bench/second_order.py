@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from experiments.models import AllCNNC, ResNet18
 from randbp.curvature import KFAC
 
-from .harness import interleave, save, show
+from .harness import interleave, matching, save, show
 
 SGD = "SGD"
 NEVER, STEPS = 10**9, 5  # the number of a step in which nothing is due
@@ -63,12 +63,10 @@ def measure(network: str, budget: float) -> dict[str, float]:
 
 def run(pattern: str, budget: float) -> dict[str, Any]:
     """Time the networks whose names start with the pattern's parts: a table each, one JSON file."""
-    prefixes = [part.strip() for part in pattern.split(",") if part.strip()]
     rows: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
-    for network, (_, size, batch, _) in NETWORKS.items():
-        if prefixes and not any(network.startswith(prefix) for prefix in prefixes):
-            continue
+    for network in matching(pattern, NETWORKS):
+        _, size, batch, _ = NETWORKS[network]
         seconds = measure(network, budget)
         rows += [{"network": network, "step": name, "seconds": found} for name, found in seconds.items()]
         summary[network] = {}

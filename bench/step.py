@@ -23,7 +23,7 @@ from randbp.estimators import Draw, Estimator
 from randbp.functional import conv_spec
 from randbp.tn import ConvSpec
 
-from .harness import Timing, interleave, save, show
+from .harness import Timing, interleave, matching, over, save, show
 from .place import Place
 
 KEEP = 1 / 4
@@ -143,26 +143,16 @@ def measure(
 
 def run(pattern: str, budget: float, place: Place) -> dict[str, Any]:
     """Time the networks whose names start with the pattern's parts: a table and a JSON file each."""
-    prefixes = [part.strip() for part in pattern.split(",") if part.strip()]
     summary: dict[str, Any] = {}
-    for network in NETWORKS:
-        if prefixes and not any(network.startswith(prefix) for prefix in prefixes):
-            continue
+    for network in matching(pattern, NETWORKS):
         summary[network] = report(network, *measure(network, budget, place), place)
     return summary
 
 
 def report(network: str, timings: dict[str, Timing], seconds: dict[str, Seconds], place: Place) -> dict[str, Any]:
     """Print the table, write the JSON, return the summary."""
-    exact = timings[EXACT].seconds
-    rows: list[dict[str, Any]] = [
-        {"contender": name, "seconds": t.seconds, "noise": t.noise, "rounds": t.rounds, "ratio": t.seconds / exact}
-        for name, t in timings.items()
-    ]
+    rows, table = over(timings, EXACT)
     best = min((row for row in rows if row["contender"] not in (EXACT, FORWARD)), key=lambda row: row["ratio"])
-    table = [
-        [row["contender"], f"{row['seconds']:.3f} s", f"{row['ratio']:.2f}", f"{row['noise']:.0%}"] for row in rows
-    ]
     _, size, batch = NETWORKS[network]
     title = f"step of {network}, {batch} images of {size}x{size}, p = 1/4"
     show(title, ["weight VJP, input VJP", "median", f"over exact, held to {HELD_TO:.2f}", "noise"], table)

@@ -24,9 +24,8 @@ from torch.nn import functional as F
 import randbp
 from experiments.models import ResNet18
 from experiments.models.small_vgg import SmallVGG
-from experiments.short_training import Row, accuracy, all_runs, options_parser, trained
+from experiments.short_training import Row, accuracy, all_runs, gradients_of, options_parser, paired_difference, trained
 from randbp import Rounding, Spatial
-from randbp.diagnostics.significance import mean_interval, t_test
 
 EIGHTH = Spatial(keep=1 / 8)
 SETTINGS: dict[str, dict[str, Any] | None] = {
@@ -97,12 +96,12 @@ def summary(rows: list[Row]) -> list[str]:
     exact, lines = found.get("exact", {}), []
     for setting, values in found.items():
         line = f"{setting:23} {mean(values.values()):.2f} %, {min(values.values()):.2f} to {max(values.values()):.2f}"
-        paired = torch.tensor([values[seed] - exact[seed] for seed in sorted(values.keys() & exact.keys())])
-        if setting != "exact" and len(paired) > 1:
-            difference, p = mean_interval(paired, 0.95), t_test(paired)
+        found_difference = paired_difference(values, exact)
+        if setting != "exact" and found_difference is not None:
+            difference, p, count = found_difference
             line += (
                 f"; from exact {difference.estimate:+.2f} points ({difference.low:+.2f} to {difference.high:+.2f}), "
-                f"p = {p:.3f}, {len(paired)} seeds"
+                f"p = {p:.3f}, {count} seeds"
             )
         lines.append(line)
     return lines
@@ -127,5 +126,5 @@ def run(
     schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.08)
     with nullcontext() if arguments is None else randbp.randomize(model, seed=seed, **arguments) as handle:
         criterion = F.cross_entropy if handle is None else handle.lean()(F.cross_entropy)
-        row = trained(model, optimizer, seed, train, steps, batch, criterion, schedule)
+        row = trained(gradients_of(model, criterion), optimizer, seed, train, steps, batch, schedule)
     return row | {"accuracy": accuracy(model, *(part[:test_images] for part in test), 100)}

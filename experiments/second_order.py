@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.models import AllCNNC
-from experiments.short_training import Row, accuracy, all_runs, options_parser, trained
+from experiments.short_training import Row, accuracy, all_runs, gradients_of, options_parser, trained
 from randbp.curvature import KFAC
 
 DECAY = 5e-4
@@ -65,5 +65,5 @@ def run(
     """One training."""
     torch.manual_seed(seed)
     model = AllCNNC(10, in_channels=1, width=width, dropout=False)
-    row = trained(model, make(model), seed, train, steps, batch)
+    row = trained(gradients_of(model), make(model), seed, train, steps, batch)
     return row | {"accuracy": accuracy(model, *(part[:test_images] for part in test), 500)}

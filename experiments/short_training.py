@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.data.fashion_mnist import FashionMNIST
+from randbp.diagnostics.significance import Interval, mean_interval, t_test
 
 Row = dict[str, Any]
 
@@ -24,25 +25,23 @@ def prepared(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def trained(
-    model: nn.Module,
+    gradients: Callable[[Tensor, Tensor], float],
     optimizer: torch.optim.Optimizer,
     seed: int,
     train: tuple[Tensor, Tensor],
     steps: int,
     batch: int,
-    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     make_schedule: Callable[..., LRScheduler] | None = None,
 ) -> Row:
     """Train on random batches: seconds, and the last 20 steps' mean loss.
 
     Args:
-        model: The model.
-        optimizer: Of its parameters.
+        gradients: Adds the gradients of images and labels to ``.grad`` and gives the loss.
+        optimizer: Of the parameters.
         seed: Of the batches.
         train: Images and labels.
         steps: How many.
         batch: Images of each.
-        criterion: The loss.
         make_schedule: From the optimiser and ``total_steps`` to a schedule of the learning rate; by default it falls
             linearly to zero.
     """
@@ -52,13 +51,33 @@ def trained(
     start, losses = time.perf_counter(), []
     for _ in range(steps):
         index = torch.randint(len(train[1]), (batch,), generator=generator)
-        loss = criterion(model(train[0][index]), train[1][index])
         optimizer.zero_grad()
-        loss.backward()
+        losses.append(gradients(train[0][index], train[1][index]))
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
     return {"seconds": time.perf_counter() - start, "loss": mean(losses[-20:])}
+
+
+def gradients_of(
+    model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+) -> Callable[[Tensor, Tensor], float]:
+    """What adds a model's gradients of a loss to ``.grad`` in one forward and backward pass."""
+
+    def gradients(images: Tensor, labels: Tensor) -> float:
+        loss = criterion(model(images), labels)
+        loss.backward()
+        return loss.item()
+
+    return gradients
+
+
+def paired_difference(values: Mapping[int, float], others: Mapping[int, float]) -> tuple[Interval, float, int] | None:
+    """Mean of ``values - others`` over the seeds of both, with its 95 % interval; p-value of a t-test; their number.
+
+    ``None`` for fewer than two seeds.
+    """
+    paired = torch.tensor([values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())])
+    return (mean_interval(paired, 0.95), t_test(paired), len(paired)) if len(paired) > 1 else None
 
 
 def _linear(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:

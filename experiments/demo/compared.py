@@ -1,13 +1,11 @@
 """What the demo compares: exact backpropagation, the presets of randbp, and what everybody can do without it."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from experiments.checkpoints import add_checkpoints
 from experiments.models.small_vgg import Block
 from randbp.callbacks import TensorDropout
 
@@ -44,21 +42,12 @@ class Checkpoints(Callback):
     """Run each block again in the backward pass, as ``torch.utils.checkpoint`` does, while fitting."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        add_checkpoints(pl_module)
+        add_checkpoints(pl_module, Block)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for block in _blocks(pl_module):
-            del block.forward
-
-
-def add_checkpoints(model: nn.Module) -> None:
-    """Hold only the blocks' inputs."""
-    for block in _blocks(model):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-
-
-def _blocks(model: nn.Module) -> list[Block]:
-    return [module for module in model.modules() if isinstance(module, Block)]
+        for module in pl_module.modules():
+            if isinstance(module, Block):
+                del module.forward
 
 
 WAYS = (

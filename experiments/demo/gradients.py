@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import randbp
+from experiments.checkpoints import add_checkpoints
 from experiments.data.loader import Batch, Loader
+from experiments.models.small_vgg import Block
 
-from .compared import Way, add_checkpoints
+from .compared import Way
 
 NOISE_BATCHES = 8
 
@@ -20,7 +22,7 @@ def gradient(network: nn.Module, batch: Batch, way: Way, seed: int) -> Tensor:
     """All gradients of one batch, one after the other in one vector; the network stays as it is."""
     model = deepcopy(network).train()
     if way.checkpoints:
-        add_checkpoints(model)
+        add_checkpoints(model, Block)
     handle = None if way.dropout is None else randbp.randomize(model, **way.dropout, seed=seed)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.gradient_error.plot import STYLE
-from experiments.short_training import Row
+from experiments.short_training import Row, paired_difference
 from randbp.diagnostics import describe_environment
-from randbp.diagnostics.significance import mean_interval, t_test
+from randbp.diagnostics.significance import mean_interval
 
 from .settings import EXACT, FEWER_IMAGES, FEWER_STEPS, HALF
 
@@ -95,11 +95,11 @@ def _line(
 
 def _difference(values: Mapping[int, float], others: Mapping[int, float]) -> str:
     """Seed by seed."""
-    paired = torch.tensor([values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())])
-    if len(paired) < 2:
-        return f"{float(paired.mean()):+.2f}" if len(paired) else ""
-    interval = mean_interval(paired, 0.95)
-    return f"{interval.estimate:+.2f} ({interval.low:+.2f} to {interval.high:+.2f}), p = {t_test(paired):.3f}"
+    found = paired_difference(values, others)
+    if found is None:
+        return "".join(f"{values[seed] - others[seed]:+.2f}" for seed in values.keys() & others.keys())
+    interval, p, _ = found
+    return f"{interval.estimate:+.2f} ({interval.low:+.2f} to {interval.high:+.2f}), p = {p:.3f}"
 
 
 def _against(found: Mapping[str, Mapping[int, Row]], rival: str) -> str:

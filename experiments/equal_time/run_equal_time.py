@@ -3,20 +3,21 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.checkpoints import add_checkpoints
 from experiments.data.fashion_mnist import FashionMNIST
-from experiments.short_training import Row, accuracy, all_runs, options_parser, prepared
+from experiments.short_training import Row, accuracy, all_runs, options_parser, prepared, trained
 from randbp.diagnostics import StepPeak
 from randbp.diagnostics.timing import interleave, seconds_per_call
 
 from .page import write_page
-from .settings import EXACT, HALF, NETWORKS, SETTINGS, Setting, Training, add_checkpoints, cut
+from .settings import EXACT, HALF, NETWORKS, SETTINGS, Setting, Training, cut
 
 QUICK = {"width": 0.25, "steps": 30, "batch": 32, "test_images": 500, "seeds": 2}
 ROUNDS = (3, 9)
@@ -125,18 +126,13 @@ def _run(
         add_checkpoints(model, NETWORKS[network].block)
     count, size = max(1, round(setting.steps * steps)), max(1, round(setting.batch * batch))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.08, total_steps=count)
-    training, generator, losses = (
-        Training(model, setting, NETWORKS[network].layers, seed),
-        torch.Generator().manual_seed(seed),
-        [],
-    )
+    training = Training(model, setting, NETWORKS[network].layers, seed)
+
+    def gradients(images: Tensor, labels: Tensor) -> float:
+        return training.gradients(images[:size], labels[:size])
+
+    schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.08)
     with training.around:
-        for _ in range(count):
-            index = torch.randint(len(train[1]), (batch,), generator=generator)[:size]
-            optimizer.zero_grad()
-            losses.append(training.gradients(train[0][index], train[1][index]))
-            optimizer.step()
-            schedule.step()
+        row = trained(gradients, optimizer, seed, train, count, batch, schedule)
     found = accuracy(model, *(part[:test_images] for part in test), 100)
-    return {"steps": count, "images": size, "loss": mean(losses[-20:]), "accuracy": found}
+    return row | {"steps": count, "images": size, "accuracy": found}

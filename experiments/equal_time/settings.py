@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import randbp
 from experiments.models import ResNet18
@@ -141,11 +140,3 @@ class Training:
             loss.backward()
             total += loss.item()
         return total
-
-
-def add_checkpoints(model: nn.Module, block: type[nn.Module]) -> None:
-    """Run each block again in the backward pass."""
-    for module in model.modules():
-        if isinstance(module, block):
-            forward = module.forward
-            module.forward = lambda x, forward=forward: checkpoint(forward, x, use_reentrant=False)  # type: ignore[method-assign]
