@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from experiments.gradient_error.plot import STYLE
 from experiments.short_training import Row, paired_difference
@@ -130,6 +131,12 @@ def _figure(
                 label=label, linestyle="", capsize=2.5, elinewidth=1,
                 markerfacecolor=colour if name in (EXACT, HALF) else "white",
             )  # fmt: skip
+        means = [mean(_percent(runs).values()) for runs in found.values()]
+        margin = max(0.5, (max(means) - min(means)) / 3)
+        panel.set_ylim(min(means) - margin, max(means) + margin)  # of few seeds intervals may be wider
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        panel.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else ""))
         panel.set_xlabel("seconds of a training")
         panel.set_ylabel("test accuracy in %")
         figure.legend(loc="outside right upper", fontsize=7, frameon=False)
