@@ -1,7 +1,7 @@
 """Curvature of a network's loss: Kronecker factors of its layers, and an optimiser that divides gradients by them."""
 
-from .factors import Approximation, input_factor, output_grad_factor
 from .inverse import damped_inverses
 from .kfac import KFAC
+from .layer_factors import Approximation, input_factor, output_grad_factor
 
 __all__ = ["KFAC", "Approximation", "damped_inverses", "input_factor", "output_grad_factor"]

@@ -1,4 +1,4 @@
-"""Checks of an optimiser's numeric arguments."""
+"""Checks of arguments."""
 
 from math import inf, nan
 from numbers import Real
@@ -23,3 +23,16 @@ def check_number(name: str, value: object, low: float, below: float | None = Non
     if not ((real > low if exclude_low else real >= low) and real < (inf if below is None else below)):
         bounds = f"{'above' if exclude_low else 'from'} {low}" + ("" if below is None else f" and below {below}")
         raise ValueError(f"{name}={value!r}: expected a number {bounds}")
+
+
+def described(value: object) -> str:
+    """A value in a line of an error message: its type and shape if it is a tensor.
+
+    Example:
+        >>> import torch
+        >>> described(torch.zeros(2, 3)), described("x")
+        ('torch.float32 [2, 3]', "'x'")
+    """
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)}"
+    return " ".join(f"{value!r:.60}".split())

@@ -15,8 +15,8 @@ from .._torch.state import has_storage
 from ..layers import LayerCall, LayerCalls, own_parameters, runs_pytorchs_forward
 from ..layers.layer_specs import as_sequence
 from ..tn import LayerSpec
-from .factors import Approximation, input_factor, input_rows, output_grad_factor, output_grad_rows
 from .gathering import Seen
+from .layer_factors import Approximation, input_factor, input_rows, output_grad_factor, output_grad_rows
 from .places import COMPUTED, FROZEN, SHARDED, TWO_WAYS, Place, name_of, read_from
 from .sharding import is_sharded
 from .weight_matrices import Form, call_input, layer_call

@@ -12,7 +12,7 @@ from .arguments import check_number, positive
 from .averages import KEYS, Reduction, finite, follow, forget, invert, over_processes, processes, scales_of, update
 from .chosen import DELIBERATE, candidates, left_by_calls, left_by_parameters, shared_parameters, summary
 from .factor_hooks import Statistics
-from .factors import Approximation, check_approximation
+from .layer_factors import Approximation, check_approximation
 from .places import NOT_HELD
 from .precondition import preconditioned
 
