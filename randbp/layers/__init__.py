@@ -1,6 +1,6 @@
 """Layers: the rule that decides which modules are layers, and the layer functions that a forward pass calls."""
 
-from .calls import LayerCall, LayerCalls, answered
+from .calls import LayerCall, LayerCalls, answered, parsed
 from .rule import (
     Layer,
     class_runs_pytorchs_forward,
@@ -24,6 +24,7 @@ __all__ = [
     "kind_of",
     "layer",
     "own_parameters",
+    "parsed",
     "runs_pytorchs_forward",
     "weights",
 ]

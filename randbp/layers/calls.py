@@ -50,6 +50,23 @@ def answered(call: LayerCall, output: Tensor) -> Tensor:
     return output
 
 
+def parsed(func: Any, args: Any, kwargs: Any) -> LayerCall | None:
+    """Read a call of any function of PyTorch; ``None`` if it is not a layer function's, or a wrong one.
+
+    Example:
+        >>> call = parsed(F.conv1d, (torch.ones(1, 2, 3), torch.ones(4, 2, 1)), {"stride": 2})
+        >>> call.function, call.run().shape
+        (Convolution(geometry=(2, 0, 1, 1)), torch.Size([1, 4, 2]))
+    """
+    parse = _PARSERS.get(func)
+    if parse is None:
+        return None
+    with suppress(TypeError, AttributeError, ValueError):  # PyTorch's own function says what is wrong
+        call = parse(lambda: func(*args, **kwargs), *args, **kwargs)
+        return call if call is not None and isinstance(call.input, Tensor) else None
+    return None
+
+
 class LayerCalls(TorchFunctionMode):
     """A context that answers calls of layer functions whose weight is made from a module's own parameters.
 
@@ -83,13 +100,8 @@ class LayerCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        parse = _PARSERS.get(func)
-        if parse is not None and torch.is_grad_enabled():
-            call = None
-            with suppress(TypeError, AttributeError, ValueError):  # PyTorch's own function says what is wrong
-                call = parse(lambda: func(*args, **kwargs), *args, **kwargs)
-            if call is not None and isinstance(call.input, Tensor) and self._made_from_own(call.weight):
-                return self._answer(call)
+        if torch.is_grad_enabled() and (call := parsed(func, args, kwargs)) and self._made_from_own(call.weight):
+            return self._answer(call)
         if func is answered and self._watch is not None and self._made_from_own(args[0].weight):
             self._watch(*args)
         return func(*args, **kwargs)
