@@ -1,10 +1,11 @@
-"""Curvature of a network's loss: Kronecker factors of its layers, and an optimiser that divides gradients by them."""
+"""Curvature of a network's loss: Kronecker factors of its layers, operators, per-example gradients, and optimisers."""
 
 from .inverse import damped_inverses
 from .kfac import KFAC
 from .layer_factors import Approximation, input_factor, output_grad_factor
 from .linear_operator import LinearOperator
 from .linear_operators import GGN, EmpiricalFisher, Hessian, MCFisher
+from .per_example import per_example_grads, per_example_norms, per_example_square_sum, per_example_variance
 
 __all__ = [
     "GGN",
@@ -17,4 +18,8 @@ __all__ = [
     "damped_inverses",
     "input_factor",
     "output_grad_factor",
+    "per_example_grads",
+    "per_example_norms",
+    "per_example_square_sum",
+    "per_example_variance",
 ]

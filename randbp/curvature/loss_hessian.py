@@ -125,16 +125,22 @@ class LossDerivatives:
 
     Attributes:
         reduction: ``"mean"`` or ``"sum"``.
-        terms: ``M``: what a mean divides by. Labels that count (each by its class weight) for cross-entropy, entries of
-            the output for the others; for a function what ``reduction`` says.
+        example_terms: Each example's share ``[N]`` of ``M``, the number of terms that a mean divides by. Labels that
+            count (each by its class weight) for cross-entropy, entries of the output for the others; for a function
+            what ``reduction`` says.
         gradients: ``g_n = ∂ℓ_n/∂f_n``, of the output's shape ``[N, …]``.
         hessian: The Hessians ``H_n = ∂²ℓ_n/∂f_n²``; ``None`` for a function.
     """
 
     reduction: Literal["mean", "sum"]
-    terms: Tensor
+    example_terms: Tensor
     gradients: Tensor
     hessian: OutputHessian | None
+
+    @property
+    def terms(self) -> Tensor:
+        """``M``."""
+        return self.example_terms.sum()
 
     @property
     def scale(self) -> Tensor:
@@ -205,14 +211,15 @@ def _gradient(loss: LossFunction, output: Tensor, target: Any) -> Tensor:
 
 def _of_function(loss: LossFunction, output: Tensor, target: Any, reduction: LossReduction) -> LossDerivatives:
     gradient = _gradient(loss, output, target)
-    terms = output.new_tensor(len(output) if output.dim() else 1)
+    terms = output.new_ones(len(output) if output.dim() else 1)
     if reduction == "tokens":
         classes_last = isinstance(target, Tensor) and target.dim() > 1 and target.shape == output.shape[:-1]
         counts = gradient != 0
-        terms = (counts.any(-1 if classes_last else 1) if output.dim() > 1 else counts).sum().to(output)
+        counts = counts.any(-1 if classes_last else 1) if output.dim() > 1 else counts
+        terms = counts.reshape(len(terms), -1).sum(1).to(output)
     if reduction == "sum":
         return LossDerivatives("sum", terms, gradient, None)
-    return LossDerivatives("mean", terms, gradient * terms, None)
+    return LossDerivatives("mean", terms, gradient * terms.sum(), None)
 
 
 def _cross_entropy(loss: Any, output: Tensor, target: Any) -> tuple[Tensor, OutputHessian]:
@@ -231,12 +238,12 @@ def _cross_entropy(loss: Any, output: Tensor, target: Any) -> tuple[Tensor, Outp
     smoothed = torch.where(counts, per_class.mean(), 0.0)
     weights = own + loss.label_smoothing * (smoothed - own)
     probabilities = output.reshape(batch, classes, -1).softmax(1)
-    return own.sum(), SoftmaxHessian(tuple(output.shape), probabilities, weights)
+    return own.sum(1), SoftmaxHessian(tuple(output.shape), probabilities, weights)
 
 
 def _squares(loss: Any, output: Tensor, target: Any) -> tuple[Tensor, OutputHessian]:
     _check_same_shape("MSELoss", output, target)
-    return output.new_tensor(output.numel()), DiagonalHessian(tuple(output.shape), torch.full_like(output, 2.0))
+    return _entries(output), DiagonalHessian(tuple(output.shape), torch.full_like(output, 2.0))
 
 
 def _binary(loss: Any, output: Tensor, target: Any) -> tuple[Tensor, OutputHessian]:
@@ -245,7 +252,13 @@ def _binary(loss: Any, output: Tensor, target: Any) -> tuple[Tensor, OutputHessi
     weight = 1.0 if loss.weight is None else loss.weight.to(output)
     positive = 1.0 if loss.pos_weight is None else loss.pos_weight.to(output)
     diagonal = (p * (1 - p) * weight * (positive * y + 1 - y)).clamp_min(0)
-    return output.new_tensor(output.numel()), DiagonalHessian(tuple(output.shape), diagonal, p)
+    return _entries(output), DiagonalHessian(tuple(output.shape), diagonal, p)
+
+
+def _entries(output: Tensor) -> Tensor:
+    """The number of entries of each example's output ``[N]``."""
+    examples = len(output) if output.dim() else 1
+    return output.new_full((examples,), output.numel() / examples)
 
 
 def _check_same_shape(loss: str, output: Tensor, target: Any) -> None:

@@ -156,7 +156,7 @@ class Recording:
     uses: tuple[Use, ...]
 
 
-def record(model: nn.Module, *inputs: Any) -> Recording:
+def record(model: nn.Module, *inputs: Any, **named: Any) -> Recording:
     """Run a model, and note how its output depends on those parameters that need a gradient.
 
     Noted are weights and biases of convolutions and linear layers, affine parameters of norms, and tables. Other uses
@@ -176,7 +176,7 @@ def record(model: nn.Module, *inputs: Any) -> Recording:
     """
     recorder = _Recorder(model)
     with torch.enable_grad(), recorder:
-        output = model(*inputs)
+        output = model(*inputs, **named)
     return Recording(output, tuple(recorder.uses))
 
 

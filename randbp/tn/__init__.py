@@ -27,6 +27,7 @@ from .operations.curvature import (
     kfac_expand_output_grad,
     kfac_reduce,
     kfac_reduce_output_grad,
+    squared_gradient_norms,
 )
 from .operations.layer_derivatives import (
     conv,
@@ -97,6 +98,7 @@ __all__ = [
     "per_example_weight_vjp",
     "position_classes",
     "sampled",
+    "squared_gradient_norms",
     "transposed_spec",
     "unfold",
     "unfold_transpose",

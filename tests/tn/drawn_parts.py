@@ -25,6 +25,7 @@ OPERATIONS: tuple[Callable[[tn.ConvSpec], tn.TensorNetwork], ...] = (
     tn.kfac_reduce_output_grad,
     tn.gradient_gram,
     tn.ggn_diagonal,
+    tn.squared_gradient_norms,
     tn.conv_transpose,
     tn.conv_transpose_weight_vjp,
     tn.conv_transpose_input_vjp,

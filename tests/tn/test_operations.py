@@ -80,6 +80,7 @@ def test_convolution_and_derivatives_equal_pytorch(spec):
     flat = each.flatten(1)
     close(tn.gradient_gram(spec).contract(input=x, output_grad=v), flat @ flat.T)
     close(tn.ggn_diagonal(spec).contract(input=x, output_grad=v), (each**2).sum(0))
+    close(tn.squared_gradient_norms(spec).contract(input=x, output_grad=v), (flat**2).sum(1))
 
 
 def per_example_gradients(spec, x, w, v, arguments):

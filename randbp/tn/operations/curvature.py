@@ -103,6 +103,25 @@ def gradient_gram(spec: LayerSpec) -> TensorNetwork:
 
 
 @lru_cache(maxsize=1024)
+def squared_gradient_norms(spec: LayerSpec) -> TensorNetwork:
+    """Squared norms of per-example weight gradients ``‖V_W[n]‖²``: the diagonal of :func:`gradient_gram`.
+
+    The plan makes the gradients only where this is cheaper than Gram matrices of positions:
+    ``‖V_n U_nᵀ‖² = Σ_{o o'} (V_nᵀ V_n)[o, o'] (U_nᵀ U_n)[o, o']`` with the unfolded input ``U_n``.
+
+    Slots: ``input`` ``[N, C, *I]``, ``output_grad`` ``[N, D, *O]``. Result: ``[N]``.
+
+    Example:
+        >>> from randbp import tn
+        >>> tn.squared_gradient_norms(tn.ConvSpec((5, 3, 8, 8), 4, 3)).output_shape
+        (5,)
+    """
+    parameter = ("g", "d", "c", *LayerLegs(spec).k)
+    gradient = per_example_weight_vjp(spec)
+    return gradient.outer(gradient, share=("n", *parameter)).sum(*parameter).named("squared_gradient_norms")
+
+
+@lru_cache(maxsize=1024)
 def ggn_diagonal(spec: LayerSpec, columns: int | None = None) -> TensorNetwork:
     """The diagonal of the GGN (or Fisher) matrix of the weight ``Σ_n V_W[n]²`` from per-example factors.
 

@@ -1,0 +1,219 @@
+"""Backward passes through a whole model that give the gradients of every example, parameter by parameter."""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .example_gradients import ExampleGradients, Made, gradients_of, summed
+from .parameter_uses import Output, Use, record
+
+See = Callable[[str, ExampleGradients], None]
+
+
+class ExamplePass:
+    """One forward pass of a model on a batch, and backward passes from its output.
+
+    The first dimension of the output, and of the input of every layer, must be that of the examples, and the output of
+    an example must depend on its own input alone. A backward pass makes no weight gradient of the whole batch.
+
+    Args:
+        model: The model, which runs in its current mode.
+        inputs: Its input; a tuple of its arguments; or a mapping of its keyword arguments.
+
+    Attributes:
+        output: The model's output ``[N, …]``.
+        parameters: The parameters that need gradients, by name.
+
+    Raises:
+        ValueError: If the output is not a tensor that depends on parameters; if a batch norm takes its statistics from
+            the batch; or if a parameter has uses that are not those of a convolution, linear layer, table or norm. The
+            line names these parameters.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> run = ExamplePass(model, torch.ones(4, 3))
+        >>> run.backward(torch.ones(4, 1), lambda name, gradients: print(name, gradients.shape))
+        2.weight (4, 1, 2)
+        2.bias (4, 1)
+        0.weight (4, 2, 3)
+        0.bias (4, 2)
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        _check_norms(model)
+        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        if isinstance(inputs, Mapping):
+            found = record(model, **inputs)
+        else:
+            found = record(model, *(inputs if isinstance(inputs, tuple) else (inputs,)))
+        if not isinstance(found.output, Tensor) or found.output.grad_fn is None or not found.output.dim():
+            raise ValueError(
+                f"model: {type(model).__name__} returned {type(found.output).__name__}, "
+                "expected a tensor [N, …] that depends on parameters that need gradients"
+            )
+        self.output = found.output
+        self._names = {parameter: name for name, parameter in self.parameters.items()}
+        graph = _Graph(self.output.grad_fn)
+        self._uses: dict[Output, list[Use]] = {}
+        for use in found.uses:
+            if use.output.edge.node in graph.edges:
+                self._uses.setdefault(use.output, []).append(use)
+        self._counts = Counter(self._names[use.parameter] for uses in self._uses.values() for use in uses)
+        self._check_uses(graph)
+        recorded = {output.edge.node for output in self._uses}
+        ends = graph.without_any_below(recorded)
+        self._ends = [output for output in self._uses if output.edge.node in ends]
+        self._see: See | None = None
+        self._pending: dict[str, list[ExampleGradients]] = {}
+        this = weakref.ref(self)
+        for output in self._uses:
+            if output.edge.node not in ends:
+                output.edge.node.register_prehook(_arrival(this, output))
+
+    def backward(self, output_grad: Tensor, see: See) -> None:
+        """Call ``see(name, gradients)`` for every parameter, with ``g_n = J_nᵀ v_n`` for the output gradient ``v``.
+
+        The graph is kept, so that further passes may follow.
+        """
+        self._see, self._pending = see, {}
+        try:
+            if edges := [end.edge for end in self._ends]:
+                grads = torch.autograd.grad(self.output, edges, output_grad.to(self.output), retain_graph=True)
+                for end, grad in zip(self._ends, grads, strict=True):
+                    self._arrived(end, grad)
+        finally:
+            self._see, self._pending = None, {}
+        for name, parameter in self.parameters.items():
+            if not self._counts[name]:  # the output does not depend on it
+                zero = torch.zeros((), dtype=torch.promote_types(parameter.dtype, torch.float32))
+                see(name, Made(zero.to(parameter.device).expand(len(self.output), *parameter.shape)))
+
+    def _arrived(self, output: Output, grad: Tensor) -> None:
+        if self._see is None:
+            return
+        for use in self._uses[output]:
+            name = self._names[use.parameter]
+            pending = self._pending.setdefault(name, [])
+            pending.append(gradients_of(use, grad))
+            if len(pending) == self._counts[name]:
+                with torch.no_grad():
+                    self._see(name, summed(self._pending.pop(name)))
+
+    def _check_uses(self, graph: "_Graph") -> None:
+        if graph.hidden:
+            raise ValueError(
+                "model: calls torch.utils.checkpoint with use_reentrant=True, expected use_reentrant=False"
+            )
+        others = [name for name, each in self.parameters.items() if graph.uses[each] > self._counts[name]]
+        if others:
+            raise ValueError(
+                f"model: no per-example gradients of {_listed(others)}: expected parameters of convolutions, linear "
+                "layers, embeddings and norms; requires_grad_(False) leaves others out"
+            )
+        for uses in self._uses.values():
+            for use in uses:
+                if use.examples != len(self.output):
+                    raise ValueError(
+                        f"model: {self._names[use.parameter]!r} serves {use.examples} examples, expected "
+                        f"{len(self.output)} as in the output; requires_grad_(False) leaves it out"
+                    )
+
+
+def _arrival(this: "weakref.ref[ExamplePass]", output: Output) -> Callable[[tuple[Tensor | None, ...]], None]:
+    def arrived(grads: tuple[Tensor | None, ...]) -> None:
+        grad = grads[output.edge.output_nr]
+        if (run := this()) is not None and grad is not None:
+            run._arrived(output, grad)
+
+    return arrived
+
+
+class _Graph:
+    """The graph of a forward pass.
+
+    Attributes:
+        edges: Following nodes of each node.
+        uses: How often each leaf is used.
+        hidden: Whether it has parts that cannot be seen.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self.edges: dict[Any, list[Any]] = {}
+        self.uses: Counter[Tensor] = Counter()
+        nodes = [root]
+        while nodes:
+            node = nodes.pop()
+            if node in self.edges:
+                continue
+            self.edges[node] = following = [each for each, _ in node.next_functions if each is not None]
+            nodes += following
+        for following in self.edges.values():
+            self.uses.update(node.variable for node in following if hasattr(node, "variable"))
+        self.hidden = any(node.name() == "CheckpointFunctionBackward" for node in self.edges)
+
+    def without_any_below(self, marked: set[Any]) -> set[Any]:
+        """The marked nodes from which no other marked node is reached."""
+        above: dict[Any, list[Any]] = {}
+        for node, following in self.edges.items():
+            for each in following:
+                above.setdefault(each, []).append(node)
+        reaching: set[Any] = set()
+        nodes = [each for node in marked for each in above.get(node, [])]
+        while nodes:
+            node = nodes.pop()
+            if node not in reaching:
+                reaching.add(node)
+                nodes += above.get(node, [])
+        return marked - reaching
+
+
+def _check_norms(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"model: {name!r} ({type(module).__name__}) takes its statistics from the batch, "
+                "expected model.eval() and running statistics"
+            )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def batches(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Iterate over a batch ``(inputs, targets)``, or over an iterable of batches.
+
+    Raises:
+        ValueError: If a batch is not a pair, or there is none.
+
+    Example:
+        >>> batch = torch.ones(4, 3), torch.zeros(4)
+        >>> len(list(batches(batch))), len(list(batches([batch, batch])))
+        (1, 2)
+    """
+    single = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[1], Tensor)
+    if not single and not isinstance(data, Iterable):
+        raise ValueError(f"data={type(data).__name__}: expected a batch (inputs, targets) or an iterable of batches")
+    none = True
+    for batch in [data] if single else data:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ValueError(f"data: a batch is {type(batch).__name__}, expected a pair (inputs, targets)")
+        none = False
+        yield batch[0], batch[1]
+    if none:
+        raise ValueError("data: expected at least one batch (inputs, targets)")
+
+
+def accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Add to the sum of this name."""
+    sums[name] = sums[name].add_(value) if name in sums else value
+
+
+def in_order(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sort by the order of the model's parameters."""
+    return {name: found[name] for name, _ in model.named_parameters() if name in found}
