@@ -2,10 +2,13 @@
 
 from .inverse import damped_inverses
 from .kfac import KFAC
+from .kronecker_inverse import KroneckerInverse
 from .layer_factors import Approximation, input_factor, output_grad_factor
 from .linear_operator import LinearOperator
 from .linear_operators import GGN, EmpiricalFisher, Hessian, MCFisher
+from .method import Method
 from .per_example import per_example_grads, per_example_norms, per_example_square_sum, per_example_variance
+from .preconditioner import Preconditioner
 
 __all__ = [
     "GGN",
@@ -13,8 +16,11 @@ __all__ = [
     "Approximation",
     "EmpiricalFisher",
     "Hessian",
+    "KroneckerInverse",
     "LinearOperator",
     "MCFisher",
+    "Method",
+    "Preconditioner",
     "damped_inverses",
     "input_factor",
     "output_grad_factor",

@@ -1,22 +1,20 @@
-"""Running averages of factors in an optimiser's state, over steps and over processes."""
+"""Running averages in an optimiser's state, and means over processes of what enters them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .gathering import Seen
-from .inverse import damped_inverses
 from .scaling import loss_scale
-
-NAMES = ("input", "output_grad")
-KEYS = tuple(f"{name}_{what}" for what in ("factor", "inverse") for name in NAMES)
 
 Reduction = Literal["mean", "sum", "tokens"]
 
 Scales = Mapping[str, tuple[float, float]]
 """What the sums of a weight are to be multiplied by, to be its factors."""
+
+Shape = tuple[int, ...]
 
 
 def scales_of(taken: Mapping[str, Seen], reduction: Reduction) -> Scales:
@@ -32,15 +30,16 @@ def scales_of(taken: Mapping[str, Seen], reduction: Reduction) -> Scales:
     return {key: (1 / seen.examples, terms[key] / squared) for key, seen in taken.items()}
 
 
-def update(state: dict[str, Any], seen: Seen, scales: tuple[float, float], decay: float) -> None:
-    """Update the averages with the factors that a step's backward passes have seen."""
+def weight_of_next(state: dict[str, Any], decay: float) -> float:
+    """Count one more update, and return its weight in the average: early ones weigh all that was seen alike.
+
+    Example:
+        >>> state = {}
+        >>> [weight_of_next(state, 0.6) for _ in range(4)]
+        [1.0, 0.5, 0.4, 0.4]
+    """
     count = state["updates"] = state.get("updates", 0) + 1
-    weight = max(1 - decay, 1 / count)  # early averages weigh all that was seen alike
-    for name, moment, scale in zip(NAMES, (seen.input, seen.output_grad), scales, strict=True):
-        known = state.get(f"{name}_factor")
-        if known is not None and known.shape != moment.shape:  # the bias was frozen, or the weight has another shape
-            known = None
-        state[f"{name}_factor"] = moment.averaged(known, weight, scale)
+    return max(1 - decay, 1 / count)
 
 
 def finite(taken: Mapping[str, Seen], scales: Scales) -> dict[str, Seen]:
@@ -56,21 +55,22 @@ def finite(taken: Mapping[str, Seen], scales: Scales) -> dict[str, Seen]:
     return {key: seen for number, (key, seen) in enumerate(taken.items()) if good[2 * number] and good[2 * number + 1]}
 
 
-def invert(state: dict[str, Any], damping: float) -> None:
-    """Invert the averages, if there are any and the inverses are finite."""
-    if "input_factor" in state:
-        inverses = damped_inverses(state["input_factor"], state["output_grad_factor"], damping)
-        if all(bool(inverse.isfinite().all()) for inverse in inverses):
-            state |= {f"{name}_inverse": inverse for name, inverse in zip(NAMES, inverses, strict=True)}
-
-
-def follow(state: dict[str, Any], parameter: Tensor) -> None:
+def follow(state: dict[str, Any], keys: Iterable[str], parameter: Tensor) -> None:
     """Move the averages to a parameter's device and precision, in single precision at least."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
-    for key in KEYS:
+    for key in keys:
         known = state.get(key)
         if known is not None and (known.dtype != dtype or known.device != parameter.device):
             state[key] = known.to(parameter.device, dtype)
+
+
+def forget(states: Mapping[Tensor, dict[str, Any]], keys: Iterable[str], parameters: Iterable[Tensor]) -> None:
+    """Drop the averages of all other parameters."""
+    kept = set(parameters)
+    for parameter, state in states.items():
+        if parameter not in kept:
+            for key in (*keys, "updates"):
+                state.pop(key, None)
 
 
 def processes() -> int:
@@ -79,7 +79,7 @@ def processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def over_processes(
+def means_of_factors(
     taken: Mapping[str, Seen],
     scales: Scales,
     shapes: Mapping[str, tuple[int, int, int]],
@@ -87,6 +87,32 @@ def over_processes(
     agreed: bool,
 ) -> dict[str, Seen]:
     """Average factors over the processes that have seen any; all processes must call this together."""
+    wanted, parts = {}, {}
+    for key, (groups, outer, inner) in shapes.items():
+        wanted[key] = [(groups, rows, rows) for rows in (inner, outer)]
+        if (seen := taken.get(key)) is not None:
+            moments = seen.input, seen.output_grad
+            if [moment.shape for moment in moments] == wanted[key]:
+                parts[key] = [moment.matrix() * scale for moment, scale in zip(moments, scales[key], strict=True)]
+    means = {}
+    for key, (input, output_grad) in means_over_processes(parts, wanted, like, agreed).items():
+        means[key] = Seen(examples=1)
+        means[key].input.add_matrix(input)
+        means[key].output_grad.add_matrix(output_grad)
+    return means
+
+
+def means_over_processes(
+    parts: Mapping[str, Sequence[Tensor]], shapes: Mapping[str, Sequence[Shape]], like: Tensor, agreed: bool
+) -> dict[str, list[Tensor]]:
+    """Average the tensors of each key over the processes that have any; all processes must call this together.
+
+    Args:
+        parts: This process's tensors.
+        shapes: Their shapes, also of keys of which this process has none.
+        like: A tensor whose device and data type all sums have.
+        agreed: Whether all processes are known to have the same ``shapes``.
+    """
     keys = sorted(shapes)
     if not agreed:
         known: list[Any] = [None] * processes()
@@ -94,33 +120,15 @@ def over_processes(
         keys = [key for key in keys if all(theirs.get(key) == shapes[key] for theirs in known)]
     if not keys:
         return {}
-    parts, counts = [], []
-    for key in keys:
-        groups, outer, inner = shapes[key]
-        wanted = [(groups, rows, rows) for rows in (inner, outer)]
-        seen = taken.get(key)
-        moments = () if seen is None else (seen.input, seen.output_grad)
-        counts.append(float([moment.shape for moment in moments] == wanted))
-        if counts[-1]:
-            parts += [moment.matrix() * scale for moment, scale in zip(moments, scales[key], strict=True)]
-        else:
-            parts += [like.new_zeros(shape) for shape in wanted]
-    flat = torch.cat([*(part.flatten().to(like) for part in parts), like.new_tensor(counts)])
+    given = [part for key in keys for part in parts.get(key) or map(like.new_zeros, shapes[key])]
+    counts = like.new_tensor([float(key in parts) for key in keys])
+    flat = torch.cat([*(part.flatten().to(like) for part in given), counts])
     torch.distributed.all_reduce(flat)
-    *sums, numbers = flat.split([*(part.numel() for part in parts), len(counts)])
-    means = {}
-    for index, (key, count) in enumerate(zip(keys, numbers.tolist(), strict=True)):
+    *sums, numbers = flat.split([*(part.numel() for part in given), len(keys)])
+    every = iter(zip(sums, given, strict=True))
+    means: dict[str, list[Tensor]] = {}
+    for key, count in zip(keys, numbers.tolist(), strict=True):
+        found = [next(every) for _ in shapes[key]]
         if count:
-            means[key] = Seen(examples=1)
-            for moment, at in ((means[key].input, 2 * index), (means[key].output_grad, 2 * index + 1)):
-                moment.add_matrix((sums[at].view(parts[at].shape) / count).to(parts[at].dtype))
+            means[key] = [(total.view(part.shape) / count).to(part.dtype) for total, part in found]
     return means
-
-
-def forget(states: Mapping[Tensor, dict[str, Any]], parameters: Iterable[Tensor]) -> None:
-    """Drop the averages of all other parameters."""
-    kept = set(parameters)
-    for parameter, state in states.items():
-        if parameter not in kept:
-            for key in (*KEYS, "updates"):
-                state.pop(key, None)

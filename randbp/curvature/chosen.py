@@ -1,4 +1,4 @@
-"""The choice of layers that K-FAC preconditions, with reasons why others take plain steps."""
+"""The choice of layers that are preconditioned, with reasons why others take plain steps."""
 
 from collections.abc import Collection, Container, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -66,7 +66,7 @@ def shared_parameters(model: nn.Module) -> set[Tensor]:
     return shared
 
 
-def left_by_parameters(place: Place, held: Container[Tensor], shared: Container[Tensor], largest: int) -> str:
+def left_by_parameters(place: Place, held: Container[Tensor], shared: Container[Tensor], largest: float) -> str:
     """The reason in its parameters why a layer's weight is not preconditioned; empty if there is none."""
     weight = place.parameter
     if weight is None:
@@ -107,11 +107,11 @@ def left_by_calls(modules: Mapping[str, nn.Module], statistics: Statistics, know
     return left
 
 
-def summary(left: Mapping[str, str]) -> str:
+def summary(optimizer: str, left: Mapping[str, str]) -> str:
     """One line about the layers that take plain steps.
 
     Example:
-        >>> summary({"a": "it is large", "b": "it is shared", "c": "it is large"})
+        >>> summary("KFAC", {"a": "it is large", "b": "it is shared", "c": "it is large"})
         "KFAC: plain steps for 3 layers: 'a', 'c' (it is large); 'b' (it is shared); all are in left_plain"
     """
     by_reason: dict[str, list[str]] = {}
@@ -121,4 +121,5 @@ def summary(left: Mapping[str, str]) -> str:
     for reason, names in by_reason.items():
         parts.append(", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else ""))
         parts[-1] += f" ({reason})"
-    return f"KFAC: plain steps for {len(left)} layer{'s'[: len(left) != 1]}: {'; '.join(parts)}; all are in left_plain"
+    layers = f"{len(left)} layer{'s'[: len(left) != 1]}"
+    return f"{optimizer}: plain steps for {layers}: {'; '.join(parts)}; all are in left_plain"

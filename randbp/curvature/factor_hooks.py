@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from ..layers import LayerCall, LayerCalls, own_parameters, runs_pytorchs_forwar
 from ..layers.layer_specs import as_sequence
 from ..tn import LayerSpec
 from .gathering import Seen
-from .layer_factors import Approximation, input_factor, input_rows, output_grad_factor, output_grad_rows
+from .layer_factors import input_factor, input_rows, output_grad_factor, output_grad_rows
+from .method import Method
+from .moments import Moment
 from .places import COMPUTED, FROZEN, SHARDED, TWO_WAYS, Place, name_of, read_from
 from .sharding import is_sharded
 from .weight_matrices import Form, call_input, layer_call
@@ -34,7 +37,7 @@ class Statistics:
 
     Args:
         layers: The layers by name.
-        approximation: Approximation of weight sharing: ``"reduce"`` or ``"expand"``.
+        method: What is made of the statistics.
         largest: Rows of a factor that is still made.
         counts_terms: Whether positions with a gradient are counted.
 
@@ -46,10 +49,10 @@ class Statistics:
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], approximation: Approximation, largest: int, counts_terms: bool = False
+        self, layers: Mapping[str, nn.Module], method: Method, largest: float, counts_terms: bool = False
     ) -> None:
         self.active, self.removed = True, False
-        self.approximation: Approximation = approximation
+        self.method = method
         self.largest, self.counts_terms = largest, counts_terms
         self.held: Container[Tensor] = ()
         self.places: dict[str, Place] = {}
@@ -142,15 +145,23 @@ class Statistics:
     ) -> None:
         """Compute the input's statistics, and let the output's gradient add them together with its own."""
         extended = bias is not None and bias.requires_grad and place.adds_bias
-        form, gathering, reduced = place.form, place.gathering, self.approximation == "reduce"
+        form, gathering, method = place.form, place.gathering, self.method
+        reduced = method.approximation == "reduce"
         if max(place.shape(weight, extended)[1:]) > self.largest:
             return
+
+        def in_order(tensor: Tensor) -> Tensor:
+            tensor = _precise(_plain(tensor))
+            linear = form is not None and form.kind == "linear"
+            return as_sequence(tensor) if linear else tensor.reshape(spec.output_shape)
+
         with torch.no_grad(), without_autocast(output):
             input = _precise(input)
             if reduced:
                 made = input_rows(spec, input, extended)
             else:
                 made = input_factor(spec, input, "expand", extended).mul_(spec.batch_size)
+            outputs = [output_grad_rows(spec, in_order(output)) / prod(spec.output_size)] if method.outputs else []
         gathering.watch(weight)
         this = weakref.ref(self)
 
@@ -158,10 +169,9 @@ class Statistics:
             if (statistics := this()) is None:
                 return
             with torch.no_grad(), without_autocast(output_grad):
-                grad = _precise(_plain(output_grad))
-                linear = form is not None and form.kind == "linear"
-                grad = as_sequence(grad) if linear else grad.reshape(spec.output_shape)
-                seen = Seen(examples=spec.batch_size)
+                grad = in_order(output_grad)
+                moments = Moment(method.rows), Moment(method.rows)
+                seen = Seen(*moments, examples=spec.batch_size, outputs=outputs.copy())
                 if statistics.counts_terms:
                     seen.terms = (grad != 0).any(1).sum()
                 if reduced:
@@ -229,7 +239,7 @@ class _After(_Hook):
         ):  # a graph that is made where nothing is gathered stays whole
             self._see(module, arguments[0] if arguments else named.get("input"), output, compiled)
 
-    @graph_break("randbp: K-FAC gathers its factors outside of graphs")
+    @graph_break("randbp: factors are gathered outside of graphs")
     def _see(self, module: nn.Module, input: Any, output: Any, compiled: bool) -> None:
         context = self._before.contexts.pop() if self._before.contexts and not compiled else None
         if context is not None:

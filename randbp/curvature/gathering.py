@@ -23,6 +23,7 @@ class Seen:
         output_grad: ``Σ_n v_n v_nᵀ``.
         examples: Number of examples.
         terms: Positions in these at which the gradient is not zero, where they are counted.
+        outputs: Outputs ``[G, N, D / G]`` as means over positions, call by call, where a method asks for them.
         order: Smaller for statistics that were seen earlier.
     """
 
@@ -30,6 +31,7 @@ class Seen:
     output_grad: Moment = field(default_factory=Moment)
     examples: int = 0
     terms: Tensor | float = 0
+    outputs: list[Tensor] = field(default_factory=list)
     order: int = field(default_factory=count().__next__)
 
     def add(self, other: "Seen") -> None:
@@ -38,6 +40,7 @@ class Seen:
         self.output_grad.add(other.output_grad)
         self.examples += other.examples
         self.terms = self.terms + other.terms
+        self.outputs += other.outputs
 
 
 class Gathering:

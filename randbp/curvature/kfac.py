@@ -1,23 +1,17 @@
 """K-FAC: gradient descent with gradients divided by Kronecker-factored curvature."""
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..layers import runs_pytorchs_forward
-from .arguments import check_number, positive
-from .averages import KEYS, Reduction, finite, follow, forget, invert, over_processes, processes, scales_of, update
-from .chosen import DELIBERATE, candidates, left_by_calls, left_by_parameters, shared_parameters, summary
-from .factor_hooks import Statistics
-from .layer_factors import Approximation, check_approximation
-from .places import NOT_HELD
-from .precondition import preconditioned
+from .averages import Reduction
+from .curvature_sgd import CurvatureSGD
+from .kronecker_inverse import KroneckerInverse
+from .layer_factors import Approximation
 
 
-class KFAC(torch.optim.Optimizer):
+class KFAC(CurvatureSGD):
     """Momentum SGD whose gradients of convolutions, transposed convolutions and linear layers are preconditioned.
 
     The gradient ``G`` of a layer's weight and bias, a matrix per group, becomes ``Γ⁻¹ G A⁻¹`` with the factors of
@@ -86,6 +80,7 @@ class KFAC(torch.optim.Optimizer):
     (the bound on steps).
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
         >>> optimizer = KFAC(model, lr=0.1)
         >>> nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8) % 2).backward()
@@ -112,232 +107,18 @@ class KFAC(torch.optim.Optimizer):
         largest: int = 8192,
         params: Iterable[Any] | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model={model!r:.60}: expected an nn.Module")
-        check_approximation(approximation)
-        if not isinstance(reduction, str) or reduction not in ("mean", "sum", "tokens"):
-            raise ValueError(f"reduction={reduction!r}: expected 'mean' or 'sum' or 'tokens'")
-        check_number("decay", decay, 0, 1)
-        if kl_clip is not None:
-            check_number("kl_clip", kl_clip, 0, exclude_low=True)
-        self.reduction, self.decay, self.kl_clip = reduction, float(decay), kl_clip
-        self.factor_every = positive("factor_every", factor_every)
-        self.inverse_every = positive("inverse_every", inverse_every)
-        self._largest = positive("largest", largest)
-        self._modules, self._left = candidates(model, layers)
-        if params is not None and not (isinstance(params, Iterable) and getattr(params, "shape", None) != ()):
-            raise ValueError(
-                f"params={params!r:.60}: expected parameters or groups of them, as PyTorch's optimisers take"
-            )
-        self._model, self._shared = model, shared_parameters(model)
-        given = [each for each in model.parameters() if each.requires_grad] if params is None else list(params)
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping, "steps": 0}
-        self._told: dict[str, str] = {}
-        self._by_calls: dict[str, str] = {}
-        self._statistics = Statistics(self._modules, approximation, self._largest, reduction == "tokens")
-        try:
-            super().__init__(given, defaults)
-            self._check_layers(type(model).__name__, everything=params is None)
-            self._told = {name: why for name, why in self.left_plain.items() if why == NOT_HELD}
-        except BaseException:
-            self._statistics.remove()
-            raise
-
-    def _check_layers(self, model: str, everything: bool) -> None:
-        """Raise ``ValueError`` if there is nothing to precondition."""
-        if self.layers:
-            return
-        if not everything and NOT_HELD in self.left_plain.values():
-            raise ValueError("params: hold the weight of no layer to precondition; expected at least one")
-        largest = f"with at most largest={self._largest} rows"
-        reasons = sorted(set(self.left_plain.values()))
-        why = f" ({'; '.join(reasons)})" if reasons else ""
-        raise ValueError(f"model: {model} has no convolution or linear layer {largest}{why}")
-
-    @property
-    def layers(self) -> dict[str, nn.Module]:
-        """The layers that are preconditioned at present, by name."""
-        left = self.left_plain
-        return {name: module for name, module in self._modules.items() if name not in left}
-
-    @property
-    def left_plain(self) -> dict[str, str]:
-        """Reasons, by name, why other layers take plain steps at present.
-
-        Some reasons show only in the first step: a layer was not called, or it has another forward pass than PyTorch's
-        in which no call of ``F.conv*``, ``F.conv_transpose*``, ``F.linear`` or ``torch.addmm`` has one of its
-        parameters as the weight. A layer with several such calls is named if one of them takes plain steps.
-
-        Example:
-            >>> model = nn.Sequential(nn.Linear(2, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
-            >>> KFAC(model).left_plain
-            {'1': 'its weight is computed from parameters (by a mask, a norm or the like), not one of them'}
-        """
-        by_parameters = {each.layer: each.left for each in self._statistics.places.values() if each.left}
-        return self._left | self._by_calls | by_parameters
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, as in PyTorch's optimisers.
-
-        Raises:
-            ValueError: If one of the group's numbers is out of its range.
-        """
-        group = {**self.defaults, **param_group}
-        check_number("lr", group["lr"], 0)
-        check_number("momentum", group["momentum"], 0, 1)
-        check_number("weight_decay", group["weight_decay"], 0)
-        check_number("damping", group["damping"], 0, exclude_low=True)
-        super().add_param_group(param_group)
-        self._look()
-
-    def __getstate__(self) -> Any:
-        raise TypeError("KFAC: copies and pickles would lose the hooks on the model; save state_dict() instead")
-
-    def remove(self) -> None:
-        """Remove the hooks from the model; statistics gathered so far stay in use."""
-        self._statistics.remove()
-
-    @property
-    def steps(self) -> int:
-        """Number of steps taken so far."""
-        taken: int = self.param_groups[0]["steps"]
-        return taken
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients and the statistics that came with them."""
-        super().zero_grad(set_to_none)
-        self._statistics.drop()
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step along the preconditioned gradient.
-
-        Args:
-            closure: Computes the loss and its gradients again, if given.
-
-        Returns:
-            What the closure returns, if given.
-
-        Warns:
-            UserWarning: Once of each layer and reason, if layers are left to plain steps for another reason than that
-                they are frozen, not called, or were not held from the start.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if self._statistics.active:
-            self._shared = shared_parameters(self._model)
-        groups = self._look()
-        if self._statistics.active:
-            self._average()
-        if _due(self.steps, self.inverse_every):
-            for weight in self._weights().values():
-                invert(self.state.get(weight, {}), groups[weight]["damping"])
-        places = [self._statistics.places[key] for key in self._weights()]
-        rates = {parameter: group["lr"] for parameter, group in groups.items()}
-        directions, length = preconditioned(places, self.state, rates, self.kl_clip)
-        for parameter, group in groups.items():
-            if parameter.grad is None:
-                continue
-            direction = directions.get(parameter)
-            update = parameter.grad if direction is None else (direction * length).to(parameter.dtype)
-            if group["weight_decay"]:
-                update = update.add(parameter, alpha=group["weight_decay"])
-            if group["momentum"]:
-                update = self._moved(parameter).mul_(group["momentum"]).add_(update)
-            parameter.add_(update, alpha=-group["lr"])
-        for group in self.param_groups:
-            group["steps"] += 1
-        self._statistics.active = _due(self.steps, self.factor_every)
-        self._tell()
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, as in PyTorch's optimisers, without that of parameters that are no longer held."""
-        self._look()
-        return super().state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from the state of another optimiser of the same model; drop statistics since the last step."""
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            for key, value in self.defaults.items():  # of another optimiser's
-                group.setdefault(key, value)
-        # PyTorch rounds what it loads to the parameters' data type, which may be of 16 bits.
-        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
-        here = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(saved, here, strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
-                if key in KEYS:
-                    self.state[parameter][key] = value.to(parameter.device, copy=True)
-        self._statistics.active = _due(self.steps, self.factor_every)
-        self._statistics.drop()
-
-    def _look(self) -> dict[Tensor, dict[str, Any]]:
-        """Look up the layers' current parameters, and return the group of each parameter of the optimiser."""
-        groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
-        self._statistics.held = groups
-        own: list[Tensor] = []
-        for place in self._statistics.places.values():
-            own += place.look(groups)
-            place.left = left_by_parameters(place, groups, self._shared, self._largest)
-        for parameter in [each for each in self.state if isinstance(each, Tensor) and each not in groups]:
-            del self.state[parameter]
-        forget(self.state, own)
-        return groups
-
-    def _weights(self) -> dict[str, nn.Parameter]:
-        """The weights that are preconditioned at present, by key."""
-        places = self._statistics.places.items()
-        return {key: place.parameter for key, place in places if place.parameter is not None and not place.left}
-
-    def _moved(self, parameter: Tensor) -> Tensor:
-        """The momentum of a parameter, moved to the parameter's device and precision."""
-        state = self.state[parameter]
-        buffer = state.get("momentum_buffer")
-        if buffer is None or buffer.shape != parameter.shape:
-            buffer = state["momentum_buffer"] = torch.zeros_like(parameter)
-        elif buffer.dtype != parameter.dtype or buffer.device != parameter.device:
-            buffer = state["momentum_buffer"] = buffer.to(parameter.device, parameter.dtype)
-        moved: Tensor = buffer
-        return moved
-
-    def _average(self) -> None:
-        """Update the running averages with the factors of the last backward passes, where these are finite."""
-        taken, weights, places = self._statistics.take(), self._weights(), self._statistics.places
-        taken = {key: seen for key, seen in taken.items() if key in weights}
-        scales = scales_of(taken, self.reduction)
-        if processes() > 1:
-            shapes = {
-                key: places[key].shape(weights[key], places[key].added_bias is not None)
-                for key in weights
-                if places[key].form is not None
-            }
-            agreed = all(runs_pytorchs_forward(module) for module in self._modules.values())
-            first = next(iter(weights.values()), None)
-            if first is None:
-                return
-            like = torch.empty((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
-            taken = over_processes(taken, scales, shapes, like, agreed)
-            scales = dict.fromkeys(taken, (1.0, 1.0))
-        for key, seen in finite(taken, scales).items():
-            state = self.state[weights[key]]
-            follow(state, weights[key])
-            update(state, seen, scales[key], self.decay)
-        known = [places[key] for key, weight in weights.items() if "updates" in self.state.get(weight, {})]
-        self._by_calls = left_by_calls(self._modules, self._statistics, known)
-        self._statistics.called.clear()
-
-    def _tell(self) -> None:
-        """Warn once about layers that take plain steps."""
-        left = {name: why for name, why in self.left_plain.items() if why not in DELIBERATE}
-        new = {name: why for name, why in left.items() if self._told.get(name) != why}
-        if new and not self._statistics.removed and not (processes() > 1 and torch.distributed.get_rank()):
-            warnings.warn(summary(new), stacklevel=5)
-        self._told |= new
-
-
-def _due(steps: int, every: int) -> bool:
-    """Whether an update is due in a step: at multiples of an interval, and at powers of two before the first one."""
-    return steps % every == 0 or (steps < every and steps & (steps - 1) == 0)
+        super().__init__(
+            model,
+            KroneckerInverse(approximation, decay),
+            lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            damping=damping,
+            factor_every=factor_every,
+            inverse_every=inverse_every,
+            kl_clip=kl_clip,
+            reduction=reduction,
+            layers=layers,
+            largest=largest,
+            params=params,
+        )

@@ -1,4 +1,4 @@
-"""The weights that K-FAC preconditions, found again when a module's parameters are replaced."""
+"""The weights that are preconditioned, found again when a module's parameters are replaced."""
 
 from collections.abc import Container
 from dataclasses import dataclass

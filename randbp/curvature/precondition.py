@@ -1,4 +1,4 @@
-"""Preconditioning: gradients multiplied by inverse factors."""
+"""Preconditioning: gradients of weights and biases, as matrices, given to a method and put back."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,39 +7,36 @@ import torch
 from torch import Tensor
 
 from .averages import follow
+from .method import Method
 from .places import Place
 from .sharding import shard, whole
 from .weight_matrices import as_matrices, from_matrices
 
 
 def preconditioned(
+    method: Method,
     places: Iterable[Place],
     states: Mapping[Tensor, dict[str, Any]],
     rates: Mapping[Tensor, float | Tensor],
     kl_clip: float | None,
 ) -> tuple[dict[Tensor, Tensor], Tensor | float]:
-    """``Γ⁻¹ G A⁻¹`` of weights and biases by parameter, and the factor that scales all of them."""
+    """Directions of weights and biases by parameter, and the factor that scales all of them."""
     directions: dict[Tensor, Tensor] = {}
     moved: list[Tensor] = []
     for place in places:
         weight, bias = place.parameter, place.added_bias
-        state = {} if weight is None else states.get(weight, {})
         if weight is None or weight.grad is None or place.form is None or (bias is not None and bias.grad is None):
             continue
-        follow(state, weight)
-        left, right = state.get("output_grad_inverse"), state.get("input_inverse")
-        groups, outer, inner = place.shape(weight, bias is not None)
-        if (
-            left is None
-            or right is None
-            or (left.shape, right.shape) != ((groups, outer, outer), (groups, inner, inner))
-        ):
-            continue  # the bias was frozen, or the weight has another shape, since they were inverted
+        state = states.get(weight, {})
+        follow(state, method.keys, weight)
         grad = whole(weight.grad) if place.view is None else place.view.of(whole(weight.grad), weight)
         shape = tuple(grad.shape)
-        grad = as_matrices(place.form, grad, None if bias is None else whole(bias.grad)).to(left.dtype)
-        direction = left @ grad @ right
-        moved.append((direction * grad).sum() * rates[weight] ** 2)
+        matrices = as_matrices(place.form, grad, None if bias is None else whole(bias.grad))
+        matrices = matrices.to(torch.promote_types(weight.dtype, torch.float32))
+        direction = method.direction(state, matrices)
+        if direction is None:
+            continue
+        moved.append((direction * matrices).sum() * rates[weight] ** 2)
         part, rest = from_matrices(place.form, direction, shape)
         directions[weight] = shard(part if place.view is None else place.view.back(part, weight), weight)
         if bias is not None and rest is not None:

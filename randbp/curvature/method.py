@@ -1,0 +1,74 @@
+"""Methods: what an optimiser keeps of the curvature of one weight, and how it divides a gradient by that."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .averages import Scales, means_of_factors
+from .gathering import Seen
+from .layer_factors import Approximation, check_approximation
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is kept of the curvature of one weight, in a plain dictionary of tensors and numbers.
+
+    A subclass says in :attr:`keys` which tensors it keeps, and writes :meth:`update`, :meth:`refresh` and
+    :meth:`direction`. The weight and its bias are ``G`` matrices ``[G, d, a]`` with ``d = D / G`` and ``a = C / G·ΠK``,
+    or one column more if there is a bias. Tensors are in single precision at least, and move with their weight.
+
+    Args:
+        approximation: Approximation of weight sharing in what is gathered: ``"reduce"`` or ``"expand"``.
+
+    Attributes:
+        keys: Names of all tensors in the state of a weight.
+        rows: Whether sums are kept as rows, as :meth:`~randbp.curvature.moments.Moment.rows` gives them.
+        outputs: Whether outputs are gathered, too.
+        second_pass: Whether ``step(closure)`` calls the closure again, with the new parameters, for :meth:`compare`.
+
+    Raises:
+        ValueError: If the approximation is neither.
+    """
+
+    approximation: Approximation = "reduce"
+
+    keys: ClassVar[tuple[str, ...]] = ()
+    rows: ClassVar[bool] = False
+    outputs: ClassVar[bool] = False
+    second_pass: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_approximation(self.approximation)
+
+    def update(self, state: dict[str, Any], seen: Seen, scales: tuple[float, float]) -> None:
+        """Add what a step's backward passes have seen, in steps in which it was gathered.
+
+        Args:
+            state: The state of the weight.
+            seen: Sums over examples, all of them finite.
+            scales: What these are to be multiplied by, to be the factors of input and output gradient.
+        """
+        raise NotImplementedError
+
+    def refresh(self, state: dict[str, Any], damping: float) -> None:
+        """Put new tensors for :meth:`direction` into the state, if anything is known; every ``inverse_every`` steps."""
+
+    def direction(self, state: dict[str, Any], grad: Tensor) -> Tensor | None:
+        """The preconditioned gradient ``[G, d, a]``, or ``None`` if nothing is known of a weight of this shape."""
+        raise NotImplementedError
+
+    def compare(self, state: dict[str, Any], before: Seen, after: Seen, scales: tuple[float, float]) -> None:
+        """Learn from the same batch before and after a step, if the method has a :attr:`second_pass`."""
+
+    def over_processes(
+        self,
+        taken: Mapping[str, Seen],
+        scales: Scales,
+        shapes: Mapping[str, tuple[int, int, int]],
+        like: Tensor,
+        agreed: bool,
+    ) -> dict[str, Seen]:
+        """What all processes together have seen, with scales of 1; all of them call this together."""
+        return means_of_factors(taken, scales, shapes, like, agreed)
