@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from randbp._torch.storages import storages, tensors_in
 from randbp.diagnostics import HeldTensors, PeakMemory, ProcessorWait, StepPeak, StepTimer, held_for_backward, quartiles
-from randbp.diagnostics.storages import storages, tensors_in
 
 from ..layers.integers import as_integer
 from .run_summary import RunSummary

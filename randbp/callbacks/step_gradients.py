@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from ..diagnostics.restored import preserved
+from .._torch.restored import preserved
 from ..estimators import Exact
 from ..randomize.layers import Clock
 from ..randomize.override import lean_overridden, overridden

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._torch.restored import preserved
 from ..draws.seeds import checked_seed
 from ..estimators import Exact
 from ..randomize import Estimators, Layers, PresetName, randomize
@@ -18,7 +19,6 @@ from ..randomize.override import lean_overridden, overridden
 from .gradient_rows import GradientError, GradientRow
 from .minibatch_noise import BATCH_NORMS, parts_of, squared_differences
 from .objective import batch_size, check_batch, make_objective
-from .restored import preserved
 from .significance import mean_interval, t_test
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode  # documented, for all its underscore
 
-from .storages import parts, storages, tensors_in
+from .._torch.storages import parts, storages, tensors_in
 
 
 @dataclass(frozen=True, eq=False)

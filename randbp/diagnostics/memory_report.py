@@ -10,16 +10,16 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .._torch.restored import preserved
+from .._torch.storages import tensors_in
 from ..lean.rules import BY_NAME
 from ..randomize.left_exact import left_exact_of
 from .live_storages import Allocation, LiveStorages
 from .memory_rows import MemoryReport, Row
 from .objective import check_batch
-from .restored import preserved
 from .running_module import running_module
 from .saved_tensors import held_for_backward
 from .step_peak import StepPeak
-from .storages import tensors_in
 
 _OUTSIDE = "(outside the model)"
 _FUNCTION_NAMES = {value: name for name, value in vars(F).items() if callable(value) and not name.startswith("_")}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .storages import leaves
+from .._torch.storages import leaves
 
 Objective = Callable[[Any], Tensor]
 """Scalar loss of a batch."""

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from .storages import parts, storages
+from .._torch.storages import parts, storages
 
 
 class _Saved:

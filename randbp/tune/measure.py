@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .._torch.restored import preserved
 from ..diagnostics.objective import Objective
-from ..diagnostics.restored import preserved
 from ..diagnostics.saved_tensors import held_for_backward
 from ..diagnostics.timing import interleave, seconds_per_call
 from ..estimators import Estimator, Exact
