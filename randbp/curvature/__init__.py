@@ -9,6 +9,7 @@ from .linear_operators import GGN, EmpiricalFisher, Hessian, MCFisher
 from .method import Method
 from .per_example import per_example_grads, per_example_norms, per_example_square_sum, per_example_variance
 from .preconditioner import Preconditioner
+from .tangent_kernel import ntk
 
 __all__ = [
     "GGN",
@@ -23,6 +24,7 @@ __all__ = [
     "Preconditioner",
     "damped_inverses",
     "input_factor",
+    "ntk",
     "output_grad_factor",
     "per_example_grads",
     "per_example_norms",

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .. import tn
 from .._torch.hooks import without_autocast
 from ..layers import LayerCall, parsed
 from ..layers.functions import LayerFunction, spec_of
+from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec
 from .places import View, read_from
 
@@ -51,6 +52,10 @@ class Use:
         """Number of examples that the operation sees."""
         raise NotImplementedError
 
+    def part(self, examples: slice) -> Self:
+        """The same use by some of the examples."""
+        raise NotImplementedError
+
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Pull cotangents of the output ``[V, N, …]`` back to the parameter, per example: ``[V, N, *parameter]``."""
         raise NotImplementedError
@@ -77,6 +82,11 @@ class WeightUse(Use):
         """Number of examples that the layer sees."""
         batch: int = self.spec.batch_size
         return batch
+
+    def part(self, examples: slice) -> Self:
+        """The same use by some of the examples."""
+        input = self.input[examples]
+        return replace(self, input=input, spec=replace_batch(self.spec, len(input)))
 
     def output_grads(self, cotangents: Tensor) -> Tensor:
         """Cotangents as networks of :mod:`randbp.tn` take them: ``[V, N, D, *O]``."""
@@ -109,6 +119,12 @@ class AffineUse(Use):
         """Number of examples that the operation sees."""
         return self.layout[0]
 
+    def part(self, examples: slice) -> Self:
+        """The same use by some of the examples."""
+        count = len(range(self.examples)[examples])
+        values = None if self.values is None else self.values[examples]
+        return replace(self, layout=(count, *self.layout[1:]), values=values)
+
     def vjp(self, cotangents: Tensor) -> Tensor:
         """``Σ_ab v`` or ``Σ_ab v x``."""
         laid = cotangents.reshape(len(cotangents), *self.layout)
@@ -123,22 +139,33 @@ class EmbeddingUse(Use):
     Attributes:
         index: Numbers of the rows ``[N, T]``.
         unused: The number of a row that takes no gradient, or ``None``.
+        rows: How many rows there are.
     """
 
     index: Tensor
     unused: int | None
+    rows: int
 
     @property
     def examples(self) -> int:
         """Number of examples that the table serves."""
         return len(self.index)
 
+    def part(self, examples: slice) -> Self:
+        """The same use by some of the examples."""
+        return replace(self, index=self.index[examples])
+
+    def among(self, rows: Tensor) -> Self:
+        """The same use of a table of some rows, sorted numbers among which are all that are looked up."""
+        unused = None if self.unused is None else (rows == self.unused).nonzero().flatten().tolist()
+        return replace(self, index=torch.searchsorted(rows, self.index), unused=(unused or [None])[0], rows=len(rows))
+
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Sums of the cotangents of all lookups of a row."""
         rows = cotangents.reshape(len(cotangents), *self.index.shape, -1)
         if self.unused is not None:
             rows = rows * (self.index != self.unused).unsqueeze(2)
-        made = rows.new_zeros(*rows.shape[:2], *self.parameter.shape)
+        made = rows.new_zeros(*rows.shape[:2], self.rows, rows.shape[3])
         index = self.index.view(1, *self.index.shape, 1).expand_as(rows)
         return made.scatter_add_(2, index, rows)
 
@@ -223,7 +250,7 @@ class _Recorder(TorchFunctionMode):
         def note(output: Output) -> None:
             spec = spec_of(call.function, tuple(call.input.shape), tuple(call.weight.shape))
             if weight is not None:
-                seen = _precise(call.function.channels_second(call.input.detach())).reshape(spec.input_shape)
+                seen = precise(call.function.channels_second(call.input.detach())).reshape(spec.input_shape)
                 self.uses.append(WeightUse(weight, output, call.function, spec, seen, view))
             if bias is not None:
                 channels, positions = spec.out_channels, prod(spec.output_size)
@@ -249,7 +276,7 @@ class _Recorder(TorchFunctionMode):
             else:
                 layout = (shape[0], 1, shape[1], prod(shape[2:]))
             if weight is not None:
-                plain = dict(given) | {"input": _precise(input)} | {n: None for n in ("weight", "bias") if n in given}
+                plain = dict(given) | {"input": precise(input)} | {n: None for n in ("weight", "bias") if n in given}
                 if given.get("use_input_stats"):
                     plain |= {"running_mean": None, "running_var": None}  # they are updated already
                 self.uses.append(AffineUse(weight, output, layout, func(**plain).reshape(layout)))
@@ -262,11 +289,10 @@ class _Recorder(TorchFunctionMode):
         weight, view = self._found(given["weight"])
         if weight is None or view is not None or given["max_norm"] is not None or given["scale_grad_by_freq"]:
             return None
-        unused = given["padding_idx"]
-        index = given["input"].long().reshape(len(given["input"]), -1)
+        index, unused = given["input"].long().reshape(len(given["input"]), -1), given["padding_idx"]
         if unused is not None:
             unused %= len(weight)
-        return lambda output: self.uses.append(EmbeddingUse(weight, output, index, unused))
+        return lambda output: self.uses.append(EmbeddingUse(weight, output, index, unused, len(weight)))
 
 
 _NOTED: dict[Any, Callable[[_Recorder, Any, Mapping[str, Any]], Callable[[Output], None] | None]] = {
@@ -276,6 +302,6 @@ _NOTED: dict[Any, Callable[[_Recorder, Any, Mapping[str, Any]], Callable[[Output
 """Functions other than those of layers whose parameters are noted."""
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def precise(tensor: Tensor) -> Tensor:
     """Convert a tensor to single precision at least, since sums over positions overflow 16 bits."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
