@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .._torch.storages import tensors_in
 from .arguments import described
 
 
@@ -41,9 +42,9 @@ class BatchedData:
         for batch in self._batches:
             if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
                 raise ValueError(
-                    f"data: a batch is {described(batch)}: expected (inputs, targets) with a tensor of targets"
+                    f"data: a batch is {described(batch)}, expected (inputs, targets) with a tensor of targets"
                 )
-            sums.append(torch.stack([each.sum(dtype=torch.float64).cpu() for each in _tensors(batch)]).sum())
+            sums.append(_sum(batch))
             yield _moved(batch[0], device), batch[1].to(device)
         if not sums:
             raise ValueError("data: expected at least one batch")
@@ -58,12 +59,10 @@ class BatchedData:
             )
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree.detach()
-    elif isinstance(tree, (tuple, list, Mapping)):
-        for each in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _tensors(each)
+@torch.no_grad()
+def _sum(batch: Any) -> Tensor:
+    """The sum of all entries, by which a batch is known again."""
+    return torch.stack([each.sum(dtype=torch.float64).cpu() for each in tensors_in(batch)]).sum()
 
 
 def _moved(tree: Any, device: torch.device) -> Any:

@@ -20,6 +20,8 @@ class LinearOperator(ABC):
     per parameter, in a list or by name, each of the parameter's shape, perhaps with one more axis ``K`` at the end.
     The product has the format of ``v``.
 
+    One of your own needs a method :meth:`product`.
+
     Args:
         space: The parameters.
 
@@ -27,6 +29,14 @@ class LinearOperator(ABC):
         shape: ``(P, P)``.
         dtype: Data type of products, that of the parameters.
         device: Device of products, that of the first parameter.
+
+    Example:
+        >>> class Twice(LinearOperator):
+        ...     def product(self, matrix):
+        ...         return 2 * matrix
+        >>> operator = Twice(ParameterSpace(torch.nn.Linear(2, 1)))
+        >>> operator @ torch.ones(3), operator @ [torch.ones(1, 2), torch.zeros(1)]
+        (tensor([2., 2., 2.]), [tensor([[2., 2.]]), tensor([0.])])
     """
 
     def __init__(self, space: ParameterSpace) -> None:
@@ -54,19 +64,6 @@ class LinearOperator(ABC):
         """The transpose, which is the operator itself."""
         return self
 
-    def inverse(self, damping: float, *, tolerance: float = 1e-5, max_iterations: int = 1000) -> "LinearOperator":
-        """The operator ``(A + λ I)⁻¹``, whose products are solved by conjugate gradients.
-
-        Args:
-            damping: ``λ >= 0``; ``A + λ I`` must be positive definite.
-            tolerance: Norm of the residual over that of the vector at which a product is done.
-            max_iterations: Products with ``A`` at most; a warning tells if they do not suffice.
-
-        Raises:
-            ValueError: If an argument is out of range, or, from products, if ``A + λ I`` is not positive definite.
-        """
-        return DampedInverse(self, damping, tolerance, max_iterations)
-
     def to_dense(self) -> Tensor:
         """The matrix ``[P, P]``, by ``P`` products: for tests and small models."""
         return self.product(torch.eye(self.space.size, dtype=self.dtype, device=self.device))
@@ -87,7 +84,7 @@ class LinearOperator(ABC):
 
 
 class DampedInverse(LinearOperator):
-    """``(A + λ I)⁻¹`` by conjugate gradients; see :meth:`LinearOperator.inverse`."""
+    """``(A + λ I)⁻¹`` by conjugate gradients; see :meth:`~randbp.curvature.GGN.inverse`."""
 
     def __init__(self, operator: LinearOperator, damping: float, tolerance: float, max_iterations: int) -> None:
         super().__init__(operator.space)

@@ -1,7 +1,7 @@
 """Hessian, generalised Gauss-Newton and Fisher matrices of a model's loss over data, as linear operators."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .._torch.hooks import without_autocast
 from .arguments import described, positive
 from .batched_data import BatchedData, check_repeatable, without_random_numbers
-from .linear_operator import LinearOperator
+from .linear_operator import DampedInverse, LinearOperator
 from .loss_hessian import LossDerivatives, LossFunction, LossReduction, loss_derivatives
 from .parameter_space import ParameterSpace
 
@@ -33,7 +33,8 @@ class DataOperator(LinearOperator):
         model: The network; one whose forward pass is random, or in training mode uses statistics of the batch, is
             refused, and so are layers whose VJPs are estimated (all of these are exact after ``model.eval()``).
         data: A batch ``(inputs, targets)``, or an iterable of batches such as a ``DataLoader``, which must give the
-            same ones in each pass. They are moved to the parameters' device.
+            same ones in each pass. Inputs in a tuple or a mapping are the model's arguments. They are moved to the
+            parameters' device.
         loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` or a function of output and target.
         reduction: That of a loss given as a function: ``"mean"`` over examples (the default), ``"sum"``, or
             ``"tokens"`` for a mean over all positions that are not ignored.
@@ -54,6 +55,8 @@ class DataOperator(LinearOperator):
         """Multiply with a matrix ``[P, K]``, in one pass over the data."""
         check_repeatable(self.model)
         columns = [self.space.pieces(column) for column in matrix.unbind(1)]
+        if not columns:
+            return matrix
         total, terms, mean = torch.zeros_like(matrix), torch.zeros((), device=self.device), False
         self._start()
         for inputs, targets in self._batches.on(self.device):
@@ -63,6 +66,24 @@ class DataOperator(LinearOperator):
                     column += self.space.flat(product)
             terms, mean = terms + derivatives.terms, derivatives.reduction == "mean"
         return total / terms if mean else total
+
+    def inverse(self, damping: float, *, tolerance: float = 1e-5, max_iterations: int = 1000) -> LinearOperator:
+        """The operator ``(A + λ I)⁻¹``, whose products are solved by conjugate gradients.
+
+        Args:
+            damping: ``λ >= 0``; ``A + λ I`` must be positive definite.
+            tolerance: Norm of the residual over that of the vector at which a product is done.
+            max_iterations: Products with ``A`` at most; a warning tells if they do not suffice.
+
+        Raises:
+            ValueError: If an argument is out of range, or, from products, if ``A + λ I`` is not positive definite.
+
+        Example:
+            >>> model, batch = nn.Linear(2, 1), (torch.eye(2), torch.zeros(2, 1))
+            >>> (GGN(model, batch, nn.MSELoss()).inverse(damping=1.0) @ torch.tensor([3.0, 3.0, 5.0])).round(decimals=3)
+            tensor([1., 1., 1.])
+        """
+        return DampedInverse(self, damping, tolerance, max_iterations)
 
     def _start(self) -> None:
         """Prepare a pass over the data."""
@@ -79,7 +100,10 @@ class DataOperator(LinearOperator):
 
     def _output(self, parameters: dict[str, Tensor], inputs: Any) -> Tensor:
         with without_random_numbers(self.device):
-            output: Tensor = functional_call(self.model, parameters, (inputs,))
+            if isinstance(inputs, Mapping):
+                output: Tensor = functional_call(self.model, parameters, kwargs=dict(inputs))
+            else:
+                output = functional_call(self.model, parameters, inputs if isinstance(inputs, tuple) else (inputs,))
         return output
 
     def _derivatives(self, output: Tensor, targets: Tensor) -> LossDerivatives:

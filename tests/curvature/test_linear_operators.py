@@ -72,6 +72,7 @@ def test_vectors_may_be_tensors_lists_or_dicts():
     names = [name for name, _ in model.named_parameters()]
     close(operator @ vectors, matrix @ vectors)
     close(operator @ vectors[:, 0], matrix @ vectors[:, 0])
+    assert (operator @ vectors[:, :0]).shape == (len(matrix), 0)
     for columns in (vectors[:, 0], vectors):
         parts = columns.split([shape.numel() for shape in shapes])
         pieces = [part.reshape(*shape, *columns.shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
@@ -248,13 +249,15 @@ def test_several_inputs_move_with_the_data():
             super().__init__()
             self.layer = nn.Linear(2, 1)
 
-        def forward(self, both):
-            return self.layer(both["a"]) * both["b"][0]
+        def forward(self, a, b):
+            return self.layer(a) * b[0]
 
     x, y = torch.randn(5, 2), torch.randn(5, 1)
-    found = Hessian(Two(), ({"a": x, "b": [torch.tensor(2.0)]}, y), nn.MSELoss()) @ torch.ones(3)
-    rows = torch.cat([x, torch.ones(5, 1)], 1)
-    close(found, 4 * 2 * rows.T @ rows @ torch.ones(3) / 5, 1e-5)
+    rows, model = torch.cat([x, torch.ones(5, 1)], 1), Two()
+    for inputs in ({"a": x, "b": [torch.tensor(2.0)]}, (x, [torch.tensor(2.0)])):
+        for make in (Hessian, GGN):
+            found = make(model, [(inputs, y)], nn.MSELoss()) @ torch.ones(3)
+            close(found, 4 * 2 * rows.T @ rows @ torch.ones(3) / 5, 1e-5)
 
 
 def test_attention_and_tied_weights():
@@ -316,7 +319,7 @@ def test_wrong_arguments_have_one_line():
         r"data=3: expected a batch \(inputs, targets\) or an iterable of batches": lambda: GGN(model, 3, nn.MSELoss()),
         r"loss=None: expected a loss": lambda: GGN(model, data, None),
         r"data: expected at least one batch": lambda: GGN(model, [], nn.MSELoss()) @ torch.ones(3),
-        r"data: a batch is torch.float32 .*: expected \(inputs, targets\)": lambda: (
+        r"data: a batch is torch.float32 .*, expected \(inputs, targets\)": lambda: (
             GGN(model, [data[0]], nn.MSELoss()) @ torch.ones(3)
         ),
         r"vectors: shape \(4,\), expected \(3,\) or \(3, K\)": lambda: GGN(model, data, nn.MSELoss()) @ torch.ones(4),
