@@ -9,11 +9,14 @@ from .linear_operators import GGN, EmpiricalFisher, Hessian, MCFisher
 from .method import Method
 from .per_example import per_example_grads, per_example_norms, per_example_square_sum, per_example_variance
 from .preconditioner import Preconditioner
+from .singd import SINGD
+from .structured_inverse_free import StructuredInverseFree
 from .tangent_kernel import ntk
 
 __all__ = [
     "GGN",
     "KFAC",
+    "SINGD",
     "Approximation",
     "EmpiricalFisher",
     "Hessian",
@@ -22,6 +25,7 @@ __all__ = [
     "MCFisher",
     "Method",
     "Preconditioner",
+    "StructuredInverseFree",
     "damped_inverses",
     "input_factor",
     "ntk",

@@ -85,11 +85,14 @@ def means_of_factors(
     shapes: Mapping[str, tuple[int, int, int]],
     like: Tensor,
     agreed: bool,
+    diagonals: tuple[bool, bool] = (False, False),
 ) -> dict[str, Seen]:
-    """Average factors over the processes that have seen any; all processes must call this together."""
-    wanted, parts = {}, {}
+    """Average factors, or their diagonals, over the processes that have seen any; all must call this together."""
+    wanted: dict[str, list[Shape]] = {}
+    parts = {}
     for key, (groups, outer, inner) in shapes.items():
-        wanted[key] = [(groups, rows, rows) for rows in (inner, outer)]
+        sides = zip((inner, outer), diagonals, strict=True)
+        wanted[key] = [(groups, rows) if diagonal else (groups, rows, rows) for rows, diagonal in sides]
         if (seen := taken.get(key)) is not None:
             moments = seen.input, seen.output_grad
             if [moment.shape for moment in moments] == wanted[key]:

@@ -17,7 +17,8 @@ from ..layers import LayerCall, LayerCalls, own_parameters, runs_pytorchs_forwar
 from ..layers.layer_specs import as_sequence
 from ..tn import LayerSpec
 from .gathering import Seen
-from .layer_factors import input_factor, input_rows, output_grad_factor, output_grad_rows
+from .layer_factors import output_grad_rows
+from .layer_sums import input_sums, output_grad_sums
 from .method import Method
 from .moments import Moment
 from .places import COMPUTED, FROZEN, SHARDED, TWO_WAYS, Place, name_of, read_from
@@ -146,7 +147,6 @@ class Statistics:
         """Compute the input's statistics, and let the output's gradient add them together with its own."""
         extended = bias is not None and bias.requires_grad and place.adds_bias
         form, gathering, method = place.form, place.gathering, self.method
-        reduced = method.approximation == "reduce"
         if max(place.shape(weight, extended)[1:]) > self.largest:
             return
 
@@ -156,11 +156,7 @@ class Statistics:
             return as_sequence(tensor) if linear else tensor.reshape(spec.output_shape)
 
         with torch.no_grad(), without_autocast(output):
-            input = _precise(input)
-            if reduced:
-                made = input_rows(spec, input, extended)
-            else:
-                made = input_factor(spec, input, "expand", extended).mul_(spec.batch_size)
+            made = input_sums(spec, _precise(input), method, extended)
             outputs = [output_grad_rows(spec, in_order(output)) / prod(spec.output_size)] if method.outputs else []
         gathering.watch(weight)
         this = weakref.ref(self)
@@ -174,12 +170,8 @@ class Statistics:
                 seen = Seen(*moments, examples=spec.batch_size, outputs=outputs.copy())
                 if statistics.counts_terms:
                     seen.terms = (grad != 0).any(1).sum()
-                if reduced:
-                    seen.input.add_rows(made)
-                    seen.output_grad.add_rows(output_grad_rows(spec, grad))
-                else:
-                    seen.input.add_matrix(made)
-                    seen.output_grad.add_matrix(output_grad_factor(spec, grad, "expand").mul_(spec.batch_size))
+                made.into(seen.input)
+                output_grad_sums(spec, grad, method).into(seen.output_grad)
                 gathering.note(seen, place.parameter)
 
         output.register_hook(note)

@@ -42,6 +42,11 @@ class Method:
     def __post_init__(self) -> None:
         check_approximation(self.approximation)
 
+    @property
+    def diagonals(self) -> tuple[bool, bool]:
+        """Whether the diagonals of the factors of input and output gradient are all that is needed of them."""
+        return False, False
+
     def update(self, state: dict[str, Any], seen: Seen, scales: tuple[float, float]) -> None:
         """Add what a step's backward passes have seen, in steps in which it was gathered.
 
@@ -71,4 +76,4 @@ class Method:
         agreed: bool,
     ) -> dict[str, Seen]:
         """What all processes together have seen, with scales of 1; all of them call this together."""
-        return means_of_factors(taken, scales, shapes, like, agreed)
+        return means_of_factors(taken, scales, shapes, like, agreed, self.diagonals)

@@ -35,7 +35,7 @@ class Moment:
             self.matrix()
 
     def add_matrix(self, matrix: Tensor) -> None:
-        """Add a sum of outer products ``[G, R, R]``."""
+        """Add a sum of outer products ``[G, R, R]``, or its diagonal ``[G, R]``."""
         self._matrix = matrix if self._matrix is None else self._matrix + matrix
 
     def add(self, other: "Moment") -> None:
@@ -47,10 +47,17 @@ class Moment:
             self.add_rows(rows)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(G, R, R)``."""
-        groups, _, rows = (self._rows[0] if self._matrix is None else self._matrix).shape
+    def shape(self) -> tuple[int, ...]:
+        """``(G, R, R)``, or ``(G, R)`` of a diagonal."""
+        if self._matrix is not None:
+            return tuple(self._matrix.shape)
+        groups, _, rows = self._rows[0].shape
         return groups, rows, rows
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether :meth:`rows` are all there is."""
+        return self._matrix is None
 
     @property
     def bound(self) -> Tensor:
@@ -67,7 +74,7 @@ class Moment:
         return self._rows[0]
 
     def matrix(self) -> Tensor:
-        """The sum ``Σ_n r_n r_nᵀ`` ``[G, R, R]``; its rows are no longer held afterwards."""
+        """The sum ``Σ_n r_n r_nᵀ`` ``[G, R, R]``, or its diagonal; its rows are no longer held afterwards."""
         if self._rows:
             rows = torch.cat(self._rows, 1)
             self.add_matrix(rows.mT @ rows)
