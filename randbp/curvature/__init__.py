@@ -7,8 +7,10 @@ from .layer_factors import Approximation, input_factor, output_grad_factor
 from .linear_operator import LinearOperator
 from .linear_operators import GGN, EmpiricalFisher, Hessian, MCFisher
 from .method import Method
+from .model_diagonals import ggn_diagonal, hutchinson_diagonal
 from .per_example import per_example_grads, per_example_norms, per_example_square_sum, per_example_variance
 from .preconditioner import Preconditioner
+from .recursive_diagonal import hessian_diagonal
 from .singd import SINGD
 from .structured_inverse_free import StructuredInverseFree
 from .tangent_kernel import ntk
@@ -27,6 +29,9 @@ __all__ = [
     "Preconditioner",
     "StructuredInverseFree",
     "damped_inverses",
+    "ggn_diagonal",
+    "hessian_diagonal",
+    "hutchinson_diagonal",
     "input_factor",
     "ntk",
     "output_grad_factor",

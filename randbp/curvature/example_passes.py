@@ -2,14 +2,17 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .batched_data import BatchedData
 from .example_gradients import ExampleGradients, Made, gradients_of, summed
+from .loss_hessian import LossDerivatives, LossFunction, LossReduction, loss_derivatives
+from .parameter_space import ParameterSpace
 from .parameter_uses import Output, Use, record
 
 See = Callable[[str, ExampleGradients], None]
@@ -23,7 +26,7 @@ class ExamplePass:
 
     Args:
         model: The model, which runs in its current mode.
-        inputs: Its input; a tuple of its arguments; or a mapping of its keyword arguments.
+        inputs: Its argument.
 
     Attributes:
         output: The model's output ``[N, …]``.
@@ -47,10 +50,7 @@ class ExamplePass:
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         _check_norms(model)
         self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-        if isinstance(inputs, Mapping):
-            found = record(model, **inputs)
-        else:
-            found = record(model, *(inputs if isinstance(inputs, tuple) else (inputs,)))
+        found = record(model, inputs)
         if not isinstance(found.output, Tensor) or found.output.grad_fn is None or not found.output.dim():
             raise ValueError(
                 f"model: {type(model).__name__} returned {type(found.output).__name__}, "
@@ -185,28 +185,19 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def batches(data: Any) -> Iterator[tuple[Any, Any]]:
-    """Iterate over a batch ``(inputs, targets)``, or over an iterable of batches.
-
-    Raises:
-        ValueError: If a batch is not a pair, or there is none.
+def example_passes(
+    model: nn.Module, data: Any, loss: LossFunction, reduction: LossReduction | None = None
+) -> Iterator[tuple[ExamplePass, LossDerivatives]]:
+    """Run a model on every batch, and differentiate the loss with respect to its output.
 
     Example:
-        >>> batch = torch.ones(4, 3), torch.zeros(4)
-        >>> len(list(batches(batch))), len(list(batches([batch, batch])))
-        (1, 2)
+        >>> batch = torch.ones(4, 3), torch.zeros(4, 2)
+        >>> [len(run.output) for run, _ in example_passes(nn.Linear(3, 2), [batch, batch], nn.MSELoss())]
+        [4, 4]
     """
-    single = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[1], Tensor)
-    if not single and not isinstance(data, Iterable):
-        raise ValueError(f"data={type(data).__name__}: expected a batch (inputs, targets) or an iterable of batches")
-    none = True
-    for batch in [data] if single else data:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise ValueError(f"data: a batch is {type(batch).__name__}, expected a pair (inputs, targets)")
-        none = False
-        yield batch[0], batch[1]
-    if none:
-        raise ValueError("data: expected at least one batch (inputs, targets)")
+    for inputs, targets in BatchedData(data).on(ParameterSpace(model).device):
+        run = ExamplePass(model, inputs)
+        yield run, loss_derivatives(loss, run.output, targets, reduction)
 
 
 def accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -183,7 +183,7 @@ class Recording:
     uses: tuple[Use, ...]
 
 
-def record(model: nn.Module, *inputs: Any, **named: Any) -> Recording:
+def record(model: nn.Module, *inputs: Any) -> Recording:
     """Run a model, and note how its output depends on those parameters that need a gradient.
 
     Noted are weights and biases of convolutions and linear layers, affine parameters of norms, and tables. Other uses
@@ -203,7 +203,7 @@ def record(model: nn.Module, *inputs: Any, **named: Any) -> Recording:
     """
     recorder = _Recorder(model)
     with torch.enable_grad(), recorder:
-        output = model(*inputs, **named)
+        output = model(*inputs)
     return Recording(output, tuple(recorder.uses))
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .example_gradients import ExampleGradients
-from .example_passes import ExamplePass, See, accumulate, batches, in_order
-from .loss_hessian import LossFunction, LossReduction, loss_derivatives
+from .example_passes import See, accumulate, example_passes, in_order
+from .loss_hessian import LossFunction, LossReduction
 
 
 def per_example_grads(
@@ -27,8 +27,7 @@ def per_example_grads(
     Args:
         model: The model, which runs in its current mode; its parameters' ``.grad`` stay as they are. The first
             dimension of its output, and of the input of each layer, is that of the examples.
-        data: A batch ``(inputs, targets)``, or an iterable of batches, whose examples follow each other. Inputs that
-            are a tuple or a mapping are the model's arguments.
+        data: A batch ``(inputs, targets)``, or an iterable of batches, whose examples follow each other.
         loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss``, or a function of output and targets.
         reduction: Reduction of a function: ``"mean"`` over examples (the default), ``"sum"`` or ``"tokens"``, see
             :func:`~randbp.curvature.loss_hessian.loss_derivatives`.
@@ -152,9 +151,7 @@ def _moments(
 def _see_all(model: nn.Module, data: Any, loss: LossFunction, reduction: LossReduction | None, see: See) -> int:
     """Show the gradients of all parameters for each batch, and count the examples."""
     examples = 0
-    for inputs, targets in batches(data):
-        run = ExamplePass(model, inputs)
-        derivatives = loss_derivatives(loss, run.output, targets, reduction)
+    for run, derivatives in example_passes(model, data, loss, reduction):
         output_grad = derivatives.gradients
         if derivatives.reduction == "mean":
             terms = derivatives.example_terms.view(-1, *[1] * (output_grad.dim() - 1))

@@ -189,6 +189,15 @@ class Windows(nn.Module):
         return self.layer(x.view(-1, 2)).view(len(x), -1)
 
 
+class Tupled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(x), x
+
+
 class Read(nn.Module):
     def __init__(self):
         super().__init__()
@@ -219,7 +228,8 @@ def checkpointed(model, reentrant):
         (Windows(), 4, r"model: 'layer\.weight' serves 6 examples, expected 3 as in the output"),
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), 2, r"model: '1' \(BatchNorm1d\) takes its statistics"),
         (checkpointed(nn.Linear(2, 2), True), 2, r"use_reentrant=True, expected use_reentrant=False"),
-        (nn.Linear(2, 2).requires_grad_(False), 2, r"model: Linear returned Tensor, expected a tensor \[N, …\] that"),
+        (nn.Linear(2, 2).requires_grad_(False), 2, r"model: Linear: expected real parameters that require gradients"),
+        (Tupled(), 2, r"model: Tupled returned tuple, expected a tensor \[N, …\] that depends on parameters"),
     ],
 )
 def test_parameters_that_are_not_served_are_named(model, width, message):
