@@ -1,13 +1,16 @@
 """Curvature of a network's loss: Kronecker factors of its layers, operators, per-example gradients, and optimisers."""
 
+from .factor_passes import ModelFactors
 from .inverse import damped_inverses
 from .kfac import KFAC
+from .kronecker import KroneckerEigen, KroneckerProduct
 from .kronecker_inverse import KroneckerInverse
 from .layer_factors import Approximation, input_factor, output_grad_factor
 from .linear_operator import LinearOperator
 from .linear_operators import GGN, EmpiricalFisher, Hessian, MCFisher
 from .method import Method
 from .model_diagonals import ggn_diagonal, hutchinson_diagonal
+from .model_factors import factors
 from .per_example import per_example_grads, per_example_norms, per_example_square_sum, per_example_variance
 from .preconditioner import Preconditioner
 from .recursive_diagonal import hessian_diagonal
@@ -22,13 +25,17 @@ __all__ = [
     "Approximation",
     "EmpiricalFisher",
     "Hessian",
+    "KroneckerEigen",
     "KroneckerInverse",
+    "KroneckerProduct",
     "LinearOperator",
     "MCFisher",
     "Method",
+    "ModelFactors",
     "Preconditioner",
     "StructuredInverseFree",
     "damped_inverses",
+    "factors",
     "ggn_diagonal",
     "hessian_diagonal",
     "hutchinson_diagonal",

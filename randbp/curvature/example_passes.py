@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .autograd_graph import Graph
 from .batched_data import BatchedData
 from .example_gradients import ExampleGradients, Made, gradients_of, summed
 from .loss_hessian import LossDerivatives, LossFunction, LossReduction, loss_derivatives
@@ -58,7 +59,7 @@ class ExamplePass:
             )
         self.output = found.output
         self._names = {parameter: name for name, parameter in self.parameters.items()}
-        graph = _Graph(self.output.grad_fn)
+        graph = Graph(self.output.grad_fn)
         self._uses: dict[Output, list[Use]] = {}
         for use in found.uses:
             if use.output.edge.node in graph.edges:
@@ -104,7 +105,7 @@ class ExamplePass:
                 with torch.no_grad():
                     self._see(name, summed(self._pending.pop(name)))
 
-    def _check_uses(self, graph: "_Graph") -> None:
+    def _check_uses(self, graph: Graph) -> None:
         if graph.hidden:
             raise ValueError(
                 "model: calls torch.utils.checkpoint with use_reentrant=True, expected use_reentrant=False"
@@ -131,45 +132,6 @@ def _arrival(this: "weakref.ref[ExamplePass]", output: Output) -> Callable[[tupl
             run._arrived(output, grad)
 
     return arrived
-
-
-class _Graph:
-    """The graph of a forward pass.
-
-    Attributes:
-        edges: Following nodes of each node.
-        uses: How often each leaf is used.
-        hidden: Whether it has parts that cannot be seen.
-    """
-
-    def __init__(self, root: Any) -> None:
-        self.edges: dict[Any, list[Any]] = {}
-        self.uses: Counter[Tensor] = Counter()
-        nodes = [root]
-        while nodes:
-            node = nodes.pop()
-            if node in self.edges:
-                continue
-            self.edges[node] = following = [each for each, _ in node.next_functions if each is not None]
-            nodes += following
-        for following in self.edges.values():
-            self.uses.update(node.variable for node in following if hasattr(node, "variable"))
-        self.hidden = any(node.name() == "CheckpointFunctionBackward" for node in self.edges)
-
-    def without_any_below(self, marked: set[Any]) -> set[Any]:
-        """The marked nodes from which no other marked node is reached."""
-        above: dict[Any, list[Any]] = {}
-        for node, following in self.edges.items():
-            for each in following:
-                above.setdefault(each, []).append(node)
-        reaching: set[Any] = set()
-        nodes = [each for node in marked for each in above.get(node, [])]
-        while nodes:
-            node = nodes.pop()
-            if node not in reaching:
-                reaching.add(node)
-                nodes += above.get(node, [])
-        return marked - reaching
 
 
 def _check_norms(model: nn.Module) -> None:
