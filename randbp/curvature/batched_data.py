@@ -1,6 +1,6 @@
 """Batches and models that are the same in each pass over the data."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,6 +71,18 @@ def _moved(tree: Any, device: torch.device) -> Any:
     if isinstance(tree, Mapping):
         return {key: _moved(each, device) for key, each in tree.items()}
     return type(tree)(_moved(each, device) for each in tree) if type(tree) in (tuple, list) else tree
+
+
+def called(model: Callable[..., Any], inputs: Any) -> Any:
+    """Call a model with its input, a tuple of its arguments, or a mapping of its named arguments.
+
+    Example:
+        >>> called(max, (2, 3)), called(dict, {"a": 1})
+        (3, {'a': 1})
+    """
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def check_repeatable(model: nn.Module) -> None:

@@ -27,7 +27,7 @@ class ExamplePass:
 
     Args:
         model: The model, which runs in its current mode.
-        inputs: Its argument.
+        inputs: Its input; a tuple of its arguments; or a mapping of its named arguments.
 
     Attributes:
         output: The model's output ``[N, …]``.

@@ -19,6 +19,7 @@ from ..layers import LayerCall, parsed
 from ..layers.functions import LayerFunction, spec_of
 from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec
+from .batched_data import called
 from .places import View, read_from
 
 
@@ -183,7 +184,7 @@ class Recording:
     uses: tuple[Use, ...]
 
 
-def record(model: nn.Module, *inputs: Any) -> Recording:
+def record(model: nn.Module, inputs: Any) -> Recording:
     """Run a model, and note how its output depends on those parameters that need a gradient.
 
     Noted are weights and biases of convolutions and linear layers, affine parameters of norms, and tables. Other uses
@@ -203,7 +204,7 @@ def record(model: nn.Module, *inputs: Any) -> Recording:
     """
     recorder = _Recorder(model)
     with torch.enable_grad(), recorder:
-        output = model(*inputs)
+        output = called(model, inputs)
     return Recording(output, tuple(recorder.uses))
 
 

@@ -27,7 +27,8 @@ def per_example_grads(
     Args:
         model: The model, which runs in its current mode; its parameters' ``.grad`` stay as they are. The first
             dimension of its output, and of the input of each layer, is that of the examples.
-        data: A batch ``(inputs, targets)``, or an iterable of batches, whose examples follow each other.
+        data: A batch ``(inputs, targets)``, or an iterable of batches, whose examples follow each other. Inputs that
+            are a tuple or a mapping are the model's arguments.
         loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss``, or a function of output and targets.
         reduction: Reduction of a function: ``"mean"`` over examples (the default), ``"sum"`` or ``"tokens"``, see
             :func:`~randbp.curvature.loss_hessian.loss_derivatives`.

@@ -100,6 +100,26 @@ def test_tokens_shared_weights_and_ignored_labels():
     assert made["twice.weight"].isfinite().all()
 
 
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(2, 3), nn.Linear(3, 3)
+
+    def forward(self, left, right):
+        return self.left(left).tanh() * self.right(right)
+
+
+def test_inputs_in_a_tuple_or_mapping_are_arguments():
+    torch.manual_seed(0)
+    model, left, right = Pair().double(), torch.randn(4, 2).double(), torch.randn(4, 3).double()
+    y, loss = torch.arange(4) % 3, nn.CrossEntropyLoss()
+    made = per_example_grads(model, ((left, right), y), loss)
+    torch.testing.assert_close(made, per_example_grads(model, ({"right": right, "left": left}, y), loss))
+    loss(model(left, right), y).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(made[name].mean(0), parameter.grad)
+
+
 def test_a_table_by_itself():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Embedding(5, 3, padding_idx=1), nn.Flatten(), nn.Linear(18, 2)).double()
