@@ -148,7 +148,8 @@ class Hessian(DataOperator):
 class _GaussNewton(DataOperator):
     """``Σ_n J_nᵀ B_n J_n`` with Jacobians ``J_n`` of the output and a matrix ``B_n`` for each example.
 
-    A product needs one forward pass in which tangents travel along, and a backward pass.
+    A product needs one forward pass in which tangents travel along, and a backward pass. Where a function has no
+    forward derivative, a forward and two backward passes take the place of the first one.
     """
 
     @abstractmethod
@@ -173,13 +174,19 @@ class _GaussNewton(DataOperator):
     def _pushed(self, inputs: Any, column: Column) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """The output, its tangent ``J v``, and the parameters of its graph."""
         leaves = self._leaves()
-        with forward_ad.dual_level():
-            duals = {
-                name: forward_ad.make_dual(leaf, part.to(leaf.dtype))
-                for (name, leaf), part in zip(leaves.items(), column, strict=True)
-            }
-            output, tangent = forward_ad.unpack_dual(self._output(duals, inputs))
-        return output, tangent, list(leaves.values())
+        parameters = list(leaves.values())
+        column = [part.to(like.dtype) for part, like in zip(column, parameters, strict=True)]
+        try:
+            with forward_ad.dual_level():
+                duals = map(forward_ad.make_dual, parameters, column)
+                output, tangent = forward_ad.unpack_dual(self._output(dict(zip(leaves, duals, strict=True)), inputs))
+        except NotImplementedError:  # a function has no forward derivative: that of Jᵀu with respect to u is J
+            output = self._output(leaves, inputs)
+            pulled = torch.zeros_like(output, requires_grad=True)
+            grads = _grad([output], parameters, [pulled], create_graph=True)
+            linear = [number for number, grad in enumerate(grads) if grad.requires_grad]
+            (tangent,) = _grad([grads[number] for number in linear], [pulled], [column[number] for number in linear])
+        return output, tangent, parameters
 
 
 class GGN(_GaussNewton):

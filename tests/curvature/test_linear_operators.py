@@ -260,6 +260,38 @@ def test_several_inputs_move_with_the_data():
             close(found, 4 * 2 * rows.T @ rows @ torch.ones(3) / 5, 1e-5)
 
 
+def test_functions_without_forward_derivatives_are_differentiated_backwards_twice():
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+    class Power(nn.Module):
+        def __init__(self, own):
+            super().__init__()
+            self.own = own
+
+        def forward(self, x):
+            return Cube.apply(x) if self.own else x**3
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), Power(False), nn.Linear(3, 2)).double()
+    x, y = torch.randn(4, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    expected = dense(model, x, y, nn.CrossEntropyLoss())
+    model[1].own = True
+    for make, matrix in zip(OPERATORS, expected, strict=True):
+        close(make(model, (x, y), nn.CrossEntropyLoss()).to_dense(), matrix)
+    model[1].own = False
+    model[1].register_full_backward_hook(lambda *_: None)  # which PyTorch calls by such a function
+    for make, matrix in zip(OPERATORS, expected, strict=True):
+        close(make(model, (x, y), nn.CrossEntropyLoss()).to_dense(), matrix)
+
+
 def test_attention_and_tied_weights():
     torch.manual_seed(0)
 
