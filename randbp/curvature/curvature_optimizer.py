@@ -16,7 +16,7 @@ from .factor_hooks import Statistics
 from .gathering import Seen
 from .method import Method
 from .places import NOT_HELD
-from .precondition import preconditioned
+from .precondition import Directions, preconditioned
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -175,7 +175,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self._statistics.active = _due(self.steps, self.factor_every)
         self._statistics.drop()
 
-    def _directions(self) -> tuple[dict[Tensor, dict[str, Any]], dict[Tensor, Tensor], Tensor | float]:
+    def _directions(self) -> tuple[dict[Tensor, dict[str, Any]], Directions, Tensor | float]:
         """Learn from the last backward passes.
 
         Returns:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .averages import Reduction
 from .curvature_optimizer import CurvatureOptimizer, evaluated
 from .method import Method
+from .pieces import pieces, scaled
 
 
 class CurvatureSGD(CurvatureOptimizer):
@@ -81,12 +82,16 @@ class CurvatureSGD(CurvatureOptimizer):
             if parameter.grad is None:
                 continue
             direction = directions.get(parameter)
-            update = parameter.grad if direction is None else (direction * length).to(parameter.dtype)
-            if group["weight_decay"]:
-                update = update.add(parameter, alpha=group["weight_decay"])
-            if group["momentum"]:
-                update = self._moved(parameter).mul_(group["momentum"]).add_(update)
-            parameter.add_(update, alpha=-group["lr"])
+            given = parameter.grad if direction is None else direction
+            buffer = [self._moved(parameter)] if group["momentum"] else []
+            for update, part, *moved in pieces(given, parameter, *buffer):
+                if direction is not None:
+                    update = scaled(update, length).to(part.dtype)
+                if group["weight_decay"]:
+                    update = update.add(part, alpha=group["weight_decay"])
+                for each in moved:
+                    update = each.mul_(group["momentum"]).add_(update)
+                part.add_(update, alpha=-group["lr"])
         self._finish(closure)
         return loss
 

@@ -64,6 +64,10 @@ class Method:
         """The preconditioned gradient ``[G, d, a]``, or ``None`` if nothing is known of a weight of this shape."""
         raise NotImplementedError
 
+    def entrywise(self, state: dict[str, Any], groups: int, outer: int, inner: int) -> tuple[Tensor, Tensor] | None:
+        """``r`` ``[G, d]`` and ``c`` ``[G, a]``, if directions are ``r_i G[i, j] c_j``: no direction is then made."""
+        return None
+
     def compare(self, state: dict[str, Any], before: Seen, after: Seen, scales: tuple[float, float]) -> None:
         """Learn from the same batch before and after a step, if the method has a :attr:`second_pass`."""
 

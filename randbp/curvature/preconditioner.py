@@ -11,6 +11,7 @@ from .arguments import described
 from .averages import Reduction
 from .curvature_optimizer import CurvatureOptimizer, evaluated
 from .method import Method
+from .pieces import pieces, scaled
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -103,7 +104,8 @@ class Preconditioner(CurvatureOptimizer):
         _, directions, length = self._directions()
         for parameter, direction in directions.items():
             if parameter.grad is not None:
-                parameter.grad.copy_(direction * length)
+                for piece, part in pieces(direction, parameter.grad):
+                    part.copy_(scaled(piece, length))
         self._finish(None)
         return loss
 

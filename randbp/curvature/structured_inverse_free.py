@@ -98,6 +98,13 @@ class StructuredInverseFree(Method):
         right, left = (state[key] for key in _ROOTS)
         return matrices[1].precondition(left, matrices[0].precondition(right, grad).mT).mT
 
+    def entrywise(self, state: dict[str, Any], groups: int, outer: int, inner: int) -> tuple[Tensor, Tensor] | None:
+        """The squares of two diagonal factors."""
+        if not all(self.diagonals) or not _fits(state, self._matrices(inner, outer), groups):
+            return None
+        right, left = (state[key] for key in _ROOTS)
+        return left.square(), right.square()
+
     def _matrices(self, inner: int, outer: int) -> tuple[Dense, Dense]:
         return STRUCTURES[self.structures[0]](inner), STRUCTURES[self.structures[1]](outer)
 
