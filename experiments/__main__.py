@@ -10,6 +10,8 @@ COMMANDS = {
     "equal-time": "accuracy against measured seconds: estimators beside smaller batches, bf16 and checkpoints; a page",
     "second-order": "All-CNN-C on Fashion-MNIST with SGD and K-FAC, for a fixed number of steps and three seeds",
     "lean-training": "ResNet-18 on Fashion-MNIST, exact and with presets: does the accuracy differ? five seeds",
+    "ntk": "learning of CNNs of several widths beside what their empirical tangent kernels predict; a page",
+    "hessian-rank": "ranks of Hessian and Gauss-Newton matrices of linear CNNs against upper bounds; a page",
 }
 
 
