@@ -28,7 +28,7 @@ from ..tn.execute.rows import PartnerTable
 from ..tn.execute.segments import flat_spatial
 from .race import GAIN, race
 
-TOGETHER = 2**22
+TOGETHER = 2**21
 """Entries of patches that are multiplied at a time [entries]."""
 
 DEVICE = 16
@@ -87,22 +87,24 @@ class DrawnRows:
         matrix = matrix.view(spec.out_channels, channels, -1).transpose(1, 2).flatten(1).contiguous()  # [D, K·C]
         if matrix.dtype != self.dtype:
             matrix = narrow(matrix, self.draw.child(_WEIGHT).seed, 0, self.dtype)
-        shape, innermost = (spec.batch_size, channels, positions), isinstance(spec, LinearSpec)
-        result = torch.zeros(shape, dtype=sum_dtype(self.grad.dtype), device=weight.device)
-        if innermost:
-            result = result.view(shape[0], positions, channels).transpose(1, 2)
+        dtype, linear, batch = sum_dtype(self.grad.dtype), isinstance(spec, LinearSpec), spec.batch_size
+        shape = (batch * positions, channels) if linear else (batch, channels, positions)
+        result = torch.zeros(shape, dtype=dtype, device=table.device)
         for part, pieces in self._parts(table.shape[1] * channels):
-            sums = None
+            total = None
             for some in pieces:
-                numbers = self._within(part, some)
-                columns = (self._rows[some] @ matrix).view(len(numbers), -1, channels)
+                columns = self._rows[some] @ matrix
+                if linear:  # each row meets one row
+                    result.index_add_(0, self.numbers[some], columns.to(dtype))
+                    continue
+                numbers, columns = self._within(part, some), columns.view(len(columns), -1, channels)
                 found = scatter_patches(columns, numbers, table, positions, part.stop - part.start)
-                sums = found if sums is None else sums.add_(found)
-            assert sums is not None
-            result[part] = sums.view(-1, positions, channels).transpose(1, 2)
+                total = found if total is None else total.add_(found)
+            if total is not None:
+                result[part] = total
         if self.scale != 1:
             result *= self.scale
-        return result if innermost else result.view(spec.input_shape)
+        return result.view(batch, positions, channels).transpose(1, 2) if linear else result.view(spec.input_shape)
 
     def _restored(self) -> Tensor:
         """The output gradient with all rows weighted, most of them by zero."""

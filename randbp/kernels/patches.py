@@ -31,11 +31,11 @@ def gather_patches(rows: Tensor, numbers: Tensor, table: Tensor, count: int) -> 
 
 @fused(
     lambda patches, numbers, table, count, examples: patches.new_empty(
-        examples * count, patches.shape[2], dtype=sum_dtype(patches.dtype)
+        examples, patches.shape[2], count, dtype=sum_dtype(patches.dtype)
     )
 )
 def scatter_patches(patches: Tensor, numbers: Tensor, table: Tensor, count: int, examples: int) -> Tensor:
-    """``rows[n I + i] = Σ_{s k: numbers[s] = n O + o, table[o, k] = i} patches[s, k]``: the adjoint of the gather.
+    """``planes[n, :, i] = Σ_{s k: numbers[s] = n O + o, table[o, k] = i} patches[s, k]``: the adjoint of the gather.
 
     Args:
         patches: ``[S, K, C]``, any floating dtype.
@@ -45,17 +45,17 @@ def scatter_patches(patches: Tensor, numbers: Tensor, table: Tensor, count: int,
         examples: Number of examples ``N``.
 
     Returns:
-        ``[N I, C]``, summed in the order of ``s`` and ``k`` (a GPU has none), in single precision for 16 bits.
+        ``[N, C, I]``, summed in an order of the backend's, in single precision for 16 bits.
 
     Example:
         >>> table = torch.tensor([[0, 1], [1, -1]], dtype=torch.int32)
         >>> scatter_patches(torch.ones(2, 2, 1), torch.tensor([0, 1]), table, 2, 1).tolist()
-        [[1.0], [2.0]]
+        [[[1.0, 2.0]]]
     """
     index, rows, width = _met(numbers, table, count).flatten(), examples * count, patches.shape[2]
     sums = patches.new_zeros(rows + 1, width, dtype=sum_dtype(patches.dtype))
     sums.index_add_(0, torch.where(index < 0, rows, index), patches.reshape(len(index), width).to(sums.dtype))
-    return sums[:rows]
+    return sums[:rows].view(examples, count, width).transpose(1, 2).contiguous()
 
 
 def _met(numbers: Tensor, table: Tensor, count: int) -> Tensor:

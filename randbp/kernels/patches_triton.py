@@ -35,7 +35,7 @@ def scatter_patches(patches: Tensor, numbers: Tensor, table: Tensor, count: int,
         table.contiguous(), sums, items, len(table), table.shape[1], count, width, TOGETHER=together,
         COLUMNS=columns, PRECISE=sums.dtype,
     )  # fmt: skip
-    return sums
+    return sums.view(examples, count, width).transpose(1, 2).contiguous()
 
 
 @triton.jit
