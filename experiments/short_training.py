@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -45,17 +45,22 @@ def trained(
         make_schedule: From the optimiser and ``total_steps`` to a schedule of the learning rate; by default it falls
             linearly to zero.
     """
-    generator = torch.Generator().manual_seed(seed)
     make_schedule = make_schedule or _linear
     schedule = make_schedule(optimizer, total_steps=steps)
     start, losses = time.perf_counter(), []
-    for _ in range(steps):
-        index = torch.randint(len(train[1]), (batch,), generator=generator)
+    for index in batches_of(len(train[1]), steps, batch, seed):
         optimizer.zero_grad()
         losses.append(gradients(train[0][index], train[1][index]))
         optimizer.step()
         schedule.step()
     return {"seconds": time.perf_counter() - start, "loss": mean(losses[-20:])}
+
+
+def batches_of(images: int, steps: int, batch: int, seed: int) -> Iterator[Tensor]:
+    """Numbers of the images of each step, drawn with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        yield torch.randint(images, (batch,), generator=generator)
 
 
 def gradients_of(

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from experiments.checkpoints import add_checkpoints
 from experiments.data.fashion_mnist import FashionMNIST
-from experiments.short_training import Row, accuracy, all_runs, options_parser, prepared, trained
+from experiments.short_training import Row, accuracy, all_runs, batches_of, options_parser, prepared, trained
 from randbp.diagnostics import StepPeak
 from randbp.diagnostics.timing import interleave, seconds_per_call
 
+from .controlled import EVERY, Rates, set_rates, train_controlled
 from .page import write_page
-from .settings import EXACT, HALF, NETWORKS, SETTINGS, Setting, Training, cut
+from .settings import CONTROLLED, EXACT, HALF, NETWORKS, SETTINGS, Setting, Training, cut
 
 QUICK = {"width": 0.25, "steps": 30, "batch": 32, "test_images": 500, "seeds": 2}
 ROUNDS = (3, 9)
@@ -34,8 +35,11 @@ def main(argv: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     costs = _costs(folder / f"{network}.json", network, chosen, options)
     wanted = {name: setting for name, setting in chosen.items() if name in (*names, EXACT, HALF)}
-    wanted |= cut(chosen, {name: cost["seconds"] for name, cost in costs.items()})
+    wanted = {EXACT: SETTINGS[EXACT]} | cut(chosen, {name: cost["seconds"] for name, cost in costs.items()}) | wanted
     rows = all_runs(wanted, seeds, folder / f"{network}.jsonl", {"network": network} | options, _run, _told)
+    if CONTROLLED in wanted:
+        rates = next(row["rates"] for row in rows if row["setting"] == CONTROLLED)
+        costs = _costs(folder / f"{network}.json", network, chosen, options, rates)
     for line in write_page(folder, network, options, rows, costs):
         print(line)
     return 0
@@ -56,15 +60,38 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _costs(
-    path: Path, network: str, settings: Mapping[str, Setting], options: Mapping[str, Any]
+    path: Path, network: str, settings: Mapping[str, Setting], options: Mapping[str, Any], rates: Rates | None = None
 ) -> dict[str, dict[str, float]]:
-    """Seconds and peak bytes of a step of each setting, measured in turn; those that are written with these options."""
+    """Seconds and peak bytes of a step of each setting, measured in turn, unless they are written with these options.
+
+    A step whose rates are controlled is measured once ``rates`` are known, the mean ones of a training, and has its
+    share of a measurement's passes.
+    """
     asked = {"width": options["width"], "batch": options["batch"], "threads": torch.get_num_threads()}
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found["options"] == asked and found["costs"].keys() >= settings.keys():
-            costs: dict[str, dict[str, float]] = found["costs"]
-            return costs
+    known: dict[str, dict[str, float]] = {}
+    if path.exists() and (found := json.loads(path.read_text()))["options"] == asked:
+        known = found["costs"]
+    missing = {
+        name: setting for name, setting in settings.items()
+        if name not in known and (setting.budget is None or rates is not None)
+    }  # fmt: skip
+    if not missing:
+        return known
+    measured = _measured({EXACT: settings[EXACT]} | missing, network, options, rates or {})
+    scale = known[EXACT]["seconds"] / measured[EXACT]["seconds"] if EXACT in known else 1.0  # of another day
+    for name, setting in missing.items():
+        passes = 0 if setting.budget is None else 4 / EVERY * measured[EXACT]["seconds"]
+        known[name] = measured[name] | {"seconds": scale * (measured[name]["seconds"] + passes)}
+        print(
+            f"{name:28} {1e3 * known[name]['seconds']:.0f} ms, {known[name]['seconds'] / known[EXACT]['seconds']:.2f}"
+        )
+    path.write_text(json.dumps({"options": asked, "costs": known}, indent=1))
+    return known
+
+
+def _measured(
+    settings: Mapping[str, Setting], network: str, options: Mapping[str, Any], rates: Rates
+) -> dict[str, dict[str, float]]:
     images, labels = prepared(*(part[: options["batch"]] for part in _arrays()))
     contenders, peaks = {}, {}
     for name, setting in settings.items():
@@ -72,10 +99,10 @@ def _costs(
         model = NETWORKS[network].build(options["width"])
         if setting.checkpoints:
             add_checkpoints(model, NETWORKS[network].block)
-        training, size = (
-            Training(model, setting, NETWORKS[network].layers),
-            max(1, round(setting.batch * options["batch"])),
-        )
+        training = Training(model, setting, NETWORKS[network].layers)
+        if setting.budget is not None:
+            set_rates(model, rates)
+        size = max(1, round(setting.batch * options["batch"]))
         optimizer = torch.optim.SGD(model.parameters(), 1e-4, 0.9)
 
         def step(training: Training = training, optimizer: torch.optim.Optimizer = optimizer, size: int = size) -> None:
@@ -88,14 +115,10 @@ def _costs(
             step()
         contenders[name], peaks[name] = step, peak.bytes
     timings = interleave(contenders, lambda run, times: seconds_per_call(run, times, images.device), ROUNDS, 600.0)
-    costs = {
+    return {
         name: {"seconds": sorted(readings)[len(readings) // 2], "bytes": peaks[name]}
         for name, readings in timings.items()
     }
-    path.write_text(json.dumps({"options": asked, "costs": costs}, indent=1))
-    for name, cost in costs.items():
-        print(f"{name:28} {1e3 * cost['seconds']:.0f} ms, {cost['seconds'] / costs[EXACT]['seconds']:.2f} of exact")
-    return costs
 
 
 def _arrays() -> tuple[Tensor, Tensor]:
@@ -126,13 +149,20 @@ def _run(
         add_checkpoints(model, NETWORKS[network].block)
     count, size = max(1, round(setting.steps * steps)), max(1, round(setting.batch * batch))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    training = Training(model, setting, NETWORKS[network].layers, seed)
+    schedule, layers = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.08), NETWORKS[network].layers
+    if setting.budget is not None:
+        batches = list(batches_of(len(train[1]), count, size, seed))
+        row = train_controlled(
+            model, setting.budget, setting.randomize or {}, layers, batches, train, optimizer,
+            schedule(optimizer, total_steps=count), seed,
+        )  # fmt: skip
+    else:
+        training = Training(model, setting, layers, seed)
 
-    def gradients(images: Tensor, labels: Tensor) -> float:
-        return training.gradients(images[:size], labels[:size])
+        def gradients(images: Tensor, labels: Tensor) -> float:
+            return training.gradients(images[:size], labels[:size])
 
-    schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.08)
-    with training.around:
-        row = trained(gradients, optimizer, seed, train, count, batch, schedule)
+        with training.around:
+            row = trained(gradients, optimizer, seed, train, count, batch, schedule)
     found = accuracy(model, *(part[:test_images] for part in test), 100)
     return row | {"steps": count, "images": size, "accuracy": found}

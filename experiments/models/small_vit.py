@@ -40,7 +40,7 @@ class SmallViT(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 1, width: int = 128, depth: int = 4, size: int = 28
+        self, num_classes: int = 10, in_channels: int = 1, width: int = 128, depth: int = 4, size: int = 32
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(in_channels, width, 4, stride=4)
