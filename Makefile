@@ -49,6 +49,13 @@ nightly: $(READY)  ## Long checks: 10,000 generated tensor networks, all of PyTo
 	$(BIN)/python -m tests.tn.generated_networks --count 10000 --processes 2
 	$(BIN)/python -m tests.lean.operators
 
+peers: $(READY)  ## Compare curvature with curvlinops, BackPACK, singd and einconv (2 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/curvature/against_*.py
+
+PEERS = $(shell $(BIN)/python -c 'import tomllib; \
+	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])')
+
 triton: $(READY)  ## Compile Triton's kernels for GPUs, and compare them in its interpreter; neither needs a GPU (2 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[triton]'
 	$(BIN)/python -m tests.kernels.cubins
@@ -73,4 +80,4 @@ gallery: $(READY)  ## Draw all tensor networks into docs/gallery
 clean:  ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) $(VENV)-core $(VENV)-oldest .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
 
-.PHONY: help setup demo test quick core oldest nightly triton bench gallery lint format clean
+.PHONY: help setup demo test quick core oldest nightly peers triton bench gallery lint format clean
