@@ -1,5 +1,7 @@
 """Curvature of a network's loss: Kronecker factors of its layers, operators, per-example gradients, and optimisers."""
 
+from .eigenvalue_corrected import EigenvalueCorrected
+from .ekfac import EKFAC
 from .factor_passes import ModelFactors
 from .inverse import damped_inverses
 from .kfac import KFAC
@@ -19,10 +21,12 @@ from .structured_inverse_free import StructuredInverseFree
 from .tangent_kernel import ntk
 
 __all__ = [
+    "EKFAC",
     "GGN",
     "KFAC",
     "SINGD",
     "Approximation",
+    "EigenvalueCorrected",
     "EmpiricalFisher",
     "Hessian",
     "KroneckerEigen",

@@ -1,7 +1,8 @@
 """What all second-order optimisers have in common: they see a network's curvature, and precondition its gradients."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from math import inf
 from typing import Any, ClassVar
 
@@ -10,13 +11,16 @@ from torch import Tensor, nn
 
 from ..layers import runs_pytorchs_forward
 from .arguments import check_number, positive
-from .averages import Reduction, finite, follow, forget, processes, scales_of
+from .averages import Reduction, Scales, finite, follow, forget, scales_of
 from .chosen import DELIBERATE, candidates, left_by_calls, left_by_parameters, shared_parameters, summary
 from .factor_hooks import Statistics
 from .gathering import Seen
 from .method import Method
 from .places import NOT_HELD
 from .precondition import Directions, preconditioned
+from .processes import Peers, processes
+from .sharding import is_sharded
+from .spreading import Task, run_spread
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -172,7 +176,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             for key, value in state_dict["state"].get(number, {}).items():
                 if key in self.method.keys:
                     self.state[parameter][key] = value.to(parameter.device, copy=True)
-        self._statistics.active = _due(self.steps, self.factor_every)
+        self._prepare()
         self._statistics.drop()
 
     def _directions(self) -> tuple[dict[Tensor, dict[str, Any]], Directions, Tensor | float]:
@@ -184,13 +188,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if self._statistics.active:
             self._shared = shared_parameters(self._model)
         groups = self._look()
-        if self._statistics.active:
-            self._average()
+        taken, scales = self._average() if self._statistics.active else ({}, {})
         weights = self._weights()
-        if _due(self.steps, self.inverse_every):
-            for weight in weights.values():
-                if weight in self.state:
-                    self.method.refresh(self.state[weight], groups[weight]["damping"])
+        if self._statistics.refreshes:
+            self._refresh(weights, groups)
+        if self.method.pairs and self._statistics.active:
+            self._correct(weights, taken, scales)
         places = [self._statistics.places[key] for key in weights]
         rates = {parameter: group.get("lr", 1.0) for parameter, group in groups.items()}
         return groups, *preconditioned(self.method, places, self.state, rates, self.kl_clip)
@@ -200,26 +203,32 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if closure is not None and self._before:
             evaluated(closure)
             weights = self._weights()
-            for key, (after, scales) in self._together(self._statistics.take()).items():
+            known, scales = self._together(weights, *self._taken(weights))
+            for key, after in known.items():
                 if key in self._before:
-                    self.method.compare(self.state[weights[key]], self._before[key], after, scales)
+                    self.method.compare(self.state[weights[key]], self._before[key], after, scales[key])
         self._before = {}
         for group in self.param_groups:
             group["steps"] += 1
-        self._statistics.active = _due(self.steps, self.factor_every)
+        self._prepare()
         self._tell()
+
+    def _prepare(self) -> None:
+        """Let hooks know what the next step is to do."""
+        self._statistics.active = _due(self.steps, self.factor_every)
+        self._statistics.refreshes = _due(self.steps, self.inverse_every)
 
     def _look(self) -> dict[Tensor, dict[str, Any]]:
         """Look up the layers' current parameters, and return the group of each parameter of the optimiser."""
         groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
-        self._statistics.held = groups
+        self._statistics.held, self._statistics.states = groups, self.state
         own: list[Tensor] = []
         for place in self._statistics.places.values():
             own += place.look(groups)
             place.left = left_by_parameters(place, groups, self._shared, self._largest)
         for parameter in [each for each in self.state if isinstance(each, Tensor) and each not in groups]:
             del self.state[parameter]
-        forget(self.state, self.method.keys, own)
+        forget(self.state, (*self.method.keys, *self.method.numbers), own)
         return groups
 
     def _weights(self) -> dict[str, nn.Parameter]:
@@ -227,38 +236,78 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         places = self._statistics.places.items()
         return {key: place.parameter for key, place in places if place.parameter is not None and not place.left}
 
-    def _average(self) -> None:
-        """Let the method have what the last backward passes have seen, where it is finite."""
+    def _average(self) -> tuple[dict[str, Seen], Scales]:
+        """Let the method have what the last backward passes have seen, where it is finite.
+
+        Returns:
+            What this process has seen of the same weights, and its scales.
+        """
         weights, places = self._weights(), self._statistics.places
-        for key, (seen, scales) in self._together(self._statistics.take()).items():
+        taken, scales = self._taken(weights)
+        known, theirs = self._together(weights, taken, scales)
+        for key, seen in known.items():
             state = self.state[weights[key]]
             follow(state, self.method.keys, weights[key])
-            self.method.update(state, seen, scales)
+            self.method.update(state, seen, theirs[key])
             if self.method.second_pass:
                 self._before[key] = seen
-        known = [places[key] for key, weight in weights.items() if "updates" in self.state.get(weight, {})]
-        self._by_calls = left_by_calls(self._modules, self._statistics, known)
+        seen_once = [places[key] for key, weight in weights.items() if "updates" in self.state.get(weight, {})]
+        self._by_calls = left_by_calls(self._modules, self._statistics, seen_once)
         self._statistics.called.clear()
+        return {key: seen for key, seen in taken.items() if key in known}, scales
 
-    def _together(self, taken: dict[str, Seen]) -> dict[str, tuple[Seen, tuple[float, float]]]:
-        """What all processes have seen of weights that are preconditioned, and its scales, where it is finite."""
-        weights, places = self._weights(), self._statistics.places
-        taken = {key: seen for key, seen in taken.items() if key in weights}
-        scales = scales_of(taken, self.reduction)
-        if processes() > 1:
-            if not weights:
-                return {}
-            shapes = {
-                key: places[key].shape(weight, places[key].added_bias is not None)
-                for key, weight in weights.items()
-                if places[key].form is not None
-            }
-            agreed = all(runs_pytorchs_forward(module) for module in self._modules.values())
-            first = next(iter(weights.values()))
-            like = torch.empty((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
-            taken = self.method.over_processes(taken, scales, shapes, like, agreed)
+    def _taken(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Seen], Scales]:
+        """What this process has seen, and its scales."""
+        taken = {key: seen for key, seen in self._statistics.take().items() if key in weights}
+        return taken, scales_of(taken, self.reduction)
+
+    def _together(
+        self, weights: Mapping[str, Tensor], taken: dict[str, Seen], scales: Scales
+    ) -> tuple[dict[str, Seen], Scales]:
+        """What all processes have seen, and its scales, where it is finite."""
+        if processes() > 1 and weights:
+            taken = self.method.over_processes(taken, scales, self._peers(weights))
             scales = dict.fromkeys(taken, (1.0, 1.0))
-        return {key: (seen, scales[key]) for key, seen in finite(taken, scales).items()}
+        return finite(taken, scales), scales
+
+    def _peers(self, weights: Mapping[str, Tensor]) -> Peers:
+        """The other processes."""
+        shapes = {}
+        for key, weight in weights.items():
+            place = self._statistics.places[key]
+            if place.form is not None:
+                shapes[key] = place.shape(weight, place.added_bias is not None)
+        agreed = all(runs_pytorchs_forward(module) for module in self._modules.values())
+        first = next(iter(weights.values()))
+        like = torch.empty((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+        return Peers(shapes, like, agreed)
+
+    def _refresh(self, weights: Mapping[str, Tensor], groups: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Refresh the states of weights, each in one process, those of sharded weights in all."""
+        spread = {}
+        for key, weight in weights.items():
+            place, state = self._statistics.places[key], self.state.get(weight)
+            if state is None:
+                continue
+            refresh = partial(self.method.refresh, state, groups[weight]["damping"])
+            if not self.method.spreads or is_sharded(weight) or place.form is None:
+                refresh()
+            else:
+                number, outer, inner = place.shape(weight, place.added_bias is not None)
+                spread[key] = Task(state, refresh, number * (outer**3 + inner**3), weight.device)
+        run_spread(spread)
+
+    def _correct(self, weights: Mapping[str, Tensor], taken: Mapping[str, Seen], scales: Scales) -> None:
+        """Let the method have means of squares of per-example gradients."""
+        parts = {}
+        for key, seen in taken.items():
+            self.method.observe(self.state[weights[key]], seen)
+            if seen.squares is not None and not seen.pairs:
+                parts[key] = [seen.squares * scales[key][1]]
+        if processes() > 1 and weights:
+            parts = self._peers(weights).means(parts, lambda shape: [shape])
+        for key, (squares,) in parts.items():
+            self.method.correct(self.state[weights[key]], squares)
 
     def _tell(self) -> None:
         """Warn once about layers that take plain steps."""

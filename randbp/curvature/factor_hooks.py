@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from .layer_sums import input_sums, output_grad_sums
 from .method import Method
 from .moments import Moment
 from .places import Place
+from .projected_gradients import RowPair, pair_of
 
 
 class Statistics(LayerHooks):
@@ -32,7 +34,10 @@ class Statistics(LayerHooks):
         counts_terms: Whether positions with a gradient are counted.
 
     Attributes:
+        active: Whether a step gathers anything.
+        refreshes: Whether it refreshes the method's state.
         held: The optimiser's parameters.
+        states: The states of these.
         places: The weights of these layers, by name; those of layers with a forward pass of their own once they run.
         called: Layers that ran in training since the last step that took factors.
         trouble: Why a part of the last call of a layer could not be used, by name.
@@ -42,7 +47,8 @@ class Statistics(LayerHooks):
         self, layers: Mapping[str, nn.Module], method: Method, largest: float, counts_terms: bool = False
     ) -> None:
         super().__init__(layers)
-        self.active, self.method = True, method
+        self.active, self.refreshes, self.method = True, True, method
+        self.states: Mapping[Any, dict[str, Any]] = {}
         self.largest, self.counts_terms = largest, counts_terms
 
     def counts(self, module: nn.Module) -> bool:
@@ -73,7 +79,8 @@ class Statistics(LayerHooks):
         if max(place.shape(weight, extended)[1:]) > self.largest:
             return
         with torch.no_grad(), without_autocast(output):
-            made = input_sums(spec, precise(input), method, extended)
+            input = precise(input)
+            made = input_sums(spec, input, method, extended)
             outputs = []
             if method.outputs:
                 outputs = [output_grad_rows(spec, channels_second(form, spec, output)) / prod(spec.output_size)]
@@ -91,6 +98,12 @@ class Statistics(LayerHooks):
                     seen.terms = (grad != 0).any(1).sum()
                 made.into(seen.input)
                 output_grad_sums(spec, grad, method).into(seen.output_grad)
+                if method.pairs:
+                    reduced = method.approximation == "reduce"
+                    rows = RowPair(seen.input.rows(), seen.output_grad.rows()) if reduced else None
+                    seen.pairs = [rows or pair_of(spec, input, grad, extended)]
+                    if not statistics.refreshes:
+                        method.observe(statistics.states.get(place.parameter, {}), seen)
                 gathering.note(seen, place.parameter)
 
         source_of(output).register_hook(note)

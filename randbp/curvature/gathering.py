@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._torch.hooks import current_backward
 from .moments import Moment
+from .projected_gradients import Pair
 from .sharding import is_sharded
 
 
@@ -24,6 +25,8 @@ class Seen:
         examples: Number of examples.
         terms: Positions in these at which the gradient is not zero, where they are counted.
         outputs: Outputs ``[G, N, D / G]`` as means over positions, call by call, where a method asks for them.
+        pairs: Both sides of each call, where a method asks for them.
+        squares: What a method has made of such pairs: sums of squares ``[G, d, a]``.
         order: Smaller for statistics that were seen earlier.
     """
 
@@ -32,7 +35,20 @@ class Seen:
     examples: int = 0
     terms: Tensor | float = 0
     outputs: list[Tensor] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    squares: Tensor | None = None
     order: int = field(default_factory=count().__next__)
+
+    @property
+    def moments(self) -> tuple[Moment, Moment]:
+        """Those of input and output gradient."""
+        return self.input, self.output_grad
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(G, d, a)``."""
+        groups, outer = self.output_grad.shape[:2]
+        return groups, outer, self.input.shape[1]
 
     def add(self, other: "Seen") -> None:
         """Add another object's sums."""
@@ -41,6 +57,13 @@ class Seen:
         self.examples += other.examples
         self.terms = self.terms + other.terms
         self.outputs += other.outputs
+        self.pairs += other.pairs
+        if other.squares is not None:
+            self.add_squares(other.squares)
+
+    def add_squares(self, squares: Tensor) -> None:
+        """Add to the squares."""
+        self.squares = squares if self.squares is None else self.squares + squares
 
 
 class Gathering:

@@ -1,7 +1,7 @@
 """K-FAC: gradient descent with gradients divided by Kronecker-factored curvature."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -63,10 +63,10 @@ class KFAC(CurvatureSGD):
             network's output distribution; longer steps are shortened. ``None`` for no bound.
         reduction: The reduction of the loss: ``"mean"`` over examples, ``"sum"``, or ``"tokens"`` for a mean over
             all tokens (positions, pixels) of the batch that the loss does not ignore. With ``g_n`` an example's part in
-            the gradient, the curvature is ``M Σ_n g_n g_nᵀ`` where the loss is a mean of ``M`` terms, and without ``M``
-            for a sum: so ``"mean"`` makes that of a loss over tokens too small by their number per example. Tokens are
-            counted where the loss enters the layers: positions of the output with a gradient that is not zero, in the
-            layer that the backward pass reaches first.
+            the gradient, the curvature is ``M Σ_n g_n g_nᵀ`` where the loss is a mean of ``M`` terms, and
+            ``1/N Σ_n g_n g_nᵀ`` for a sum: so ``"mean"`` makes that of a loss over tokens too small by their number per
+            example. Tokens are counted where the loss enters the layers: positions of the output with a gradient that
+            is not zero, in the layer that the backward pass reaches first.
         layers: Names or globs of the layers to precondition; ``None`` for all possible ones.
         largest: Largest number of rows of a factor; layers with larger factors take plain steps.
         params: Parameters or groups of them, as PyTorch's optimisers take them; ``None`` for all of the model's. A
@@ -89,6 +89,8 @@ class KFAC(CurvatureSGD):
         ['0', '2']
     """
 
+    kind: ClassVar[type[KroneckerInverse]] = KroneckerInverse
+
     def __init__(
         self,
         model: nn.Module,
@@ -109,7 +111,7 @@ class KFAC(CurvatureSGD):
     ) -> None:
         super().__init__(
             model,
-            KroneckerInverse(approximation, decay),
+            self.kind(approximation, decay),
             lr,
             momentum=momentum,
             weight_decay=weight_decay,

@@ -42,6 +42,7 @@ class KroneckerInverse(Method):
     decay: float = 0.95
 
     keys: ClassVar[tuple[str, ...]] = (*FACTORS, *INVERSES)
+    spreads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +71,7 @@ class KroneckerInverse(Method):
 def update_factors(state: dict[str, Any], seen: Seen, scales: tuple[float, float], decay: float) -> None:
     """Update the running averages of both factors with what a step's backward passes have seen."""
     weight = weight_of_next(state, decay)
-    for key, moment, scale in zip(FACTORS, (seen.input, seen.output_grad), scales, strict=True):
+    for key, moment, scale in zip(FACTORS, seen.moments, scales, strict=True):
         known = state.get(key)
         if known is not None and known.shape != moment.shape:  # the bias was frozen, or the weight has another shape
             known = None

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .averages import Scales, means_of_factors
+from .averages import Scales
 from .gathering import Seen
 from .layer_factors import Approximation, check_approximation
+from .processes import Peers
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,12 @@ class Method:
 
     Attributes:
         keys: Names of all tensors in the state of a weight.
+        numbers: Names of all numbers there.
         rows: Whether sums are kept as rows, as :meth:`~randbp.curvature.moments.Moment.rows` gives them.
         outputs: Whether outputs are gathered, too.
+        pairs: Whether both sides of each call are gathered, too.
         second_pass: Whether ``step(closure)`` calls the closure again, with the new parameters, for :meth:`compare`.
+        spreads: Whether :meth:`refresh` takes so long that each weight's is run by one process for all.
 
     Raises:
         ValueError: If the approximation is neither.
@@ -35,9 +39,12 @@ class Method:
     approximation: Approximation = "reduce"
 
     keys: ClassVar[tuple[str, ...]] = ()
+    numbers: ClassVar[tuple[str, ...]] = ("updates",)
     rows: ClassVar[bool] = False
     outputs: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
     second_pass: ClassVar[bool] = False
+    spreads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_approximation(self.approximation)
@@ -71,13 +78,15 @@ class Method:
     def compare(self, state: dict[str, Any], before: Seen, after: Seen, scales: tuple[float, float]) -> None:
         """Learn from the same batch before and after a step, if the method has a :attr:`second_pass`."""
 
-    def over_processes(
-        self,
-        taken: Mapping[str, Seen],
-        scales: Scales,
-        shapes: Mapping[str, tuple[int, int, int]],
-        like: Tensor,
-        agreed: bool,
-    ) -> dict[str, Seen]:
+    def over_processes(self, taken: Mapping[str, Seen], scales: Scales, peers: Peers) -> dict[str, Seen]:
         """What all processes together have seen, with scales of 1; all of them call this together."""
-        return means_of_factors(taken, scales, shapes, like, agreed, self.diagonals)
+        return peers.factors(taken, scales, self.diagonals)
+
+    def observe(self, state: dict[str, Any], seen: Seen) -> None:
+        """Take what is needed of the pairs of a call while a backward pass runs, if the method has :attr:`pairs`.
+
+        It is not called in steps that refresh, for which they are held until then.
+        """
+
+    def correct(self, state: dict[str, Any], squares: Tensor) -> None:
+        """Learn from the mean of squares that :meth:`observe` has made of pairs, after refreshing."""

@@ -62,7 +62,7 @@ class StructuredInverseFree(Method):
 
     def update(self, state: dict[str, Any], seen: Seen, scales: tuple[float, float]) -> None:
         """Project the curvature that was seen, transformed by the present factors, onto the structures."""
-        moments = seen.input, seen.output_grad
+        moments = seen.moments
         sums = [moment.rows() if moment.has_rows else moment.matrix() for moment in moments]
         groups, matrices = len(sums[0]), self._matrices(sums[0].shape[-1], sums[1].shape[-1])
         if not _fits(state, matrices, groups):

@@ -1,5 +1,6 @@
-"""Short Lightning runs of a network, for the tests of K-FAC."""
+"""Short Lightning runs of a network, for the tests of second-order optimisers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -12,16 +13,16 @@ from randbp.curvature import KFAC
 class Module(lightning.LightningModule):
     """A classifier; each process trains on its part of a batch."""
 
-    def __init__(self, network: nn.Module, **options: Any) -> None:
+    def __init__(self, network: nn.Module, optimizer: Callable[..., Any] = KFAC, **options: Any) -> None:
         super().__init__()
-        self.network, self.options = network, options
+        self.network, self.optimizer, self.options = network, optimizer, options
 
     def training_step(self, batch: Any, _: int) -> Any:
         x, y = (part[self.trainer.global_rank :: self.trainer.world_size] for part in batch)
         return cross_entropy(self.network(x), y)
 
-    def configure_optimizers(self) -> KFAC:
-        return KFAC(self.network, **self.options)
+    def configure_optimizers(self) -> Any:
+        return self.optimizer(self.network, **self.options)
 
 
 def trainer(folder: Any, **options: Any) -> lightning.Trainer:

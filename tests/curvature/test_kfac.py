@@ -2,8 +2,6 @@
 
 import copy
 import math
-import pickle
-from functools import partial
 
 import pytest
 import torch
@@ -20,35 +18,7 @@ from randbp.curvature.weight_matrices import Form, as_matrices, call_input, from
 from randbp.layers import kind_of
 
 from .lightning_runs import Module, trainer
-
-
-def network(seed=0, dtype=torch.float64):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(2, 6, 3, stride=2, padding=1),
-        nn.Tanh(),
-        nn.Conv2d(6, 6, 3, padding=1, groups=3, bias=False),
-        nn.GroupNorm(2, 6),
-        nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2),
-        nn.Tanh(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 3),
-    ).to(dtype)
-
-
-def batch(count=8, seed=1, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, 2, 6, 6, generator=generator, dtype=dtype)
-    return x, torch.arange(count) % 3
-
-
-def loss_of(model, x, y, reduction="mean"):
-    return cross_entropy(model(x), y, reduction=reduction)
-
-
-def parameters(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+from .training import batch, loss_of, network, parameters, run
 
 
 def per_example(model, x, y):
@@ -100,29 +70,6 @@ def test_direction_solves_the_dense_system(approximation):
     torch.testing.assert_close(before[3].weight - norm.weight, lr * norm.weight.grad)  # plain SGD
 
 
-def stepped(model, optimizer, losses):
-    for loss in losses:
-        loss(model).backward()
-    optimizer.step()
-    return parameters(model)
-
-
-def test_sums_means_and_micro_batches_see_the_same_curvature():
-    x, y = batch()
-    halves = [(x[:3], y[:3]), (x[3:], y[3:])]  # of unequal size, each with its share of the mean
-    results = []
-    for losses, options in (
-        ([lambda m: loss_of(m, x, y)], {}),
-        ([lambda m: loss_of(m, x, y, "sum")], {"reduction": "sum", "lr": 0.1 / 8}),
-        ([partial(lambda p, m: loss_of(m, *p) * len(p[0]) / 8, pair) for pair in halves], {}),
-    ):
-        model = network()
-        optimizer = KFAC(model, **{"lr": 0.1, "kl_clip": None, "momentum": 0.5, **options})
-        results.append(stepped(model, optimizer, losses))
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], rtol=1e-9, atol=1e-11)
-
-
 def test_steps_are_shortened_to_the_bound():
     (x, y), lengths = batch(), []
     for clip in (None, 1e-4):
@@ -140,29 +87,6 @@ def test_steps_are_shortened_to_the_bound():
     assert lengths[0] > 1e-3
     # Shortened by ν, lr² ν ⟨direction, gradient⟩ is the geometric mean of the bound and what it was.
     assert lengths[1] == pytest.approx(math.sqrt(1e-4 * lengths[0]), rel=1e-6)
-
-
-def run(model, optimizer, count, first=0):
-    for step in range(first, first + count):
-        optimizer.zero_grad()
-        loss_of(model, *batch(seed=step)).backward()
-        optimizer.step()
-
-
-def test_a_resumed_run_goes_on_bit_for_bit():
-    options = {"lr": 0.1, "factor_every": 2, "inverse_every": 3, "weight_decay": 0.01}
-    model = network()
-    optimizer = KFAC(model, **options)
-    run(model, optimizer, 5)
-    saved = pickle.loads(pickle.dumps((model.state_dict(), optimizer.state_dict())))
-    run(model, optimizer, 5, first=5)
-    other = network(seed=9)
-    resumed = KFAC(other, **options)
-    other.load_state_dict(saved[0])
-    resumed.load_state_dict(saved[1])
-    run(other, resumed, 5, first=5)
-    assert resumed.steps == 10
-    assert torch.equal(parameters(model), parameters(other))
 
 
 def test_factors_are_averaged_and_inverted_when_due():
@@ -210,22 +134,6 @@ def test_what_does_not_count():
     optimizer.step()  # plain SGD
 
 
-def test_what_is_not_finite_is_left_out():
-    model, (x, y) = network(), batch()
-    optimizer = KFAC(model, lr=0.1, factor_every=1, inverse_every=1)
-    loss_of(model, x, y).backward()
-    optimizer.step()
-    state = optimizer.state[model[0].weight]
-    before = {key: state[key].clone() for key in ("input_factor", "output_grad_factor")}
-    optimizer.zero_grad()
-    x[0, 0, 0, 0] = math.inf
-    loss_of(model, x, y).backward()
-    optimizer.zero_grad()  # as where a step is given up
-    optimizer.step()
-    assert all(torch.equal(state[key], value) for key, value in before.items()) and state["updates"] == 1
-    assert parameters(model).isfinite().all()
-
-
 def test_layers_that_are_left_to_sgd():
     class Tied(nn.Module):
         def __init__(self):
@@ -249,38 +157,6 @@ def test_layers_that_are_left_to_sgd():
     optimizer.step()
     copy_of_state = copy.deepcopy(optimizer.state_dict())
     optimizer.load_state_dict(copy_of_state)
-
-
-def test_groups_have_their_own_numbers():
-    model, (x, y) = network(), batch()
-    old = copy.deepcopy(model)
-    last = list(model[8].parameters())
-    others = [p for p in model.parameters() if all(p is not q for q in last)]
-    optimizer = KFAC(model, params=[{"params": others, "lr": 0.0}, {"params": last}], lr=0.1, weight_decay=0.1)
-    loss_of(model, x, y).backward()
-    optimizer.step()
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, old.get_parameter(name)) == (not name.startswith("8."))
-    with pytest.raises(ValueError, match="momentum=1: expected a number from 0 and below 1"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "momentum": 1})
-
-
-def test_a_closure_and_a_schedule():
-    model, (x, y) = network(), batch()
-    optimizer = KFAC(model, lr=0.1)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = loss_of(model, x, y)
-        loss.backward()
-        return loss
-
-    losses = []
-    for _ in range(5):
-        losses.append(float(optimizer.step(closure).detach()))
-        schedule.step()
-    assert losses[-1] < losses[0] and optimizer.param_groups[0]["lr"] == 0.1 * 0.5**5
 
 
 def test_beside_randomised_layers_and_autocast():
@@ -359,18 +235,6 @@ def module():
 def loader(size):
     x, y = digits()
     return DataLoader(TensorDataset(x[:256].double(), y[:256]), batch_size=size)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_lightning_trains_and_resumes(tmp_path):
-    whole, first, second = module(), module(), module()
-    trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(whole, loader(32))
-    half = trainer(tmp_path, max_epochs=1)
-    half.fit(first, loader(32))
-    half.save_checkpoint(tmp_path / "one.ckpt")
-    trainer(tmp_path, max_epochs=2).fit(second, loader(32), ckpt_path=tmp_path / "one.ckpt", weights_only=False)
-    assert torch.equal(parameters(whole), parameters(second))
-    assert not torch.equal(parameters(whole), parameters(first))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -458,34 +322,6 @@ def test_matrices_of_modules_without_bias_come_back():
     assert torch.equal(weight, module.weight) and bias is None
 
 
-def test_sixteen_bits_resume_with_all_bits_of_the_factors():
-    model, other = network(dtype=torch.bfloat16), network(dtype=torch.bfloat16)
-    optimizer, resumed = KFAC(model, lr=0.1), KFAC(other, lr=0.1)
-    pairs = [(model, optimizer), (other, resumed)]
-    x, y = batch(dtype=torch.bfloat16)
-    for _ in range(2):
-        loss_of(model, x, y).backward()
-        optimizer.step()
-    other.load_state_dict(model.state_dict())
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for each, its in pairs:
-        its.zero_grad()
-        loss_of(each, x, y).backward()
-        its.step()
-    state, restored = (its.state[each[0].weight] for each, its in pairs)
-    assert state["input_factor"].dtype == restored["input_factor"].dtype == torch.float32
-    assert all(torch.equal(state[key], restored[key]) for key in state if key.endswith(("_factor", "_inverse")))
-    assert torch.equal(parameters(model), parameters(other))
-
-
-def test_a_state_of_sgd_is_a_beginning():
-    model = network()
-    optimizer = KFAC(model)
-    optimizer.load_state_dict(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9).state_dict())
-    run(model, optimizer, 1)
-    assert optimizer.steps == 1 and "input_inverse" in optimizer.state[model[0].weight]
-
-
 def test_products_that_overflow_are_left_out():
     model = nn.Linear(3, 2)
     optimizer = KFAC(model, lr=1e-2, reduction="sum", factor_every=1, inverse_every=1)
@@ -561,17 +397,6 @@ def test_modules_that_are_no_plain_layers():
     }
     with pytest.raises(ValueError, match="params: hold the weight of no layer"):
         KFAC(model, params=model.table.parameters())
-
-
-def test_copies_of_the_optimizer_are_refused_and_of_the_model_are_free():
-    model = network()
-    optimizer = KFAC(model)
-    for copied in (copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="KFAC: copies and pickles would lose the hooks"):
-            copied(optimizer)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        loss_of(twin, *batch()).backward()
-        assert not optimizer._statistics.seen
 
 
 def test_vectorised_gradients_do_not_count():
