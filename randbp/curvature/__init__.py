@@ -5,6 +5,7 @@ from .ekfac import EKFAC
 from .factor_passes import ModelFactors
 from .inverse import damped_inverses
 from .kfac import KFAC
+from .kfac_operator import KFACOperator
 from .kronecker import KroneckerEigen, KroneckerProduct
 from .kronecker_inverse import KroneckerInverse
 from .layer_factors import Approximation, input_factor, output_grad_factor
@@ -29,6 +30,7 @@ __all__ = [
     "EigenvalueCorrected",
     "EmpiricalFisher",
     "Hessian",
+    "KFACOperator",
     "KroneckerEigen",
     "KroneckerInverse",
     "KroneckerProduct",

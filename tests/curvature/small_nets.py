@@ -19,7 +19,7 @@ def layer(kind: str, draw: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
     if kind == "tokens":
         return nn.Linear(3, outer), (draw.choice([2, 3]), 3)
     dims, transposed = int(kind[0]), kind.endswith("t")
-    size = {1: 6, 2: 4, 3: 3}[dims]
+    size = {1: 6, 2: 4, 3: 3}[dims] - (transposed and dims > 1)
     more = {
         "stride": draw.choice([1, 2]),
         "padding": draw.choice([0, 1]),
