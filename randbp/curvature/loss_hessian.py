@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .arguments import described
 
@@ -157,8 +158,8 @@ def loss_derivatives(
 
     Args:
         loss: ``nn.CrossEntropyLoss`` for class labels (also over positions, with ``ignore_index``, class weights and
-            label smoothing), ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss`` (also with weights). Or any other function
-            ``loss(output, target)``, of which there are gradients only.
+            label smoothing), ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss`` (also with weights), or PyTorch's function of
+            one of them. Or any other function ``loss(output, target)``, of which there are gradients only.
         output: The network's output, as the loss takes it: ``[N, C, *O]`` for cross-entropy, ``[N, …]`` for the others.
         target: What it is compared with.
         reduction: The reduction of a loss given as a function: ``"mean"`` over examples (the default), ``"sum"``, or
@@ -184,6 +185,7 @@ def loss_derivatives(
         raise ValueError(f"loss={described(loss)}: expected a loss of torch.nn or a function of output and target")
     if reduction is not None and (not isinstance(reduction, str) or reduction not in ("mean", "sum", "tokens")):
         raise ValueError(f"reduction={described(reduction)}: expected 'mean' or 'sum' or 'tokens'")
+    loss = next((module for function, module in _MODULES if loss is function), loss)
     precise = output.detach().as_subclass(Tensor)
     precise = precise.to(torch.promote_types(precise.dtype, torch.float32))
     with torch.no_grad(), torch.autocast(precise.device.type, enabled=False):
@@ -272,3 +274,10 @@ _SERVED: dict[Any, Callable[[Any, Tensor, Any], tuple[Tensor, OutputHessian]]] =
     nn.MSELoss: _squares,
     nn.BCEWithLogitsLoss: _binary,
 }
+
+_MODULES: tuple[tuple[LossFunction, LossFunction], ...] = (
+    (F.cross_entropy, nn.CrossEntropyLoss()),
+    (F.mse_loss, nn.MSELoss()),
+    (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss()),
+)
+"""The losses that PyTorch's functions compute by default."""

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from randbp.curvature.loss_hessian import loss_derivatives
 
@@ -122,6 +123,23 @@ def test_functions_have_the_reduction_that_is_named(reduction, divide, last):
     assert made.hessian is None and float(made.scale) == 1 / divide
     numbers = loss_derivatives(lambda f, y: (f - y).square().mean(), output[0, 0], target[0].double(), "tokens")
     assert numbers.terms == 5
+
+
+@pytest.mark.parametrize(
+    ("function", "module", "target"),
+    [
+        (F.cross_entropy, nn.CrossEntropyLoss(), torch.tensor([0, 2])),
+        (F.mse_loss, nn.MSELoss(), torch.ones(2, 3)),
+        (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss(), torch.ones(2, 3)),
+    ],
+)
+def test_pytorchs_functions_are_known(function, module, target):
+    output = torch.randn(2, 3)
+    made, expected = loss_derivatives(function, output, target), loss_derivatives(module, output, target)
+    assert made.hessian is not None and torch.equal(made.gradients, expected.gradients)
+    assert all(map(torch.equal, made.hessian.columns(), expected.hessian.columns()))
+    with pytest.raises(ValueError, match="with reduction='mean', expected 'sum', which was asked for"):
+        loss_derivatives(function, output, target, "sum")
 
 
 def test_a_subclass_with_another_forward_pass_is_a_function():

@@ -89,3 +89,19 @@ def test_the_layer_next_to_the_loss_tells_how_many_there_are():
         factors.append([optimizer.state[model[i].weight]["output_grad_factor"] / tokens for i in (0, 2)])
         optimizer.remove()
     torch.testing.assert_close(factors[0], factors[1])
+
+
+def test_tokens_may_be_changed_in_place():
+    """``F.linear`` returns a view of its product, which has another node in the graph once it is written over."""
+    factors = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace), nn.Linear(5, 3, bias=False)).double()
+        optimizer = KFAC(model)
+        x = torch.randn(6, 2, 4, dtype=F64, generator=torch.Generator().manual_seed(1))
+        cross_entropy(model(x).flatten(0, 1), torch.arange(12) % 3).backward()
+        optimizer.step()
+        assert not optimizer.left_plain
+        factors.append(optimizer.state[model[0].weight]["output_grad_factor"])
+    assert factors[0].any()
+    torch.testing.assert_close(*factors)
