@@ -13,7 +13,7 @@ import randbp
 from randbp import Batch, Estimator, Spatial, autotune, functional, manual_seed, randomize, tn
 from randbp.callbacks import CostMonitor, TensorDropout
 from randbp.callbacks.latest_epoch import LatestEpoch
-from randbp.curvature import KFAC, ntk
+from randbp.curvature import KFAC, EigenvalueCorrected, KroneckerInverse, Preconditioner, ntk
 from randbp.diagnostics import gradient_error
 
 NAN, INF = float("nan"), float("inf")
@@ -73,6 +73,10 @@ def kernel(x: Any = BATCH[0], **options: Any) -> Tensor:
     return ntk(NET, x, **options)
 
 
+def before(method: Any = KroneckerInverse(), **options: Any) -> Preconditioner:  # noqa: B008
+    return Preconditioner(NET, method, **options)
+
+
 def spec(input_shape: Any = (1, 1, 6, 6), out_channels: Any = 2, kernel_size: Any = 3, **options: Any) -> tn.ConvSpec:
     return tn.ConvSpec(input_shape, out_channels, kernel_size, **options)
 
@@ -88,6 +92,8 @@ def arguments() -> Iterator[tuple[Callable[..., object], str]]:
     yield from ((conv_transpose, name) for name in ("x", "weight", "output_padding", *sizes))
     yield from ((linear, name) for name in ("x", "weight", "bias", "weight_vjp", "input_vjp", "generator"))
     yield from ((preconditioned, name) for name in inspect.signature(KFAC).parameters if name != "model")
+    yield from ((before, name) for name in inspect.signature(Preconditioner).parameters if name != "model")
+    yield from ((EigenvalueCorrected, name) for name in ("approximation", "decay"))
     yield kernel, "memory"
     yield from ((spec, name) for name in ("input_shape", "out_channels", "kernel_size", *sizes))
     yield from ((tuned, name) for name in ("sample_batch", "budget", "draws", "rounds", "loss", "seed"))

@@ -34,7 +34,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         method: What is kept of curvature, and how gradients are divided by it.
         defaults: Numbers of the parameter groups, ``damping`` among them.
         factor_every: Steps from one update of the method's averages to the next.
-        inverse_every: Steps from one refreshing of what gradients are multiplied by to the next.
+        inverse_every: Steps from one refreshing of what gradients are multiplied by to the next, of costly methods.
         kl_clip: Bound of ``lr² Σ ⟨direction, gradient⟩``; ``None`` for no bound.
         reduction: The reduction of the loss: ``"mean"``, ``"sum"`` or ``"tokens"``.
         layers: Names or globs of the layers to precondition; ``None`` for all possible ones.
@@ -72,7 +72,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             check_number("kl_clip", kl_clip, 0, exclude_low=True)
         self.method, self.reduction, self.kl_clip = method, reduction, kl_clip
         self.factor_every = positive("factor_every", factor_every)
-        self.inverse_every = positive("inverse_every", inverse_every)
+        every = positive("inverse_every", inverse_every)
+        self.inverse_every = every if method.costly else self.factor_every
         self._largest = inf if largest is None else positive("largest", largest)
         self._modules, self._left = candidates(model, layers)
         if params is not None and not (isinstance(params, Iterable) and getattr(params, "shape", None) != ()):
@@ -290,7 +291,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             if state is None:
                 continue
             refresh = partial(self.method.refresh, state, groups[weight]["damping"])
-            if not self.method.spreads or is_sharded(weight) or place.form is None:
+            if not self.method.costly or is_sharded(weight) or place.form is None:
                 refresh()
             else:
                 number, outer, inner = place.shape(weight, place.added_bias is not None)

@@ -79,11 +79,11 @@ class Statistics(LayerHooks):
         if max(place.shape(weight, extended)[1:]) > self.largest:
             return
         with torch.no_grad(), without_autocast(output):
-            input = precise(input)
-            made = input_sums(spec, input, method, extended)
+            made = input_sums(spec, precise(input), method, extended)
             outputs = []
             if method.outputs:
                 outputs = [output_grad_rows(spec, channels_second(form, spec, output)) / prod(spec.output_size)]
+        held = input if method.pairs and method.approximation == "expand" else None
         gathering.watch(weight)
         this, shape = weakref.ref(self), output.shape
 
@@ -98,12 +98,12 @@ class Statistics(LayerHooks):
                     seen.terms = (grad != 0).any(1).sum()
                 made.into(seen.input)
                 output_grad_sums(spec, grad, method).into(seen.output_grad)
-                if method.pairs:
-                    reduced = method.approximation == "reduce"
-                    rows = RowPair(seen.input.rows(), seen.output_grad.rows()) if reduced else None
-                    seen.pairs = [rows or pair_of(spec, input, grad, extended)]
-                    if not statistics.refreshes:
-                        method.observe(statistics.states.get(place.parameter, {}), seen)
+                if held is not None:
+                    seen.pairs.append(pair_of(spec, precise(held), grad, extended))
+                elif method.pairs:
+                    seen.pairs.append(RowPair(seen.input.rows(), seen.output_grad.rows()))
+                if method.pairs and not statistics.refreshes:
+                    method.observe(statistics.states.get(place.parameter, {}), seen)
                 gathering.note(seen, place.parameter)
 
         source_of(output).register_hook(note)

@@ -42,7 +42,7 @@ class KroneckerInverse(Method):
     decay: float = 0.95
 
     keys: ClassVar[tuple[str, ...]] = (*FACTORS, *INVERSES)
-    spreads: ClassVar[bool] = True
+    costly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

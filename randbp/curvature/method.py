@@ -30,7 +30,8 @@ class Method:
         outputs: Whether outputs are gathered, too.
         pairs: Whether both sides of each call are gathered, too.
         second_pass: Whether ``step(closure)`` calls the closure again, with the new parameters, for :meth:`compare`.
-        spreads: Whether :meth:`refresh` takes so long that each weight's is run by one process for all.
+        costly: Whether :meth:`refresh` takes long: it runs in every ``inverse_every``-th step, and each weight's in one
+            process for all. Otherwise it follows every update.
 
     Raises:
         ValueError: If the approximation is neither.
@@ -44,7 +45,7 @@ class Method:
     outputs: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     second_pass: ClassVar[bool] = False
-    spreads: ClassVar[bool] = False
+    costly: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_approximation(self.approximation)
@@ -65,7 +66,7 @@ class Method:
         raise NotImplementedError
 
     def refresh(self, state: dict[str, Any], damping: float) -> None:
-        """Put new tensors for :meth:`direction` into the state, if anything is known; every ``inverse_every`` steps."""
+        """Put new tensors for :meth:`direction` into the state, if anything is known."""
 
     def direction(self, state: dict[str, Any], grad: Tensor) -> Tensor | None:
         """The preconditioned gradient ``[G, d, a]``, or ``None`` if nothing is known of a weight of this shape."""

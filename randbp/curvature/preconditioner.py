@@ -37,7 +37,7 @@ class Preconditioner(CurvatureOptimizer):
             :class:`~randbp.curvature.KroneckerInverse`.
         damping: ``λ`` added to the curvature.
         factor_every: Steps from one update of the method's averages to the next.
-        inverse_every: Steps from one update of the inverses to the next.
+        inverse_every: Steps from one update of the inverses to the next, of methods that invert or decompose anything.
         kl_clip: Bound of ``Σ ⟨direction, gradient⟩`` over preconditioned layers; longer directions are shortened.
             ``None`` for no bound.
         reduction: The reduction of the loss: ``"mean"`` over examples, ``"sum"``, or ``"tokens"``.

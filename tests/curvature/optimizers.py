@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from randbp.curvature import EKFAC, KFAC, SINGD, EigenvalueCorrected, KroneckerInverse, Preconditioner
+from randbp.curvature import (
+    EKFAC,
+    KFAC,
+    SINGD,
+    EigenvalueCorrected,
+    KroneckerInverse,
+    Preconditioner,
+    StructuredInverseFree,
+)
 
 
 def singd(model: nn.Module, lr: float = 0.03, *, structures: str, inverse_every: int = 0, **options: Any) -> SINGD:
@@ -44,6 +52,7 @@ class BeforeAdam(torch.optim.Adam):
 BEFORE_ADAM: dict[str, Callable[..., Any]] = {
     "KFAC before Adam": partial(BeforeAdam, method=KroneckerInverse()),
     "EKFAC before Adam": partial(BeforeAdam, method=EigenvalueCorrected("expand")),
+    "SINGD before Adam": partial(BeforeAdam, method=StructuredInverseFree()),
 }
 
 

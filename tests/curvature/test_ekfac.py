@@ -199,6 +199,18 @@ def test_pairs_are_held_only_in_steps_that_renew_the_bases(approximation):
         optimizer.step()
 
 
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+@pytest.mark.parametrize("approximation", ["reduce", "expand"])
+def test_hooks_hold_an_input_only_where_gradients_are_made_of_it(kind, approximation):
+    layer, x = nn.Conv2d(2, 3, 3), torch.randn(4, 2, 5, 5)
+    optimizer = kind(layer, approximation=approximation)
+    hooks = layer(x)._backward_hooks.values()
+    held = [cell.cell_contents for hook in hooks for cell in hook.__closure__]
+    found = any(isinstance(each, torch.Tensor) and each.data_ptr() == x.data_ptr() for each in held)
+    assert held and found == (kind is EKFAC and approximation == "expand")
+    optimizer.remove()
+
+
 def test_squares_that_are_not_finite_are_left_out():
     model = nn.Linear(3, 2)
     optimizer = EKFAC(model, lr=1e-2, reduction="sum", factor_every=1)
