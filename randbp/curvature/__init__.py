@@ -18,6 +18,7 @@ from .per_example import per_example_grads, per_example_norms, per_example_squar
 from .preconditioner import Preconditioner
 from .recursive_diagonal import hessian_diagonal
 from .singd import SINGD
+from .spectral_estimates import estimate_trace, spectral_density
 from .structured_inverse_free import StructuredInverseFree
 from .tangent_kernel import ntk
 
@@ -41,6 +42,7 @@ __all__ = [
     "Preconditioner",
     "StructuredInverseFree",
     "damped_inverses",
+    "estimate_trace",
     "factors",
     "ggn_diagonal",
     "hessian_diagonal",
@@ -52,4 +54,5 @@ __all__ = [
     "per_example_norms",
     "per_example_square_sum",
     "per_example_variance",
+    "spectral_density",
 ]
