@@ -87,8 +87,8 @@ def _figure(folder: Path, by_width: dict[int, list[Row]]) -> None:
         handles = [Line2D([], [], color=colour, label=f"width {width}") for width, colour in chosen.items()]
         handles += [Line2D([], [], color="#666666", label="real")]
         handles += [Line2D([], [], color="#666666", linestyle="--", label="predicted")]
-        figure.legend(handles=handles, loc="outside lower left", ncols=5)
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+        figure.legend(handles=handles, loc="outside lower left", ncols=3)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
         for suffix in ("png", "svg"):
             metadata = {"Date": None} if suffix == "svg" else None
             figure.savefig(folder / f"learning.{suffix}", dpi=200, metadata=metadata)
@@ -106,3 +106,7 @@ def _curves(axes: Axes, by_width: dict[int, list[Row]], chosen: dict[int, str], 
     axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 4, 16, 64, 256, 1024]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: "0" if step == 0.5 else f"{step:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
+    if axes.get_ylim()[0] > 0.05:  # within a decade
+        axes.yaxis.set_major_locator(FixedLocator([0.1, 0.15, 0.2, 0.3, 0.4, 0.5]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
