@@ -10,7 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import error, importance, importance_error, kernels, lean, lean_settings, merit, second_order, step, training
+from bench import (
+    error,
+    importance,
+    importance_error,
+    kernels,
+    lean,
+    lean_settings,
+    merit,
+    second_order,
+    step,
+    tangent_kernel,
+    training,
+)
 from bench.journal import Journal
 from bench.place import Place
 from experiments.data import Digits
@@ -274,3 +286,12 @@ def test_kernels_are_timed_on_the_largest_calls_of_a_step(quick_races, monkeypat
     assert encode["moved"] == 2 * (1000 * 4 + 1000 // 2 + 4 * 2 * 4) and encode["of"] == "2x1000 float32"
     assert all(row["reference"] > 0 and row["bandwidth"] > 0 for row in rows)
     assert "fused operations; copying" in capsys.readouterr().out
+
+
+def test_three_ways_give_one_tangent_kernel(monkeypatch):
+    make, shape, _ = tangent_kernel.NETWORKS["digits-cnn"]
+    monkeypatch.setattr(tangent_kernel, "NETWORKS", {"digits-cnn": (make, shape, 2)})
+    summary = tangent_kernel.run("", 0.0)
+    rows = json.loads(Path("runs/bench/ntk.json").read_text())["rows"]
+    assert [row["way"] for row in rows] == list(summary["digits-cnn"]) == list(tangent_kernel.WAYS)
+    assert all(row["seconds"] > 0 and row["bytes"] > 0 and row["error"] < 1e-4 for row in rows)

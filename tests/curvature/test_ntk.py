@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from randbp import tn
 from randbp.curvature import ntk
+from randbp.curvature.jacobian_grams import _network
 from randbp.diagnostics import LiveStorages
 
 from .generated_networks import generated, jacobians
@@ -150,3 +152,22 @@ def test_wrong_arguments():
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             ntk(model, x, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "size", "least"), [(3, 8, 16, 1.0), (64, 128, 4, 12.0), (256, 256, 2, 140.0)]
+)
+def test_plans_make_what_is_cheapest_first(inner, outer, size, least):
+    """Multiply-adds against those of Jacobians first, which layers with many positions prefer."""
+    spec = tn.ConvSpec((16, inner, size, size), outer, 3, padding=1)
+    net = _network(spec, spec, 10, trace=False, same=True)
+    weights, rows = outer * inner * 9, 16 * 10
+    explicit = rows * weights * size**2 + rows**2 * weights
+    assert explicit / least * 0.9 < net.plan().multiplications < explicit / least
+
+
+def test_every_weight_of_a_linear_model_is_used():
+    """Against the kernel of a linear layer in closed form: ``(⟨x_n, y_m⟩ + 1) δ_cc'``."""
+    model, x = small(nn.Linear(5, 3)), torch.randn(4, 5, dtype=torch.float64)
+    expected = ((x @ x.T + 1)[:, :, None, None] * torch.eye(3)).double()
+    torch.testing.assert_close(ntk(model, x), expected)
