@@ -4,9 +4,11 @@ from .eigenvalue_corrected import EigenvalueCorrected
 from .ekfac import EKFAC
 from .factor_passes import ModelFactors
 from .inverse import damped_inverses
+from .kbfgs import KBFGS
 from .kfac import KFAC
 from .kfac_operator import KFACOperator
 from .kronecker import KroneckerEigen, KroneckerProduct
+from .kronecker_bfgs import KroneckerBFGS
 from .kronecker_inverse import KroneckerInverse
 from .layer_factors import Approximation, input_factor, output_grad_factor
 from .linear_operator import LinearOperator
@@ -25,6 +27,7 @@ from .tangent_kernel import ntk
 __all__ = [
     "EKFAC",
     "GGN",
+    "KBFGS",
     "KFAC",
     "SINGD",
     "Approximation",
@@ -32,6 +35,7 @@ __all__ = [
     "EmpiricalFisher",
     "Hessian",
     "KFACOperator",
+    "KroneckerBFGS",
     "KroneckerEigen",
     "KroneckerInverse",
     "KroneckerProduct",

@@ -14,11 +14,12 @@ from .arguments import check_number, positive
 from .averages import Reduction, Scales, finite, follow, forget, scales_of
 from .chosen import DELIBERATE, candidates, left_by_calls, left_by_parameters, shared_parameters, summary
 from .factor_hooks import Statistics
-from .gathering import Seen
+from .gathering import Means, Seen
 from .method import Method
 from .places import NOT_HELD
 from .precondition import Directions, preconditioned
 from .processes import Peers, processes
+from .second_pass import means_of, terms_of
 from .sharding import is_sharded
 from .spreading import Task, run_spread
 
@@ -84,7 +85,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         given = [each for each in model.parameters() if each.requires_grad] if params is None else list(params)
         self._told: dict[str, str] = {}
         self._by_calls: dict[str, str] = {}
-        self._before: dict[str, Seen] = {}
+        self._before: dict[str, Means] = {}
+        self._terms: dict[str, int] = {}
         self._statistics = Statistics(self._modules, method, self._largest, reduction == "tokens")
         try:
             super().__init__(given, {**defaults, "steps": 0})
@@ -202,17 +204,30 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _finish(self, closure: Callable[[], Any] | None) -> None:
         """End a step, perhaps with a second look at the batch."""
         if closure is not None and self._before:
-            evaluated(closure)
-            weights = self._weights()
-            known, scales = self._together(weights, *self._taken(weights))
-            for key, after in known.items():
-                if key in self._before:
-                    self.method.compare(self.state[weights[key]], self._before[key], after, scales[key])
+            self._compare(closure)
         self._before = {}
         for group in self.param_groups:
             group["steps"] += 1
         self._prepare()
         self._tell()
+
+    def _compare(self, closure: Callable[[], Any]) -> None:
+        """Let the method compare the batch with the old parameters and with the new ones."""
+        self._statistics.only_means = True
+        try:
+            evaluated(closure)
+        finally:
+            self._statistics.only_means = False
+        groups, weights = self._look(), self._weights()
+        for key, after in self._means(weights, self._taken(weights)[0]).items():
+            if key in self._before and weights[key] in self.state:
+                state, damping = self.state[weights[key]], groups[weights[key]]["damping"]
+                self.method.compare(state, self._before[key], after, damping)
+        self._statistics.called.clear()
+
+    def _means(self, weights: Mapping[str, Tensor], taken: Mapping[str, Seen]) -> dict[str, Means]:
+        """Means over all processes of what the last backward pass has seen."""
+        return means_of(taken, self._terms, self._peers(weights) if processes() > 1 and weights else None)
 
     def _prepare(self) -> None:
         """Let hooks know what the next step is to do."""
@@ -245,13 +260,14 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         """
         weights, places = self._weights(), self._statistics.places
         taken, scales = self._taken(weights)
+        if self.method.second_pass:
+            self._terms = terms_of(taken, self.reduction)
+            self._before = self._means(weights, taken)
         known, theirs = self._together(weights, taken, scales)
         for key, seen in known.items():
             state = self.state[weights[key]]
             follow(state, self.method.keys, weights[key])
             self.method.update(state, seen, theirs[key])
-            if self.method.second_pass:
-                self._before[key] = seen
         seen_once = [places[key] for key, weight in weights.items() if "updates" in self.state.get(weight, {})]
         self._by_calls = left_by_calls(self._modules, self._statistics, seen_once)
         self._statistics.called.clear()

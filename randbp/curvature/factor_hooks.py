@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .._torch.hooks import without_autocast
 from ..tn import LayerSpec
-from .gathering import Seen
-from .layer_factors import output_grad_rows
+from .bfgs import times
+from .gathering import Means, Seen
+from .layer_factors import input_rows, output_grad_rows
 from .layer_hooks import LayerHooks, channels_second, extends, precise, source_of
 from .layer_sums import input_sums, output_grad_sums
 from .method import Method
@@ -36,6 +37,7 @@ class Statistics(LayerHooks):
     Attributes:
         active: Whether a step gathers anything.
         refreshes: Whether it refreshes the method's state.
+        only_means: Whether nothing but means is gathered, for a method that compares two passes.
         held: The optimiser's parameters.
         states: The states of these.
         places: The weights of these layers, by name; those of layers with a forward pass of their own once they run.
@@ -47,7 +49,7 @@ class Statistics(LayerHooks):
         self, layers: Mapping[str, nn.Module], method: Method, largest: float, counts_terms: bool = False
     ) -> None:
         super().__init__(layers)
-        self.active, self.refreshes, self.method = True, True, method
+        self.active, self.refreshes, self.only_means, self.method = True, True, False, method
         self.states: Mapping[Any, dict[str, Any]] = {}
         self.largest, self.counts_terms = largest, counts_terms
 
@@ -79,10 +81,12 @@ class Statistics(LayerHooks):
         if max(place.shape(weight, extended)[1:]) > self.largest:
             return
         with torch.no_grad(), without_autocast(output):
-            made = input_sums(spec, precise(input), method, extended)
-            outputs = []
-            if method.outputs:
-                outputs = [output_grad_rows(spec, channels_second(form, spec, output)) / prod(spec.output_size)]
+            seen_input = precise(input)
+            made, means = None if self.only_means else input_sums(spec, seen_input, method, extended), None
+            if method.second_pass:
+                rows = made.tensor if made is not None and made.are_rows else input_rows(spec, seen_input, extended)
+                matrices = place.matrices(weight, bias if extended else None)
+                means = (mean := rows.mean(1)), times(matrices.to(mean), mean)
         held = input if method.pairs and method.approximation == "expand" else None
         gathering.watch(weight)
         this, shape = weakref.ref(self), output.shape
@@ -92,12 +96,15 @@ class Statistics(LayerHooks):
                 return
             with torch.no_grad(), without_autocast(output_grad):
                 grad = channels_second(form, spec, output_grad.reshape(shape))
-                moments = Moment(method.rows), Moment(method.rows)
-                seen = Seen(*moments, examples=spec.batch_size, outputs=outputs.copy())
+                seen = Seen(Moment(method.rows), Moment(method.rows), examples=spec.batch_size)
                 if statistics.counts_terms:
                     seen.terms = (grad != 0).any(1).sum()
-                made.into(seen.input)
-                output_grad_sums(spec, grad, method).into(seen.output_grad)
+                if made is not None:
+                    made.into(seen.input)
+                    output_grad_sums(spec, grad, method).into(seen.output_grad)
+                if means is not None:
+                    positions = prod(spec.output_size) if method.approximation == "expand" else 1
+                    seen.means = Means(*means, output_grad_rows(spec, grad).mean(1) / positions)
                 if held is not None:
                     seen.pairs.append(pair_of(spec, precise(held), grad, extended))
                 elif method.pairs:

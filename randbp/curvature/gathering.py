@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +13,20 @@ from .._torch.hooks import current_backward
 from .moments import Moment
 from .projected_gradients import Pair
 from .sharding import is_sharded
+
+
+class Means(NamedTuple):
+    """Means over examples, of what is a mean over positions with each of them.
+
+    Attributes:
+        input: Of the input's rows, ``[G, a]``.
+        output: Of the output, ``[G, d]``.
+        output_grad: Of the output's gradient, ``[G, d]``: of its sum over positions if these are reduced.
+    """
+
+    input: Tensor
+    output: Tensor
+    output_grad: Tensor
 
 
 @dataclass
@@ -24,7 +38,7 @@ class Seen:
         output_grad: ``Σ_n v_n v_nᵀ``.
         examples: Number of examples.
         terms: Positions in these at which the gradient is not zero, where they are counted.
-        outputs: Outputs ``[G, N, D / G]`` as means over positions, call by call, where a method asks for them.
+        means: Means over the examples of the last backward pass, where a method compares two passes.
         pairs: Both sides of each call, where a method asks for them.
         squares: What a method has made of such pairs: sums of squares ``[G, d, a]``.
         order: Smaller for statistics that were seen earlier.
@@ -34,7 +48,7 @@ class Seen:
     output_grad: Moment = field(default_factory=Moment)
     examples: int = 0
     terms: Tensor | float = 0
-    outputs: list[Tensor] = field(default_factory=list)
+    means: Means | None = None
     pairs: list[Pair] = field(default_factory=list)
     squares: Tensor | None = None
     order: int = field(default_factory=count().__next__)
@@ -51,12 +65,16 @@ class Seen:
         return groups, outer, self.input.shape[1]
 
     def add(self, other: "Seen") -> None:
-        """Add another object's sums."""
+        """Add another object's sums, and weigh means by examples."""
         self.input.add(other.input)
         self.output_grad.add(other.output_grad)
         self.examples += other.examples
+        if self.means is not None and other.means is not None:
+            share = other.examples / self.examples
+            self.means = Means(*(mine.lerp(its, share) for mine, its in zip(self.means, other.means, strict=True)))
+        else:
+            self.means = other.means
         self.terms = self.terms + other.terms
-        self.outputs += other.outputs
         self.pairs += other.pairs
         if other.squares is not None:
             self.add_squares(other.squares)
@@ -129,6 +147,7 @@ class Gathering:
                 self.kept = self._passing
             else:
                 self.kept.add(self._passing)
+                self.kept.means = self._passing.means
         self._passing = Seen()
         self._mark = None if leaf.grad is None or is_sharded(leaf.grad) else _mark(leaf.grad)
 

@@ -24,10 +24,10 @@ def damped_inverses(input_factor: Tensor, grad_factor: Tensor, damping: float) -
     least = torch.finfo(sizes[0].dtype).tiny
     pi = (sizes[0].clamp_min(least) / sizes[1].clamp_min(least)).sqrt()
     root = damping**0.5
-    return _inverse(input_factor, root * pi), _inverse(grad_factor, root / pi)
+    return shifted_inverse(input_factor, root * pi), shifted_inverse(grad_factor, root / pi)
 
 
-def _inverse(factor: Tensor, shift: Tensor) -> Tensor:
+def shifted_inverse(factor: Tensor, shift: Tensor) -> Tensor:
     """``(factor + shift I)⁻¹`` with one shift per group, by Cholesky where rounding permits, else by eigenvalues."""
     shift = shift.clamp_min(torch.finfo(factor.dtype).tiny)
     shifted = factor + shift.view(-1, 1, 1) * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .averages import Scales
-from .gathering import Seen
+from .gathering import Means, Seen
 from .layer_factors import Approximation, check_approximation
 from .processes import Peers
 
@@ -27,7 +27,6 @@ class Method:
         keys: Names of all tensors in the state of a weight.
         numbers: Names of all numbers there.
         rows: Whether sums are kept as rows, as :meth:`~randbp.curvature.moments.Moment.rows` gives them.
-        outputs: Whether outputs are gathered, too.
         pairs: Whether both sides of each call are gathered, too.
         second_pass: Whether ``step(closure)`` calls the closure again, with the new parameters, for :meth:`compare`.
         costly: Whether :meth:`refresh` takes long: it runs in every ``inverse_every``-th step, and each weight's in one
@@ -42,7 +41,6 @@ class Method:
     keys: ClassVar[tuple[str, ...]] = ()
     numbers: ClassVar[tuple[str, ...]] = ("updates",)
     rows: ClassVar[bool] = False
-    outputs: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     second_pass: ClassVar[bool] = False
     costly: ClassVar[bool] = False
@@ -76,7 +74,7 @@ class Method:
         """``r`` ``[G, d]`` and ``c`` ``[G, a]``, if directions are ``r_i G[i, j] c_j``: no direction is then made."""
         return None
 
-    def compare(self, state: dict[str, Any], before: Seen, after: Seen, scales: tuple[float, float]) -> None:
+    def compare(self, state: dict[str, Any], before: Means, after: Means, damping: float) -> None:
         """Learn from the same batch before and after a step, if the method has a :attr:`second_pass`."""
 
     def over_processes(self, taken: Mapping[str, Seen], scales: Scales, peers: Peers) -> dict[str, Seen]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers import own_parameters
 from .gathering import Gathering
-from .weight_matrices import Form
+from .weight_matrices import Form, as_matrices
 
 COMPUTED = "its weight is computed from parameters (by a mask, a norm or the like), not one of them"
 FROZEN = "its weight is frozen"
@@ -101,6 +101,11 @@ class Place:
         """``(G, rows, columns)`` of the weight as matrices."""
         assert self.form is not None
         return self.form.shape(tuple(weight.shape) if self.view is None else self.view.size, bias)
+
+    def matrices(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Weight and bias, or their gradients, as :func:`as_matrices` has them, in the order in which they are read."""
+        assert self.form is not None
+        return as_matrices(self.form, weight if self.view is None else self.view.of(weight, weight), bias)
 
 
 def name_of(module: nn.Module, parameter: Tensor | None) -> str | None:

@@ -73,6 +73,10 @@ class Preconditioner(CurvatureOptimizer):
         largest: int | None = 8192,
         params: Iterable[Any] | None = None,
     ) -> None:
+        if isinstance(method, Method) and method.second_pass:
+            raise ValueError(
+                f"method={method!r}: it compares two passes, which only KBFGS makes; expected another method"
+            )
         super().__init__(
             model,
             method,

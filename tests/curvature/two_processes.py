@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from randbp.curvature import EigenvalueCorrected
+from randbp.curvature import KBFGS, EigenvalueCorrected
 
 from .optimizers import EVERY, BeforeAdam, known
 from .training import batch, loss_of, network, parameters
@@ -29,20 +29,28 @@ def of_its_own(model, **options):
     return BeforeAdam(model, Noted("expand"), **options)
 
 
+def kbfgs(model, inverse_every, **options):
+    """K-BFGS, which has one interval."""
+    return KBFGS(model, **options)
+
+
 def results(rank, count):
     """Parameters and curvature by name after some steps, in one process or with others."""
     made = {}
-    for name, make in {**EVERY, "of its own": of_its_own}.items():
+    for name, make in {**EVERY, "of its own": of_its_own, "KBFGS": kbfgs}.items():
         model = network()
         optimizer = make(model, lr=0.01, factor_every=2, inverse_every=3)
         for step in range(7):
             x, y = batch(seed=step)
-            optimizer.zero_grad()
-            loss_of(model, x[rank::count], y[rank::count]).backward()
-            for parameter in model.parameters() if count > 1 else ():
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= count
-            optimizer.step()
+
+            def closure(model=model, optimizer=optimizer, x=x, y=y):
+                optimizer.zero_grad()
+                loss_of(model, x[rank::count], y[rank::count]).backward()
+                for parameter in model.parameters() if count > 1 else ():
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= count
+
+            optimizer.step(closure)
         made[name] = parameters(model), known(optimizer, model[4].weight)
     return made, sorted(Noted.refreshed)
 
