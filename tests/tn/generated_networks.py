@@ -147,7 +147,7 @@ LARGE = {
         "chunk": 8,
         "products": 1,
     },
-    **{"gram_start": -(10**12), "gram_positions": 1, "gram_rows": 1, "gram_blocks": 2, "large": 0, "part": 1},
+    **{"gram_start": -(10**12), "gram_part": 1, "gram_positions": 1, "gram_rows": 1, "gram_blocks": 2, "large": 0, "part": 1},
     **{"line_wide": 0, "line_widest": 0, "line_long": 0, "line_small": 10**6},
     **{"few": 0, "line": 1},
     **{"row_piece": 1, "row_width": 1, "row_gathered": 4, "row_weighted": 4, "row_narrow": 0},

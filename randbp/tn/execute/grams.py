@@ -1,14 +1,10 @@
-"""Gram matrices of windows (KFAC-expand), from what index patterns leave of them: lag products and border terms.
+"""Gram matrices of windows (KFAC-expand): lag products where pairs of kernel entries share many, else unfolded windows.
 
-``Ω[c k, c' k'] = Σ_{n o} X[c, s·o + d·k - p] X[c', s·o + d·k' - p]``. With stride 1 the summand depends on ``k`` and
-``k'`` through the lag ``k' - k`` alone; ``k`` moves only the window of positions that are summed. So one matrix product
-per lag over all positions, less the few border positions that a window leaves out, gives every pair: with a 3 x 3
-kernel 13 products of ``C x C`` instead of a product of ``9C x 9C``, and no unfolded input.
+``Ω[c k, c' k'] = Σ_{n o} X[c, s·o + d·k - p] X[c', s·o + d·k' - p]``.
 """
 
-from collections.abc import Iterator
-from itertools import product
-from math import inf, prod
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -19,6 +15,7 @@ from ..planning import machine
 from ..planning.steps import Cost, Join
 from .dense import lying, windows
 from .kernel import Lowered
+from .lag_products import lagged, shared_products
 from .matrix_products import MatrixProduct
 from .program import TensorFunction
 from .registers import Builder, Value
@@ -42,10 +39,10 @@ class WindowGram(MatrixProduct):
         assert join.windows is not None
         patterns = tuple(p.pattern for p in join.windows.patterns)
         channels, positions = join.volume(left & ~right & ~form.k), join.volume(left & right)
-        lags, windows = multiplications(patterns, channels)
-        lagging = prefers_lags(patterns, channels, positions // join.volume(form.o))
+        groups = join.volume(left & right & join.out)
+        way = fastest(patterns, channels, groups, positions // groups // join.volume(form.o))
         moved = join.volume(left) // join.volume(form.k) + 2 * join.size
-        return Cost(int((lags if lagging else windows) * positions), moved, join.size)
+        return Cost(int(way.multiplications), moved, join.size)
 
     def emit(self, builder: Builder, join: Join, values: list[Value], form: Any) -> Lowered:
         """The Gram matrix, or a plain product where the windows are not views."""
@@ -75,37 +72,62 @@ def _window_gram(builder: Builder, left: Value, right: Value, out: frozenset[str
     base = builder.convert(flat, (summed, groups, first, *((p.i,) for p in a.patterns)))
     geometry = tuple(p.pattern for p in a.patterns)
     kernels_a, kernels_b = tuple((p.k,) for p in a.patterns), tuple((p.k,) for p in b.patterns)
-    if prefers_lags(geometry, builder.volume(first), builder.volume(summed + groups)):
-        register = builder.program.emit(lagged, (base.register,), geometry)
-        return Value(register, (groups, *kernels_a, first, *kernels_b, second)), "lag products"
-    register = builder.program.emit(unfolded, (base.register,), geometry)
+    scale, builder.scale = builder.scale, 1.0
+    inner = fastest(geometry, *map(builder.volume, (first, groups, summed))).inner
+    if lagging := inner < len(geometry):
+        target = builder.target
+        register = builder.program.emit(lagged, (base.register,), geometry, inner, scale, target.dtype, target.device)
+    else:
+        register = builder.program.emit(unfolded, (base.register,), geometry, scale)
     rows, columns = (sum(legs, axis) for axis, legs in ((first, kernels_a), (second, kernels_b)))
-    return Value(register, (groups, rows, columns)), "windows + baddbmm"
+    return Value(register, (groups, rows, columns)), "lag products" if lagging else "windows + baddbmm"
 
 
-def multiplications(patterns: tuple[IndexPattern, ...], channels: int) -> tuple[float, float]:
-    """Multiply-adds per output position of lag products and of unfolded windows; infinite where lags do not exist."""
-    pairs = prod(p.kernel_size**2 for p in patterns)
-    triangle = (1 + 1 / machine.cpu.gram_blocks) / 2 if channels**2 * pairs >= machine.cpu.gram_rows**2 else 1.0
-    windows = triangle * pairs * channels**2
-    if len(patterns) > 2 or any(p.stride > 1 or p.output_size < 2 * p.kernel_size for p in patterns):
-        return inf, windows
-    lags = (prod(2 * p.kernel_size - 1 for p in patterns) + 1) / 2
-    zeros = prod(_padded(p) / p.output_size for p in patterns)
-    borders = sum(2 * p.kernel_size**2 / p.output_size for p in patterns) / 3
-    return lags * (zeros + borders) * max(channels, machine.cpu.gram_narrow) ** 2, windows
+@dataclass(frozen=True)
+class Way:
+    """A way to make the Gram matrix: the last ``inner`` dimensions are unfolded, the others taken lag by lag.
+
+    Attributes:
+        inner: Number of dimensions that are unfolded.
+        multiplications: Multiply-adds.
+        time: Estimated time in multiply-adds.
+    """
+
+    inner: int
+    multiplications: float
+    time: float
 
 
-def prefers_lags(patterns: tuple[IndexPattern, ...], channels: int, examples: int) -> bool:
-    """Whether lag products are cheaper for a number of channels per group and of groups times examples."""
-    lags, windows = multiplications(patterns, channels)
-    pairs = prod(p.kernel_size**2 for p in patterns)
-    unfolding = machine.cpu.gram_unfold * channels * prod(p.kernel_size for p in patterns)
-    positions = examples * prod(p.output_size for p in patterns)
-    return lags * positions + pairs * machine.cpu.gram_start < (windows + unfolding) * positions
+def ways(patterns: tuple[IndexPattern, ...], channels: int, groups: int, examples: int) -> list[Way]:
+    """All ways, for a number of channels per group."""
+    found, cpu = [], machine.cpu
+    result = groups * (channels * prod(p.kernel_size for p in patterns)) ** 2
+    for inner in range(len(patterns) + 1):
+        outer, rest = patterns[: len(patterns) - inner], patterns[len(patterns) - inner :]
+        wide = channels * prod(p.kernel_size for p in rest)
+        lines = groups * examples * prod(p.output_size for p in rest)
+        copied = cpu.gram_copy * wide * lines * prod(p.input_size for p in outer)
+        if outer:
+            pairs, sums = shared_products(outer)
+            multiplications = pairs * wide**2 * lines
+            parts = max(1, wide * lines * prod(p.input_size for p in outer) // groups // cpu.gram_part)
+            starts = parts * sums * prod(p.input_size for p in outer[:-2]) * (groups if len(outer) > 1 else 1)
+            last = cpu.gram_start * starts + cpu.gram_write * result
+        else:
+            triangle = (1 + 1 / cpu.gram_blocks) / 2 if wide >= cpu.gram_rows and groups == 1 else 1.0
+            multiplications = triangle * wide**2 * lines
+            last = cpu.gram_mirror * result
+        time = multiplications * (1 + cpu.gram_narrow / wide) + copied + last
+        found.append(Way(inner, multiplications, time))
+    return found
 
 
-def unfolded(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
+def fastest(patterns: tuple[IndexPattern, ...], channels: int, groups: int, examples: int) -> Way:
+    """The way that is estimated to take least time."""
+    return min(ways(patterns, channels, groups, examples), key=lambda way: way.time)
+
+
+def unfolded(patterns: tuple[IndexPattern, ...], scale: float = 1) -> TensorFunction:
     """``x [N, G, C, *I] → [G, C·ΠK, C·ΠK]``: products of all pairs of windows, summed over examples and positions.
 
     Inputs are unfolded for a few examples at a time: memory stays near the result's. If the result is large, only the
@@ -120,108 +142,16 @@ def unfolded(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
     def kernel(x: Tensor) -> Tensor:
         groups, channels = x.shape[1:3]
         rows = channels * prod(kernels)
-        gram = x.new_zeros(groups, rows, rows)
+        gram = x.new_empty(groups, rows, rows)
         step = -(-rows // machine.cpu.gram_blocks) if rows >= machine.cpu.gram_rows and groups == 1 else rows
-        for part in x.split(size):
+        for number, part in enumerate(x.split(size)):
             part = lying(unfold(part).permute(order).reshape(groups, rows, -1))
             for row in range(0, rows, step):
                 block = part[:, row : row + step]
-                gram[:, row : row + step, row:].baddbmm_(block, part[:, row:].transpose(1, 2))
+                place, other = gram[:, row : row + step, row:], part[:, row:].transpose(1, 2)
+                place.baddbmm_(block, other, beta=1 if number else 0, alpha=scale)
         for row in range(step, rows, step):
             gram[:, row:, row - step : row] = gram[:, row - step : row, row:].transpose(1, 2)
         return gram
 
     return kernel
-
-
-def lagged(patterns: tuple[IndexPattern, ...]) -> TensorFunction:
-    """``x [N, G, C, *I] → [G, *K, C, *K, C]``: the products of :func:`unfolded` from lag products, for stride 1.
-
-    Positions ``j = o + d·k`` count from the start of the left padding. The input lies in a buffer with enough zeros
-    behind every row that a lag is one shift of the flattened positions: no product copies anything but borders.
-    """
-    kernels = tuple(p.kernel_size for p in patterns)
-    lags = [lag for lag in product(*(range(1 - size, size) for size in kernels)) if lag >= (0,) * len(kernels)]
-    lengths = tuple(_padded(p) for p in patterns)
-
-    def kernel(x: Tensor) -> Tensor:
-        n, groups, channels = x.shape[:3]
-        buffer = x.new_zeros(groups, channels, n, *lengths)
-        inside = buffer
-        for dim, p in enumerate(patterns, 3):
-            inside = inside.narrow(dim, p.padding, p.input_size)
-        inside.copy_(x.permute(1, 2, 0, *range(3, x.ndim)))
-        gram = x.new_empty(groups, *kernels, channels, *kernels, channels)
-        for lag in lags:
-            known: dict[tuple[tuple[int, ...], ...], Tensor] = {}
-            entries = (range(max(0, -step), size - max(0, step)) for step, size in zip(lag, kernels, strict=True))
-            for first in product(*entries):
-                second = tuple(k + step for k, step in zip(first, lag, strict=True))
-                block: Tensor | None = None
-                for sign, borders in _borders(patterns, first, lag):
-                    if borders not in known:
-                        known[borders] = _lag_product(buffer, patterns, lag, borders)
-                    block = known[borders] if block is None else torch.add(block, known[borders], alpha=sign)
-                assert block is not None
-                every: Any = slice(None)
-                gram[(every, *first, every, *second)] = block
-                if any(lag):
-                    gram[(every, *second, every, *first)] = block.mT
-        return gram
-
-    return kernel
-
-
-def _padded(p: IndexPattern) -> int:
-    """Number of positions of a buffer with enough zeros that no lag leaves it."""
-    reach = p.dilation * (p.kernel_size - 1)
-    return max(p.stride * (p.output_size - 1) + reach + 1, p.padding + p.input_size) + reach
-
-
-def _borders(
-    patterns: tuple[IndexPattern, ...], first: tuple[int, ...], lag: tuple[int, ...]
-) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
-    """Inclusion and exclusion: signs, and per dimension the positions to restrict to (none: all positions)."""
-    excluded = []
-    for p, k, step in zip(patterns, first, lag, strict=True):
-        shift = p.dilation * step
-        low, high = p.padding, p.padding + p.input_size
-        # Only positions where both factors lie on the image matter; the window of k leaves these out:
-        met, window = range(max(low, low - shift), min(high, high - shift)), p.dilation * k
-        excluded.append(tuple(j for j in met if not window <= j < window + p.output_size))
-    for restricted in product((False, True), repeat=len(patterns)):
-        choice = tuple(rows if use else () for rows, use in zip(excluded, restricted, strict=True))
-        if all(choice[dim] or not use for dim, use in enumerate(restricted)):
-            yield (-1) ** sum(restricted), choice
-
-
-def _lag_product(
-    buffer: Tensor,
-    patterns: tuple[IndexPattern, ...],
-    lag: tuple[int, ...],
-    borders: tuple[tuple[int, ...], ...],
-) -> Tensor:
-    """``Σ X[c, j] X[c', j + d·lag]`` over all positions, or over the given ones in some dimensions: ``[G, C, C']``."""
-    left = right = buffer
-    shifts = [p.dilation * step for p, step in zip(patterns, lag, strict=True)]
-    for dim, rows in enumerate(borders):
-        if rows:
-            left = _select(left, dim + 3, rows)
-            right = _select(right, dim + 3, tuple(j + shifts[dim] for j in rows))
-            shifts[dim] = 0
-    flat, stride = 0, 1
-    for shift, size in zip(reversed(shifts), reversed(left.shape[3:]), strict=True):
-        flat += shift * stride
-        stride *= size
-    a, b = left.flatten(2), right.flatten(2)
-    if flat > 0:
-        a, b = a[..., :-flat], b[..., flat:]
-    elif flat < 0:
-        a, b = a[..., -flat:], b[..., :flat]
-    return a @ b.transpose(1, 2)
-
-
-def _select(x: Tensor, dim: int, rows: tuple[int, ...]) -> Tensor:
-    if rows == tuple(range(rows[0], rows[-1] + 1)):
-        return x.narrow(dim, rows[0], len(rows))
-    return torch.cat([x.narrow(dim, row, 1) for row in rows], dim)

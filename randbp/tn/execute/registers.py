@@ -47,6 +47,9 @@ class Builder:
         target: Data type and device of the operands.
         indices: Register of each slot.
         result: Legs of the network's result in order; products that grow follow it.
+
+    Attributes:
+        scale: What the next step's result is to be multiplied by; a kernel that does so sets it to one.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Builder:
     ) -> None:
         self.program, self.sizes, self.target, self.indices = program, sizes, target, indices
         self.rank = {leg: index for index, leg in enumerate(result)}
-        self.copied = 0
+        self.copied, self.scale = 0, 1.0
         self._apart: dict[int, int] = {}
 
     def volume(self, legs: Iterable[str]) -> int:

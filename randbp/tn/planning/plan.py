@@ -148,7 +148,9 @@ def lowered(net: Network, form: Network, search: Search, path: Path) -> tuple[Pl
         before = program.count
         if number == len(path) and not scaled and target.native:
             values, scaled = _scale_operands(builder, values, scale, move.cost.size)
+            builder.scale = 1.0 if scaled else scale
         done = move.kernel.emit(builder, move.join, values, move.form)
+        scaled = scaled or (number == len(path) and target.native and builder.scale == 1)
         legs = " ".join(sorted(search.legs.names(move.join.out)))
         step = Step(
             f"{', '.join(items[position][1] for position in positions)} → {legs}",

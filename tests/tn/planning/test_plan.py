@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from randbp import tn
+from randbp.layers.pattern import IndexPattern
+from randbp.tn.execute.grams import Way, fastest
 from randbp.tn.planning.path import Search
 from randbp.tn.planning.plan import lowered, searches
 from randbp.tn.planning.relations import problem
@@ -225,7 +227,7 @@ def test_the_cache_keeps_no_bound_tensor_alive():
     assert alive() is None
 
 
-@pytest.mark.parametrize("lags", [False, True])
+@pytest.mark.parametrize("inner", [0, 1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
     "spec",
@@ -236,34 +238,39 @@ def test_the_cache_keeps_no_bound_tensor_alive():
         ((2, 4, 11, 8), (3, 2), 1, (4, 0), (2, 1)),
         ((2, 4, 9, 8), (2, 3), 1, ((0, 1), (3, 0)), 1),
         ((3, 2, 9, 8), 3, 2, 1, 1),
+        ((3, 2, 11, 9), 4, (2, 3), (3, 1), (1, 2)),
         ((3, 2, 4, 5, 4), 2, 1, 1, 1),
+        ((3, 2, 5, 5, 4), 3, (2, 1, 2), 1, 1),
     ],
 )
-def test_kfac_expand_through_lags_and_windows(spec, groups, lags):
+def test_kfac_expand_through_lags_and_windows(spec, groups, inner):
     shape, kernel, stride, padding, dilation = spec
     spec = tn.ConvSpec(shape, 2 * groups, kernel, stride, padding, dilation, groups)
     net = tn.kfac_expand(spec)
-    lags = lags and spec.stride[0] == 1 and spec.dims < 3
-    *_, (form, search) = searches(net, Target(torch.float64))
-    path = search.path()
-    with mock.patch("randbp.tn.execute.grams.prefers_lags", lambda *_: lags), another_machine(gram_rows=4):
-        plan, _ = lowered(net, form, search, path)
+    inner = min(inner, spec.dims)
+    way = mock.patch("randbp.tn.execute.grams.fastest", lambda *_: Way(inner, 1.0, 1.0))
+    with way, another_machine(gram_rows=4, gram_positions=50, gram_part=500, products=8):
+        *_, (form, search) = searches(net, Target(torch.float64))
+        plan, _ = lowered(net, form, search, search.path())
         operands = random_operands(net)
         result = plan.run([operands["input"]])
-    assert plan.steps[-1].kernel == ("lag products" if lags else "windows + baddbmm")
+    assert plan.steps[-1].kernel == ("lag products" if inner < spec.dims else "windows + baddbmm")
     unfolded = tn.unfold(spec).contract(operands).unflatten(1, (groups, -1))
     oracle = torch.einsum("ngro,ngso->grs", unfolded, unfolded) / shape[0]
     torch.testing.assert_close(result, oracle, rtol=1e-10, atol=1e-12)
 
 
-def test_windows_of_few_channels_and_of_strides_are_unfolded():
-    """Lags save multiplications that narrow products do not feel; with a stride few pairs share a lag."""
-    kernels = {
-        (channels, stride): tn.kfac_expand(tn.ConvSpec((32, channels, 32, 32), 8, 3, stride, 1)).plan().steps[-1].kernel
-        for channels in (3, 96)
-        for stride in (1, 2)
-    }
-    assert [key for key, kernel in kernels.items() if kernel == "lag products"] == [(96, 1)]
+def test_windows_are_unfolded_in_as_many_dimensions_as_pays():
+    """Lags save multiplications, which narrow matrices, strides and short lines do not feel."""
+
+    def unfolded(*sizes: int, channels: int, kernel: int = 3, stride: int = 1) -> int:
+        patterns = tuple(IndexPattern(size, -(-size // stride), kernel, stride, 1, kernel // 2) for size in sizes)
+        return fastest(patterns, channels, 1, 32).inner
+
+    assert unfolded(32, 32, channels=96) == 0
+    assert unfolded(16, 16, 16, channels=16) == 1
+    assert unfolded(224, 224, channels=3, kernel=7, stride=2) == 2
+    assert unfolded(256, channels=64) == 0
 
 
 @pytest.mark.parametrize(
