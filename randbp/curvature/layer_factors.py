@@ -44,7 +44,7 @@ def input_factor(spec: LayerSpec, input: Tensor, approximation: Approximation = 
     with without_autocast(input):
         if reduced:
             rows = input_rows(spec, input, bias)
-            return rows.mT @ rows / len(input)
+            return (rows / len(input)).mT @ rows
         return _expanded(spec, input, bias)
 
 
@@ -86,7 +86,7 @@ def output_grad_factor(spec: LayerSpec, output_grad: Tensor, approximation: Appr
     with without_autocast(output_grad):
         if reduced:
             rows = output_grad_rows(spec, output_grad)
-            return rows.mT @ rows / len(output_grad)
+            return (rows / len(output_grad)).mT @ rows
         # Products of channels at the same position are what a layer with kernels of one entry has as its input factor.
         return tn.kfac_expand(_pointwise(spec)).contract(input=output_grad) / prod(spec.output_size)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...layers.pattern import IndexPattern
@@ -101,6 +100,8 @@ class Way:
 def ways(patterns: tuple[IndexPattern, ...], channels: int, groups: int, examples: int) -> list[Way]:
     """All ways, for a number of channels per group."""
     found, cpu = [], machine.cpu
+    multiplications: float
+    last: float
     result = groups * (channels * prod(p.kernel_size for p in patterns)) ** 2
     for inner in range(len(patterns) + 1):
         outer, rest = patterns[: len(patterns) - inner], patterns[len(patterns) - inner :]

@@ -1,8 +1,8 @@
 """Gram matrices of windows from products of shifted inputs: pairs of kernel entries share them.
 
-The product of two windows at one output is that of two inputs which lie ``d·(k' - k)`` apart. So pairs ``(k, k')`` of one
-lag ``k' - k`` sum the same products, each over an interval of inputs of its own. The bounds of these intervals cut the
-inputs into segments. Each segment's products are summed once, and each pair adds up a run of segments: with a 3 x 3
+The product of two windows at one output is that of two inputs which lie ``d·(k' - k)`` apart. So pairs ``(k, k')`` of
+one lag ``k' - k`` sum the same products, each over an interval of inputs of its own. The bounds of these intervals cut
+the inputs into segments. Each segment's products are summed once, and each pair adds up a run of segments: with a 3 x 3
 kernel 13 products of ``C x C`` per position instead of one of ``9C x 9C``, and no unfolded input. With a stride ``s``
 intervals have step ``s``, so inputs are sorted by their remainder.
 """
@@ -21,6 +21,8 @@ from ...layers.pattern import IndexPattern
 from ..planning import machine
 from .dense import add_product, windows
 from .program import TensorFunction
+
+ALL: Any = slice(None)
 
 
 @dataclass(frozen=True)
@@ -200,12 +202,12 @@ def _precise(dtype: torch.dtype) -> torch.dtype:
 
 
 def _add_products(total: Tensor, rows: Tensor, lags: tuple[Lag, ...]) -> None:
-    """Add each segment's ``Σ x[c, i] x[c', i + d·step]`` of ``rows [G, *I, n, C]`` to ``total [G, *segments, C, C]``."""
+    """Add ``Σ_i x[c, i] x[c', i + d·step]`` of ``rows [G, *I, n, C]`` for each segment to ``[G, *segments, C, C]``."""
     *outer, last = lags
     for box in product(*(range(len(lag.segments)) for lag in lags)):
         first, second, length = last.segments[box[-1]]
         starts = [lag.segments[number] for lag, number in zip(outer, box, strict=False)]
-        place = total[(slice(None), *box)]
+        place = total[(ALL, *box)]
         # All dimensions but two are taken position by position, the second last is that of a batch of products.
         for steps in product(*(range(size) for *_, size in starts[:-1])):
             left = right = rows
@@ -242,12 +244,11 @@ def _write(gram: Tensor, blocks: Tensor, shared: _Shared, inner: int) -> None:
 
     Those have the ``inner`` last kernel entries alone.
     """
-    every: Any = slice(None)
-    rest = (every,) * inner
+    rest = (ALL,) * inner
     half = inner + 1
     turned = (0, *range(1 + half, 1 + 2 * half), *range(1, 1 + half))
     for first, second, row in shared.pairs:
         block = blocks[:, row]
-        gram[(every, every, *first, *rest, every, *second, *rest)] = block
+        gram[(ALL, ALL, *first, *rest, ALL, *second, *rest)] = block
         if first != second:
-            gram[(every, every, *second, *rest, every, *first, *rest)] = block.permute(turned)
+            gram[(ALL, ALL, *second, *rest, ALL, *first, *rest)] = block.permute(turned)

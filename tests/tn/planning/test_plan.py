@@ -269,7 +269,8 @@ def test_windows_are_unfolded_in_as_many_dimensions_as_pays():
 
     assert unfolded(32, 32, channels=96) == 0
     assert unfolded(16, 16, 16, channels=16) == 1
-    assert unfolded(224, 224, channels=3, kernel=7, stride=2) == 2
+    assert unfolded(224, 224, channels=3, kernel=7, stride=2) == 1
+    assert unfolded(4, 4, channels=4) == 2
     assert unfolded(256, channels=64) == 0
 
 
