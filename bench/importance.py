@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from randbp import Importance, Precision, Rounding, Spatial, randomize
+from randbp import IfFaster, Importance, Precision, Rounding, Spatial, randomize
 
 from .harness import Timing, interleave, matching, over, save, show
 from .place import Place
@@ -29,6 +29,10 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "preset time": {"preset": "time"},
     "Importance(1/2)": {"weight_vjp": Importance(1 / 2), "input_vjp": Importance(1 / 2)},
     HALF: {"weight_vjp": Importance(1 / 2, bits=4), "input_vjp": Importance(1 / 2, bits=4)},
+    "the same where faster": {
+        "weight_vjp": IfFaster(Importance(1 / 2, bits=4)),
+        "input_vjp": IfFaster(Importance(1 / 2)),
+    },
     "Importance(1/4), 4 bits": {"weight_vjp": Importance(1 / 4, bits=4), "input_vjp": Importance(1 / 4, bits=4)},
     "Importance(1/2), examples": {
         "weight_vjp": Importance(1 / 2, "examples"),

@@ -14,6 +14,7 @@ from ..randomize.current import VJPS, exchange, put_back, randomized_layers
 from ..randomize.layers import layer_state
 from ..randomize.selection import checked_layers, matching, shortened
 from .measuring import is_logged
+from .rate_owners import refuse_second_owner
 
 Named = Literal["constant", "linear", "cosine", "step", "warm-up"]
 
@@ -50,7 +51,8 @@ class KeepRateSchedule(Callback):
 
     Raises:
         ValueError: At construction if an argument is out of range; when training starts if no layer has an estimator
-            with a keep rate, or the training has no end; during training if an own function returns no keep rate.
+            with a keep rate, another callback chooses rates of the same VJPs, or the training has no end; during
+            training if an own function returns no keep rate.
 
     Example:
         >>> schedule = KeepRateSchedule("linear", start=0.25, end=0.75)
@@ -121,6 +123,7 @@ class KeepRateSchedule(Callback):
                 f"KeepRateSchedule: layers={self.layers!r}, expected a layer with an estimator that has a keep rate, "
                 f"such as Spatial(keep=0.25); randomised layers are {found or 'none'}"
             )
+        refuse_second_owner(trainer, self)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the rate of this batch."""

@@ -15,6 +15,7 @@ from ..randomize.current import VJPS, exchange, put_back, randomized_layers
 from ..randomize.layers import Clock, layer_state
 from ..tune.rate_allocation import RATES, allocate
 from .measuring import Measuring, averaged
+from .rate_owners import refuse_second_owner
 from .rate_terms import Term, curves, terms_of
 from .step_gradients import Gradients, dots, exact_passes, step_gradients
 
@@ -76,7 +77,7 @@ class VarianceControl(Measuring):
 
     Raises:
         ValueError: At construction if an argument is out of range; when training starts if no layer has the estimator
-            ``Importance`` or the module optimises manually.
+            ``Importance``, another callback chooses rates of the same VJPs, or the module optimises manually.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -111,6 +112,7 @@ class VarianceControl(Measuring):
                 "VarianceControl: no layer has the estimator Importance, expected one, such as by "
                 "TensorDropout(Importance(keep=0.5), Importance(keep=0.5))"
             )
+        refuse_second_owner(trainer, self)
         self._terms = terms_of(found)
         self._set(module, self.rates)
 

@@ -89,7 +89,7 @@ class DrawnRows:
             matrix = narrow(matrix, self.draw.child(_WEIGHT).seed, 0, self.dtype)
         dtype, linear, batch = sum_dtype(self.grad.dtype), isinstance(spec, LinearSpec), spec.batch_size
         shape = (batch * positions, channels) if linear else (batch, channels, positions)
-        result = torch.zeros(shape, dtype=dtype, device=table.device)
+        result, done = (torch.zeros if linear else torch.empty)(shape, dtype=dtype, device=table.device), 0
         for part, pieces in self._parts(table.shape[1] * channels):
             total = None
             for some in pieces:
@@ -101,7 +101,9 @@ class DrawnRows:
                 found = scatter_patches(columns, numbers, table, positions, part.stop - part.start)
                 total = found if total is None else total.add_(found)
             if total is not None:
-                result[part] = total
+                result[part], result[done : part.start], done = total, 0, part.stop
+        if not linear:
+            result[done:] = 0  # examples of which nothing was drawn
         if self.scale != 1:
             result *= self.scale
         return result.view(batch, positions, channels).transpose(1, 2) if linear else result.view(spec.input_shape)

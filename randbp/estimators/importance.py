@@ -92,6 +92,11 @@ class Importance(Estimator):
         return self.keep == 1 and self.bits is None
 
     @property
+    def fallback(self) -> Estimator | None:
+        """What holds the same and keeps all rows, where :class:`randbp.IfFaster` finds that drawing saves no time."""
+        return None if self.bits is None else Rounding(self.bits)
+
+    @property
     def draws_examples(self) -> bool:
         """Whether whole examples are dropped."""
         return self.unit == "examples" and self.keep < 1

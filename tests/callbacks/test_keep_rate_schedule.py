@@ -8,8 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from randbp import Exact, Rounding, Spatial
-from randbp.callbacks import KeepRateSchedule, TensorDropout
+from randbp import Exact, Importance, Rounding, Spatial
+from randbp.callbacks import KeepRateSchedule, TensorDropout, VarianceControl
 from randbp.randomize.layers import layer_state
 from tests.callbacks.digits_training import Digits, train
 
@@ -111,3 +111,14 @@ def test_what_only_the_training_shows_is_refused_then(tmp_path: Path) -> None:
         train(tmp_path, TensorDropout(Spatial(0.5)), KeepRateSchedule(lambda fraction: 2))
     with pytest.raises(ValueError, match="the training has no end"):
         train(tmp_path, TensorDropout(Spatial(0.5)), KeepRateSchedule(), max_epochs=-1)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_callbacks_do_not_choose_one_rate(tmp_path: Path, first: int) -> None:
+    def pair(vjp: Any, budgeted: Any) -> list[Callback]:
+        callbacks = [KeepRateSchedule(vjp=vjp), VarianceControl()]
+        return [TensorDropout(Importance(0.5), budgeted), callbacks[first], callbacks[1 - first]]
+
+    with pytest.raises(ValueError, match=r"chooses weight_vjp of layer 'net\.0', too; expected one callback"):
+        train(tmp_path, *pair(None, Importance(0.5)))
+    train(tmp_path, *pair("input_vjp", Spatial(0.5)))  # each VJP has its own

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from randbp import Importance
+from randbp import Exact, IfFaster, Importance, Rounding, tn
 from randbp.autograd.call import Call
-from randbp.estimators import Draw, drawn_rows
+from randbp.estimators import Draw, drawn_rows, if_faster
 from randbp.estimators.drawn_rows import DrawnRows
 from randbp.functional import conv, linear
 from randbp.kernels import systematic_rows
@@ -174,3 +174,17 @@ def test_small_pieces_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(drawn_rows, "TOGETHER", 60)
     for ours, theirs in zip(both(Importance(0.5), x, weight, grad, 0), whole, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_what_is_not_faster_keeps_all_rows_and_the_same_codes(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The race is decided by hand: who wins it depends on the machine."""
+    layer = tn.ConvSpec((2, 3, 6, 6), out_channels=4, kernel_size=3)
+    monkeypatch.setattr(if_faster, "_race", lambda *_: if_faster.Race(1.0, math.inf, 0.5 if faster else 1.0))
+    monkeypatch.setattr(if_faster, "_RACES", if_faster.BySize())
+    x, draw = torch.randn(layer.input_shape), Draw(0)
+    for estimator, otherwise in ((Importance(0.5, bits=4), Rounding(4)), (Importance(0.5), Exact())):
+        chosen = IfFaster(estimator).for_layer("weight_vjp", layer, x.dtype, x.device)
+        assert chosen == (estimator if faster else otherwise)
+        held = [each.sketch(x, layer, draw) for each in (estimator, otherwise)]
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(*held, strict=True))
