@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._torch.hooks import without_autocast
+from ..draws.seeds import checked_seed
 from .arguments import described, positive
 from .batched_data import BatchedData, check_repeatable, without_random_numbers
 from .linear_operator import DampedInverse, LinearOperator
@@ -35,7 +36,8 @@ class DataOperator(LinearOperator):
         data: A batch ``(inputs, targets)``, or an iterable of batches such as a ``DataLoader``, which must give the
             same ones in each pass. Inputs in a tuple or a mapping are the model's arguments. They are moved to the
             parameters' device.
-        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` or a function of output and target.
+        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` or a function of output and target,
+            which may be PyTorch's function of one of them.
         reduction: That of a loss given as a function: ``"mean"`` over examples (the default), ``"sum"``, or
             ``"tokens"`` for a mean over all positions that are not ignored.
 
@@ -249,7 +251,7 @@ class MCFisher(_GaussNewton):
 
     def __init__(self, model: nn.Module, data: Any, loss: LossFunction, *, samples: int = 1, seed: int = 0) -> None:
         super().__init__(model, data, loss)
-        self.samples, self.seed = positive("samples", samples), seed
+        self.samples, self.seed = positive("samples", samples), checked_seed(seed)
         self._generator = torch.Generator(self.device)
 
     def _start(self) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..draws.seeds import checked_seed
 from .arguments import positive
 from .linear_operator import LinearOperator
 
@@ -20,7 +21,7 @@ def estimate_trace(operator: LinearOperator, products: int = 30, seed: int = 0) 
         seed: Of the random vectors.
 
     Raises:
-        ValueError: If ``products`` is no integer from 3.
+        ValueError: If ``products`` is no integer from 3, or the seed none.
 
     Source: R. Meyer, C. Musco, C. Musco, D. Woodruff, Hutch++: optimal stochastic trace estimation, 2021.
 
@@ -57,7 +58,7 @@ def spectral_density(operator: LinearOperator, steps: int = 30, draws: int = 1, 
         Values ``[draws, m]``, ascending, and weights ``[draws, m]``, whose sum over ``m`` is 1.
 
     Raises:
-        ValueError: If ``steps`` or ``draws`` is no positive integer.
+        ValueError: If ``steps`` or ``draws`` is no positive integer, or the seed none.
 
     Source: S. Ubaru, J. Chen, Y. Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, 2017.
 
@@ -89,6 +90,6 @@ def spectral_density(operator: LinearOperator, steps: int = 30, draws: int = 1, 
 
 def _signs(operator: LinearOperator, count: int, seed: int) -> Tensor:
     """Random signs ``[P, count]``."""
-    generator = torch.Generator(operator.device).manual_seed(seed)
+    generator = torch.Generator(operator.device).manual_seed(checked_seed(seed))
     bits = torch.randint(2, (operator.shape[0], count), generator=generator, device=operator.device)
     return (2 * bits - 1).to(torch.promote_types(operator.dtype, torch.float32))

@@ -361,6 +361,7 @@ def test_wrong_arguments_have_one_line():
         ),
         r"vectors=3: expected a tensor": lambda: GGN(model, data, nn.MSELoss()) @ 3,
         r"samples=0: expected a positive integer": lambda: MCFisher(model, data, nn.MSELoss(), samples=0),
+        r"seed='x': expected an integer": lambda: MCFisher(model, data, nn.MSELoss(), seed="x"),
         r"no labels can be sampled": lambda: MCFisher(model, data, lambda f, y: f.mean()) @ torch.ones(3),
     }
     for message, call in cases.items():

@@ -92,6 +92,7 @@ def test_wrong_arguments(hessian):
         (lambda: estimate_trace(hessian, 2), "products=2: expected an integer from 3"),
         (lambda: estimate_trace(hessian, 0), "products=0: expected a positive integer"),
         (lambda: spectral_density(hessian, 0), "steps=0: expected a positive integer"),
+        (lambda: spectral_density(hessian, seed=0.5), "seed=0.5: expected an integer"),
         (lambda: spectral_density(hessian, draws=0), "draws=0: expected a positive integer"),
     ):
         with pytest.raises(ValueError, match=message):
