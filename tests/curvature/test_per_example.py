@@ -120,6 +120,21 @@ def test_inputs_in_a_tuple_or_mapping_are_arguments():
         torch.testing.assert_close(made[name].mean(0), parameter.grad)
 
 
+class Product(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+def test_a_weight_that_is_read_in_another_order():
+    torch.manual_seed(0)
+    model = Product().double()
+    check(model, (torch.randn(4, 2).double(), torch.arange(4) % 3), nn.CrossEntropyLoss())
+
+
 def test_a_table_by_itself():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Embedding(5, 3, padding_idx=1), nn.Flatten(), nn.Linear(18, 2)).double()
