@@ -45,7 +45,7 @@ class BatchedData:
                     f"data: a batch is {described(batch)}, expected (inputs, targets) with a tensor of targets"
                 )
             sums.append(_sum(batch))
-            yield _moved(batch[0], device), batch[1].to(device)
+            yield mapped(batch[0], lambda tensor: tensor.to(device)), batch[1].to(device)
         if not sums:
             raise ValueError("data: expected at least one batch")
         seen = torch.stack(sums)
@@ -65,12 +65,18 @@ def _sum(batch: Any) -> Tensor:
     return torch.stack([each.sum(dtype=torch.float64).cpu() for each in tensors_in(batch)]).sum()
 
 
-def _moved(tree: Any, device: torch.device) -> Any:
+def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change all tensors in a tree of mappings, tuples and lists.
+
+    Example:
+        >>> mapped({"x": (torch.ones(2), 3)}, lambda tensor: tensor[:1])
+        {'x': (tensor([1.]), 3)}
+    """
     if isinstance(tree, Tensor):
-        return tree.to(device)
+        return change(tree)
     if isinstance(tree, Mapping):
-        return {key: _moved(each, device) for key, each in tree.items()}
-    return type(tree)(_moved(each, device) for each in tree) if type(tree) in (tuple, list) else tree
+        return {key: mapped(each, change) for key, each in tree.items()}
+    return type(tree)(mapped(each, change) for each in tree) if type(tree) in (tuple, list) else tree
 
 
 def called(model: Callable[..., Any], inputs: Any) -> Any:

@@ -37,7 +37,9 @@ class ExampleGradients(ABC):
 
     def squared_norms(self) -> Tensor:
         """``‖g_n‖²`` ``[N]``."""
-        return torch.cat([self.grads(part).flatten(1).square().sum(1) for part in self._parts()])
+        return torch.cat(
+            [self.grads(part).reshape(part.stop - part.start, -1).square().sum(1) for part in self._parts()]
+        )
 
     def square_sum(self) -> Tensor:
         """``Σ_n g_n²``."""

@@ -3,14 +3,17 @@
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._torch.restored import preserved
+from .._torch.storages import tensors_in
 from .autograd_graph import Graph
-from .batched_data import BatchedData
+from .batched_data import BatchedData, mapped
 from .example_gradients import ExampleGradients, Made, gradients_of, summed
 from .loss_hessian import LossDerivatives, LossFunction, LossReduction, loss_derivatives
 from .parameter_space import ParameterSpace
@@ -35,8 +38,8 @@ class ExamplePass:
 
     Raises:
         ValueError: If the output is not a tensor that depends on parameters; if a batch norm takes its statistics from
-            the batch; or if a parameter has uses that are not those of a convolution, linear layer, table or norm. The
-            line names these parameters.
+            the batch; or if a parameter is used otherwise than in a convolution, linear layer, table or norm, or as a
+            factor or summand. The line names these parameters.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -51,6 +54,7 @@ class ExamplePass:
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         _check_norms(model)
         self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        two = _examples_of_two(model, inputs)
         found = record(model, inputs)
         if not isinstance(found.output, Tensor) or found.output.grad_fn is None or not found.output.dim():
             raise ValueError(
@@ -66,6 +70,12 @@ class ExamplePass:
                 self._uses.setdefault(use.output, []).append(use)
         self._counts = Counter(self._names[use.parameter] for uses in self._uses.values() for use in uses)
         self._check_uses(graph)
+        for use, seen in zip(found.uses, two, strict=False):
+            if use.output in self._uses and seen != 2:
+                raise ValueError(
+                    f"model: {self._names[use.parameter]!r} serves {seen} examples of a batch of 2, expected layers "
+                    "whose first dimension is the batch; requires_grad_(False) leaves it out"
+                )
         recorded = {output.edge.node for output in self._uses}
         ends = graph.without_any_below(recorded)
         self._ends = [output for output in self._uses if output.edge.node in ends]
@@ -114,7 +124,7 @@ class ExamplePass:
         if others:
             raise ValueError(
                 f"model: no per-example gradients of {_listed(others)}: expected parameters of convolutions, linear "
-                "layers, embeddings and norms; requires_grad_(False) leaves others out"
+                "layers, embeddings and norms, factors and summands; requires_grad_(False) leaves others out"
             )
         for uses in self._uses.values():
             for use in uses:
@@ -132,6 +142,19 @@ def _arrival(this: "weakref.ref[ExamplePass]", output: Output) -> Callable[[tupl
             run._arrived(output, grad)
 
     return arrived
+
+
+def _examples_of_two(model: nn.Module, inputs: Any) -> list[int]:
+    """The numbers of examples that uses of parameters see of the first two examples; nothing if these are all.
+
+    Of another number than in the batch itself, since one of its other sizes may equal that.
+    """
+    if max((len(each) for each in tensors_in(inputs) if each.dim()), default=0) <= 2:
+        return []
+    first = mapped(inputs, lambda tensor: tensor[:2] if tensor.dim() else tensor)
+    with preserved(model, train=False, inputs=inputs), suppress(Exception):  # the model may be made for one size
+        return [use.examples for use in record(model, first).uses]
+    return []
 
 
 def _check_norms(model: nn.Module) -> None:

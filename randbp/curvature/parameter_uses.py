@@ -20,6 +20,7 @@ from ..layers.functions import LayerFunction, spec_of
 from ..layers.layer_specs import replace_batch
 from ..tn import LayerSpec
 from .batched_data import called
+from .broadcast_parameters import broadcast_layout, in_order_of
 from .places import View, read_from
 
 
@@ -187,9 +188,10 @@ class Recording:
 def record(model: nn.Module, inputs: Any) -> Recording:
     """Run a model, and note how its output depends on those parameters that need a gradient.
 
-    Noted are weights and biases of convolutions and linear layers, affine parameters of norms, and tables. Other uses
-    are not: those by other functions, of tables with ``max_norm`` or ``scale_grad_by_freq``, of weights that are
-    computed from parameters, and of layers with estimated VJPs in training mode.
+    Noted are weights and biases of convolutions and linear layers, affine parameters of norms, tables, and factors and
+    summands that are broadcast over examples. Other uses are not: those by other functions, of tables with ``max_norm``
+    or ``scale_grad_by_freq``, of weights that are computed from parameters, and of layers with estimated VJPs in
+    training mode.
 
     Raises:
         ValueError: If a batch norm takes its statistics from the batch, since then no gradient is one example's own.
@@ -224,6 +226,8 @@ class _Recorder(TorchFunctionMode):
         note: Callable[[Output], None] | None = None
         if (call := parsed(func, args, kwargs)) is not None:
             note = self._layer(call)
+        elif func in _ELEMENTWISE and len(args) == 2 and not kwargs:
+            note = self._broadcast(_ELEMENTWISE[func], args[0], args[1])
         elif (noted := _NOTED.get(func)) is not None:
             with suppress(TypeError):
                 given = signature(func).bind(*args, **kwargs)
@@ -261,6 +265,21 @@ class _Recorder(TorchFunctionMode):
 
         return note
 
+    def _broadcast(self, factor: bool, left: Any, right: Any) -> Callable[[Output], None] | None:
+        parameter, view = self._found(left)
+        own, other = (left, right) if parameter is not None else (right, left)
+        if parameter is None:
+            parameter, view = self._found(right)
+        if parameter is None or not isinstance(other, Tensor) or not in_order_of(view, parameter):
+            return None
+
+        def note(output: Output) -> None:
+            if (layout := broadcast_layout(tuple(output.shape), tuple(own.shape))) is not None:
+                values = precise(other.detach()).expand(output.shape).reshape(layout) if factor else None
+                self.uses.append(AffineUse(parameter, output, layout, values))
+
+        return note
+
     def _norm(self, func: Any, given: Mapping[str, Any]) -> Callable[[Output], None] | None:
         if func is F.batch_norm and (given["training"] or given["running_mean"] is None):
             raise ValueError("model: a batch norm takes its statistics from the batch: call model.eval() before")
@@ -295,6 +314,9 @@ class _Recorder(TorchFunctionMode):
             unused %= len(weight)
         return lambda output: self.uses.append(EmbeddingUse(weight, output, index, unused, len(weight)))
 
+
+_ELEMENTWISE = dict.fromkeys((torch.mul, Tensor.mul), True) | dict.fromkeys((torch.add, Tensor.add), False)
+"""Whether a parameter is a factor or a summand."""
 
 _NOTED: dict[Any, Callable[[_Recorder, Any, Mapping[str, Any]], Callable[[Output], None] | None]] = {
     **dict.fromkeys((F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm), _Recorder._norm),

@@ -35,8 +35,8 @@ def per_example_grads(
 
     Raises:
         ValueError: If a batch norm takes its statistics from the batch, or a parameter that needs a gradient belongs to
-            none of: convolutions (1- to 3-d, grouped, transposed), linear layers, embeddings, and affine norms. The
-            line names it.
+            none of: convolutions (1- to 3-d, grouped, transposed), linear layers, embeddings, affine norms, and factors
+            and summands that are broadcast over examples. The line names it.
 
     Source: G. Rochette et al., Efficient per-example gradient computations in convolutional neural networks, 2019.
 

@@ -1,11 +1,15 @@
 """Per-example gradients and what is made of them, against torch.func in double precision."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad
 from torch.nn import functional as F
 
+from experiments.models.convnext import ConvNeXt
+from experiments.models.small_vit import SmallViT
 from randbp import tn
 from randbp.curvature import per_example_grads, per_example_norms, per_example_square_sum, per_example_variance
 from randbp.curvature.example_gradients import gradients_of
@@ -42,7 +46,7 @@ def check(model, data, loss, given=None):
     given = data if given is None else given
     quantities = {
         per_example_grads: expected,
-        per_example_norms: {name: each.flatten(1).norm(dim=1) for name, each in expected.items()},
+        per_example_norms: {name: each.reshape(len(each), -1).norm(dim=1) for name, each in expected.items()},
         per_example_square_sum: {name: each.square().sum(0) for name, each in expected.items()},
         per_example_variance: {name: each.var(0, correction=0) for name, each in expected.items()},
     }
@@ -135,6 +139,21 @@ def test_a_weight_that_is_read_in_another_order():
     check(model, (torch.randn(4, 2).double(), torch.arange(4) % 3), nn.CrossEntropyLoss())
 
 
+def test_factors_and_summands_that_are_broadcast():
+    torch.manual_seed(0)
+    model, x = Scaled().double(), torch.randn(4, 1, 3, 4).double()
+    check(model, (x, torch.arange(4) % 3), nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize(
+    "model", [ConvNeXt(3, 1, (4, 8), (1, 1)), SmallViT(3, width=8, depth=1, size=8)], ids=["ConvNeXt", "ViT"]
+)
+def test_networks_of_the_experiments(model):
+    torch.manual_seed(0)
+    data = torch.randn(3, 1, 8, 8).double(), torch.arange(3)
+    check(model.double(), data, nn.CrossEntropyLoss())
+
+
 def test_a_table_by_itself():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Embedding(5, 3, padding_idx=1), nn.Flatten(), nn.Linear(18, 2)).double()
@@ -206,13 +225,27 @@ def summed(output, target):
     return F.cross_entropy(output, target, reduction="sum")
 
 
-class Scaled(nn.Module):
+class Raised(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer, self.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+        self.layer, self.power = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
 
     def forward(self, x):
-        return self.layer(x) * self.scale
+        return self.layer(x).exp() ** self.power
+
+
+class Scaled(nn.Module):
+    """Factors and summands of all layouts."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.channels = nn.Conv2d(1, 2, 2), nn.Parameter(torch.randn(2))
+        self.scale, self.row, self.image = (nn.Parameter(torch.randn(s)) for s in ((), (1, 1, 3), (1, 2, 2, 3)))
+
+    def forward(self, x):
+        y = self.scale * self.layer(x) + self.channels[:, None, None]
+        y = (self.row * y.tanh()).mul(self.image)
+        return torch.add(self.image, y).flatten(1)
 
 
 class Windows(nn.Module):
@@ -231,6 +264,18 @@ class Tupled(nn.Module):
 
     def forward(self, x):
         return self.layer(x), x
+
+
+class Positions(nn.Module):
+    """A table of positions, of which there are as many as examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Embedding(3, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        y = self.layer(x.view(len(x), 3, 2)) + self.table(torch.arange(3))
+        return y.flatten(1)
 
 
 class Read(nn.Module):
@@ -258,7 +303,12 @@ def checkpointed(model, reentrant):
 @pytest.mark.parametrize(
     ("model", "width", "message"),
     [
-        (Scaled(), 2, r"model: no per-example gradients of 'scale': expected parameters of convolutions"),
+        (Raised(), 2, r"model: no per-example gradients of 'power': expected parameters of convolutions"),
+        (
+            Positions(),
+            6,
+            r"model: 'table\.weight' serves 3 examples of a batch of 2, expected layers whose first dimension",
+        ),
         (Read(), 2, r"model: no per-example gradients of 'layer\.weight': expected"),
         (Windows(), 4, r"model: 'layer\.weight' serves 6 examples, expected 3 as in the output"),
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), 2, r"model: '1' \(BatchNorm1d\) takes its statistics"),
@@ -280,9 +330,21 @@ def test_checkpointing_and_parameters_that_are_left_out():
     made = per_example_grads(model, data, nn.MSELoss())
     expected = {f"model.{name}": each for name, each in expected_grads(model.model, data, nn.MSELoss()).items()}
     torch.testing.assert_close(made, expected, rtol=1e-8, atol=1e-10)
-    scaled = Scaled().double()
-    scaled.scale.requires_grad_(False)
-    check(scaled, data, nn.MSELoss())
+    raised = Raised().double()
+    raised.power.requires_grad_(False)
+    check(raised, data, nn.MSELoss())
+
+
+def test_models_in_training_mode_run_once():
+    """Running statistics move once, and random numbers are those that the model would draw."""
+    model = nn.Sequential(nn.InstanceNorm1d(2, track_running_stats=True), nn.Dropout(), nn.Flatten(), nn.Linear(10, 2))
+    other, data = deepcopy(model), (torch.randn(4, 2, 5), torch.arange(4) % 2)
+    torch.manual_seed(0)
+    made = per_example_grads(model, data, nn.CrossEntropyLoss())
+    torch.manual_seed(0)
+    nn.functional.cross_entropy(other(data[0]), data[1]).backward()
+    torch.testing.assert_close(made["3.weight"].mean(0), other[3].weight.grad)
+    torch.testing.assert_close(model[0].running_mean, other[0].running_mean)
 
 
 @pytest.mark.parametrize("data", [3, [], [(torch.ones(1, 2),)], [torch.ones(1, 2)]])
