@@ -16,12 +16,12 @@ from .layer_factors import Approximation
 class KBFGS(CurvatureSGD):
     """Momentum SGD whose gradients are divided by curvature that BFGS learns from what steps do to the loss.
 
-    The gradient ``G`` of a layer's weight and bias, a matrix per group, becomes ``H_Γ G H_A``. Both inverses begin as
-    those of :class:`~randbp.curvature.KFAC` and then follow BFGS, in ``O(a² + d²)`` operations for ``[d, a]`` matrices:
-    ``H_A`` follows the input factor, and ``H_Γ`` the change of the loss's gradient with respect to the layer's outputs,
-    from the same batch before and after a step (see :class:`~randbp.curvature.KroneckerBFGS`). Unlike K-FAC's factor,
-    that is curvature of the loss itself, whatever the labels are drawn from. It takes a second forward and backward
-    pass, so ``step`` needs a closure, as that of ``torch.optim.LBFGS``::
+    The gradient ``G`` of a layer's weight and bias, a matrix per group, becomes ``H_Γ G H_A``. Both begin as inverses
+    of the factors of :class:`~randbp.curvature.KFAC` and then follow BFGS, in ``O(a² + d²)`` operations for ``[d, a]``:
+    ``H_A`` follows the input factor, and ``H_Γ`` the change of the loss's gradient with respect to the output, from the
+    same batch before and after a step (see :class:`~randbp.curvature.KroneckerBFGS`). Unlike K-FAC's factor, a mean of
+    squares, that is curvature of the loss itself. It takes a second forward and backward pass, so ``step`` needs a
+    closure, as that of ``torch.optim.LBFGS``::
 
         optimizer = KBFGS(model, lr=0.05)
         for images, labels in loader:
