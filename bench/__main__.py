@@ -18,14 +18,14 @@ from .layers import NETWORKS
 from .place import Place
 
 LONG = ("error", "importance-error", "training", "baseline")
-EXPERIMENTS = ("step", "importance", "second-order", "ntk", "merit", *LONG)
+EXPERIMENTS = ("step", "importance", "second-order", "curvature", "ntk", "merit", *LONG)
 QUICK = "all-cnn-c.1,resnet-18.4,mobilenet-v2.7,mobilenet-v2.11,convnext-base.0,convnext-base.5"
 
 
 def main() -> None:
     """Parse arguments and run."""
     names = [*contractions.BENCHMARKS, "convnext-first-layer", "overhead", "calls", "estimators"]
-    names += ["kernels", "step", "importance", "second-order", "merit", "lean", "ntk"]
+    names += ["kernels", "step", "importance", "second-order", "merit", "lean", "ntk", "curvature"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "names",
@@ -149,6 +149,10 @@ def _experiment(name: str, arguments: argparse.Namespace, place: Place) -> None:
         from . import second_order
 
         second_order.run(arguments.layers or ("all-cnn-c" if quick else ""), 5.0 if quick else 15 * arguments.budget)
+    elif name == "curvature":
+        from . import curvature
+
+        curvature.run(arguments.layers or ("all-cnn-c" if quick else ""), 2.0 if quick else 3 * arguments.budget)
     elif name == "ntk":
         from . import tangent_kernel
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from bench import (
+    curvature,
     error,
     importance,
     importance_error,
@@ -295,3 +296,15 @@ def test_three_ways_give_one_tangent_kernel(monkeypatch):
     rows = json.loads(Path("runs/bench/ntk.json").read_text())["rows"]
     assert [row["way"] for row in rows] == list(summary["digits-cnn"]) == list(tangent_kernel.WAYS)
     assert all(row["seconds"] > 0 and row["bytes"] > 0 and row["error"] < 1e-4 for row in rows)
+
+
+def test_curvature_measures_each_library_on_the_layers_that_it_serves(monkeypatch):
+    small = partial(AllCNNC, num_classes=3, width=0.04, dropout=False), (2, 3, 32, 32), 3
+    monkeypatch.setattr(curvature, "NETWORKS", {"all-cnn-c": small})
+    summary = curvature.run("", 0.01)
+    rows = json.loads((error.RUNS / "curvature.json").read_text())["rows"]
+    assert summary.keys() == {"all-cnn-c, reduce", "all-cnn-c, expand"}
+    ours = [row for row in rows if row["library"] == "randbp"]
+    assert [row["layers"] for row in ours if "layers" in row] == ["9 of 9", "9 of 9"]
+    assert all(row["extra_bytes"] > 0 for row in ours if "extra_bytes" in row)
+    assert {row["what"] for row in ours} == {"factors alone", "with passes", "inverses", "eigenvalues"}
