@@ -240,6 +240,13 @@ def test_sampled_factors_have_those_of_type_2_as_their_mean():
     assert not torch.equal(draws[0], draws[1])
 
 
+def test_batches_have_labels_of_their_own():
+    """Means over equal batches would be those of one if each drew the same labels."""
+    batch = drawn(3, 2, 4), torch.tensor([0, 1, 2])
+    once, twice = (dense(factors(small(), data, nn.CrossEntropyLoss(), "mc")) for data in (batch, [batch, batch]))
+    assert not torch.allclose(once["0"], twice["0"])
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("kind", ["empirical", "type-2", "forward-only"])
 def test_batches_add_up_to_one(kind, reduction):
@@ -347,6 +354,17 @@ def test_layers_without_factors_are_named_with_reasons(kind):
         for key, (weight, bias) in found.parameters.items():
             joined = torch.cat([made[weight]] + ([made[bias]] if bias else []), 2)
             close(found[key].to_dense(), torch.einsum("nep,nef,nfq->pq", joined, hessians, joined))
+
+
+def test_a_weight_that_is_used_in_two_ways_is_left():
+    class Tied(nn.Linear):
+        def forward(self, x):
+            return F.linear(F.linear(x, self.weight, self.bias), self.weight.t())
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Tied(3, 2), nn.Linear(3, 2)).double()
+    found = factors(model, (drawn(4, 3), drawn(4, 2)), nn.MSELoss())
+    assert list(found) == ["1"] and dict(found.left) == {"0": "its weight is used in two ways"}
 
 
 def test_only_what_is_asked_for():
