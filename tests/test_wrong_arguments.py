@@ -13,7 +13,7 @@ import randbp
 from randbp import Batch, Estimator, Spatial, autotune, functional, manual_seed, randomize, tn
 from randbp.callbacks import CostMonitor, TensorDropout
 from randbp.callbacks.latest_epoch import LatestEpoch
-from randbp.curvature import KFAC, EigenvalueCorrected, KroneckerInverse, Preconditioner, ntk
+from randbp.curvature import KFAC, EigenvalueCorrected, KroneckerInverse, Preconditioner, factors, ntk
 from randbp.diagnostics import gradient_error
 
 NAN, INF = float("nan"), float("inf")
@@ -77,6 +77,10 @@ def before(method: Any = KroneckerInverse(), **options: Any) -> Preconditioner: 
     return Preconditioner(NET, method, **options)
 
 
+def gathered(data: Any = BATCH, loss: Any = nn.functional.cross_entropy, **options: Any) -> object:
+    return factors(NET, data, loss, **options)
+
+
 def spec(input_shape: Any = (1, 1, 6, 6), out_channels: Any = 2, kernel_size: Any = 3, **options: Any) -> tn.ConvSpec:
     return tn.ConvSpec(input_shape, out_channels, kernel_size, **options)
 
@@ -95,6 +99,7 @@ def arguments() -> Iterator[tuple[Callable[..., object], str]]:
     yield from ((before, name) for name in inspect.signature(Preconditioner).parameters if name != "model")
     yield from ((EigenvalueCorrected, name) for name in ("approximation", "decay"))
     yield kernel, "memory"
+    yield from ((gathered, name) for name in inspect.signature(factors).parameters if name != "model")
     yield from ((spec, name) for name in ("input_shape", "out_channels", "kernel_size", *sizes))
     yield from ((tuned, name) for name in ("sample_batch", "budget", "draws", "rounds", "loss", "seed"))
     yield from ((measured, name) for name in ("batch", "draws", "micro_batches", "confidence", "loss", "seed"))
