@@ -50,7 +50,7 @@ class DataOperator(LinearOperator):
         super().__init__(ParameterSpace(model))
         if not callable(loss):
             raise ValueError(f"loss={described(loss)}: expected a loss of torch.nn or a function of output and target")
-        self.model, self.loss, self.reduction = model, loss, reduction
+        self.model, self.loss, self.reduction = self.space.model, loss, reduction
         self._batches = BatchedData(data)
 
     def product(self, matrix: Tensor) -> Tensor:
@@ -135,11 +135,8 @@ class Hessian(DataOperator):
         leaves = self._leaves()
         output, parameters = self._output(leaves, inputs), list(leaves.values())
         derivatives = self._derivatives(output, targets)
-        mean = derivatives.reduction == "mean"
-        if mean and not derivatives.terms:  # all labels are ignored: a mean of nothing
-            return derivatives, ([torch.zeros_like(each) for each in parameters] for _ in columns)
-        loss = self.loss(output, targets) * (derivatives.terms if mean else 1)
-        grads = _grad([loss], parameters, None, create_graph=True)
+        scale = derivatives.terms if derivatives.reduction == "mean" else 1
+        grads = _grad([self.loss(output, targets) * scale], parameters, None, create_graph=True)
         bent = [number for number, grad in enumerate(grads) if grad.requires_grad]  # the others are constant
         return derivatives, (
             _grad([grads[number] for number in bent], parameters, [column[number] for number in bent])

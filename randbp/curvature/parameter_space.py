@@ -19,7 +19,14 @@ class ParameterSpace:
     The flat order is that of ``torch.nn.utils.parameters_to_vector``.
 
     Args:
+        model: The network; of one that ``torch.compile`` returned, the network within.
+
+    Attributes:
         model: The network.
+        parameters: Its parameters by name.
+        size: ``P``.
+        dtype: Data type of flat vectors, which holds all the parameters'.
+        device: Device of flat vectors, that of the first parameter.
 
     Raises:
         ValueError: If no parameter requires a gradient, or one is complex.
@@ -35,7 +42,8 @@ class ParameterSpace:
     def __init__(self, model: nn.Module) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model={described(model)}: expected an nn.Module")
-        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.parameters = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         if not self.parameters or any(not each.is_floating_point() for each in self.parameters.values()):
             raise ValueError(f"model: {type(model).__name__}: expected real parameters that require gradients")
         first, *rest = self.parameters.values()

@@ -51,6 +51,7 @@ def test_dense_matrices_are_symmetric_and_some_are_semidefinite():
 def test_uneven_batches_are_one_batch(loss):
     """A mean over all terms is no mean of batches' means, and a batch whose labels are all ignored adds nothing."""
     model, x, y, function = net("2d", loss, seed=1)
+    function.reduction = "mean"
     for make in (*OPERATORS, MCFisher)[: 3 + (loss == "squares")]:
         whole = make(model, (x, y), function)
         v = columns(whole, 2)
@@ -341,6 +342,16 @@ def test_autocast_and_gradient_mode_around_products_do_not_matter():
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(operator @ v, expected)
         assert not expected.requires_grad
+
+
+def test_compiled_models_are_served():
+    model, x, y, function = net("1d", "classes", seed=8)
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    for make in OPERATORS:
+        expected = make(model, (x, y), function)
+        close(make(compiled, (x, y), function) @ columns(expected), expected @ columns(expected))
+    assert list(GGN(compiled, (x, y), function).space.parameters) == [name for name, _ in model.named_parameters()]
 
 
 def test_wrong_arguments_have_one_line():
