@@ -45,6 +45,7 @@ class StructuredInverseFree(Method):
     adaptive: bool = True
 
     keys: ClassVar[tuple[str, ...]] = (*_ROOTS, *_MOMENTA, *_NEWS)
+    numbers: ClassVar[tuple[str, ...]] = ("updates", "inner", "outer")
 
     def __post_init__(self) -> None:
         super().__post_init__()
