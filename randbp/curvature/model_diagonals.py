@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..draws.seeds import checked_seed
 from .arguments import described, positive
 from .example_gradients import ExampleGradients
 from .example_passes import accumulate, example_passes, in_order
@@ -27,7 +28,7 @@ def ggn_diagonal(
     Args:
         model: The model, which runs in its current mode, see :func:`per_example_grads`.
         data: A batch ``(inputs, targets)``, or an iterable of batches. A mean loss is the mean over all data.
-        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss``.
+        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss``, or PyTorch's function of one of them.
         samples: ``None`` for the exact diagonal, by as many backward passes as an example's output has entries. Or the
             number of passes with random ``s_n``, from labels drawn from the model's own law; the mean is the diagonal.
         seed: Of the generator that draws labels.
@@ -36,7 +37,7 @@ def ggn_diagonal(
         ``{name: parameter.shape}``, entries of which are not negative.
 
     Raises:
-        ValueError: As :func:`per_example_grads` does; or if the loss is another function.
+        ValueError: As :func:`per_example_grads` does; if the loss is another function, or samples or seed are none.
 
     Source: F. Dangel et al., BackPACK: packing more into backprop, 2020.
 
@@ -47,7 +48,7 @@ def ggn_diagonal(
         True
     """
     count = None if samples is None else positive("samples", samples)
-    generator = torch.Generator(ParameterSpace(model).device).manual_seed(seed)
+    generator = torch.Generator(ParameterSpace(model).device).manual_seed(checked_seed(seed))
     sums: dict[str, Tensor] = {}
 
     def see(name: str, gradients: ExampleGradients) -> None:
@@ -103,7 +104,7 @@ def hutchinson_diagonal(
         raise ValueError(f"of={described(of)}: expected 'hessian' or 'ggn'")
     operator = _OPERATORS[of](model, data, loss)
     space, total = operator.space, torch.zeros(operator.shape[0], dtype=operator.dtype, device=operator.device)
-    generator = torch.Generator(operator.device).manual_seed(seed)
+    generator = torch.Generator(operator.device).manual_seed(checked_seed(seed))
     for _ in range(positive("samples", samples)):
         signs = torch.randint(2, total.shape, generator=generator, device=total.device).to(total) * 2 - 1
         total += signs * (operator @ signs)

@@ -44,7 +44,7 @@ def hessian_diagonal(model: nn.Module, data: Any, loss: LossFunction) -> dict[st
             Modules may be convolutions (1- to 3-d, grouped, transposed), linear layers, elementwise activations,
             pooling by averages or maxima, padding, flattening, batch norm and dropout in evaluation mode.
         data: A batch ``(inputs, targets)``, or an iterable of batches. A mean loss is the mean over all data.
-        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss``.
+        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss``, or PyTorch's function of one of them.
 
     Returns:
         ``{name: parameter.shape}``.

@@ -139,6 +139,8 @@ def test_hessian_differs_from_ggn_and_both_repeat_with_their_seed():
     [
         (lambda model, data: ggn_diagonal(model, data, nn.MSELoss(), samples=0), "samples=0: expected a positive"),
         (lambda model, data: ggn_diagonal(model, data, nn.functional.l1_loss), "loss=.*: expected CrossEntropyLoss"),
+        (lambda model, data: ggn_diagonal(model, data, nn.MSELoss(), 1, seed=0.5), "seed=0.5: expected"),
+        (lambda model, data: hutchinson_diagonal(model, data, nn.MSELoss(), 1, seed=True), "seed=True: expected"),
         (lambda model, data: hutchinson_diagonal(model, data, nn.MSELoss(), 0), "samples=0: expected a positive"),
         (lambda model, data: hutchinson_diagonal(model, data, nn.MSELoss(), 1, "fisher"), "of='fisher': expected"),
         (lambda model, data: ggn_diagonal(model.requires_grad_(False), data, nn.MSELoss()), "model: Linear"),
