@@ -13,7 +13,7 @@ import randbp
 from randbp import Batch, Estimator, Spatial, autotune, functional, manual_seed, randomize, tn
 from randbp.callbacks import CostMonitor, TensorDropout
 from randbp.callbacks.latest_epoch import LatestEpoch
-from randbp.curvature import KFAC, EigenvalueCorrected, KroneckerInverse, Preconditioner, factors, ntk
+from randbp.curvature import KBFGS, KFAC, EigenvalueCorrected, KroneckerInverse, Preconditioner, factors, ntk
 from randbp.diagnostics import gradient_error
 
 NAN, INF = float("nan"), float("inf")
@@ -69,6 +69,10 @@ def preconditioned(**options: Any) -> KFAC:
     return KFAC(NET, **options)
 
 
+def quasi_newton(**options: Any) -> KBFGS:
+    return KBFGS(NET, **options)
+
+
 def kernel(x: Any = BATCH[0], **options: Any) -> Tensor:
     return ntk(NET, x, **options)
 
@@ -96,6 +100,7 @@ def arguments() -> Iterator[tuple[Callable[..., object], str]]:
     yield from ((conv_transpose, name) for name in ("x", "weight", "output_padding", *sizes))
     yield from ((linear, name) for name in ("x", "weight", "bias", "weight_vjp", "input_vjp", "generator"))
     yield from ((preconditioned, name) for name in inspect.signature(KFAC).parameters if name != "model")
+    yield from ((quasi_newton, name) for name in inspect.signature(KBFGS).parameters if name != "model")
     yield from ((before, name) for name in inspect.signature(Preconditioner).parameters if name != "model")
     yield from ((EigenvalueCorrected, name) for name in ("approximation", "decay"))
     yield kernel, "memory"
