@@ -19,7 +19,7 @@ from randbp import (
     Rounding,
     Spatial,
 )
-from randbp.curvature import KFAC, Approximation
+from randbp.curvature import EKFAC, KFAC, Approximation
 from randbp.functional import conv, conv_transpose, linear
 from randbp.kernels import backends
 from randbp.kernels.operator import OPERATORS
@@ -131,13 +131,14 @@ def test_compiled_steps_draw_afresh_and_equal_eager_ones(estimator: Estimator, m
     assert not torch.allclose(drawn[3][0], drawn[4][0], rtol=1e-2)
 
 
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
 @pytest.mark.parametrize("approximation", ["reduce", "expand"])
-def test_second_order_steps_are_those_of_the_processor(approximation: Approximation) -> None:
+def test_second_order_steps_are_those_of_the_processor(approximation: Approximation, kind: type[KFAC]) -> None:
     ends = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
         model = network().double().to(device)
-        optimizer = KFAC(model, lr=0.1, approximation=approximation, largest=10_000)
+        optimizer = kind(model, lr=0.1, approximation=approximation, largest=10_000)
         x = torch.randn(16, 8, 16, 16, dtype=torch.float64).to(device)
         for _ in range(3):
             optimizer.zero_grad()

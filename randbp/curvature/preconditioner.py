@@ -94,6 +94,8 @@ class Preconditioner(CurvatureOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Replace the gradients of preconditioned parameters.
 
+        The scale of a ``GradScaler`` is known only in steps that :meth:`before` has made part of an optimiser's.
+
         Args:
             closure: Computes the loss and its gradients again, if given.
 

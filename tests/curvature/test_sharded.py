@@ -1,5 +1,7 @@
 """Parameters of which each process holds a shard."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
-from randbp.curvature import KFAC
+from randbp.curvature import EKFAC, KFAC
 
 
 @pytest.fixture
@@ -44,14 +46,15 @@ def train(model, optimizer, steps):
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, Padded])
-def test_a_sharded_model_steps_as_a_whole_one(mesh, kind):
+@pytest.mark.parametrize("make", [KFAC, EKFAC, partial(EKFAC, approximation="expand")])
+def test_a_sharded_model_steps_as_a_whole_one(mesh, kind, make):
     whole, sharded = network(kind), network(kind)
     for layer in (sharded[0], sharded[3], sharded):
         fully_shard(layer, mesh=mesh)
     options = {"lr": 0.1, "factor_every": 1, "inverse_every": 2}
-    train(whole, KFAC(whole, **options), 3)
-    optimizer = KFAC(sharded, **options)
-    train(sharded, optimizer, 3)
+    train(whole, make(whole, **options), 4)
+    optimizer = make(sharded, **options)
+    train(sharded, optimizer, 4)
     assert not optimizer.left_plain
     for name, parameter in sharded.named_parameters():
         assert isinstance(parameter, DTensor)
