@@ -16,9 +16,10 @@ from .processes import Peers
 class Method:
     """What is kept of the curvature of one weight, in a plain dictionary of tensors and numbers.
 
-    A subclass says in :attr:`keys` which tensors it keeps, and writes :meth:`update`, :meth:`refresh` and
-    :meth:`direction`. The weight and its bias are ``G`` matrices ``[G, d, a]`` with ``d = D / G`` and ``a = C / G·ΠK``,
-    or one column more if there is a bias. Tensors are in single precision at least, and move with their weight.
+    A subclass says in :attr:`keys` which tensors it keeps, and writes :meth:`update`, which counts in
+    ``state["updates"]``, :meth:`refresh` and :meth:`direction`. The weight and its bias are ``G`` matrices
+    ``[G, d, a]`` with ``d = D / G`` and ``a = C / G·ΠK``, or one column more if there is a bias. Tensors are in single
+    precision at least, and move with their weight.
 
     Args:
         approximation: Approximation of weight sharing in what is gathered: ``"reduce"`` or ``"expand"``.
@@ -34,6 +35,24 @@ class Method:
 
     Raises:
         ValueError: If the approximation is neither.
+
+    Example:
+        >>> import torch
+        >>> from randbp.curvature import Preconditioner
+        >>> class ByTrace(Method):  # divides by the means of both factors' eigenvalues
+        ...     keys = ("means",)
+        ...     def update(self, state, seen, scales):
+        ...         state["updates"] = state.get("updates", 0) + 1
+        ...         factors = [moment.matrix() * scale for moment, scale in zip(seen.moments, scales)]
+        ...         state["means"] = torch.stack([each.diagonal(dim1=1, dim2=2).mean(1) for each in factors])
+        ...     def direction(self, state, grad):
+        ...         return grad / state["means"].prod(0).view(-1, 1, 1) if "means" in state else None
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> preconditioner = Preconditioner(model, ByTrace(), reduction="sum")
+        >>> (2 * model(torch.ones(1, 3))).sum().backward()
+        >>> preconditioner.step()
+        >>> model.weight.grad  # 2, divided by 1 · 4
+        tensor([[0.5000, 0.5000, 0.5000]])
     """
 
     approximation: Approximation = "reduce"
