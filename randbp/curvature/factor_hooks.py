@@ -16,7 +16,6 @@ from .layer_factors import input_rows, output_grad_rows
 from .layer_hooks import LayerHooks, channels_second, extends, precise, source_of
 from .layer_sums import input_sums, output_grad_sums
 from .method import Method
-from .moments import Moment
 from .places import Place
 from .projected_gradients import RowPair, pair_of
 
@@ -96,7 +95,7 @@ class Statistics(LayerHooks):
                 return
             with torch.no_grad(), without_autocast(output_grad):
                 grad = channels_second(form, spec, output_grad.reshape(shape))
-                seen = Seen(Moment(method.rows), Moment(method.rows), examples=spec.batch_size)
+                seen = Seen(examples=spec.batch_size)
                 if statistics.counts_terms:
                     seen.terms = (grad != 0).any(1).sum()
                 if made is not None:

@@ -47,7 +47,7 @@ class KroneckerBFGS(KroneckerInverse):
 
     keys: ClassVar[tuple[str, ...]] = (*FACTORS, *INVERSES, *PAIR)
     second_pass: ClassVar[bool] = True
-    spreads: ClassVar[bool] = False
+    costly: ClassVar[bool] = False
 
     def refresh(self, state: dict[str, Any], damping: float) -> None:
         """Invert the factors if there are no inverses of their shapes yet."""

@@ -27,7 +27,6 @@ class Method:
     Attributes:
         keys: Names of all tensors in the state of a weight.
         numbers: Names of all numbers there.
-        rows: Whether sums are kept as rows, as :meth:`~randbp.curvature.moments.Moment.rows` gives them.
         pairs: Whether both sides of each call are gathered, too.
         second_pass: Whether ``step(closure)`` calls the closure again, with the new parameters, for :meth:`compare`.
         costly: Whether :meth:`refresh` takes long: it runs in every ``inverse_every``-th step, and each weight's in one
@@ -59,7 +58,6 @@ class Method:
 
     keys: ClassVar[tuple[str, ...]] = ()
     numbers: ClassVar[tuple[str, ...]] = ("updates",)
-    rows: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     second_pass: ClassVar[bool] = False
     costly: ClassVar[bool] = False

@@ -10,9 +10,6 @@ class Moment:
     Rows become a matrix when they enter a running average, in the product that adds them to it: a large layer's matrix
     is touched once instead of once for each of summing, scaling and averaging.
 
-    Args:
-        keeps_rows: Whether rows stay rows however many there are.
-
     Example:
         >>> moment = Moment()
         >>> moment.add_rows(torch.tensor([[[1.0, 2.0]]]))
@@ -22,16 +19,14 @@ class Moment:
                  [1.0000, 2.5000]]])
     """
 
-    def __init__(self, keeps_rows: bool = False) -> None:
-        self._keeps_rows = keeps_rows
+    def __init__(self) -> None:
         self._rows: list[Tensor] = []
         self._matrix: Tensor | None = None
 
     def add_rows(self, rows: Tensor) -> None:
         """Add the outer products of rows ``[G, N, R]``."""
         self._rows.append(rows)
-        many = len(self._rows) > 1 and sum(each.shape[1] for each in self._rows) > rows.shape[2]
-        if many and not self._keeps_rows:
+        if len(self._rows) > 1 and sum(each.shape[1] for each in self._rows) > rows.shape[2]:
             self.matrix()
 
     def add_matrix(self, matrix: Tensor) -> None:
@@ -40,7 +35,6 @@ class Moment:
 
     def add(self, other: "Moment") -> None:
         """Add another moment, which must not be used afterwards."""
-        self._keeps_rows = self._keeps_rows or other._keeps_rows
         if other._matrix is not None:
             self.add_matrix(other._matrix)
         for rows in other._rows:
@@ -68,7 +62,7 @@ class Moment:
         return torch.stack(parts).sum()
 
     def rows(self) -> Tensor:
-        """The rows ``r_n`` ``[G, N, R]`` of a moment that keeps them, in the order in which they were seen."""
+        """The rows ``r_n`` ``[G, N, R]`` of a moment that has nothing else, in the order in which they were seen."""
         assert self._rows and self._matrix is None
         self._rows = [torch.cat(self._rows, 1)]
         return self._rows[0]
