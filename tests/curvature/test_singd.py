@@ -14,6 +14,8 @@ from randbp.curvature.structures import STRUCTURES
 from randbp.curvature.weight_matrices import Form, as_matrices, call_input, layer_call
 from randbp.layers import kind_of
 
+from .test_changing_layers import CHANGES, entries, train
+from .test_changing_layers import network as changing
 from .test_kfac import batch, loss_of, network, parameters, per_example, run, trained
 from .test_structures import step as published
 
@@ -140,6 +142,37 @@ def test_losses_of_any_scale_do_no_harm():
             for key in ("input_root", "output_grad_root"):
                 change = (optimizer.state[model.weight][key] / before[key] - 1).abs().max()
                 assert change <= 0.1 + 1e-6 and (change == 0) == (scale == 1e20)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("structures", ["diagonal", "hierarchical"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_may_change(change, structures):
+    """Parameters that are still the optimiser's are trained, the state grows no more, and it can be loaded."""
+    model = changing()
+    optimizer = SINGD(model, 0.05, factor_every=1, structures=structures)
+    held = optimizer.param_groups[0]["params"]
+    train(model, optimizer, 3)
+    CHANGES[change](model)
+    train(model, optimizer, 2, first=3)
+    size, before = entries(optimizer), [parameter.detach().clone() for parameter in held]
+    train(model, optimizer, 3, first=5)
+    assert entries(optimizer) == size
+    for parameter, old in zip(held, before, strict=True):
+        moves = parameter.grad is not None and bool(parameter.grad.any())
+        assert parameter.isfinite().all() and (not moves or not torch.equal(parameter, old))
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 1, first=20)
+
+
+def test_weights_in_channels_last_order():
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = network().to(memory_format=layout)
+        optimizer = SINGD(model, factor_every=1, weight_decay=0.1)
+        run(model, optimizer, 3)
+        found.append(parameters(model))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
 
 
 def test_factors_stay_finite():
