@@ -181,8 +181,14 @@ def example_passes(
         [4, 4]
     """
     for inputs, targets in BatchedData(data).on(ParameterSpace(model).device):
-        run = ExamplePass(model, inputs)
-        yield run, loss_derivatives(loss, run.output, targets, reduction)
+        yield _differentiated(model, inputs, targets, loss, reduction)  # nothing here holds the graph of a batch
+
+
+def _differentiated(
+    model: nn.Module, inputs: Any, targets: Tensor, loss: LossFunction, reduction: LossReduction | None
+) -> tuple[ExamplePass, LossDerivatives]:
+    run = ExamplePass(model, inputs)
+    return run, loss_derivatives(loss, run.output, targets, reduction)
 
 
 def accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -64,6 +64,7 @@ def ggn_diagonal(
         for column in hessian.columns() if count is None else hessian.sampled(count, generator):
             run.backward(column, see)
         terms = terms + derivatives.terms if derivatives.reduction == "mean" else 1.0
+        del run  # its graph, before the next batch has one
     return in_order(model, {name: each / terms for name, each in sums.items()})
 
 

@@ -159,4 +159,5 @@ def _see_all(model: nn.Module, data: Any, loss: LossFunction, reduction: LossRed
             output_grad = torch.where(terms > 0, output_grad / terms, 0)
         run.backward(output_grad, see)
         examples += len(output_grad)
+        del run  # its graph, before the next batch has one
     return examples

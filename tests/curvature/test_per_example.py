@@ -1,6 +1,7 @@
 """Per-example gradients and what is made of them, against torch.func in double precision."""
 
 from copy import deepcopy
+from weakref import ref
 
 import pytest
 import torch
@@ -11,7 +12,13 @@ from torch.nn import functional as F
 from experiments.models.convnext import ConvNeXt
 from experiments.models.small_vit import SmallViT
 from randbp import tn
-from randbp.curvature import per_example_grads, per_example_norms, per_example_square_sum, per_example_variance
+from randbp.curvature import (
+    ggn_diagonal,
+    per_example_grads,
+    per_example_norms,
+    per_example_square_sum,
+    per_example_variance,
+)
 from randbp.curvature.example_gradients import gradients_of
 from randbp.curvature.parameter_uses import record
 
@@ -333,6 +340,24 @@ def test_checkpointing_and_parameters_that_are_left_out():
     raised = Raised().double()
     raised.power.requires_grad_(False)
     check(raised, data, nn.MSELoss())
+
+
+class Watched(nn.Linear):
+    """Notes how many of its earlier outputs are still there when it runs."""
+
+    def forward(self, x):
+        self.alive = [ref() is not None for ref in vars(self).setdefault("outputs", [])]
+        output = super().forward(x)
+        self.outputs.append(ref(output))
+        return output
+
+
+def test_one_graph_is_held_at_a_time():
+    batches = [(torch.randn(2, 3), torch.tensor([0, 1]))] * 3
+    for function in (per_example_norms, per_example_variance, ggn_diagonal):
+        model = Watched(3, 2)
+        function(model, batches, nn.CrossEntropyLoss())
+        assert model.alive == [False, False]
 
 
 def test_models_in_training_mode_run_once():
