@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from randbp.curvature import KFAC, KroneckerInverse, Preconditioner
+from randbp.curvature import KFAC, SINGD, KroneckerInverse, Preconditioner, StructuredInverseFree
 
 from .lightning_runs import Module, trainer
 
@@ -69,6 +69,21 @@ def test_in_front_of_sgd_it_is_kfac():
     for model in ends[1:]:
         torch.testing.assert_close(list(model.parameters()), list(ends[0].parameters()), rtol=1e-12, atol=1e-14)
     assert equal(ends[1], ends[2]) and equal(ends[1], ends[3])
+
+
+def test_a_method_that_inverts_nothing_follows_every_update():
+    """Whatever the interval of inverses is: it is SINGD in front of SGD."""
+    ends = []
+    for way in (True, False):
+        model = network()
+        if way:
+            optimizer = SINGD(model, 0.1, factor_every=2)
+        else:
+            optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+            Preconditioner(model, StructuredInverseFree(), factor_every=2, inverse_every=5).before(optimizer)
+        train(model, optimizer, 8)
+        ends.append(list(model.parameters()))
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
 
 
 def test_only_gradients_of_its_layers_change_and_the_bound_shortens_them():
