@@ -50,8 +50,7 @@ def conjugate_gradients(
         solution[:, open_] += step * direction[:, open_]
         residual[:, open_] -= step * moved
         before, size = size, residual.square().sum(0)
-        ratio = torch.where(before > 0, size / before, 0.0)
-        direction = residual + ratio * direction
+        direction = residual + size / before * direction  # not a number in columns of zeros, which are done
     if bool((size > goal).any()):
         least = float((size / goal).sqrt().max()) * tolerance
         warnings.warn(

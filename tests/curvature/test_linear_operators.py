@@ -87,6 +87,8 @@ def test_vectors_may_be_tensors_lists_or_dicts():
         )
         by_name = operator @ dict(zip(names, pieces, strict=True))
         assert list(by_name) == names and all(map(torch.equal, by_name.values(), products))
+        turned = operator @ dict(zip(reversed(names), reversed(pieces), strict=True))
+        assert all(torch.equal(turned[name], by_name[name]) for name in names)
 
 
 def test_frozen_parameters_are_left_out():
@@ -336,8 +338,8 @@ def test_randomised_layers_refuse_or_are_exact(settings):
 def test_autocast_and_gradient_mode_around_products_do_not_matter():
     model, x, y, function = net("2d", "classes", seed=7)
     for make in OPERATORS:
-        operator = make(model, (x, y), function)
-        v = torch.ones(operator.shape[0], dtype=torch.float64, requires_grad=True)
+        operator = make(model.float(), (x.float(), y), function)
+        v = torch.ones(operator.shape[0], requires_grad=True)
         expected = operator @ v
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(operator @ v, expected)
