@@ -8,7 +8,7 @@ COMMANDS = {
     "demo": "presets beside exact backpropagation, checkpointing and micro-batches, then keep rates; a report",
     "gradient-error": "relative error of estimated gradients against the keep rate; a plot and a table",
     "equal-time": "accuracy against measured seconds: estimators beside smaller batches, bf16 and checkpoints; a page",
-    "second-order": "All-CNN-C on Fashion-MNIST with SGD and K-FAC, for a fixed number of steps and three seeds",
+    "second-order": "time and memory of second-order steps over SGD's; trainings beside SGD, AdamW and Muon; a page",
     "lean-training": "ResNet-18 on Fashion-MNIST, exact and with presets: does the accuracy differ? five seeds",
     "ntk": "learning of CNNs of several widths beside what their empirical tangent kernels predict; a page",
     "hessian-rank": "ranks of Hessian and Gauss-Newton matrices of linear CNNs against upper bounds; a page",
