@@ -52,7 +52,7 @@ def jacobian_gram(left: Pulled, right: Pulled, trace: bool, memory: int) -> Tens
         left: Uses of a parameter.
         right: Uses of the same parameter; where they are the same objects, nothing is computed twice.
         trace: Whether only the sum over the outputs is needed.
-        memory: Bytes of an intermediate product up to which examples are not split.
+        memory: Bytes of intermediate products up to which examples are not split.
     """
     pairs = _networks(left, right, trace)
     if pairs is None:
@@ -61,13 +61,14 @@ def jacobian_gram(left: Pulled, right: Pulled, trace: bool, memory: int) -> Tens
         needed = entries * left.cotangents[0].element_size()
     else:
         v = left.cotangents[0]
-        needed = max(net.plan(v.dtype, v.device).largest_intermediate for net, _ in pairs)
+        plans = [net.plan(v.dtype, v.device) for net, *_ in pairs]
+        needed = 2 * max(sum(step.result_bytes for step in plan.steps[:-1]) for plan in plans)  # steps may lay out anew
     if needed > memory and max(left.examples, right.examples) > 1:
         if left.examples >= right.examples:
             return torch.cat([jacobian_gram(half, right, trace, memory) for half in left.halves()])
         return torch.cat([jacobian_gram(left, half, trace, memory) for half in right.halves()], 1)
     if pairs is not None:
-        return reduce(Tensor.add_, (net.contract(operands) for net, operands in pairs))
+        return reduce(Tensor.add_, (net.contract(_operands(*pair)) for net, *pair in pairs))
     j = left.jacobian()
     other = j if left is right else right.jacobian()
     if trace:
@@ -76,19 +77,29 @@ def jacobian_gram(left: Pulled, right: Pulled, trace: bool, memory: int) -> Tens
     return made.view(*j.shape[:2], *other.shape[:2]).permute(1, 3, 0, 2)
 
 
-def _networks(left: Pulled, right: Pulled, trace: bool) -> list[tuple[tn.TensorNetwork, dict[str, Tensor]]] | None:
-    """Networks and their operands that add up to the product, if all uses read the parameter in one way."""
+_Side = tuple[WeightUse, Tensor]
+
+
+def _networks(left: Pulled, right: Pulled, trace: bool) -> list[tuple[tn.TensorNetwork, _Side, _Side]] | None:
+    """Networks and what they are of, which add up to the product, if all uses read the parameter in one way."""
     if len({_reading(use) for use in (*left.uses, *right.uses)}) > 1 or not isinstance(left.uses[0], WeightUse):
         return None
-    pairs = []
-    for (a, v), (b, w) in product(*(list(zip(p.uses, p.cotangents, strict=True)) for p in (left, right))):
-        assert isinstance(a, WeightUse) and isinstance(b, WeightUse)
-        same = a is b and v is w
-        operands = {"input": a.input.to(v.dtype), "output_grad": a.output_grads(v)}
-        if not same:
-            operands |= {"other_input": b.input.to(v.dtype), "other_output_grad": b.output_grads(w)}
-        pairs.append((_network(a.spec, b.spec, len(v), trace, same), operands))
-    return pairs
+    sides: list[list[Any]] = [list(zip(each.uses, each.cotangents, strict=True)) for each in (left, right)]
+    return [
+        (_network(a[0].spec, b[0].spec, len(a[1]), trace, _same(a, b)), a, b) for a, b in product(sides[0], sides[1])
+    ]
+
+
+def _same(left: _Side, right: _Side) -> bool:
+    return left[0] is right[0] and left[1] is right[1]
+
+
+def _operands(left: _Side, right: _Side) -> dict[str, Tensor]:
+    """The tensors of a network."""
+    operands: dict[str, Tensor] = {}
+    for prefix, (use, v) in {"": left, **({} if _same(left, right) else {"other_": right})}.items():
+        operands |= {f"{prefix}input": use.input.to(v.dtype), f"{prefix}output_grad": use.output_grads(v)}
+    return operands
 
 
 def _reading(use: Use) -> Any:

@@ -74,6 +74,7 @@ def ntk(model: nn.Module, x: Tensor, y: Tensor | None = None, *, trace: bool = F
             result[rows, columns] = made
             if y is None and columns != rows:
                 result[columns, rows] = made.transpose(0, 1) if trace else made.permute(1, 0, 3, 2)
+            del right, made  # before the next block is made
     assert result is not None
     return result
 

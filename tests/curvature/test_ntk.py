@@ -96,6 +96,24 @@ def test_blocks_of_examples_are_small_where_memory_is():
         assert live.peak_bytes < 1.3 * memory + made.nbytes
 
 
+def test_large_jacobians_are_made_for_few_examples_at_a_time():
+    model, x = small(nn.Conv2d(24, 24, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).float(), None
+    x = torch.randn(16, 24, 9, 9)
+    whole, memory = ntk(model, x), 2**22
+    ntk(model, x, memory=memory)  # plans are made
+    with LiveStorages() as live:
+        made = ntk(model, x, memory=memory)
+    torch.testing.assert_close(made, whole, rtol=1e-4, atol=1e-4 * float(whole.max()))
+    assert live.peak_bytes < 1.3 * memory + made.nbytes
+
+
+def test_a_use_whose_gradient_vanishes_for_the_first_example_is_missed_all_the_same():
+    model, x = small(nn.Flatten(), nn.PReLU(3)), torch.randn(4, 3, dtype=torch.float64)
+    x[0] = x[0].abs()
+    with pytest.raises(ValueError, match=r"no rule for a use of '1\.weight'"):
+        ntk(model, x)
+
+
 class Centred(nn.Module):
     def forward(self, x):
         return x - x.mean(0)
