@@ -13,7 +13,7 @@ CHAINS = [
     ([nn.Conv1d(2, 4, 3, stride=2, padding=2, dilation=2, groups=2), nn.Tanh(), nn.AvgPool1d(2, 1, 1)], (2, 7)),
     ([nn.Conv2d(2, 2, (3, 2), padding=1, padding_mode="circular"), nn.GELU(), nn.MaxPool2d(2, 1)], (2, 4, 3)),
     ([nn.Conv2d(2, 2, 2, padding="same"), nn.ELU(inplace=True), nn.AvgPool2d((2, 3), 2, 1, True, False)], (2, 3, 4)),
-    ([nn.AvgPool2d(2, 1, divisor_override=3), nn.Conv2d(2, 2, 2), nn.Mish(), nn.ZeroPad2d(1)], (2, 4, 3)),
+    ([nn.Conv2d(2, 2, 2), nn.Mish(), nn.AvgPool2d(2, 1, divisor_override=3), nn.ZeroPad2d(1)], (2, 4, 3)),
     ([nn.Conv3d(1, 2, 2, bias=False), nn.Sigmoid(), nn.AdaptiveAvgPool3d((1, 2, 2))], (1, 3, 4, 3)),
     ([nn.ConvTranspose1d(4, 2, 3, 2, 1, 1, groups=2), nn.Softplus(), nn.MaxPool1d(3, 2)], (4, 3)),
     ([nn.ConvTranspose2d(2, 2, 2, 2, dilation=2), nn.ReLU(inplace=True), nn.AdaptiveMaxPool2d(2)], (2, 2, 3)),
