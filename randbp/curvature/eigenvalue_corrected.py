@@ -51,10 +51,13 @@ class EigenvalueCorrected(KroneckerInverse):
     pairs: ClassVar[bool] = True
 
     def refresh(self, state: dict[str, Any], damping: float) -> None:
-        """Renew the bases, if there are factors."""
+        """Renew the bases, if there are factors whose eigenvectors can be computed."""
         if FACTORS[0] not in state:
             return
-        new = KroneckerProduct(state[FACTORS[0]], state[FACTORS[1]]).eigh()
+        try:
+            new = KroneckerProduct(state[FACTORS[0]], state[FACTORS[1]]).eigh()
+        except torch.linalg.LinAlgError:
+            return
         values, known = new.values, _known(state)
         if known is not None and known.shape == new.shape:
             outer = new.output_grad_vectors.mT @ known.output_grad_vectors

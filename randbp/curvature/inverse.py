@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .eigenvectors import eigh
+
 
 def damped_inverses(input_factor: Tensor, grad_factor: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """``(A + π√λ I)⁻¹`` and ``(Γ + √λ/π I)⁻¹``, whose Kronecker product is about ``(Γ ⊗ A + λ I)⁻¹``.
@@ -34,5 +36,5 @@ def shifted_inverse(factor: Tensor, shift: Tensor) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(shifted)
     if not bool(failed.any()):
         return torch.cholesky_inverse(lower)
-    values, vectors = torch.linalg.eigh(factor)
+    values, vectors = eigh(factor)
     return (vectors / (values.clamp_min(0) + shift.unsqueeze(1)).unsqueeze(1)) @ vectors.mT

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_number, described
+from .eigenvectors import eigh
 from .inverse import damped_inverses
 from .places import View
 from .weight_matrices import Form, as_matrices, from_matrices
@@ -199,8 +200,8 @@ class KroneckerProduct(LayerMatrix):
 
     def eigh(self) -> "KroneckerEigen":
         """The eigendecomposition ``(U ⊗ V) diag(S) (U ⊗ V)ᵀ`` with ``Γ = U diag(γ) Uᵀ``, ``A = V diag(α) Vᵀ``."""
-        outer, left = torch.linalg.eigh(self.output_grad_factor)
-        inner, right = torch.linalg.eigh(self.input_factor)
+        outer, left = eigh(self.output_grad_factor)
+        inner, right = eigh(self.input_factor)
         return KroneckerEigen(_products(outer, inner), left, right, self.layout)
 
 

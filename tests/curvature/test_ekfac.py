@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from randbp import tn
 from randbp.curvature import EKFAC, KFAC, EigenvalueCorrected
 from randbp.curvature import projected_gradients as projected
+from randbp.curvature.eigenvectors import eigh
 from randbp.curvature.projected_gradients import CallPair, RowPair
 from randbp.curvature.weight_matrices import Form, as_matrices
 
@@ -224,6 +225,18 @@ def test_squares_that_are_not_finite_are_left_out():
         assert optimizer.state[model.weight]["eigenvalues"].isfinite().all()
         assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert optimizer.state[model.weight]["updates"] == 5
+
+
+def test_bases_stay_where_factors_cannot_be_decomposed():
+    method = EigenvalueCorrected()
+    state = {"input_factor": torch.eye(3)[None], "output_grad_factor": torch.eye(2)[None]}
+    method.refresh(state, 0.1)
+    before = dict(state)
+    state["input_factor"] = torch.full((1, 3, 3), torch.nan)
+    with pytest.raises(torch.linalg.LinAlgError):
+        eigh(state["input_factor"])
+    method.refresh(state, 0.1)
+    assert all(state[key] is before[key] for key in ("input_basis", "output_grad_basis", "eigenvalues"))
 
 
 def test_wrong_arguments():
