@@ -48,7 +48,7 @@ class Tokens(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table = nn.Embedding(7, 4, padding_idx=2)
+        self.table = nn.Embedding(7, 4, padding_idx=5)
         self.twice = nn.Linear(4, 4)
         self.norm = nn.RMSNorm(4)
         self.product = nn.Parameter(torch.empty(4, 4))
@@ -67,7 +67,7 @@ def tokens():
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     x = torch.randint(7, (3, 5))
-    x[0, 0], x[1, :2] = 2, 2  # the row that takes no gradient
+    x[0, 0], x[1, :2] = 5, 5  # the row that takes no gradient
     return model, x
 
 
