@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._torch.dataclass_text import register
+from .._torch.no_view import no_view
 from ..estimators import Draw, Estimator, Exact
 from ..estimators.base import Vjp
 from ..layers.functions import Convolution, LayerFunction, Linear, Product, Shape, TransposedConvolution, spec_of
@@ -62,7 +63,8 @@ class Call:
         if prod(spec.kernel_size) > 1:
             together = examples_together(x, weight, prod(spec.output_shape))
         if together == len(x):
-            return self.function.native(x, weight, bias)
+            y = self.function.native(x, weight, bias)
+            return no_view(y) if self.function.kind == "linear" else y
         result = x.new_empty(spec.output_shape)
         for part, made in zip(x.split(together), result.split(together), strict=True):
             made.copy_(self.function.native(part, weight, bias))

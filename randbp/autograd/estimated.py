@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .._torch.graph_break import graph_break
 from .._torch.hooks import apart_from_modes, transformed, without_autocast
-from .._torch.no_view import no_view
 from .._torch.second_derivatives import graph_edge, refuse_second_derivatives
 from ..draws.seeds import SeedStream
 from ..estimators import Estimator
@@ -130,7 +129,7 @@ class _Estimated(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, edge: Tensor | None, call: Call, seed: int
     ) -> Tensor:
-        y = no_view(call.output(x, weight, bias))
+        y = call.output(x, weight, bias)
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         held = call.sketch(x, seed) if needs_weight else ()
         # The seed travels with the saved tensors: activation checkpointing runs forward twice but keeps the first ctx.
