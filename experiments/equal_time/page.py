@@ -117,13 +117,15 @@ def _figure(
     """Accuracy against seconds, with intervals over the seeds; bytes in the legend."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": network}):
         figure = Figure(figsize=(8.2, 4.4), layout="constrained")
-        panel = figure.subplots()
+        panel, ends = figure.subplots(), []
         for number, (name, runs) in enumerate(sorted(found.items(), key=lambda item: seconds[item[0]])):
             values = torch.tensor(list(_percent(runs).values()))
             error = 0.0
             if len(values) > 1:
                 interval = mean_interval(values, 0.95)
                 error = interval.high - interval.estimate
+            if len(values) > 4:  # intervals of fewer seeds may be much wider than all differences
+                ends += [float(values.mean()) - error, float(values.mean()) + error]
             colour = next((colour for start, colour in COLOURS.items() if name.startswith(start)), OTHERS)
             label = name if name not in costs else f"{name}, {costs[name]['bytes'] / 1e6:.0f} MB"
             panel.errorbar(
@@ -133,10 +135,12 @@ def _figure(
             )  # fmt: skip
         means = [mean(_percent(runs).values()) for runs in found.values()]
         margin = max(0.5, (max(means) - min(means)) / 3)
-        panel.set_ylim(min(means) - margin, max(means) + margin)  # of few seeds intervals may be wider
-        panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        panel.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else ""))
+        panel.set_ylim(min([min(means) - margin, *ends]), max([max(means) + margin, *ends]))
+        times = [seconds[name] for name in found]
+        if max(times) > 4 * min(times):
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            panel.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else ""))
         panel.set_xlabel("seconds of a training")
         panel.set_ylabel("test accuracy in %")
         figure.legend(loc="outside right upper", fontsize=7, frameon=False)
