@@ -13,7 +13,6 @@ A step of ResNet-18 takes 2.3 s of one core, one of six layers 0.2 s; ``--width 
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -24,7 +23,16 @@ from torch.nn import functional as F
 import randbp
 from experiments.models import ResNet18
 from experiments.models.small_vgg import SmallVGG
-from experiments.short_training import Row, accuracy, all_runs, gradients_of, options_parser, paired_difference, trained
+from experiments.short_training import (
+    Row,
+    accuracy,
+    all_runs,
+    gradients_of,
+    one_cycle_sgd,
+    options_parser,
+    paired_difference,
+    trained,
+)
 from randbp import Rounding, Spatial
 
 EIGHTH = Spatial(keep=1 / 8)
@@ -119,11 +127,10 @@ def run(
     batch: int,
     test_images: int,
 ) -> Row:
-    """One training: SGD with momentum, the learning rate rising to 0.08 and falling to zero in one cycle."""
+    """One training by :func:`one_cycle_sgd`."""
     torch.manual_seed(seed)
     model = NETWORKS[network](width)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.08)
+    optimizer, schedule = one_cycle_sgd(model)
     with nullcontext() if arguments is None else randbp.randomize(model, seed=seed, **arguments) as handle:
         criterion = F.cross_entropy if handle is None else handle.lean()(F.cross_entropy)
         row = trained(gradients_of(model, criterion), optimizer, seed, train, steps, batch, schedule)

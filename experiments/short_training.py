@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -83,6 +84,12 @@ def paired_difference(values: Mapping[int, float], others: Mapping[int, float]) 
     """
     paired = torch.tensor([values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())])
     return (mean_interval(paired, 0.95), t_test(paired), len(paired)) if len(paired) > 1 else None
+
+
+def one_cycle_sgd(model: nn.Module) -> tuple[torch.optim.Optimizer, Callable[..., LRScheduler]]:
+    """SGD with momentum, and the schedule in which its learning rate rises to 0.08 and falls to zero in one cycle."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    return optimizer, partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.08)
 
 
 def _linear(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:

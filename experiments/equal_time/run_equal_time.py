@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,16 @@ from torch import Tensor
 
 from experiments.checkpoints import add_checkpoints
 from experiments.data.fashion_mnist import FashionMNIST
-from experiments.short_training import Row, accuracy, all_runs, batches_of, options_parser, prepared, trained
+from experiments.short_training import (
+    Row,
+    accuracy,
+    all_runs,
+    batches_of,
+    one_cycle_sgd,
+    options_parser,
+    prepared,
+    trained,
+)
 from randbp.diagnostics import StepPeak
 from randbp.diagnostics.timing import interleave, seconds_per_call
 
@@ -142,14 +150,13 @@ def _run(
     batch: int,
     test_images: int,
 ) -> Row:
-    """One training: SGD with momentum, the learning rate rising to 0.08 and falling to zero in one cycle."""
+    """One training by :func:`one_cycle_sgd`."""
     torch.manual_seed(seed)
     model = NETWORKS[network].build(width)
     if setting.checkpoints:
         add_checkpoints(model, NETWORKS[network].block)
     count, size = max(1, round(setting.steps * steps)), max(1, round(setting.batch * batch))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    schedule, layers = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.08), NETWORKS[network].layers
+    (optimizer, schedule), layers = one_cycle_sgd(model), NETWORKS[network].layers
     if setting.budget is not None:
         batches = list(batches_of(len(train[1]), count, size, seed))
         row = train_controlled(

@@ -1,12 +1,11 @@
 """SGD with momentum along preconditioned gradients."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .averages import Reduction
 from .curvature_optimizer import CurvatureOptimizer, evaluated
 from .method import Method
 from .pieces import pieces, scaled
@@ -41,26 +40,10 @@ class CurvatureSGD(CurvatureOptimizer):
         momentum: float,
         weight_decay: float,
         damping: float,
-        factor_every: int,
-        inverse_every: int,
-        kl_clip: float | None,
-        reduction: Reduction,
-        layers: str | Iterable[str] | None,
-        largest: int | None,
-        params: Iterable[Any] | None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            model,
-            method,
-            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping},
-            factor_every=factor_every,
-            inverse_every=inverse_every,
-            kl_clip=kl_clip,
-            reduction=reduction,
-            layers=layers,
-            largest=largest,
-            params=params,
-        )
+        numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping}
+        super().__init__(model, method, numbers, **options)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
