@@ -36,7 +36,7 @@ def write_page(folder: Path, options: Mapping[str, Any], costs: Sequence[Row], r
         "",
         *tables,
         "",
-        "Each optimiser at the best of its four learning rates, by mean accuracy. Seconds leave out evaluation.",
+        "Each optimiser at the best of its four learning rates, by mean accuracy. Seconds are processor time, evaluation left out.",
         "",
         "![loss and accuracy against steps and seconds](second_order.png)",
         "",

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure and train what is missing, and write the page."""
     import experiments.second_order as command
 
-    parser = options_parser("second-order", command.__doc__, steps=150, batch=128)
+    parser = options_parser("second-order", command.__doc__, steps=150, batch=128, test_images=2000)
     parser.set_defaults(output=Path("runs/second_order"))
     parser.add_argument("--quick", action="store_true", help=f"with {QUICK} and short timings, to see that it works")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for timing each network's steps")
