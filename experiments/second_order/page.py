@@ -36,7 +36,8 @@ def write_page(folder: Path, options: Mapping[str, Any], costs: Sequence[Row], r
         "",
         *tables,
         "",
-        "Each optimiser at the best of its four learning rates, by mean accuracy. Seconds are processor time, evaluation left out.",
+        "Each optimiser at the best of its four learning rates, by mean accuracy. Seconds are processor time, "
+        "evaluation left out.",
         "",
         "![loss and accuracy against steps and seconds](second_order.png)",
         "",
