@@ -26,7 +26,7 @@ from .estimators import (
     manual_seed,
 )
 from .randomize import RandomizedHandle, randomize
-from .tune import autotune
+from .tune import advise, autotune
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,7 @@ __all__ = [
     "Rounding",
     "Spatial",
     "__version__",
+    "advise",
     "autotune",
     "functional",
     "manual_seed",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import randbp
-from randbp import Batch, Estimator, Spatial, autotune, functional, manual_seed, randomize, tn
+from randbp import Batch, Estimator, Spatial, advise, autotune, functional, manual_seed, randomize, tn
 from randbp.callbacks import CostMonitor, TensorDropout
 from randbp.callbacks.latest_epoch import LatestEpoch
 from randbp.curvature import KBFGS, KFAC, EigenvalueCorrected, KroneckerInverse, Preconditioner, factors, ntk
@@ -46,6 +46,10 @@ def tuned(sample_batch: Any = BATCH, budget: Any = 0.9, **options: Any) -> objec
 
 def measured(batch: Any = BATCH, **options: Any) -> object:
     return gradient_error(NET, batch, **{"draws": 4, "micro_batches": 0} | options)
+
+
+def advised(batch: Any = BATCH, memory: Any = "64KiB", **options: Any) -> object:
+    return advise(NET, batch, memory, **{"draws": 0, "rounds": 0} | options)
 
 
 def randomized(**options: Any) -> None:
@@ -107,6 +111,7 @@ def arguments() -> Iterator[tuple[Callable[..., object], str]]:
     yield from ((gathered, name) for name in inspect.signature(factors).parameters if name != "model")
     yield from ((spec, name) for name in ("input_shape", "out_channels", "kernel_size", *sizes))
     yield from ((tuned, name) for name in ("sample_batch", "budget", "draws", "rounds", "loss", "seed"))
+    yield from ((advised, name) for name in ("batch", "memory", "loss", "grow", "optimizer", "draws", "rounds", "seed"))
     yield from ((measured, name) for name in ("batch", "draws", "micro_batches", "confidence", "loss", "seed"))
 
 

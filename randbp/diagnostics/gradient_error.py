@@ -1,9 +1,10 @@
 """Errors of a randomised model's gradients, in comparison with the minibatch's own noise."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from math import nan, sqrt
 from numbers import Real
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from ..randomize.left_exact import left_exact_of
 from ..randomize.override import lean_overridden, overridden
 from .gradient_rows import GradientError, GradientRow
 from .minibatch_noise import BATCH_NORMS, parts_of, squared_differences
-from .objective import batch_size, check_batch, make_objective
+from .objective import Objective, batch_size, check_batch, make_objective
 from .significance import mean_interval, t_test
 
 
@@ -95,6 +96,20 @@ def gradient_error(
     objective = make_objective(model, loss)
     check_batch("batch", batch)
     given = {"weight_vjp": weight_vjp, "input_vjp": input_vjp, "layers": layers, "preset": preset}
+    return error_of(model, batch, objective, draws, micro_batches, confidence, seed, given)
+
+
+def error_of(
+    model: nn.Module,
+    batch: Any,
+    objective: Objective,
+    draws: int,
+    micro_batches: int,
+    confidence: float = 0.95,
+    seed: int = 0,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> GradientError:
+    """:func:`gradient_error` of a function that runs a model on a batch and returns the loss."""
     clock = Clock(seed)
     with (
         preserved(model) as rewind,
@@ -180,7 +195,7 @@ def _notes(model: nn.Module, measured: bool, wanted: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def _randomized(model: nn.Module, seed: int, given: dict[str, Any]) -> Iterator[dict[str, nn.Module]]:
+def _randomized(model: nn.Module, seed: int, given: Mapping[str, Any]) -> Iterator[dict[str, nn.Module]]:
     """The randomised layers: the model's own, or those that are randomised for the duration of the block."""
     given = {name: value for name, value in given.items() if value is not None}
     before = any(is_randomized(module) for module in model.modules())

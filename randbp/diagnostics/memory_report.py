@@ -69,9 +69,14 @@ def memory_report(
         raise ValueError(f"loss={loss!r}: expected a function of the output, or None")
     if inputs or keywords:
         check_batch("inputs", inputs[0] if len(inputs) == 1 and not keywords else (*inputs, *keywords.values()))
-    report = _measured(model, inputs, keywords, loss)
+    return report_of(model, lambda: _loss(model(*inputs, **keywords), loss), (inputs, keywords))
+
+
+def report_of(model: nn.Module, objective: Callable[[], Any], inputs: Any) -> MemoryReport:
+    """:func:`memory_report` of a function that runs a model on some inputs and returns the loss."""
+    report = _measured(model, objective, inputs)
     # Caches that were filled on the way outlive the backward pass, too, but do not grow again.
-    return _measured(model, inputs, keywords, loss) if report.kept_bytes else report
+    return _measured(model, objective, inputs) if report.kept_bytes else report
 
 
 class _Place(NamedTuple):
@@ -83,10 +88,8 @@ _Held = tuple[Allocation, dict[_Place, tuple[torch.dtype, int]]]
 """A storage, and for each place in which a tensor in it was saved that one's dtype and number of entries."""
 
 
-def _measured(
-    model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], loss: Callable[[Any], Tensor] | None
-) -> MemoryReport:
-    device = next((t.device for t in (*model.parameters(), *tensors_in((inputs, keywords)))), torch.device("cpu"))
+def _measured(model: nn.Module, objective: Callable[[], Any], inputs: Any) -> MemoryReport:
+    device = next((t.device for t in (*model.parameters(), *tensors_in(inputs))), torch.device("cpu"))
     functions = _Functions()
 
     def place(operation: str | None = None) -> _Place:
@@ -97,7 +100,7 @@ def _measured(
         return place(None if functions.name else _custom_function(sys._getframe(2)))
 
     with (
-        preserved(model, train=False, inputs=(inputs, keywords)),
+        preserved(model, train=False, inputs=inputs),
         StepPeak(device, model.parameters()) as peak,
         running_module(model) as module,
         LiveStorages(place) as live,
@@ -106,7 +109,7 @@ def _measured(
         for parameter in model.parameters():
             parameter.grad = None
         with functions:
-            value = _loss(model(*inputs, **keywords), loss)
+            value = objective()
         if not (isinstance(value, Tensor) and value.requires_grad):
             raise ValueError("model: no output requires a gradient, so nothing is held for a backward pass")
         if value.numel() != 1:

@@ -1,12 +1,12 @@
 """Noise of minibatch gradients: their distance from the gradient over the whole distribution."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .objective import batch_size
+from .objective import batch_size, examples
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -25,18 +25,7 @@ def parts_of(batch: Any, micro_batches: int) -> list[Any]:
     if count < 4:
         return []
     each = size // count
-    return [_part(batch, size, slice(j * each, (j + 1) * each)) for j in range(count)]
-
-
-def _part(value: Any, size: int, part: slice) -> Any:
-    if isinstance(value, Tensor):
-        return value[part] if value.dim() and value.shape[0] == size else value
-    if isinstance(value, Mapping):
-        return {key: _part(item, size, part) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_part(item, size, part) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple, or not
-    return value
+    return [examples(batch, size, slice(j * each, (j + 1) * each)) for j in range(count)]
 
 
 def squared_differences(gradients: Callable[[Any], list[Tensor]], parts: list[Any]) -> Tensor:

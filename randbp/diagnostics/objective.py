@@ -68,6 +68,28 @@ def batch_size(batch: Any) -> int:
     raise ValueError(f"batch: {type(batch).__name__} without a tensor, expected tensors with the examples first")
 
 
+def examples(batch: Any, size: int, chosen: slice | Tensor) -> Any:
+    """Some examples of a batch of a given size: of each tensor that is as long; all else is left as it is.
+
+    Example:
+        >>> examples({"x": torch.arange(3), "scale": 2.0}, 3, torch.tensor([0, 1, 2, 0]))
+        {'x': tensor([0, 1, 2, 0]), 'scale': 2.0}
+    """
+    return map_tensors(batch, lambda value: value[chosen] if value.dim() and value.shape[0] == size else value)
+
+
+def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch with each tensor changed, in the same tuples, lists and mappings."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(item, change) for key, item in batch.items()}
+    if isinstance(batch, tuple | list):
+        items = [map_tensors(item, change) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)  # a named tuple, or not
+    return batch
+
+
 def _cross_entropy(output: Any, target: Any) -> Tensor:
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         kinds = f"{type(output).__name__} and {type(target).__name__}"

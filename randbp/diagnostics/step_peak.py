@@ -42,6 +42,7 @@ class StepPeak:
     Attributes:
         bytes: The peak, known at the end of the block.
         marks: Bytes in use at each call of :meth:`mark`, known at the end of the block.
+        stretches: The peak of each stretch of the block, from one mark to the next: one more than there are marks.
         source: The measured quantity, in words.
 
     Example:
@@ -51,8 +52,8 @@ class StepPeak:
         ...     del x
         ...     peak.mark()
         ...     z = y + y
-        >>> peak.bytes, peak.marks
-        (8192, [4096])
+        >>> peak.bytes, peak.marks, peak.stretches
+        (8192, [4096], [8192, 8192])
     """
 
     def __init__(self, device: torch.device | str, gradients_of: Iterable[Tensor] = ()) -> None:
@@ -66,14 +67,25 @@ class StepPeak:
         """Record the bytes in use at this moment, for example between forward and backward pass."""
         if self.device.type == "cuda":
             self.marks.append(torch.cuda.memory_allocated(self.device) - self._start)
+            self._end_stretch()
         elif self._live is not None:
             self.marks.append(self._live.bytes)
+            self._end_stretch()
         else:
             with record_function(_MARK):
                 pass
 
+    def _end_stretch(self) -> None:
+        if self._live is not None:
+            self.stretches.append(self._live.peak_bytes)
+            self._live.peak_bytes = self._live.bytes
+        else:
+            self.stretches.append(torch.cuda.max_memory_allocated(self.device) - self._start)
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def __enter__(self) -> "StepPeak":
         self.marks: list[int] = []
+        self.stretches: list[int] = []
         if self.device.type == "cuda":
             self.source = CUDA_ALLOCATOR
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -88,15 +100,13 @@ class StepPeak:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
-        if self.device.type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated(self.device) - self._start
-        elif self._live is not None:
-            self.bytes = self._live.peak_bytes
+        if self._profile is None:
+            self._end_stretch()
         else:
-            assert self._profile is not None
             grads = [p.grad for p in self._gradients_of if p.grad is not None]
             addresses = {grad.untyped_storage().data_ptr() for grad in grads}
-            self.bytes, self.marks = _peak(_events(self._profile), addresses)
+            self.stretches, self.marks = _peaks(_events(self._profile), addresses)
+        self.bytes = max(self.stretches)
         self._profile = self._live = None
 
 
@@ -114,19 +124,20 @@ def _events(profiled: profile) -> list[_Event]:
     return [(int(r["Addr"]), int(r["Bytes"])) if "Addr" in r else (None, 0) for r in records]
 
 
-def _peak(events: list[_Event], persistent: set[int]) -> tuple[int, list[int]]:
-    """The highest running sum of bytes, and the sums at the marks, without what stays at ``persistent`` addresses."""
+def _peaks(events: list[_Event], persistent: set[int]) -> tuple[list[int], list[int]]:
+    """The highest running sums of bytes from mark to mark and those at the marks, less what stays at ``persistent``."""
     last = {address: number for number, (address, size) in enumerate(events) if address in persistent}
-    current = highest = 0
+    current = 0
     sizes: dict[int, int] = {}
-    marks = []
+    highest, marks = [0], []
     for number, (address, size) in enumerate(events):
         if address is None:
             marks.append(current)
+            highest.append(current)
         elif size > 0 and last.get(address) != number:
             sizes[address] = size
             current += size
-            highest = max(highest, current)
+            highest[-1] = max(highest[-1], current)
         elif size < 0:  # what was there before the start is not in use above it
             current -= sizes.pop(address, 0)
     return highest, marks

@@ -1,5 +1,6 @@
 """Numbers formatted for people."""
 
+import re
 from collections.abc import Sequence
 from math import floor, isfinite, log10
 
@@ -28,6 +29,34 @@ def format_bytes(count: float) -> str:
     """
     size, symbol = pick_unit(count, BYTES)
     return f"{count / size:.{size > 1:d}f} {symbol}"
+
+
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)(i?)b", re.IGNORECASE)
+
+
+def parse_bytes(name: str, value: object) -> int:
+    """A number of bytes, given as an integer or as text with a binary or decimal unit.
+
+    Raises:
+        ValueError: If it is neither, or less than one.
+
+    Example:
+        >>> parse_bytes("memory", "24GiB") == 24 * 2**30, parse_bytes("memory", "1.5 kB"), parse_bytes("memory", 100)
+        (True, 1500, 100)
+        >>> parse_bytes("memory", "24 gigs")
+        Traceback (most recent call last):
+        ValueError: memory='24 gigs': expected a positive number of bytes, or text such as '24GiB' or '24GB'
+    """
+    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    count = value if isinstance(value, int) and not isinstance(value, bool) else 0
+    if found is not None:
+        number, prefix, binary = found.groups()
+        count = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
+    if count < 1:
+        raise ValueError(
+            f"{name}={value!r:.60}: expected a positive number of bytes, or text such as '24GiB' or '24GB'"
+        )
+    return count
 
 
 def quantity(mean: float, std: float | None, units: Sequence[Unit]) -> str:
