@@ -17,7 +17,7 @@ SHARE = 0.02
 
 
 class Measuring(Callback):
-    """Measure every ``every`` training batches, from the second batch on, with the batch before at hand.
+    """Measure every ``every`` training batches, from batch number ``first`` on, with the batch before at hand.
 
     A measurement takes ``draws + 2`` forward and backward passes: the exact gradients of two batches, and estimates.
 
@@ -26,6 +26,8 @@ class Measuring(Callback):
         draws: Number of estimates per measurement.
         seed: Determines their samples.
     """
+
+    first = 1  # the second batch
 
     def __init__(self, every: int | None, draws: int, seed: int) -> None:
         self.draws = _at_least_one("draws", draws)
@@ -64,14 +66,17 @@ class Measuring(Callback):
         if saved is not None and len(saved) == trainer.world_size:
             self._before = saved[trainer.global_rank]
         before, self._before = self._before, None
-        if now % self.every == 0:
+        if self._due(now + 1):
             self._before = batch, batch_idx
-        due = (now - 1) % self.every == 0
+        due = self._due(now)
         if due and before is not None:
             moved = pl_module.transfer_batch_to_device(before[0], pl_module.device, 0)
             self.measure(trainer, pl_module, (batch, batch_idx), (moved, before[1]))
         if due or is_logged(trainer):
             self.publish(trainer, pl_module)
+
+    def _due(self, batch: int) -> bool:
+        return batch >= self.first and (batch - self.first) % self.every == 0
 
     def state_dict(self) -> dict[str, Any]:
         """The number of batches seen and, if the next batch is to be compared with it, the last one of each rank."""

@@ -19,7 +19,8 @@ from .rate_owners import refuse_second_owner
 from .rate_terms import Term, curves, terms_of
 from .step_gradients import Gradients, dots, exact_passes, step_gradients
 
-_MEASURED = "added", "along_added", "minibatch", "along_minibatch"
+_ADDED, _MINIBATCH = ("added", "along_added"), ("minibatch", "along_minibatch")
+_MIDDLE, _EXACT = len(RATES) // 2, RATES.index(1.0)
 
 _MEMORY = 0.7  # share of a smoothed variance that one more measurement leaves
 _ALONG = 0.95  # the same along the gradient, where a measurement is one squared number
@@ -33,13 +34,14 @@ class VarianceControl(Measuring):
     """Choose the keep rates of ``Importance`` layers such that sampling adds a given share of the minibatch's variance.
 
     SGD's gradient ``g`` of a minibatch varies around the true one. Sampled VJPs add to that, and if they add little, a
-    training goes on as with exact gradients. At the current parameters this callback measures, every few batches,
+    training goes on as with exact gradients. It begins with rates of 1, since noise hurts most in the first steps.
+    Every few batches, from the middle of the first such interval on, this callback measures at the current parameters
 
     - the minibatch's variance ``‖g - g'‖²/2``, unbiased, with ``g'`` the exact gradient of the batch before;
-    - the variance that is added, ``mean ‖ĝ - g‖²`` over ``draws`` estimates ``ĝ``;
-    - both along the gradient's direction ``u = (g + g')/‖g + g'‖``, of which ``g - g'`` is independent if gradients are
-      normally distributed: ``⟨g - g', u⟩²/2`` and ``mean ⟨ĝ - g, u⟩²``;
-    - the norms of the rows that each layer draws from, in the pass that computes ``g``.
+    - the norms of the rows that each layer draws from, in the pass that computes ``g``, from which it proposes rates;
+    - the variance that these add, ``mean ‖ĝ - g‖²`` over ``draws`` estimates ``ĝ``, by which it corrects the rates;
+    - both variances along the gradient's direction ``u = (g + g')/‖g + g'‖``, of which ``g - g'`` is independent if
+      gradients are normally distributed: ``⟨g - g', u⟩²/2`` and ``mean ⟨ĝ - g, u⟩²``.
 
     From the norms follows the variance at each rate, ``V_l(p) = Σ_r (1/π_r(p) - 1) s_r²``
     (:func:`randbp.estimators.sampling_variance.sampling_variances`): in a weight's gradient ``s_r = ‖g_r‖ ‖x_r‖``;
@@ -65,15 +67,15 @@ class VarianceControl(Measuring):
 
     Args:
         budget: Variance added by sampling over the minibatch's.
-        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.02⌉``. The first is at
-            the second batch.
+        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.02⌉``. The first is
+            after half as many.
         draws: Number of estimates per measurement.
         seed: Determines their samples.
 
     Attributes:
-        rates: The keep rates by layer and VJP; empty before the first measurement.
-        history: The measurements: dictionaries with ``batch``, ``added``, ``minibatch``, ``along_added`` and
-            ``along_minibatch``.
+        rates: The keep rates by layer and VJP: 1 before the first measurement.
+        history: The measurements: dictionaries with ``batch``, ``added`` (by the proposed rates), ``minibatch``,
+            ``along_added`` and ``along_minibatch``.
 
     Raises:
         ValueError: At construction if an argument is out of range; when training starts if no layer has the estimator
@@ -91,6 +93,7 @@ class VarianceControl(Measuring):
         if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
             raise ValueError(f"budget={budget!r}: expected a number above 0")
         super().__init__(every, draws, seed)
+        self.first = max(1, self.every // 2)
         self.budget = float(budget)
         self.rates: dict[str, dict[str, float]] = {}
         self.history: list[dict[str, float]] = []
@@ -114,12 +117,14 @@ class VarianceControl(Measuring):
             )
         refuse_second_owner(trainer, self)
         self._terms = terms_of(found)
+        if not self.rates:
+            self.rates = {name: dict.fromkeys(own, 1.0) for name, own in found.items()}
         self._set(module, self.rates)
 
     def measure(
         self, trainer: Trainer, module: LightningModule, batch: tuple[Any, int], before: tuple[Any, int]
     ) -> None:
-        """Measure the variances, and choose the rates."""
+        """Choose rates, measure the variances with these, and choose again by what that has shown."""
         layers, clock = randomized_layers(module), Clock(self.seed)
         with step_gradients(trainer, module, layers, clock, (batch, before)) as gradients:
             with exact_passes(module, layers, clock), observed() as (number, notes):
@@ -132,18 +137,35 @@ class VarianceControl(Measuring):
             length = float(dots(sums, sums).sum().sqrt()) or 1.0
             direction = [each.div_(length) for each in sums]
             noise = _variance([b.sub_(a) for a, b in zip(exact, other, strict=True)], direction) / 2
+            seen = averaged(trainer, dict(zip(_MINIBATCH, noise, strict=True)) | curves(self._terms, notes))
+            if not _finite(seen):
+                return
+            self._see(seen)
+            proposed = self._choose(seen)
+            if exact_ones := set(proposed.values()) <= {_EXACT}:  # of which nothing would be learnt
+                proposed = dict.fromkeys(proposed, _EXACT - 1)
+            self._set(module, self._rates_of(proposed))
             added = torch.zeros_like(noise)
             for draw in range(self.draws):
                 clock.set(self._batches, draw, trainer.global_rank)
                 differences = [b.sub_(a) for a, b in zip(exact, gradients(*batch), strict=True)]
                 added += _variance(differences, direction) / self.draws
-        numbers = dict(zip(_MEASURED, [*added, *noise], strict=True)) | curves(self._terms, notes)
-        self._decide(module, averaged(trainer, numbers))
+        found = averaged(trainer, dict(zip(_ADDED, added, strict=True)))
+        if not _finite(found):
+            return
+        self._learn(seen, found, proposed)
+        if len(self.history) > 2 and not exact_ones:
+            self._trim()
+        for name, own in self._rates_of(self._choose(seen)).items():
+            self.rates[name].update(own)
+        if len(self.history) == 1:
+            self._smooth = {}  # an untrained network is not what comes
+        self._set(module, self.rates)
 
     def publish(self, trainer: Trainer, module: LightningModule) -> None:
         """Log rates and ratios."""
         found = {f"keep_rate/{name}/{vjp}": rate for name, own in self.rates.items() for vjp, rate in own.items()}
-        if self._smooth:
+        if "added" in self._smooth:
             found |= {f"variance/{name}": self.history[-1][name] for name in ("added", "minibatch")}
             found |= {"variance/ratio": self._ratio("added"), "variance/along_ratio": self._ratio("along_added")}
         for name, value in found.items():
@@ -168,59 +190,63 @@ class VarianceControl(Measuring):
         self.rates, self._smooth = state_dict["rates"], dict(state_dict["smooth"])
         self.history = list(state_dict["history"])
 
-    def _decide(self, module: LightningModule, numbers: Mapping[str, Tensor]) -> None:
-        if not all(value.isfinite().all() for value in numbers.values()):
-            return
-        now = {name: float(numbers[name]) for name in _MEASURED}
+    def _see(self, seen: Mapping[str, Tensor]) -> None:
+        """Smooth what is known before anything is sampled: one batch may be an outlier."""
+        for name, memory in zip(_MINIBATCH, (_MEMORY, _ALONG), strict=True):
+            self._note(name, float(seen[name]), memory)
+        minibatch = self._smooth["minibatch"]
+        self._note("log_minibatch", log(max(float(seen["minibatch"]), 1e-6 * minibatch, 1e-300)), _MEMORY)
+        for name in self._seen_terms(seen):
+            if (size := _size(seen, name)) > 0:
+                self._note(f"log/{name}", log(size), _MEMORY)
+
+    def _learn(self, seen: Mapping[str, Tensor], found: Mapping[str, Tensor], chosen: Mapping[str, int]) -> None:
+        """Compare the variance that was measured at some rates with what had been predicted for them."""
+        now = {name: float(each[name]) for each, names in ((found, _ADDED), (seen, _MINIBATCH)) for name in names}
         self.history.append({"batch": self._batches - 1, **now})
-        for name, value in now.items():
-            self._note(name, value, _ALONG if "along" in name else _MEMORY)
+        for name, memory in zip(_ADDED, (_MEMORY, _ALONG), strict=True):
+            self._note(name, now[name], memory)
         # Noise of input VJPs: what of the weights' errors is not their own, beside what it would be by a plain count.
-        present = {term.name: RATES.index(self._rate(module, term)) for term in self._terms}
         own, passed = (
-            sum(float(numbers[f"{kind}/{name}"][at]) for name, at in present.items() if f"{kind}/{name}" in numbers)
-            for kind in ("own", "passed")
+            sum(float(seen[f"{kind}/{name}"][at]) for name, at in chosen.items()) for kind in ("own", "passed")
         )
         if passed > 0:
             self._note("excess", max(0.0, now["added"] - own), _MEMORY)
             self._note("passed", passed, _MEMORY)
-        gain = max(_LEAST_GAIN, self._smooth["excess"] / self._smooth["passed"]) if "passed" in self._smooth else 1.0
-        latest = {
-            term.name: (numbers[f"own/{term.name}"] + gain * numbers[f"passed/{term.name}"]).tolist()
-            for term in self._terms
-            if f"own/{term.name}" in numbers
-        }
-        costs = {name: numbers[f"cost/{name}"].tolist() for name in latest}
-        predicted = sum(curve[present[name]] for name, curve in latest.items())
+        predicted = sum(curve[chosen[name]] for name, curve in self._curves(seen).items())
         if predicted > 0 and now["added"] > 0:
             self._note("correction", log(now["added"] / predicted), _CORRECTION)
-        minibatch = self._smooth["minibatch"]
-        if minibatch <= 0:
-            return
-        self._note("log_minibatch", log(max(now["minibatch"], 1e-6 * minibatch)), _MEMORY)
+
+    def _trim(self) -> None:
         deviation = log(max(self._ratio("added"), 1e-300) / self.budget)
-        if len(self.history) > 2:
-            trim = self._smooth.get("trim", 0.0) - _TRIM * min(1.0, max(-1.0, deviation))
-            self._smooth["trim"] = min(2.0, max(-2.0, trim))
-        variances = {name: self._usual(name, curve) for name, curve in latest.items()}
+        trim = self._smooth.get("trim", 0.0) - _TRIM * min(1.0, max(-1.0, deviation))
+        self._smooth["trim"] = min(2.0, max(-2.0, trim))
+
+    def _choose(self, seen: Mapping[str, Tensor]) -> dict[str, int]:
+        """By term the index of its rate."""
+        variances = {}
+        for name, curve in self._curves(seen).items():
+            size = _size(seen, name)
+            usual = exp(self._smooth[f"log/{name}"]) / size if size > 0 else 1.0
+            variances[name] = [usual * value for value in curve]
         factor = exp(self._smooth.get("trim", 0.0) - self._smooth.get("correction", 0.0)) / self._strictness()
         target = self.budget * exp(self._smooth["log_minibatch"]) * factor
-        chosen = allocate(costs, variances, target)
+        return allocate({name: seen[f"cost/{name}"].tolist() for name in variances}, variances, target)
+
+    def _curves(self, seen: Mapping[str, Tensor]) -> dict[str, list[float]]:
+        """By term the variance that is predicted at each rate."""
+        gain = max(_LEAST_GAIN, self._smooth["excess"] / self._smooth["passed"]) if "passed" in self._smooth else 1.0
+        return {name: (seen[f"own/{name}"] + gain * seen[f"passed/{name}"]).tolist() for name in self._seen_terms(seen)}
+
+    def _seen_terms(self, seen: Mapping[str, Tensor]) -> list[str]:
+        return [term.name for term in self._terms if f"own/{term.name}" in seen]
+
+    def _rates_of(self, chosen: Mapping[str, int]) -> dict[str, dict[str, float]]:
+        rates: dict[str, dict[str, float]] = {}
         for term in self._terms:
             if term.name in chosen:
-                self.rates.setdefault(term.layer, {}).update(dict.fromkeys(term.vjps, RATES[chosen[term.name]]))
-        if len(self.history) == 1:
-            self._smooth = {}  # an untrained network is not what comes
-        self._set(module, self.rates)
-
-    def _usual(self, name: str, curve: list[float]) -> list[float]:
-        """A curve of the latest measurement, of the size that it usually has; one batch may be an outlier."""
-        size = curve[len(curve) // 2]
-        if size <= 0:
-            return curve
-        self._note(f"log/{name}", log(size), _MEMORY)
-        scale = exp(self._smooth[f"log/{name}"]) / size
-        return [value * scale for value in curve]
+                rates.setdefault(term.layer, {}).update(dict.fromkeys(term.vjps, RATES[chosen[term.name]]))
+        return rates
 
     def _strictness(self) -> float:
         """By how much the budget is cut since noise along the gradient is more than twice what it is in total."""
@@ -239,17 +265,21 @@ class VarianceControl(Measuring):
         before = self._smooth.get(name, 0.0)
         self._smooth[name] = before + (value - before) / count
 
-    def _rate(self, module: nn.Module, term: Term) -> float:
-        state = layer_state(randomized_layers(module)[term.layer])
-        rate = getattr(state, term.vjps[0]).keep
-        return min(RATES, key=lambda each: abs(each - rate))
-
     def _set(self, module: nn.Module, rates: Mapping[str, Mapping[str, float]]) -> None:
         layers = randomized_layers(module)
         for name, own in rates.items():
             if name in layers:
                 state = layer_state(layers[name])
                 exchange(layers[name], **{v: with_keep_rate(getattr(state, v), rate) for v, rate in own.items()})
+
+
+def _finite(numbers: Mapping[str, Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in numbers.values())
+
+
+def _size(seen: Mapping[str, Tensor], name: str) -> float:
+    """Of the curves of a term."""
+    return float(seen[f"own/{name}"][_MIDDLE] + seen[f"passed/{name}"][_MIDDLE])
 
 
 def _variance(differences: Gradients, direction: Gradients) -> Tensor:

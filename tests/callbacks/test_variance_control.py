@@ -60,10 +60,9 @@ def test_the_training_is_changed_through_the_rates_alone(tmp_path: Path) -> None
 
     class Least(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            if trainer.global_step == 1:
-                for number in (0, 3, 6):
-                    state = layer_state(pl_module.net[number])
-                    state.weight_vjp = state.input_vjp = Importance(1 / 16)
+            for number in (0, 3, 6):
+                state = layer_state(pl_module.net[number])
+                state.weight_vjp = state.input_vjp = Importance(1 if trainer.global_step < 2 else 1 / 16)
 
     control = VarianceControl(1e6, every=5)
     plain, losses = train(tmp_path, half(), Least(), busy=True)
@@ -95,7 +94,8 @@ def test_rates_and_ratio_are_logged_and_estimators_are_given_back(tmp_path: Path
     assert logged.found["variance/minibatch"] == pytest.approx(last["minibatch"])
     assert logged.found["variance/ratio"] > 0 and "variance/along_ratio" in logged.found
     assert set(handle.keep_rates.values()) == {0.5}
-    assert [each["batch"] for each in control.history] == [1, 5, 9, 13]
+    assert [each["batch"] for each in control.history] == [2, 6, 10, 14]
+    assert set(logged.rates[:2]) == {(1.0, 1.0)} and logged.rates[2][0] < 1
 
 
 def test_minibatch_variance_is_that_of_two_exact_gradients(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_minibatch_variance_is_that_of_two_exact_gradients(tmp_path: Path) -> No
                 parameter.grad = None
 
     torch.manual_seed(0)
-    control = VarianceControl(0.1, every=4)
+    control = VarianceControl(0.1, every=2)
     train(tmp_path, half(), control, Still(), max_steps=2)
     assert control.history[0]["minibatch"] == pytest.approx(expected, rel=1e-4)
 
@@ -169,9 +169,10 @@ def test_whole_examples_are_controlled_too(tmp_path: Path) -> None:
 def test_a_batch_without_a_finite_gradient_changes_no_rate(tmp_path: Path) -> None:
     data = digits(256)
     data.dataset.tensors[0][:64] = torch.nan  # type: ignore[attr-defined]
-    control = VarianceControl(0.1, every=100)
+    control = VarianceControl(0.1, every=2)
     train(tmp_path, half(), control, data=data, max_epochs=1)
-    assert control.rates == {} and control.history == []
+    rates = {rate for own in control.rates.values() for rate in own.values()}
+    assert rates == {1.0} and control.history == []
 
 
 @pytest.mark.parametrize(
