@@ -145,14 +145,14 @@ def check_layer(name: str, case: Case, keep: float) -> None:
 
 @pytest.mark.parametrize("name", WEIGHT)
 @given(case=transposed_cases(), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
-@settings(max_examples=4)
+@settings(max_examples=3)
 def test_transposed_convolutions_are_unbiased(name: str, case: Case, keep: float) -> None:
     check_layer(name, case, keep)
 
 
 @pytest.mark.parametrize("name", WEIGHT)
 @given(case=linear_cases(), keep=st.sampled_from([0.2, 0.35, 0.5, 0.8]))
-@settings(max_examples=4)
+@settings(max_examples=3)
 def test_linear_layers_are_unbiased(name: str, case: Case, keep: float) -> None:
     check_layer(name, case, keep)
 
