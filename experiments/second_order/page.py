@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from experiments.gradient_error.plot import STYLE
 from experiments.short_training import Row
 from randbp.diagnostics import describe_environment
+from randbp.diagnostics.significance import mean_interval
 
 from .optimizers import OPTIMIZERS, name_of
 from .step_costs import FIRST_LAYER, NETWORKS, PUBLISHED
@@ -19,9 +20,19 @@ from .step_costs import FIRST_LAYER, NETWORKS, PUBLISHED
 COLOURS = ("#222222", "#999999", "#D55E00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7", "#E69F00")
 
 
-def write_page(folder: Path, options: Mapping[str, Any], costs: Sequence[Row], rows: Sequence[Row]) -> list[str]:
-    """Write ``second_order.md`` with its figure; the lines of its tables."""
-    best = best_settings(rows)
+def write_page(
+    folder: Path, options: Mapping[str, Any], costs: Sequence[Row], rows: Sequence[Row], best: Mapping[str, str]
+) -> list[str]:
+    """Write ``second_order.md`` with its figure; the lines of its tables.
+
+    Args:
+        folder: Where to.
+        options: Of the trainings.
+        costs: Of steps.
+        rows: Trainings at the best learning rates.
+        best: By optimiser the setting with the best one.
+    """
+    rows = [row for row in rows if row["seed"]] or rows  # the first seed chose the rates
     tables = [*_steps(costs), "", *_trainings(rows, best)]
     _figure(folder, rows, best)
     told = ", ".join(f"{name} {value}" for name, value in options.items())
@@ -36,8 +47,8 @@ def write_page(folder: Path, options: Mapping[str, Any], costs: Sequence[Row], r
         "",
         *tables,
         "",
-        "Each optimiser at the best of its four learning rates, by mean accuracy. Seconds are processor time, "
-        "evaluation left out.",
+        "Each optimiser at the best of its four learning rates by a training with another seed; accuracies with "
+        "95 % intervals. Seconds are processor time, evaluation left out.",
         "",
         "![loss and accuracy against steps and seconds](second_order.png)",
         "",
@@ -47,16 +58,13 @@ def write_page(folder: Path, options: Mapping[str, Any], costs: Sequence[Row], r
 
 
 def best_settings(rows: Sequence[Row]) -> dict[str, str]:
-    """Of each optimiser the setting with the best mean accuracy over seeds."""
-    accuracies: dict[str, list[float]] = {}
+    """Of each optimiser the setting with the best accuracy with the first seed."""
+    best: dict[str, Row] = {}
     for row in rows:
-        accuracies.setdefault(row["setting"], []).append(row["accuracy"])
-    best: dict[str, str] = {}
-    for setting, found in accuracies.items():
-        name = name_of(setting)
-        if name not in best or mean(found) > mean(accuracies[best[name]]):
-            best[name] = setting
-    return best
+        name = name_of(row["setting"])
+        if not row["seed"] and (name not in best or row["accuracy"] > best[name]["accuracy"]):
+            best[name] = row
+    return {name: row["setting"] for name, row in best.items()}
 
 
 def _steps(costs: Sequence[Row]) -> list[str]:
@@ -90,7 +98,11 @@ def _trainings(rows: Sequence[Row], best: Mapping[str, str]) -> list[str]:
         accuracy, loss, seconds = (mean(row[key] for row in runs) for key in ("accuracy", "loss", "seconds"))
         tried = ", ".join(f"{rate:g}" for rate in OPTIMIZERS[name][1])
         rate = setting.rpartition(", ")[2]
-        lines.append(f"| {name} | {rate} | {100 * accuracy:.2f} | {loss:.3f} | {seconds:.1f} | {tried} |")
+        reached = f"{100 * accuracy:.2f}"
+        if len(runs) > 1:
+            interval = mean_interval(torch.tensor([100 * row["accuracy"] for row in runs]), 0.95)
+            reached += f" ({interval.low:.2f} to {interval.high:.2f})"
+        lines.append(f"| {name} | {rate} | {reached} | {loss:.3f} | {seconds:.1f} | {tried} |")
     return lines
 
 
