@@ -2,8 +2,8 @@
 
 "Factors alone" are those of the inputs and output gradients that hooks saw, layer by layer; "with passes" is a forward
 and backward pass with all that a library does to have its factors. A ratio is a peer's time over that of randbp for the
-same layers. Memory is the peak of such a pass beyond that of a plain backward pass; the factors themselves, which are
-the same for all, are part of it and are also shown apart.
+same layers. Memory is the peak of such a pass beyond that of a plain backward pass. Factors that randbp holds are part
+of it and are also shown apart: those of reduce are rows where these are few, of which the peers make matrices.
 """
 
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def with_passes(network: str, approximation: Approximation, budget: float) -> li
     contenders: dict[str, Callable[[], Any]] = {"plain": plain}
     rows, refused = [], []
     for library in LIBRARIES:
-        if library.installed and approximation in library.approximations and library.name != "randbp, rows":
+        if library.installed and approximation in library.approximations and library.name != "randbp, matrices":
             own, _ = made(network)
             if why := why_not(library, own, batch, approximation):
                 refused.append({"network": network, "approximation": approximation, "what": "with passes"})
@@ -129,7 +129,8 @@ def with_passes(network: str, approximation: Approximation, budget: float) -> li
     held = sum(
         each.numel() * each.element_size()
         for product in factors(model, batch, nn.CrossEntropyLoss(), "empirical", approximation).values()
-        for each in (product.input_factor, product.output_grad_factor)
+        for factor in product.factors
+        for each in factor.held
     )
     for library in LIBRARIES:
         if library.name in timings:

@@ -13,8 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from randbp.curvature import Approximation, factors, input_factor, output_grad_factor
-from randbp.curvature.layer_factors import input_rows, output_grad_rows
+from randbp.curvature.layer_sums import input_sums, output_grad_sums
+from randbp.curvature.method import Method
+from randbp.curvature.moments import Moment
 from randbp.curvature.weight_matrices import call_input, layer_call
+from randbp.tn import LayerSpec
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -78,19 +81,19 @@ class Library:
 
 
 class Randbp(Library):
-    """Factors as matrices."""
+    """Factors as ``randbp.curvature.factors`` holds them: those of reduce as rows where these are few."""
 
     name, package = "randbp", "randbp"
 
     def of_layers(self, model: nn.Module, batch: tuple[Tensor, Tensor], approximation: Approximation) -> Any:
+        method = Method(approximation)
+
         def make(seen: Seen) -> Any:
-            _, spec, input = call_input(layer_call(seen.module, seen.input, seen.output))
-            grad = seen.output_grad
-            if isinstance(seen.module, nn.Linear):
-                grad = grad.movedim(-1, 1)
-            bias = seen.module.bias is not None
-            made = input_factor(spec, input, approximation, bias)
-            return made, output_grad_factor(spec, grad.reshape(spec.output_shape), approximation)
+            spec, input, grad, bias = _as_layer(seen)
+            moments = Moment(), Moment()
+            input_sums(spec, input, method, bias).into(moments[0])
+            output_grad_sums(spec, grad, method).into(moments[1])
+            return [moment.factor(1 / len(input)) for moment in moments]
 
         return make
 
@@ -98,21 +101,24 @@ class Randbp(Library):
         return lambda: factors(model, batch, nn.CrossEntropyLoss(), "empirical", approximation)
 
 
-class RandbpRows(Library):
-    """The rows from which a step of an optimiser adds factors to their running averages; they stay rows until then."""
+class RandbpMatrices(Library):
+    """The same factors of reduce as matrices, by the functions of single calls."""
 
-    name, package, approximations = "randbp, rows", "randbp", ("reduce",)
+    name, package, approximations = "randbp, matrices", "randbp", ("reduce",)
 
     def of_layers(self, model: nn.Module, batch: tuple[Tensor, Tensor], approximation: Approximation) -> Any:
         def make(seen: Seen) -> Any:
-            _, spec, input = call_input(layer_call(seen.module, seen.input, seen.output))
-            grad = seen.output_grad
-            if isinstance(seen.module, nn.Linear):
-                grad = grad.movedim(-1, 1)
-            made = input_rows(spec, input, seen.module.bias is not None)
-            return made, output_grad_rows(spec, grad.reshape(spec.output_shape))
+            spec, input, grad, bias = _as_layer(seen)
+            return input_factor(spec, input, approximation, bias), output_grad_factor(spec, grad, approximation)
 
         return make
+
+
+def _as_layer(seen: Seen) -> tuple[LayerSpec, Tensor, Tensor, bool]:
+    """Spec, input and output gradient of what was seen, and whether there is a bias."""
+    _, spec, input = call_input(layer_call(seen.module, seen.input, seen.output))
+    grad = seen.output_grad.movedim(-1, 1) if isinstance(seen.module, nn.Linear) else seen.output_grad
+    return spec, input, grad.reshape(spec.output_shape), seen.module.bias is not None
 
 
 class Curvlinops(Library):
@@ -224,7 +230,7 @@ class BackPACK(Library):
         return run
 
 
-LIBRARIES: tuple[Library, ...] = (Randbp(), RandbpRows(), Curvlinops(), Singd(), BackPACK())
+LIBRARIES: tuple[Library, ...] = (Randbp(), RandbpMatrices(), Curvlinops(), Singd(), BackPACK())
 
 
 def served(make: Callable[[Seen], Any], seen: Sequence[Seen]) -> list[Seen]:

@@ -237,13 +237,13 @@ class FactorPasses(LayerHooks):
         assert weight is not None and place.form is not None
         like = torch.empty_strided(weight.shape, weight.stride(), device="meta")
         layout = Layout(place.form, like, sums.bias, place.view)
-        input_factor = sums.input.averaged(None, 1.0, 1 / sums.examples)
+        input_factor = sums.input.factor(1 / sums.examples)
         if self._kind == "forward-only":
             groups, outer, _ = layout.shape
-            grad_factor = torch.eye(outer, dtype=input_factor.dtype, device=input_factor.device).expand(groups, -1, -1)
-        else:
-            grad_factor = sums.output_grad.averaged(None, 1.0, scale)
-        return KroneckerProduct(input_factor, grad_factor, layout)
+            made = input_factor.held[0]
+            one = torch.eye(outer, dtype=made.dtype, device=made.device)
+            return KroneckerProduct(input_factor, one.expand(groups, -1, -1), layout)
+        return KroneckerProduct(input_factor, sums.output_grad.factor(scale), layout)
 
 
 def _names(place: Place, bias: bool) -> tuple[str, str | None]:

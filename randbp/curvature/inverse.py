@@ -22,16 +22,26 @@ def damped_inverses(input_factor: Tensor, grad_factor: Tensor, damping: float) -
         >>> left.diagonal(dim1=1, dim2=2), right.diagonal(dim1=1, dim2=2)
         (tensor([[0.1667, 0.1667]]), tensor([[0.6667, 0.6667, 0.6667]]))
     """
-    sizes = [factor.diagonal(dim1=1, dim2=2).mean(1) for factor in (input_factor, grad_factor)]
-    least = torch.finfo(sizes[0].dtype).tiny
-    pi = (sizes[0].clamp_min(least) / sizes[1].clamp_min(least)).sqrt()
+    means = [factor.diagonal(dim1=1, dim2=2).mean(1) for factor in (input_factor, grad_factor)]
+    shifts = shared_damping(means[0], means[1], damping)
+    return shifted_inverse(input_factor, shifts[0]), shifted_inverse(grad_factor, shifts[1])
+
+
+def shared_damping(input_mean: Tensor, grad_mean: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """``π√λ`` and ``√λ/π`` ``[G]`` from the means of both factors' eigenvalues."""
+    pi = (least_shift(input_mean) / least_shift(grad_mean)).sqrt()
     root = damping**0.5
-    return shifted_inverse(input_factor, root * pi), shifted_inverse(grad_factor, root / pi)
+    return root * pi, root / pi
+
+
+def least_shift(shift: Tensor) -> Tensor:
+    """Raise numbers to the smallest one whose inverse is finite."""
+    return shift.clamp_min(torch.finfo(shift.dtype).tiny)
 
 
 def shifted_inverse(factor: Tensor, shift: Tensor) -> Tensor:
     """``(factor + shift I)⁻¹`` with one shift per group, by Cholesky where rounding permits, else by eigenvalues."""
-    shift = shift.clamp_min(torch.finfo(factor.dtype).tiny)
+    shift = least_shift(shift)
     shifted = factor + shift.view(-1, 1, 1) * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     lower, failed = torch.linalg.cholesky_ex(shifted)
     if not bool(failed.any()):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .arguments import check_number, described
-from .eigenvectors import eigh
-from .inverse import damped_inverses
+from .factor_matrices import Dense, FactorMatrix
+from .inverse import shared_damping
 from .places import View
 from .weight_matrices import Form, as_matrices, from_matrices
 
@@ -136,13 +136,20 @@ class LayerMatrix(ABC):
         return ", ".join(parts[:-1]) + f" or {parts[-1]}"
 
 
-@dataclass(frozen=True, eq=False)
 class KroneckerProduct(LayerMatrix):
     """``Γ ⊗ A`` for each group of a layer: ``(Γ ⊗ A) vec(G) = vec(Γ G A)`` for a gradient ``G`` ``[d, a]``.
 
-    Attributes:
+    A factor may be held as fewer rows than it has (one per example, with ``approximation="reduce"``). Then products,
+    traces, determinants, eigenvectors and the inverse are made of these rows, with the same results; the matrix is made
+    where it is read.
+
+    Args:
         input_factor: ``A`` ``[G, a, a]``, symmetric; the last row is the bias's, if there is one.
         output_grad_factor: ``Γ`` ``[G, d, d]``, symmetric.
+        layout: How weight and bias are matrices.
+
+    Attributes:
+        factors: ``A`` and ``Γ`` as they are held.
 
     Source: J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, 2015.
 
@@ -157,20 +164,36 @@ class KroneckerProduct(LayerMatrix):
         tensor([1., 1., 1., 1., 1., 1.])
     """
 
-    input_factor: Tensor
-    output_grad_factor: Tensor
-    layout: Layout | None = None
+    def __init__(
+        self,
+        input_factor: Tensor | FactorMatrix,
+        output_grad_factor: Tensor | FactorMatrix,
+        layout: Layout | None = None,
+    ) -> None:
+        self.factors = _held(input_factor), _held(output_grad_factor)
+        self.layout = layout
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(G, d, a)``."""
-        groups, outer, _ = self.output_grad_factor.shape
-        return groups, outer, self.input_factor.shape[1]
+        inner, outer = self.factors
+        return outer.groups, outer.size, inner.size
+
+    @cached_property
+    def input_factor(self) -> Tensor:
+        """``A`` ``[G, a, a]``."""
+        return self.factors[0].dense()
+
+    @cached_property
+    def output_grad_factor(self) -> Tensor:
+        """``Γ`` ``[G, d, d]``."""
+        return self.factors[1].dense()
 
     def times(self, matrices: Tensor) -> Tensor:
         """``Γ G A`` for matrices ``[…, G, d, a]``."""
-        matrices = matrices.to(torch.promote_types(matrices.dtype, self.input_factor.dtype))
-        return self.output_grad_factor.to(matrices.dtype) @ matrices @ self.input_factor.to(matrices.dtype)
+        inner, outer = self.factors
+        matrices = matrices.to(torch.promote_types(matrices.dtype, inner.dtype))
+        return inner.times(outer.times(matrices.mT).mT)
 
     def blocks(self) -> Tensor:
         """The dense blocks ``[G, d·a, d·a]``."""
@@ -179,12 +202,12 @@ class KroneckerProduct(LayerMatrix):
 
     def trace(self) -> Tensor:
         """``Σ_g tr(Γ_g) tr(A_g)``."""
-        traces = [each.diagonal(dim1=1, dim2=2).sum(1) for each in (self.output_grad_factor, self.input_factor)]
-        return (traces[0] * traces[1]).sum()
+        inner, outer = self.factors
+        return (outer.mean() * outer.size * inner.mean() * inner.size).sum()
 
     def logdet(self, damping: float = 0.0) -> Tensor:
         """``log det(Γ ⊗ A + λ I)`` for a damping ``λ``, exactly, from the factors' eigenvalues."""
-        outer, inner = (torch.linalg.eigvalsh(each) for each in (self.output_grad_factor, self.input_factor))
+        inner, outer = (each.eigenvalues() for each in self.factors)
         return _logdet(_products(outer, inner), damping)
 
     def inverse(self, damping: float) -> "KroneckerProduct":
@@ -196,12 +219,16 @@ class KroneckerProduct(LayerMatrix):
             ValueError: If the damping is not positive.
         """
         check_number("damping", damping, 0, exclude_low=True)
-        return KroneckerProduct(*damped_inverses(self.input_factor, self.output_grad_factor, damping), self.layout)
+        inner, outer = self.factors
+        shifts = shared_damping(inner.mean(), outer.mean(), damping)
+        return KroneckerProduct(inner.inverse(shifts[0]), outer.inverse(shifts[1]), self.layout)
 
     def eigh(self) -> "KroneckerEigen":
-        """The eigendecomposition ``(U ⊗ V) diag(S) (U ⊗ V)ᵀ`` with ``Γ = U diag(γ) Uᵀ``, ``A = V diag(α) Vᵀ``."""
-        outer, left = eigh(self.output_grad_factor)
-        inner, right = eigh(self.input_factor)
+        """The eigendecomposition ``(U ⊗ V) diag(S) (U ⊗ V)ᵀ`` with ``Γ = U diag(γ) Uᵀ``, ``A = V diag(α) Vᵀ``.
+
+        Of a factor that is held as rows, only as many eigenvectors are made: all other eigenvalues are 0.
+        """
+        (inner, right), (outer, left) = (each.eigh() for each in self.factors)
         return KroneckerEigen(_products(outer, inner), left, right, self.layout)
 
 
@@ -209,11 +236,16 @@ class KroneckerProduct(LayerMatrix):
 class KroneckerEigen(LayerMatrix):
     """``(U ⊗ V) diag(S) (U ⊗ V)ᵀ`` for each group of a layer: a symmetric matrix in a Kronecker-factored eigenbasis.
 
+    There may be fewer eigenvectors than ``d`` or ``a``, as of factors that are held as rows. All that is orthogonal to
+    them has the same eigenvalue.
+
     Attributes:
-        values: Eigenvalues ``S`` ``[G, d, a]``. Those of a Kronecker product are ``S_ij = γ_i α_j``; others, such as
-            second moments of gradients in the basis (EKFAC), are as good.
-        output_grad_vectors: ``U`` ``[G, d, d]``, orthogonal; eigenvectors are columns.
-        input_vectors: ``V`` ``[G, a, a]``, orthogonal.
+        values: Eigenvalues ``S``, ``[G, d, a]`` if there are all. Those of a Kronecker product are ``S_ij = γ_i α_j``;
+            others, such as second moments of gradients in the basis (EKFAC), are as good.
+        output_grad_vectors: ``U`` ``[G, d, d]`` or ``[G, d, M]``, orthonormal; eigenvectors are columns.
+        input_vectors: ``V`` ``[G, a, a]`` or ``[G, a, N]``, orthonormal.
+        layout: How weight and bias are matrices.
+        rest: All other eigenvalues.
 
     Example:
         >>> factor = torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])
@@ -227,15 +259,20 @@ class KroneckerEigen(LayerMatrix):
     output_grad_vectors: Tensor
     input_vectors: Tensor
     layout: Layout | None = None
+    rest: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(G, d, a)``."""
-        groups, outer, inner = self.values.shape
-        return groups, outer, inner
+        return len(self.values), self.output_grad_vectors.shape[1], self.input_vectors.shape[1]
+
+    @property
+    def missing(self) -> int:
+        """The number of eigenvalues that are not among :attr:`values`."""
+        return self.size - self.values.numel()
 
     def to_basis(self, matrices: Tensor) -> Tensor:
-        """Coordinates ``Uᵀ G V`` of matrices ``[…, G, d, a]`` in the eigenbasis."""
+        """Coordinates ``Uᵀ G V`` of matrices ``[…, G, d, a]`` in the eigenbasis, or of what it spans of them."""
         matrices = matrices.to(torch.promote_types(matrices.dtype, self.values.dtype))
         return self.output_grad_vectors.mT.to(matrices.dtype) @ matrices @ self.input_vectors.to(matrices.dtype)
 
@@ -245,21 +282,27 @@ class KroneckerEigen(LayerMatrix):
         return left @ coordinates @ right
 
     def times(self, matrices: Tensor) -> Tensor:
-        """``U (S ∘ (Uᵀ G V)) Vᵀ`` for matrices ``[…, G, d, a]``."""
-        return self.from_basis(self.to_basis(matrices) * self.values)
+        """``U (S ∘ (Uᵀ G V)) Vᵀ`` for matrices ``[…, G, d, a]``, and :attr:`rest` times what is left."""
+        coordinates = self.to_basis(matrices)
+        if not self.missing:
+            return self.from_basis(coordinates * self.values)
+        return self.from_basis(coordinates * (self.values - self.rest)) + self.rest * matrices
 
     def blocks(self) -> Tensor:
         """The dense blocks ``[G, d·a, d·a]``."""
         basis = torch.einsum("gdi,gaj->gdaij", self.output_grad_vectors, self.input_vectors).flatten(3, 4).flatten(1, 2)
-        return basis * self.values.flatten(1).unsqueeze(1) @ basis.mT
+        rest = self.rest if self.missing else 0.0
+        made = basis * (self.values - rest).flatten(1).unsqueeze(1) @ basis.mT
+        return made + rest * torch.eye(made.shape[1], dtype=made.dtype, device=made.device)
 
     def trace(self) -> Tensor:
         """The sum of the eigenvalues."""
-        return self.values.sum()
+        return self.values.sum() + self.missing * self.rest
 
     def logdet(self, damping: float = 0.0) -> Tensor:
         """``log det(· + λ I)`` for a damping ``λ``."""
-        return _logdet(self.values.clamp_min(0), damping)
+        known = _logdet(self.values.clamp_min(0), damping)
+        return known + self.missing * known.new_tensor(self.rest + damping).log() if self.missing else known
 
     def inverse(self, damping: float) -> "KroneckerEigen":
         """The exact inverse of this matrix ``+ λ I``; eigenvalues that rounding made negative count as zero.
@@ -269,7 +312,12 @@ class KroneckerEigen(LayerMatrix):
         """
         check_number("damping", damping, 0, exclude_low=True)
         inverted = 1 / (self.values.clamp_min(0) + damping)
-        return KroneckerEigen(inverted, self.output_grad_vectors, self.input_vectors, self.layout)
+        rest = 1 / (self.rest + damping)
+        return KroneckerEigen(inverted, self.output_grad_vectors, self.input_vectors, self.layout, rest)
+
+
+def _held(factor: Tensor | FactorMatrix) -> FactorMatrix:
+    return Dense(factor) if isinstance(factor, Tensor) else factor
 
 
 def _products(outer: Tensor, inner: Tensor) -> Tensor:

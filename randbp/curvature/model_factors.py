@@ -43,6 +43,9 @@ def factors(
       in eval mode. Takes matrices with as many rows as an example's output of a layer has entries.
     - ``"forward-only"`` (FOOF): ``Γ = I``. No backward pass; targets are not looked at.
 
+    A factor of ``"reduce"`` is held as its rows ``ū_n`` or ``v`` as long as these have at most half of the matrix's
+    entries: products, inverses and eigendecompositions are then made of them, and no matrix is.
+
     For one example, a layer without weight sharing and one column this is exact. If a layer is called several times,
     each call counts as further examples. The model runs in the mode that it is in; it, its gradients and all random
     states are afterwards as before. (Layers whose VJPs are estimated in training mode take further samples.)

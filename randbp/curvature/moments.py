@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .factor_matrices import Dense, FactorMatrix, Rows
+
 
 class Moment:
     """``Σ_n r_n r_nᵀ`` per group, from rows ``[G, N, R]`` or from such sums ``[G, R, R]``.
@@ -64,8 +66,16 @@ class Moment:
     def rows(self) -> Tensor:
         """The rows ``r_n`` ``[G, N, R]`` of a moment that has nothing else, in the order in which they were seen."""
         assert self._rows and self._matrix is None
-        self._rows = [torch.cat(self._rows, 1)]
+        if len(self._rows) > 1:
+            self._rows = [torch.cat(self._rows, 1)]
         return self._rows[0]
+
+    def factor(self, scale: float) -> FactorMatrix:
+        """``scale Σ_n r_n r_nᵀ``, as rows if these are cheaper to multiply with; it is not to be used afterwards."""
+        if self._matrix is None and 2 * sum(rows.shape[1] for rows in self._rows) <= self.shape[1]:
+            rows = self.rows()
+            return Rows(rows, rows.new_full((len(rows), 1), scale))
+        return Dense(self.averaged(None, 1.0, scale) if self._matrix is None else self.matrix().mul_(scale))
 
     def matrix(self) -> Tensor:
         """The sum ``Σ_n r_n r_nᵀ`` ``[G, R, R]``, or its diagonal; its rows are no longer held afterwards."""
