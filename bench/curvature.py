@@ -1,9 +1,11 @@
 """Kronecker factors of whole networks by randbp, curvlinops, BackPACK and singd: time and memory in one run.
 
-"Factors alone" are those of the inputs and output gradients that hooks saw, layer by layer; "with passes" is a forward
-and backward pass with all that a library does to have its factors. A ratio is a peer's time over that of randbp for the
-same layers. Memory is the peak of such a pass beyond that of a plain backward pass. Factors that randbp holds are part
-of it and are also shown apart: those of reduce are rows where these are few, of which the peers make matrices.
+"Factors alone" are those of the inputs and output gradients that hooks saw, layer by layer, for layers of which a
+library makes the same factors (not for grouped ones, of which curvlinops and singd make one matrix); "with passes" is
+a forward and backward pass with all that a library does to have its factors. A ratio is a peer's time over that of
+randbp for the same layers. Memory is the peak of such a pass beyond that of a plain backward pass. Factors that
+randbp holds are part of it and are also shown apart: those of reduce are rows where these are few, of which the peers
+make matrices.
 """
 
 from collections.abc import Callable
@@ -70,7 +72,7 @@ def factors_alone(network: str, approximation: Approximation, budget: float) -> 
             make = library.of_layers(model, batch, approximation)
         except Exception:  # it takes none of the layers
             continue
-        mine = served(make, seen)
+        mine = [each for each in served(make, seen) if library.grouped or getattr(each.module, "groups", 1) == 1]
         all_layers = max(all_layers, len(seen))
         if not mine:
             continue
@@ -161,10 +163,10 @@ def _row(network: str, approximation: str, what: str, library: Library, own: Tim
     }
 
 
-def inverses(network: str, budget: float) -> list[dict[str, Any]]:
+def inverses(network: str, approximation: Approximation, budget: float) -> list[dict[str, Any]]:
     """Damped inverses and eigen-decompositions of all factors of a network, by randbp and curvlinops."""
     model, batch = made(network)
-    ours = factors(model, batch, nn.CrossEntropyLoss(), "empirical", "expand")
+    ours = factors(model, batch, nn.CrossEntropyLoss(), "empirical", approximation)
     contenders: dict[str, Callable[[], Any]] = {
         "inverses: randbp": lambda: [product.inverse(1e-2) for product in ours.values()],
         "eigenvalues: randbp": lambda: [product.eigh() for product in ours.values()],
@@ -173,7 +175,7 @@ def inverses(network: str, budget: float) -> list[dict[str, Any]]:
     if curvlinops.installed:
         from curvlinops import KFACInverseLinearOperator
 
-        operator = curvlinops._operator(model, batch, "expand")  # type: ignore[attr-defined]
+        operator = curvlinops._operator(model, batch, approximation)  # type: ignore[attr-defined]
         operator.compute_kronecker_factors()
 
         def inverse(**arguments: Any) -> Callable[[], Any]:
@@ -189,7 +191,7 @@ def inverses(network: str, budget: float) -> list[dict[str, Any]]:
     rows = []
     for name, timing in timings.items():
         what, library = name.split(": ")
-        rows.append({"network": network, "what": what, "library": library, "approximation": "expand"})
+        rows.append({"network": network, "what": what, "library": library, "approximation": approximation})
         rows[-1] |= {"seconds": timing.seconds, "noise": timing.noise}
         rows[-1] |= {"over_randbp": timing.seconds / timings[f"{what}: randbp"].seconds}
     return rows
@@ -206,10 +208,11 @@ def run(pattern: str, budget: float) -> dict[str, Any]:
             rows += alone + whole
             summary[f"{network}, {approximation}"] = _summary(alone, whole)
             _show(network, approximation, alone, whole)
-        if network == "all-cnn-c":
-            rows += (found := inverses(network, budget))
-            table = [[row["what"], row["library"], *_time(row)] for row in found]
-            show(f"{network}: inverses of factors", ["what", "library", "seconds", "over randbp's", "noise"], table)
+            if network == "all-cnn-c":
+                rows += (found := inverses(network, approximation, budget))
+                table = [[row["what"], row["library"], *_time(row)] for row in found]
+                columns = ["what", "library", "seconds", "over randbp's", "noise"]
+                show(f"{network}, {approximation}: inverses of factors", columns, table)
     print(f"written to {save('curvature', rows, summary)}")
     return summary
 

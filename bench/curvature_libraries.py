@@ -61,11 +61,13 @@ class Library:
         name: Its name.
         installed: Whether it is there.
         approximations: What it can compute, by the names of randbp's approximations.
+        grouped: Whether a grouped layer has a factor for each group.
     """
 
     name: str
     package: str
     approximations: tuple[Approximation, ...] = ("reduce", "expand")
+    grouped: bool = True
 
     @property
     def installed(self) -> bool:
@@ -122,9 +124,9 @@ def _as_layer(seen: Seen) -> tuple[LayerSpec, Tensor, Tensor, bool]:
 
 
 class Curvlinops(Library):
-    """``KFACLinearOperator``. Of a grouped layer it takes the mean over groups, which is another matrix."""
+    """``KFACLinearOperator``. Of a grouped layer it takes the mean over groups, which is another, smaller matrix."""
 
-    name, package = "curvlinops", "curvlinops"
+    name, package, grouped = "curvlinops", "curvlinops", False
 
     def _operator(self, model: nn.Module, batch: tuple[Tensor, Tensor], approximation: Approximation) -> Any:
         from curvlinops import FisherType, KFACLinearOperator, KFACType
@@ -163,7 +165,7 @@ class Curvlinops(Library):
 class Singd(Library):
     """``SINGD`` with dense structures, which multiplies what it unfolds by its factor first; groups as curvlinops."""
 
-    name, package = "singd", "singd"
+    name, package, grouped = "singd", "singd", False
 
     def _optimizer(self, model: nn.Module, batch: tuple[Tensor, Tensor], approximation: Approximation) -> Any:
         from singd.optim.optimizer import SINGD

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import tn
 from .._torch.hooks import without_autocast
-from ..tn import ConvSpec, LayerSpec
+from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec
+from .transposed_factors import transposed_expand
 
 Approximation = Literal["reduce", "expand"]
 
@@ -49,7 +50,10 @@ def input_factor(spec: LayerSpec, input: Tensor, approximation: Approximation = 
 
 
 def _expanded(spec: LayerSpec, input: Tensor, bias: bool) -> Tensor:
-    factor = tn.kfac_expand(spec).contract(input=input)
+    if isinstance(spec, ConvTransposeSpec):
+        factor = transposed_expand(spec, input)
+    else:
+        factor = tn.kfac_expand(spec).contract(input=input)
     if not bias:
         return factor
     column = _position_sums(spec).contract(input=input).mean(0).unsqueeze(2)

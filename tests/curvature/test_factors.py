@@ -1,10 +1,13 @@
 """Kronecker factors against PyTorch's autograd, layer by layer."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from randbp import tn
 from randbp.curvature import damped_inverses, input_factor, output_grad_factor
 from randbp.curvature.weight_matrices import Form, as_matrices, call_input, from_matrices, layer_call
 from randbp.layers import kind_of
@@ -79,6 +82,36 @@ def test_factors_equal_their_definition(module, shape):
         torch.testing.assert_close(a, left, rtol=1e-10, atol=1e-10)
         gamma = output_grad_factor(spec, kind_of(module)().channels_second(grad), approximation)
         torch.testing.assert_close(gamma, right, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_expanded_inputs_of_transposed_convolutions_meet_phase_by_phase(dims):
+    """Any strides and dilations, with common divisors and without, and paddings that leave less than an input."""
+    generator = random.Random(dims)
+    for _ in range(60 // 4**dims + 10):
+        groups = generator.choice((1, 2))
+        arguments = {
+            name: tuple(generator.randint(low, high) for _ in range(dims))
+            for name, (low, high) in {
+                "stride": (1, 4),
+                "dilation": (1, 4),
+                "kernel_size": (1, 4),
+                "padding": (0, 2),
+            }.items()
+        }
+        size = tuple(generator.randint(2, 4) for _ in range(dims))
+        arguments["padding"] = tuple(
+            min(padding, ((each - 1) * s + d * (k - 1)) // 2)
+            for padding, each, s, d, k in zip(
+                *(arguments["padding"], size, arguments["stride"], arguments["dilation"], arguments["kernel_size"]),
+                strict=True,
+            )
+        )
+        adjoint = tn.transposed_spec((2, 2 * groups, *size), out_channels=groups, groups=groups, **arguments)
+        x = torch.randn(2, 2 * groups, *size, dtype=torch.float64)
+        u = tn.unfold_transpose(adjoint).contract(input=x).unflatten(1, (groups, -1))
+        found = input_factor(tn.ConvTransposeSpec(adjoint), x, "expand")
+        torch.testing.assert_close(found, torch.einsum("ngro,ngso->grs", u, u) / 2, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("module", "shape"), CASES, ids=IDS)

@@ -5,6 +5,7 @@ from math import prod
 
 from ...layers.integers import as_integer
 from ...layers.layer_specs import LayerSpec
+from ...layers.pattern import IndexPattern
 from ..interface import TensorNetwork
 from .layer_derivatives import per_example_weight_vjp, unfold
 from .layer_legs import LayerLegs
@@ -31,7 +32,15 @@ def kfac_expand(spec: LayerSpec) -> TensorNetwork:
         >>> tn.kfac_expand(tn.ConvSpec((2, 6, 8, 8), 4, 3, groups=2)).output_shape
         (2, 27, 27)
     """
-    return _factor(unfold(spec), spec, ("c", *LayerLegs(spec).k), 1, "kfac_expand")
+    return window_gram(spec, spec.patterns).named("kfac_expand")
+
+
+@lru_cache(maxsize=1024)
+def window_gram(spec: LayerSpec, patterns: tuple[IndexPattern, ...]) -> TensorNetwork:
+    """:func:`kfac_expand` with other index patterns than the layer's over the same input."""
+    legs = LayerLegs(spec, patterns)
+    net = legs.network("unfold", {"input": legs.input}, (("n",), ("g", "c", *legs.k), legs.o))
+    return _factor(net, spec, ("c", *legs.k), 1, "window_gram")
 
 
 @lru_cache(maxsize=1024)
