@@ -62,13 +62,14 @@ def _curvature(kind: Any, approximation: str, rate: float, model: nn.Module) -> 
 
 
 OPTIMIZERS: dict[str, tuple[Callable[[float, nn.Module], torch.optim.Optimizer], tuple[float, ...]]] = {
-    "SGD": (_sgd, (0.01, 0.02, 0.05, 0.1)),
+    "SGD": (_sgd, (0.02, 0.05, 0.1, 0.2)),
     "AdamW": (_adamw, (3e-4, 1e-3, 3e-3, 1e-2)),
     "Muon": (_muon, (1e-3, 3e-3, 1e-2, 3e-2)),
-    "SINGD, reduce": (partial(_curvature, SINGD, "reduce"), (0.003, 0.01, 0.03, 0.1)),
-    "SINGD, expand": (partial(_curvature, SINGD, "expand"), (0.003, 0.01, 0.03, 0.1)),
+    "SINGD, reduce": (partial(_curvature, SINGD, "reduce"), (3e-4, 0.001, 0.003, 0.01)),
+    "SINGD, expand": (partial(_curvature, SINGD, "expand"), (3e-4, 0.001, 0.003, 0.01)),
     "KFAC, reduce": (partial(_curvature, KFAC, "reduce"), (0.02, 0.05, 0.1, 0.2)),
     "KFAC, expand": (partial(_curvature, KFAC, "expand"), (0.02, 0.05, 0.1, 0.2)),
+    "KFAC, reduce, rank 64": (partial(_curvature, partial(KFAC, rank=64), "reduce"), (0.02, 0.05, 0.1, 0.2)),
     "EKFAC, reduce": (partial(_curvature, EKFAC, "reduce"), (0.02, 0.05, 0.1, 0.2)),
 }
 """By name: what makes an optimiser from a learning rate and a model, and the learning rates that are tried."""

@@ -61,6 +61,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Any]] = {
     "SINGD (expand, diagonal)": lambda model: SINGD(model, 1e-4, approximation="expand"),
     "SINGD (reduce, dense)": lambda model: SINGD(model, 1e-4, structures="dense"),
     "KFAC (reduce)": lambda model: KFAC(model, 1e-4),
+    "KFAC (reduce, rank 64)": lambda model: KFAC(model, 1e-4, rank=64),
     "KFAC (expand)": lambda model: KFAC(model, 1e-4, approximation="expand"),
     "EKFAC (reduce)": lambda model: EKFAC(model, 1e-4),
 }
@@ -70,7 +71,7 @@ def kinds_of(name: str) -> dict[str, float]:
     """The kinds of steps of an optimiser, and how often each is taken."""
     if name == "SGD":
         return {"plain": 1.0}
-    if "KFAC" not in name:
+    if "KFAC" not in name or "rank" in name:
         return {"plain": 1 - 1 / FACTORS, "factors": 1 / FACTORS}
     return {"plain": 1 - 1 / FACTORS, "factors": 1 / FACTORS - 1 / INVERSES, "inverses": 1 / INVERSES}
 
@@ -101,7 +102,7 @@ class Stepper:
             optimizer._grad_scales.update({optimizer.steps - 1: 1.0, optimizer.steps: 1.0})
         elif hasattr(optimizer, "factor_every"):
             optimizer.factor_every = NEVER if kind == "plain" else 1
-            optimizer.inverse_every = 1 if kind == "inverses" or isinstance(optimizer, SINGD) else NEVER
+            optimizer.inverse_every = 1 if kind == "inverses" or not optimizer.method.costly else NEVER
             for group in optimizer.param_groups:
                 group["steps"] = STEPS
             optimizer._prepare()

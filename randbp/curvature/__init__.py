@@ -13,6 +13,7 @@ from .kronecker_inverse import KroneckerInverse
 from .layer_factors import Approximation, input_factor, output_grad_factor
 from .linear_operator import LinearOperator
 from .linear_operators import GGN, EmpiricalFisher, Hessian, MCFisher
+from .low_rank_inverse import LowRankInverse
 from .method import Method
 from .model_diagonals import ggn_diagonal, hutchinson_diagonal
 from .model_factors import factors
@@ -40,6 +41,7 @@ __all__ = [
     "KroneckerInverse",
     "KroneckerProduct",
     "LinearOperator",
+    "LowRankInverse",
     "MCFisher",
     "Method",
     "ModelFactors",

@@ -9,6 +9,7 @@ from .averages import Reduction
 from .curvature_sgd import CurvatureSGD
 from .kronecker_inverse import KroneckerInverse
 from .layer_factors import Approximation
+from .low_rank_inverse import LowRankInverse
 
 
 class KFAC(CurvatureSGD):
@@ -57,6 +58,8 @@ class KFAC(CurvatureSGD):
             with the learning rate ``lr / λ``.
         decay: Decay of the running averages of factors, in ``[0, 1)``.
         approximation: Approximation of weight sharing: ``"reduce"`` (cheap) or ``"expand"``.
+        rank: Most rows of each factor, of which the largest eigenvectors are kept, so that nothing is inverted and a
+            step costs little more than SGD's (:class:`~randbp.curvature.LowRankInverse`); ``None`` for whole factors.
         factor_every: Steps from one update of the factors to the next.
         inverse_every: Steps from one update of the inverses to the next.
         kl_clip: Bound of ``lr² Σ ⟨direction, gradient⟩`` over preconditioned layers, an estimate of the change of the
@@ -101,6 +104,7 @@ class KFAC(CurvatureSGD):
         damping: float = 1e-2,
         decay: float = 0.95,
         approximation: Approximation = "reduce",
+        rank: int | None = None,
         factor_every: int = 10,
         inverse_every: int = 100,
         kl_clip: float | None = 1e-3,
@@ -109,9 +113,11 @@ class KFAC(CurvatureSGD):
         largest: int = 8192,
         params: Iterable[Any] | None = None,
     ) -> None:
+        if rank is not None and self.kind is not KroneckerInverse:
+            raise ValueError(f"rank={rank!r}: expected None, as {type(self).__name__} needs whole factors")
         super().__init__(
             model,
-            self.kind(approximation, decay),
+            self.kind(approximation, decay) if rank is None else LowRankInverse(approximation, decay, rank),
             lr,
             momentum=momentum,
             weight_decay=weight_decay,

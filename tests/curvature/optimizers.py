@@ -26,6 +26,7 @@ def singd(model: nn.Module, lr: float = 0.03, *, structures: str, inverse_every:
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "KFAC": KFAC,
     "KFAC expand": partial(KFAC, approximation="expand"),
+    "KFAC low rank": partial(KFAC, rank=24),
     "EKFAC": EKFAC,
     "EKFAC expand": partial(EKFAC, approximation="expand"),
     "SINGD": partial(singd, structures="diagonal"),
