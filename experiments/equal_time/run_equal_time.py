@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     wanted = {name: setting for name, setting in chosen.items() if name in (*names, EXACT, HALF)}
     wanted = {EXACT: SETTINGS[EXACT]} | cut(chosen, {name: cost["seconds"] for name, cost in costs.items()}) | wanted
     rows = all_runs(wanted, seeds, folder / f"{network}.jsonl", {"network": network} | options, _run, _told)
+    rows = [row for row in rows if row["setting"] in wanted]
     if CONTROLLED in wanted:
         rates = next(row["rates"] for row in rows if row["setting"] == CONTROLLED)
         costs = _costs(folder / f"{network}.json", network, chosen, options, rates)

@@ -64,6 +64,8 @@ def test_the_page_has_all_settings_and_a_second_run_trains_nothing(random_images
     monkeypatch.setattr(run_equal_time, "interleave", None)
     assert experiments([*TINY, *FEW]) == 0
     assert (folder / "six-layers.md").read_text() == page
+    assert experiments([*TINY, "--settings", EXACT, HALF]) == 0  # the others' rows are left alone
+    assert CONTROLLED not in (folder / "six-layers.md").read_text()
 
 
 @pytest.mark.parametrize("network", NETWORKS)
