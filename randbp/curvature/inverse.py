@@ -42,7 +42,8 @@ def least_shift(shift: Tensor) -> Tensor:
 def shifted_inverse(factor: Tensor, shift: Tensor) -> Tensor:
     """``(factor + shift I)⁻¹`` with one shift per group, by Cholesky where rounding permits, else by eigenvalues."""
     shift = least_shift(shift)
-    shifted = factor + shift.view(-1, 1, 1) * torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    shifted = factor.clone(memory_format=torch.contiguous_format)
+    shifted.diagonal(dim1=1, dim2=2).add_(shift.unsqueeze(1))
     lower, failed = torch.linalg.cholesky_ex(shifted)
     if not bool(failed.any()):
         return torch.cholesky_inverse(lower)
