@@ -50,11 +50,16 @@ nightly: $(READY)  ## Long checks: 10,000 generated tensor networks, all of PyTo
 	$(BIN)/python -m tests.lean.operators
 
 peers: $(READY)  ## Compare curvature with curvlinops, BackPACK, singd and einconv (2 minutes)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(call extra,peers)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/curvature/against_*.py
 
-PEERS = $(shell $(BIN)/python -c 'import tomllib; \
-	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])')
+# $(1): an extra whose lines are installed without what they ask for
+extra = $(shell $(BIN)/python -c 'import tomllib; \
+	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"])')
+
+zoo: $(READY)  ## Run the recipes, and a step of 27 networks of timm, transformers, diffusers, MONAI and others (5 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(call extra,zoo)
+	$(BIN)/python -m pytest tests/zoo/run_*.py
 
 triton: $(READY)  ## Compile Triton's kernels for GPUs, and compare them in its interpreter; neither needs a GPU (2 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[triton]'
@@ -80,4 +85,4 @@ gallery: $(READY)  ## Draw all tensor networks into docs/gallery
 clean:  ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) $(VENV)-core $(VENV)-oldest .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
 
-.PHONY: help setup demo test quick core oldest nightly peers triton bench gallery lint format clean
+.PHONY: help setup demo test quick core oldest nightly peers zoo triton bench gallery lint format clean

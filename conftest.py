@@ -5,6 +5,7 @@ from importlib.util import find_spec
 NEEDED = {
     "numba": ["randbp/kernels/*_numba.py", "randbp/kernels/jit.py"],
     "triton": ["randbp/kernels/*_triton.py", "tests/kernels/cubins.py"],
+    "transformers": ["randbp/integrations/huggingface.py"],
     "matplotlib": ["randbp/diagnostics/row_plots.py", "randbp/tn/diagram/drawing.py"],
 }
 """Package: the files whose examples need it, though ``import randbp`` does not."""

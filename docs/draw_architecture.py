@@ -15,6 +15,7 @@ FLOORS: list[list[tuple[str, str, str]]] = [
         ("cli", "the command randbp", ""),
         ("report", "tables and pages of runs", ""),
         ("callbacks", "Lightning callbacks", ""),
+        ("integrations", "Hugging Face's Trainer", ""),
     ],
     [("tune", "an estimator for each layer", ""), ("diagnostics", "errors, bytes, times", "")],
     [("randomize", "converts a model's layers, and undoes it", "")],

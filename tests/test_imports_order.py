@@ -16,7 +16,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("lean",),
     ("randomize",),
     ("tune", "diagnostics"),
-    ("callbacks",),
+    ("callbacks", "integrations"),
     ("report", "cli"),
 ]
 

@@ -6,6 +6,7 @@ products, and ``E[x̃ x̃]`` would not be ``x²``, but for independent ``x̃`` a
 of the products that make up one of three or more factors draws its own.
 
 Where nothing may be rounded, a factor that can be made again from what is held anyway is not held (:mod:`.recompute`).
+Nothing but the shape is held of a factor that meets factors without a gradient, such as a frozen convolution's input.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .._torch.hooks import Hooks
 from .lean_call import Call, is_activation, is_small
-from .packed import ROUNDED, Known, Packed, packed_mask, packing, recomputed, rounded
+from .packed import ROUNDED, Known, Packed, packed_mask, packing, recomputed, rounded, shape_of
 from .recompute import recipe_of
 
 
@@ -31,7 +32,8 @@ def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
     factors = [factor for factor in tensors if is_activation(factor)]
     weights = [value for value in tensors if not any(value is factor for factor in factors)]
     masked = any(weight.dtype == torch.bool for weight in weights)
-    if not call.rounds and not masked and not any(recipe_of(factor) for factor in factors):
+    unread = len(factors) == 1 and not any(weight.requires_grad for weight in weights)
+    if not (call.rounds or masked or unread) and not any(recipe_of(factor) for factor in factors):
         return NotImplemented
     ends_here = len(factors) == 1 and all(weight.is_leaf for weight in weights)
     known: Known | None = ROUNDED if ends_here else {} if len(tensors) < 3 else None
@@ -39,13 +41,15 @@ def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
     alive = {id(weight.untyped_storage()) for weight in weights if weight.layout is torch.strided}
     sizes = {weight.numel() for weight in weights}
     # Not the call itself: autograd keeps these functions, and so would keep its arguments.
-    context, rounds = call.context, call.rounds
+    context, rounds, shape = call.context, call.rounds, factors[0].shape
 
     def pack(tensor: Tensor, outer: Hooks | None) -> Packed | None:
         if tensor.layout is not torch.strided:
             return None
         storage = id(tensor.untyped_storage())
         given = storage in storages
+        if given and unread and storage not in alive and tensor.shape == shape:
+            return shape_of(tensor)
         # PyTorch copies factors whose entries lie in another order than it needs, and saves the copies. Those of
         # weights are told by their size.
         copied = storage not in alive and tensor.numel() not in sizes and not is_small(tensor)
