@@ -43,7 +43,7 @@ def test_a_factor_that_shares_its_memory_with_the_other_one_is_held() -> None:
             y = x + 0
             return (y * y.detach()).sum()
 
-    x, model = torch.randn(300, requires_grad=True), Gate()
+    x, model = torch.randn(5000, requires_grad=True), Gate()
     for lean in ("exact", True):
         with randbp.randomize(model, randbp.Exact(), lean=lean):
             (grad,) = torch.autograd.grad(model(x), x)
