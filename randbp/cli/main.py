@@ -17,6 +17,7 @@ TRAINING = {
     "predict": "save a model's predictions, from a checkpoint with --ckpt_path",
 }
 OTHERS = {
+    "advise": "tell what fits into a memory: randbp advise --config configs/digits.yaml --memory 8GiB",
     "tune": "choose an estimator for each layer: randbp tune --config configs/digits.yaml --budget 0.25",
     "sweep": "run a sweep file on this machine, without an account",
     "report": "compare the runs below a folder in one HTML page",

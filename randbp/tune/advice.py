@@ -11,6 +11,7 @@ from ..text.text_table import text_table
 from ..text.units import format_bytes, ratio
 
 PLAIN = "plain"
+_NONE = "–"
 _GENTLEST = (PLAIN, "exact", "memory")
 """Settings from the one that changes least; ``"time"`` is for speed and frees nothing."""
 
@@ -103,18 +104,12 @@ class Advice:
         kinds = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in self.fixed.items() if size)
         head = f"{format_bytes(self.memory)}, of which {format_bytes(self.fixed_bytes)} are fixed: {kinds}"
         columns = ["setting", f"per {self.unit}", f"largest {self.grows}", "step time", "added noise"]
-        table = text_table(columns, [self._cells(row) for row in self.rows])
-        return "\n".join([head, "", table, "", *self._below()])
-
-    def _cells(self, row: AdviceRow) -> list[str]:
-        size = "does not fit" if not row.largest else f"{row.largest:,}"
-        measured = [
-            "–" if isnan(row.unit_bytes) else format_bytes(row.unit_bytes),
-            size,
-            "–" if isnan(row.time_ratio) else ratio(row.time_ratio),
-            "–" if isnan(row.noise) else f"{row.noise:.3g}",
+        table = zip(*(_cells(row) for row in self.rows), strict=True)
+        seen = [
+            (name, cells) for name, cells in zip(columns, table, strict=True) if any(cell != _NONE for cell in cells)
         ]
-        return [_named(row.setting), *measured]
+        names, shown = zip(*seen, strict=True)
+        return "\n".join([head, "", text_table(names, list(zip(*shown, strict=True))), "", *self._below()])
 
     def _below(self) -> list[str]:
         lines = []
@@ -132,6 +127,16 @@ class Advice:
                 lines.append(f"  {_named(row.setting)}:")
                 lines += [f"    {_share(one, row.held_bytes)}" for one in row.held]
         return [*lines, *self.notes]
+
+
+def _cells(row: AdviceRow) -> list[str]:
+    return [
+        _named(row.setting),
+        _NONE if isnan(row.unit_bytes) else format_bytes(row.unit_bytes),
+        f"{row.largest:,}" if row.largest else "does not fit",
+        _NONE if isnan(row.time_ratio) else ratio(row.time_ratio),
+        _NONE if isnan(row.noise) else f"{row.noise:.3g}",
+    ]
 
 
 def _named(setting: str) -> str:

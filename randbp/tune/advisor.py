@@ -149,6 +149,11 @@ class Advisor:
             if setting != PLAIN:  # layers are timed and tables filled when shapes are new
                 objective(batch).backward()
             found.measured[self.sizes.amount(size)] = stretches(self.model, objective, batch, self.device)
+        except RuntimeError as error:
+            if size == self.sizes.given or is_out_of_memory(error):
+                raise
+            what = " ".join(str(error).split())
+            raise ValueError(f"batch: the model refuses one whose {self.sizes.title} is {size}: {what}") from error
         finally:
             for parameter in self.model.parameters():
                 parameter.grad = None

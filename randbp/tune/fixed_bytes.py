@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._torch.out_of_memory import is_out_of_memory
 from .._torch.storages import storages, tensors_in
 
 OptimizerLike = Optimizer | Callable[[Any], Optimizer]
@@ -20,10 +21,7 @@ def fixed_bytes(model: nn.Module, optimizer: OptimizerLike) -> dict[str, int]:
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     made = optimizer if isinstance(optimizer, Optimizer) else _made(optimizer, trained)
     if not made.state:
-        made = deepcopy(made)
-        for parameter in (parameter for group in made.param_groups for parameter in group["params"]):
-            parameter.grad = torch.zeros_like(parameter)
-        made.step()
+        made = _stepped(made)
     kinds = {
         "parameters": parameters,
         "buffers": list(model.buffers()),
@@ -31,6 +29,22 @@ def fixed_bytes(model: nn.Module, optimizer: OptimizerLike) -> dict[str, int]:
         "optimiser state": tensors_in([dict(state) for state in made.state.values()]),
     }
     return {kind: sum(storage.nbytes() for storage in storages(found).values()) for kind, found in kinds.items()}
+
+
+def _stepped(optimizer: Optimizer) -> Optimizer:
+    """A copy that has made a step with gradients of zero."""
+    try:
+        copy = deepcopy(optimizer)
+        for parameter in (parameter for group in copy.param_groups for parameter in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+        copy.step()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        name = type(optimizer).__name__
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"optimizer: a copy of {name} cannot step ({why}), expected one that can or has") from error
+    return copy
 
 
 def _made(optimizer: Any, parameters: list[Tensor]) -> Optimizer:

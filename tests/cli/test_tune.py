@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from randbp.cli.main import main
-from randbp.cli.tune import Measure
+from randbp.cli.measuring_command import Measure
 from tests.cli.test_fit import CONFIG, ROOT
 
 FAST = ["--rounds=0", "--draws=2"]

@@ -73,9 +73,7 @@ def advise(
     room = parse_bytes("memory", memory)
     objective = make_objective(model, loss)
     check_batch("batch", batch)
-    for name, number, least in (("draws", draws, 4), ("rounds", rounds, 1)):
-        if isinstance(number, bool) or as_integer(number) is None or (number != 0 and number < least):
-            raise ValueError(f"{name}={number!r:.60}: expected 0 or an integer >= {least}")
+    check_counts(draws, rounds)
     return advice_on(model, batch, objective, room, grow, optimizer, draws, rounds, checked_seed(seed))
 
 
@@ -99,3 +97,10 @@ def advice_on(
     with preserved(model, inputs=batch) as rewind, torch.inference_mode(False), torch.enable_grad():
         rewind()
         return Advisor(model, batch, objective, memory, sizes, seed, own_loss).advice(optimizer, draws, rounds)
+
+
+def check_counts(draws: Any, rounds: Any) -> None:
+    """Raise ``ValueError`` unless both are numbers of measurements, or 0."""
+    for name, number, least in (("draws", draws, 4), ("rounds", rounds, 1)):
+        if isinstance(number, bool) or as_integer(number) is None or (number != 0 and number < least):
+            raise ValueError(f"{name}={number!r:.60}: expected 0 or an integer >= {least}")
