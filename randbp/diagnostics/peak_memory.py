@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 _STATUS = Path("/proc/self/status")
-_MEMORY = Path("/proc/meminfo")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 ALLOCATOR = "peak of PyTorch's CUDA allocator"
@@ -63,32 +62,10 @@ class PeakMemory:
         return _status_bytes("VmHWM")
 
 
-def available_bytes(device: torch.device) -> int | None:
-    """Bytes that this process can still take, now; ``None`` where the platform does not tell.
-
-    On a CUDA device those that the driver has and those that PyTorch's allocator keeps unused. Else what Linux says is
-    available, or what is left of the limit on the process's address space if that is less.
-
-    Example:
-        >>> (available_bytes(torch.device("cpu")) or 1) > 0
-        True
-    """
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    available, taken = _status_bytes("MemAvailable", _MEMORY), _status_bytes("VmSize")
-    if available is None or taken is None:
-        return None
-    import resource  # which Windows does not have
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return available if limit == resource.RLIM_INFINITY else min(available, limit - taken)
-
-
-def _status_bytes(field: str, file: Path | None = None) -> int | None:
-    """Read a field of Linux's ``/proc/self/status``, or of a file like it, which counts in KiB, as bytes."""
+def _status_bytes(field: str) -> int | None:
+    """Read a field of Linux's ``/proc/self/status``, which counts in KiB, as bytes."""
     with suppress(OSError):
-        for line in (file or _STATUS).read_text().splitlines():
+        for line in _STATUS.read_text().splitlines():
             name, _, value = line.partition(":")
             if name == field:
                 return int(value.split()[0]) * 1024
