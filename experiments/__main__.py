@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m experiments COMMAND [options]\n")
         print("\n".join(f"  {name:<15} {text}" for name, text in COMMANDS.items()))
-        return 0 if argv else 2
+        return 0
     command, *options = argv
     if command not in COMMANDS:
         print(f"experiments: no command {command!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)

@@ -12,6 +12,7 @@ from ..text.units import BYTES, PERCENT, SECONDS, Unit, interval, quantity, rati
 from .comparison_table import accuracy_name, make_table, notes, wants_labels
 from .groups import Comparison, Group
 from .markup import definitions, facts, figures, paragraphs
+from .pareto import pareto_plots
 from .plots import accuracy_plot, cost_plots, loss_plot
 from .printable import printable
 from .run import Run
@@ -73,6 +74,7 @@ def make_page(comparison: Comparison, title: str) -> str:
         paragraphs("note", notes(comparison)),
         figures("two", filter(None, (accuracy_plot(comparison), loss_plot(comparison)))),
         figures("three", cost_plots(comparison)),
+        figures("two", pareto_plots(comparison)),
         "<h2>How it was measured</h2>" + definitions(MEASURED),
         "<h2>Runs</h2>" + _runs_table(comparison).as_html() + paragraphs("note", [RUNS_NOTE]),
         _settings(comparison) if comparison.groups else "",

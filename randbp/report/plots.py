@@ -69,7 +69,7 @@ def cost_plots(comparison: Comparison) -> list[str]:
 
 
 def loss_plot(comparison: Comparison) -> str | None:
-    """Plot training loss against step, as the mean over each group's runs; ``None`` if no run logged one."""
+    """Plot training loss against step, mean and standard deviation of each group; ``None`` if no run logged one."""
     curves = [(group, curve) for group in comparison.groups if (curve := mean_curve(group.runs)) is not None]
     if not curves:
         return None
@@ -91,6 +91,10 @@ def loss_plot(comparison: Comparison) -> str | None:
                 label = "_"  # Matplotlib's way to leave a line out of the legend
             look: Any = {"color": INK, "zorder": 3} if group.exact else {"color": colour, "alpha": strength}
             axes.plot(smooth.index, smooth, label=label, linewidth=1.4, **look)
+            if (spread := spread_curve(group.runs)) is not None:
+                half = spread.rolling(_window(curve)).mean()
+                low = (smooth - half).clip(lower=min(curve.min(), 0.0))
+                axes.fill_between(smooth.index, low, smooth + half, color=look["color"], alpha=0.15, linewidth=0)
         values = [loss for _, curve in curves for loss in curve if isfinite(loss) and loss > 0]
         if values and max(values) > 20 * min(values):
             axes.set_yscale("log")
@@ -105,9 +109,20 @@ def loss_plot(comparison: Comparison) -> str | None:
 
 def mean_curve(runs: Sequence[Run]) -> LossCurve | None:
     """Loss curve averaged over runs at the steps that all of them logged; ``None`` if there are none."""
+    curves = _curves(runs)
+    return None if curves.empty else curves.mean(axis=1, skipna=False)
+
+
+def spread_curve(runs: Sequence[Run]) -> LossCurve | None:
+    """Standard deviation of the loss over runs at the steps of :func:`mean_curve`; ``None`` of fewer than two runs."""
+    curves = _curves(runs)
+    return None if curves.empty or curves.shape[1] < 2 else curves.std(axis=1, skipna=False)
+
+
+def _curves(runs: Sequence[Run]) -> pandas.DataFrame:
+    """The loss curves of runs side by side, at the steps that all of them logged."""
     curves = [run.losses for run in runs if len(run.losses)]
-    mean = pandas.concat(curves, axis=1, join="inner").mean(axis=1, skipna=False) if curves else pandas.Series()
-    return mean.sort_index() if len(mean) else None
+    return pandas.concat(curves, axis=1, join="inner").sort_index() if curves else pandas.DataFrame()
 
 
 def _window(curve: LossCurve, points: int = 40) -> int:

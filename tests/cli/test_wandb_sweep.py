@@ -16,6 +16,7 @@ from wandb.sdk.launch.sweeps.utils import load_sweep_config
 from randbp.cli.main import main
 from randbp.cli.sweep_command import command_line
 from randbp.cli.sweep_file import read_sweep
+from randbp.cli.sweep_plan import Plan
 from tests.cli.forked import run_commands
 from tests.cli.test_fit import CONFIG
 
@@ -89,6 +90,22 @@ def test_the_agents_command_runs_as_it_is(checkout):
     for metric in ("train/loss", "val/accuracy", "test/accuracy", "cost/held_bytes"):
         recorded = [row[metric] for row in history if metric in row]
         assert recorded == pytest.approx([float(row[metric]) for row in rows if row[metric]]), metric
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_first_run_of_every_file_trains(checkout, path):
+    """W&B reads the file, and the command of its first run trains as the file says, here for two steps."""
+    assert load_sweep_config(str(path))["parameters"]
+    few = ("--wandb=disabled", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2")
+    first = next(iter(Plan(path, root=checkout / "runs", extra=few)))
+    python, m, module, *words = first.command
+    assert (python, m, module) == (sys.executable, "-m", "randbp.cli.main")
+    assert main(words) == 0
+    assert first.status == "finished" and first.epochs == (1, 1)
+    metric = read_sweep(path).metric
+    assert metric is not None and first.value(metric.name) is not None
+    if (given := json.loads(first.arguments).get("tensor_dropout.weight_vjp")) is not None:
+        assert first.summary()["estimators"]["weight_vjp"]["name"] == given
 
 
 def test_under_an_agent_its_mode_counts(checkout, monkeypatch):

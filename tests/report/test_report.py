@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from randbp import Axes, Exact, IfFaster, Rounding, Spatial
@@ -18,7 +20,8 @@ from randbp.report import PREFACE, compare, load_runs, print_table
 from randbp.report.comparison_table import notes
 from randbp.report.groups import Comparison, Group
 from randbp.report.page import make_page
-from randbp.report.plots import cost_plots, mean_curve
+from randbp.report.pareto import pareto_front, pareto_plots
+from randbp.report.plots import cost_plots, mean_curve, spread_curve
 from tests.cli.run_folders import write_run
 
 
@@ -132,7 +135,7 @@ def test_page_stands_alone(sweep: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "http" not in page and "@import" not in page
     assert len(checked.ids) == len(set(checked.ids))
     assert {target[1:] for target in checked.targets} <= set(checked.ids)
-    assert page.count("<svg") == 5  # accuracy, loss, three costs
+    assert page.count("<svg") == 7  # accuracy, loss, three costs, accuracy against two of them
     assert "mathdefault" not in page  # formulas are off, because names may have dollar signs in them
     assert not re.search(r"#00000[0-9]|#0000a[0-9]", page)  # every colour comes from the page
     text = " ".join(checked.text)
@@ -288,12 +291,15 @@ def test_disturbed_times_are_pointed_out(tmp_path: Path) -> None:
     assert "Other work took processors from busy: do not trust the times." in text
 
 
-def test_loss_curve_is_the_mean_over_seeds(sweep: Path) -> None:
+def test_loss_curve_is_the_mean_over_seeds_with_its_spread(sweep: Path) -> None:
     group = by_keep(compare(load_runs(sweep)))[0.5]
     curve = mean_curve(group.runs)
     assert curve is not None
     assert list(curve.index) == list(range(0, 300, 3))
     assert curve[30] == pytest.approx(2.0 / 31 + 1.0)
+    spread = spread_curve(group.runs)
+    assert spread is not None and spread.to_dict() == pytest.approx(dict.fromkeys(curve.index, 1.0))  # of seeds 0, 1, 2
+    assert spread_curve(group.runs[:1]) is None
 
 
 def test_the_page_begins_with_the_folders_preface(sweep: Path) -> None:
@@ -403,3 +409,25 @@ def test_a_mean_over_layers_is_not_shown_as_a_keep_rate(tmp_path: Path) -> None:
     }
     text = "".join(Checker(make_page(comparison, "by layer")).text)
     assert "mean 0.542" in text and "hollow: mean over layers" in text and "13/24" not in text
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
+def test_no_point_beats_one_on_the_front_and_all_others_are_beaten(points: list[tuple[int, int]]) -> None:
+    front = [points[index] for index in pareto_front(points)]
+
+    def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
+        return one[0] <= other[0] and one[1] >= other[1] and one != other
+
+    assert set(front) == {it for it in points if not any(beats(other, it) for other in points)}
+    assert front == sorted(set(front))
+
+
+@pytest.mark.parametrize(("accuracy", "beaten"), [(0.9, True), (0.95, False)])
+def test_the_front_is_of_accuracy_against_bytes_and_trusted_times(
+    tmp_path: Path, accuracy: float, beaten: bool
+) -> None:
+    for keep, reached in ((1.0, accuracy), (0.5, 0.92), (0.25, 0.7)):
+        write_run(tmp_path / f"{keep}", keep, metrics={"test/accuracy": reached}, cost={"waiting_threads": 0.9})
+    [plot] = pareto_plots(compare(load_runs(tmp_path)))  # other work disturbed the times
+    assert 'aria-label="Test accuracy, %, against held for backward"' in plot
+    assert ("fill: var(--paper)" in plot) == beaten  # a hollow point
