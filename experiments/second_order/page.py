@@ -17,7 +17,7 @@ from randbp.diagnostics.significance import mean_interval
 from .optimizers import OPTIMIZERS, name_of
 from .step_costs import FIRST_LAYER, NETWORKS, PUBLISHED
 
-COLOURS = ("#222222", "#999999", "#D55E00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7", "#E69F00", "#F0E442")
+COLOURS = ("#222222", "#999999", "#D55E00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7", "#E69F00", "#8C564B")
 
 
 def write_page(
