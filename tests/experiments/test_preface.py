@@ -46,7 +46,7 @@ def test_the_page_begins_with_the_finding_and_ends_with_the_keep_rates(tmp_path:
     assert page.index("<p class=lead>With preset=&quot;memory&quot;") < page.index("<h2>Keep rates</h2>")
     assert page.index("<h2>Keep rates</h2>") < page.index("At keep rate 1/2")
     assert finding(standings(methods)) in text and "<rival> & co" in text and "<rival>" not in page
-    assert page.count("<svg") == 2 + 5 and "Nothing: every preset pays here." in text
+    assert page.count("<svg") == 2 + 7 and "Nothing: every preset pays here." in text
     for told in ("6.00 MiB", "0.12×", "110 ms", "1.05×", "0.08", "97.2 ± 0.1 %", "120 rounds", "3 seeds", "0.94"):
         assert told in text, told
 
