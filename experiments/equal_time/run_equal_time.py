@@ -89,7 +89,7 @@ def _costs(
     measured = _measured({EXACT: settings[EXACT]} | missing, network, options, rates or {})
     scale = known[EXACT]["seconds"] / measured[EXACT]["seconds"] if EXACT in known else 1.0  # of another day
     for name, setting in missing.items():
-        passes = 0 if setting.budget is None else 4 / EVERY * measured[EXACT]["seconds"]
+        passes = 0 if setting.budget is None else 5 / EVERY * measured[EXACT]["seconds"]
         known[name] = measured[name] | {"seconds": scale * (measured[name]["seconds"] + passes)}
         print(
             f"{name:28} {1e3 * known[name]['seconds']:.0f} ms, {known[name]['seconds'] / known[EXACT]['seconds']:.2f}"

@@ -40,8 +40,9 @@ class VarianceControl(Measuring):
     - the minibatch's variance ``‖g - g'‖²/2``, unbiased, with ``g'`` the exact gradient of the batch before;
     - the norms of the rows that each layer draws from, in the pass that computes ``g``, from which it proposes rates;
     - the variance that these add, ``mean ‖ĝ - g‖²`` over ``draws`` estimates ``ĝ``, by which it corrects the rates;
+    - the variance ``‖ĝ - g‖²`` that the rates so far add;
     - both variances along the gradient's direction ``u = (g + g')/‖g + g'‖``, of which ``g - g'`` is independent if
-      gradients are normally distributed: ``⟨g - g', u⟩²/2`` and ``mean ⟨ĝ - g, u⟩²``.
+      gradients are normally distributed: ``⟨g - g', u⟩²/2`` and ``⟨ĝ - g, u⟩²``.
 
     From the norms follows the variance at each rate, ``V_l(p) = Σ_r (1/π_r(p) - 1) s_r²``
     (:func:`randbp.estimators.sampling_variance.sampling_variances`): in a weight's gradient ``s_r = ‖g_r‖ ‖x_r‖``;
@@ -56,8 +57,8 @@ class VarianceControl(Measuring):
     fitting ends; ``rates`` keeps the last ones. Logged are ``variance/ratio`` (added over minibatch, smoothed),
     ``variance/added``, ``variance/minibatch``, ``variance/along_ratio`` and ``keep_rate/<layer>/<vjp>``.
 
-    A measurement takes ``draws + 2`` forward and backward passes, so that by default one pass in 50 is for
-    measurements: 2 % of exact training. All ranks decide alike, by the mean of what they measure. Losses, random
+    A measurement takes ``draws + 3`` forward and backward passes, so that by default one pass in 40 is for
+    measurements: 2.5 % of exact training. All ranks decide alike, by the mean of what they measure. Losses, random
     states, BatchNorm's statistics and metrics are changed through the rates alone. ``training_step`` runs for
     measurements too, so it should have no other lasting effects. A compiled model is compiled again when rates change,
     and after a few times PyTorch gives up and runs what rates change without a graph (``recompile_limit``).
@@ -74,7 +75,7 @@ class VarianceControl(Measuring):
 
     Attributes:
         rates: The keep rates by layer and VJP: 1 before the first measurement.
-        history: The measurements: dictionaries with ``batch``, ``added`` (by the proposed rates), ``minibatch``,
+        history: The measurements: dictionaries with ``batch``, ``added`` (by the rates until then), ``minibatch``,
             ``along_added`` and ``along_minibatch``.
 
     Raises:
@@ -140,9 +141,11 @@ class VarianceControl(Measuring):
             seen = averaged(trainer, dict(zip(_MINIBATCH, noise, strict=True)) | curves(self._terms, notes))
             if not _finite(seen):
                 return
+            clock.set(self._batches, self.draws, trainer.global_rank)
+            present = _variance([b - a for a, b in zip(exact, gradients(*batch), strict=True)], direction)
             self._see(seen)
             proposed = self._choose(seen)
-            if exact_ones := set(proposed.values()) <= {_EXACT}:  # of which nothing would be learnt
+            if set(proposed.values()) <= {_EXACT}:  # of which nothing would be learnt
                 proposed = dict.fromkeys(proposed, _EXACT - 1)
             self._set(module, self._rates_of(proposed))
             added = torch.zeros_like(noise)
@@ -150,11 +153,11 @@ class VarianceControl(Measuring):
                 clock.set(self._batches, draw, trainer.global_rank)
                 differences = [b.sub_(a) for a, b in zip(exact, gradients(*batch), strict=True)]
                 added += _variance(differences, direction) / self.draws
-        found = averaged(trainer, dict(zip(_ADDED, added, strict=True)))
+        found = averaged(trainer, dict(zip(_ADDED, present, strict=True)) | {"proposed": added[0]})
         if not _finite(found):
             return
         self._learn(seen, found, proposed)
-        if len(self.history) > 2 and not exact_ones:
+        if len(self.history) > 2:
             self._trim()
         for name, own in self._rates_of(self._choose(seen)).items():
             self.rates[name].update(own)
@@ -206,16 +209,17 @@ class VarianceControl(Measuring):
         self.history.append({"batch": self._batches - 1, **now})
         for name, memory in zip(_ADDED, (_MEMORY, _ALONG), strict=True):
             self._note(name, now[name], memory)
+        measured = float(found["proposed"])
         # Noise of input VJPs: what of the weights' errors is not their own, beside what it would be by a plain count.
         own, passed = (
             sum(float(seen[f"{kind}/{name}"][at]) for name, at in chosen.items()) for kind in ("own", "passed")
         )
         if passed > 0:
-            self._note("excess", max(0.0, now["added"] - own), _MEMORY)
+            self._note("excess", max(0.0, measured - own), _MEMORY)
             self._note("passed", passed, _MEMORY)
         predicted = sum(curve[chosen[name]] for name, curve in self._curves(seen).items())
-        if predicted > 0 and now["added"] > 0:
-            self._note("correction", log(now["added"] / predicted), _CORRECTION)
+        if predicted > 0 and measured > 0:
+            self._note("correction", log(measured / predicted), _CORRECTION)
 
     def _trim(self) -> None:
         deviation = log(max(self._ratio("added"), 1e-300) / self.budget)
