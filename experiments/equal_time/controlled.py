@@ -18,9 +18,6 @@ from randbp.randomize.current import exchange, randomized_layers
 from randbp.randomize.layers import layer_state
 from randbp.tune.rate_allocation import RATES
 
-EVERY = 134
-"""Batches between two measurements: each takes five passes, so that they take 3.7 % of exact training."""
-
 Rates = Mapping[str, Mapping[str, float]]
 """Keep rates by layer and VJP."""
 
@@ -36,11 +33,11 @@ def train_controlled(
     schedule: Any,
     seed: int,
 ) -> Row:
-    """Train on batches of these numbers: the mean rates of the training, and the mean of added over minibatch variance.
+    """Train on batches of these numbers: mean rates, added over minibatch variance, and passes of measurements per step.
 
-    The ratio is of all measurements but the first, which is of an untrained network.
+    The ratio is of all measurements but the first, before which nothing is added.
     """
-    control, means = VarianceControl(budget, every=EVERY, seed=seed), _MeanRates()
+    control, means = VarianceControl(budget, seed=seed), _MeanRates()
     dropout = TensorDropout(**estimators, layers=f"model.{layers}" if layers else None, seed=seed)
     loader = DataLoader(TensorDataset(*data), batch_sampler=[index.tolist() for index in batches])
     trainer = Trainer(
@@ -52,7 +49,8 @@ def train_controlled(
     told = {"seconds": time.perf_counter() - start, "loss": mean(module.losses[-20:])}
     later = control.history[1:]
     ratio = sum(each["added"] for each in later) / max(1e-300, sum(each["minibatch"] for each in later))
-    return told | {"rates": means.means, "ratio": ratio if later else None}
+    passes = len(control.history) * (control.draws + control.passes) / len(batches)
+    return told | {"rates": means.means, "ratio": ratio if later else None, "passes": passes}
 
 
 def set_rates(model: nn.Module, rates: Rates) -> None:

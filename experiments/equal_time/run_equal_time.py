@@ -24,7 +24,7 @@ from experiments.short_training import (
 from randbp.diagnostics import StepPeak
 from randbp.diagnostics.timing import interleave, seconds_per_call
 
-from .controlled import EVERY, Rates, set_rates, train_controlled
+from .controlled import Rates, set_rates, train_controlled
 from .page import write_page
 from .settings import CONTROLLED, EXACT, HALF, NETWORKS, SETTINGS, Setting, Training, cut
 
@@ -47,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
     rows = all_runs(wanted, seeds, folder / f"{network}.jsonl", {"network": network} | options, _run, _told)
     rows = [row for row in rows if row["setting"] in wanted]
     if CONTROLLED in wanted:
-        rates = next(row["rates"] for row in rows if row["setting"] == CONTROLLED)
-        costs = _costs(folder / f"{network}.json", network, chosen, options, rates)
+        controlled = next(row for row in rows if row["setting"] == CONTROLLED)
+        costs = _costs(folder / f"{network}.json", network, chosen, options, controlled)
     for line in write_page(folder, network, options, rows, costs):
         print(line)
     return 0
@@ -69,12 +69,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _costs(
-    path: Path, network: str, settings: Mapping[str, Setting], options: Mapping[str, Any], rates: Rates | None = None
+    path: Path, network: str, settings: Mapping[str, Setting], options: Mapping[str, Any], controlled: Row | None = None
 ) -> dict[str, dict[str, float]]:
     """Seconds and peak bytes of a step of each setting, measured in turn, unless they are written with these options.
 
-    A step whose rates are controlled is measured once ``rates`` are known, the mean ones of a training, and has its
-    share of a measurement's passes.
+    A step whose rates are controlled is measured once a training with its mean rates is known, and has its share of
+    that training's measurements.
     """
     asked = {"width": options["width"], "batch": options["batch"], "threads": torch.get_num_threads()}
     known: dict[str, dict[str, float]] = {}
@@ -82,15 +82,16 @@ def _costs(
         known = found["costs"]
     missing = {
         name: setting for name, setting in settings.items()
-        if name not in known and (setting.budget is None or rates is not None)
+        if name not in known and (setting.budget is None or controlled is not None)
     }  # fmt: skip
     if not missing:
         return known
-    measured = _measured({EXACT: settings[EXACT]} | missing, network, options, rates or {})
+    measured = _measured({EXACT: settings[EXACT]} | missing, network, options, (controlled or {}).get("rates", {}))
     scale = known[EXACT]["seconds"] / measured[EXACT]["seconds"] if EXACT in known else 1.0  # of another day
     for name, setting in missing.items():
-        passes = 0 if setting.budget is None else 5 / EVERY * measured[EXACT]["seconds"]
-        known[name] = measured[name] | {"seconds": scale * (measured[name]["seconds"] + passes)}
+        passes = 0.0 if setting.budget is None or controlled is None else controlled["passes"]
+        seconds = measured[name]["seconds"] + passes * measured[EXACT]["seconds"]
+        known[name] = measured[name] | {"seconds": scale * seconds}
         print(
             f"{name:28} {1e3 * known[name]['seconds']:.0f} ms, {known[name]['seconds'] / known[EXACT]['seconds']:.2f}"
         )

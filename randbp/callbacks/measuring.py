@@ -19,19 +19,20 @@ SHARE = 0.02
 class Measuring(Callback):
     """Measure every ``every`` training batches, from batch number ``first`` on, with the batch before at hand.
 
-    A measurement takes ``draws + 2`` forward and backward passes: the exact gradients of two batches, and estimates.
+    A measurement takes ``draws + passes`` forward and backward passes: the exact gradients of two batches, and estimates.
 
     Args:
-        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.02⌉``.
+        every: Number of training batches between measurements; by default ``⌈(draws + passes) / 0.02⌉``.
         draws: Number of estimates per measurement.
         seed: Determines their samples.
     """
 
     first = 1  # the second batch
+    passes = 2  # beside the estimates
 
     def __init__(self, every: int | None, draws: int, seed: int) -> None:
         self.draws = _at_least_one("draws", draws)
-        self.every = ceil((self.draws + 2) / SHARE) if every is None else _at_least_one("every", every)
+        self.every = ceil((self.draws + self.passes) / SHARE) if every is None else _at_least_one("every", every)
         self.seed = checked_seed(seed)
         self._batches = 0
         self._before: tuple[Any, int] | None = None

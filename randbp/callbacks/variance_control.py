@@ -23,10 +23,12 @@ _ADDED, _MINIBATCH = ("added", "along_added"), ("minibatch", "along_minibatch")
 _MIDDLE, _EXACT = len(RATES) // 2, RATES.index(1.0)
 
 _MEMORY = 0.7  # share of a smoothed variance that one more measurement leaves
+_EARLY_MEMORY = 0.3  # the same within the first interval
 _ALONG = 0.95  # the same along the gradient, where a measurement is one squared number
 _CORRECTION = 0.5  # the same of what was measured beside what was predicted
 _TRIM = 0.2  # of the deviation of the smoothed ratio from the budget that one measurement makes up for
 _PATIENCE = 8  # measurements before the ratio along the gradient counts
+_EARLY = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of an interval, when measurements come first: noise changes fast then
 _LEAST_GAIN = 0.05  # of noise of input VJPs
 
 
@@ -35,7 +37,8 @@ class VarianceControl(Measuring):
 
     SGD's gradient ``g`` of a minibatch varies around the true one. Sampled VJPs add to that, and if they add little, a
     training goes on as with exact gradients. It begins with rates of 1, since noise hurts most in the first steps.
-    Every few batches, from the middle of the first such interval on, this callback measures at the current parameters
+    Every few batches, and at 1/8, 1/4, 1/2 and 3/4 of the first such interval, this callback measures at the current
+    parameters
 
     - the minibatch's variance ``‖g - g'‖²/2``, unbiased, with ``g'`` the exact gradient of the batch before;
     - the norms of the rows that each layer draws from, in the pass that computes ``g``, from which it proposes rates;
@@ -57,8 +60,8 @@ class VarianceControl(Measuring):
     fitting ends; ``rates`` keeps the last ones. Logged are ``variance/ratio`` (added over minibatch, smoothed),
     ``variance/added``, ``variance/minibatch``, ``variance/along_ratio`` and ``keep_rate/<layer>/<vjp>``.
 
-    A measurement takes ``draws + 3`` forward and backward passes, so that by default one pass in 40 is for
-    measurements: 2.5 % of exact training. All ranks decide alike, by the mean of what they measure. Losses, random
+    A measurement takes ``draws + 3`` forward and backward passes: by default 2 % of exact training, and 16 passes for
+    the first interval, so that it is below 3 % of a training of more than 1,600 batches. All ranks decide alike, by the mean of what they measure. Losses, random
     states, BatchNorm's statistics and metrics are changed through the rates alone. ``training_step`` runs for
     measurements too, so it should have no other lasting effects. A compiled model is compiled again when rates change,
     and after a few times PyTorch gives up and runs what rates change without a graph (``recompile_limit``).
@@ -68,9 +71,8 @@ class VarianceControl(Measuring):
 
     Args:
         budget: Variance added by sampling over the minibatch's.
-        every: Number of training batches between measurements; by default ``⌈(draws + 2) / 0.02⌉``. The first is
-            after half as many.
-        draws: Number of estimates per measurement.
+        every: Number of training batches between measurements; by default ``⌈(draws + 3) / 0.02⌉``.
+        draws: Number of estimates at the rates that are proposed.
         seed: Determines their samples.
 
     Attributes:
@@ -90,17 +92,21 @@ class VarianceControl(Measuring):
         >>> trainer = Trainer(callbacks=[dropout, VarianceControl(budget=0.05)], logger=False)
     """
 
-    def __init__(self, budget: float = 0.05, every: int | None = None, draws: int = 2, seed: int = 0) -> None:
+    passes = 3
+
+    def __init__(self, budget: float = 0.05, every: int | None = None, draws: int = 1, seed: int = 0) -> None:
         if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
             raise ValueError(f"budget={budget!r}: expected a number above 0")
         super().__init__(every, draws, seed)
-        self.first = max(1, self.every // 2)
         self.budget = float(budget)
         self.rates: dict[str, dict[str, float]] = {}
         self.history: list[dict[str, float]] = []
         self._smooth: dict[str, float] = {}
         self._given: list[tuple[nn.Module, dict[str, Estimator]]] = []
         self._terms: list[Term] = []
+
+    def _due(self, batch: int) -> bool:
+        return batch > 0 and (batch % self.every == 0 or batch in {int(self.every * part) for part in _EARLY})
 
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         """Find the layers that draw by importance, and give them the rates of a checkpoint."""
@@ -157,12 +163,10 @@ class VarianceControl(Measuring):
         if not _finite(found):
             return
         self._learn(seen, found, proposed)
-        if len(self.history) > 2:
+        if not self._early:
             self._trim()
         for name, own in self._rates_of(self._choose(seen)).items():
             self.rates[name].update(own)
-        if len(self.history) == 1:
-            self._smooth = {}  # an untrained network is not what comes
         self._set(module, self.rates)
 
     def publish(self, trainer: Trainer, module: LightningModule) -> None:
@@ -193,21 +197,29 @@ class VarianceControl(Measuring):
         self.rates, self._smooth = state_dict["rates"], dict(state_dict["smooth"])
         self.history = list(state_dict["history"])
 
+    @property
+    def _early(self) -> bool:
+        return self._batches <= self.every
+
+    @property
+    def _memory(self) -> float:
+        return _EARLY_MEMORY if self._early else _MEMORY
+
     def _see(self, seen: Mapping[str, Tensor]) -> None:
         """Smooth what is known before anything is sampled: one batch may be an outlier."""
-        for name, memory in zip(_MINIBATCH, (_MEMORY, _ALONG), strict=True):
+        for name, memory in zip(_MINIBATCH, (self._memory, _ALONG), strict=True):
             self._note(name, float(seen[name]), memory)
         minibatch = self._smooth["minibatch"]
-        self._note("log_minibatch", log(max(float(seen["minibatch"]), 1e-6 * minibatch, 1e-300)), _MEMORY)
+        self._note("log_minibatch", log(max(float(seen["minibatch"]), 1e-6 * minibatch, 1e-300)), self._memory)
         for name in self._seen_terms(seen):
             if (size := _size(seen, name)) > 0:
-                self._note(f"log/{name}", log(size), _MEMORY)
+                self._note(f"log/{name}", log(size), self._memory)
 
     def _learn(self, seen: Mapping[str, Tensor], found: Mapping[str, Tensor], chosen: Mapping[str, int]) -> None:
         """Compare the variance that was measured at some rates with what had been predicted for them."""
         now = {name: float(each[name]) for each, names in ((found, _ADDED), (seen, _MINIBATCH)) for name in names}
         self.history.append({"batch": self._batches - 1, **now})
-        for name, memory in zip(_ADDED, (_MEMORY, _ALONG), strict=True):
+        for name, memory in zip(_ADDED, (self._memory, _ALONG), strict=True):
             self._note(name, now[name], memory)
         measured = float(found["proposed"])
         # Noise of input VJPs: what of the weights' errors is not their own, beside what it would be by a plain count.
@@ -215,8 +227,8 @@ class VarianceControl(Measuring):
             sum(float(seen[f"{kind}/{name}"][at]) for name, at in chosen.items()) for kind in ("own", "passed")
         )
         if passed > 0:
-            self._note("excess", max(0.0, measured - own), _MEMORY)
-            self._note("passed", passed, _MEMORY)
+            self._note("excess", max(0.0, measured - own), self._memory)
+            self._note("passed", passed, self._memory)
         predicted = sum(curve[chosen[name]] for name, curve in self._curves(seen).items())
         if predicted > 0 and measured > 0:
             self._note("correction", log(measured / predicted), _CORRECTION)
