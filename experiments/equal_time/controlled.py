@@ -33,7 +33,7 @@ def train_controlled(
     schedule: Any,
     seed: int,
 ) -> Row:
-    """Train on batches of these numbers: mean rates, added over minibatch variance, and passes of measurements per step.
+    """Train on batches of these numbers: mean rates, added over minibatch variance, measurements' passes per step.
 
     The ratio is of all measurements but the first, before which nothing is added.
     """

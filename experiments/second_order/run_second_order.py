@@ -11,7 +11,7 @@ from experiments.short_training import Row, all_runs, options_parser
 
 from . import step_costs, trainings
 from .optimizers import SETTINGS
-from .page import best_settings, write_page
+from .page import CHOOSERS, best_settings, write_page
 
 QUICK = {"width": 0.05, "steps": 10, "batch": 8, "test_images": 64, "seeds": 1}
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure and train what is missing, and write the page."""
     import experiments.second_order as command
 
-    parser = options_parser("second-order", command.__doc__, steps=150, batch=128, seeds=6, test_images=2000)
+    parser = options_parser("second-order", command.__doc__, steps=150, batch=128, seeds=7, test_images=2000)
     parser.set_defaults(output=Path("runs/second_order"))
     parser.add_argument("--quick", action="store_true", help=f"with {QUICK} and short timings, to see that it works")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for timing each network's steps")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     def trained(settings: Mapping[str, Any], seeds: int) -> list[Row]:
         return all_runs(settings, seeds, folder / "trainings.jsonl", options, trainings.run, _told)
 
-    best = best_settings(trained(SETTINGS, 1))
+    best = best_settings(trained(SETTINGS, min(seeds, CHOOSERS)))
     chosen = set(best.values())
     rows = [row for row in trained({name: SETTINGS[name] for name in best.values()}, seeds) if row["setting"] in chosen]
     for line in write_page(folder, options, costs, rows, best):

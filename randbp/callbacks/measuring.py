@@ -19,7 +19,7 @@ SHARE = 0.02
 class Measuring(Callback):
     """Measure every ``every`` training batches, from batch number ``first`` on, with the batch before at hand.
 
-    A measurement takes ``draws + passes`` forward and backward passes: the exact gradients of two batches, and estimates.
+    A measurement takes ``draws + passes`` forward and backward passes: exact gradients of two batches, and estimates.
 
     Args:
         every: Number of training batches between measurements; by default ``⌈(draws + passes) / 0.02⌉``.

@@ -61,10 +61,11 @@ class VarianceControl(Measuring):
     ``variance/added``, ``variance/minibatch``, ``variance/along_ratio`` and ``keep_rate/<layer>/<vjp>``.
 
     A measurement takes ``draws + 3`` forward and backward passes: by default 2 % of exact training, and 16 passes for
-    the first interval, so that it is below 3 % of a training of more than 1,600 batches. All ranks decide alike, by the mean of what they measure. Losses, random
-    states, BatchNorm's statistics and metrics are changed through the rates alone. ``training_step`` runs for
-    measurements too, so it should have no other lasting effects. A compiled model is compiled again when rates change,
-    and after a few times PyTorch gives up and runs what rates change without a graph (``recompile_limit``).
+    the first interval, so that it is below 3 % of a training of more than 1,600 batches. All ranks decide alike, by the
+    mean of what they measure. Losses, random states, BatchNorm's statistics and metrics are changed through the rates
+    alone. ``training_step`` runs for measurements too, so it should have no other lasting effects. A compiled model is
+    compiled again when rates change, and after a few times PyTorch gives up and runs what rates change without a graph
+    (``recompile_limit``).
 
     Source: Wang, Chen and Zhu, Efficient backpropagation with variance-controlled adaptive sampling, ICLR 2024
     (arXiv:2402.17227), who adapt the rates of linear layers to such a budget step by step.

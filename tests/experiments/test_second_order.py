@@ -63,8 +63,9 @@ def test_finished_runs_are_not_done_again(monkeypatch, capsys, tmp_path):
     assert (again["loss"], again["accuracy"]) == (rows[-1]["loss"], rows[-1]["accuracy"])
 
 
-def test_the_first_seed_chooses_the_learning_rates():
-    accuracies = {("SGD, 0.01", 0): 0.5, ("SGD, 0.02", 0): 0.6, ("SGD, 0.01", 1): 0.9, ("KFAC, reduce, 0.1", 0): 0.1}
+def test_the_first_seeds_choose_the_learning_rates():
+    accuracies = {("SGD, 0.01", 0): 0.5, ("SGD, 0.02", 0): 0.4, ("SGD, 0.01", 1): 0.4, ("SGD, 0.02", 1): 0.6}
+    accuracies |= {("SGD, 0.01", 2): 0.9, ("KFAC, reduce, 0.1", 0): 0.1}
     rows = [{"setting": name, "seed": seed, "accuracy": found} for (name, seed), found in accuracies.items()]
     assert best_settings(rows) == {"SGD": "SGD, 0.02", "KFAC, reduce": "KFAC, reduce, 0.1"}
 
