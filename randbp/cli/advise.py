@@ -16,8 +16,9 @@ from .measuring_command import MeasuringCLI, add_output, check_output, run
 
 DESCRIPTION = """\
 Tell the largest batch that fits into a memory, as the model is and with each preset, and what that costs in time and
-noise. Takes all options of `randbp fit`, measures small steps of the model on its first training batch without training
-it, and writes the gentlest preset in which that batch fits to a file, for `randbp fit` after the other files.
+noise. Takes all options of `randbp fit`, measures steps of the model on its first training batch without training it
+(each up to two seconds, some fifty in all), and writes the gentlest preset in which that batch fits to a file, for
+`randbp fit` after the other files.
 """
 
 

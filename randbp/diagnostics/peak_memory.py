@@ -7,6 +7,8 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_MEMORY = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
 
 ALLOCATOR = "peak of PyTorch's CUDA allocator"
 PROCESS = "peak resident set of the process, libraries included"
@@ -62,10 +64,30 @@ class PeakMemory:
         return _status_bytes("VmHWM")
 
 
-def _status_bytes(field: str) -> int | None:
-    """Read a field of Linux's ``/proc/self/status``, which counts in KiB, as bytes."""
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that this process can still take, now; ``None`` where the platform does not tell.
+
+    On a CUDA device those that the driver has and those that PyTorch's allocator keeps unused. Else what Linux says is
+    available, or what is left of the container's limit (cgroup v2) if that is less.
+
+    Example:
+        >>> (available_bytes(torch.device("cpu")) or 1) > 0
+        True
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    found = [_status_bytes("MemAvailable", _MEMORY)]
+    with suppress(OSError, ValueError):  # without a limit the file says "max"
+        limit, taken = (int((_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(max(0, limit - taken))
+    return min((each for each in found if each is not None), default=None)
+
+
+def _status_bytes(field: str, file: Path = _STATUS) -> int | None:
+    """Read a field of Linux's ``/proc/self/status``, or of a file like it, which counts in KiB, as bytes."""
     with suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
+        for line in file.read_text().splitlines():
             name, _, value = line.partition(":")
             if name == field:
                 return int(value.split()[0]) * 1024

@@ -25,11 +25,12 @@ class AdviceRow:
         unit_bytes: Bytes per example (per pixel, if images grow) at the largest size; NaN if nothing could be measured.
         largest: Largest batch (side of images) that fits; 0 if not even the smallest does.
         bytes: What a step of this size takes, everything included.
-        time_ratio: Time of a step over that of the plain one, at the size ``measured_at``; NaN where not measured.
+        time_ratio: Time of a step over that of the plain one, at the size ``compared``; NaN where not measured.
         noise: Error that the setting adds to the gradient, ``√E‖ĝ - g‖² / ‖g‖``; NaN where not measured.
-        held_bytes: Bytes held for backward at the size ``measured_at``.
+        held_bytes: Bytes held for backward at the size ``compared``.
         held: Who holds most of them.
-        measured_at: Size of the largest step that was measured.
+        measured_at: Size of the largest step whose bytes were measured. If it is about ``largest``, that was tried;
+            else it is read off straight lines through smaller steps.
     """
 
     setting: str
@@ -54,6 +55,7 @@ class Advice:
         given: Size of the given batch (side of its images).
         grows: ``"batch"``, or ``"side"`` if images grow.
         unit: What ``unit_bytes`` of the rows are per.
+        compared: Size of the steps whose times and holders are compared.
         minibatch_noise: The gradient's own noise, ``‖g - E g‖ / ‖g‖``, in the same batch as the rows' noise; NaN where
             not measured.
         notes: What else there is to know, such as where memory is no straight line.
@@ -65,6 +67,7 @@ class Advice:
     given: int
     grows: str = "batch"
     unit: str = "example"
+    compared: int = 1
     minibatch_noise: float = nan
     notes: tuple[str, ...] = ()
 
@@ -103,7 +106,7 @@ class Advice:
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in self.fixed.items() if size)
         head = f"{format_bytes(self.memory)}, of which {format_bytes(self.fixed_bytes)} are fixed: {kinds}"
-        columns = ["setting", f"per {self.unit}", f"largest {self.grows}", "step time", "added noise"]
+        columns = ["setting", f"per {self.unit}", f"largest {self.grows}", "measured up to", "step time", "added noise"]
         table = zip(*(_cells(row) for row in self.rows), strict=True)
         seen = [
             (name, cells) for name, cells in zip(columns, table, strict=True) if any(cell != _NONE for cell in cells)
@@ -134,6 +137,7 @@ def _cells(row: AdviceRow) -> list[str]:
         _named(row.setting),
         _NONE if isnan(row.unit_bytes) else format_bytes(row.unit_bytes),
         f"{row.largest:,}" if row.largest else "does not fit",
+        f"{row.measured_at:,}" if row.measured_at else _NONE,
         _NONE if isnan(row.time_ratio) else ratio(row.time_ratio),
         _NONE if isnan(row.noise) else f"{row.noise:.3g}",
     ]

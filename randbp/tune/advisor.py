@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from math import nan, sqrt
+from math import inf, nan, sqrt
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..diagnostics.gradient_error import error_of
 from ..diagnostics.memory_report import report_of
 from ..diagnostics.memory_rows import Row
 from ..diagnostics.objective import Objective
+from ..diagnostics.peak_memory import available_bytes
 from ..diagnostics.timing import interleave, seconds_per_call
 from ..lean.rules import BY_NAME
 from ..randomize import PRESETS, RandomizedHandle, randomize
@@ -25,13 +27,23 @@ from ..randomize.layers import is_randomized, layer_state
 from .advice import PLAIN, Advice, AdviceRow
 from .fixed_bytes import OptimizerLike, fixed_bytes
 from .growth import Examples, Sides
-from .step_bytes import StepBytes, stretches
+from .regime import as_if_larger
+from .step_bytes import CLOSE, StepBytes, stretches
 
 SETTINGS = (PLAIN, *PRESETS)
-TARGET = 2**27
-"""The larger measured step takes about this much without a preset, or half of what there is [bytes]."""
-DOUBLINGS = 3
-"""How often steps are doubled until two of them have the same stretches."""
+GUESS = {"exact": 1.0, "memory": 3.0, "time": 1.0}
+"""The first measured size, as a multiple of the largest that fits without a preset."""
+LONGEST = 2.0
+"""Steps that would take longer are extrapolated to [seconds]."""
+TIMED = 0.2
+"""About the time of the steps whose times are compared [seconds]."""
+SHARE = 0.5
+"""Of the memory that there is now, a measured step on the host takes at most this part [1]."""
+FARTHEST = 4
+"""No step is measured that may take this many times the given memory [1]."""
+ROUNDS = 4
+ALIKE = 1.25
+"""Steps whose sizes differ by at most this factor are made of the same operations."""
 MOST_ROWS = 3
 
 
@@ -51,7 +63,9 @@ class Advisor:
         self.model, self.batch, self.objective, self.memory, self.sizes = model, batch, objective, memory, sizes
         self.seed, self.own_loss = seed, own_loss
         self.device = next((tensor.device for tensor in (*model.parameters(), *tensors_in(batch))), torch.device("cpu"))
-        self.steps: tuple[int, int] | None = None  # the two sizes to measure, once they are known
+        self.plain = StepBytes()
+        self.pace = 0.0  # of the last measured step [seconds per unit]
+        self.compared = 1  # the size of the steps whose times are compared
         self.noise = nan
         self.notes: list[str] = []
 
@@ -69,6 +83,7 @@ class Advisor:
             given=self.sizes.given,
             grows=self.sizes.title,
             unit=self.sizes.unit,
+            compared=self.compared,
             minibatch_noise=self.noise,
             notes=tuple(self.notes),
         )
@@ -97,26 +112,13 @@ class Advisor:
         return AdviceRow(setting)
 
     def _row(self, setting: str, objective: Objective, room: int, draws: int) -> AdviceRow:
-        found = StepBytes()
-        small, large = self.steps = self.steps or self._steps(objective, setting, min(TARGET, room / 2))
-        if setting == "memory":  # it splits and restores tensors in parts if these are large
-            small, large = large, self.sizes.size(2 * self.sizes.amount(large))
-        for _ in range(DOUBLINGS + 1):
-            for size in (small, large):
-                self.measure(found, setting, objective, size)
-            if found.aligned(*map(self.sizes.amount, (small, large))):
-                break
-            small, large = large, self.sizes.size(2 * self.sizes.amount(large))
-        else:
-            self.notes.append(f"{setting}: not linear: steps of {small} and {large} consist of different operations.")
-        for _ in range(3):  # what fits is small enough to be measured
-            largest = found.largest(room, self.sizes.amount, self.sizes.step)
-            near = max(largest, self.sizes.step)
-            if near > large or self.sizes.amount(near) in found.measured:
-                break
-            self.measure(found, setting, objective, near)
+        found = self.fitted(setting, objective, room)
+        largest = found.largest(room, self.sizes.amount, self.sizes.step)
         total, each = found.at(self.sizes.amount(max(largest, self.sizes.step)))
-        examined = self.sizes.of(self.batch, small)
+        if setting == PLAIN:
+            self.plain = found
+            self.compared = min(self.sizes.size(TIMED / self.pace), self.sizes.size(max(found.measured)))
+        examined = self.sizes.of(self.batch, self.compared)
         report = report_of(self.model, lambda: objective(examined), examined)
         return AdviceRow(
             setting=setting,
@@ -126,29 +128,70 @@ class Advisor:
             noise=self.added_noise(setting, objective, draws) if draws else nan,
             held_bytes=report.held_bytes,
             held=tuple(replace(row, why=_why(self.model, row)) for row in report.rows[:MOST_ROWS]),
-            measured_at=small,
+            measured_at=self.sizes.size(max(found.measured)),
         )
 
-    def _steps(self, objective: Objective, setting: str, target: float) -> tuple[int, int]:
-        """Two sizes, of which the larger takes about ``target`` bytes."""
-        size = self.sizes.given if isinstance(self.sizes, Sides) else 2
-        for _ in range(2):
-            probe = StepBytes()
-            self.measure(probe, setting, objective, size)
-            amount = self.sizes.amount(size)
-            size = self.sizes.size(amount * max(0.0, target) / max(1.0, probe.at(amount)[0]))
-            if 0.5 < self.sizes.amount(size) / amount < 2:
-                break
-        large = max(size, 2 * self.sizes.step)
-        return min(self.sizes.size(self.sizes.amount(large) / 2), large - self.sizes.step), large
+    def fitted(self, setting: str, objective: Objective, room: float) -> StepBytes:
+        """Bytes of steps around the largest size that fits or, if these take too long, of two smaller ones.
 
-    def measure(self, found: StepBytes, setting: str, objective: Objective, size: int) -> None:
+        Each round tells the next one where to measure, until they agree. So what is read off at the end lies beside a
+        measurement, whatever depends on sizes, such as scratch memory of PyTorch's kernels. Where that cannot be, lean
+        mode treats the tensors of the smaller steps as it will treat the large ones.
+        """
+        found, most, aim, whole = StepBytes(), inf, self._first(setting, room), True
+        for number in range(ROUNDS):
+            before, size = aim, self.sizes.size(min(self.sizes.amount(aim), most, self._reach(found, room)))
+            close = self.sizes.amount(aim) <= CLOSE * self.sizes.amount(size)
+            if not (close and whole):
+                found = StepBytes()
+            whole = close
+            try:
+                with as_if_larger(self.sizes.amount(aim) / self.sizes.amount(size)):
+                    self.measure(found, setting, objective, size, warm=True)
+                if not whole:
+                    half = self.sizes.smaller(size)
+                    with as_if_larger(self.sizes.amount(aim) / self.sizes.amount(half)):
+                        self.measure(found, setting, objective, half, warm=False)
+            except Exception as error:
+                if size == self.sizes.step or number == ROUNDS - 1 or not is_out_of_memory(error):
+                    raise
+                most = self.sizes.amount(size) / 2
+                continue
+            aim = max(self.sizes.step, found.largest(room, self.sizes.amount, self.sizes.step))
+            ratio = self.sizes.amount(max(before, aim)) / self.sizes.amount(min(before, aim))
+            if ratio <= (CLOSE if whole else ALIKE):
+                break
+        return found
+
+    def _first(self, setting: str, room: float) -> int:
+        if setting == PLAIN or not self.plain.measured:
+            return self.sizes.given if isinstance(self.sizes, Sides) else 2
+        fits = self.sizes.amount(self.plain.largest(room, self.sizes.amount, self.sizes.step))
+        return self.sizes.size(min(GUESS[setting] * fits, self._reach(self.plain, room)))
+
+    def _reach(self, found: StepBytes, room: float) -> float:
+        """The largest amount that can be measured here: as far as memory and time allow."""
+        found = found if found.measured else self.plain
+        if not found.measured:
+            return inf
+        known = max(found.measured)
+        free = available_bytes(self.device) if self.device.type in ("cpu", "cuda") else None
+        bytes = min(
+            FARTHEST * max(1.0, room), inf if free is None else (SHARE if self.device.type == "cpu" else 1) * free
+        )
+        return min(bytes * known / max(1, max(found.measured[known])), LONGEST / self.pace)
+
+    def measure(self, found: StepBytes, setting: str, objective: Objective, size: int, warm: bool) -> None:
         """Measure a step of some size."""
         batch = self.sizes.of(self.batch, size)
         try:
-            if setting != PLAIN:  # layers are timed and tables filled when shapes are new
+            if warm and setting != PLAIN:  # layers are timed and tables filled when shapes are new
                 objective(batch).backward()
+            started = perf_counter()
             found.measured[self.sizes.amount(size)] = stretches(self.model, objective, batch, self.device)
+            if self.device.type != "cpu":
+                torch.accelerator.synchronize(self.device)
+            self.pace = (perf_counter() - started) / self.sizes.amount(size)
         except RuntimeError as error:
             if size == self.sizes.given or is_out_of_memory(error):
                 raise
@@ -163,17 +206,16 @@ class Advisor:
         if setting in (PLAIN, "exact"):
             return 0.0
         batch = self.batch
-        if isinstance(self.sizes, Examples) and self.steps is not None and self.steps[1] < self.sizes.given:
-            batch = self.sizes.of(batch, self.steps[1])
+        if isinstance(self.sizes, Examples) and self.compared < self.sizes.given:
+            batch = self.sizes.of(batch, self.compared)
         error = error_of(self.model, batch, objective, draws, 16 if setting == "memory" else 0, seed=self.seed)
         if error.model.noise is not None:
             self.noise = error.model.noise.estimate
         return sqrt(max(0.0, error.model.variance.estimate))
 
     def seconds(self, settings: list[str], rounds: int) -> dict[str, float]:
-        """Median seconds of a step of the smaller size in each setting."""
-        assert self.steps is not None
-        batch = self.sizes.of(self.batch, self.steps[0])
+        """Median seconds of a step in each setting."""
+        batch = self.sizes.of(self.batch, self.compared)
 
         def step(objective: Objective) -> None:
             objective(batch).backward()

@@ -40,6 +40,10 @@ class Examples:
         """The largest size of at most some amount, at least one."""
         return max(1, int(amount))
 
+    def smaller(self, size: int) -> int:
+        """About half of a size, or the next larger one if there is none smaller."""
+        return size // 2 or 2
+
 
 @dataclass(frozen=True)
 class Sides:
@@ -86,6 +90,11 @@ class Sides:
     def size(self, amount: float) -> int:
         """The largest size of at most some amount, at least one step."""
         return max(1, int(amount ** (1 / len(self.sides)) / self.step + 1e-9)) * self.step
+
+    def smaller(self, size: int) -> int:
+        """A side with about half of the amount, or the next larger one if there is none smaller."""
+        half = self.size(self.amount(size) / 2)
+        return half if half < size else size + self.step
 
 
 def growth(grow: object, batch: Any) -> Examples | Sides:

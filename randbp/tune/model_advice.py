@@ -31,11 +31,14 @@ def advise(
 ) -> Advice:
     """Tell what fits into a memory: the largest batch, or the largest images, without and with each preset.
 
-    Two small steps are measured in each setting. The peak ``P(a)`` of a step with ``a`` examples (pixels) beyond what
-    is fixed (parameters, buffers, their gradients and the optimiser's state) is the largest of the straight lines
-    ``c_s + b_s a`` of the step's stretches ``s``, from the entry or exit of one module to the next; what fits is the
-    largest ``a`` with ``fixed + P(a) ≤ memory``. Bytes are those that PyTorch's allocator hands out: what a GPU's
-    driver, fragmentation or other programs need comes on top, so leave it some room.
+    In each setting a few steps are measured, at the largest size that fits, if such a step takes at most two seconds
+    and the memory of this machine; the table says up to which size. Else it is extrapolated from smaller ones. The peak
+    ``P(a)`` of a step with ``a`` examples (pixels) beyond what is fixed (parameters, buffers, their gradients and the
+    optimiser's state) is the largest of the straight lines ``c_s + b_s a`` of the step's stretches ``s``, from the
+    entry or exit of one module to the next; what fits is the largest ``a`` with ``fixed + P(a) ≤ memory``. Bytes are
+    those that PyTorch's allocator hands out: what a GPU's driver, fragmentation or other programs need comes on top, so
+    leave it some room. All of it takes as long as some fifty steps of the largest measured size, two minutes at most
+    for most networks. Train no other model meanwhile: lean mode treats small tensors as large ones.
 
     The model is left as it was: parameters, gradients, buffers, modes and PyTorch's random states.
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import nan
 from typing import Any
 
 import torch
@@ -13,6 +12,8 @@ from .._torch.storages import storages, tensors_in
 from ..diagnostics.objective import Objective
 from ..diagnostics.step_peak import StepPeak
 
+CLOSE = 1.05
+"""Amounts that differ by at most this factor count as the same."""
 LARGEST = 2**40
 """No larger size is looked for."""
 
@@ -34,11 +35,17 @@ class StepBytes:
     measured: dict[float, tuple[int, ...]] = field(default_factory=dict)
 
     def lines(self, amount: float) -> list[tuple[float, float]]:
-        """Lines ``(c_s, b_s)`` through the two measured amounts around one, or nearest to it."""
+        """Lines ``(c_s, b_s)`` through the two measured amounts around one, or nearest to it.
+
+        They go through the origin and the largest amount if no other was measured, or if that would let more fit into
+        less: larger steps are made of other operations then.
+        """
         known = sorted(self.measured)
         place = min(max(1, sum(one < amount for one in known)), len(known) - 1)
-        low, high = known[place - 1 : place + 1]
+        low, high = known[max(0, place - 1)], known[place]
         ends = self.measured[low], self.measured[high]
+        if low == high or (amount >= high and max(ends[0]) >= max(ends[1])):
+            return [(0.0, peak / high) for peak in ends[1]]
         pairs = list(zip(*ends, strict=True)) if self.aligned(low, high) else [(max(ends[0]), max(ends[1]))]
         slopes = [(last - first) / (high - low) for first, last in pairs]
         return [(first - slope * low, slope) for (first, _), slope in zip(pairs, slopes, strict=True)]
@@ -49,8 +56,6 @@ class StepBytes:
 
     def at(self, amount: float) -> tuple[float, float]:
         """The bytes for an amount, and how many more each further unit takes: those of the stretch with the peak."""
-        if len(self.measured) < 2:
-            return (float(max(self.measured.get(amount, ()))), nan) if amount in self.measured else (nan, nan)
         return max((start + slope * amount, slope) for start, slope in self.lines(amount))
 
     def largest(self, room: float, amount_of: Callable[[int], float], step: int = 1) -> int:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
+from math import inf
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import randbp
 from randbp.diagnostics import StepPeak
 from randbp.estimators import chunks
 from randbp.lean import split_batch
+from randbp.tune import advisor
 from randbp.tune.growth import Examples, Sides
 from randbp.tune.step_bytes import StepBytes
 
@@ -57,17 +59,21 @@ def taken(model: nn.Module, batch: tuple[Tensor, Tensor], preset: str, make: Cal
     return peak.bytes + there
 
 
-@pytest.mark.parametrize(("dims", "grow"), [(2, "batch"), (3, "image")])
+@pytest.mark.parametrize(("dims", "grow", "tried"), [(2, "batch", True), (3, "image", True), (2, "batch", False)])
 def test_what_is_said_to_fit_fits_and_a_tenth_more_does_not(
-    dims: int, grow: Any, monkeypatch: pytest.MonkeyPatch
+    dims: int, grow: Any, tried: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split_batch, "WORTHWHILE", 2**18)  # as small beside these steps as they are beside usual ones
-    monkeypatch.setattr(chunks, "LITTLE", 2**14)
-    model, memory, make = network(dims), 12 * MIB, torch.optim.Adam
+    monkeypatch.setattr(split_batch, "WORTHWHILE", 2**20)  # small steps are below, those with the largest sizes above
+    monkeypatch.setattr(chunks, "LITTLE", 2**16)
+    monkeypatch.setattr(advisor, "LONGEST", inf)
+    monkeypatch.setattr(advisor, "FARTHEST", 4 if tried else 0.25)
+    model, memory, make = network(dims), 6 * MIB, torch.optim.Adam
     batch = images(2, *(15,) * dims)
     advice = randbp.advise(model, batch, memory, grow=grow, optimizer=make, draws=0, rounds=0)
     sizes = Examples(2) if grow == "batch" else Sides.of_batch(batch)
     for row in advice.rows[: 4 if grow == "batch" else 3]:
+        near = int(row.largest / 1.1)
+        assert (row.measured_at > near) == tried or sizes.step > near
         more = int(1.1 * row.largest) + sizes.step
         assert taken(model, sizes.of(batch, int(row.largest / 1.1)), row.setting, make) <= memory, row
         assert taken(model, sizes.of(batch, more), row.setting, make) > memory, row
