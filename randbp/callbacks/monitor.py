@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from randbp._torch.storages import storages, tensors_in
+from randbp._torch.out_of_memory import is_out_of_memory
 from randbp.diagnostics import HeldTensors, PeakMemory, ProcessorWait, StepPeak, StepTimer, held_for_backward, quartiles
 
 from ..layers.integers import as_integer
+from .memory_advice import add_memory_advice, release, state_bytes
 from .run_summary import RunSummary
 
 
@@ -20,6 +21,10 @@ class CostMonitor(Callback):
     The numbers go to the Trainer's loggers after each epoch, and into the run's summary: if no other callback writes
     one, this one adds a :class:`~randbp.callbacks.RunSummary` to the Trainer. In a training that is resumed in the
     folder of the interrupted one the steps of both count. Only rank zero's times, bytes and peaks are measured.
+
+    If memory runs out, the exception gets a note (below its traceback): what the step would take without and with each
+    preset, and the largest batch that fits. For that, the tensors of the failed step and all gradients are given up.
+    With several processes, several optimisers or manual optimisation there is no such note.
 
     The following costs are logged and written:
 
@@ -60,6 +65,7 @@ class CostMonitor(Callback):
         self._held: HeldTensors | None = None
         self._hooks = ExitStack()
         self._earlier: dict[str, Any] = {}
+        self._batch: Any = None
         self._held_bytes: int | None = None
         self._peak_before: int | None = None
 
@@ -92,6 +98,7 @@ class CostMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock or, on some steps, the count of bytes."""
+        self._batch = batch
         if self._summary.steps % self.held_every_n_steps == 0:
             live = [*pl_module.parameters(), *pl_module.buffers()]
             self._held = self._hooks.enter_context(held_for_backward(exclude=live))
@@ -109,6 +116,7 @@ class CostMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop the clock or the count."""
+        self._batch = None
         if self._timer is not None:
             self._timer.stop()
         self._stop_counting()
@@ -133,8 +141,14 @@ class CostMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop to measure, and have the failure written even if it came before everything else."""
+        batch, self._batch = self._batch, None
+        advise = batch is not None and is_out_of_memory(exception)
+        if advise:
+            release(exception, pl_module)
         self._stop_counting()
         self.setup(trainer, pl_module, "")
+        if advise:
+            add_memory_advice(exception, trainer, pl_module, batch)
 
     def costs(self) -> dict[str, Any]:
         """The costs so far, by name; none before the start."""
@@ -168,21 +182,14 @@ class _HostPeak:
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self._trainer, self._module = trainer, module
-        self.start_bytes = self._state()
+        self.start_bytes = state_bytes(trainer, module)
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        before = self._state()
+        before = state_bytes(self._trainer, self._module)
         with StepPeak("cpu") as peak:
             yield
         self.bytes = max(self.bytes or 0, before + peak.bytes)
-
-    def _state(self) -> int:
-        """Bytes of parameters, buffers, gradients and optimiser state, each storage once."""
-        parameters = list(self._module.parameters())
-        optimised = [dict(optimizer.state) for optimizer in self._trainer.optimizers]
-        tensors = tensors_in([parameters, list(self._module.buffers()), [p.grad for p in parameters], optimised])
-        return sum(storage.nbytes() for storage in storages(tensors).values())
 
 
 def _checked_steps(name: str, value: object, least: int) -> int:

@@ -36,15 +36,10 @@ def step_gradients(
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     other_states = random.getstate(), np.random.get_state()
     with ExitStack() as around:
-        restore = _attributes(module)
-        around.callback(restore)
         rewind = around.enter_context(preserved(module, inputs=inputs))
         around.enter_context(overridden(layers.values(), clock))
         around.enter_context(lean_overridden(module, clock))
-        for each in module.modules():
-            if isinstance(each, LightningModule):
-                each.log = each.log_dict = _nothing  # type: ignore[method-assign]
-                around.callback(_forget, each)
+        restore = around.enter_context(muted(module))
 
         def gradients(batch: Any, index: int) -> Gradients:
             rewind()
@@ -68,6 +63,25 @@ def step_gradients(
 
 
 @contextmanager
+def muted(module: LightningModule) -> Iterator[Callable[..., None]]:
+    """Drop what is logged within the block; attributes of modules (such as metrics' states) are restored at its end.
+
+    Yields:
+        A function that restores them, but for those of given names.
+    """
+    restore = _attributes(module)
+    logging = [each for each in module.modules() if isinstance(each, LightningModule)]
+    for each in logging:
+        each.log = each.log_dict = _nothing  # type: ignore[method-assign]
+    try:
+        yield restore
+    finally:
+        for each in logging:
+            del each.log, each.log_dict
+        restore()
+
+
+@contextmanager
 def exact_passes(module: LightningModule, layers: Mapping[str, nn.Module], clock: Clock) -> Iterator[None]:
     """Let all layers be exact and lean mode rest within the block."""
     with (
@@ -84,10 +98,6 @@ def dots(left: Gradients, right: Gradients) -> Tensor:
 
 def _nothing(*arguments: Any, **named: Any) -> None:
     """Takes the place of ``log``."""
-
-
-def _forget(module: LightningModule) -> None:
-    del module.log, module.log_dict
 
 
 def _attributes(module: nn.Module) -> Callable[..., None]:

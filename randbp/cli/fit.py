@@ -266,6 +266,8 @@ class CLI(LightningCLI):
                 raise Stopped(why + on, code) from error
             path = self.folder / "traceback.txt"
             path.write_text(traceback.format_exc())
+            for note in getattr(error, "__notes__", ()):  # what fits, after an out-of-memory error
+                print(note)
             what = f"sys.exit({error.code!r}) was called" if isinstance(error, SystemExit) else one_line(error)
             raise RunError(f"{what} (traceback in {path})") from error
         finally:

@@ -68,7 +68,7 @@ def available_bytes(device: torch.device) -> int | None:
     """Bytes that this process can still take, now; ``None`` where the platform does not tell.
 
     On a CUDA device those that the driver has and those that PyTorch's allocator keeps unused. Else what Linux says is
-    available, or what is left of the container's limit (cgroup v2) if that is less.
+    available, or what is left of the limit of the container (cgroup v2) if that is less.
 
     Example:
         >>> (available_bytes(torch.device("cpu")) or 1) > 0

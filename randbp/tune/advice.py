@@ -31,6 +31,7 @@ class AdviceRow:
         held: Who holds most of them.
         measured_at: Size of the largest step whose bytes were measured. If it is about ``largest``, that was tried;
             else it is read off straight lines through smaller steps.
+        given_bytes: What a step of the given size takes, everything included.
     """
 
     setting: str
@@ -42,6 +43,7 @@ class AdviceRow:
     held_bytes: int = 0
     held: tuple[Row, ...] = field(default=(), repr=False)
     measured_at: int = 0
+    given_bytes: float = nan
 
 
 @dataclass(frozen=True)

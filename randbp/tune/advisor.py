@@ -59,9 +59,10 @@ class Advisor:
         sizes: Examples | Sides,
         seed: int,
         own_loss: bool,
+        longest: float,
     ) -> None:
         self.model, self.batch, self.objective, self.memory, self.sizes = model, batch, objective, memory, sizes
-        self.seed, self.own_loss = seed, own_loss
+        self.seed, self.own_loss, self.longest = seed, own_loss, longest
         self.device = next((tensor.device for tensor in (*model.parameters(), *tensors_in(batch))), torch.device("cpu"))
         self.plain = StepBytes()
         self.pace = 0.0  # of the last measured step [seconds per unit]
@@ -129,6 +130,7 @@ class Advisor:
             held_bytes=report.held_bytes,
             held=tuple(replace(row, why=_why(self.model, row)) for row in report.rows[:MOST_ROWS]),
             measured_at=self.sizes.size(max(found.measured)),
+            given_bytes=found.at(self.sizes.amount(self.sizes.given))[0] + self.memory - room,
         )
 
     def fitted(self, setting: str, objective: Objective, room: float) -> StepBytes:
@@ -179,7 +181,8 @@ class Advisor:
         bytes = min(
             FARTHEST * max(1.0, room), inf if free is None else (SHARE if self.device.type == "cpu" else 1) * free
         )
-        return min(bytes * known / max(1, max(found.measured[known])), LONGEST / self.pace)
+        # Not one example, which BatchNorm may refuse.
+        return max(2.0, min(bytes * known / max(1, max(found.measured[known])), self.longest / self.pace))
 
     def measure(self, found: StepBytes, setting: str, objective: Objective, size: int, warm: bool) -> None:
         """Measure a step of some size."""

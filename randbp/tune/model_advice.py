@@ -12,7 +12,7 @@ from ..draws.seeds import checked_seed
 from ..layers.integers import as_integer
 from ..text.units import parse_bytes
 from .advice import Advice
-from .advisor import Advisor
+from .advisor import LONGEST, Advisor
 from .fixed_bytes import OptimizerLike
 from .growth import Grow, growth
 
@@ -91,15 +91,17 @@ def advice_on(
     rounds: int = 3,
     seed: int = 0,
     own_loss: bool = False,
+    longest: float = LONGEST,
 ) -> Advice:
     """:func:`advise` of a function that runs a model on a batch and returns the loss.
 
     With ``own_loss`` the loss is one that lean mode serves as it serves the model, as it is in a ``training_step``.
+    Steps of more than ``longest`` seconds are extrapolated to.
     """
     sizes = growth(grow, batch)
     with preserved(model, inputs=batch) as rewind, torch.inference_mode(False), torch.enable_grad():
         rewind()
-        return Advisor(model, batch, objective, memory, sizes, seed, own_loss).advice(optimizer, draws, rounds)
+        return Advisor(model, batch, objective, memory, sizes, seed, own_loss, longest).advice(optimizer, draws, rounds)
 
 
 def check_counts(draws: Any, rounds: Any) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -18,7 +19,7 @@ import randbp
 from randbp.diagnostics import StepPeak
 from randbp.estimators import chunks
 from randbp.lean import split_batch
-from randbp.tune import advisor
+from randbp.tune import advisor, model_advice
 from randbp.tune.growth import Examples, Sides
 from randbp.tune.step_bytes import StepBytes
 
@@ -65,7 +66,7 @@ def test_what_is_said_to_fit_fits_and_a_tenth_more_does_not(
 ) -> None:
     monkeypatch.setattr(split_batch, "WORTHWHILE", 2**20)  # small steps are below, those with the largest sizes above
     monkeypatch.setattr(chunks, "LITTLE", 2**16)
-    monkeypatch.setattr(advisor, "LONGEST", inf)
+    monkeypatch.setattr(model_advice, "advice_on", partial(model_advice.advice_on, longest=inf))
     monkeypatch.setattr(advisor, "FARTHEST", 4 if tried else 0.25)
     model, memory, make = network(dims), 6 * MIB, torch.optim.Adam
     batch = images(2, *(15,) * dims)
