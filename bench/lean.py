@@ -3,7 +3,8 @@
 Held: what the forward pass leaves for backward. Peak: of forward and backward pass. Both count bytes of PyTorch's
 allocator, without parameters and their gradients. Error: of all gradients, ‖ĝ - g‖ / ‖g‖, of one draw; beside it, over
 the noise of the minibatch's own gradient. Time: of a step over the exact step's, median over rounds in which all take
-turns. Bytes and errors are the same on a busy machine, times are not.
+turns. Bytes and errors are the same on a busy machine, times are not. Compiled graphs need a C++ compiler, and draw
+other dropout masks than eager mode, so that their error on networks with dropout is that of another step.
 """
 
 import gc

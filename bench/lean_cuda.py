@@ -1,8 +1,7 @@
 """``python -m bench lean --device cuda``: presets beside what PyTorch has for a GPU, and the batch that fits in 24 GiB.
 
-To what :mod:`bench.lean` measures this adds compiled graphs, compiled graphs that may hold half of their activations,
-and activations in the host's memory; and for each way the largest batch whose step fits in 24 GiB, with its images per
-second. Without a limit of its own the device's time is a result, not a promise.
+To what :mod:`bench.lean` measures this adds activations in the host's memory, and for each way the largest batch whose
+step fits in 24 GiB, with its images per second. Without limits of its own the device's time is a result, not a promise.
 """
 
 import gc
@@ -22,8 +21,6 @@ from .place import Place
 MEMORY = 24 * 2**30  # [bytes]
 SPARE = 2**29  # [bytes] left for what the allocator cannot use, and for kernels' workspaces
 RIVALS = {
-    "compiled": Setting(compiled=1.0),
-    "compiled, half of the activations": Setting(compiled=0.5),
     "held by the host": Setting(elsewhere="host"),
 }
 
@@ -32,8 +29,8 @@ def settings_here() -> dict[str, Setting]:
     """The settings of the processor without its limits of time, and the rivals.
 
     Example:
-        >>> [title for title in settings_here() if "compiled" in title]
-        ['compiled', 'compiled, half of the activations']
+        >>> [title for title in settings_here() if "host" in title]
+        ['held by the host']
     """
     return {title: replace(s, limits=replace(s.limits, time=None)) for title, s in (SETTINGS | RIVALS).items()}
 

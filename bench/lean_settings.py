@@ -109,6 +109,9 @@ SETTINGS = {
     "the same in 4 bits": Setting(
         {"weight_vjp": Rounding(4, EIGHTH), "lean": True}, limits=Limits(held=1 / 8, peak=1 / 3)
     ),
+    "compiled": Setting(compiled=1.0),
+    "compiled, half of the activations": Setting(compiled=0.5),
+    "compiled, preset memory": Setting({"preset": "memory"}, compiled=1.0),
     "hooks of lean mode alone": Setting(
         {"weight_vjp": Exact(), "lean": {"": False}}, limits=Limits(time=1.08, same_bits=True)
     ),
