@@ -67,7 +67,7 @@ class Estimator(ABC):
 
     To add an estimator, write a frozen dataclass that derives from this class, implement :meth:`sketch` and
     :meth:`weight_vjp`, or :meth:`input_vjp`, or all three, and name in ``serves`` what it can stand in for. The
-    README shows a complete one.
+    page docs/estimators.md shows a complete one.
 
     Args:
         keep: Keep rate ``p`` in ``(0, 1]``, the kept share of the sampled leg; 1 is exact.
