@@ -16,7 +16,6 @@ from randbp.estimators import Draw
 from randbp.functional import conv_spec
 from tests.estimators.test_unbiased import assert_unbiased
 
-
 ROOT = Path(__file__).parents[1]
 
 
