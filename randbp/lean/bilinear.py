@@ -6,18 +6,23 @@ products, and ``E[x̃ x̃]`` would not be ``x²``, but for independent ``x̃`` a
 of the products that make up one of three or more factors draws its own.
 
 Where nothing may be rounded, a factor that can be made again from what is held anyway is not held (:mod:`.recompute`).
-Nothing but the shape is held of a factor that meets factors without a gradient, such as a frozen convolution's input.
+Nothing but the shape is held of a factor that meets factors without a gradient, such as the input of a
+convolution with a frozen weight.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .._torch.hooks import Hooks
 from .lean_call import Call, is_activation, is_small
 from .packed import ROUNDED, Known, Packed, packed_mask, packing, recomputed, rounded, shape_of
 from .recompute import recipe_of
+
+_CONVOLUTIONS = {getattr(F, f"conv{kind}{dims}d") for kind in ("", "_transpose") for dims in (1, 2, 3)}
+"""Their third argument is a bias, whose gradient needs no factor."""
 
 
 def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
@@ -32,7 +37,8 @@ def product(cast: bool, call: Call, *args: Any, **kwargs: Any) -> Any:
     factors = [factor for factor in tensors if is_activation(factor)]
     weights = [value for value in tensors if not any(value is factor for factor in factors)]
     masked = any(weight.dtype == torch.bool for weight in weights)
-    unread = len(factors) == 1 and not any(weight.requires_grad for weight in weights)
+    bias = kwargs.get("bias", args[2] if len(args) > 2 else None) if call.function in _CONVOLUTIONS else None
+    unread = len(factors) == 1 and not any(weight.requires_grad for weight in weights if weight is not bias)
     if not (call.rounds or masked or unread) and not any(recipe_of(factor) for factor in factors):
         return NotImplemented
     ends_here = len(factors) == 1 and all(weight.is_leaf for weight in weights)

@@ -14,7 +14,7 @@ from ..kernels.mask_bits import chosen
 from .comparisons import clamp_between
 from .lean_call import Call, is_plain
 from .lean_function import Made, run_lean
-from .memory_order import flatten, memory_order, unflatten
+from .memory_order import flatten, laid_out_as, memory_order, unflatten
 from .needs import SIDE, Held
 from .recompute import recipe_of, remember
 from .slope_needs import works_in_place
@@ -45,6 +45,10 @@ RELU = Sides("not_under")
 
 SIXTH = float(torch.tensor(1 / 6))
 """PyTorch's slope of ``hardsigmoid``, which is single precision's for all dtypes."""
+
+
+LIKE_GRADIENT = "between"
+"""The test of functions whose gradient PyTorch lays out in memory as the output gradient, not as the input."""
 
 
 def times_slopes(grad: Tensor, bits: Tensor, order: tuple[int, ...], slope: float, other: float | None) -> Tensor:
@@ -90,7 +94,12 @@ def hold_sides(call: Call, sides: Sides, inplace: bool, linked: bool = True) -> 
         else:
             bits = Mask().where(flat, sides.test, sides.low, sides.high)  # the function may overwrite x
             y = call.run()
-        return y, (bits,), lambda v, wanted, noise, bits: [times_slopes(v, bits, order, sides.slope, sides.other)]
+
+        def vjp(v: Tensor, wanted: tuple[bool, ...], noise: object, bits: Tensor) -> list[Tensor]:
+            grad = times_slopes(v, bits, order, sides.slope, sides.other)
+            return [laid_out_as(v, grad) if sides.test == LIKE_GRADIENT else grad]
+
+        return y, (bits,), vjp
 
     y = run_lean("Piecewise", make, x, exact=True, inplace=inplace, linked=[x] if linked else [])
     if recipe is not None:

@@ -1,6 +1,7 @@
 """The memory order of tensors, and tensors flattened in that order."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 from operator import index
 from typing import Any
 
@@ -12,18 +13,23 @@ CACHE = 2**17
 
 
 def memory_order(tensor: Tensor) -> tuple[int, ...]:
-    """Dimensions from the outermost to the innermost in memory; in their own order if the tensor has gaps or overlaps.
+    """Dimensions from the outermost to the innermost in memory; in their own order if entries overlap.
+
+    It is the memory order of what PyTorch makes of the tensor entry by entry, also if there are gaps.
 
     Example:
-        >>> memory_order(torch.empty(2, 3, 4, 5, memory_format=torch.channels_last))
-        (0, 2, 3, 1)
+        >>> images = torch.empty(2, 6, 4, 5, memory_format=torch.channels_last)
+        >>> memory_order(images), memory_order(images[:, :3]), memory_order(images[:, :1].expand(2, 3, 4, 5))
+        ((0, 2, 3, 1), (0, 2, 3, 1), (0, 1, 2, 3))
     """
     natural = tuple(range(tensor.dim()))
     if tensor.is_contiguous():
         return natural
     strides = tensor.stride()
     order = tuple(sorted(natural, key=lambda dim: (-strides[dim], dim)))
-    return order if tensor.permute(order).is_contiguous() else natural
+    inner = [dim for dim in order if tensor.shape[dim] > 1]
+    apart = all(strides[a] >= strides[b] * tensor.shape[b] for a, b in pairwise(inner))
+    return order if apart and all(strides[dim] for dim in inner) else natural
 
 
 def flatten(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
@@ -35,6 +41,14 @@ def unflatten(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor
     """Undo :func:`flatten`, as a view."""
     inverse = sorted(range(len(order)), key=lambda dim: order[dim])
     return flat.view([shape[dim] for dim in order]).permute(inverse)
+
+
+def laid_out_as(other: Tensor, values: Tensor) -> Tensor:
+    """The values in the memory order of a tensor of the same shape, unless entries of that one overlap."""
+    order = memory_order(other)
+    if 0 in other.stride() or order == memory_order(values):
+        return values
+    return unflatten(flatten(values, order), values.shape, order)
 
 
 def unexpanded(tensor: Tensor) -> Tensor:

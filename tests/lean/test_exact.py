@@ -14,6 +14,7 @@ from randbp.diagnostics import memory_report
 from .same import Call, assert_same, lean, values_and_grads
 
 FORMATS = ["contiguous", "channels_last", "transposed", "sliced"]
+ORDERS = (torch.contiguous_format, torch.channels_last)
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, float("nan"), float("inf"), -float("inf"), 0.5, 2.0]
 
 
@@ -58,6 +59,9 @@ KINKS = {
 }
 
 
+OUT_OF_PLACE = [name for name in KINKS if not ("place" in name or "_," in name or "part" in name or name.endswith("_"))]
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", KINKS)
 def test_activations_with_a_kink(name: str, format: str) -> None:
@@ -66,6 +70,24 @@ def test_activations_with_a_kink(name: str, format: str) -> None:
         if "tanh" in name or "relu6" in name:  # PyTorch's own kernels disagree about NaN there
             x = x.detach().nan_to_num(1.5).requires_grad_()
         assert_same(values_and_grads(lean(KINKS[name]), x), values_and_grads(KINKS[name], x))
+
+
+@pytest.mark.parametrize("name", OUT_OF_PLACE)
+def test_gradients_of_kinks_lie_in_memory_as_pytorchs_do(name: str) -> None:
+    """Sums over them, such as the gradient of a bias, are taken in that order."""
+    for order in ORDERS:
+        whole = torch.randn(2, 6, 4, 5).contiguous(memory_format=order)
+        for start, stop in ((0, 6), (1, 4), (3, 6)):
+            for v in (
+                *(torch.randn(2, stop - start, 4, 5).contiguous(memory_format=of) for of in ORDERS),
+                torch.ones(()),
+            ):
+                found: list[Tensor] = []
+                for function in (lean(KINKS[name]), KINKS[name]):
+                    x = (whole + 0).requires_grad_()[:, start:stop]
+                    x.register_hook(found.append)
+                    function(x).backward(v.expand_as(x))
+                assert torch.equal(*found) and found[0].stride() == found[1].stride()
 
 
 @pytest.mark.parametrize("name", KINKS)
