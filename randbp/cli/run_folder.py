@@ -32,6 +32,10 @@ def claim(root: Path, name: str, version: str | None, prefix: str = "", resume: 
     check_name("--name", name, several=True)
     if version is not None:
         check_name("--version", version)
+    if not is_rank_zero():  # started by a cluster or torchrun, not by rank zero
+        if version is None:
+            raise UsageError("--version: missing, expected a name that all processes of the run are given")
+        return root / name / version
     parent = root / name
     folder = parent if version is None else parent / version
     try:
@@ -65,13 +69,13 @@ def check_name(option: str, name: str, several: bool = False) -> None:
 
 
 @contextmanager
-def owned(folder: Path, other: str = "process is training") -> Iterator[None]:
+def owned(folder: Path, other: str = "process is training", patience: float | None = None) -> Iterator[None]:
     """Own a folder on rank zero until the block or the process ends; an error says what an ``other`` owner does."""
     if not is_rank_zero():
         yield
         return
     try:
-        lock = FileLock(folder / LOCK, timeout=PATIENCE).acquire()
+        lock = FileLock(folder / LOCK, timeout=PATIENCE if patience is None else patience).acquire()
     except Timeout:
         raise UsageError(f"{folder}: another {other} there") from None
     with lock:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import child
 from .run_folder import owned
@@ -45,10 +46,12 @@ class Execution:
         """Carry out the runs that are not finished; return what has stopped that, and the exit code for it."""
         waiting = self._missing()
         runs = TextColumn("{task.fields[runs]}")
-        columns = TextColumn("{task.description}"), BarColumn(), runs, TimeElapsedColumn()
-        quiet = not self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=quiet) as progress, lifeline() as line:
-            task = progress.add_task("starting", total=self.plan.count, runs="")
+        times = TimeElapsedColumn(), TextColumn("gone, left"), TimeRemainingColumn()
+        look: Any = {"console": self.console, "transient": True, "disable": not self.console.is_terminal}
+        look["speed_estimate_period"] = float("inf")  # else nothing is known in epochs longer than half a minute
+        progress = Progress(TextColumn("{task.description}"), BarColumn(), runs, *times, **look)
+        with progress, lifeline() as line:
+            task = progress.add_task("starting", total=self.plan.count, completed=self.done, runs="")
             try:
                 while self._start(waiting, line) or self.working:
                     self._collect()
@@ -66,7 +69,7 @@ class Execution:
                 self.console.print("waiting for the runs to stop", style="red")
                 child.stop([work.process for work in self.working.values()], signal.SIGINT, GRACE_SECONDS)
                 for run, work in self.working.items():
-                    run.settle(work.process.returncode, work.stopped)
+                    self._interrupt(run, work)
                 return reason(error)
         return None
 
@@ -110,6 +113,9 @@ class Execution:
                 self._say(f"[{self.done}/{self.plan.count}] {run.version}  {self._outcome(run, work)}")
             elif time.monotonic() > work.deadline:
                 child.send(work.process, signal.SIGKILL)
+
+    def _interrupt(self, run: SweepRun, work: Working) -> None:
+        run.settle(work.process.returncode, work.stopped)
 
     def _stop_those_behind(self) -> None:
         rule, metric = self.plan.sweep.early_terminate, self.plan.sweep.metric

@@ -128,6 +128,11 @@ class SweepRun:
         status = "failed" if stopped is None else STOPPED
         write_json(self.folder / SUMMARY, {"format": 1} | self.summary() | {"status": status, "error": reason})
 
+    def reopen(self) -> None:
+        """Leave an interrupted run to the next worker."""
+        if self.status == "failed":
+            write_json(self.folder / SUMMARY, self.summary() | {"status": "interrupted"})
+
     def _part(self, key: str) -> dict[str, Any]:
         found = self.summary().get(key)
         return found if isinstance(found, dict) else {}
