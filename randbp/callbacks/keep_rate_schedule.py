@@ -13,6 +13,7 @@ from ..layers.integers import as_integer
 from ..randomize.current import VJPS, exchange, put_back, randomized_layers
 from ..randomize.layers import layer_state
 from ..randomize.selection import checked_layers, matching, shortened
+from ..text.near_words import nearest
 from .measuring import is_logged
 from .rate_owners import refuse_second_owner
 
@@ -71,9 +72,11 @@ class KeepRateSchedule(Callback):
         every: int | None = None,
     ) -> None:
         if not callable(schedule) and schedule not in get_args(Named):
-            raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(get_args(Named))} or a function")
+            known = get_args(Named)
+            expected = f"expected one of {', '.join(known)} or a function{nearest(schedule, known)}"
+            raise ValueError(f"schedule={schedule!r}: {expected}")
         if vjp is not None and vjp not in VJPS:
-            raise ValueError(f"vjp={vjp!r}: expected 'weight_vjp', 'input_vjp' or None")
+            raise ValueError(f"vjp={vjp!r}: expected 'weight_vjp', 'input_vjp' or None{nearest(vjp, VJPS)}")
         number = None if every is None else as_integer(every)
         if every is not None and (number is None or number < 1):
             raise ValueError(f"every={every!r}: expected a number of batches, at least 1, or None")

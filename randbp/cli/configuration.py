@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 import randbp
 from randbp import Estimator
+from randbp.text.near_words import nearest
 
-from .errors import UsageError, condense, nearest, one_line
+from .errors import UsageError, condense, one_line
+from .typos import check_class_keys, suggest
 from .yaml_file import read_options
 
 LARGEST_SEED = 2**32 - 1  # the largest seed that NumPy accepts
@@ -41,14 +43,14 @@ _NO_ESTIMATOR = re.compile(
 )
 
 
-def parse(parse_args: Callable[[Any], Namespace], args: Sequence[str]) -> Namespace:
-    """Parse the options and the files that they name."""
+def parse(parser: Any, command: argparse.ArgumentParser, args: Sequence[str]) -> Namespace:
+    """Parse the options, which are those of a ``command`` of the parser, and the files that they name."""
     for file in config_files(args):
         check_config(file)
     try:
-        return parse_args(args)
+        return parser.parse_args(args)
     except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:  # the latter of a file that an option names
-        raise UsageError(_message(str(error)) + _unreadable_among(args)) from error
+        raise UsageError(suggest(_message(str(error)), command) + _unreadable_among(args)) from error
 
 
 def _message(error: str) -> str:
@@ -75,7 +77,10 @@ def check_config(file: str) -> None:
     if not Path(file).exists() and ("\n" in file or ":" in file or "{" in file):
         return  # text, which the parser takes as well
     try:
-        dropout = read_options(file).get("tensor_dropout")
+        content = read_options(file)
+        if (fault := check_class_keys(content)) is not None:
+            raise UsageError(f"{file}: {fault}")
+        dropout = content.get("tensor_dropout")
         for key in ("weight_vjp", "input_vjp"):
             value = dropout.get(key) if isinstance(dropout, dict) else None
             for where, name in _class_names(f"tensor_dropout.{key}", value):

@@ -1,11 +1,9 @@
 """Errors in one line."""
 
 import argparse
-import difflib
 import os
 import re
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 
 class UsageError(Exception):
@@ -25,13 +23,6 @@ class OptionParser(argparse.ArgumentParser):
 
 
 _OF_THE_EXTRA = ("lightning", "jsonargparse", "torchmetrics", "wandb", "optuna", "scipy")
-
-
-def nearest(word: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The question whether one of the known words was meant; empty if none is near."""
-    words = {it.lower(): it for it in known}
-    close = difflib.get_close_matches(str(word).lower(), words, n=1, cutoff=cutoff)
-    return f" (did you mean {words[close[0]]}?)" if close else ""
 
 
 def debugging() -> bool:
@@ -76,11 +67,15 @@ _WORDING = {
     r"Subcommand '\w+' does not accept option '([^']+)'": r"no option '\1'",
     r"[Uu]nrecognized arguments: ": "no option ",
     r"[Tt]he following arguments are required: (?:(?:fit|validate|test|predict)\.)?": "missing ",
-    r"Expected a dot import path string: (.*)": r"no class '\1' (expected module.Class)",
+    r"Expected a dot import path string: (.*?)(?: - Expected .*)?$": r"no class '\1' (expected module.Class)",
     r"Expected an? (?:<class '([^']+)'>|typing\.)": r"expected \1",
     r"\. Got value: ": ", got ",
+    r"expected list - (?!expected )": "",
 }
 """What is said instead of jsonargparse's words, in this order."""
+
+# Of a list or a mapping: the same fault again, as if it were one class.
+_AGAIN = re.compile(r" - (?:Problem with given class_path |Not a valid subclass of ).*$")
 
 # Of an option that takes one of several types, or of several values.
 _ALTERNATIVES = re.compile(r"^expected (?=.* - expected |Literal\[)(.*?)(?=, got |$)")
@@ -124,6 +119,7 @@ def condense(message: str) -> str:
         else:
             break
         text = text[match.end() :]
+    text = _AGAIN.sub("", text)
     if given and not owner and (match := re.search(r"class_path='([^']+)'", given[1])):
         owner = match[1]
     if given and text.startswith("expected") and "got" not in text:

@@ -35,6 +35,7 @@ from .configuration import check_processes, check_values, each, parse
 from .errors import RunError, UsageError, condense, one_line
 from .loggers import WandbMode, close_loggers, make_loggers
 from .metrics_file import KeepRows
+from .option_groups import arrange
 from .quiet import quieten
 from .resume import CONFIG, how_to_resume, with_folder
 from .run_callbacks import LogConfig, RefuseNoData
@@ -119,9 +120,14 @@ class CLI(LightningCLI):
         )
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Whether fit tests the trained model.")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        arrange(parser, subcommand)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options; an error is one line."""
-        self.config = parse(parser.parse_args, args)
+        self.config = parse(parser, self._subcommand_parsers[args[0]], args)
         options = self.config[self.config["subcommand"]]
         check_values(options)
         if options.get("ckpt_path") is not None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from .errors import nearest
+from randbp.text.near_words import nearest
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80

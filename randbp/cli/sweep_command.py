@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from randbp.text.near_words import nearest
+
 from .errors import UsageError
 from .schema import at_key
 
@@ -69,7 +71,7 @@ def check_command(command: Sequence[str], program: str) -> None:
             continue
         if name not in known:
             every = ", ".join(f"${{{it}}}" for it in (*known, "envvar:NAME"))
-            raise at_key(f"command[{number}]", f"={word!r}: expected one of {every}")
+            raise at_key(f"command[{number}]", f"={word!r}: expected one of {every}{nearest(name, known)}")
         if name == "program" and not program:
             raise at_key("program", f": missing, expected what {word} in command[{number}] stands for")
 

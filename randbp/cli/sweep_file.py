@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, model_validator
 
+from randbp.text.near_words import nearest
+
 from .distributions import LISTED, NUMERIC, WEIGHTED, Distribution
-from .errors import UsageError, nearest
+from .errors import UsageError
 from .schema import Count, Number, Strict, Text, YesNo, allowed, at_key, what_is_wrong
 from .sweep_command import check_command
 from .yaml_file import read_yaml
@@ -112,7 +114,9 @@ def _of_its_kind(content: Any) -> Distribution | Nested:
         whole = all(isinstance(given.get(end), int) for end in ("min", "max"))
         name = "int_uniform" if whole else "uniform"
     else:
-        raise ValueError("expected value, values, min and max, a distribution, or parameters")
+        known = ("value", "values", "min", "max", "distribution", "parameters")
+        meant = next(filter(None, (nearest(key, known) for key in given)), "")
+        raise ValueError(f"expected value, values, min and max, a distribution, or parameters{meant}")
     return kinds[name].model_validate({**given, "distribution": name})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers import layer, own_parameters, runs_pytorchs_forward
+from ..text.near_words import nearest
 from .factor_hooks import Statistics
 from .places import COMPUTED, FROZEN, NOT_HELD, NOT_REAL, SHARDED, SHARED, TWO_WAYS, Place
 
@@ -48,7 +49,8 @@ def candidates(model: nn.Module, layers: str | Iterable[str] | None) -> tuple[di
     for pattern in patterns:
         if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in [*found, *never]):
             names = ", ".join(map(repr, list(found)[:8])) + (", …" if len(found) > 8 else "")
-            raise ValueError(f"layers={pattern!r}: matches none of the layers {names or '(there are none)'}")
+            meant = nearest(pattern, found)
+            raise ValueError(f"layers={pattern!r}: matches none of the layers {names or '(there are none)'}{meant}")
 
     def named(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns)

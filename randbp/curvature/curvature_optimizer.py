@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import runs_pytorchs_forward
+from ..text.near_words import nearest
 from .arguments import check_number, positive
 from .averages import Reduction, Scales, finite, follow, forget, scales_of
 from .chosen import DELIBERATE, candidates, left_by_calls, left_by_parameters, shared_parameters, summary
@@ -68,7 +69,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if not isinstance(method, Method):
             raise ValueError(f"method={method!r:.60}: expected a method such as KroneckerInverse()")
         if not isinstance(reduction, str) or reduction not in ("mean", "sum", "tokens"):
-            raise ValueError(f"reduction={reduction!r}: expected 'mean' or 'sum' or 'tokens'")
+            meant = nearest(reduction, ("mean", "sum", "tokens"))
+            raise ValueError(f"reduction={reduction!r}: expected 'mean' or 'sum' or 'tokens'{meant}")
         if kl_clip is not None:
             check_number("kl_clip", kl_clip, 0, exclude_low=True)
         self.method, self.reduction, self.kl_clip = method, reduction, kl_clip

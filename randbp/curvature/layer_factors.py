@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import tn
 from .._torch.hooks import without_autocast
+from ..text.near_words import nearest
 from ..tn import ConvSpec, ConvTransposeSpec, LayerSpec
 from .transposed_factors import transposed_expand
 
@@ -111,7 +112,8 @@ def output_grad_rows(spec: LayerSpec, output_grad: Tensor) -> Tensor:
 def check_approximation(approximation: object) -> str:
     """Raise ``ValueError`` unless it is ``"reduce"`` or ``"expand"``."""
     if not isinstance(approximation, str) or approximation not in ("reduce", "expand"):
-        raise ValueError(f"approximation={approximation!r}: expected 'reduce' or 'expand'")
+        meant = nearest(approximation, ("reduce", "expand"))
+        raise ValueError(f"approximation={approximation!r}: expected 'reduce' or 'expand'{meant}")
     return str(approximation)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..text.near_words import nearest
 from .arguments import described
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -184,7 +185,8 @@ def loss_derivatives(
     if not callable(loss):
         raise ValueError(f"loss={described(loss)}: expected a loss of torch.nn or a function of output and target")
     if reduction is not None and (not isinstance(reduction, str) or reduction not in ("mean", "sum", "tokens")):
-        raise ValueError(f"reduction={described(reduction)}: expected 'mean' or 'sum' or 'tokens'")
+        meant = nearest(reduction, ("mean", "sum", "tokens"))
+        raise ValueError(f"reduction={described(reduction)}: expected 'mean' or 'sum' or 'tokens'{meant}")
     loss = next((module for function, module in _MODULES if loss is function), loss)
     precise = output.detach().as_subclass(Tensor)
     precise = precise.to(torch.promote_types(precise.dtype, torch.float32))

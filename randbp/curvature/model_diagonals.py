@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..draws.seeds import checked_seed
+from ..text.near_words import nearest
 from .arguments import described, positive
 from .example_gradients import ExampleGradients
 from .example_passes import accumulate, example_passes, in_order
@@ -102,7 +103,7 @@ def hutchinson_diagonal(
         torch.Size([1])
     """
     if not isinstance(of, str) or of not in _OPERATORS:
-        raise ValueError(f"of={described(of)}: expected 'hessian' or 'ggn'")
+        raise ValueError(f"of={described(of)}: expected 'hessian' or 'ggn'{nearest(of, ('hessian', 'ggn'))}")
     operator = _OPERATORS[of](model, data, loss)
     space, total = operator.space, torch.zeros(operator.shape[0], dtype=operator.dtype, device=operator.device)
     generator = torch.Generator(operator.device).manual_seed(checked_seed(seed))

@@ -8,6 +8,7 @@ from torch import nn
 
 from .._torch.restored import preserved
 from ..layers.integers import as_integer
+from ..text.near_words import nearest
 from .arguments import described, positive
 from .batched_data import BatchedData
 from .factor_passes import CurvatureKind, FactorPasses, ModelFactors
@@ -91,7 +92,8 @@ def factors(
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={described(model)}: expected an nn.Module")
     if not isinstance(kind, str) or kind not in get_args(CurvatureKind):
-        raise ValueError(f"kind={described(kind)}: expected {' or '.join(map(repr, get_args(CurvatureKind)))}")
+        known = get_args(CurvatureKind)
+        raise ValueError(f"kind={described(kind)}: expected {' or '.join(map(repr, known))}{nearest(kind, known)}")
     check_approximation(approximation)
     if not callable(loss):
         raise ValueError(f"loss={described(loss)}: expected a loss of torch.nn or a function of output and target")

@@ -1,5 +1,6 @@
 """The base class of estimators: unbiased, cheaper substitutes for one VJP of a layer."""
 
+import re
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .._torch.dataclass_text import register
 from ..draws.draw import Draw
+from ..text.near_words import nearest
 from ..tn import LayerSpec
 from .description import Description
 
@@ -97,7 +99,8 @@ class Estimator(ABC):
     def _check(self, name: str, allowed: Allowed) -> None:
         value = getattr(self, name)
         if not allowed[0](value):
-            raise ValueError(f"{type(self).__name__}: {name}={value!r}, expected {allowed[1]}")
+            meant = nearest(value, re.findall(r"'([^']*)'", allowed[1])) if isinstance(value, str) else ""
+            raise ValueError(f"{type(self).__name__}: {name}={value!r}, expected {allowed[1]}{meant}")
 
     @property
     def exact(self) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from ..autograd import check_estimator
 from ..estimators import Estimator, Exact
 from ..estimators.base import Vjp
+from ..text.near_words import nearest
 from .selection import Selection, matching, shortened
 
 Estimators = Estimator | Mapping[str, Estimator]
@@ -41,7 +42,7 @@ def estimators_by_layer(vjp: Vjp, estimators: Estimators, chosen: Selection) -> 
             exact = list(map(repr, chosen.named(pattern).layers))
             what = f"only layers that stay exact, {shortened(exact)}" if exact else ""
             what = what or f"none of the layers {shortened(list(map(repr, served.layers)))}"
-            raise ValueError(f"{vjp}: key {pattern!r} matches {what}")
+            raise ValueError(f"{vjp}: key {pattern!r} matches {what}{'' if exact else nearest(pattern, served.layers)}")
     return {name: _first(vjp, estimators, one.names) for name, one in served.layers.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from ..estimators import Exact, IfFaster, Precision, Rounding, Spatial
 from ..lean import Lean, check_lean
+from ..text.near_words import nearest
 from .per_layer import Estimators, check_estimators
 from .selection import Layers
 
@@ -74,7 +75,7 @@ def settings(preset: object = None, **given: Any) -> Settings:
         ValueError: preset='fast': expected 'exact', 'memory' or 'time'
     """
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
-        raise ValueError(f"preset={preset!r}: expected 'exact', 'memory' or 'time'")
+        raise ValueError(f"preset={preset!r}: expected 'exact', 'memory' or 'time'{nearest(preset, PRESETS)}")
     known = {name: value for name, value in given.items() if value is not UNSET}
     asked = replace(Settings() if preset is None else PRESETS[preset], **known)
     check_estimators("weight_vjp", asked.weight_vjp)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..layers import Layer, layer
+from ..text.near_words import nearest
 
 Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
@@ -90,7 +91,8 @@ def select(model: nn.Module, layers: Layers) -> Selection:
     patterns = [layers] if isinstance(layers, str) else layers
     for pattern in patterns:
         if not (found := everything.named(pattern)).modules:
-            raise ValueError(f"layers={pattern!r}: matches none of the {_but(everything, found)}")
+            meant = nearest(pattern, everything.layers)
+            raise ValueError(f"layers={pattern!r}: matches none of the {_but(everything, found)}{meant}")
     return everything.named(*patterns)
 
 
