@@ -79,10 +79,14 @@ bench: $(READY)  ## Benchmarks as interleaved ratios: tables here, JSON in runs/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench
 
+docs: $(READY)  ## Build the site of the documentation in build/site (a minute; no network)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs build/site
+
 gallery: $(READY)  ## Draw all tensor networks into docs/gallery
 	$(BIN)/python docs/gallery.py
 
 clean:  ## Remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) $(VENV)-core $(VENV)-oldest .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-core $(VENV)-oldest build docs/examples docs/sg_execution_times.rst .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
 
-.PHONY: help setup demo test quick core oldest nightly peers zoo triton bench gallery lint format clean
+.PHONY: help setup demo test quick core oldest nightly peers zoo triton bench docs gallery lint format clean

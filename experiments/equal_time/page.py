@@ -135,7 +135,8 @@ def _figure(
             )  # fmt: skip
         means = [mean(_percent(runs).values()) for runs in found.values()]
         margin = max(0.5, (max(means) - min(means)) / 3)
-        panel.set_ylim(min([min(means) - margin, *ends]), max([max(means) + margin, *ends]))
+        low, high = min([min(means) - margin, *ends]), max([max(means) + margin, *ends])
+        panel.set_ylim(low - (high - low) / 50, high + (high - low) / 50)
         times = [seconds[name] for name in found]
         if max(times) > 4 * min(times):
             panel.set_xscale("log")

@@ -47,8 +47,7 @@ class TensorDropout(Callback):
             or ``"time"`` (each layer as fast as possible with an error of at most 0.02); see
             :func:`randbp.randomize`.
 
-    Attributes:
-        weight_vjp, input_vjp, layers, lean, bits, parts: The given values, or else those of the preset.
+    The attributes of these names are the given values, or else those of the preset.
 
     Raises:
         ValueError: At construction if an argument is out of range or an estimator cannot serve its VJP; when fitting
