@@ -44,7 +44,7 @@ dropout = TensorDropout(weight_vjp=Spatial(keep=0.25), layers="features.*", seed
 monitor = CostMonitor()
 trainer = pl.Trainer(
     callbacks=[dropout, monitor], max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False,
+    enable_progress_bar=False, enable_model_summary=False, default_root_dir="runs",
 )  # fmt: skip
 trainer.fit(Classifier(), DataLoader(train, 64, shuffle=True), DataLoader(test, 397))
 

@@ -3,8 +3,8 @@ An estimator of your own
 ========================
 
 An estimator is one class: what is held of the input in forward, and the weight VJP from that in backward. This one
-keeps every second example, or the others, and doubles them. ``gradient_error`` compares it with others, beside the noise that
-the choice of the minibatch makes anyway, and tests it for bias.
+keeps every second example, or the others, and doubles them. ``gradient_error`` compares it with others, beside the
+noise that the choice of the minibatch makes anyway, and tests it for bias.
 """
 
 from dataclasses import dataclass
