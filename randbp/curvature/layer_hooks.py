@@ -119,6 +119,8 @@ class LayerHooks:
 
     def _usable(self, place: Place, weight: Tensor, input: Tensor, output: Tensor) -> bool:
         """Whether a call counts for the statistics."""
+        if place.parameter is not None and weight is not place.parameter and not is_sharded(place.parameter):
+            return False  # another tensor in the parameter's place, as by torch.func.functional_call
         if is_sharded(input) or is_sharded(output):
             place.left = SHARDED
         place.passed_over = place.left not in ("", FROZEN, COMPUTED)

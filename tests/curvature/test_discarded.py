@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, TensorDataset
 
-from randbp.curvature import KFAC
+from randbp.curvature import GGN, KFAC, EmpiricalFisher, Hessian
 
 from .lightning_runs import Module, trainer
 
@@ -270,3 +270,33 @@ def test_lightning_scales_and_clips(tmp_path):
         optimizer = module.optimizers().optimizer
         results.append([optimizer.state[module.network[i].weight][k] for i in (0, 2, 5) for k in FACTORS])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-7)
+
+
+def product_with(kind):
+    def run(model, x, y):
+        operator = kind(model, (x, y), nn.CrossEntropyLoss())
+        operator @ torch.ones(operator.shape[1], dtype=x.dtype)
+
+    return run
+
+
+def called_with_other_weights(model, x, y):
+    others = {name: torch.zeros_like(each, requires_grad=True) for name, each in model.named_parameters()}
+    cross_entropy(torch.func.functional_call(model, others, (x,)), y).backward()
+
+
+BETWEEN = [*map(product_with, (Hessian, GGN, EmpiricalFisher)), called_with_other_weights]
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=["Hessian", "GGN", "EmpiricalFisher", "functional_call"])
+def test_what_runs_between_forward_and_backward_is_not_mixed_in(between):
+    expected, parameters = one_pass()
+    model = network()
+    optimizer = KFAC(model)
+    loss = loss_of(model)
+    between(model, torch.randn(3, 2, 6, 6, dtype=torch.float64), torch.arange(3))
+    loss.backward()
+    optimizer.step()
+    assert not optimizer.left_plain
+    for mine, its in zip([*factors(optimizer), *model.parameters()], [*expected, *parameters], strict=True):
+        assert torch.equal(mine, its)

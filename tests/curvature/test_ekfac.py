@@ -227,6 +227,24 @@ def test_squares_that_are_not_finite_are_left_out():
     assert optimizer.state[model.weight]["updates"] == 5
 
 
+def test_a_factor_on_which_single_precision_fails_is_decomposed_in_double(monkeypatch):
+    """No matrix is known on which LAPACK fails everywhere, so its failure in single precision is made."""
+    decompose, seen = torch.linalg.eigh, []
+
+    def failing(matrix):
+        seen.append(matrix.dtype)
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return decompose(matrix)
+
+    factor = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
+    factor = factor @ factor.mT
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    values, vectors = eigh(factor)
+    assert seen == [torch.float32, torch.float64] and values.dtype == vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors * values.unsqueeze(1) @ vectors.mT, factor, rtol=1e-5, atol=1e-5)
+
+
 def test_bases_stay_where_factors_cannot_be_decomposed():
     method = EigenvalueCorrected()
     state = {"input_factor": torch.eye(3)[None], "output_grad_factor": torch.eye(2)[None]}
