@@ -88,12 +88,36 @@ _PLAIN = {int, float, bool, np.uint64, np.ndarray}
 """Types of arguments that kernels get as they are."""
 
 
+class _Memory:
+    """A tensor's memory as numpy's array interface."""
+
+    __slots__ = ("__array_interface__", "tensor")
+
+    tensor: Tensor  # which lives as long as an array of it
+    __array_interface__: dict[str, Any]
+
+
+_CODES = {
+    dtype: np.dtype(str(dtype).removeprefix("torch.")).str
+    for dtype in (
+        *(torch.float32, torch.float64, torch.bool),
+        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+} | {torch.float16: "<u2", torch.bfloat16: "<u2"}
+
+
 def array(tensor: Tensor) -> np.ndarray:
-    """A tensor's memory, or a copy if it has gaps; ``uint16`` for numbers of 16 bits."""
+    """A tensor's memory, or a copy if it has gaps; ``uint16`` for numbers of 16 bits.
+
+    Unlike ``Tensor.numpy`` it lets others resize the memory afterwards, as FSDP2 does when it gives weights back.
+    """
     tensor = tensor.contiguous()
-    if tensor.itemsize == 2 and tensor.is_floating_point():
-        tensor = tensor.view(torch.uint16)
-    return tensor.numpy(force=tensor.requires_grad)
+    memory = _Memory()
+    memory.tensor = tensor = tensor.resolve_neg() if tensor.is_neg() else tensor
+    place, code = (tensor.data_ptr(), False), _CODES[tensor.dtype]
+    memory.__array_interface__ = {"data": place, "shape": tensor.shape, "typestr": code, "version": 3}
+    return np.asarray(memory)
 
 
 FLOAT, BFLOAT16, FLOAT16 = 0, 1, 2
