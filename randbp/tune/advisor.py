@@ -41,7 +41,9 @@ SHARE = 0.5
 """Of the memory that there is now, a measured step on the host takes at most this part [1]."""
 FARTHEST = 4
 """No step is measured that may take this many times the given memory [1]."""
-ROUNDS = 4
+ROUNDS = 6
+TWICE = 2
+"""Sizes are worth a measurement if they are more than this many times those that were measured [1]."""
 ALIKE = 1.25
 """Steps whose sizes differ by at most this factor are made of the same operations."""
 MOST_ROWS = 3
@@ -73,6 +75,7 @@ class Advisor:
     def advice(self, optimizer: OptimizerLike, draws: int, rounds: int) -> Advice:
         """Measure all settings."""
         fixed = fixed_bytes(self.model, optimizer)
+        self.forget_gradients()
         room = self.memory - sum(fixed.values())
         rows = [self.row(setting, room, draws) for setting in SETTINGS]
         seconds = self.seconds([row.setting for row in rows if row.measured_at], rounds) if rounds else {}
@@ -161,7 +164,8 @@ class Advisor:
                 continue
             aim = max(self.sizes.step, found.largest(room, self.sizes.amount, self.sizes.step))
             ratio = self.sizes.amount(max(before, aim)) / self.sizes.amount(min(before, aim))
-            if ratio <= (CLOSE if whole else ALIKE):
+            grown = self.sizes.size(min(self.sizes.amount(aim), most, self._reach(found, room)))
+            if ratio <= (CLOSE if whole else ALIKE) and self.sizes.amount(grown) <= TWICE * self.sizes.amount(size):
                 break
         return found
 
@@ -188,21 +192,26 @@ class Advisor:
         """Measure a step of some size."""
         batch = self.sizes.of(self.batch, size)
         try:
-            if warm and setting != PLAIN:  # layers are timed and tables filled when shapes are new
+            if warm:  # layers are timed and tables filled when shapes are new
                 objective(batch).backward()
             started = perf_counter()
             found.measured[self.sizes.amount(size)] = stretches(self.model, objective, batch, self.device)
             if self.device.type != "cpu":
                 torch.accelerator.synchronize(self.device)
-            self.pace = (perf_counter() - started) / self.sizes.amount(size)
+            if warm:  # less of a large step's time is spent by the profiler and on the first calls
+                self.pace = (perf_counter() - started) / self.sizes.amount(size)
         except RuntimeError as error:
             if size == self.sizes.given or is_out_of_memory(error):
                 raise
             what = " ".join(str(error).split())
             raise ValueError(f"batch: the model refuses one whose {self.sizes.title} is {size}: {what}") from error
         finally:
-            for parameter in self.model.parameters():
-                parameter.grad = None
+            self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Give up all gradients; those of before are kept by whoever called."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
 
     def added_noise(self, setting: str, objective: Objective, draws: int) -> float:
         """The root mean square error of the gradient over its length; the first one also measures the minibatch's."""
@@ -222,8 +231,7 @@ class Advisor:
 
         def step(objective: Objective) -> None:
             objective(batch).backward()
-            for parameter in self.model.parameters():
-                parameter.grad = None
+            self.forget_gradients()
 
         def run(setting: str, times: int = 1) -> float:
             with self.under(setting) as objective:
