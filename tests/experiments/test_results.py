@@ -27,3 +27,37 @@ def test_accuracies_at_equal_time(network: str, tmp_path: Path) -> None:
     table = equal_time_table(network, tmp_path)
     assert len(table) > 6
     assert "\n".join(table) in (DOCS / "equal_time.md").read_text(encoding="utf-8")
+
+
+COSTS = ("resnet-18", "all-cnn-c", "convnext-base")
+
+
+def cells(setting: str) -> str:
+    """Held, peak, time and error over exact of three networks, as on the pages."""
+    found = []
+    for network in COSTS:
+        rows = json.loads((DOCS / f"results/lean-{network}.json").read_text())["rows"]
+        row = next((row for row in rows if row["setting"] == setting), None)
+        found.append("" if row is None else ", ".join([*(f"{row[f'{key}_ratio']:.2f}" for key in KEYS), error(row)]))
+    return " | ".join(found)
+
+
+KEYS = ("held", "peak", "time")
+
+
+def error(row: dict[str, Any]) -> str:
+    return f"{row['error']:.1g}" if row["error"] else "0"
+
+
+def settings_of(network: str) -> list[str]:
+    rows = json.loads((DOCS / f"results/lean-{network}.json").read_text())["rows"]
+    return [row["setting"] for row in rows if row["setting"] != "exact"]
+
+
+def test_costs_of_presets_and_their_rivals() -> None:
+    page = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    for setting in settings_of("resnet-18"):
+        assert f"| {setting} | {cells(setting)} |\n" in page, setting
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for setting in ("preset exact", "preset memory", "preset time", "checkpoint per block", "held in bf16"):
+        assert f" | {cells(setting)} |\n" in readme, setting
