@@ -22,8 +22,8 @@ noise. Takes all options of `randbp fit`, measures steps of the model on its fir
 """
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into options of ``advise`` and options of ``fit``."""
+def make_parser() -> OptionParser:
+    """Make the parser of the command's own options."""
     parser = OptionParser(
         prog="randbp advise",
         description=DESCRIPTION,
@@ -35,7 +35,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add_output(parser, "advised.yaml")
     parser.add_argument("--draws", type=int, default=4, help="draws for the added noise, 0 for none (default: 4)")
     parser.add_argument("--rounds", type=int, default=3, help="timings per setting, 0 for none (default: 3)")
-    options, rest = parser.parse_known_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split the command line into options of ``advise`` and options of ``fit``."""
+    options, rest = make_parser().parse_known_args(argv)
     try:
         options.memory = parse_bytes("memory", options.memory)
         check_counts(options.draws, options.rounds)

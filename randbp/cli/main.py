@@ -31,6 +31,7 @@ Train with approximate backpropagation, and see what it saves and what it costs.
 
   randbp COMMAND --help   options of a command
   randbp --version        the version of randbp
+  randbp --print_completion   a script for bash that completes commands, options and values
   --debug                 (or RANDBP_DEBUG=1) the full traceback of a failure
 """
 
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         case ["--version"]:
             print(f"randbp {__version__}")
+            return 0
+        case ["--print_completion"]:
+            print(importlib.import_module("randbp.cli.completion").script(), end="")
             return 0
         case [command, *_] if command not in TRAINING and command not in OTHERS:
             expected = ", ".join([*TRAINING, *OTHERS])

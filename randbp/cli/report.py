@@ -20,12 +20,17 @@ exit code is 0 nevertheless.
 """
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the table of the runs below a folder and write ``report.html`` into it; 0 also if some runs failed."""
+def make_parser() -> OptionParser:
+    """Make the parser of the command's options."""
     parser = OptionParser(prog="randbp report", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="folder with runs in it, e.g. runs/digits")
     parser.add_argument("--output", type=Path, help=f"file to write (default: {PAGE} in the folder)")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table of the runs below a folder and write ``report.html`` into it; 0 also if some runs failed."""
+    options = make_parser().parse_args(argv)
     try:
         write_report(options.folder, make_console(), options.output)
     except (FileNotFoundError, Damaged) as error:

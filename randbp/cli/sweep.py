@@ -24,8 +24,8 @@ from .sweep_plan import Plan
 from .sweep_worker import Worker
 
 
-def main(argv: Sequence[str]) -> int:
-    """Carry out the runs of a sweep file, print their table and write the report; returns 1 if a run failed, else 0."""
+def make_parser() -> OptionParser:
+    """Make the parser of the command's own options."""
     parser = OptionParser(
         prog="randbp sweep",
         description="Make the runs of a sweep file in W&B's format on this machine, one process each.",
@@ -44,7 +44,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--worker", action="store_true", help="make runs beside other workers, which share the root folder alone"
     )
-    given, extra = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Carry out the runs of a sweep file, print their table and write the report; returns 1 if a run failed, else 0."""
+    given, extra = make_parser().parse_known_args(argv)
     own = [f"--{name}" for name in vars(given) if name != "file"]
     for word in (word.partition("=")[0] for word in extra):
         if word not in own and (meant := nearest(word, own, 0.8)):

@@ -23,8 +23,8 @@ writes a file to be given to `randbp fit` after the other files. --tensor_dropou
 """
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into options of ``tune`` and options of ``fit``."""
+def make_parser() -> OptionParser:
+    """Make the parser of the command's own options."""
     parser = OptionParser(
         prog="randbp tune",
         description=DESCRIPTION,
@@ -40,7 +40,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--freed-only", action="store_true", help="leave layers exact whose input other modules hold as well"
     )
-    options, rest = parser.parse_known_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split the command line into options of ``tune`` and options of ``fit``."""
+    options, rest = make_parser().parse_known_args(argv)
     try:
         check_budget(options.budget, options.objective)
     except ValueError as error:

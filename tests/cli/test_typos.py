@@ -1,6 +1,7 @@
 """A typo in any key names the key that was meant, and help shows first what is randbp's."""
 
 import random
+import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,33 +12,18 @@ import randbp
 from randbp import randomize
 from randbp.callbacks import KeepRateSchedule
 from randbp.callbacks.keep_rate_schedule import Named
+from randbp.cli import completion
 from randbp.cli.configuration import ESTIMATORS, parse
 from randbp.cli.errors import UsageError
-from randbp.cli.fit import CLI
+from randbp.cli.main import OTHERS, TRAINING
 from randbp.cli.sweep_file import read_sweep
 from randbp.cli.typos import arguments, check_class_keys, near_option, options_of
 from tests.cli.bad_inputs.api import net
 
 
-class _Made(Exception):
-    pass
-
-
-class _Parsers(CLI):
-    """The parsers alone."""
-
-    made: Any
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        _Parsers.made = parser, self._subcommand_parsers["fit"]
-        raise _Made
-
-
 @pytest.fixture(scope="module")
 def parsers() -> Any:
-    with pytest.raises(_Made):
-        _Parsers(["fit"])
-    return _Parsers.made
+    return completion.parsers()
 
 
 def typo(word: str) -> str:
@@ -54,12 +40,12 @@ def typo(word: str) -> str:
 
 def refusal(parsers: Any, *words: str) -> str:
     with pytest.raises(UsageError) as error:
-        parse(*parsers, ["fit", *words])
+        parse(parsers["fit"].parent_parser, parsers["fit"], ["fit", *words])
     return str(error.value)
 
 
 def test_every_option(parsers: Any) -> None:
-    known = options_of(parsers[1])
+    known = options_of(parsers["fit"])
     assert len(known) > 70
     for key in known:
         *before, last = key.split(".")
@@ -145,7 +131,27 @@ def test_names_in_python() -> None:
 
 
 def test_help_begins_with_what_is_randbps(parsers: Any) -> None:
-    text = parsers[1].format_help()
+    text = parsers["fit"].format_help()
     order = ["usage: randbp fit", "--name", "--tensor_dropout.preset", "--model ", "--trainer.accelerator "]
     places = [text.index(word) for word in order]
     assert places == sorted(places)
+
+
+def test_completion(tmp_path: Path, parsers: Any) -> None:
+    (tmp_path / "it.sh").write_text(completion.script())
+    ask = 'source it.sh; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _randbp; echo "${COMPREPLY[@]}"'
+
+    def completed(*words: str) -> set[str]:
+        command = ["bash", "-c", ask, "bash", "randbp", *words]
+        return set(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split())
+
+    assert completed("") == {*TRAINING, *OTHERS}
+    for name, parser in parsers.items():
+        own = {word for action in parser._actions for word in action.option_strings if word.startswith("--")}
+        assert own <= {word.removesuffix("=") for word in completed(name, "--")}
+    assert completed("fit", "--tensor_dropout.pre") == {"--tensor_dropout.preset="}
+    assert completed("tune", "--trainer.max_ep") == {"--trainer.max_epochs="}
+    assert completed("fit", "--tensor_dropout.preset", "=") == {"exact", "memory", "time"}
+    assert completed("fit", "--tensor_dropout.weight_vjp", "=", "Ro") == {"Rounding"}
+    assert completed("advise", "--grow", "=", "b") == {"batch"}
+    assert completed("sweep", "conf") == set()  # files, by bash itself
