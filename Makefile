@@ -62,7 +62,7 @@ zoo: $(READY)  ## Run the recipes, and a step of 27 networks of timm, transforme
 	$(BIN)/python -m pytest tests/zoo/run_*.py
 
 triton: $(READY)  ## Compile Triton's kernels for GPUs, and compare them in its interpreter; neither needs a GPU (2 minutes)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[triton]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '$(call extra,triton)'
 	$(BIN)/python -m tests.kernels.cubins
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/kernels/test_same_bits.py -k triton
 

@@ -1,5 +1,8 @@
 """One deterministic hypothesis profile: the suite gives the same verdict on every run."""
 
+import atexit
+import gc
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -14,6 +17,19 @@ def pytest_collection_modifyitems() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_collectstart() -> None:
+    """No garbage collection while modules are imported and tests are listed: nearly all of that stays."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage among what tests make alone: a million objects of modules and listed tests stay to the end."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # extensions count what is left when Python ends
 
 
 @pytest.fixture
