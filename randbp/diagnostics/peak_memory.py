@@ -52,7 +52,7 @@ class PeakMemory:
             _CLEAR_REFS.write_text("5")  # sets the peak to what is resident now
         except OSError:
             self.source = PROCESS_SINCE_START
-        self.start_bytes = _status_bytes("VmRSS")
+        self.start_bytes = _status_bytes("VmRSS", _STATUS)
         if self.start_bytes is None:
             self.source = UNKNOWN
 
@@ -61,7 +61,7 @@ class PeakMemory:
         """Highest number of bytes in use so far; ``None`` where the platform does not report it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return _status_bytes("VmHWM")
+        return _status_bytes("VmHWM", _STATUS)
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -84,7 +84,7 @@ def available_bytes(device: torch.device) -> int | None:
     return min((each for each in found if each is not None), default=None)
 
 
-def _status_bytes(field: str, file: Path = _STATUS) -> int | None:
+def _status_bytes(field: str, file: Path) -> int | None:
     """Read a field of Linux's ``/proc/self/status``, or of a file like it, which counts in KiB, as bytes."""
     with suppress(OSError):
         for line in file.read_text().splitlines():
