@@ -49,7 +49,7 @@ nightly: $(READY)  ## Long checks: 10,000 generated tensor networks, all of PyTo
 	$(BIN)/python -m tests.tn.generated_networks --count 10000 --processes 2
 	$(BIN)/python -m tests.lean.operators
 
-peers: $(READY)  ## Compare curvature with curvlinops, BackPACK, singd and einconv (2 minutes)
+peers: $(READY)  ## Compare curvature with curvlinops, BackPACK, singd, einconv and Opacus (2 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(call extra,peers)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/curvature/against_*.py
 

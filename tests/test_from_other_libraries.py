@@ -17,11 +17,11 @@ PAGE = (Path(__file__).parents[1] / "docs" / "from_other_libraries.md").read_tex
 def made() -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == 5
-    for block in blocks[:-2]:
+    assert len(blocks) == 4
+    for block in blocks[:-1]:
         exec(block, namespace)
     weights = [parameter.detach().clone() for parameter in namespace["model"].parameters()]
-    for block in blocks[-2:]:
+    for block in blocks[-1:]:
         exec(block, namespace)
     return namespace | {"weights": weights}
 
