@@ -74,6 +74,7 @@ class Worker(Execution):
         super()._collect()
         for version in self._claims.keys() - {run.version for run in self.working}:
             self._claims.pop(version).release()
+            self._look_at = 0.0  # for the next one, at once
 
     def _interrupt(self, run: SweepRun, work: Working) -> None:
         super()._interrupt(run, work)
