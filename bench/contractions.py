@@ -143,8 +143,13 @@ def measure(name: str, layer: Layer, budget: float, place: Place, check: bool = 
             row[f"{peer}_device"] = timing.device
     row["rounds"] = timings["randbp"].rounds
     result = contenders["randbp"]()
-    extra = peak_bytes(contenders["randbp"]) - result.numel() * result.element_size()
-    row["extra_memory"] = extra / (result.element_size() * _volume(layer.spec.input_shape))
+    size = result.element_size()
+    for peer, other in contenders.items():
+        if peer != "bound":
+            extra = peak_bytes(other) - result.numel() * size
+            row["extra_memory" if peer == "randbp" else f"{peer}_memory"] = extra / (
+                size * _volume(layer.spec.input_shape)
+            )
     return row
 
 

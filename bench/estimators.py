@@ -1,15 +1,16 @@
 """Estimated weight VJPs, drawing and storing included, over exact ones, for the layers of five networks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from randbp import Axes, Batch, IfFaster, Spatial
 from randbp.estimators import Draw, Estimator
-from randbp.tn.execute.layer_vjps import native_weight_vjp
+from randbp.tn.execute.layer_vjps import native_input_vjp, native_weight_vjp
 
-from .harness import geometric_mean, interleave, save, show
+from .harness import Timing, geometric_mean, interleave, save, show
 from .layers import Layer, layers
 from .place import Place
 
@@ -32,23 +33,33 @@ def candidates(keep: float) -> dict[str, Estimator]:
     }
 
 
-def measure(layer: Layer, budget: float, names: Sequence[str], place: Place) -> dict[str, Any]:
-    """Seconds and noise of the exact weight VJP and of some estimators at each rate."""
+def timed_vjps(
+    layer: Layer, vjp: str, estimators: Mapping[str, Estimator], budget: float, place: Place
+) -> dict[str, Timing]:
+    """Times of a layer's exact ``"weight"`` or ``"input"`` VJP and of estimated ones, with all that they need.
+
+    An estimate takes a new draw each time; of a weight VJP it has both halves.
+    """
     spec = layer.spec
     with place.tensors():
-        x, v = torch.randn(spec.input_shape), torch.randn(spec.output_shape)
+        x, w, v = (torch.randn(shape) for shape in (spec.input_shape, spec.weight_shape, spec.output_shape))
     seeds = iter(range(10**9))
 
     def run(estimator: Estimator) -> torch.Tensor:
         draw = Draw(next(seeds))
+        if vjp == "input":
+            return estimator.input_vjp(v, w, spec, draw)
         return estimator.weight_vjp(estimator.sketch(x, spec, draw), v, spec, draw)
 
-    contenders: dict[str, Any] = {"exact": lambda: native_weight_vjp(x, v, spec)}
-    for keep in RATES:
-        for name in names:
-            estimator = candidates(keep)[name]
-            contenders[f"{name} {keep:g}"] = lambda estimator=estimator: run(estimator)
-    timings = interleave(contenders, budget)
+    exact = {"weight": lambda: native_weight_vjp(x, v, spec), "input": lambda: native_input_vjp(v, w, spec)}
+    contenders = {name: partial(run, estimator) for name, estimator in estimators.items()}
+    return interleave({"exact": exact[vjp], **contenders}, budget)
+
+
+def measure(layer: Layer, budget: float, names: Sequence[str], place: Place) -> dict[str, Any]:
+    """Seconds and noise of the exact weight VJP and of some estimators at each rate."""
+    estimators = {f"{name} {keep:g}": candidates(keep)[name] for keep in RATES for name in names}
+    timings = timed_vjps(layer, "weight", estimators, budget, place)
     row: dict[str, Any] = {"layer": layer.name, "network": layer.network}
     for name, timing in timings.items():
         row[name], row[f"{name} noise"] = timing.seconds, timing.noise

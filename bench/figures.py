@@ -40,13 +40,13 @@ def ticks(axis: Axis, places: Sequence[float], fractions: bool = False) -> None:
 
 @contextmanager
 def panels(
-    name: str, columns: int, size: tuple[float, float], files: list[Path]
+    name: str, columns: int, size: tuple[float, float], files: list[Path], folder: Path = RUNS
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure with panels side by side; written as PNG and SVG at the end of the block, the paths put in ``files``."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         yield figure, list(figure.subplots(1, columns, squeeze=False)[0])
-        RUNS.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for suffix in ("png", "svg"):
-            files.append(RUNS / f"{name}.{suffix}")
+            files.append(folder / f"{name}.{suffix}")
             figure.savefig(files[-1], dpi=200, metadata={"Date": None} if suffix == "svg" else None)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from experiments.gradient_error.plot import STYLE
+from experiments.pages import as_html
 from experiments.short_training import Row, paired_difference
 from randbp.diagnostics import describe_environment
 from randbp.diagnostics.significance import mean_interval
@@ -61,7 +62,8 @@ def write_page(
             ]
         )
     )
-    return [*table, *verdict, f"written to {folder / f'{network}.md'}"]
+    page = folder / f"{network}.md"
+    return [*table, *verdict, f"written to {page}", f"written to {as_html(page)}"]
 
 
 def _seconds(name: str, runs: Mapping[int, Row], costs: Mapping[str, Mapping[str, float]]) -> float:

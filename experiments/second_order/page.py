@@ -5,12 +5,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 
-from experiments.gradient_error.plot import STYLE
+from experiments.pages import as_html
 from experiments.short_training import Row
+from experiments.training_curve import draw_curves
 from randbp.diagnostics import describe_environment
 from randbp.diagnostics.significance import mean_interval
 
@@ -19,8 +18,6 @@ from .step_costs import FIRST_LAYER, NETWORKS, PUBLISHED
 
 CHOOSERS = 2
 """Seeds that choose learning rates; the others are reported."""
-
-COLOURS = ("#222222", "#999999", "#D55E00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7", "#E69F00", "#8C564B")
 
 
 def write_page(
@@ -37,7 +34,8 @@ def write_page(
     """
     rows = [row for row in rows if row["seed"] >= CHOOSERS] or rows
     tables = [*_steps(costs), "", *_trainings(rows, best)]
-    _figure(folder, rows, best)
+    curves = {name: [row["curve"] for row in rows if row["setting"] == setting] for name, setting in best.items()}
+    draw_curves(folder / "second_order", curves)
     told = ", ".join(f"{name} {value}" for name, value in options.items())
     environment = ", ".join(f"{name} {value}" for name, value in describe_environment(torch.device("cpu")).items())
     page = [
@@ -57,7 +55,7 @@ def write_page(
         "",
     ]
     (folder / "second_order.md").write_text("\n".join(page))
-    return [*tables, f"written to {folder / 'second_order.md'}"]
+    return [*tables, f"written to {folder / 'second_order.md'}", f"written to {as_html(folder / 'second_order.md')}"]
 
 
 def best_settings(rows: Sequence[Row]) -> dict[str, str]:
@@ -111,27 +109,3 @@ def _trainings(rows: Sequence[Row], best: Mapping[str, str]) -> list[str]:
             reached += f" ({interval.low:.2f} to {interval.high:.2f})"
         lines.append(f"| {name} | {rate} | {reached} | {loss:.3f} | {seconds:.1f} | {tried} |")
     return lines
-
-
-def _figure(folder: Path, rows: Sequence[Row], best: Mapping[str, str]) -> None:
-    """Loss and accuracy against steps and seconds, means over seeds."""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "second-order"}):
-        figure = Figure(figsize=(8.2, 5.6), layout="constrained")
-        panels = figure.subplots(2, 2, sharex="col", sharey="row")
-        for (name, setting), colour in zip(best.items(), COLOURS, strict=False):
-            curves = [row["curve"] for row in rows if row["setting"] == setting]
-            points = [
-                {key: mean(point[key] for point in same) for key in same[0]} for same in zip(*curves, strict=True)
-            ]
-            for line, what in zip(panels, ("loss", "accuracy"), strict=True):
-                for panel, along in zip(line, ("step", "seconds"), strict=True):
-                    x, y = ([point[key] for point in points] for key in (along, what))
-                    panel.plot(x, y, color=colour, label=name if what == "loss" and along == "step" else None)
-        for line, label in zip(panels, ("loss of the last steps", "test accuracy"), strict=True):
-            line[0].set_ylabel(label)
-        for panel, label in zip(panels[1], ("step", "seconds"), strict=True):
-            panel.set_xlabel(label)
-        figure.legend(loc="outside right upper", fontsize=7, frameon=False)
-        for suffix in ("png", "svg"):
-            metadata = {"Date": None} if suffix == "svg" else None
-            figure.savefig(folder / f"second_order.{suffix}", dpi=200, metadata=metadata)

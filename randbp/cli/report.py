@@ -15,15 +15,16 @@ from .errors import OptionParser, RunError, UsageError
 
 PAGE = "report.html"
 DESCRIPTION = """\
-Compare the runs below a folder: a table, and one HTML page. Runs whose files cannot be read are named and left out; the
-exit code is 0 nevertheless.
+Compare the runs below a folder: a table, and one HTML page. Runs are folders with a summary.json, offline runs of W&B,
+and CSV files with columns step and loss, and, as far as known, run, seed, estimator, keep, step_seconds, held_bytes,
+peak_bytes and metrics. Runs whose files cannot be read are named and left out; the exit code is 0 nevertheless.
 """
 
 
 def make_parser() -> OptionParser:
     """Make the parser of the command's options."""
     parser = OptionParser(prog="randbp report", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="folder with runs in it, e.g. runs/digits")
+    parser.add_argument("folder", type=Path, help="folder with runs in it, e.g. runs/digits, or a CSV file")
     parser.add_argument("--output", type=Path, help=f"file to write (default: {PAGE} in the folder)")
     return parser
 
@@ -42,7 +43,7 @@ def write_report(folder: Path, console: Console, output: Path | None = None) -> 
     """Print the table of the runs below a folder, then write the page: ``output``, or ``report.html`` in the folder."""
     comparison = compare(load_runs(folder))
     print_table(comparison, console)
-    page = output or folder / PAGE
+    page = output or (folder if folder.is_dir() else folder.parent) / PAGE
     try:
         if page.is_dir():
             raise IsADirectoryError(EISDIR, "Is a directory", str(page))

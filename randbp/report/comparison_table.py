@@ -10,6 +10,7 @@ from .groups import Comparison, Group, Measure
 from .printable import printable
 from .statistic import Statistic
 from .table import MISSING, Cell, Column, Table
+from .target import Target
 
 COST_COLUMNS: tuple[tuple[str, str, tuple[Unit, ...]], ...] = (
     ("step_seconds", "time per step", SECONDS),
@@ -100,9 +101,11 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _best_run(comparison: Comparison) -> list[str]:
-    """A line on the best run by the sweep's metric, or why there is none; empty if no sweep names a metric."""
+    """A line on the best run by the sweep's metric, or why there is none; without a sweep by the accuracy."""
     if (target := comparison.results.target) is None:
-        return []
+        if comparison.accuracy is None or sum(run.finished for run in comparison.runs) < 2:
+            return []
+        target = Target(name=comparison.accuracy, goal="maximize")
     if (best := target.best(comparison.runs)) is None:
         return [f"No finished run has the sweep's metric {target.name}, so none is the best."]
     which = "lowest" if target.goal == "minimize" else "highest"

@@ -32,7 +32,7 @@ def read_config(path: Path) -> dict[str, str]:
     if not isinstance(content, dict):
         raise Damaged(path, f"a {type(content).__name__}, expected a mapping")
     with reading(path, "YAML"):
-        entries = dict(islice(_flat(content), MOST_ENTRIES + 1))
+        entries = dict(islice(flat_config(content), MOST_ENTRIES + 1))
     if len(entries) > MOST_ENTRIES:
         raise Damaged(path, f"more than {MOST_ENTRIES:,} entries")
     return entries
@@ -57,6 +57,11 @@ def read_losses(path: Path) -> LossCurve:
     table = pandas.DataFrame()
     with reading(path, "CSV"), suppress(FileNotFoundError, pandas.errors.EmptyDataError):
         table = pandas.read_csv(path, low_memory=False)
+    return losses_of(path, table)
+
+
+def losses_of(path: Path, table: pandas.DataFrame) -> LossCurve:
+    """Training losses by step in the table of metrics that a file has; empty if there are none."""
     columns = [str(column) for column in table]
     names = [name for name in LOSSES if name in columns]
     names += [name for name in columns if "train" in name and "loss" in name]
@@ -76,12 +81,13 @@ def _numbers(path: Path, column: "pandas.Series[Any]", most: float) -> list[floa
     return numbers
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat_config(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Entries of a configuration as text, with nested keys joined by dots."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             name = printable(str(key))
-            yield from _flat(item, f"{prefix}.{name}" if prefix else name)
+            yield from flat_config(item, f"{prefix}.{name}" if prefix else name)
     elif isinstance(value, list) and value:
-        yield from _flat(dict(enumerate(value)), prefix)
+        yield from flat_config(dict(enumerate(value)), prefix)
     else:
         yield prefix, printable(str(value))
