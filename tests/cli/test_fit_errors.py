@@ -11,10 +11,10 @@ from tests.cli.test_fit import CONFIG
 
 IMAGES = "experiments.data.GeneratedImages"
 CASES = {
-    "unknown key of the data": (["--config=data.yaml"], f"data ({IMAGES}): no option 'sise'"),
+    "unknown key of the data": (["--config=data.yaml"], f"data ({IMAGES}): no option 'sise' (did you mean size?)"),
     "unknown key of the network": (
         ["--model.model.init_args.depth=3"],
-        "model.model (experiments.models.DigitsCNN): no option 'depth'",
+        "model.model (experiments.models.DigitsCNN): no option 'depth' (did you mean width?)",
     ),
     "unknown class in a file": (
         ["--config=network.yaml"],
