@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.equal_time.page import write_page
+from experiments.second_order import page as second_order
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -27,6 +28,16 @@ def test_accuracies_at_equal_time(network: str, tmp_path: Path) -> None:
     table = equal_time_table(network, tmp_path)
     assert len(table) > 6
     assert "\n".join(table) in (DOCS / "equal_time.md").read_text(encoding="utf-8")
+
+
+def test_trainings_of_second_order(tmp_path: Path) -> None:
+    rows, costs = rows_of("second_order_trainings.jsonl"), rows_of("second_order_steps.jsonl")
+    table = second_order.trainings_table([row for row in rows if row["seed"] >= 2], second_order.best_settings(rows))
+    text = (DOCS / "second_order.md").read_text(encoding="utf-8")
+    assert len(table) == 11 and "\n".join(table) in text
+    steps = next(row for row in costs if row["run"].get("network") == "vgg-19")["costs"]
+    ratio = steps["KFAC (reduce, rank 64)"]["seconds"] / steps["SGD"]["seconds"]
+    assert f"| `KFAC(model, rank=64)` | 1.13, 1.03 | {ratio:.2f}, " in text
 
 
 COSTS = ("resnet-18", "all-cnn-c", "convnext-base")
