@@ -27,7 +27,7 @@ exclude_patterns = [
     "examples/*.py",
     "examples/*.ipynb",
     "examples/*.json",
-    "sg_execution_times.rst",
+    "**sg_execution_times.rst",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3

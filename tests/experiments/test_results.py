@@ -43,10 +43,10 @@ def test_trainings_of_second_order(tmp_path: Path) -> None:
 COSTS = ("resnet-18", "all-cnn-c", "convnext-base")
 
 
-def cells(setting: str) -> str:
-    """Held, peak, time and error over exact of three networks, as on the pages."""
+def cells(setting: str, networks: tuple[str, ...] = COSTS) -> str:
+    """Held, peak, time and error over exact of networks, as on the pages."""
     found = []
-    for network in COSTS:
+    for network in networks:
         rows = json.loads((DOCS / f"results/lean-{network}.json").read_text())["rows"]
         row = next((row for row in rows if row["setting"] == setting), None)
         found.append("" if row is None else ", ".join([*(f"{row[f'{key}_ratio']:.2f}" for key in KEYS), error(row)]))
@@ -72,3 +72,6 @@ def test_costs_of_presets_and_their_rivals() -> None:
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     for setting in ("preset exact", "preset memory", "preset time", "checkpoint per block", "held in bf16"):
         assert f" | {cells(setting)} |\n" in readme, setting
+    page = (DOCS / "choosing.md").read_text(encoding="utf-8")
+    for setting in settings_of("vgg-19"):
+        assert f"| {setting} | {cells(setting, ('vgg-19', 'mobilenet-v2'))} |\n" in page, setting
